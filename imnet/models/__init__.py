@@ -1,0 +1,88 @@
+"""Networks by name: ``build("wrn28_10", num_classes=10, in_channels=1)``. Importing this package does not import torch.
+
+Four kinds of name:
+
+- the networks of :data:`imnet.models.catalog.CATALOG`, one file each;
+- any other wide residual network as ``wrnD_K`` (depth D, widening factor K). The number of groups follows from D:
+  three groups where D = 6n + 4 (10, 16, 22, 28, 34, 40, ...: the CIFAR form), otherwise four groups where D = 8n + 4
+  (12, 20, 36, 44, 60, ...: the ImageNet-64 form). Where both hold (28, 52, ...) it is three. ``groups=`` overrules:
+  ``build("wrn20_10", 1000, groups=2)`` is the 16-pixel network of the downsampled-ImageNet paper;
+- ``torchvision:NAME`` and ``timm:NAME``: any network of theirs, options passed on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .catalog import CATALOG
+from .registry import MODELS, keyword_options, model, options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build", "model", "names", "option_names"]
+
+_WRN = re.compile(r"wrn(\d+)_(\d+)")
+
+
+def names() -> list[str]:
+    """Every listed name (patterns and prefixes aside), in the catalogue's order, then those registered elsewhere."""
+    return [*CATALOG, *(name for name in MODELS if name not in CATALOG)]
+
+
+def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> nn.Module:
+    """A freshly initialised network that maps images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
+
+    Built on the current default device, so ``with torch.device("meta")`` gives one without memory. Weights are fp32.
+    Raises UsageError for an unknown name (with the nearest one), an unknown option (with the allowed ones), sizes
+    below 1, or a package that is not installed.
+    """
+    for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise UsageError(f"{what}={value}", hint=f"{what} must be 1 or more")
+    library, colon, theirs = name.partition(":")
+    if colon and library in ("timm", "torchvision"):
+        from . import external
+
+        return getattr(external, f"from_{library}")(theirs, num_classes, in_channels, **kwargs)
+    _check_options(name, kwargs)
+    if name in MODELS:
+        return MODELS[name](num_classes, in_channels, **kwargs)
+    from .wrn import WideResNet
+
+    depth, widen = _wrn_sizes(name)
+    return WideResNet(depth, widen, num_classes, in_channels, **kwargs)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of the keyword options that ``build(name, ...)`` takes. Imports the network's file."""
+    if name in CATALOG and name not in MODELS:
+        importlib.import_module(f"{__name__}.{CATALOG[name].module}")
+    if name in MODELS:
+        return options(name)
+    _wrn_sizes(name)
+    from .wrn import WideResNet
+
+    return keyword_options(WideResNet)
+
+
+def _check_options(name: str, kwargs: dict[str, Any]) -> None:
+    allowed = option_names(name)
+    for option in kwargs:
+        if option not in allowed:
+            near = difflib.get_close_matches(option, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed) or 'none'}"
+            raise UsageError(f"model {name!r} has no option {option!r}", hint=hint)
+
+
+def _wrn_sizes(name: str) -> tuple[int, int]:
+    match = _WRN.fullmatch(name)
+    if match is None:
+        near = difflib.get_close_matches(name, names(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see imnet-train --list models, or wrnD_K, timm:NAME"
+        raise UsageError(f"unknown model {name!r}", hint=hint)
+    return int(match[1]), int(match[2])

@@ -1,0 +1,84 @@
+"""Networks that torchvision and timm own: built by them, so that weights go both ways, with our sizes put in.
+
+``timm`` is an extra (``pip install imnet[timm]``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..errors import UsageError
+
+
+def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
+    """torchvision's classification network ``name`` without weights; ``options`` go to its constructor.
+
+    With ``in_channels`` other than 3 the first convolution is made anew (torchvision has no such option).
+    Raises UsageError for an unknown name or an option that the network refuses.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        raise UsageError(f"torchvision has no network {name!r}", hint=_nearest(name, known))
+    try:
+        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"torchvision:{name} refused {options}: {error}", hint="check the options") from error
+    if in_channels != 3:
+        _set_in_channels(network, in_channels)
+    return network
+
+
+def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
+    """timm's network ``name``, random weights; ``options`` go to ``timm.create_model``.
+
+    Raises UsageError where timm is not installed, the name is unknown or an option is refused.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        raise UsageError(f"timm has no network {name!r}", hint=_nearest(name, timm.list_models()))
+    try:
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"timm:{name} refused {options}: {error}", hint="check the options") from error
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise UsageError("timm is not installed", hint="pip install 'imnet[timm]'") from error
+    return timm
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {len(known)} others, from {known[0]} on"
+
+
+def _set_in_channels(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution in place by one of ``in_channels``, initialised as torch does."""
+    found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None:
+        raise UsageError(f"{type(network).__name__} has no convolution to read {in_channels} channels", hint="use 3")
+    replace_conv(network, found[0], in_channels=in_channels)
+
+
+def replace_conv(network: nn.Module, path: str, **changes: Any) -> None:
+    """Put a convolution with ``changes`` (in_channels, kernel_size, stride, padding) where ``path`` is, He fan-out."""
+    old = network.get_submodule(path)
+    assert isinstance(old, nn.Conv2d)
+    same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {key: getattr(old, key) for key in same} | {"bias": old.bias is not None} | changes
+    new = nn.Conv2d(**arguments)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    network.set_submodule(path, new)

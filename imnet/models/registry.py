@@ -1,0 +1,46 @@
+"""The one dict of networks and the decorator that fills it. No torch here: names are listed without importing it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Builder = Callable[..., nn.Module]
+
+F = TypeVar("F", bound="Builder")
+
+MODELS: dict[str, Builder] = {}
+_OPTIONS: dict[str, tuple[str, ...]] = {}
+
+
+def model(builder: F | None = None, *, options_of: Callable[..., Any] | None = None) -> Any:
+    """Register ``builder(num_classes, in_channels=3, **options)``; the function's name IS the ``--model`` name.
+
+    ``options_of`` names the class whose keyword-only parameters the builder passes on, so that a misspelt option is
+    refused with the list of allowed ones; without it the builder's own keyword-only parameters are the options.
+
+    Raises ValueError where the name is taken.
+    """
+    if builder is None:
+        return lambda function: model(function, options_of=options_of)
+    name = builder.__name__
+    if name in MODELS:
+        raise ValueError(f"model name {name!r} is registered twice: in {MODELS[name].__module__}, {builder.__module__}")
+    MODELS[name] = builder
+    _OPTIONS[name] = keyword_options(options_of or builder)
+    return builder
+
+
+def keyword_options(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the keyword-only parameters of ``function`` (of ``__init__`` for a class)."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Options of a registered network."""
+    return _OPTIONS[name]

@@ -1,0 +1,95 @@
+"""Names: how they are registered, found, refused and listed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from imnet.errors import UsageError
+from imnet.models import build, model, names, option_names
+from imnet.models.catalog import CATALOG
+from imnet.models.registry import MODELS
+
+
+def test_listing_names_does_not_import_torch():
+    code = "import imnet.models as m, sys; print(len(m.names())); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= len(CATALOG)
+
+
+def test_every_catalogued_name_is_a_registered_function_of_its_file():
+    for name, entry in CATALOG.items():
+        option_names(name)
+        assert MODELS[name].__module__ == f"imnet.models.{entry.module}"
+    in_our_files = {n for n, b in MODELS.items() if b.__module__.startswith("imnet.models.")}
+    assert in_our_files == set(CATALOG)
+
+
+def test_own_network_is_registered_under_its_function_name_and_a_duplicate_is_refused():
+    def my_network(num_classes, in_channels=3, *, width=4):
+        from torch import nn
+
+        return nn.Linear(width, num_classes)
+
+    try:
+        model(my_network)
+        assert "my_network" in names()
+        assert build("my_network", 5, width=7).weight.shape == (5, 7)
+        with pytest.raises(ValueError, match="my_network"):
+            model(my_network)
+    finally:
+        MODELS.pop("my_network", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("wrn36_55x", "wrn36_5"),
+        ("no such thing", "imnet-train --list"),
+        ("timm:resnet18x", "resnet18"),
+        ("torchvision:resnet181", "resnet18"),
+    ],
+)
+def test_unknown_name_is_one_line_with_the_nearest(name, hint):
+    with pytest.raises(UsageError) as error:
+        build(name, 10)
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_option_lists_the_nearest_or_the_allowed():
+    with pytest.raises(UsageError, match="did you mean 'drop_rate'"):
+        build("wrn28_10", 10, drop_rat=0.1)
+    with pytest.raises(UsageError, match="allowed: groups, drop_rate, zero_init_last_bn"):
+        build("wrn28_10", 10, quux=1)
+    with pytest.raises(UsageError, match="torchvision:resnet18 refused"):
+        build("torchvision:resnet18", 10, quux=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("wrn37_5", {}),
+        ("wrn4_1", {}),
+        ("wrn28_0", {}),
+        ("wrn16_1", {"groups": 5}),
+        ("wrn28_10", {"groups": 2, "drop_rate": 0.1, "num_classes": 0}),
+        ("wrn16_1", {"drop_rate": 1.0}),
+        ("wrn16_1", {"in_channels": 0}),
+    ],
+)
+def test_impossible_sizes_are_refused(name, options):
+    with pytest.raises(UsageError):
+        build(name, **({"num_classes": 10} | options))
+
+
+def test_depth_decides_the_number_of_groups_and_the_option_overrules():
+    def widths(name, **options):
+        return [block.conv2.out_channels for block in build(name, 10, **options).blocks]
+
+    assert widths("wrn16_1") == [16, 16, 32, 32, 64, 64]
+    assert widths("wrn28_1") == [16] * 4 + [32] * 4 + [64] * 4
+    assert widths("wrn12_2") == [32, 64, 128, 256]
+    assert widths("wrn36_1") == [16] * 4 + [32] * 4 + [64] * 4 + [128] * 4
+    assert widths("wrn20_1", groups=2) == [16] * 4 + [32] * 4
+    assert widths("wrn28_1", groups=4) == [16] * 3 + [32] * 3 + [64] * 3 + [128] * 3
