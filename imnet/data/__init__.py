@@ -1,0 +1,85 @@
+"""Data sets by name: ``load("fashion-mnist", data_dir)``; importing this imports numpy, never torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from imnet.data import shapes, synthetic  # noqa: F401  (importing a source registers it)
+from imnet.data.base import DATASETS, DataSet, Request, Split, dataset, did_you_mean, make
+from imnet.errors import UsageError
+
+__all__ = ["DATASETS", "DataSet", "Request", "Split", "dataset", "load", "names"]
+
+_GENERATED = ("shapes", "synthetic")
+
+
+def names() -> tuple[str, ...]:
+    """The registered data set names, sorted."""
+    return tuple(sorted(DATASETS))
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    image_px: int | None = None,
+    split: str | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    channels: int | None = None,
+    download: bool = True,
+) -> DataSet:
+    """Load a data set by name.
+
+    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
+    ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
+    sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
+    images of the others. ``download=False`` never touches the network. Errors: UsageError (names, options), DataError
+    (missing or damaged data), IOFailure (disk).
+    """
+    check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
+    request = Request(
+        data_dir=Path(data_dir) if data_dir is not None else None,
+        image_px=image_px,
+        split=split or None,
+        num_classes=num_classes,
+        seed=seed,
+        train_images=train_images,
+        test_images=test_images,
+        channels=channels,
+        download=download,
+    )
+    if name not in DATASETS:
+        hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
+        raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
+    loaded = DATASETS[name](request)
+    return loaded if name in _GENERATED else _thin(loaded, train_images, test_images)
+
+
+def check_counts(**counts: int | None) -> None:
+    """UsageError for a count below 1."""
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{option} is {value}; allowed 1 or more")
+
+
+def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> DataSet:
+    """The data set cut to the asked numbers of evenly spaced images (all classes stay in), with its own fingerprint."""
+    train = _spaced(whole.train, train_images, "train_images")
+    test = _spaced(whole.test, test_images, "test_images")
+    if train is whole.train and test is whole.test:
+        return whole
+    return make(whole.name, train, test, whole.class_names)
+
+
+def _spaced(split: Split, count: int | None, option: str) -> Split:
+    if count is None or count == len(split):
+        return split
+    if count > len(split):
+        raise UsageError(f"{option} is {count}; allowed 1..{len(split)}")
+    rows = np.arange(count, dtype=np.int64) * len(split) // count
+    return Split(np.ascontiguousarray(split.images[rows]), split.labels[rows])

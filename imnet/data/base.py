@@ -1,0 +1,143 @@
+"""What every data set hands to training: two splits of uint8 pixels and labels, names and a fingerprint. numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from imnet.errors import DataError, UsageError
+
+_DIGEST_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, uint8 (N, H, W, C), in memory or memory-mapped, and their labels, int64 (N,) from 0."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise DataError(f"images are {self.images.dtype} {self.images.shape}; allowed uint8 (N, H, W, C)")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"labels are {self.labels.dtype} {self.labels.shape}; allowed int64 ({self.images.shape[0]},)"
+            )
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def digest(self) -> str:
+        """sha256 (hex) over shape, pixels and labels: the same however the split is stored."""
+        state = split_hash(self.images.shape)
+        for chunk in chunks(self.images):
+            state.update(chunk)
+        state.update(np.ascontiguousarray(self.labels, dtype="<i8"))
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named data set. ``fingerprint``: sha256 (hex) over both splits and the class names; other data, another one."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a source is asked for; None leaves the choice to the source. See ``imnet.data.load``."""
+
+    data_dir: Path | None = None
+    image_px: int | None = None
+    split: str | None = None
+    num_classes: int | None = None
+    seed: int = 0
+    train_images: int | None = None
+    test_images: int | None = None
+    channels: int | None = None
+    download: bool = True
+
+
+Source = Callable[[Request], DataSet]
+DATASETS: dict[str, Source] = {}
+
+
+def dataset(source: Source) -> Source:
+    """Register ``source`` under its function name, underscores turned into hyphens (the ``--data`` string)."""
+    name = source.__name__.replace("_", "-")
+    if name in DATASETS:
+        raise ValueError(f"data set {name!r} is registered twice")
+    DATASETS[name] = source
+    return source
+
+
+def did_you_mean(got: str, allowed: list[str]) -> str:
+    """``; did you mean 'x'`` or nothing: one place, so that every unknown name is answered alike."""
+    near = get_close_matches(got, allowed, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def split_hash(shape: tuple[int, ...]) -> hashlib._Hash:
+    """The hash object of one split, seeded with its shape; feed pixels in order, then labels as little-endian int64."""
+    return hashlib.sha256(f"imnet-split uint8 {tuple(int(n) for n in shape)}".encode())
+
+
+def combine_digests(train: str, test: str, class_names: tuple[str, ...]) -> str:
+    """The fingerprint of a data set from the digests of its splits and its class names, in order."""
+    return hashlib.sha256("\0".join((train, test, *class_names)).encode()).hexdigest()
+
+
+def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> DataSet:
+    """Check labels against the class names, compute the fingerprint, and return the data set."""
+    for where, split in (("train", train), ("test", test)):
+        if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(class_names):
+            got = f"{int(split.labels.min())}..{int(split.labels.max())}"
+            raise DataError(f"{name}: {where} labels are {got}; allowed 0..{len(class_names) - 1}")
+    fingerprint = combine_digests(train.digest(), test.digest(), class_names)
+    return DataSet(name, train, test, class_names, fingerprint)
+
+
+def chunks(images: np.ndarray, chunk_bytes: int = _DIGEST_CHUNK_BYTES) -> Iterator[np.ndarray]:
+    """Contiguous pieces of ``images`` along the first axis, about ``chunk_bytes`` each: maps stay small in memory."""
+    per_image = max(1, int(np.prod(images.shape[1:], dtype=np.int64)))
+    step = max(1, chunk_bytes // per_image)
+    for start in range(0, images.shape[0], step):
+        yield np.ascontiguousarray(images[start : start + step])
+
+
+def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
+    """Folders to look into, in order: ``data_dir``, then ``$IMNET_DATA``; each itself and each with ``names`` below."""
+    roots = [Path(data_dir)] if data_dir is not None else []
+    if os.environ.get("IMNET_DATA"):
+        roots.append(Path(os.environ["IMNET_DATA"]))
+    found: list[Path] = []
+    for root in roots:
+        found += [path for path in (root, *(root / name for name in names)) if path not in found]
+    return found
+
+
+def require(option: str, got: object, allowed: object, name: str) -> None:
+    """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
+    if got is not None and got != allowed:
+        raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=f"leave out {option}")

@@ -1,0 +1,223 @@
+"""``shapes``: the embedded data set. Drawn here, downloaded never; the same bytes on every platform.
+
+A class is a shape; above ten classes also its texture, then its colour, the background's colour, and a second small
+shape with its colour. Position, size, rotation, lighting and noise are free, and so is every colour that is not part of
+the class: a linear classifier cannot solve it, a small convolutional network can.
+
+Only +, -, *, /, sqrt, min, max and comparisons touch the pixels, each rounded once by IEEE 754, and random numbers are
+raw Philox words: no libm, so no last-bit differences between platforms or numpy versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from imnet.data.base import DataSet, Request, Split, dataset, make
+from imnet.data.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
+from imnet.errors import UsageError
+
+_DEFAULT_PX = 32
+_DEFAULT_TRAIN_IMAGES = 10_000
+_DEFAULT_TEST_IMAGES = 2_000
+_CHUNK_IMAGES = 256
+_PARAMS = 32
+_PALETTE = np.array(
+    [[0.90, 0.15, 0.15], [0.15, 0.80, 0.20], [0.25, 0.35, 0.95], [0.95, 0.85, 0.15], [0.85, 0.25, 0.85],
+     [0.20, 0.85, 0.85]],
+    dtype=np.float32,
+)  # fmt: skip
+_COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
+_RADIX = (len(KINDS), len(TEXTURES), len(_COLOURS), len(_COLOURS), len(KINDS), len(_COLOURS))
+MAX_CLASSES = int(np.prod(_RADIX))
+
+
+@dataset
+def shapes(request: Request) -> DataSet:
+    """10,000 training and 2,000 test images, 32 px RGB, 10 balanced classes, unless the request says otherwise.
+
+    Any ``image_px`` >= 12, any ``num_classes`` up to MAX_CLASSES, 1 or 3 ``channels``. Image i has class i mod
+    num_classes and does not depend on how many images are asked for.
+    """
+    num_classes, image_px = request.num_classes or 10, request.image_px or _DEFAULT_PX
+    channels = request.channels or 3
+    _check(request, num_classes, image_px, channels)
+    counts = (request.train_images or _DEFAULT_TRAIN_IMAGES, request.test_images or _DEFAULT_TEST_IMAGES)
+    train, test = (render(n, image_px, num_classes, request.seed, s, channels) for s, n in enumerate(counts))
+    return make("shapes", train, test, tuple(class_name(i, num_classes) for i in range(num_classes)))
+
+
+def _check(request: Request, num_classes: int, image_px: int, channels: int) -> None:
+    if request.split is not None:
+        raise UsageError(f"split is {request.split!r} for data set shapes; it has none", hint="leave out split")
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise UsageError(f"num_classes is {num_classes} for data set shapes; allowed 2..{MAX_CLASSES}")
+    if image_px < 12:
+        raise UsageError(f"image_px is {image_px} for data set shapes; allowed 12 or more")
+    if channels not in (1, 3) or (channels == 1 and num_classes > _RADIX[0] * _RADIX[1]):
+        allowed = f"3, or 1 with at most {_RADIX[0] * _RADIX[1]} classes (the others differ by colour)"
+        raise UsageError(f"channels is {channels} for data set shapes with {num_classes} classes; allowed {allowed}")
+
+
+def class_digits(label: np.ndarray) -> np.ndarray:
+    """The mixed-radix digits (N, 6) of labels (N,): kind, texture, colour, background, second kind, its colour."""
+    digits = np.empty((*np.shape(label), len(_RADIX)), dtype=np.int64)
+    rest = np.asarray(label, dtype=np.int64)
+    for place, radix in enumerate(_RADIX):
+        digits[..., place] = rest % radix
+        rest = rest // radix
+    return digits
+
+
+def class_name(label: int, num_classes: int) -> str:
+    """A readable name, as long as ``num_classes`` needs it: ``star``, ``striped star``, ``red striped star`` ..."""
+    kind, texture, colour, ground, second, second_colour = class_digits(np.asarray(label)).tolist()
+    used = _digits_used(num_classes)
+    words = ([_COLOURS[colour]] if used > 2 else []) + ([TEXTURES[texture]] if used > 1 else []) + [KINDS[kind]]
+    words += ["on", _COLOURS[ground]] if used > 3 else []
+    words += ["by", *([_COLOURS[second_colour]] if used > 5 else []), KINDS[second]] if used > 4 else []
+    return " ".join(words)
+
+
+def _digits_used(num_classes: int) -> int:
+    """How many digits tell ``num_classes`` classes apart; the digits beyond are free."""
+    place, span = 1, _RADIX[0]
+    while span < num_classes:
+        span *= _RADIX[place]
+        place += 1
+    return place
+
+
+def render(count: int, image_px: int, num_classes: int, seed: int, stream: int, channels: int = 3) -> Split:
+    """Draw ``count`` images uint8 (count, image_px, image_px, channels); ``stream`` keeps train and test apart."""
+    labels = np.arange(count, dtype=np.int64) % num_classes
+    images = np.empty((count, image_px, image_px, channels), dtype=np.uint8)
+    used = _digits_used(num_classes)
+    for start in range(0, count, _CHUNK_IMAGES):
+        stop = min(start + _CHUNK_IMAGES, count)
+        scene = _scene(labels[start:stop], used, _uniform(seed, stream, start, stop - start))
+        pixels = _paint(scene, image_px)
+        pixels += _noise(seed, stream, start, pixels.shape)
+        np.clip(pixels, 0.0, 255.0, out=pixels)
+        pixels = pixels[:, 1:2] if channels == 1 else pixels
+        images[start:stop] = np.floor(pixels + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+    return Split(images, labels)
+
+
+def _words(seed: int, stream: int, purpose: int, start: int, count: int) -> np.ndarray:
+    bits = np.random.Philox(key=[seed & (2**64 - 1), stream * 2 + purpose], counter=[0, start, 0, 0])
+    return np.asarray(bits.random_raw(count), dtype=np.uint64)
+
+
+def _uniform(seed: int, stream: int, start: int, count: int) -> np.ndarray:
+    """Float32 (count, _PARAMS) in [0, 1): 24 bits of a raw word each, so that every value is exact."""
+    words = _words(seed, stream, 0, start, count * _PARAMS)
+    return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(count, _PARAMS)
+
+
+def _noise(seed: int, stream: int, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Triangular noise in grey levels, float32 of ``shape`` (B, 3, H, W); standard deviation about 10."""
+    count = int(np.prod(shape, dtype=np.int64))
+    pairs = _words(seed, stream, 1, start, (count + 3) // 4).astype("<u8", copy=False).view("<u2")[:count]
+    total = (pairs & np.uint16(255)).astype(np.int16) + (pairs >> np.uint16(8)).astype(np.int16) - np.int16(255)
+    return (total.astype(np.float32) * np.float32(0.1)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One shape per image: centre and radius in units of the image side, direction cosines, colour (B, 3) in 0..1."""
+
+    kind: np.ndarray
+    texture: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    radius: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+    colour: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Scene:
+    ground: np.ndarray
+    slope: np.ndarray
+    figures: tuple[_Figure, ...]
+
+
+def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> _Scene:
+    """Everything that is drawn, from labels (B,) and uniforms (B, _PARAMS); free digits are random or absent."""
+    digits = class_digits(labels)
+    ground = np.float32(0.15) + np.float32(0.7) * u[:, 0:3]
+    if used > 2:
+        ground = np.float32(0.05) + np.float32(0.25) * u[:, 0:3]
+    if used > 3:
+        ground = np.float32(0.35) * _PALETTE[digits[:, 3]] + np.float32(0.08) * u[:, 0:3]
+    colour = _contrast(ground, u[:, 3:6])
+    if used > 2:
+        colour = _PALETTE[digits[:, 2]] + np.float32(0.1) * (u[:, 3:6] - np.float32(0.5))
+    texture = digits[:, 1] if used > 1 else np.zeros_like(labels)
+    second = used > 4
+    radius = (np.float32(0.20) if second else np.float32(0.22)) + np.float32(0.10 if second else 0.18) * u[:, 6]
+    low, span = radius, (np.float32(0.65) if second else np.float32(1.0)) - 2 * radius
+    cos, sin = _direction(u[:, 9], u[:, 10])
+    main = _Figure(digits[:, 0], texture, low + span * u[:, 7], low + span * u[:, 8], radius, cos, sin, colour)
+    slope = np.float32(0.3) * (u[:, 11:13] - np.float32(0.5))
+    return _Scene(ground, slope, (main, _second(digits, used, u)) if second else (main,))
+
+
+def _second(digits: np.ndarray, used: int, u: np.ndarray) -> _Figure:
+    """The small figure in the lower right corner."""
+    cos, sin = _direction(u[:, 13], u[:, 14])
+    free = (u[:, 18] * np.float32(len(_COLOURS))).astype(np.int64)
+    colour = _PALETTE[digits[:, 5] if used > 5 else free]
+    where = (np.float32(0.80) + np.float32(0.05) * (u[:, place] - np.float32(0.5)) for place in (15, 16))
+    radius = np.float32(0.13) + np.float32(0.03) * u[:, 17]
+    return _Figure(digits[:, 4], np.zeros_like(digits[:, 4]), *where, radius, cos, sin, colour)
+
+
+def _contrast(ground: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Colours (B, 3) that differ from ``ground`` by at least 0.3 in green and are otherwise free."""
+    colour = u.copy()
+    away = np.float32(0.3) + np.float32(0.2) * u[:, 1]
+    colour[:, 1] = np.where(ground[:, 1] < np.float32(0.5), ground[:, 1] + away, ground[:, 1] - away)
+    return colour
+
+
+def _direction(u: np.ndarray, quadrant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Direction cosines over the whole circle without libm: a rational half-angle turn, then a random quadrant."""
+    square = u * u
+    cos, sin = (1 - square) / (1 + square), 2 * u / (1 + square)
+    turn = (quadrant * np.float32(4)).astype(np.int64)
+    return np.choose(turn, (cos, -sin, -cos, sin)), np.choose(turn, (sin, cos, -sin, -cos))
+
+
+def _paint(scene: _Scene, image_px: int) -> np.ndarray:
+    """Float32 (B, 3, image_px, image_px) in 0..255, before noise."""
+    axis = (np.arange(image_px, dtype=np.float32) + np.float32(0.5)) / np.float32(image_px)
+    light = scene.slope[:, :1, None] * (axis - np.float32(0.5)) + scene.slope[:, 1:, None] * (
+        axis[:, None] - np.float32(0.5)
+    )
+    pixels = np.repeat(scene.ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
+    for figure in scene.figures:
+        cover = _cover(figure, axis, image_px)[:, None]
+        pixels += cover * (figure.colour[:, :, None, None] - pixels)
+    pixels += light[:, None]
+    pixels *= np.float32(255)
+    return pixels
+
+
+def _cover(figure: _Figure, axis: np.ndarray, image_px: int) -> np.ndarray:
+    """How much of each pixel the figure covers, float32 (B, H, W) in 0..1, one pixel of soft edge."""
+    cover = np.empty((len(figure.x), image_px, image_px), dtype=np.float32)
+    scale = np.float32(1) / figure.radius[:, None, None]
+    for kind in np.unique(figure.kind):
+        rows = np.flatnonzero(figure.kind == kind)
+        dx = axis[None, None, :] - figure.x[rows, None, None]
+        dy = axis[None, :, None] - figure.y[rows, None, None]
+        cos, sin, size = figure.cos[rows, None, None], figure.sin[rows, None, None], scale[rows]
+        across, along = (cos * dx + sin * dy) * size, (cos * dy - sin * dx) * size
+        inside = np.float32(0.5) - signed_distance(int(kind), across, along) * (np.float32(image_px) / size)
+        np.clip(inside, 0.0, 1.0, out=inside)
+        cover[rows] = inside * texture_mask(figure.texture[rows], across, along)
+    return cover
