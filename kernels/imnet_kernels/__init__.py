@@ -1,6 +1,10 @@
 """Kernel families with a plain PyTorch definition each and faster tiers that must agree with it."""
 
+from . import tier
 from .augment import augment
 from .philox import philox, philox_permutation
+from .sgd_ema import sgd_ema_
+from .shake_shake import shake_shake, shake_shake_bn
+from .spectral import spectral
 
-__all__ = ["augment", "philox", "philox_permutation"]
+__all__ = ["augment", "philox", "philox_permutation", "sgd_ema_", "shake_shake", "shake_shake_bn", "spectral", "tier"]

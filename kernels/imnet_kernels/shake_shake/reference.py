@@ -1,0 +1,95 @@
+"""Shake-Shake by definition (Gastaldi 2017): forward and backward use independent coefficients.
+
+    y = residual + a x1 + (1 - a) x2            dx1 = b g,  dx2 = (1 - b) g,  dresidual = g
+
+Plain ops inside an autograd.Function, so torch.compile traces it. Arithmetic in fp32 (fp64 for fp64 tensors), rounded
+once. The bn form has x_i replaced by scale_i x_i + shift_i per channel: the branches' last batch norm.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def per_image(coefficient: Tensor, like: Tensor) -> Tensor:
+    """(B,) or (1,) -> (B or 1, 1, 1, 1) in the compute dtype."""
+    return coefficient.to(compute_dtype(like)).view(-1, 1, 1, 1)
+
+
+def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
+    """x1, x2, residual (B, C, H, W); alpha (B,) or (1,) fp32 -> (B, C, H, W) like x1."""
+    dtype, a = compute_dtype(x1), per_image(alpha, x1)
+    return (residual.to(dtype) + a * x1.to(dtype) + (1 - a) * x2.to(dtype)).to(x1.dtype)
+
+
+def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """grad (B, C, H, W) -> (beta grad, (1 - beta) grad)."""
+    b, g = per_image(beta, grad), grad.to(compute_dtype(grad))
+    return (b * g).to(grad.dtype), ((1 - b) * g).to(grad.dtype)
+
+
+def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.to(compute_dtype(like)).view(1, -1, 1, 1)
+
+
+def combine_bn(
+    x1: Tensor,
+    x2: Tensor,
+    residual: Tensor,
+    scale1: Tensor,
+    shift1: Tensor,
+    scale2: Tensor,
+    shift2: Tensor,
+    alpha: Tensor,
+) -> Tensor:
+    """As combine, with scale_i and shift_i (C,) fp32 applied to x_i first."""
+    dtype, a = compute_dtype(x1), per_image(alpha, x1)
+    b1 = x1.to(dtype) * _per_channel(scale1, x1) + _per_channel(shift1, x1)
+    b2 = x2.to(dtype) * _per_channel(scale2, x2) + _per_channel(shift2, x2)
+    return (residual.to(dtype) + a * b1 + (1 - a) * b2).to(x1.dtype)
+
+
+def combine_bn_backward(
+    grad: Tensor, x1: Tensor, x2: Tensor, scale1: Tensor, scale2: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> (dx1, dx2, dscale1, dshift1, dscale2, dshift2); the sums run over B, H, W in the compute dtype."""
+    dtype, b = compute_dtype(x1), per_image(beta, x1)
+    g1, g2 = b * grad.to(dtype), (1 - b) * grad.to(dtype)
+    dx1, dx2 = (g1 * _per_channel(scale1, x1)).to(x1.dtype), (g2 * _per_channel(scale2, x2)).to(x2.dtype)
+    over = (0, 2, 3)
+    dscale1, dscale2 = (g1 * x1.to(dtype)).sum(over), (g2 * x2.to(dtype)).sum(over)
+    return dx1, dx2, dscale1, g1.sum(over), dscale2, g2.sum(over)
+
+
+class Combine(torch.autograd.Function):
+    """combine with combine_backward as its gradient; the coefficients get none."""
+
+    @staticmethod
+    def forward(ctx, x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        ctx.save_for_backward(beta)
+        return combine(x1, x2, residual, alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (beta,) = ctx.saved_tensors
+        return *combine_backward(grad, beta), grad, None, None
+
+
+class CombineBN(torch.autograd.Function):
+    """combine_bn with combine_bn_backward as its gradient; the coefficients get none."""
+
+    @staticmethod
+    def forward(ctx, x1, x2, residual, scale1, shift1, scale2, shift2, alpha, beta) -> Tensor:
+        ctx.save_for_backward(x1, x2, scale1, scale2, beta)
+        return combine_bn(x1, x2, residual, scale1, shift1, scale2, shift2, alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dx1, dx2, *sums = combine_bn_backward(grad, *ctx.saved_tensors)
+        return dx1, dx2, grad, *sums, None, None

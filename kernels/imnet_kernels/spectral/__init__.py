@@ -1,0 +1,86 @@
+"""Spectral subsampling: images -> bands of a polyphase DCT, on the fly, in one pass from uint8.
+
+Why a family: Inductor writes the polyphase copy and the fp32 bands out before it casts (13 to 19 bytes per element,
+eager 51, where 3 suffice) and knows nothing of the DCT's even and odd halves. The method is Columbia University's
+(CU24166, listed as patent pending).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .reference import inverse
+
+__all__ = ["inverse", "spectral"]
+
+_IN_DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_OUT_DTYPES = _IN_DTYPES[1:]
+PerBand = float | Sequence[float] | Tensor
+
+
+def spectral(
+    images: Tensor,
+    r: int,
+    bands: Sequence[int] | None = None,
+    *,
+    mean: PerBand | None = None,
+    std: PerBand | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """images (B, C, H, W) uint8 or float -> (V - mean) / std of the bands, (B, K, C, H / r, W / r).
+
+    r = 2, 4 or 6; bands: which of the r * r, in the order wanted (default all). mean, std: in V's units (those of
+    images times 2 r r for band 0), a number, (K,) per band or (K, C); dtype: default images' own, fp32 for uint8.
+    Stored band by band:
+    out[:, k] is dense, channels_last where images are. No gradient flows to images.
+    Raises TypeError or ValueError before any memory is touched.
+    """
+    wanted = _check(images, r, bands)
+    dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
+    if dtype not in _OUT_DTYPES:
+        raise TypeError(f"dtype = {dtype}; allowed {_OUT_DTYPES}; pass one of them")
+    scale, shift = _scale_shift(mean, std, len(wanted), images)
+    with torch.no_grad():
+        return reference.spectral(images, r, wanted, scale, shift, dtype)
+
+
+def _check(images: Tensor, r: int, bands: Sequence[int] | None) -> tuple[int, ...]:
+    if images.dtype not in _IN_DTYPES or images.dim() != 4:
+        raise TypeError(
+            f"images are {images.dtype} {tuple(images.shape)}; allowed (B, C, H, W) of {_IN_DTYPES}; convert"
+        )
+    if r not in (2, 4, 6):
+        raise ValueError(f"r = {r}; allowed 2, 4, 6; pass one of them")
+    if images.shape[2] % r or images.shape[3] % r:
+        raise ValueError(f"images are {tuple(images.shape[2:])} px; allowed multiples of r = {r}; crop or resize them")
+    wanted = tuple(range(r * r)) if bands is None else tuple(int(k) for k in bands)
+    if not wanted or any(not 0 <= k < r * r for k in wanted):
+        raise ValueError(f"bands = {wanted}; allowed one or more of 0 .. {r * r - 1}; pass those")
+    return wanted
+
+
+def _scale_shift(
+    mean: PerBand | None, std: PerBand | None, num_bands: int, images: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(K, C) fp32 scale = 1 / std and shift = -mean / std, or (None, None)."""
+    if mean is None and std is None:
+        return None, None
+    m = _per_band("mean", 0.0 if mean is None else mean, num_bands, images)
+    s = _per_band("std", 1.0 if std is None else std, num_bands, images)
+    return s.reciprocal(), -m / s
+
+
+def _per_band(name: str, value: PerBand, num_bands: int, images: Tensor) -> Tensor:
+    given = torch.as_tensor(value, dtype=torch.float32, device=images.device)
+    shape = (num_bands, images.shape[1])
+    if given.dim() == 1:
+        given = given[:, None]
+    if given.dim() > 2 or (given.dim() == 2 and (given.shape[0] != shape[0] or given.shape[1] not in (1, shape[1]))):
+        raise ValueError(
+            f"{name} is {tuple(given.shape)}; allowed a number, ({shape[0]},) or {shape}; pass one of them"
+        )
+    return given.expand(shape).contiguous()
