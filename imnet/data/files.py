@@ -1,0 +1,89 @@
+"""Folders, locks and atomic names, shared by the downloader and the packed store."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imnet.errors import IOFailure
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; not created here."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "imnet"
+
+
+@contextmanager
+def io_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError inside into ONE IOFailure that says what was being done, to which file, and why it failed."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check path and permissions"
+        raise IOFailure(f"cannot {doing}: {error.strerror or error}", file=path, hint=hint) from error
+
+
+def make_dir(path: Path) -> Path:
+    """Create a folder and its parents; IOFailure where that is refused."""
+    with io_errors(path, "create the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
+    """Hold an exclusive lock on the file ``path`` (created if absent) and yield its descriptor.
+
+    The lock dies with the process, so a stale file never blocks. The file may be renamed or removed by its last holder
+    while others wait: they then lock the new one. IOFailure after ``wait_s`` seconds.
+    """
+    deadline = time.monotonic() + wait_s
+    with io_errors(path, "open"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        while not _try_lock(descriptor, path):
+            if time.monotonic() > deadline:
+                raise IOFailure(
+                    f"another process has held it for {wait_s:g} s", file=path, hint="wait for it or end it"
+                )
+            time.sleep(min(0.05, wait_s / 10))
+            if not _same_file(descriptor, path):
+                os.close(descriptor)
+                with io_errors(path, "open"):
+                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _same_file(descriptor, path)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def publish(part: Path, final: Path, descriptor: int) -> None:
+    """fsync the finished file, give it its final name, fsync the folder: it is there whole or not at all."""
+    with io_errors(final, "write"):
+        os.fsync(descriptor)
+        os.rename(part, final)
+        folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

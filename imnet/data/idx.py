@@ -1,0 +1,93 @@
+"""IDX files (MNIST's format), gz or raw: two zero bytes, a type byte, a dimension count, big-endian sizes, then bytes.
+
+Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned bytes are read; that is all these sets have.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from imnet.errors import DataError, IOFailure
+
+_UINT8 = 0x08
+_BLOCK_BYTES = 1 << 20
+# Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
+_MAX_DEFLATE_RATIO = 1032
+MAX_IDX_BYTES = 4 << 30
+
+
+def read_idx(path: Path, num_dims: int, max_bytes: int = MAX_IDX_BYTES) -> np.ndarray:
+    """The array of an IDX file, uint8, shape as its header says, which must have ``num_dims`` sizes.
+
+    Memory: the array plus 1 MiB, and never more than the file can hold. DataError (one line, file, offset in the
+    uncompressed stream) on anything that is not exactly such a file; IOFailure where it cannot be read.
+    """
+    try:
+        with open(path, "rb") as raw:
+            gzipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            size = os.fstat(raw.fileno()).st_size
+            limit = min(max_bytes, size * _MAX_DEFLATE_RATIO if gzipped else size)
+            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            return _read(stream, path, num_dims, limit)
+    except EOFError as error:
+        raise DataError("gzip stream ends early", file=path, hint="get the file again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"gzip stream is damaged: {error}", file=path, hint="get the file again") from error
+    except OSError as error:
+        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+
+
+def _read(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int, limit: int) -> np.ndarray:
+    shape = _header(stream, path, num_dims)
+    count = 1
+    for size in shape:
+        count *= size
+    if count > limit:
+        raise DataError(f"header claims {count} bytes {shape}; the file holds at most {limit}", file=path, offset=4)
+    data = bytearray()
+    while len(data) < count:
+        block = stream.read(min(_BLOCK_BYTES, count - len(data)))
+        if not block:
+            start = 4 + 4 * num_dims + len(data)
+            raise DataError(f"data ends after {len(data)} bytes, expected {count}", file=path, offset=start)
+        data += block
+    if stream.read(1):
+        start = 4 + 4 * num_dims + count
+        raise DataError(f"trailing bytes after the {count} that the header announces", file=path, offset=start)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tuple[int, ...]:
+    head = stream.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0":
+        raise DataError(
+            f"not an IDX file: starts with {head[:4].hex() or 'nothing'}, expected 0000", file=path, offset=0
+        )
+    if head[2] != _UINT8:
+        raise DataError(f"IDX type is 0x{head[2]:02x}, expected 0x08 (unsigned byte)", file=path, offset=2)
+    if head[3] != num_dims:
+        raise DataError(f"IDX has {head[3]} dimensions, expected {num_dims}", file=path, offset=3)
+    sizes = stream.read(4 * num_dims)
+    if len(sizes) < 4 * num_dims:
+        raise DataError(f"header ends after {4 + len(sizes)} bytes, expected {4 + 4 * num_dims}", file=path, offset=4)
+    return struct.unpack(f">{num_dims}I", sizes)
+
+
+def write_idx(array: np.ndarray, path: Path) -> None:
+    """Write a uint8 array as an IDX file, gzipped (without a time stamp) where the name ends in .gz."""
+    body = bytes([0, 0, _UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    if path.name.endswith(".gz"):
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1) as stream:
+            stream.write(body)
+        body = buffer.getvalue()
+    path.write_bytes(body)
