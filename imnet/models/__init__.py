@@ -24,7 +24,7 @@ from .registry import MODELS, keyword_options, model, options
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build", "model", "names", "option_names"]
+__all__ = ["build", "known", "model", "names", "option_names"]
 
 _WRN = re.compile(r"wrn(\d+)_(\d+)")
 
@@ -32,6 +32,11 @@ _WRN = re.compile(r"wrn(\d+)_(\d+)")
 def names() -> list[str]:
     """Every listed name (patterns and prefixes aside), in the catalogue's order, then those registered elsewhere."""
     return [*CATALOG, *(name for name in MODELS if name not in CATALOG)]
+
+
+def known(name: str) -> bool:
+    """Whether ``build`` would recognise the name; imports nothing (so ``timm:`` names are taken at their word)."""
+    return name in names() or _WRN.fullmatch(name) is not None or name.startswith(("timm:", "torchvision:"))
 
 
 def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> nn.Module:

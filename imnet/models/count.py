@@ -15,15 +15,18 @@ def num_params(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def flops(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Forward FLOPs of one image of ``input_shape`` (C, H, W): 2 per multiply-add, convolutions and matrix products.
+def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = False) -> int:
+    """FLOPs of one image of ``input_shape`` (C, H, W): 2 per multiply-add, convolutions and matrix products.
 
-    Works for networks on any device and leaves them as they are. A training step costs about three times as much.
+    Of the forward pass, or with ``backward`` of both passes: three times as many, less that of the images,
+    which nobody asks for. Works for networks on any device and leaves them as they are.
     """
-    state = [*network.named_parameters(), *network.named_buffers()]
-    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+    state = {name: torch.empty_like(p, device="meta", requires_grad=True) for name, p in network.named_parameters()}
+    state |= {name: torch.empty_like(b, device="meta") for name, b in network.named_buffers()}
     # Two images: BatchNorm in training mode refuses one image on a 1 x 1 map.
     images = torch.empty(2, *input_shape, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(network, on_meta, (images,))
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = functional_call(network, state, (images,))
+        if backward:
+            logits.sum().backward()
     return counter.get_total_flops() // 2

@@ -71,14 +71,31 @@ def _set_in_channels(network: nn.Module, in_channels: int) -> None:
     replace_conv(network, found[0], in_channels=in_channels)
 
 
-def replace_conv(network: nn.Module, path: str, **changes: Any) -> None:
+def replace_conv(network: nn.Module, path: str, **changes: Any) -> nn.Conv2d:
     """Put a convolution with ``changes`` (in_channels, kernel_size, stride, padding) where ``path`` is, He fan-out."""
     old = network.get_submodule(path)
-    assert isinstance(old, nn.Conv2d)
     same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    arguments = {key: getattr(old, key) for key in same} | {"bias": old.bias is not None} | changes
+    arguments: dict[str, Any] = {key: getattr(old, key) for key in same}
+    arguments.update(changes, bias=old.bias is not None)
     new = nn.Conv2d(**arguments)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
         nn.init.zeros_(new.bias)
     network.set_submodule(path, new)
+    return new
+
+
+def resize_classifier(network: Any, index: int, channels: int, map_px: int, *, init_std: float | None) -> None:
+    """Let ``network.classifier[index]`` read maps (B, channels, map_px, map_px); nothing is done where it already does.
+
+    ``network`` is torchvision's AlexNet or VGG. The new weights are N(0, init_std), bias 0; torch's default where None.
+    """
+    old = network.classifier[index]
+    if old.in_features == channels * map_px**2:
+        return
+    new = nn.Linear(channels * map_px**2, old.out_features)
+    if init_std is not None:
+        nn.init.normal_(new.weight, 0.0, init_std)
+        nn.init.zeros_(new.bias)
+    network.avgpool = nn.AdaptiveAvgPool2d(map_px)
+    network.classifier[index] = new

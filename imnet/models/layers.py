@@ -45,8 +45,8 @@ def no_decay(network: nn.Module) -> set[str]:
     timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
     under the first of their names, as in ``named_parameters``.
     """
-    own: Any = getattr(network, "no_weight_decay", None)
-    found = set(own()) if callable(own) else set()
+    own: Any = getattr(network, "no_weight_decay", set)
+    found: set[str] = set(own())
     for prefix, module in network.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             if name == "bias" or isinstance(module, _NORMS):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
     Builder = Callable[..., nn.Module]
 
-F = TypeVar("F", bound="Builder")
-
 MODELS: dict[str, Builder] = {}
 _OPTIONS: dict[str, tuple[str, ...]] = {}
 
 
-def model(builder: F | None = None, *, options_of: Callable[..., Any] | None = None) -> Any:
+def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | None = None) -> Any:
     """Register ``builder(num_classes, in_channels=3, **options)``; the function's name IS the ``--model`` name.
 
     ``options_of`` names the class whose keyword-only parameters the builder passes on, so that a misspelt option is

@@ -85,7 +85,7 @@ class WideResNet(nn.Module):
         check_rate("drop_rate", drop_rate)
         sizes = _group_sizes(depth, widen, groups)
         self.stem = conv3x3(in_channels, 16)
-        blocks: list[nn.Module] = []
+        blocks: list[PreActBlock] = []
         width = 16
         for out_width, stride in sizes:
             blocks.append(PreActBlock(width, out_width, stride, drop_rate))

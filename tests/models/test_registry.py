@@ -45,6 +45,7 @@ def test_own_network_is_registered_under_its_function_name_and_a_duplicate_is_re
     ("name", "hint"),
     [
         ("wrn36_55x", "wrn36_5"),
+        ("shake_shake26_2x96", "shake_shake26_2x96d"),
         ("no such thing", "imnet-train --list"),
         ("timm:resnet18x", "resnet18"),
         ("torchvision:resnet181", "resnet18"),

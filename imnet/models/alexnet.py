@@ -1,0 +1,48 @@
+"""AlexNet of torchvision, with the classifier sized to smaller images. At 224 pixels weights interchange with theirs.
+
+Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014 (arXiv 1404.5997).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import UsageError
+from .external import from_torchvision, resize_classifier
+from .registry import model
+
+
+def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: int = 224, drop_rate: float = 0.5) -> nn.Module:
+    """torchvision's AlexNet for square images of ``image_px``: (B, in_channels, H, W) -> logits (B, num_classes).
+
+    The convolutions as they are; the classifier's first layer reads the map they leave: 6 x 6 at 224, 2 x 2 at 112,
+    1 x 1 at 56 pixels. At 56 the last pool's window (3) is larger than its map (2): there it takes the whole map.
+    """
+    map_px = (image_px + 4 - 11) // 4 + 1
+    for _ in range(2):
+        map_px = (map_px - 3) // 2 + 1
+    if map_px < 2:
+        raise UsageError(f"alexnet image_px={image_px}", hint="allowed: 47 or more")
+    network = from_torchvision("alexnet", num_classes, in_channels, dropout=drop_rate)
+    if map_px == 2:
+        network.features[-1].ceil_mode = True
+    resize_classifier(network, 1, 256, max((map_px - 3) // 2 + 1, 1), init_std=None)
+    return network
+
+
+@model(options_of=alexnet_for)
+def alexnet(num_classes: int, in_channels: int = 3, **options) -> nn.Module:
+    """torchvision's, for 224 pixels, or any ``image_px``."""
+    return alexnet_for(num_classes, in_channels, **options)
+
+
+@model
+def alexnet_112(num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.5) -> nn.Module:
+    """For the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published with 61.04 MB, an unnamed variant."""
+    return alexnet_for(num_classes, in_channels, image_px=112, drop_rate=drop_rate)
+
+
+@model
+def alexnet_56(num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.5) -> nn.Module:
+    """For the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published with 37.73 MB, an unnamed variant."""
+    return alexnet_for(num_classes, in_channels, image_px=56, drop_rate=drop_rate)

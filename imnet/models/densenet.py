@@ -1,0 +1,95 @@
+"""DenseNet-BC for small images.
+
+Huang, Liu, van der Maaten and Weinberger, "Densely Connected Convolutional Networks", CVPR 2017 (arXiv 1608.06993).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import UsageError
+from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init
+from .registry import model
+
+
+class Bottleneck(nn.Module):
+    """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth): (B, C, H, W) -> the new features (B, growth, H, W)."""
+
+    def __init__(self, in_channels: int, growth: int, drop_rate: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv1x1(in_channels, 4 * growth)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = conv3x3(4 * growth, growth)
+        self.drop_rate = drop_rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return F.dropout(new, self.drop_rate, self.training) if self.drop_rate else new
+
+
+class DenseStage(nn.Module):
+    """``num_layers`` bottlenecks, each reading all features so far: (B, C, H, W) -> (B, C + num_layers * k, H, W)."""
+
+    def __init__(self, in_channels: int, growth: int, num_layers: int, drop_rate: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Bottleneck(in_channels + i * growth, growth, drop_rate) for i in range(num_layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class Transition(nn.Module):
+    """BN-ReLU-1x1-mean of 2x2: (B, C, H, W) -> (B, out_channels, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(in_channels)
+        self.conv = conv1x1(in_channels, out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
+
+
+class DenseNetBC(nn.Module):
+    """DenseNet-BC-``depth`` with growth k: images (B, in_channels, H, W) -> logits (B, num_classes).
+
+    Stem 3x3 to 2k channels; three stages of (depth - 4) / 6 bottlenecks; transitions keep half the channels, rounded
+    down; BN-ReLU, global mean, linear.
+    """
+
+    def __init__(
+        self, depth: int, growth: int, num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_rate("drop_rate", drop_rate)
+        num_layers, rest = divmod(depth - 4, 6)
+        if rest or num_layers < 1 or growth < 1:
+            raise UsageError(f"DenseNet-BC depth={depth}, growth={growth}", hint="allowed: depth 6n + 4, growth >= 1")
+        width = 2 * growth
+        self.stem = conv3x3(in_channels, width)
+        stages: list[nn.Module] = []
+        for stage in range(3):
+            stages.append(DenseStage(width, growth, num_layers, drop_rate))
+            width += num_layers * growth
+            if stage < 2:
+                stages.append(Transition(width, width // 2))
+                width //= 2
+        self.stages = nn.Sequential(*stages)
+        self.bn = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, num_classes)
+        he_init(self)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.stages(self.stem(images))
+        return self.head(global_mean(F.relu(self.bn(features))))
+
+
+@model(options_of=DenseNetBC)
+def densenet_bc100_12(num_classes: int, in_channels: int = 3, **options) -> DenseNetBC:
+    """100 layers, growth 12, channels 24 -> 216 -> 108 -> 300 -> 150 -> 342."""
+    return DenseNetBC(100, 12, num_classes, in_channels, **options)

@@ -1,0 +1,175 @@
+"""Shake-Shake 26 2 x W d: residual networks whose two branches are mixed by random coefficients while training.
+
+Gastaldi, "Shake-Shake regularization", 2017 (arXiv 1705.07485) and github.com/xgastaldi/shake-shake.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from imnet_kernels import shake_shake
+from torch import nn
+
+from ..errors import UsageError
+from .layers import conv1x1, conv3x3, global_mean, he_init
+from .registry import model
+
+
+class Branch(nn.Module):
+    """ReLU-3x3(stride)-BN-ReLU-3x3-BN: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(F.relu(x))))))
+
+
+class Shortcut(nn.Module):
+    """Skip that changes channels: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+
+    ReLU, then two 1x1 convolutions to half the channels each: one of every ``stride``-th pixel, one of the same after
+    shifting the map one pixel up and left (zeros come in); concatenated, BN.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.path1 = conv1x1(in_channels, out_channels // 2, stride)
+        self.path2 = conv1x1(in_channels, out_channels // 2, stride)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activated = F.relu(x)
+        shifted = F.pad(activated, (-1, 1, -1, 1))
+        return self.bn(torch.cat([self.path1(activated), self.path2(shifted)], 1))
+
+
+class ShakeBlock(nn.Module):
+    """skip + a branch1 + (1 - a) branch2: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+
+    ``alpha`` and ``beta``, of (B,) or (1,), are the coefficients of forward and backward; None means one half of each.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.branch1 = Branch(in_channels, out_channels, stride)
+        self.branch2 = Branch(in_channels, out_channels, stride)
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = None if same else Shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: torch.Tensor, coefficients: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        skip = x if self.shortcut is None else self.shortcut(x)
+        x1, x2 = self.branch1(x), self.branch2(x)
+        if coefficients is None:  # plain ops: what is exported runs where imnet_kernels is not installed
+            return skip + 0.5 * (x1 + x2)
+        alpha, beta = coefficients
+        return shake_shake(x1, x2, skip, alpha, beta)
+
+
+class ShakeShake26(nn.Module):
+    """Shake-Shake 26 2 x ``width`` d: images (B, in_channels, H, W) -> logits (B, num_classes).
+
+    Stem 3x3-BN; three stages of four blocks, ``width`` times 1, 2 and 4; ReLU, global mean, linear. ``stem_width`` 16
+    is Gastaldi's; with ``stem_width`` = ``width`` the first stage needs no shortcut.
+
+    While training, ``shake_forward`` draws a ~ U(0, 1) ("shake") or takes one half ("even"); ``shake_backward`` draws
+    an independent b ("shake"), takes one half ("even") or the forward's a ("keep"); ``shake_level`` draws per image and
+    block ("image") or per batch and block ("batch"). All coefficients of a step are drawn at once, on the images'
+    device, from torch's generator, so that a restored generator repeats them. In evaluation every one is one half.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        stem_width: int,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        shake_forward: Literal["shake", "even"] = "shake",
+        shake_backward: Literal["shake", "even", "keep"] = "shake",
+        shake_level: Literal["image", "batch"] = "image",
+        zero_init_last_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("shake_forward", shake_forward, ("shake", "even"))
+        _check("shake_backward", shake_backward, ("shake", "even", "keep"))
+        _check("shake_level", shake_level, ("image", "batch"))
+        self.shake = (shake_forward, shake_backward, shake_level)
+        self.stem = conv3x3(in_channels, stem_width)
+        self.stem_bn = nn.BatchNorm2d(stem_width)
+        blocks: list[ShakeBlock] = []
+        before = stem_width
+        for stage in range(3):
+            for i in range(4):
+                blocks.append(ShakeBlock(before, width * 2**stage, stride=2 if stage and not i else 1))
+                before = width * 2**stage
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(before, num_classes)
+        he_init(self)
+        if zero_init_last_bn:
+            for block in blocks:
+                nn.init.zeros_(block.branch1.bn2.weight)
+                nn.init.zeros_(block.branch2.bn2.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stem_bn(self.stem(images))
+        coefficients = self.coefficients(images) if self.training else [None] * len(self.blocks)
+        for block, pair in zip(self.blocks, coefficients, strict=True):
+            x = block(x, pair)
+        return self.head(global_mean(F.relu(x)))
+
+    def coefficients(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(alpha, beta) of every block for one step, each (B,), or (1,) at level "batch"; fp32, by one random call."""
+        forward, backward, level = self.shake
+        count = images.shape[0] if level == "image" else 1
+        drawn = torch.rand(2, len(self.blocks), count, device=images.device)
+        alpha = drawn[0] if forward == "shake" else torch.full_like(drawn[0], 0.5)
+        beta = {"shake": drawn[1], "even": torch.full_like(drawn[1], 0.5), "keep": alpha}[backward]
+        return list(zip(alpha.unbind(), beta.unbind(), strict=True))
+
+
+def _check(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option}={value!r}", hint=f"allowed: {', '.join(allowed)}")
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x96d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """96/192/384 channels, stem of 96."""
+    return ShakeShake26(96, 96, num_classes, in_channels, **options)
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x64d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """64/128/256 channels, stem of 64."""
+    return ShakeShake26(64, 64, num_classes, in_channels, **options)
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x32d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """32/64/128 channels, stem of 32."""
+    return ShakeShake26(32, 32, num_classes, in_channels, **options)
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x96d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """96/192/384 channels, Gastaldi's stem of 16."""
+    return ShakeShake26(96, 16, num_classes, in_channels, **options)
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x64d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """64/128/256 channels, Gastaldi's stem of 16."""
+    return ShakeShake26(64, 16, num_classes, in_channels, **options)
+
+
+@model(options_of=ShakeShake26)
+def shake_shake26_2x32d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
+    """32/64/128 channels, Gastaldi's stem of 16."""
+    return ShakeShake26(32, 16, num_classes, in_channels, **options)
