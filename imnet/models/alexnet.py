@@ -5,6 +5,8 @@ Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..errors import UsageError
@@ -23,7 +25,7 @@ def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: int = 224, 
         map_px = (map_px - 3) // 2 + 1
     if map_px < 2:
         raise UsageError(f"alexnet image_px={image_px}", hint="allowed: 47 or more")
-    network = from_torchvision("alexnet", num_classes, in_channels, dropout=drop_rate)
+    network: Any = from_torchvision("alexnet", num_classes, in_channels, dropout=drop_rate)
     if map_px == 2:
         network.features[-1].ceil_mode = True
     resize_classifier(network, 1, 256, max((map_px - 3) // 2 + 1, 1), init_std=None)

@@ -32,7 +32,7 @@ def davit_tiny_custom_conv(num_classes: int, in_channels: int = 3, *, drop_path_
 
 
 def _with_stem(network: Any, kernel_px: int, padding_px: int) -> nn.Module:
-    from timm.layers import LayerNorm2d
+    from timm.layers.norm import LayerNorm2d
 
     old = network.stem.conv
     conv = nn.Conv2d(old.in_channels, old.out_channels, kernel_px, padding=padding_px)
