@@ -1,0 +1,42 @@
+"""imnet: train image classifiers fast, exactly and honestly.
+
+    import imnet
+    run = imnet.train(imnet.recipes["quickstart"], out="runs/first")
+    run.metrics[-1]["top1"], run.model()
+
+Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from imnet.errors import ImnetError
+from imnet.recipe import Recipe, replace
+from imnet.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from imnet.run import Run
+
+recipes = RECIPES
+
+__all__ = ["ImnetError", "Recipe", "load_run", "recipes", "replace", "train"]
+
+
+def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
+    """Train a recipe (a value, or its name; default quickstart) and return its run.
+
+    ``options`` are the fields of ``imnet.recipe.RunOptions``, e.g. ``data_dir=``, ``out=``, ``device="cpu"``,
+    ``gpus=2``, ``precision="fp32"``. Goes on where an earlier run of the same configuration stopped. Raises ImnetError.
+    With several ranks, call it under ``if __name__ == "__main__"``: they are separate processes.
+    """
+    from imnet.run import train_run
+
+    return train_run(recipe, options)
+
+
+def load_run(path: str) -> Run:
+    """The run in a folder that imnet-train wrote."""
+    from imnet.run import Run
+
+    return Run(path)

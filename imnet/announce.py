@@ -1,0 +1,78 @@
+"""What a run says of itself: the header on the console, run.json, evaluation.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imnet_kernels.tier
+import torch
+
+from imnet import checkpoint, data, report, runfolder
+from imnet.data.order import micro_batches
+from imnet.evaluate import Evaluation
+from imnet.files import write_atomic, write_json
+from imnet.recipe_json import config_hash, to_dict
+
+if TYPE_CHECKING:
+    from imnet.trainer import Trainer
+
+
+def print_header(t: Trainer, found: checkpoint.Checkpoint | None) -> None:
+    assert t.folder is not None
+    r, place, say = t.recipe, t.place, t.console.say
+    per_rank = math.ceil(r.data.batch_images / t.world.size)
+    passes = len(micro_batches(torch.arange(per_rank), t.options.micro_batch_images))
+    parameters = sum(p.numel() for p in t.step_fn.params)
+    say(f"recipe     {r.name}: {r.model}, {parameters:,} parameters, {r.epochs} epochs")
+    train, test = len(t.train_data), len(t.test_data)
+    gib = (t.train_data.num_bytes + t.test_data.num_bytes) / 2**30
+    say(f"data       {r.data.name}: {train:,} train, {test:,} test, resident on {place.device} ({gib:.2f} GiB)")
+    where = f"{t.world.size} x {place.device.type}" if t.world.size > 1 else str(place.device)
+    say(f"device     {where}, {place.precision} ({place.reason}), {t.threads} threads a process")
+    say(f"batch      {r.data.batch_images} images a step = {t.world.size} rank x {passes} pass x {per_rank // passes}")
+    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in imnet_kernels.tier.report().items())
+    say(f"kernels    {tiers}")
+    say(f"run folder {t.folder.path}")
+    for line in found.skipped if found else ():
+        say(f"skipped    checkpoint {line}")
+    if found is not None:
+        say(f"resuming   at step {t.step} of {t.num_steps} from {found.path.name}")
+
+
+def run_values(t: Trainer, status: str) -> dict[str, Any]:
+    return {
+        "status": status,
+        "config_hash": config_hash(t.recipe, t.place.precision),
+        "recipe": to_dict(t.recipe),
+        "precision": t.place.precision,
+        "device": str(t.place.device.type),
+        "num_ranks": t.world.size,
+        "kernels": {k: {"tier": t, "reason": why} for k, (t, why) in imnet_kernels.tier.report().items()},
+        "data": {
+            "name": t.dataset.name,
+            "fingerprint": t.dataset.fingerprint,
+            "train_images": len(t.train_data),
+            "test_images": len(t.test_data),
+            "class_names": list(t.dataset.class_names),
+        },
+        "parameters": sum(p.numel() for p in t.step_fn.params),
+        "seconds": round(t.seconds, 3),
+        "skipped_steps": t.skipped_steps,
+    } | runfolder.environment()
+
+
+def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1_flip: float | None = None) -> None:
+    """evaluation.json and worst.png of a run folder."""
+    names = list(dataset.class_names)
+    values = dataclasses.asdict(result) | {"top1_flip": top1_flip, "class_names": names}
+    rows = [row["index"] for row in result.worst]
+    captions = [f"{names[w['label']]}, not {_name(names, w['predicted'])}" for w in result.worst]
+    write_atomic(path / "worst.png", report.contact_sheet(dataset.test.images[rows], captions))
+    write_json(path / "evaluation.json", values)
+
+
+def _name(names: list[str], index: int) -> str:
+    return names[index] if index < len(names) else f"output {index}"

@@ -1,0 +1,163 @@
+"""Checkpoints that survive: a directory made under a temporary name, fsynced, verified by its manifest, renamed.
+
+    checkpoints/step-00000120/
+        MANIFEST.json       sha256 and size of every file
+        model.safetensors   the network's state dict, and nothing else: any tool can read it
+        ema.safetensors     the averaged weights, where the recipe has them
+        state.safetensors   optimiser and scaler tensors
+        state.json          step, epoch, scalars, lengths of the logs, data fingerprint, configuration
+
+No pickle anywhere. Loading takes the newest whose manifest verifies, else the one before it, and says so. An older one
+is deleted only after the newer has been read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imnet.errors import DataError, IOFailure
+
+KEEP = 2
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: tensors by file stem and name, and the JSON state."""
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+    """One line for every newer checkpoint that did not verify."""
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write ``folder/step-XXXXXXXX``; on any failure nothing of that name exists and older ones are untouched.
+
+    ``tensors`` maps a file stem (model, ema, state) to its tensors. Raises IOFailure.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f"step-{step:08d}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        if final.exists():
+            if _problem(final) is None:
+                return final
+            shutil.rmtree(final)
+        temporary.mkdir()
+        for stem, named in tensors.items():
+            plain = {k: v.detach().cpu().contiguous() for k, v in named.items()}
+            save_file(plain, temporary / f"{stem}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        _write_manifest(temporary)
+        temporary.rename(final)
+        _fsync(folder)
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full disk as its own error type.
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder)) from error
+    problem = _problem(final)
+    if problem is not None:
+        raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
+    _prune(folder)
+    return final
+
+
+def _hint(folder: Path) -> str:
+    try:
+        free_mib = shutil.disk_usage(folder).free >> 20
+    except OSError:
+        return "the older checkpoints are untouched"
+    return f"{free_mib} MiB free; the older checkpoints are untouched; make room and run the same command again"
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none at all.
+
+    Raises DataError where checkpoints exist and none verifies.
+    """
+    skipped: list[str] = []
+    for path in _newest_first(folder):
+        problem = _problem(path)
+        if problem is None:
+            return load_one(path, tuple(skipped))
+        skipped.append(f"{path.name}: {problem}")
+    if skipped:
+        hint = "no older one is left; use another --out to start anew"
+        raise DataError(f"no checkpoint verifies ({'; '.join(skipped)})", file=folder, hint=hint)
+    return None
+
+
+def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
+    """A checkpoint that is known to verify (rank 0 has checked it)."""
+    tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text()), skipped)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return sorted(found, reverse=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _fsync(path)
+        files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1))
+    _fsync(manifest)
+    _fsync(folder)
+
+
+def _problem(folder: Path) -> str | None:
+    """Why this checkpoint cannot be trusted, or None."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} is damaged (sha256 differs)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable ({type(error).__name__})"
+    return None if "state.json" in files and "model.safetensors" in files else f"{MANIFEST} names too few files"
+
+
+def _prune(folder: Path) -> None:
+    """Keep the newest KEEP; drop leftovers of interrupted saves."""
+    for path in _newest_first(folder)[KEEP:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,59 @@
+"""What a run says: a bar on a terminal, one plain line an interval elsewhere; images/s and time left always."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Console:
+    """Silent on every rank but the first."""
+
+    def __init__(self, enabled: bool = True, interval_s: float = 10.0):
+        self.enabled, self.interval_s = enabled, interval_s
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._tty = enabled and self._rich.is_terminal
+        self._bar: Progress | None = None
+        self._last_s = 0.0
+
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        if self.enabled:
+            self._rich.print(text, markup=False)
+            sys.stdout.flush()
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        """Show the bar; on no terminal, lines will come every ``interval_s``."""
+        self._last_s = time.monotonic()
+        if self._tty:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, console=self._rich, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=total_steps, completed=done_steps, text="")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def progress(
+        self, step: int, epoch: float, epochs: int, loss: float, lr: float, rate: float, left_s: float
+    ) -> None:
+        """Called whenever a loss has been read."""
+        text = f"epoch {epoch:.1f}/{epochs}  loss {loss:.4f}  lr {lr:.4g}  {rate:,.0f} images/s  {clock(left_s)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        elif self.enabled and time.monotonic() - self._last_s >= self.interval_s:
+            self._last_s = time.monotonic()
+            self.say(f"step {step}  {text}")
+
+
+def clock(seconds: float) -> str:
+    """75 -> ``1:15``; 7384 -> ``2:03:04``."""
+    whole = max(0, round(seconds))
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,0 +1,95 @@
+"""The whole set as uint8 in the device's memory; batches are gathered and augmented there, never one by one."""
+
+from __future__ import annotations
+
+import torch
+from imnet_kernels import augment as augment_kernel
+from torch import Tensor
+
+from imnet.data.base import Split
+from imnet.errors import DeviceError
+from imnet.recipe import Augment
+
+# Share of the free device memory that the images may take; the rest is for the step.
+_MEMORY_SHARE = 0.6
+
+
+class Resident:
+    """``batch(ids, epoch)`` -> images (B, C, H, W) channels_last in ``dtype`` and labels (B,) int64, on ``device``."""
+
+    def __init__(
+        self,
+        split: Split,
+        augment: Augment,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: Tensor | None,
+    ):
+        """``mean`` is the mean image (H, W, C) of x/255 where the recipe subtracts one."""
+        self.device, self.dtype, self.seed, self.augment = device, dtype, seed, augment
+        _check_memory(split.images.nbytes, device)
+        self.images = _on_device(split.images, device)
+        self.labels = _on_device(split.labels, device)
+        self.mean = augment.mean if mean is None else mean.to(device)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.images.numel()
+
+    def batch(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        """``ids`` (B,) int64 on any device. Without ``train`` the images are only normalised."""
+        ids = ids.to(self.device, non_blocking=True)
+        a, channels = self.augment, self.images.shape[3]
+        random = {
+            "pad_px": a.crop_pad_px,
+            "pad_mode": a.crop_pad_mode,
+            "hflip": a.hflip,
+            "hflip_p": a.hflip_p,
+            "cutout_px": a.cutout_px,
+            "cutout_inside": a.cutout_inside,
+        }
+        images = augment_kernel(
+            self.images,
+            ids,
+            seed=self.seed,
+            epoch=epoch,
+            mean=_per_channel(self.mean, channels),
+            std=_per_channel(a.std, channels),
+            dtype=self.dtype,
+            **(random if train else {}),
+        )
+        return images, self.labels[ids]
+
+
+def _per_channel(values: tuple[float, ...] | Tensor | str, channels: int) -> tuple[float, ...] | Tensor:
+    if isinstance(values, Tensor):
+        return values
+    assert not isinstance(values, str), "the mean image is computed by the caller"
+    return values * channels if len(values) == 1 else values
+
+
+def mean_image(split: Split, chunk_images: int = 4096) -> Tensor:
+    """(H, W, C) fp32 mean of x/255 over a split, summed exactly in int64."""
+    total = torch.zeros(split.images.shape[1:], dtype=torch.int64)
+    for start in range(0, len(split), chunk_images):
+        total += torch.from_numpy(split.images[start : start + chunk_images].copy()).sum(0, dtype=torch.int64)
+    return (total.double() / (255 * len(split))).float()
+
+
+def _on_device(array, device: torch.device) -> Tensor:
+    # A copy on purpose: a read-only memory map would warn, and a page fault in the step would cost more.
+    return torch.from_numpy(array.copy()).to(device)
+
+
+def _check_memory(num_bytes: int, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if num_bytes > _MEMORY_SHARE * free:
+        what = f"{num_bytes / 2**30:.1f} GiB of images do not fit the device ({free / 2**30:.1f} GiB free)"
+        raise DeviceError(what, hint="use a GPU with more memory, or fewer images (--data.train_images)")

@@ -1,0 +1,97 @@
+"""Where a run computes, in which precision, on how many threads; decided once and said aloud."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from imnet.errors import DeviceError
+from imnet.run_options import RunOptions
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and the precision of its matrix work (autocast dtype; fp32 means no autocast)."""
+
+    device: torch.device
+    precision: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @property
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+
+def num_gpus() -> int:
+    """GPUs that torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_gpus(wanted: int) -> None:
+    """DeviceError unless ``wanted`` GPUs are there."""
+    found = num_gpus()
+    if wanted <= found:
+        return
+    if found == 0:
+        do = "leave --gpus out to train on the CPU (--device cpu --procs N for several processes)"
+    else:
+        do = f"use --gpus {found}; the batch size stays the recipe's"
+    raise DeviceError(f"got --gpus {wanted}, found {found} usable GPU{'' if found == 1 else 's'}", hint=do)
+
+
+def resolve(options: RunOptions, local_rank: int = 0) -> Place:
+    """The device of this process and the precision that ``--precision`` means on it."""
+    kind = options.device
+    if kind == "auto":
+        kind = "cuda" if num_gpus() and not options.procs else "cpu"
+    if kind == "cuda":
+        check_gpus(max(options.gpus or 1, local_rank + 1))
+        torch.cuda.set_device(local_rank)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    precision, reason = resolve_precision(options.precision, kind)
+    return Place(device, precision, reason)
+
+
+def resolve_precision(precision: str, kind: str) -> tuple[str, str]:
+    """(fp32 | bf16 | fp16, why)."""
+    if precision != "auto":
+        if precision == "fp16" and kind == "cpu":
+            raise DeviceError("got --precision fp16 on a CPU; allowed: fp32, bf16", hint="leave --precision out")
+        return precision, "asked for"
+    if kind == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU has it") if has else ("fp16", "the GPU has no bf16")
+    if torch.backends.mkldnn.is_available() and _cpu_has_bf16():
+        return "bf16", "the CPU multiplies bf16 in hardware"
+    return "fp32", "the CPU has no bf16 instructions"
+
+
+def _cpu_has_bf16() -> bool:
+    """avx512_bf16 or AMX, as the kernel reports them; elsewhere no."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = next((line for line in f if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def set_threads(options: RunOptions) -> int:
+    """Threads of this process: --threads, else the cores it may use divided by --procs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = options.threads or max(1, cores // (options.procs or 1))
+    torch.set_num_threads(threads)
+    # Denormals cost up to 100x on a CPU and carry nothing that training needs.
+    torch.set_flush_denormal(True)
+    return threads

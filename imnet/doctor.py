@@ -1,0 +1,52 @@
+"""imnet-train --doctor: what this machine has, which kernel tier runs, and the one command that would improve each."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+
+import imnet_kernels.tier
+import torch
+
+from imnet import device, runfolder
+
+
+def text() -> str:
+    """The whole report."""
+    found = runfolder.environment()
+    v, hardware = found["versions"], found["hardware"]
+    gpus = ", ".join(hardware["gpus"]) or "none that torch can use"
+    precision, why = device.resolve_precision("auto", "cuda" if device.num_gpus() else "cpu")
+    lines = [
+        f"imnet       {v['imnet']}" + (f" at {found['git_sha'][:12]}" if found["git_sha"] else ""),
+        f"python      {v['python']}",
+        f"torch       {v['torch']}, torchvision {v['torchvision']}, CUDA {v['cuda'] or 'none (a CPU build)'}",
+        f"cpu         {hardware['cpu']}, {hardware['cores']} cores usable, {torch.backends.cpu.get_cpu_capability()}",
+        f"gpu         {gpus}",
+        f"precision   auto means {precision} here ({why})",
+        f"triton      {_package('triton')}",
+        f"DALI        {_dali()}",
+        f"compiler    {shutil.which('g++') or shutil.which('clang++') or 'none: torch.compile on a CPU needs one'}",
+        f"nvcc        {shutil.which('nvcc') or 'none: only building the CUDA kernels needs it'}",
+        "",
+        "kernel tiers (auto)",
+    ]
+    lines += [f"  {family:<12}{tier:<11}{why}" for family, (tier, why) in imnet_kernels.tier.report().items()]
+    return "\n".join(lines)
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _dali() -> str:
+    if importlib.util.find_spec("nvidia.dali") if importlib.util.find_spec("nvidia") else None:
+        return next((f"{n} {version(n)}" for n in _DALI if _package(n) != "not installed"), "installed")
+    return "not installed (optional): pip install 'imnet[dali]'"
+
+
+_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

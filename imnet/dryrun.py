@@ -1,0 +1,97 @@
+"""imnet-train --dry-run: everything that can be known before training, on the meta device; nothing is written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from imnet import device, models, runfolder
+from imnet.data.order import Order
+from imnet.errors import DataError, ImnetError
+from imnet.models.count import flops, num_params
+from imnet.recipe import AdamW, Recipe
+from imnet.run_options import RunOptions
+from imnet.trainer import load_data
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def text(recipe: Recipe, options: RunOptions) -> str:
+    """The whole dry run. Raises UsageError for what would fail at once; missing data are a line of it."""
+    d = recipe.data
+    kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
+    precision, why = device.resolve_precision(options.precision, kind)
+    with torch.device("meta"):
+        net = models.build(recipe.model, d.num_classes, d.channels, **recipe.model_options)
+    shape = (d.channels, d.image_px, d.image_px)
+    forward, both = flops(net, shape), flops(net, shape, backward=True)
+    ranks = options.gpus or options.procs or 1
+    lines = [
+        f"recipe       {recipe.name}: {recipe.source}",
+        f"network      {recipe.model}: {num_params(net):,} parameters",
+        f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
+        f"precision    {precision} ({why})",
+        *_memory(net, recipe, options, ranks, precision),
+        f"run folder   {options.out or runfolder.default_path(recipe, precision)}",
+        *_data(recipe, options, both),
+    ]
+    return "\n".join(lines)
+
+
+def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, precision: str) -> list[str]:
+    """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them."""
+    copies = 3 + isinstance(recipe.optim, AdamW) + (recipe.ema_decay is not None)
+    fixed = copies * 4 * num_params(net)
+    d = recipe.data
+    images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
+    per_image = activation_bytes(net, (d.channels, d.image_px, d.image_px)) // (1 if precision == "fp32" else 2)
+    total = fixed + images * per_image
+    return [
+        f"batch        {d.batch_images} images a step over {ranks} rank(s), {images} at once",
+        f"memory       about {total / 2**30:.2f} GiB a rank: {fixed / 2**30:.2f} weights and optimiser, "
+        f"{images * per_image / 2**30:.2f} activations ({per_image / 2**20:.1f} MiB an image)",
+    ]
+
+
+def activation_bytes(net: nn.Module, shape: tuple[int, int, int]) -> int:
+    """fp32 bytes an image of ``shape`` (C, H, W) leaves behind for the backward pass, counted on the meta device."""
+    seen: dict[int, Tensor] = {}
+    params = {id(p) for p in net.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        if id(tensor) not in params and tensor.dim() == 4:
+            seen[id(tensor)] = tensor  # kept alive, so that an id means one tensor
+        return tensor
+
+    images = torch.empty(2, *shape, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        net.train()(images)
+    return sum(t.numel() * t.element_size() for t in seen.values()) // 2
+
+
+def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str]:
+    try:
+        found = load_data(recipe, options)
+    except DataError as error:
+        return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
+    except ImnetError as error:
+        return [*_schedule(recipe, None), f"data         {error}"]
+    order = Order(len(found.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    total = recipe.epochs * order.steps_per_epoch * recipe.data.batch_images * flops_per_image
+    sizes = f"{len(found.train):,} train, {len(found.test):,} test, {len(found.class_names)} classes"
+    return [
+        *_schedule(recipe, order.steps_per_epoch),
+        f"arithmetic   {total / 1e15:.3f} PFLOP for the whole training",
+        f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
+    ]
+
+
+def _schedule(recipe: Recipe, steps_per_epoch: int | None) -> list[str]:
+    """The learning rate over the run, as a line of bars."""
+    per_epoch = steps_per_epoch or 1000
+    steps = recipe.epochs * per_epoch
+    rates = [recipe.lr_at(int(i * (steps - 1) / 59), per_epoch) for i in range(60)]
+    top = max(rates)
+    bars = "".join(_BARS[min(7, int(8 * r / top))] for r in rates)
+    length = f"{recipe.epochs} epochs" + (f" of {steps_per_epoch} steps" if steps_per_epoch else "")
+    return [f"schedule     {recipe.schedule.kind}, {length}", f"lr           {bars}  largest {top:.4g}"]

@@ -1,0 +1,51 @@
+"""imnet-train --list: recipes, models, data sets. Torch-free."""
+
+from __future__ import annotations
+
+from imnet import data
+from imnet.errors import UsageError
+from imnet.models.catalog import CATALOG
+from imnet.recipe import Recipe
+from imnet.recipes import RECIPES, suggest
+
+
+def table(what: str) -> str:
+    """The table called ``what``."""
+    tables = {"recipes": _recipes, "models": _models, "data": _data}
+    if what not in tables:
+        hint = suggest(what, list(tables)) or f"allowed: {', '.join(tables)}"
+        raise UsageError(f"got --list {what}", hint=hint)
+    return tables[what]()
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _recipes() -> str:
+    head = ("recipe", "model", "data", "px", "batch", "epochs", "published")
+    rows = [
+        (r.name, r.model, r.data.name, str(r.data.image_px), str(r.data.batch_images), str(r.epochs), _published(r))
+        for r in RECIPES.values()
+    ]
+    return _columns([head, *rows])
+
+
+def _published(recipe: Recipe) -> str:
+    p = recipe.published
+    if p is None or p.top1 is None:
+        return "-"
+    hours = "" if p.hours is None else f" in {p.hours:g} h"
+    return f"{p.top1:.2%}{hours}" + (f" on {p.hardware}" if p.hardware else "")
+
+
+def _models() -> str:
+    head = ("model", "parameters", "source")
+    rows = [(name, f"{entry.num_params:,}", entry.source) for name, entry in CATALOG.items()]
+    more = "any wrnD_K, torchvision:NAME and timm:NAME build too"
+    return _columns([head, *rows]) + f"\n{more}"
+
+
+def _data() -> str:
+    return "\n".join(data.names())

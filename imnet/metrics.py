@@ -1,0 +1,53 @@
+"""metrics.jsonl: one JSON object a line, appended; the source of truth for curves and reports."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from imnet.errors import IOFailure
+
+
+class MetricsLog:
+    """Append-only writer. ``resume_at`` cuts the file to the length that a checkpoint knew, so no line comes twice."""
+
+    def __init__(self, path: Path, resume_at: int = 0):
+        self.path = path
+        try:
+            self._file = path.open("ab")
+            self._file.truncate(min(resume_at, self._file.seek(0, os.SEEK_END)))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise IOFailure(f"cannot be opened: {error.strerror}", file=path) from error
+
+    def write(self, **values: Any) -> None:
+        """One line; a number that is not finite becomes null (JSON has none)."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        try:
+            self._file.write(json.dumps(clean).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise IOFailure(f"not written: {error.strerror}", file=self.path, hint="make room, then resume") from error
+
+    def sync(self) -> int:
+        """Flush to the disk; the length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; a torn last one (a run that was killed) is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,266 @@
+"""A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
+
+This module is a leaf: standard library only. Everyone may read it; it reads no one.
+Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Augment",
+    "Constant",
+    "Cosine",
+    "Data",
+    "MultiStep",
+    "OneCycle",
+    "Published",
+    "Recipe",
+    "Step",
+    "replace",
+]
+
+
+def check(ok: bool, got: str, allowed: str, do: str) -> None:
+    """ValueError in the form got / allowed / do, unless ``ok``."""
+    if not ok:
+        raise ValueError(f"got {got}; allowed: {allowed}; {do}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, how large, and how many an optimiser step sees (over all ranks)."""
+
+    name: str
+    image_px: int
+    batch_images: int
+    num_classes: int
+    channels: int = 3
+    split: str | None = None
+    """Which division into train and test, for sets that have several (fashion-mnist: custom | official)."""
+    drop_last: bool = True
+    """Leave the incomplete last batch of an epoch out (another one each epoch, since the order changes)."""
+    train_images: int | None = None
+    """Size of a generated set; of another one that many evenly spaced images are taken."""
+    test_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_px", "batch_images", "num_classes", "channels"):
+            value = getattr(self, name)
+            check(value >= 1, f"data.{name} = {value}", "1 or more", f"set --data.{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What happens to a training image, in this order: pad and crop, flip, normalise, cutout.
+
+    Padding is 0 (or the mirrored image) before normalisation; cutout fills 0 after it.
+    Everything random is a pure function of (seed, epoch, sample id).
+    """
+
+    crop_pad_px: int = 0
+    crop_pad_mode: Literal["zero", "reflect"] = "zero"
+    hflip: Literal["none", "random", "alternating"] = "none"
+    """``alternating``: a random half is mirrored in even epochs, the other half in odd ones (Jordan 2024)."""
+    hflip_p: float = 0.5
+    cutout_px: int = 0
+    cutout_inside: bool = False
+    mean: tuple[float, ...] | Literal["image"] = (0.0,)
+    """Per channel, of x/255; one value serves every channel; ``image`` = the mean image of the training set."""
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        check(self.crop_pad_px >= 0, f"augment.crop_pad_px = {self.crop_pad_px}", "0 or more", "0 means no crop")
+        check(self.cutout_px >= 0, f"augment.cutout_px = {self.cutout_px}", "0 or more", "0 means no cutout")
+        check(0 <= self.hflip_p <= 1, f"augment.hflip_p = {self.hflip_p}", "0..1", "use --augment.hflip none for 0")
+        check(
+            self.hflip != "alternating" or self.hflip_p == 0.5,
+            f"augment.hflip alternating with hflip_p = {self.hflip_p}",
+            "0.5",
+            "alternating flips exactly half; use --augment.hflip random for another share",
+        )
+        check(all(s > 0 for s in self.std), f"augment.std = {self.std}", "positive numbers", "use 1.0 for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
+
+    kind: ClassVar[str] = "sgd"
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_norms: bool = True
+    """Whether weight decay also applies to normalisation parameters and biases."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"optim.lr = {self.lr}", "a positive number", "set --optim.lr")
+        check(
+            self.momentum > 0 or not self.nesterov, "optim.nesterov without momentum", "momentum > 0", "set one of both"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
+
+    kind: ClassVar[str] = "adamw"
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay_norms: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"optim.lr = {self.lr}", "a positive number", "set --optim.lr")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optim.{name} = {value}", "0 <= beta < 1", f"set --optim.{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schedule:
+    """``factor(t, epochs)`` multiplies the base learning rate at time ``t`` (epochs, fractional): a pure function."""
+
+    warmup_epochs: float = 0.0
+    """Linear from ~0 over this long; multiplies what the schedule says."""
+
+    def factor(self, t: float, epochs: float) -> float:
+        warm = min(1.0, (t + 1e-9) / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
+        return warm * self._shape(t, epochs)
+
+    def _shape(self, t: float, epochs: float) -> float:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(_Schedule):
+    kind: ClassVar[str] = "constant"
+
+    def _shape(self, t: float, epochs: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(_Schedule):
+    """Times ``gamma`` every ``every_epochs``."""
+
+    kind: ClassVar[str] = "step"
+    every_epochs: int = 30
+    gamma: float = 0.1
+
+    def _shape(self, t: float, epochs: float) -> float:
+        return self.gamma ** int(t // self.every_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(_Schedule):
+    """Times ``gamma`` at each milestone."""
+
+    kind: ClassVar[str] = "multistep"
+    milestones_epochs: tuple[int, ...] = (60, 120, 160)
+    gamma: float = 0.2
+
+    def _shape(self, t: float, epochs: float) -> float:
+        return self.gamma ** sum(t >= m for m in self.milestones_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(_Schedule):
+    """Half a cosine from 1 to ``final_factor``; ``per`` says whether it moves every step or every epoch."""
+
+    kind: ClassVar[str] = "cosine"
+    final_factor: float = 0.0
+    per: Literal["step", "epoch"] = "step"
+
+    def _shape(self, t: float, epochs: float) -> float:
+        t = math.floor(t) if self.per == "epoch" else t
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t / epochs)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(_Schedule):
+    """A triangle: ``start_factor`` up to 1 at ``peak_fraction`` of the run, then down to ``final_factor``."""
+
+    kind: ClassVar[str] = "onecycle"
+    peak_fraction: float = 0.25
+    start_factor: float = 0.1
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        ok = 0 < self.peak_fraction < 1
+        check(ok, f"schedule.peak_fraction = {self.peak_fraction}", "between 0 and 1", "set --schedule.peak_fraction")
+
+    def _shape(self, t: float, epochs: float) -> float:
+        x = min(1.0, t / epochs)
+        if x < self.peak_fraction:
+            return self.start_factor + (1 - self.start_factor) * x / self.peak_fraction
+        return self.final_factor + (1 - self.final_factor) * (1 - x) / (1 - self.peak_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the source reports; fractions, hours, and the hardware they were measured on."""
+
+    top1: float | None = None
+    top5: float | None = None
+    hours: float | None = None
+    hardware: str = ""
+    note: str = ""
+
+
+Optim = SGD | AdamW
+Schedule = Constant | Step | MultiStep | Cosine | OneCycle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the trained weights, and where its numbers come from."""
+
+    name: str
+    model: str
+    data: Data
+    optim: Optim
+    schedule: Schedule
+    epochs: int
+    augment: Augment = field(default_factory=Augment)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network, e.g. ``{"zero_init_last_bn": true}``."""
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    """Evaluate an exponential moving average of the weights; None = the weights themselves."""
+    grad_clip: float | None = None
+    """Largest 2-norm of the whole gradient."""
+    seed: int = 0
+    source: str = ""
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, f"epochs = {self.epochs}", "1 or more", "set --epochs")
+        check(0 <= self.label_smoothing < 1, f"label_smoothing = {self.label_smoothing}", "0 <= s < 1", "0 means none")
+        ema = self.ema_decay
+        check(ema is None or 0 < ema < 1, f"ema_decay = {ema}", "between 0 and 1, or null", "null means no average")
+        clip = self.grad_clip
+        check(clip is None or clip > 0, f"grad_clip = {clip}", "a positive number, or null", "null means no clipping")
+        means = self.augment.mean
+        if means != "image":
+            ok = len(means) in (1, self.data.channels)
+            check(ok, f"augment.mean of {len(means)} values", f"1 or {self.data.channels}", "one value a channel")
+        ok = len(self.augment.std) in (1, self.data.channels)
+        check(ok, f"augment.std of {len(self.augment.std)} values", f"1 or {self.data.channels}", "one a channel")
+        cut, size = self.augment.cutout_px, self.data.image_px
+        check(cut <= size, f"augment.cutout_px = {cut}", f"at most data.image_px = {size}", "make the box smaller")
+        reflect = self.augment.crop_pad_mode == "reflect" and self.augment.crop_pad_px >= size
+        check(not reflect, f"augment.crop_pad_px = {self.augment.crop_pad_px}", f"under {size} for reflect", "pad less")
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of the optimiser step ``step`` (counted from 0 over the whole run)."""
+        return self.optim.lr * self.schedule.factor(step / steps_per_epoch, self.epochs)

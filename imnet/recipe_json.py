@@ -1,0 +1,81 @@
+"""Recipes as plain JSON data and back, and the hash that tells one experiment from another. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Union
+
+from imnet.recipe import SGD, AdamW, Constant, Cosine, MultiStep, OneCycle, Recipe, Step
+
+KINDS: dict[str, dict[str, type]] = {
+    "optim": {c.kind: c for c in (SGD, AdamW)},
+    "schedule": {c.kind: c for c in (Constant, Step, MultiStep, Cosine, OneCycle)},
+}
+
+
+def to_dict(value: Any) -> Any:
+    """Plain JSON-able form; variants carry their ``kind``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_dict(v) for v in value]
+    return value
+
+
+def from_dict(raw: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``to_dict`` wrote; unknown or missing keys are a ValueError."""
+    return build_value(Recipe, raw, "recipe")
+
+
+def build_value(cls: Any, raw: Any, path: str) -> Any:
+    """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them)."""
+    options = _union_members(cls)
+    dataclass_options = [c for c in options if dataclasses.is_dataclass(c)]
+    if raw is None and type(None) in options:
+        return None
+    if dataclass_options and isinstance(raw, Mapping):
+        return _build_dataclass(dataclass_options, dict(raw), path)
+    if isinstance(raw, list):
+        return tuple(raw)
+    return raw
+
+
+def _union_members(cls: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(cls) in (Union, types.UnionType)
+    return typing.get_args(cls) if is_union else (cls,)
+
+
+def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
+    kind = raw.pop("kind", None)
+    cls = options[0]
+    if len(options) > 1:
+        by_kind = {c.kind: c for c in options}
+        if kind not in by_kind:
+            raise ValueError(f"got {path}.kind = {kind!r}; allowed: {', '.join(by_kind)}; set --{path}.kind")
+        cls = by_kind[kind]
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(raw) - names)
+    if unknown:
+        raise ValueError(f"got unknown {path}.{unknown[0]}; allowed: {', '.join(sorted(names))}; remove it")
+    try:
+        return cls(**{k: build_value(hints[k], v, f"{path}.{k}".removeprefix("recipe.")) for k, v in raw.items()})
+    except TypeError as error:
+        raise ValueError(f"got an incomplete {path}: {error}") from error
+
+
+def config_hash(recipe: Recipe, precision: str) -> str:
+    """Identity of an experiment: the recipe without its provenance, and the resolved precision."""
+    body = to_dict(recipe)
+    for provenance in ("source", "published"):
+        body.pop(provenance)
+    text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

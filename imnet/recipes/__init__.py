@@ -1,0 +1,40 @@
+"""All recipes by name. Importing this reads no torch."""
+
+from __future__ import annotations
+
+import difflib
+
+from imnet.errors import UsageError
+from imnet.recipe import Recipe
+from imnet.recipes import fashion_mnist, imagenet64, quickstart
+
+RECIPES: dict[str, Recipe] = {}
+for _module in (quickstart, fashion_mnist, imagenet64):
+    for _value in vars(_module).values():
+        if isinstance(_value, Recipe):
+            if _value.name in RECIPES:
+                raise ValueError(f"two recipes are called {_value.name}")
+            RECIPES[_value.name] = _value
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """``did you mean`` for a mistyped name, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def by_name(name: str) -> Recipe:
+    """The recipe called ``name``."""
+    if name not in RECIPES:
+        hint = suggest(name, list(RECIPES)) or "imnet-train --list recipes shows them all"
+        raise UsageError(f"got unknown recipe {name!r}", hint=hint)
+    return RECIPES[name]
+
+
+def by_model(model: str) -> Recipe | None:
+    """The one recipe whose network is ``model``; the shortest-named of a ``_as_run``-like family wins."""
+    found = [r for r in RECIPES.values() if r.model == model and not r.name.endswith("_as_run")]
+    if len(found) > 1:
+        names = ", ".join(r.name for r in found)
+        raise UsageError(f"got --model {model}, which has {len(found)} recipes: {names}", hint="choose with --recipe")
+    return found[0] if found else None

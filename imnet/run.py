@@ -1,0 +1,129 @@
+"""A finished (or interrupted) run, from Python: ``run.metrics``, ``run.model()``, ``run.evaluate()``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from imnet import checkpoint, device
+from imnet.announce import write_evaluation
+from imnet.data.resident import Resident, mean_image
+from imnet.errors import DataError, ImnetError, UsageError
+from imnet.evaluate import Evaluation, evaluate
+from imnet.launch import World
+from imnet.metrics import read_metrics
+from imnet.recipe import Recipe
+from imnet.recipe_json import from_dict
+from imnet.recipes import by_name, suggest
+from imnet.run_options import RunOptions
+from imnet.runfolder import read_run
+from imnet.train import train
+from imnet.trainer import build_network, load_data
+
+
+class Run:
+    """A run folder. Raises DataError where ``path`` is none."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        info = read_run(self.path)
+        if info is None:
+            raise DataError(
+                "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"
+            )
+        self.info: dict[str, Any] = info
+        self.recipe: Recipe = from_dict(info["recipe"])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, recipe={self.recipe.name!r}, status={self.info['status']!r})"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def model(self) -> nn.Module:
+        """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU."""
+        found = checkpoint.load(self.path / "checkpoints")
+        if found is None:
+            raise DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
+        net = build_network(self.recipe)
+        net.load_state_dict(found.tensors["ema" if self.recipe.ema_decay is not None else "model"])
+        return net.eval()
+
+    def evaluate(self, *, data_dir: str | None = None, device_name: str = "auto", flip: bool = False) -> Evaluation:
+        """Evaluate on the test split; ``flip`` averages with the mirror image. Nothing is written."""
+        return self._evaluate(data_dir, device_name, flip)[0]
+
+    def _evaluate(self, data_dir: str | None, device_name: str, flip: bool) -> tuple[Evaluation, Any]:
+        options = self._options(data_dir, device_name)
+        device.set_threads(options)
+        place = device.resolve(options)
+        dataset = load_data(self.recipe, options)
+        if dataset.fingerprint != self.info["data"]["fingerprint"]:
+            raise DataError("the data differ from those of the run", file=data_dir, hint="check --data-dir")
+        augment = self.recipe.augment
+        mean = mean_image(dataset.train) if augment.mean == "image" else None
+        data = Resident(dataset.test, augment, seed=0, device=place.device, dtype=place.dtype, mean=mean)
+        import torch
+
+        net = self.model().to(place.device, memory_format=torch.channels_last)
+        return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
+
+    def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
+        raw = yaml.safe_load((self.path / "config.yaml").read_text())
+        names = {f.name for f in dataclasses.fields(RunOptions)}
+        saved = {k: v for k, v in raw.items() if k in names}
+        changed = {"gpus": None, "procs": None, "device": device_name, "data_dir": data_dir or saved["data_dir"]}
+        return RunOptions(
+            **saved | changed | {"precision": self.info["precision"] if device_name == "auto" else "auto"}
+        )
+
+
+def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
+    """What ``imnet.train`` does."""
+    value = recipe if isinstance(recipe, Recipe) else by_name(recipe or "quickstart")
+    names = {f.name for f in dataclasses.fields(RunOptions)}
+    unknown = sorted(set(options) - names)
+    if unknown:
+        hint = suggest(unknown[0], sorted(names)) or f"allowed: {', '.join(sorted(names))}"
+        raise UsageError(f"got unknown option {unknown[0]}", hint=hint)
+    plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.items()}
+    try:
+        code, path = train(value, RunOptions(**plain))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if code:
+        error = ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
+        error.exit_code = code
+        raise error
+    return Run(path)
+
+
+def evaluate_run(path: Path, *, data_dir: str | None, device_name: str, flip: bool) -> str:
+    """imnet-eval: evaluates, writes evaluation.json and the report anew, returns the lines to print."""
+    from imnet import report
+
+    run = Run(path)
+    plain, dataset = run._evaluate(data_dir, device_name, flip=False)
+    mirrored = run.evaluate(data_dir=data_dir, device_name=device_name, flip=True) if flip else None
+    write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None)
+    report.render(run.path)
+    lines = [
+        f"images     {plain.num_images:,}",
+        f"top-1      {plain.top1:.4%}",
+        f"top-5      {plain.top5:.4%}",
+        f"loss       {plain.loss:.6f}",
+    ]
+    if mirrored:
+        lines.append(f"with mirror images averaged (flip TTA): top-1 {mirrored.top1:.4%}, top-5 {mirrored.top5:.4%}")
+    return "\n".join([*lines, f"report     {run.report}"])

@@ -1,0 +1,173 @@
+"""The run folder: one run at a time, one configuration for ever.
+
+config.yaml    every value; --config reads it back
+run.json       versions, git commit, device, kernel tiers, data fingerprint, status
+metrics.jsonl  one object a line
+checkpoints/   see imnet.checkpoint
+report.html    see imnet.report
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from imnet.errors import IOFailure, UsageError
+from imnet.files import write_atomic, write_json
+from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash, to_dict
+from imnet.run_options import RunOptions
+
+
+def default_path(recipe: Recipe, precision: str) -> Path:
+    """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another."""
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{config_hash(recipe, precision)[:8]}"
+
+
+class RunFolder:
+    """An open, locked run folder. The lock goes with the process, so a killed run blocks nobody."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+")
+            probe = path / f".probe.{os.getpid()}"
+            probe.write_bytes(b"imnet")
+            probe.unlink()
+        except OSError as error:
+            raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
+        self._take_lock()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            hint = "wait for it, or choose another --out"
+            raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def read_run(self) -> dict[str, Any] | None:
+        """run.json, or None in a new folder."""
+        return read_run(self.path)
+
+    def check_same(self, recipe: Recipe, options: RunOptions, precision: str) -> None:
+        """UsageError where the folder holds a run of another configuration, or may not be resumed."""
+        run = self.read_run()
+        if run is None:
+            return
+        if options.resume == "never":
+            raise UsageError("the folder already holds a run", file=self.path, hint="choose another --out")
+        if run["config_hash"] == config_hash(recipe, precision) or options.allow_change:
+            return
+        old = run["recipe"] | {"precision": run["precision"]}
+        changed = difference(old, to_dict(recipe) | {"precision": precision})
+        what = f"the folder holds a run of another configuration ({changed})"
+        raise UsageError(what, file=self.path, hint="choose another --out, or resume it all the same: --allow-change")
+
+    def write_config(self, text: str) -> None:
+        write_atomic(self.path / "config.yaml", text)
+
+    def write_run(self, values: dict[str, Any]) -> None:
+        write_json(self.path / "run.json", values)
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """run.json of a run folder, or None where there is none."""
+    try:
+        return json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise IOFailure(f"run.json is unreadable: {error}", file=path, hint="choose another --out") from error
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The first few values that differ, as ``name was 1, is 2``."""
+    return ", ".join(_differences(old, new, prefix)[:3])
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
+    rows: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if key in ("source", "published"):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            rows.append(f"{prefix}{key} was {a}, is {b}")
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a number was measured with."""
+    import numpy
+    import torch
+    import torchvision
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "versions": {
+            "imnet": _own_version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "git_sha": _git_sha(),
+        "hardware": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("imnet")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+def _git_sha() -> str | None:
+    """The commit of this source tree, with ``+`` where it has changes; None where it is installed without one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 5, "check": True}
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return sha + ("+" if changed else "")
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            for line in f:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

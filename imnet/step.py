@@ -1,0 +1,179 @@
+"""The training step: forward, backward, update. No host sync, no logging.
+
+The learning rate is a pure function of the step; randomness inside networks (dropout, Shake-Shake) is reseeded from
+(seed, step, rank), so that a resumed run draws what the uninterrupted one drew and no generator state is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from imnet import optim as optimisers
+from imnet.device import Place
+from imnet.launch import World
+from imnet.recipe import Recipe
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainStep:
+    """Holds the network and what changes it; calling it is one optimiser step."""
+
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
+    ):
+        self.net, self.recipe, self.place, self.world = net, recipe, place, world
+        self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs)
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
+        self.ema: optimisers.Ema | None = None
+        self.parallel = _parallel(net, place, world)
+        self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
+        self.params = [p for p in net.parameters() if p.requires_grad]
+        self.graph = CapturedStep(self) if graphs else None
+
+    def add_ema(self, averaged: nn.Module, decay: float) -> None:
+        self.ema = optimisers.Ema(self.net, averaged, decay)
+
+    def __call__(self, batches: list[Batch], num_images: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
+        """One optimiser step over this rank's micro-batches of a global batch of ``num_images``.
+
+        Returns, on the device and detached: the sum of this rank's losses, and 1.0 where loss or gradient is not
+        finite, in which case weights and optimiser are unchanged.
+        """
+        self.net.train()
+        optimisers.set_lr(self.optimizer, lr)
+        torch.manual_seed(_mix(self.recipe.seed, step, self.world.rank))
+        if self.graph is not None:
+            return self.graph(batches, num_images)
+        return self.compute(batches, num_images)
+
+    def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
+        """The arithmetic of a step; what a CUDA graph captures."""
+        total = torch.zeros((), device=self.place.device)
+        for i, (images, labels) in enumerate(batches):
+            last = i == len(batches) - 1
+            with contextlib.nullcontext() if last else self._no_sync():
+                loss = self._loss(images, labels)
+                # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
+                self.scaler.scale(loss * (self.world.size / num_images)).backward()
+            total += loss.detach()
+        bad = self._update(total)
+        return total, bad
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self.place.autocast:
+            logits = self.forward(images)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+
+    def _no_sync(self):
+        return (
+            self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
+        )
+
+    def _update(self, loss: Tensor) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+        bad = (~torch.isfinite(norm + loss)).float()
+        if self.world.size > 1 and loss.device.type == "cpu":
+            self.world.all_reduce(bad)
+        if self.recipe.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.params, self.recipe.grad_clip, norm, foreach=True)
+        if not self.scaler.is_enabled():
+            # Fused optimisers read this on the device and leave everything as it was where it is 1.
+            self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=self.graph is None)
+        if self.ema is not None:
+            self.ema.update()
+        return bad
+
+    def warm_up(self, batches: list[Batch], num_images: int) -> None:
+        """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
+        before = {k: v.clone() for k, v in self.net.state_dict().items()}
+        self.net.train()
+        for images, labels in batches:
+            loss = self._loss(images, torch.zeros_like(labels))
+            (loss / num_images).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.net.load_state_dict(before)
+        if self.graph is not None:
+            self.graph.capture(batches, num_images)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds of the step, by file."""
+        found = {"model": self.net.state_dict(), "state": dict(optimisers.state_tensors(self.optimizer))}
+        if self.ema is not None:
+            found["ema"] = self.ema.averaged.state_dict()
+        return found
+
+    def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Inverse of ``tensors``."""
+        self.net.load_state_dict(tensors["model"])
+        optimisers.load_state_tensors(self.optimizer, tensors.get("state", {}))
+        if self.ema is not None:
+            self.ema.averaged.load_state_dict(tensors["ema"])
+
+
+class CapturedStep:
+    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. One GPU, static shapes."""
+
+    def __init__(self, step: TrainStep):
+        self.step = step
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def capture(self, batches: list[Batch], num_images: int) -> None:
+        """Record ``compute`` on static copies of the batch; state is put back afterwards."""
+        self.static = [(images.clone(), labels.clone()) for images, labels in batches]
+        self.num_images = num_images
+        before = {name: {k: v.clone() for k, v in t.items()} for name, t in self.step.tensors().items()}
+        optimisers.set_lr(self.step.optimizer, 0.0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step.compute(self.static, num_images)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.total, self.bad = self.step.compute(self.static, num_images)
+        self._restore(before)
+
+    def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
+        for name, tensors in self.step.tensors().items():
+            for key, value in tensors.items():
+                # Optimiser state that the warm-up made starts at zero, as if no step had been taken.
+                old = before[name].get(key)
+                value.zero_() if old is None else value.copy_(old)
+
+    def __call__(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
+        assert self.graph is not None
+        assert num_images == self.num_images, "a captured step has one shape"
+        for (images, labels), (static_images, static_labels) in zip(batches, self.static, strict=True):
+            static_images.copy_(images)
+            static_labels.copy_(labels)
+        self.graph.replay()
+        return self.total.clone(), self.bad.clone()
+
+
+def _parallel(net: nn.Module, place: Place, world: World) -> nn.Module:
+    if world.size == 1:
+        return net
+    ids = [place.device.index] if place.device.type == "cuda" else None
+    # Buffers stay each rank's own in training (rank 0's are evaluated and saved): broadcasting them every step buys
+    # nothing. Gradients are views into the buckets: one copy less.
+    return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """One 63-bit seed for (seed, step, rank)."""
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    value ^= value >> 31
+    return (value * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

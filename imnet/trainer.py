@@ -1,0 +1,282 @@
+"""The loop: ids -> resident batch -> step -> flags; log, evaluate and checkpoint once in a while.
+
+Those three are the only places where the host waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from imnet import announce, checkpoint, data, device, models, report, resume, runfolder
+from imnet import options as options_module
+from imnet.console import Console
+from imnet.data.order import Order, micro_batches, shard
+from imnet.data.resident import Resident, mean_image
+from imnet.errors import DataError, Preempted, UsageError
+from imnet.evaluate import Evaluation, evaluate
+from imnet.launch import World
+from imnet.metrics import MetricsLog
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+from imnet.step import TrainStep
+from imnet.watch import Flags, Signals, first_bad_layer
+
+
+class Trainer:
+    """Everything one rank holds during a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: RunOptions,
+        place: device.Place,
+        world: World,
+        console: Console,
+        signals: Signals,
+        threads: int,
+    ):
+        self.recipe, self.options, self.place, self.world = recipe, options, place, world
+        self.console, self.signals, self.threads = console, signals, threads
+        self.folder: runfolder.RunFolder | None = None
+        assert options.out is not None
+        if world.is_main:
+            self.folder = runfolder.RunFolder(Path(options.out))
+            self.folder.check_same(recipe, options, place.precision)
+        self.dataset = load_data(recipe, options, world)
+        self.order = Order(
+            len(self.dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last
+        )
+        if self.order.steps_per_epoch == 0:
+            what = f"got batch_images = {recipe.data.batch_images} for {len(self.dataset.train)} training images"
+            raise UsageError(what, hint="make --batch-size smaller, or set --data.drop_last false")
+        self.step_fn = self._build_step()
+        self.flags = Flags(world, place.device, signals)
+        self.step, self.seconds, self.skipped_steps = 0, 0.0, 0
+        self.loss_sum = torch.zeros((), device=place.device)
+        self.loss_images = 0
+        self.best = {"top1": 0.0, "epoch": 0}
+        self.evaluation: Evaluation | None = None
+
+    def _build_step(self) -> TrainStep:
+        recipe, place = self.recipe, self.place
+        net = build_network(recipe).to(place.device, memory_format=torch.channels_last)
+        compile = self.options.compile if self.options.compile is not None else place.device.type == "cuda"
+        step = TrainStep(
+            net,
+            recipe,
+            place,
+            self.world,
+            compile=compile,
+            graphs=self.options.cuda_graphs,
+            backend=self.options.optim_backend,
+        )
+        if recipe.ema_decay is not None:
+            averaged = build_network(recipe).to(place.device, memory_format=torch.channels_last)
+            averaged.load_state_dict(net.state_dict())
+            step.add_ema(averaged, recipe.ema_decay)
+        mean = mean_image(self.dataset.train) if recipe.augment.mean == "image" else None
+        common = {"seed": recipe.seed, "device": place.device, "dtype": place.dtype, "mean": mean}
+        self.train_data = Resident(self.dataset.train, recipe.augment, **common)
+        self.test_data = Resident(self.dataset.test, recipe.augment, **common)
+        return step
+
+    @property
+    def num_steps(self) -> int:
+        return self.recipe.epochs * self.order.steps_per_epoch
+
+    def run(self) -> None:
+        """Resume or begin, train to the last epoch, evaluate, report."""
+        found = resume.resume(self)
+        if self.step >= self.num_steps and self.folder is not None and (self.folder.path / "evaluation.json").exists():
+            self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
+            self._finish(report_only=True)
+            return
+        self._begin(found)
+        self.log = MetricsLog(self.folder.metrics, self.metrics_bytes) if self.folder is not None else None
+        try:
+            self._fit()
+        finally:
+            if self.log is not None:
+                self.log.close()
+        self._finish()
+
+    def _begin(self, found: checkpoint.Checkpoint | None) -> None:
+        if self.folder is not None:
+            text = options_module.dump_config(self.recipe, self.options)
+            self.folder.write_config(text)
+            self.folder.write_run(announce.run_values(self, "running"))
+            announce.print_header(self, found)
+        images = min(self.recipe.data.batch_images, len(self.train_data))
+        start = time.perf_counter()
+        self.step_fn.warm_up(self._batches(torch.arange(images), 0), images)
+        if self.place.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.console.say(
+            f"warm-up    {time.perf_counter() - start:.1f} s (compilation and allocation, not in images/s)"
+        )
+
+    def _batches(self, ids: torch.Tensor, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's micro-batches of a global batch."""
+        mine = shard(ids, self.world.rank, self.world.size)
+        pieces = micro_batches(mine, self.options.micro_batch_images)
+        return [self.train_data.batch(piece, epoch, train=True) for piece in pieces]
+
+    def _fit(self) -> None:
+        per_epoch = self.order.steps_per_epoch
+        log_every = self.options.log_every_steps or max(1, per_epoch // 20)
+        self.console.start(self.num_steps, self.step)
+        self._clock = time.perf_counter()
+        self._interval = (self._clock, self.step)
+        if self.step == self.num_steps:
+            self._evaluate_now()
+        while self.step < self.num_steps:
+            epoch, offset = divmod(self.step, per_epoch)
+            ids = self.order.epoch(epoch)
+            for i in range(offset, per_epoch):
+                self._one_step(self.order.batch(ids, i), epoch)
+                if self.step % log_every == 0:
+                    self._write_train_line()
+                every = self.options.checkpoint_every_steps
+                if every and self.step % every == 0 and self.step % per_epoch:
+                    resume.save(self)
+            self._end_epoch(epoch + 1)
+        self.console.stop()
+
+    def _one_step(self, ids: torch.Tensor, epoch: int) -> None:
+        lr = self.recipe.lr_at(self.step, self.order.steps_per_epoch)
+        batches = self._batches(ids, epoch)
+        backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
+        loss, bad = self.step_fn(batches, len(ids), self.step, lr)
+        if backup is not None:
+            self._skip_if_bad(bad, backup)
+            loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
+        self.loss_sum += loss
+        self.loss_images += len(ids)
+        self.step += 1
+        self._act_on(*self.flags.push(self.step - 1, bad))
+
+    def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> None:
+        """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
+        if not bool(bad):
+            return
+        for buffer, old in zip(self.step_fn.net.buffers(), backup, strict=True):
+            buffer.copy_(old)
+        self.skipped_steps += 1
+        self.console.say(f"skipped    step {self.step}: loss or gradient is not finite")
+        if self.skipped_steps > self.options.max_skips:
+            raise self._nonfinite(self.step)
+
+    def _act_on(self, bad_step: int | None, stop: bool) -> None:
+        if bad_step is not None:
+            raise self._nonfinite(bad_step)
+        if stop:
+            self._act_on(self.flags.drain()[0], False)
+            resume.save(self)
+            name = self.signals.name or "a signal at another rank"
+            raise Preempted(
+                f"{name}: saved at step {self.step} of {self.num_steps}", hint="run the same command to go on"
+            )
+
+    def _nonfinite(self, step: int) -> DataError:
+        epoch, offset = divmod(step, self.order.steps_per_epoch)
+        batch = self.order.batch(self.order.epoch(epoch), offset)
+        images, labels = self._batches(batch, epoch)[0]
+        where = first_bad_layer(self.step_fn.net, images, labels, self.place.autocast)
+        what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
+        return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")
+
+    def _write_train_line(self) -> None:
+        values = self.world.all_reduce(self.loss_sum.clone())
+        loss = float(values) / self.loss_images  # the host waits here
+        now = time.perf_counter()
+        since, first = self._interval
+        rate = (self.step - first) * self.recipe.data.batch_images / (now - since)
+        self._interval = (now, self.step)
+        self.loss_sum.zero_()
+        self.loss_images = 0
+        self.tick()
+        epoch = self.step / self.order.steps_per_epoch
+        lr = self.recipe.lr_at(self.step - 1, self.order.steps_per_epoch)
+        if self.log is not None:
+            common = {"kind": "train", "step": self.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
+            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.seconds, 3))
+        left_s = (self.num_steps - self.step) * self.recipe.data.batch_images / rate
+        self.console.progress(self.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+
+    def _end_epoch(self, epoch: int) -> None:
+        """``epoch`` epochs are done: evaluate and save where due, always after the last."""
+        last = epoch == self.recipe.epochs
+        every = self.options.eval_every_epochs or max(1, round(self.recipe.epochs / 10))
+        self._act_on(*self.flags.drain())
+        if last or epoch % every == 0:
+            self._evaluate_now()
+        if last or epoch % self.options.checkpoint_every_epochs == 0:
+            resume.save(self)
+        self._interval = (time.perf_counter(), self.step)
+
+    def _evaluate_now(self) -> None:
+        net = self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
+        start = time.perf_counter()
+        # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
+        self.world.broadcast(list(net.buffers()))
+        batch = min(1000, max(self.recipe.data.batch_images, 256))
+        result = evaluate(net, self.test_data, self.place, self.world, len(self.dataset.class_names), batch)
+        self.tick()
+        epoch = self.step // self.order.steps_per_epoch
+        self.evaluation = result
+        if result.top1 > self.best["top1"]:
+            self.best = {"top1": result.top1, "epoch": epoch}
+        if self.log is None:
+            return
+        values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+        self.log.write(kind="eval", step=self.step, epoch=epoch, **values, seconds=round(self.seconds, 3))
+        took = time.perf_counter() - start
+        self.console.say(
+            f"epoch {epoch}/{self.recipe.epochs}  test top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
+            f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.seconds:.0f} s in all)"
+        )
+
+    def _finish(self, report_only: bool = False) -> None:
+        if self.folder is None:
+            return
+        if not report_only:
+            assert self.evaluation is not None
+            announce.write_evaluation(self.folder.path, self.evaluation, self.dataset)
+            self.folder.write_run(announce.run_values(self, "complete"))
+        report.render(self.folder.path)
+        self.console.say("")
+        self.console.say(report.summary(self.folder.path))
+
+
+def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
+    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others."""
+    d = recipe.data
+    if world is not None and not world.is_main:
+        world.barrier()
+    loaded = data.load(
+        d.name,
+        options.data_dir,
+        image_px=d.image_px,
+        split=d.split,
+        num_classes=d.num_classes,
+        channels=d.channels,
+        train_images=d.train_images,
+        test_images=d.test_images,
+    )
+    if world is not None and world.is_main:
+        world.barrier()
+    return loaded
+
+
+def build_network(recipe: Recipe) -> torch.nn.Module:
+    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
+    torch.manual_seed(recipe.seed)
+    return models.build(recipe.model, recipe.data.num_classes, recipe.data.channels, **recipe.model_options)

@@ -1,0 +1,105 @@
+"""What can end a run early: signals, and numbers that are not finite. Read one step late, so that no step waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+from torch import Tensor, nn
+
+from imnet.launch import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Signals:
+    """SIGTERM, SIGINT, SIGUSR1 set ``name``; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number in SIGNALS:
+            try:
+                self._old[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _note(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            os._exit(130)
+        self.name = signal.Signals(number).name
+
+
+class Flags:
+    """Carries (not finite, stop asked) of every step to the host, agreed by all ranks, one step late."""
+
+    def __init__(self, world: World, device: torch.device, signals: Signals):
+        self.world, self.signals, self.device = world, signals, device
+        pin = device.type == "cuda"
+        self._host = torch.zeros(2, pin_memory=pin)
+        self._event = torch.cuda.Event() if pin else None
+        self._pending: int | None = None
+
+    def push(self, step: int, bad: Tensor) -> tuple[int | None, bool]:
+        """Hand in this step's flag; returns (the bad step before it, or None; whether to stop now)."""
+        result = self.drain()
+        asked = torch.full((), float(self.signals.name is not None), device=self.device)
+        flags = torch.stack([bad, asked])
+        if self.world.size > 1:
+            self.world.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        self._host.copy_(flags, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+        self._pending = step
+        # One rank sees its own signal without asking anyone.
+        return result[0], result[1] or (self.world.size == 1 and self.signals.name is not None)
+
+    def drain(self) -> tuple[int | None, bool]:
+        """What the last step handed in."""
+        if self._pending is None:
+            return None, False
+        if self._event is not None:
+            self._event.synchronize()
+        bad, stop = self._host.tolist()
+        step, self._pending = self._pending, None
+        return (step if bad else None), bool(stop)
+
+
+def first_bad_layer(net: nn.Module, images: Tensor, labels: Tensor, autocast: torch.autocast) -> str:
+    """Where a number stops being finite: the first parameter, else input, else layer output, else gradient."""
+    for name, param in net.named_parameters():
+        if not torch.isfinite(param).all():
+            return f"parameter {name}"
+    if not torch.isfinite(images).all():
+        return "the input images"
+    found: list[str] = []
+    hooks = [m.register_forward_hook(_note_bad(found, name)) for name, m in net.named_modules() if name]
+    buffers = [b.clone() for b in net.buffers()]
+    with autocast:
+        loss = nn.functional.cross_entropy(net(images).float(), labels)
+    for hook in hooks:
+        hook.remove()
+    for buffer, old in zip(net.buffers(), buffers, strict=True):
+        buffer.copy_(old)
+    if found:
+        return f"output of {found[0]}"
+    loss.backward()
+    bad = [name for name, p in net.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    net.zero_grad()
+    return f"gradient of {bad[-1]}" if bad else "the loss of that step (it does not recur)"
+
+
+def _note_bad(found: list[str], name: str):
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
+
+    return hook
