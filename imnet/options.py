@@ -235,12 +235,12 @@ def _add(group: Any, name: str, hint: Any, value: Any) -> None:
     group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=_metavar(hint))
 
 
-def _metavar(hint: Any) -> str | None:
-    """What stands for the value in --help; None lets a Literal show its words."""
+def _metavar(hint: Any) -> str:
+    """What stands for the value in --help."""
     members = [m for m in (typing.get_args(hint) or (hint,)) if m is not type(None)]
     short = {int: "N", float: "X", str: "NAME", dict: "{NAME: VALUE}"}
     if typing.get_origin(hint) is Literal:
-        return None
+        return "{" + ",".join(members) + "}"
     return short.get(members[0], "[X, ...]")
 
 

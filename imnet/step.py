@@ -7,6 +7,7 @@ The learning rate is a pure function of the step; randomness inside networks (dr
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from imnet.launch import World
 from imnet.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
+# torch 2.15 renamed it.
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
 
 class TrainStep:
@@ -169,7 +173,8 @@ def _parallel(net: nn.Module, place: Place, world: World) -> nn.Module:
     ids = [place.device.index] if place.device.type == "cuda" else None
     # Buffers stay each rank's own in training (rank 0's are evaluated and saved): broadcasting them every step buys
     # nothing. Gradients are views into the buckets: one copy less.
-    return DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    options: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True, _BUFFERS: False}
+    return DistributedDataParallel(net, **options)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

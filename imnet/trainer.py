@@ -131,21 +131,21 @@ class Trainer:
         self._clock = time.perf_counter()
         self._interval = (self._clock, self.step)
         if self.step == self.num_steps:
-            self._evaluate_now()
+            self._evaluate_now(log=False)  # killed between the last checkpoint and the end
         while self.step < self.num_steps:
             epoch, offset = divmod(self.step, per_epoch)
             ids = self.order.epoch(epoch)
             for i in range(offset, per_epoch):
-                self._one_step(self.order.batch(ids, i), epoch)
+                stop = self._one_step(self.order.batch(ids, i), epoch)
                 if self.step % log_every == 0:
                     self._write_train_line()
-                every = self.options.checkpoint_every_steps
-                if every and self.step % every == 0 and self.step % per_epoch:
-                    resume.save(self)
+                if i < per_epoch - 1:
+                    self._within_epoch(stop)
             self._end_epoch(epoch + 1)
         self.console.stop()
 
-    def _one_step(self, ids: torch.Tensor, epoch: int) -> None:
+    def _one_step(self, ids: torch.Tensor, epoch: int) -> bool:
+        """One optimiser step; whether all ranks have agreed to stop."""
         lr = self.recipe.lr_at(self.step, self.order.steps_per_epoch)
         batches = self._batches(ids, epoch)
         backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
@@ -156,7 +156,10 @@ class Trainer:
         self.loss_sum += loss
         self.loss_images += len(ids)
         self.step += 1
-        self._act_on(*self.flags.push(self.step - 1, bad))
+        bad_step, stop = self.flags.push(self.step - 1, bad)
+        if bad_step is not None:
+            raise self._nonfinite(bad_step)
+        return stop
 
     def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> None:
         """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
@@ -169,16 +172,27 @@ class Trainer:
         if self.skipped_steps > self.options.max_skips:
             raise self._nonfinite(self.step)
 
-    def _act_on(self, bad_step: int | None, stop: bool) -> None:
+    def _within_epoch(self, stop: bool) -> None:
+        """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
+        every = self.options.checkpoint_every_steps
+        if stop:
+            self._check_last_step()
+        if stop or (every and self.step % every == 0):
+            resume.save(self)
+        if stop:
+            self._raise_preempted()
+
+    def _check_last_step(self) -> bool:
+        """Read the flags of the newest step; whether to stop."""
+        bad_step, stop = self.flags.drain()
         if bad_step is not None:
             raise self._nonfinite(bad_step)
-        if stop:
-            self._act_on(self.flags.drain()[0], False)
-            resume.save(self)
-            name = self.signals.name or "a signal at another rank"
-            raise Preempted(
-                f"{name}: saved at step {self.step} of {self.num_steps}", hint="run the same command to go on"
-            )
+        return stop or (self.world.size == 1 and self.signals.name is not None)
+
+    def _raise_preempted(self) -> None:
+        name = self.signals.name or "a signal at another rank"
+        what = f"{name}: saved at step {self.step} of {self.num_steps}"
+        raise Preempted(what, hint="run the same command to go on")
 
     def _nonfinite(self, step: int) -> DataError:
         epoch, offset = divmod(step, self.order.steps_per_epoch)
@@ -215,14 +229,16 @@ class Trainer:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
         last = epoch == self.recipe.epochs
         every = self.options.eval_every_epochs or max(1, round(self.recipe.epochs / 10))
-        self._act_on(*self.flags.drain())
+        stop = self._check_last_step()
         if last or epoch % every == 0:
             self._evaluate_now()
-        if last or epoch % self.options.checkpoint_every_epochs == 0:
+        if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
             resume.save(self)
+        if stop and not last:
+            self._raise_preempted()
         self._interval = (time.perf_counter(), self.step)
 
-    def _evaluate_now(self) -> None:
+    def _evaluate_now(self, log: bool = True) -> None:
         net = self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
         start = time.perf_counter()
         # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
@@ -234,7 +250,7 @@ class Trainer:
         self.evaluation = result
         if result.top1 > self.best["top1"]:
             self.best = {"top1": result.top1, "epoch": epoch}
-        if self.log is None:
+        if self.log is None or not log:
             return
         values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
         self.log.write(kind="eval", step=self.step, epoch=epoch, **values, seconds=round(self.seconds, 3))

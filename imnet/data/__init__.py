@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data import fashion_mnist, shapes, synthetic  # noqa: F401  (importing a source registers it)
+from imnet.data import fashion_mnist, packed, shapes, synthetic  # noqa: F401  (importing a source registers it)
 from imnet.data.base import DATASETS, DataSet, Request, Split, dataset, did_you_mean, make
 from imnet.errors import UsageError
 
@@ -33,7 +33,7 @@ def load(
     channels: int | None = None,
     download: bool = True,
 ) -> DataSet:
-    """Load a data set by name.
+    """Load a data set by name; ``packed:FOLDER`` loads a packed store, whatever it holds.
 
     ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
     ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
@@ -42,6 +42,8 @@ def load(
     (missing or damaged data), IOFailure (disk).
     """
     check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
+    if name.startswith("packed:"):
+        name, data_dir = "packed", name.removeprefix("packed:")
     request = Request(
         data_dir=Path(data_dir) if data_dir is not None else None,
         image_px=image_px,

@@ -13,6 +13,7 @@ from imnet.data.base import DataSet, Request, Split, dataset, did_you_mean, make
 from imnet.data.download import Patience, Remote, fetch
 from imnet.data.files import cache_dir
 from imnet.data.idx import read_idx
+from imnet.data.store import is_store, load_named
 from imnet.errors import DataError, IOFailure, UsageError
 
 BASE_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -44,8 +45,11 @@ def fashion_mnist(request: Request) -> DataSet:
         ("channels", request.channels, 1),
     ):
         require(option, got, allowed, "fashion-mnist")
-    folder = find(request.data_dir) or _download(request)
-    train, test = read_official(folder)
+    if request.data_dir is not None and is_store(request.data_dir):
+        stored = load_named(request.data_dir, "fashion-mnist")
+        train, test = stored.train, stored.test
+    else:
+        train, test = read_official(find(request.data_dir) or _download(request))
     if split == "custom":
         train, test = custom_split(train, test)
     return make("fashion-mnist", train, test, CLASS_NAMES)

@@ -39,12 +39,14 @@ class DualBlock(nn.Module):
         self.conv1 = conv3x3(width + dense_width, width + growth)
         self.bn2 = nn.BatchNorm2d(width + growth)
         self.conv2 = conv3x3(width + growth, width + growth)
-        self.width = width
+        self.width, self.growth = width, growth
 
     def forward(self, residual: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.cat([residual, dense], 1)
         new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
-        return residual + new[:, : self.width], torch.cat([dense, new[:, self.width :]], 1)
+        # split, not two slices: its backward is one cat, that of slices fills zeroed NCHW maps and adds them.
+        added, appended = new.split([self.width, self.growth], 1)
+        return residual + added, torch.cat([dense, appended], 1)
 
 
 class DualStage(nn.Module):

@@ -23,8 +23,12 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def global_mean(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C)."""
-    return x.mean((2, 3))
+    """(B, C, H, W) -> (B, C).
+
+    As a sum, whose backward is a view: that of ``mean`` and of adaptive pooling writes the map's gradient in NCHW. The
+    dtype is named because autocast would otherwise widen the sum, and its backward then copies the map in NCHW too.
+    """
+    return x.sum((2, 3), dtype=x.dtype) / (x.shape[2] * x.shape[3])
 
 
 def he_init(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:

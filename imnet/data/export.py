@@ -1,0 +1,58 @@
+"""Packed store -> class folders of pictures, under names computed here, never overwriting."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from imnet.data.files import io_errors, make_dir
+from imnet.data.readers.picture import opened
+from imnet.data.store import Store
+from imnet.errors import IOFailure
+
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".gif"}
+
+
+def export(store: Store, target: Path) -> int:
+    """Write ``target/<split>/<class>/<number>.png``, encoded pictures as they are; the number of files.
+
+    Folder names sort in label order, so that reading the folders back gives the same labels. IOFailure where a file
+    exists already.
+    """
+    top = make_dir(target / re.sub(r"\W", "_", str(store.header["split"])))
+    folders = [make_dir(top / name) for name in folder_names(store.class_names)]
+    images = None if store.is_encoded else store.images()
+    for i in range(len(store)):
+        stem = folders[int(store.labels[i])] / f"{i:08d}"
+        if images is None:
+            data = store.encoded(i)
+            with opened(data) as picture:
+                path = stem.with_name(stem.name + _SUFFIX[picture.format or "JPEG"])
+        else:
+            path, data = stem.with_name(stem.name + ".png"), None
+        with io_errors(path, "write"), _new_file(path) as file:
+            if data is None:
+                Image.fromarray(images[i].squeeze()).save(file, "PNG", compress_level=1)
+            else:
+                file.write(data)
+    return len(store)
+
+
+def _new_file(path: Path):
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    except FileExistsError as error:
+        raise IOFailure("exists already", file=path, hint="export into an empty folder") from error
+    return os.fdopen(descriptor, "wb")
+
+
+def folder_names(class_names: tuple[str, ...]) -> list[str]:
+    """One safe, distinct folder name per class, sorted as the labels are (numbered in front where needed)."""
+    plain = [re.sub(r"[^\w .,()-]", "_", name).strip(" .")[:100] or "_" for name in class_names]
+    if plain == sorted(set(plain)):
+        return plain
+    digits = len(str(len(plain) - 1))
+    return [f"{i:0{digits}d} {name}" for i, name in enumerate(plain)]

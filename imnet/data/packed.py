@@ -1,0 +1,111 @@
+"""Sets that train from a packed store: ``packed`` itself, and those that are packed once, on first use, into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from imnet.data.base import DataSet, Request, dataset, require, search_path
+from imnet.data.files import cache_dir
+from imnet.data.store import is_store, load_named, load_store
+from imnet.errors import DataError, DeviceError, ImnetError, IOFailure, UsageError
+
+_IMAGENET_SIDES = (8, 16, 32, 64)
+
+
+@dataset
+def packed(request: Request) -> DataSet:
+    """The packed store in the folder ``data_dir`` (or ``packed:FOLDER``), under the name of the set it was made from."""
+    if request.data_dir is None:
+        raise UsageError("data set packed needs its folder", hint="--data packed:FOLDER")
+    if not is_store(request.data_dir):
+        hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
+        raise DataError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
+    return _checked(load_store(request.data_dir), request)
+
+
+@dataset
+def tiny_imagenet(request: Request) -> DataSet:
+    """200 classes, 64 px (another ``image_px`` is made with the BOX filter); test = the official validation set."""
+    names = ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-200.zip", "tiny-imagenet-200-small.zip")
+    return _from_source(request, "tiny-imagenet", names, request.image_px or 64, "the folder or zip tiny-imagenet-200")
+
+
+@dataset
+def imagenet64(request: Request) -> DataSet:
+    """1000 classes, 64 px (32, 16, 8 by ``image_px``), labels in map_clsloc order; test = the validation set."""
+    side = request.image_px or 64
+    if side not in _IMAGENET_SIDES:
+        raise UsageError(f"image_px is {side} for data set imagenet64; allowed {', '.join(map(str, _IMAGENET_SIDES))}")
+    names = (f"imagenet{side}", f"imagenet-{side}", f"Imagenet{side}")
+    return _from_source(request, f"imagenet{side}", names, None, "the batches train_data_batch_1 ... or their zips")
+
+
+@dataset
+def folder(request: Request) -> DataSet:
+    """Class folders ``train/<class>/``, ``val/<class>/`` (or a zip of them) at ``data_dir``, resized to ``image_px``."""
+    if request.data_dir is None or request.image_px is None:
+        raise UsageError("data set folder needs data_dir and image_px", hint="--data-dir FOLDER --image-px 64")
+    return _from_source(request, "folder", (), request.image_px, "class folders")
+
+
+def _from_source(request: Request, name: str, names: tuple[str, ...], size: int | None, wanted: str) -> DataSet:
+    """The set from a packed store on the search path, else from its source, packed once into the cache."""
+    places = search_path(request.data_dir, names)
+    store = next((place for place in places if is_store(place)), None)
+    if store is not None:
+        return _checked(load_named(store, name), request)
+    # A named folder says more than a data folder with several sets in it, so the roots themselves come last.
+    source = next((place for place in sorted(places, key=lambda p: p.name not in names) if _holds(place, names)), None)
+    if source is None:
+        looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
+        hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
+        raise DataError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
+    return _checked(load_named(_pack_once(source, name, size), name), request)
+
+
+def _holds(place: Path, names: tuple[str, ...]) -> bool:
+    """Whether to take ``place`` for the source: it has the name, or it is what the user pointed at."""
+    if not place.exists():
+        return False
+    return place.name in names or place.is_file() or any(place.iterdir())
+
+
+def _pack_once(source: Path, name: str, size: int | None) -> Path:
+    """The cache folder of this source at this size, packed by a child process if it is not there yet.
+
+    A child, because packing forks workers and this process may have threads (torch, a notebook) already.
+    """
+    status = source.stat()
+    mark = f"{source.resolve()} {status.st_size} {status.st_mtime_ns} {size}"
+    target = cache_dir() / "packed" / f"{name}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
+    if is_store(target) and (target / "test.imnet").is_file():
+        return target
+    sys.stderr.write(f"packing {source} once into {target}\n")
+    command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target)]
+    command += [] if size is None else ["--size", str(size)]
+    root = os.fspath(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode:
+        raise _as_raised(done.returncode, lines[-1] if lines else f"packing ended with {done.returncode}")
+    return target
+
+
+def _as_raised(code: int, line: str) -> ImnetError:
+    kinds = {kind.exit_code: kind for kind in (UsageError, DataError, DeviceError, IOFailure)}
+    return kinds.get(code, IOFailure)(line.removeprefix("imnet-data: "))
+
+
+def _checked(held: DataSet, request: Request) -> DataSet:
+    """The set, unless the request asks for another form than it has."""
+    height, width, channels = held.image_shape
+    require("split", request.split, None, held.name)
+    require("image_px", request.image_px, height if height == width else None, held.name)
+    require("num_classes", request.num_classes, held.num_classes, held.name)
+    require("channels", request.channels, channels, held.name)
+    return held

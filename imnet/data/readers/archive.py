@@ -1,0 +1,166 @@
+"""Listing zip and tar archives without extracting: regular members only, counted, bounded, names checked."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from imnet.data.readers.items import DEFLATED, STORED, ZipMember
+from imnet.errors import DataError, IOFailure
+
+MAX_MEMBERS = 20_000_000
+_BLOCK = 512
+_MAX_LONG_NAME_BYTES = 1 << 16
+# A member that inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
+_MAX_RATIO = 200
+_RATIO_MATTERS_BYTES = 1 << 20
+
+
+def list_zip(path: Path) -> list[ZipMember]:
+    """The regular members of a zip in archive order; DataError on damage, encryption, links, traversal and bombs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
+        raise DataError(f"not a readable zip: {error}", file=path, hint="get the file again") from error
+    except OSError as error:
+        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+    if len(infos) > MAX_MEMBERS:
+        raise DataError(f"zip has {len(infos)} members; allowed {MAX_MEMBERS}", file=path)
+    members = [_zip_member(info, path) for info in infos if not info.is_dir()]
+    packed = sum(member.size for member in members)
+    if packed > os.path.getsize(path):
+        raise DataError(f"members overlap: {packed} packed bytes in a {os.path.getsize(path)} byte file", file=path)
+    _refuse_twins([member.name for member in members], path)
+    return members
+
+
+def _zip_member(info: zipfile.ZipInfo, path: Path) -> ZipMember:
+    name = check_name(info.filename, path)
+    if info.flag_bits & 1:
+        raise DataError("zip member is encrypted", file=path, offset=name, hint="unpack it with its password first")
+    kind = (info.external_attr >> 16) & 0o170000
+    if kind not in (0, 0o100000):
+        raise DataError("zip member is a link or device; allowed regular files", file=path, offset=name)
+    if info.compress_type not in (STORED, DEFLATED):
+        raise DataError(f"zip method is {info.compress_type}; allowed 0 (stored), 8 (deflate)", file=path, offset=name)
+    if info.file_size > max(_RATIO_MATTERS_BYTES, _MAX_RATIO * info.compress_size):
+        got = f"{info.compress_size} bytes claim to inflate to {info.file_size}"
+        raise DataError(f"zip bomb: {got}; allowed {_MAX_RATIO} times", file=path, offset=name)
+    return ZipMember(name, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
+
+
+def check_name(name: str, path: Path) -> str:
+    """The member's name, unless it points outside: such an archive is hostile even though nothing is extracted."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
+        raise DataError("member name points outside the archive", file=path, offset=repr(name)[:200])
+    return name
+
+
+def _refuse_twins(names: list[str], path: Path) -> None:
+    if len(set(names)) == len(names):
+        return
+    seen: set[str] = set()
+    twin = next(name for name in names if name in seen or seen.add(name))
+    raise DataError("two members have this name", file=path, offset=twin)
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A regular member: its name and where its ``size`` bytes start in the file that holds the tar."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:
+    """The regular members of the tar that fills ``length`` bytes from ``start`` (a tar inside a tar, or all of it).
+
+    Folders are passed over; links, devices, traversal, damage and truncation are a DataError with the byte offset.
+    """
+    end = os.fstat(file.fileno()).st_size if length is None else start + length
+    at, count, long_name, long_size = start, 0, None, None
+    while True:
+        head = _read(file, at, _BLOCK)
+        if at + _BLOCK > end or len(head) < _BLOCK:
+            raise DataError("tar ends without its end mark: truncated", file=path, offset=min(at, end))
+        if head == bytes(_BLOCK):
+            return
+        name, size, kind = _tar_header(head, path, at)
+        size = size if long_size is None or kind in b"xgLK" else long_size
+        body, at = at + _BLOCK, at + _BLOCK + -(-size // _BLOCK) * _BLOCK
+        if at > end:
+            raise DataError(f"tar member {name[:80]!r} of {size} bytes goes beyond the end", file=path, offset=body)
+        if kind in b"xgLK":
+            long_name, long_size = _extension(file, path, body, size, kind, long_name, long_size)
+            continue
+        name, long_name, long_size = long_name or name, None, None
+        if kind == b"5":
+            continue
+        if kind not in (b"0", b"\0", b"7"):
+            raise DataError(f"tar member is of type {kind!r}; allowed regular files", file=path, offset=name[:200])
+        count += 1
+        if count > MAX_MEMBERS:
+            raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
+        yield TarMember(check_name(name, path), body, size)
+
+
+def _read(file: BinaryIO, at: int, count: int) -> bytes:
+    return os.pread(file.fileno(), count, at)
+
+
+def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
+    """(name, size, type) of one header block whose checksum holds."""
+    try:
+        stored = int(head[148:156].split(b"\0")[0].strip() or b"-1", 8)
+        size = int.from_bytes(head[125:136], "big") if head[124] == 0x80 else int(
+            head[124:136].split(b"\0")[0].strip() or b"0", 8
+        )  # fmt: skip
+    except ValueError as error:
+        raise DataError("tar header is damaged (not octal)", file=path, offset=at) from error
+    actual = sum(head[:148]) + 8 * 32 + sum(head[156:])
+    if stored != actual or size < 0:
+        hint = "gunzip it first" if head[:2] == b"\x1f\x8b" else "get the file again"
+        raise DataError(f"tar header checksum is {stored}, expected {actual}", file=path, offset=at, hint=hint)
+    name = head[:100].split(b"\0")[0]
+    prefix = head[345:500].split(b"\0")[0] if head[257:263] == b"ustar\0" else b""
+    return os.fsdecode(prefix + b"/" + name if prefix else name), size, head[156:157]
+
+
+def _extension(
+    file: BinaryIO, path: Path, body: int, size: int, kind: bytes, name: str | None, full: int | None
+) -> tuple[str | None, int | None]:
+    """What a GNU long-name or a pax block says about the next member: (name, size), either may stay None."""
+    if size > _MAX_LONG_NAME_BYTES:
+        raise DataError(f"tar extension block has {size} bytes; allowed {_MAX_LONG_NAME_BYTES}", file=path, offset=body)
+    data = _read(file, body, size)
+    if kind == b"L":
+        return os.fsdecode(data.rstrip(b"\0")), full
+    if kind != b"x":
+        return name, full
+    for key, value in _pax_records(data, path, body):
+        if key == b"path":
+            name = os.fsdecode(value)
+        if key == b"size":
+            if not value.isdigit() or len(value) > 18:
+                raise DataError("pax size is not a number", file=path, offset=body)
+            full = int(value)
+    return name, full
+
+
+def _pax_records(data: bytes, path: Path, body: int) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(data):
+        digits = data[at : at + 12].split(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        key, equals, value = data[at + len(digits) + 1 : at + length - 1].partition(b"=")
+        if length <= len(digits) or at + length > len(data) or not equals:
+            raise DataError("pax record is damaged", file=path, offset=body + at)
+        yield key, value
+        at += length

@@ -1,0 +1,138 @@
+"""Class folders of pictures (ImageFolder, ImageNet-1K and -21K as folders) and tiny-imagenet-200; folder or zip."""
+
+from __future__ import annotations
+
+from imnet.data.readers.base import Found
+from imnet.data.readers.items import Items
+from imnet.data.readers.tree import Tree, is_picture
+from imnet.errors import DataError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("val", "valid", "validation", "test", "testing")
+TINY = "tiny-imagenet-200"
+
+
+def find_tiny(source: Tree) -> Found | None:
+    """tiny-imagenet-200: 200 classes in ``wnids.txt`` order sorted, val labels from ``val_annotations.txt``."""
+    names = source.folders()
+    root = "" if {"train", "val"} <= set(names) else f"{TINY}/" if TINY in names else None
+    if root is None or f"{root}wnids.txt" not in _texts(source, root):
+        return None
+    wnids = sorted(set(source.text(f"{root}wnids.txt").split()))
+    words = _words(source, root)
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    splits = {"train": _tiny_train(source, root, number), "test": _tiny_val(source, root, number)}
+    class_names = tuple(f"{wnid} {words[wnid]}".strip() for wnid in wnids)
+    return Found("tiny-imagenet", TINY, source.path, class_names, dict(splits))
+
+
+def _texts(source: Tree, root: str) -> list[str]:
+    """The text files right under ``root``; a folder is not walked for it."""
+    if source.path.is_dir():
+        return [root + file.name for file in (source.path / root).glob("*.txt")]
+    return [name for name in source.names() if name.startswith(root) and name.endswith(".txt")]
+
+
+def _words(source: Tree, root: str) -> dict[str, str]:
+    words: dict[str, str] = {}
+    if f"{root}words.txt" in _texts(source, root):
+        for line in source.text(f"{root}words.txt").splitlines():
+            wnid, _, text = line.partition("\t")
+            words[wnid] = text.split(",")[0].strip()
+    return _Default(words)
+
+
+class _Default(dict):
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+def _tiny_train(source: Tree, root: str, number: dict[str, int]) -> Items:
+    items = Items(source.path)
+    for name in source.names(f"{root}train"):
+        wnid = name[len(root) :].split("/")[1]
+        if not is_picture(name):
+            continue
+        if wnid not in number:
+            raise DataError(f"class folder {wnid} is not in wnids.txt", file=source.path, offset=name)
+        source.add(items, name, number[wnid])
+    missing = sorted(set(number.values()) - set(items.labels().tolist()))
+    if missing:
+        wnid = next(key for key, value in number.items() if value == missing[0])
+        raise DataError(f"{len(missing)} of {len(number)} classes have no pictures, the first is {wnid}",
+                        file=source.path)  # fmt: skip
+    return items
+
+
+def _tiny_val(source: Tree, root: str, number: dict[str, int]) -> Items:
+    listing = f"{root}val/val_annotations.txt"
+    labels: dict[str, int] = {}
+    for row, line in enumerate(source.text(listing).splitlines(), 1):
+        parts = line.split("\t")
+        if len(parts) < 2 or parts[1] not in number or parts[0] in labels:
+            got = f"got {line[:60]!r}; expected a new file name, a wnid of wnids.txt, and a box"
+            raise DataError(got, file=source.path, offset=f"{listing} line {row}")
+        labels[parts[0]] = number[parts[1]]
+    items = Items(source.path)
+    for name in source.names(f"{root}val/images"):
+        base = name.rsplit("/", 1)[-1]
+        if is_picture(name) and base not in labels:
+            raise DataError(f"{base} has no line in val_annotations.txt", file=source.path, offset=name)
+        if is_picture(name):
+            source.add(items, name, labels.pop(base))
+    if labels:
+        raise DataError(f"{len(labels)} annotated pictures are missing, the first is {min(labels)}", file=source.path)
+    return items
+
+
+def find_folders(source: Tree) -> Found | None:
+    """Class folders: ``train/<class>/...`` with ``val`` or ``test`` beside, or ``<class>/...`` alone; one folder around
+    all of it is allowed. Labels follow the sorted folder names (as torchvision's ImageFolder)."""
+    root = _root(source)
+    if root is None:
+        return None
+    inside = source.folders(root)
+    train = next((name for name in TRAIN_NAMES if name in inside), None)
+    base = _join(root, train) if train else root
+    class_names = tuple(source.folders(base))
+    number = {name: i for i, name in enumerate(class_names)}
+    splits = {"train": _class_items(source, base, number)}
+    if not len(splits["train"]):
+        return None
+    notes = []
+    test = next((name for name in TEST_NAMES if train and name in inside), None)
+    if test and source.folders(_join(root, test)):
+        splits["test"] = _class_items(source, _join(root, test), number)
+    elif test:
+        notes.append(f"{test}/ has no class folders and was left out")
+    empty = sorted(set(number.values()) - set(splits["train"].labels().tolist()))
+    if empty:
+        name = class_names[empty[0]]
+        raise DataError(f"{len(empty)} of {len(number)} class folders have no pictures, the first is {name}",
+                        file=source.path, hint="remove them or fill them")  # fmt: skip
+    return Found("folder", "class folders", source.path, class_names, dict(splits), notes)
+
+
+def _root(source: Tree) -> str | None:
+    """Where train/ or the class folders lie: here, or in the only folder here."""
+    inside = source.folders()
+    if len(inside) == 1 and inside[0] not in TRAIN_NAMES:
+        deeper = source.folders(inside[0])
+        if any(name in deeper for name in TRAIN_NAMES):
+            return inside[0]
+    return "" if inside else None
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root}/{name}" if root else name
+
+
+def _class_items(source: Tree, base: str, number: dict[str, int]) -> Items:
+    items = Items(source.path)
+    for class_name in source.folders(base):
+        if class_name not in number:
+            raise DataError(f"class folder {class_name} is not in train", file=source.path, offset=base)
+        for name in source.names(_join(base, class_name)):
+            if is_picture(name):
+                source.add(items, name, number[class_name])
+    return items

@@ -1,0 +1,207 @@
+"""The stack machine of the pickle reader: it moves values about and calls nothing. Standard library only.
+
+It understands dicts, lists, tuples, numbers, text, and numpy arrays, which it describes (shape, dtype, place).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_MAX_OPCODES = 4_000_000
+_MARK = object()
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy")
+GLOBALS = frozenset((m, n) for m in _NUMPY for n in ("_reconstruct", "ndarray", "dtype", "_frombuffer"))
+_DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1}
+
+
+class Span(bytes):
+    """A byte string that was left in the file: ``offset`` and ``length`` say where."""
+
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def decode(self, *_: Any) -> Any:
+        """genops decodes Python 2 strings: the bytes are wanted as they are."""
+        return self
+
+
+@dataclass
+class Array:
+    """A numpy array described, not built: its bytes lie at ``offset`` of the file, or in ``data`` when short."""
+
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    fortran: bool = False
+    data: bytes | Span = b""
+
+    def place(self) -> dict:
+        """JSON form; ValueError unless dtype and shape account for every byte."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        if self.dtype not in _DTYPES or self.fortran or count * _DTYPES[self.dtype] != len(self.data):
+            raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {len(self.data)} bytes")
+        out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
+        if isinstance(self.data, Span):
+            return {**out, "offset": self.data.offset, "bytes": self.data.length}
+        return {**out, "hex": self.data.hex()}
+
+
+@dataclass
+class _Dtype:
+    code: str
+
+
+@dataclass
+class _Global:
+    name: tuple[str, str]
+
+
+class Machine:
+    """The stack machine: one method per kind of opcode, each only moving values about."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._steps = 0
+
+    def result(self) -> Any:
+        if len(self._stack) != 1:
+            raise ValueError(f"{len(self._stack)} objects are left, expected 1")
+        return self._stack[0]
+
+    def step(self, name: str, argument: Any) -> None:
+        self._steps += 1
+        if self._steps > _MAX_OPCODES:
+            raise ValueError(f"more than {_MAX_OPCODES} opcodes")
+        if name in _PUSH:
+            self._stack.append(argument)
+        elif name in _CONSTANT:
+            self._stack.append(_CONSTANT[name]())
+        elif name in ("PROTO", "FRAME", "STOP"):
+            return
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self._stack.append(self._memo[argument])
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            self._global(argument)
+        else:
+            self._build(name)
+
+    def _global(self, argument: str | None) -> None:
+        if argument is None:
+            attribute, module = self._stack.pop(), self._stack.pop()
+        else:
+            module, _, attribute = argument.partition(" ")
+        if (module, attribute) not in GLOBALS:
+            raise ValueError(f"global {str(module)[:60]}.{str(attribute)[:60]} is not allowed")
+        self._stack.append(_Global((module, attribute)))
+
+    def _build(self, name: str) -> None:
+        stack = self._stack
+        if name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(stack.pop() for _ in range(int(name[-1])))[::-1])
+        elif name in ("TUPLE", "LIST"):
+            stack.append((tuple if name == "TUPLE" else list)(self._to_mark()))
+        elif name == "DICT":
+            stack.append(_pairs({}, self._to_mark()))
+        elif name == "APPEND":
+            value = stack.pop()
+            _checked(stack[-1], list).append(value)
+        elif name == "APPENDS":
+            values = self._to_mark()
+            _checked(stack[-1], list).extend(values)
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _pairs(_checked(stack[-1], dict), [key, value])
+        elif name == "SETITEMS":
+            values = self._to_mark()
+            _pairs(_checked(stack[-1], dict), values)
+        elif name == "REDUCE":
+            arguments, callee = stack.pop(), stack.pop()
+            stack.append(_reduce(_checked(callee, _Global), _checked(arguments, tuple)))
+        elif name == "BUILD":
+            state = stack.pop()
+            _set_state(stack[-1], _checked(state, tuple))
+        else:
+            raise ValueError(f"opcode {name} is not allowed")
+
+    def _to_mark(self) -> list[Any]:
+        values = []
+        while (value := self._stack.pop()) is not _MARK:
+            values.append(value)
+        return values[::-1]
+
+
+_PUSH = frozenset(
+    (
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING", "SHORT_BINSTRING"),
+    )
+)
+_CONSTANT = {
+    "MARK": lambda: _MARK,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{type(value).__name__} where {kind.__name__.strip('_').lower()} is expected")
+    return value
+
+
+def _pairs(into: dict, values: list[Any]) -> dict:
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        into[_checked(key, str)] = value
+    return into
+
+
+def _reduce(callee: _Global, arguments: tuple) -> Any:
+    name = callee.name[1]
+    if name == "_reconstruct":
+        return Array()
+    if name == "dtype":
+        return _Dtype(_checked(arguments[0], str))
+    if name == "_frombuffer":
+        data, dtype, shape, order = arguments
+        return Array(_shape(shape), _checked(dtype, _Dtype).code, order == "F", _bytes(data))
+    raise ValueError(f"{name} is not called in such files")
+
+
+def _set_state(target: Any, state: tuple) -> None:
+    if isinstance(target, _Dtype):
+        if state[1] not in ("|", "<"):
+            raise ValueError(f"byte order {state[1]!r}; allowed little-endian")
+        return
+    array = _checked(target, Array)
+    _, shape, dtype, fortran, data = state
+    array.shape, array.dtype = _shape(shape), _checked(dtype, _Dtype).code
+    array.fortran, array.data = bool(fortran) and len(shape) > 1, _bytes(data)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = _checked(shape, tuple)
+    if len(sizes) > 4 or any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError(f"shape {str(sizes)[:60]} is not one")
+    return sizes
+
+
+def _bytes(data: Any) -> bytes | Span:
+    if isinstance(data, str):
+        data = data.encode("latin-1")
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"array bytes are {type(data).__name__}")
+    return data if isinstance(data, bytes) else bytes(data)

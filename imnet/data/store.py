@@ -1,0 +1,218 @@
+"""The packed store: one file a split, mapped into memory, random access O(1), every byte under a checksum.
+
+Layout (little-endian; PAGE = 4096 bytes)::
+
+    0         8 s magic, u64 offset and u64 length of the header, u32 crc32 of these 24 bytes; zeros to PAGE
+    PAGE      data: uint8 pixels (N, H, W, C), or for pictures kept encoded N times u32 length + bytes
+    aligned   labels, int64 (N,)
+    after     index, u64 (N,): offset of each encoded picture's length from the start of data (absent for pixels)
+    after     crc32 (u32) of each 1 MiB block from PAGE to the end of the index
+    after     header, JSON: format, sections, shape, counts, class names, resize rule, source, digest
+    end       32 bytes sha256 over the first 28 bytes, the block crcs and the header; 8 s end mark
+
+The header comes last, so that a writer may learn the counts as it goes; opening a store reads the first page, the crcs,
+the header and the footer. ``verify`` reads everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imnet.data.base import DataSet, Split, combine_digests, split_hash
+from imnet.errors import DataError, IOFailure
+
+MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
+PREAMBLE = struct.Struct("<8sQQI")
+FOOTER_BYTES = 40
+SUFFIX = ".imnet"
+_MAX_HEADER_BYTES = 64 << 20
+_REBUILD = "pack it again from its source"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open split. ``header`` is the JSON header; pixels are mapped, not read."""
+
+    path: Path
+    header: dict
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    _map: mmap.mmap
+    _index: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_encoded(self) -> bool:
+        return self._index is not None
+
+    def images(self) -> np.ndarray:
+        """The mapped pixels, uint8 (N, H, W, C), read-only; DataError for a store of encoded pictures."""
+        if self.is_encoded:
+            hint = "pack with --size PX to get pixels"
+            raise DataError("this store holds encoded pictures, not pixels", file=self.path, hint=hint)
+        shape = tuple(self.header["shape"])
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(self._map, dtype=np.uint8, count=count, offset=PAGE).reshape(shape)
+
+    def encoded(self, i: int) -> bytes:
+        """The encoded bytes of picture i, as they were in the source."""
+        if self._index is None:
+            raise DataError("this store holds pixels, not encoded pictures", file=self.path)
+        data_bytes = self.header["sections"]["data"][1]
+        at = int(self._index[i])
+        length = struct.unpack_from("<I", self._map, PAGE + at)[0] if at + 4 <= data_bytes else data_bytes
+        if at + 4 + length > data_bytes:
+            raise DataError(f"picture {i} goes beyond the data", file=self.path, offset=PAGE + at, hint=_REBUILD)
+        return self._map[PAGE + at + 4 : PAGE + at + 4 + length]
+
+    def split(self) -> Split:
+        return Split(self.images(), self.labels)
+
+    def verify(self) -> int:
+        """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
+        start, length = self.header["sections"]["crc"]
+        crcs = np.frombuffer(self._map, dtype="<u4", count=length // 4, offset=start)
+        with memoryview(self._map) as view:
+            for number, expected in enumerate(crcs.tolist()):
+                at = PAGE + number * BLOCK_BYTES
+                got = zlib.crc32(view[at : min(at + BLOCK_BYTES, start)])
+                if got != expected:
+                    what = f"block {number} has crc {got:08x}, expected {expected:08x}"
+                    raise DataError(what, file=self.path, offset=at, hint=_REBUILD)
+        digest = self._digest()
+        if digest != self.header["digest"]:
+            raise DataError(f"content digest is {digest[:16]}, expected {self.header['digest'][:16]}", file=self.path)
+        return len(crcs)
+
+    def _digest(self) -> str:
+        if not self.is_encoded:
+            return self.split().digest()
+        state = split_hash((len(self),))
+        for i in range(len(self)):
+            data = self.encoded(i)
+            state.update(struct.pack("<I", len(data)) + data)
+        state.update(self.labels.astype("<i8"))
+        return state.hexdigest()
+
+
+def open_store(path: Path) -> Store:
+    """Open one split; DataError (one line, file, offset) unless preamble, header, sections, footer and labels hold."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < PAGE + FOOTER_BYTES:
+                raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+    header = _header(mapped, size, path)
+    sections = _sections(header, size, path)
+    labels = np.frombuffer(mapped, dtype="<i8", count=header["count"], offset=sections["labels"][0]).astype(np.int64)
+    names = tuple(header["class_names"])
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(wrong):
+        at = sections["labels"][0] + 8 * int(wrong[0])
+        got = f"label {labels[wrong[0]]} of image {wrong[0]}; allowed 0..{len(names) - 1}"
+        raise DataError(got, file=path, offset=at, hint=_REBUILD)
+    index = None
+    if header["shape"] is None:
+        index = np.frombuffer(mapped, dtype="<u8", count=header["count"], offset=sections["index"][0])
+    return Store(path, header, labels, names, mapped, index)
+
+
+def _header(mapped: mmap.mmap, size: int, path: Path) -> dict:
+    magic, offset, length, crc = PREAMBLE.unpack_from(mapped, 0)
+    if magic != MAGIC:
+        raise DataError(f"not a packed store: starts with {magic!r}, expected {MAGIC!r}", file=path, offset=0)
+    if zlib.crc32(mapped[:24]) != crc:
+        raise DataError("first page is damaged (crc)", file=path, offset=24, hint=_REBUILD)
+    if mapped[size - 8 :] != END or offset + length + FOOTER_BYTES != size:
+        expected = offset + length + FOOTER_BYTES
+        raise DataError(f"truncated or overlong: {size} bytes, expected {expected}", file=path, offset=size,
+                        hint=_REBUILD)  # fmt: skip
+    if not 0 < length <= _MAX_HEADER_BYTES:
+        raise DataError(f"header of {length} bytes; allowed 1..{_MAX_HEADER_BYTES}", file=path, offset=8)
+    raw = mapped[offset : offset + length]
+    try:
+        header = json.loads(raw)
+        start, extent = header["sections"]["crc"]
+        crcs = mapped[start : start + extent]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError("header is not what a packed store has", file=path, offset=offset, hint=_REBUILD) from error
+    if hashlib.sha256(mapped[:28] + crcs + raw).digest() != mapped[size - FOOTER_BYTES : size - 8]:
+        raise DataError("footer hash does not match header and crcs", file=path, offset=size - FOOTER_BYTES,
+                        hint=_REBUILD)  # fmt: skip
+    return header
+
+
+def _sections(header: dict, size: int, path: Path) -> dict[str, list[int]]:
+    """The sections, once they are known to lie in order inside the file and to fit count and shape."""
+    if header.get("format") != FORMAT:
+        got = header.get("format")
+        raise DataError(f"store format is {got!r}; this version reads {FORMAT}", file=path, hint=_REBUILD)
+    try:
+        sections, count, shape = header["sections"], header["count"], header["shape"]
+        data, labels, index, crc = (tuple(map(int, sections[key])) for key in ("data", "labels", "index", "crc"))
+        pixels = None if shape is None else int(np.prod([int(n) for n in shape], dtype=object))
+        blocks = -(-(index[0] + index[1] - PAGE) // BLOCK_BYTES)
+        good = (
+            data[0] == PAGE
+            and data[0] + data[1] <= labels[0]
+            and labels[0] + labels[1] == index[0]
+            and index[0] + index[1] == crc[0]
+            and crc[0] + crc[1] <= size
+            and labels[1] == 8 * count
+            and index[1] == (8 * count if shape is None else 0)
+            and crc[1] == 4 * blocks
+            and min(count, *data, *labels, *index, *crc) >= 0
+            and (shape is None or (len(shape) == 4 and shape[0] == count and pixels == data[1]))
+            and all(isinstance(name, str) for name in header["class_names"])
+            and isinstance(header["digest"], str)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"header lacks or garbles {error}", file=path, hint=_REBUILD) from error
+    if not good:
+        raise DataError("header's sections do not fit its count, shape or the file", file=path, hint=_REBUILD)
+    return sections
+
+
+def split_path(folder: Path, split: str) -> Path:
+    return Path(folder) / f"{split}{SUFFIX}"
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder holds a packed training split."""
+    return split_path(folder, "train").is_file()
+
+
+def load_store(folder: Path, name: str | None = None) -> DataSet:
+    """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory."""
+    train = open_store(split_path(folder, "train"))
+    if not split_path(folder, "test").is_file():
+        hint = "pack with --hold-out N to keep N images of each class for it"
+        raise DataError("packed store has no test split", file=folder, hint=hint)
+    test = open_store(split_path(folder, "test"))
+    if test.class_names != train.class_names:
+        raise DataError("train and test have different class names", file=test.path, hint=_REBUILD)
+    fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
+    return DataSet(name or train.header["name"], train.split(), test.split(), train.class_names, fingerprint)
+
+
+def load_named(folder: Path, name: str) -> DataSet:
+    """``load_store``, once it is known to hold that set; DataError when it holds another one."""
+    held = load_store(folder)
+    if held.name != name:
+        raise DataError(f"this packed store holds {held.name}, not {name}", file=folder, hint=f"--data packed:{folder}")
+    return held

@@ -1,0 +1,159 @@
+"""Writing a packed split: streamed to a ``.part`` file under a lock, resumable, fsynced and renamed when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from imnet.data.base import split_hash
+from imnet.data.files import io_errors, publish
+from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, PREAMBLE
+from imnet.errors import IOFailure
+
+JOURNAL_EVERY_S = 5.0
+_COPY_BYTES = 8 << 20
+
+
+class Writer:
+    """Appends the images of one split in order; labels come with ``finish``.
+
+    ``descriptor`` is the locked ``part`` file. ``key`` names source and rule: a part file whose journal has the same
+    key goes on where that ends (``done`` source images used, ``bad``: those left out); any other starts anew.
+    """
+
+    def __init__(self, part: Path, descriptor: int, key: str, shape: tuple[int, int, int] | None) -> None:
+        self._part, self._fd, self._key, self._shape = part, descriptor, key, shape
+        self._journal_path = part.with_name(part.name + ".json")
+        self.done = 0
+        self.bad: list[int] = []
+        self._at = PAGE
+        self._index: list[int] = []
+        self._resume()
+        self._journal_time = time.monotonic()
+
+    def _resume(self) -> None:
+        """Take up what the journal vouches for; what the file holds beyond is written again."""
+        try:
+            journal = json.loads(self._journal_path.read_text())
+            sound = journal["key"] == self._key and os.fstat(self._fd).st_size >= journal["end"] >= PAGE
+            done, bad, end = journal["done"], journal["bad"], journal["end"]
+        except (OSError, ValueError, KeyError, TypeError):
+            sound, done, bad, end = False, 0, [], PAGE
+        if sound:
+            self.done, self.bad, self._at = done, bad, end
+            self._index = self._walk() if self._shape is None else []
+        with io_errors(self._part, "write"):
+            os.ftruncate(self._fd, self._at if sound else 0)
+
+    def _walk(self) -> list[int]:
+        """Offsets of the encoded pictures that are already there, from their length prefixes."""
+        offsets, at = [], PAGE
+        while at < self._at:
+            offsets.append(at - PAGE)
+            at += 4 + struct.unpack("<I", os.pread(self._fd, 4, at))[0]
+        return offsets
+
+    def pixels(self, images: np.ndarray, taken: int, bad: list[int]) -> None:
+        """Append uint8 (n, H, W, C); ``taken`` source images were used up for it, of which ``bad`` were left out."""
+        if images.shape[1:] != self._shape or images.dtype != np.uint8:
+            raise ValueError(f"images are {images.dtype} {images.shape[1:]}, expected uint8 {self._shape}")
+        self._put(np.ascontiguousarray(images).reshape(-1).data)
+        self._count(taken, bad)
+
+    def encoded(self, pictures: list[bytes], taken: int, bad: list[int]) -> None:
+        """Append encoded pictures, each behind its length; ``taken`` and ``bad`` as for pixels."""
+        at = self._at - PAGE
+        for picture in pictures:
+            self._index.append(at)
+            at += 4 + len(picture)
+        self._put(b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures))
+        self._count(taken, bad)
+
+    def _put(self, body: memoryview | bytes) -> None:
+        with io_errors(self._part, "write"):
+            rest = memoryview(body)
+            while len(rest):
+                written = os.pwrite(self._fd, rest[:_COPY_BYTES], self._at)
+                rest, self._at = rest[written:], self._at + written
+
+    def _count(self, taken: int, bad: list[int]) -> None:
+        self.done += taken
+        self.bad += bad
+        if time.monotonic() - self._journal_time >= JOURNAL_EVERY_S:
+            self._journal()
+
+    def pause(self) -> None:
+        """Make what is written the point to go on from; quietly, for another error is on its way."""
+        with suppress(IOFailure):
+            self._journal()
+
+    def _journal(self) -> None:
+        """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
+        state = {"key": self._key, "done": self.done, "bad": self.bad, "end": self._at}
+        fresh = self._journal_path.with_name(self._journal_path.name + ".new")
+        with io_errors(self._part, "write"):
+            os.fdatasync(self._fd)
+            fresh.write_text(json.dumps(state))
+            os.replace(fresh, self._journal_path)
+        self._journal_time = time.monotonic()
+
+    def finish(self, final: Path, labels: np.ndarray, about: dict) -> dict:
+        """Write labels (N,), index, checksums and header (``about`` and what is known here), then publish as ``final``.
+
+        Returns the header.
+        """
+        count = len(labels)
+        data = [PAGE, self._at - PAGE]
+        shape = None if self._shape is None else [count, *self._shape]
+        if shape is not None and int(np.prod(shape, dtype=object)) != data[1]:
+            raise ValueError(f"{data[1]} bytes of pixels for {count} labels of shape {self._shape}")
+        if shape is None and len(self._index) != count:
+            raise ValueError(f"{len(self._index)} pictures for {count} labels")
+        self._put(bytes(-self._at % PAGE))
+        sections = {"data": data}
+        raw_labels = np.ascontiguousarray(labels, dtype="<i8")
+        sections["labels"] = self._section(raw_labels)
+        sections["index"] = self._section(np.array(self._index, dtype="<u8"))
+        crcs, digest = self._checksums(data[1], raw_labels, shape)
+        sections["crc"] = self._section(crcs)
+        known = {"format": FORMAT, "count": count, "shape": shape, "sections": sections, "digest": digest}
+        header = {**about, **known, "block_bytes": BLOCK_BYTES, "left_out": len(self.bad)}
+        self._close(crcs, json.dumps(header).encode())
+        publish(self._part, final, self._fd)
+        self._journal_path.unlink(missing_ok=True)
+        return header
+
+    def _section(self, values: np.ndarray) -> list[int]:
+        start = self._at
+        self._put(values.tobytes())
+        return [start, self._at - start]
+
+    def _checksums(self, data_bytes: int, labels: np.ndarray, shape: list[int] | None) -> tuple[np.ndarray, str]:
+        """Block crcs and content digest, read back from the file: they vouch for what is there, resumed or not."""
+        state = split_hash(tuple(shape) if shape is not None else (len(labels),))
+        crcs, at, end = [], PAGE, self._at
+        while at < end:
+            with io_errors(self._part, "read back"):
+                block = os.pread(self._fd, min(BLOCK_BYTES, end - at), at)
+            crcs.append(zlib.crc32(block))
+            state.update(memoryview(block)[: max(0, PAGE + data_bytes - at)])
+            at += len(block)
+        state.update(labels)
+        return np.array(crcs, dtype="<u4"), state.hexdigest()
+
+    def _close(self, crcs: np.ndarray, raw_header: bytes) -> None:
+        first = struct.pack("<8sQQ", MAGIC, self._at, len(raw_header))
+        first += struct.pack("<I", zlib.crc32(first))
+        assert len(first) == PREAMBLE.size
+        footer = hashlib.sha256(first + crcs.tobytes() + raw_header).digest() + END
+        self._put(raw_header + footer)
+        with io_errors(self._part, "write"):
+            os.pwrite(self._fd, first.ljust(PAGE, b"\0"), 0)

@@ -1,0 +1,180 @@
+"""``imnet-data``: pack, verify, stats, export, inspect, download. One line per error; exit codes as imnet.errors has them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from imnet.data import fashion_mnist
+from imnet.data.base import chunks, did_you_mean
+from imnet.data.export import export
+from imnet.data.pack import Options, pack
+from imnet.data.readers import recognise
+from imnet.data.readers.picture import FILTERS, ResizeRule
+from imnet.data.select import select
+from imnet.data.store import Store, is_store, open_store, split_path
+from imnet.errors import DataError, ImnetError, UsageError
+
+_INTERRUPTED = 75
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one UsageError line with a suggestion instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(match[1], re.findall(r"[\w-]+", match[2])) if match else ""
+        raise UsageError(message, hint=f"{hint}{self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except ImnetError as error:
+        if debug:
+            raise
+        print(f"imnet-data: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("imnet-data: interrupted; run the same command to go on", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="imnet-data", description="Turn any supported data set into one packed store, and look inside."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    _pack_parser(commands.add_parser("pack", help="any source -> packed store (resumable)"))
+    for name, run, what in (
+        ("inspect", _inspect, "say what lies at a path"),
+        ("verify", _verify, "read a store and check every checksum"),
+        ("stats", _stats, "mean and standard deviation of a store's training pixels, as JSON"),
+        ("export", _export, "store -> class folders of PNGs"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("path", type=Path)
+        command.set_defaults(run=run)
+        if name == "stats":
+            command.add_argument("--mean-image", type=Path, metavar="FILE", help="write the mean image, .npy float64")
+        if name == "export":
+            command.add_argument("target", type=Path)
+    command = commands.add_parser("download", help="fetch a set whose licence allows it (resumable, checked)")
+    command.add_argument("name", choices=["fashion-mnist"])
+    command.add_argument("target", type=Path, help="the folder for its files")
+    command.add_argument("--url", default=fashion_mnist.BASE_URL, help="another server with the same files")
+    command.set_defaults(run=_download)
+    return parser
+
+
+def _pack_parser(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
+    command.add_argument("--size", type=_positive, metavar="PX", help="pixels; without it pictures stay encoded")
+    command.add_argument("--filter", choices=sorted(FILTERS), help="box (default) gives ImageNet-64's own pixels")
+    command.add_argument(
+        "--shorter", type=_positive, metavar="PX", help="resize the shorter side to PX, take the centre"
+    )
+    command.add_argument("--channels", type=int, choices=[1, 3], help="3 (default), or 1 for grey")
+    command.add_argument("--min-images", type=_positive, default=0, metavar="N", help="drop classes with fewer")
+    command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
+    command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip at most 0.1 %%")
+    command.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: one per core)")
+    command.set_defaults(run=_pack)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    rule = _rule(arguments)
+    found = select(recognise(arguments.source), arguments.min_images, arguments.hold_out)
+    headers = pack(found, arguments.target, Options(rule, arguments.on_bad_image, arguments.workers))
+    for split, header in headers.items():
+        print(f"{split_path(arguments.target, split)}: {header['count']} images, digest {header['digest'][:16]}")
+    return 0
+
+
+def _rule(arguments: argparse.Namespace) -> ResizeRule | None:
+    if arguments.size is None:
+        for option in ("filter", "shorter", "channels"):
+            if getattr(arguments, option) is not None:
+                raise UsageError(f"--{option} without --size does nothing", hint="add --size PX")
+        return None
+    if arguments.shorter is not None and arguments.shorter < arguments.size:
+        raise UsageError(f"--shorter is {arguments.shorter}; allowed {arguments.size} (--size) or more")
+    return ResizeRule(arguments.size, arguments.filter or "box", arguments.channels or 3, arguments.shorter)
+
+
+def _stores(path: Path) -> list[Store]:
+    """The splits of a packed folder, or the one split that ``path`` is."""
+    files = [path] if path.is_file() else sorted(path.glob("*.imnet"), reverse=True)
+    if not files:
+        raise DataError("no packed store here", file=path, hint="make one: imnet-data pack SOURCE TARGET --size 64")
+    return [open_store(file) for file in files]
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    path = arguments.path
+    if is_store(path) or path.suffix == ".imnet":
+        for store in _stores(path):
+            header = store.header
+            form = "encoded pictures" if store.is_encoded else "x".join(map(str, header["shape"][1:])) + " pixels"
+            print(f"{store.path}: packed {header['name']} {header['split']}, {len(store)} images, {form}, "
+                  f"{len(store.class_names)} classes, from {header['source']['kind']}")  # fmt: skip
+        return 0
+    print("\n".join(recognise(path).describe()))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    for store in _stores(arguments.path):
+        print(f"{store.path}: {store.verify()} blocks and {len(store)} images are sound")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    store = _stores(arguments.path)[0]
+    images = store.images()
+    count, total, squares = 0, np.zeros(images.shape[1:], np.uint64), np.zeros(images.shape[-1], np.uint64)
+    for chunk in chunks(images):
+        count += len(chunk)
+        total += chunk.sum(axis=0, dtype=np.uint64)
+        squares += np.square(chunk, dtype=np.uint64).sum(axis=(0, 1, 2))
+    pixels = max(1, count * images.shape[1] * images.shape[2])
+    mean = total.sum(axis=(0, 1)) / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    if arguments.mean_image is not None:
+        with open(arguments.mean_image, "wb") as file:
+            np.save(file, total / max(1, count))
+    out = {"images": count, "mean": (mean / 255).round(6).tolist(), "std": (std / 255).round(6).tolist()}
+    print(json.dumps({"file": str(store.path), **out, "unit": "x/255"}))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    for store in _stores(arguments.path):
+        print(f"{export(store, arguments.target)} images written under {arguments.target / store.header['split']}")
+    return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    print(fashion_mnist.download(arguments.target, arguments.url.rstrip("/") + "/"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

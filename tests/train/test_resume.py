@@ -1,0 +1,237 @@
+"""kill -9, signals, locks, damage: the resumed run ends with the uninterrupted run's bytes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from imnet import checkpoint
+from imnet.errors import IOFailure, UsageError
+from imnet.metrics import read_metrics
+from imnet.train import train
+
+from .conftest import options
+
+
+def digests(folder):
+    """sha256 of every tensor file of the newest checkpoint, and the metrics without their clocks."""
+    newest = sorted((folder / "checkpoints").glob("step-????????"))[-1]
+    files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in newest.glob("*.safetensors")}
+    rows = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in read_metrics(folder / "metrics.jsonl")]
+    return newest.name, files, rows
+
+
+def wait_for_step(folder, process):
+    """Until the run has left its first checkpoint, or has ended."""
+    while process.is_alive() and not list((folder / "checkpoints").glob("step-????????")):
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, spawn):
+    from .conftest import TINY
+
+    recipe = dataclasses.replace(TINY, epochs=6)
+    folder = tmp_path_factory.mktemp("whole")
+    started = time.monotonic()
+    process = spawn(recipe, options(folder, checkpoint_every_steps=3))
+    process.join(120)
+    assert process.exitcode == 0
+    return recipe, digests(folder), time.monotonic() - started
+
+
+def test_ten_kills_at_random_times_leave_the_same_weights(uninterrupted, spawn, tmp_path):
+    recipe, expected, whole_s = uninterrupted
+    rng = random.Random(time.time_ns())
+    kills, cycles = 0, 0
+    while True:
+        process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
+        if kills < 10:
+            process.join(rng.uniform(0.1, 0.7) * whole_s)
+        else:
+            process.join(120)
+        cycles += 1
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            if kills >= 10 or cycles > 40:
+                break
+            # Finished before its time to die: start over, so that ten kills really hit a run.
+            for path in sorted(tmp_path.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            continue
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert kills == 10
+    assert digests(tmp_path) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda s: s.name)
+def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
+    recipe, expected, _ = uninterrupted
+    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
+    wait_for_step(tmp_path, process)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == 75
+    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
+    process.join(120)
+    assert process.exitcode == 0
+    assert digests(tmp_path) == expected
+
+
+def test_a_second_run_in_the_same_folder_gets_one_line(uninterrupted, spawn, tmp_path):
+    recipe, _, _ = uninterrupted
+    process = spawn(dataclasses.replace(recipe, epochs=500), options(tmp_path))
+    wait_for_step(tmp_path, process)
+    with pytest.raises(IOFailure, match=rf"pid {process.pid} on .*wait for it, or choose another --out"):
+        train(recipe, options(tmp_path))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    # The lock of a killed run blocks nobody; its other configuration does.
+    with pytest.raises(UsageError, match="epochs was 500, is 6"):
+        train(recipe, options(tmp_path))
+
+
+def test_another_configuration_is_refused_and_the_same_one_is_complete(tiny, tmp_path, capsys):
+    short = dataclasses.replace(tiny, epochs=1)
+    train(short, options(tmp_path))
+    before = digests(tmp_path)
+    capsys.readouterr()
+    train(short, options(tmp_path))
+    assert "complete already" in capsys.readouterr().out
+    assert digests(tmp_path) == before
+    with pytest.raises(UsageError, match=r"seed was 7, is 8.*--allow-change"):
+        train(dataclasses.replace(short, seed=8), options(tmp_path))
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(short, options(tmp_path, resume="never"))
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGE = {
+    "a flipped bit in the weights": lambda p: damage_flip(p / "model.safetensors"),
+    "a flipped bit in the optimiser": lambda p: damage_flip(p / "state.safetensors"),
+    "truncated weights": lambda p: damage_cut(p / "model.safetensors"),
+    "empty state": lambda p: (p / "state.json").write_bytes(b""),
+    "a missing file": lambda p: (p / "ema.safetensors").unlink(),
+    "no manifest": lambda p: (p / "MANIFEST.json").unlink(),
+    "an empty manifest": lambda p: (p / "MANIFEST.json").write_bytes(b"{}"),
+    "a manifest that is a list": lambda p: (p / "MANIFEST.json").write_bytes(b"[]"),
+    "a manifest cut short": lambda p: damage_cut(p / "MANIFEST.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    from .conftest import TINY
+
+    folder = tmp_path_factory.mktemp("finished")
+    train(dataclasses.replace(TINY, epochs=2), options(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_taken(finished, tmp_path, kind):
+    import shutil
+
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    older, newest = sorted(folder.iterdir())
+    DAMAGE[kind](newest)
+    found = checkpoint.load(folder)
+    assert found is not None
+    assert found.path == older
+    assert len(found.skipped) == 1
+    assert newest.name in found.skipped[0]
+
+
+def test_resuming_from_the_older_checkpoint_ends_in_the_same_weights(finished, tiny, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    expected = digests(folder)
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    damage_flip(newest / "model.safetensors")
+    (folder / "evaluation.json").unlink()
+    train(dataclasses.replace(tiny, epochs=2), options(folder))
+    assert "is damaged (sha256 differs)" in capsys.readouterr().out
+    assert digests(folder) == expected
+
+
+@pytest.mark.parametrize("name", ["fsync", "rename", "mkdir"])
+def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monkeypatch, name):
+    import shutil
+
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    kept = checkpoint.load(folder)
+    assert kept is not None
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(IOFailure, match="No space left on device.*older checkpoints are untouched"):
+        checkpoint.save(folder, 999, kept.tensors, kept.state)
+    monkeypatch.undo()
+    after = checkpoint.load(folder)
+    assert after is not None
+    assert after.path == kept.path
+    assert not after.skipped
+    assert not list(folder.glob("*999*"))
+
+
+def test_metrics_are_cut_to_the_checkpoint_on_resume(finished, tiny, tmp_path):
+    """Lines written after the last checkpoint of a killed run do not come twice."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    with (folder / "metrics.jsonl").open("ab") as f:
+        f.write(b'{"kind": "train", "st')
+    (folder / "evaluation.json").unlink()
+    train(dataclasses.replace(tiny, epochs=2), options(folder))
+    assert digests(folder)[2] == digests(finished)[2]
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_no_pickle_is_opened_on_the_whole_path(tiny, tmp_path):
+    import subprocess
+    import sys
+
+    code = """
+import sys
+found = []
+sys.addaudithook(lambda name, args: found.append(args) if name == "pickle.find_class" else None)
+from imnet.train import train
+sys.path.insert(0, %r)
+from tests.train.conftest import TINY, options
+import dataclasses
+recipe = dataclasses.replace(TINY, epochs=1)
+train(recipe, options(%r))
+import imnet
+imnet.load_run(%r).model()
+assert not found, found[:3]
+""" % (os.getcwd(), str(tmp_path), str(tmp_path))  # noqa: UP031
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path_of_the_tree())
+
+
+def path_of_the_tree():
+    return {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.join(os.getcwd(), "kernels")])}
