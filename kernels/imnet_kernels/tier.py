@@ -21,7 +21,7 @@ TIERS = ("reference", "host", "triton", "cuda")
 DEVICES = ("cpu", "cuda")
 ENV = "IMNET_KERNELS"
 
-_REMEDY = {
+REMEDY = {
     "host": "install a C++ compiler and reinstall, or run `python -m imnet_kernels.build --host`",
     "triton": "install triton (it comes with torch's CUDA builds for Linux); on a CPU also set TRITON_INTERPRET=1",
     "cuda": "run `python -m imnet_kernels.build` where the CUDA toolkit is",
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
 _choices: dict[tuple[str, str], Choice] = {}
 
 
-def _find_host() -> ModuleType | None:
+def find_host() -> ModuleType | None:
     try:
         return importlib.import_module("imnet_kernels._host")
     except ModuleNotFoundError as error:
@@ -77,15 +77,15 @@ def missing(tier: str, device: str) -> str | None:
     }
     if wrong_device.get(tier, False):
         return (
-            f"tier {tier} runs on {_DEVICE_OF[tier]}, got {device}; {_REMEDY[tier] if device == 'cpu' else 'use auto'}"
+            f"tier {tier} runs on {_DEVICE_OF[tier]}, got {device}; {REMEDY[tier] if device == 'cpu' else 'use auto'}"
         )
     installed = {
         "reference": lambda: True,
-        "host": lambda: _find_host() is not None,
+        "host": lambda: find_host() is not None,
         "triton": lambda: importlib.util.find_spec("triton") is not None,
         "cuda": lambda: importlib.util.find_spec("imnet_kernels._C") is not None,
     }
-    return None if installed[tier]() else f"tier {tier} is not installed; {_REMEDY[tier]}"
+    return None if installed[tier]() else f"tier {tier} is not installed; {REMEDY[tier]}"
 
 
 def _forced(spec: str) -> dict[str, str]:

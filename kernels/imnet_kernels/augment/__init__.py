@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import reference
+from .. import tier
+from . import op, reference
 from .reference import Spec
 
 __all__ = ["augment"]
@@ -38,6 +39,7 @@ def augment(
     std: float | Sequence[float],
     dtype: torch.dtype = torch.float32,
     sample_ids: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Augmented, normalised batch (B, C, H, W), channels_last, on the store's device.
 
@@ -51,13 +53,28 @@ def augment(
         the image (0 .. W inclusive for even sizes) and the square is clipped, True: always whole.
     mean, std: of x / 255, per channel or one number; mean may be a mean image (H, W, C) fp32 tensor, subtracted at the
         source pixel; zero padding is then 0 after normalisation. mean=0, std=1/255 gives raw 0 .. 255.
+    out: written and returned where given, (B, C, H, W) channels_last of dtype: a loop's buffers are then its own.
     Raises TypeError or ValueError before any memory is touched.
     """
     spec = Spec(int(seed), int(epoch), pad_px, pad_mode, hflip, float(hflip_p), cutout_px, bool(cutout_inside))
     _check_tensors(store, ids, sample_ids)
     _check_spec(spec, store.shape[1], store.shape[2], dtype)
     scale, shift = _scale_shift(mean, std, store)
-    return reference.augment(store, ids, ids if sample_ids is None else sample_ids, scale, shift, spec, dtype)
+    call = (store, ids, ids if sample_ids is None else sample_ids, scale, shift, spec, dtype)
+    chosen = tier.choose("augment", store.device.type)
+    if out is not None:
+        _check_out(out, store, ids, dtype)
+        # A data loop's path: no op, no copy.
+        return op.implementation(store.device.type)(*call, out=out)
+    return reference.augment(*call) if chosen == "reference" else op.call(*call)
+
+
+def _check_out(out: Tensor, store: Tensor, ids: Tensor, dtype: torch.dtype) -> None:
+    shape = (ids.numel(), store.shape[3], store.shape[1], store.shape[2])
+    strided = out.permute(0, 2, 3, 1).is_contiguous() if out.dim() == 4 else False
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != store.device or not strided:
+        got = f"{out.dtype} {tuple(out.shape)} on {out.device}"
+        raise ValueError(f"out is {got}; allowed {dtype} {shape} channels_last on {store.device}; make it so")
 
 
 def _check_tensors(store: Tensor, ids: Tensor, sample_ids: Tensor | None) -> None:
@@ -70,8 +87,8 @@ def _check_tensors(store: Tensor, ids: Tensor, sample_ids: Tensor | None) -> Non
             raise TypeError(f"{name} are {got}; allowed torch.int64 (B,) on {store.device}; call .to(store.device)")
     if sample_ids is not None and sample_ids.shape != ids.shape:
         raise ValueError(f"sample_ids have {sample_ids.numel()} entries, ids {ids.numel()}; pass one name per position")
-    if ids.device.type == "cpu" and ids.numel():
-        # On CUDA this would be a host sync: there the kernel itself asserts.
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
+        # On CUDA this would be a host sync, in a graph a break: there the kernel itself refuses.
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= store.shape[0]:
             raise ValueError(
@@ -126,8 +143,13 @@ def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -
     return values
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    return _made(mean, std, device)
+
+
+@lru_cache(maxsize=64)
+def _made(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Made once per device: a transfer per batch would be a host sync."""
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=torch.float32)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)

@@ -75,7 +75,14 @@ def _reflect(index: Tensor, size_px: int) -> Tensor:
 
 
 def augment(
-    store: Tensor, ids: Tensor, sample_ids: Tensor, scale: Tensor, shift: Tensor, spec: Spec, dtype: torch.dtype
+    store: Tensor,
+    ids: Tensor,
+    sample_ids: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    spec: Spec,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> Tensor:
     """store (N, H, W, C) uint8, ids, sample_ids (B,) int64, scale (C,), shift (C,) or (H, W, C) fp32 -> (B, C, H, W).
 
@@ -101,11 +108,12 @@ def augment(
     per_pixel = shift.dim() == 3
     if outside is not None and not per_pixel:
         pixels = pixels.masked_fill(outside, 0)
-    out = pixels.float().mul_(scale).add_(shift[rows, cols] if per_pixel else shift)
+    values = pixels.float().mul_(scale).add_(shift[rows, cols] if per_pixel else shift)
     if outside is not None and per_pixel:
-        out = out.masked_fill_(outside, 0.0)
+        values = values.masked_fill_(outside, 0.0)
     if spec.cutout_px:
         in_y = (y >= drawn.y0[:, None]) & (y < (drawn.y0 + spec.cutout_px)[:, None])
         in_x = (x >= drawn.x0[:, None]) & (x < (drawn.x0 + spec.cutout_px)[:, None])
-        out = out.masked_fill_((in_y[:, :, None] & in_x[:, None, :])[..., None], 0.0)
-    return out.to(dtype).permute(0, 3, 1, 2)
+        values = values.masked_fill_((in_y[:, :, None] & in_x[:, None, :])[..., None], 0.0)
+    batch = values.to(dtype).permute(0, 3, 1, 2)
+    return batch if out is None else out.copy_(batch)

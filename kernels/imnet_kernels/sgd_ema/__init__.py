@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from .. import tier
+from . import op, reference
 
 __all__ = ["sgd_ema_"]
 
@@ -46,8 +47,9 @@ def sgd_ema_(
         return
     device = lists[0][0].device
     scalars = [None if v is None else _scalar(v, device) for v in (lr, grad_scale, skip)]
+    run = reference.sgd_ema_ if tier.choose("sgd_ema", device.type) == "reference" else op.sgd_ema_op
     with torch.no_grad():
-        reference.sgd_ema_(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)
+        run(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)
 
 
 def _scalar(value: Scalar, device: torch.device) -> Tensor:
@@ -72,5 +74,5 @@ def _check(lists: list[list[Tensor]], momentum: float, nesterov: bool, weight_de
     if not 0.0 <= momentum < 1.0 or not 0.0 <= ema_decay <= 1.0 or weight_decay < 0.0:
         got = f"momentum {momentum}, ema_decay {ema_decay}, weight_decay {weight_decay}"
         raise ValueError(f"{got}; allowed 0 <= momentum < 1, 0 <= ema_decay <= 1, weight_decay >= 0; correct them")
-    if nesterov and not momenta:
+    if nesterov and params and not momenta:
         raise ValueError("nesterov without momenta; allowed with momenta only; pass zeros like params")

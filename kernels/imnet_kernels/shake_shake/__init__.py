@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
+from .. import tier
+from . import op, reference
 
 __all__ = ["shake_shake", "shake_shake_bn"]
 
@@ -25,7 +26,9 @@ def shake_shake(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Coefficient, be
     """
     _check_branches(x1, x2, residual)
     a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
-    return reference.Combine.apply(x1, x2, residual, a, b)
+    if tier.choose("shake_shake", x1.device.type) == "reference":
+        return reference.Combine.apply(x1, x2, residual, a, b)
+    return op.shake_op(x1, x2, residual, a, b)
 
 
 def shake_shake_bn(
@@ -51,7 +54,10 @@ def shake_shake_bn(
             got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
             raise TypeError(f"{name} is {got}; allowed {wanted} ({x1.shape[1]},) on {x1.device}; convert it")
     a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
-    return reference.CombineBN.apply(x1, x2, residual, scale1, shift1, scale2, shift2, a, b)
+    call = (x1, x2, residual, scale1, shift1, scale2, shift2, a, b)
+    if tier.choose("shake_shake", x1.device.type) == "reference":
+        return reference.CombineBN.apply(*call)
+    return op.shake_bn_op(*call)
 
 
 def _check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:

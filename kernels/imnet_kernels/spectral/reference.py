@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def matrix(r: int, bands: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """See _matrix; a constant to torch.compile."""
+    return _matrix(r, bands, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _matrix(r: int, bands: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(K, s) rows 2 cos(pi k (2 p + 1) / (2 s)) of the bands, computed in fp64; made once per device."""
     s = r * r
     rows = [[2.0 * math.cos(math.pi * (k * (2 * p + 1) % (4 * s)) / (2 * s)) for p in range(s)] for k in bands]
@@ -38,7 +44,7 @@ def spectral(
     compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     split = phases(images, r).to(compute)
     batch, s, channels, height, width = split.shape
-    out = torch.matmul(matrix(r, bands, compute, images.device), split.reshape(batch, s, -1))
+    out = torch.matmul(matrix(r, bands, compute, images.device), split.reshape(batch, s, channels * height * width))
     out = out.view(batch, len(bands), channels, height, width)
     if scale is not None and shift is not None:
         out = out * scale.to(compute)[:, :, None, None] + shift.to(compute)[:, :, None, None]

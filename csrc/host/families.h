@@ -1,0 +1,59 @@
+// One call per family: sizes are checked here, work is split over the pool, inner loops come from kernels().
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "../common/choices.h"
+
+namespace imnet {
+
+struct AugmentCall {
+  uintptr_t store, ids, sample_ids, out, mean_shift;  // mean_shift 0: none
+  int64_t num_stored, batch;
+  int32_t height, width, channels, dtype;
+  std::vector<float> scale, shift;  // per channel
+  AugmentParams params;
+};
+void augment(const AugmentCall& call, int num_threads);
+
+struct SpectralCall {
+  uintptr_t images, out;
+  int64_t batch;
+  int32_t channels, height, width, r, in_dtype, out_dtype;
+  bool channels_last;
+  std::vector<int32_t> bands;
+  std::vector<float> scale, shift;  // (K, C), or empty
+};
+void spectral(const SpectralCall& call, int num_threads);
+
+struct ShakeCall {
+  uintptr_t x1, x2, residual, out;
+  int64_t batch, image_elements;
+  uintptr_t coefficient;  // fp32, num_coefficients of them: 1 or batch
+  int64_t num_coefficients;
+  int32_t dtype;
+};
+void shake_forward(const ShakeCall& call, int num_threads);
+// grad in x1, the branches' gradients to x2 and residual.
+void shake_backward(const ShakeCall& call, int num_threads);
+
+struct ShakeBnCall {
+  uintptr_t x1, x2, residual_or_grad, out1, out2, coefficient;
+  uintptr_t scale1, shift1, scale2, shift2;  // fp32 (C,)
+  uintptr_t sums;                            // backward: fp32 (4, C): dscale1, dshift1, dscale2, dshift2
+  int64_t batch, channels, plane, num_coefficients;
+  int32_t dtype;
+  bool channels_last;
+};
+void shake_bn_forward(const ShakeBnCall& call, int num_threads);
+void shake_bn_backward(const ShakeBnCall& call, int num_threads);
+
+struct SgdCall {
+  std::vector<uintptr_t> params, grads, momenta, emas;  // the last two may be empty
+  std::vector<int64_t> sizes;
+  float lr, grad_scale, momentum, weight_decay, ema_weight;
+  bool nesterov;
+};
+void sgd_ema(const SgdCall& call, int num_threads);
+
+}  // namespace imnet

@@ -1,0 +1,69 @@
+// The portable baseline: four floats of the compiler's vector extension (SSE2 on x86-64, NEON on arm64), and the choice.
+#include "kernels.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace imnet {
+namespace {
+#include "simd_scalar.inl"
+
+typedef float V __attribute__((vector_size(16)));
+constexpr int VL = 4;
+
+inline V set1(float v) { return V{v, v, v, v}; }
+inline V zero() { return V{0, 0, 0, 0}; }
+inline V add(V a, V b) { return a + b; }
+inline V sub(V a, V b) { return a - b; }
+inline V mul(V a, V b) { return a * b; }
+inline V fma(V a, V b, V c) { return a * b + c; }
+
+inline V load(F32, const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline V load(BF16, const uint16_t* p) { return V{BF16::get(p[0]), BF16::get(p[1]), BF16::get(p[2]), BF16::get(p[3])}; }
+inline V load(F16, const uint16_t* p) { return V{F16::get(p[0]), F16::get(p[1]), F16::get(p[2]), F16::get(p[3])}; }
+inline V load(U8, const uint8_t* p) { return V{U8::get(p[0]), U8::get(p[1]), U8::get(p[2]), U8::get(p[3])}; }
+
+inline void store(F32, float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+inline void store(BF16, uint16_t* p, V v) {
+  for (int i = 0; i < VL; ++i) p[i] = BF16::put(v[i]);
+}
+inline void store(F16, uint16_t* p, V v) {
+  for (int i = 0; i < VL; ++i) p[i] = F16::put(v[i]);
+}
+
+#include "augment.inl"
+#include "elementwise.inl"
+#include "spectral.inl"
+
+const Kernels table = {"base", augment_image, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward, sgd_ema};
+
+const Kernels* best() {
+  if (const Kernels* k = kernels_avx512()) return k;
+  if (const Kernels* k = kernels_avx2()) return k;
+  return &table;
+}
+
+const Kernels* chosen = nullptr;
+}  // namespace
+
+const Kernels* kernels_base() { return &table; }
+
+const Kernels& kernels() {
+  if (chosen == nullptr) chosen = best();
+  return *chosen;
+}
+
+bool force_isa(const char* name) {
+  const Kernels* const all[] = {kernels_base(), kernels_avx2(), kernels_avx512()};
+  if (std::strcmp(name, "auto") == 0) chosen = best();
+  for (const Kernels* k : all) {
+    if (k != nullptr && std::strcmp(k->name, name) == 0) chosen = k;
+  }
+  return std::strcmp(name, "auto") == 0 || std::strcmp(chosen ? chosen->name : "", name) == 0;
+}
+
+}  // namespace imnet

@@ -1,0 +1,64 @@
+"""augment's cases. Every tier rounds as the reference does: the outputs are equal bit for bit."""
+
+from __future__ import annotations
+
+import torch
+
+from ..family import Call, Case, Family
+from . import augment
+
+_CIFAR = {"pad_px": 4, "hflip": "random", "cutout_px": 16}
+
+
+def _case(name: str, shape: tuple[int, int, int, int], batch: int, real: bool = False, **keys: object) -> Case:
+    return Case(name=name, options={"shape": shape, "batch": batch, **keys}, real=real)
+
+
+CASES = (
+    _case("imagenet64", (512, 64, 64, 3), 256, real=True, **_CIFAR),
+    _case("imagenet64_reflect", (128, 64, 64, 3), 64, real=True, pad_px=4, pad_mode="reflect", hflip="random"),
+    _case("imagenet64_mean_image", (128, 64, 64, 3), 64, real=True, pad_px=4, hflip="random", per_pixel=True),
+    _case("fashion28", (1024, 28, 28, 1), 256, real=True, **_CIFAR),
+    _case("plain", (9, 28, 28, 1), 7),
+    _case("alternating", (9, 32, 32, 3), 5, pad_px=2, hflip="alternating"),
+    _case("cutout_inside", (9, 32, 32, 3), 5, cutout_px=9, cutout_inside=True),
+    _case("one_image", (1, 5, 7, 3), 1, pad_px=2, hflip="random", cutout_px=3),
+    _case("four_channels", (3, 6, 11, 4), 4, pad_px=5, pad_mode="reflect", hflip="alternating"),
+    _case("two_channels_mean_image", (3, 9, 6, 2), 4, pad_px=3, pad_mode="reflect", hflip="random", per_pixel=True),
+    _case("one_pixel", (3, 1, 1, 3), 2, hflip="random"),
+    _case("shard", (6, 12, 12, 3), 3, pad_px=4, hflip="random", offset=(1 << 40) + 5),
+    _case("empty_batch", (3, 8, 8, 3), 0, **_CIFAR | {"cutout_px": 4}),
+)
+
+
+def make(case: Case, dtype: torch.dtype, device: str) -> Call:
+    """A random store and batch, on the device."""
+    keys = dict(case.options)
+    shape, batch, offset = keys.pop("shape"), keys.pop("batch"), keys.pop("offset", 0)
+    generator = torch.Generator().manual_seed(sum(shape) + batch)
+    store = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    ids = torch.randint(0, shape[0], (batch,), generator=generator).to(device)
+    mean, std = [0.48, 0.44, 0.39, 0.41][: shape[3]], [0.27, 0.26, 0.28, 0.25][: shape[3]]
+    if keys.pop("per_pixel", False):
+        mean = torch.rand(shape[1:], generator=generator).to(device)
+    names = ids + offset if offset else None
+    return Call(
+        run=lambda: augment(
+            store, ids, seed=2**63 + 11, epoch=7, mean=mean, std=std, dtype=dtype, sample_ids=names, **keys
+        )
+    )
+
+
+def bytes_moved(case: Case, dtype: torch.dtype) -> int:
+    """The floor: each output element's byte read and its value written."""
+    _, height, width, channels = case.options["shape"]
+    return case.options["batch"] * height * width * channels * (1 + dtype.itemsize)
+
+
+FAMILY = Family(
+    name="augment",
+    cases=CASES,
+    tolerance={torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 0.0},
+    make=make,
+    bytes_moved=bytes_moved,
+)

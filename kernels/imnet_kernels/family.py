@@ -1,0 +1,61 @@
+"""Family and Case: the table that the contract test and the benchmarks both read."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call: the shape's name and what make() needs; real marks the recipes' own shapes, which are benchmarked."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    real: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A family's public function with inputs drawn for one case."""
+
+    run: Callable[[], Any]
+    leaves: tuple[Tensor, ...] = ()
+    in_place: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A name, its cases and dtypes with tolerances, as rms(error) / rms(reference)."""
+
+    name: str
+    cases: tuple[Case, ...]
+    tolerance: dict[torch.dtype, float]
+    make: Callable[[Case, torch.dtype, str], Call]
+    bytes_moved: Callable[[Case, torch.dtype], int]
+
+    def tiers(self, device: str) -> list[str]:
+        """The tiers that can run on the device type here, without the reference."""
+        return [name for name in tier.TIERS[1:] if tier.missing(name, device) is None]
+
+
+def families() -> Iterator[Family]:
+    """Every family, from <family>/cases.py."""
+    for name in tier.FAMILIES:
+        yield importlib.import_module(f"imnet_kernels.{name}.cases").FAMILY
+
+
+def error_ratio(got: Tensor, want: Tensor) -> float:
+    """rms(got - want) / rms(want) in fp64; NaN where got has one that want has not."""
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    if got.numel() == 0:
+        return 0.0
+    reference = want.square().mean().sqrt()
+    return float((got - want).square().mean().sqrt() / reference.clamp_min(1e-30))

@@ -1,0 +1,36 @@
+"""What the families' host tiers share: the module, dtype codes, addresses and the number of threads."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import tier
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
+
+
+def module() -> ModuleType:
+    """imnet_kernels._host, which tier.choose has already found."""
+    found = tier.find_host()
+    if found is None:
+        raise RuntimeError(f"the host kernels are not installed; {tier.REMEDY['host']}")
+    return found
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the tensor's bytes start; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def threads() -> int:
+    """torch's own setting, so that torch.set_num_threads and OMP_NUM_THREADS hold here too."""
+    return torch.get_num_threads()
+
+
+def memory_format(like: Tensor) -> torch.memory_format:
+    """channels_last where like (B, C, H, W) is and is not contiguous as well, else contiguous."""
+    last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

@@ -1,0 +1,37 @@
+"""torch.ops.imnet.sgd_ema_: the opaque op behind the tiers that are not plain PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from .. import tier
+
+
+def implementation(device_type: str):
+    """The tier's function with reference.sgd_ema_'s signature."""
+    name = tier.choose("sgd_ema", device_type)
+    return importlib.import_module(
+        f"imnet_kernels.sgd_ema.{'reference' if name == 'reference' else '_' + name}"
+    ).sgd_ema_
+
+
+@torch.library.custom_op("imnet::sgd_ema_", mutates_args=("params", "momenta", "emas"))
+def sgd_ema_op(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    emas: list[Tensor],
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    skip: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    ema_decay: float,
+    nesterov: bool,
+) -> None:
+    """See reference.sgd_ema_."""
+    run = implementation(params[0].device.type)
+    run(params, grads, momenta, emas, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)

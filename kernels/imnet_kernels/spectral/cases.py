@@ -1,0 +1,68 @@
+"""spectral's cases: the systems' 224 and 336 px images and odd ones."""
+
+from __future__ import annotations
+
+import torch
+
+from ..family import Call, Case, Family
+from . import spectral
+
+
+def _case(name: str, shape: tuple[int, int, int, int], r: int, real: bool = False, **keys: object) -> Case:
+    return Case(name=name, options={"shape": shape, "r": r, **keys}, real=real)
+
+
+CASES = (
+    _case("sub4", (4, 3, 224, 224), 2, real=True, channels_last=True),
+    _case("sub16", (4, 3, 224, 224), 4, real=True, channels_last=True),
+    _case("sub36", (2, 3, 336, 336), 6, real=True, channels_last=True),
+    _case("sub4_planar", (2, 3, 32, 48), 2, normalise="band"),
+    _case("sub16_planar", (2, 3, 32, 48), 4, normalise="channel"),
+    _case("sub36_planar", (2, 3, 36, 48), 6, normalise="channel"),
+    _case("some_bands", (3, 3, 24, 36), 4, bands=(15, 0, 7, 7, 2), channels_last=True, normalise="channel"),
+    _case("one_band", (1, 1, 12, 18), 6, bands=(35,), normalise="band"),
+    _case("odd_sizes", (1, 3, 10, 14), 2, channels_last=True),
+    _case("five_channels", (2, 5, 12, 24), 6, channels_last=True, normalise="channel"),
+    _case("float_input", (2, 3, 24, 36), 4, channels_last=True, float_input=True, normalise="band"),
+    _case("float_planar", (2, 3, 24, 36), 6, float_input=True),
+    _case("one_output", (1, 3, 6, 6), 6, channels_last=True),
+    _case("empty_batch", (0, 3, 8, 8), 2),
+)
+
+
+def make(case: Case, dtype: torch.dtype, device: str) -> Call:
+    """Random images, uint8 or of dtype, on the device."""
+    o, s = case.options, case.options["r"] ** 2
+    generator = torch.Generator().manual_seed(s)
+    images = torch.randint(0, 256, o["shape"], dtype=torch.uint8, generator=generator)
+    if o.get("float_input"):
+        images = (images.float() / 255).to(dtype)
+    if o.get("channels_last"):
+        images = images.to(memory_format=torch.channels_last)
+    images, bands = images.to(device), o.get("bands")
+    keys = {}
+    if o.get("normalise"):
+        num_bands = s if bands is None else len(bands)
+        shape = (num_bands,) if o["normalise"] == "band" else (num_bands, o["shape"][1])
+        keys = {"mean": torch.rand(shape, generator=generator) * 99, "std": torch.rand(shape, generator=generator) + 50}
+        keys = {name: value.to(device) for name, value in keys.items()}
+    return Call(run=lambda: spectral(images, o["r"], bands, dtype=dtype, **keys))
+
+
+def bytes_moved(case: Case, dtype: torch.dtype) -> int:
+    """The floor with every band: each input element read once and one output element written for it."""
+    batch, channels, height, width = case.options["shape"]
+    r, bands = case.options["r"], case.options.get("bands")
+    share = 1.0 if bands is None else len(bands) / r**2
+    in_bytes = dtype.itemsize if case.options.get("float_input") else 1
+    return round(batch * channels * height * width * (in_bytes + share * dtype.itemsize))
+
+
+FAMILY = Family(
+    name="spectral",
+    cases=CASES,
+    # A sum of s products in another order: fp32 rounding, then one rounding to the dtype, which may go the other way.
+    tolerance={torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 1e-4},
+    make=make,
+    bytes_moved=bytes_moved,
+)

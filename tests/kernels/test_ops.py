@@ -1,0 +1,125 @@
+"""Registration: opcheck, whole-graph compilation, tier choice and its errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import imnet_kernels as kernels
+import pytest
+import torch
+from imnet_kernels import tier
+from imnet_kernels.augment.op import augment_op
+from imnet_kernels.sgd_ema.op import sgd_ema_op
+from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
+from imnet_kernels.spectral.op import spectral_op
+
+STORE = torch.arange(3 * 8 * 8 * 3).remainder(251).to(torch.uint8).view(3, 8, 8, 3)
+IDS = torch.tensor([2, 0, 1, 1])
+VECTOR = torch.rand(4) + 0.5
+
+
+def _image(requires_grad=True):
+    return torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last).requires_grad_(requires_grad)
+
+
+def _op_calls():
+    x = [_image() for _ in range(3)]
+    plain = [t.detach() for t in x]
+    coefficients = torch.rand(2), torch.rand(2)
+    vectors = [VECTOR.clone().requires_grad_() for _ in range(4)]
+    keys = (5, 1, 2, "zero", "random", 0.5, 3, False, torch.bfloat16)
+    weights = [torch.randn(5), torch.randn(2, 3)]
+    lists = [[w.clone() for w in weights] for _ in range(4)]
+    return {
+        "augment": (augment_op, (STORE, IDS, IDS, VECTOR[:3], VECTOR[:3], *keys)),
+        "spectral": (spectral_op, (plain[0], 2, [0, 3], None, None, torch.float32)),
+        "shake": (shake_op, (*x, *coefficients)),
+        "shake_backward": (shake_backward_op, (plain[0], coefficients[1])),
+        "shake_bn": (shake_bn_op, (*x, *vectors, *coefficients)),
+        "shake_bn_backward": (shake_bn_backward_op, (*plain, VECTOR, VECTOR, coefficients[1])),
+        "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1), None, None, 0.9, 1e-4, 0.99, True)),
+    }
+
+
+@pytest.mark.parametrize("name", list(_op_calls()))
+def test_opcheck(name):
+    op, args = _op_calls()[name]
+    # aot_dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested.
+    utils = ["test_schema", "test_faketensor"] + ([] if name.startswith("shake") else ["test_aot_dispatch_dynamic"])
+    torch.library.opcheck(op, args, test_utils=utils)
+
+
+@pytest.mark.parametrize("spec", ["reference", "auto"])
+def test_whole_graph_compiles(spec):
+    def step(x1, x2, residual, alpha, beta, vectors, store, ids):
+        y = kernels.shake_shake(x1, x2, residual, alpha, beta)
+        y = kernels.shake_shake_bn(y, x2, residual, *vectors, alpha, beta)
+        bands = kernels.spectral(y, 2)
+        batch = kernels.augment(store, ids, seed=1, epoch=2, pad_px=2, hflip="random", cutout_px=3, mean=0.5, std=0.2)
+        return y.square().sum(), bands, batch
+
+    torch._dynamo.reset()
+    arguments = ([_image() for _ in range(3)], (torch.rand(2), torch.rand(2)), [VECTOR.clone() for _ in range(4)])
+    with tier.using(spec):
+        want = step(*arguments[0], *arguments[1], arguments[2], STORE, IDS)
+        want_grads = torch.autograd.grad(want[0], arguments[0])
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        got = compiled(*arguments[0], *arguments[1], arguments[2], STORE, IDS)
+        got_grads = torch.autograd.grad(got[0], arguments[0])
+    for g, w in zip((*got, *got_grads), (*want, *want_grads), strict=True):
+        torch.testing.assert_close(g, w)
+        assert g.stride() == w.stride()
+
+
+def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(tier, "find_host", lambda: None)
+    with tier.using("host"):
+        assert "not installed" in tier.report("cpu")["augment"][1]
+        with pytest.raises(RuntimeError, match=r"not installed; .*compiler"):
+            kernels.spectral(torch.rand(1, 1, 4, 4), 2)
+    with tier.using("cuda"), pytest.raises(RuntimeError, match="CUDA tensors"):
+        kernels.spectral(torch.rand(1, 1, 4, 4), 2)
+    with tier.using("auto"):
+        assert tier.report("cpu")["augment"][0] == "reference"
+        assert "not installed" in tier.report("cpu")["augment"][1]
+
+
+def test_a_broken_module_is_raised_not_hidden(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol", name=name)
+
+    monkeypatch.setattr(tier.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match="undefined symbol"):
+        tier.find_host()
+
+
+def test_tier_spec():
+    with tier.using("reference,augment=auto"):
+        rows = tier.report("cpu")
+        assert rows["spectral"] == ("reference", "forced by tier.using")
+        assert rows["augment"][1].startswith("auto")
+    for bad in ("fast", "augment=fast", "conv=host"):
+        with pytest.raises(ValueError, match="kernel tier"):
+            tier.set(bad)
+
+
+def _child(code: str, **env: str) -> subprocess.CompletedProcess:
+    import os
+
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **env},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_environment_variable_forces_a_tier():
+    code = "from imnet_kernels import tier; print(tier.report('cpu')['spectral'])"
+    assert _child(code, IMNET_KERNELS="reference").stdout.strip() == "('reference', 'forced by IMNET_KERNELS')"
+    bad = _child(code, IMNET_KERNELS="fast")
+    assert bad.returncode != 0
+    assert "kernel tier 'fast'" in bad.stderr
