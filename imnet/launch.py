@@ -133,7 +133,9 @@ def run_ranks(entry: Callable[..., int], args: tuple[Any, ...], num_ranks: int, 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The agent's own log repeats, in dozens of lines, what a rank has already said in one.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     config = LaunchConfig(
         min_nodes=1,

@@ -22,7 +22,10 @@ def digests(folder):
     """sha256 of every tensor file of the newest checkpoint, and the metrics without their clocks."""
     newest = sorted((folder / "checkpoints").glob("step-????????"))[-1]
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in newest.glob("*.safetensors")}
-    rows = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in read_metrics(folder / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_s")}
+        for r in read_metrics(folder / "metrics.jsonl")
+    ]
     return newest.name, files, rows
 
 

@@ -1,0 +1,44 @@
+"""Run by test_ranks.py: trains a network without BatchNorm; ranks import this file again, and so know the network."""
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from imnet import models
+from imnet.recipe import SGD, Augment, Constant, Data, Recipe
+from imnet.run_options import RunOptions
+from imnet.train import train
+
+
+@models.model
+def test_mlp(num_classes: int, in_channels: int) -> nn.Module:
+    """A network without batch statistics, so that the number of ranks changes nothing but rounding."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 144, 32), nn.ReLU(), nn.Linear(32, num_classes))
+
+
+RECIPE = Recipe(
+    name="ranks",
+    model="test_mlp",
+    # 211 images in batches of 48: an incomplete last batch, and shards of unequal size.
+    data=Data(
+        name="shapes", image_px=12, num_classes=4, batch_images=49, train_images=211, test_images=53, drop_last=False
+    ),
+    augment=Augment(crop_pad_px=1, hflip="random", mean=(0.5,), std=(0.25,)),
+    optim=SGD(lr=0.05, momentum=0.9, weight_decay=1e-3),
+    schedule=Constant(),
+    epochs=3,
+)
+
+if __name__ == "__main__":
+    procs, micro = (int(v) for v in sys.argv[2:4])
+    options = RunOptions(
+        out=str(Path(sys.argv[1])),
+        device="cpu",
+        precision="fp32",
+        procs=procs if procs > 1 else None,
+        threads=1,
+        log_every_steps=1,
+        micro_batch_images=micro or None,
+    )
+    sys.exit(train(RECIPE, options)[0])
