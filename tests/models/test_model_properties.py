@@ -1,0 +1,194 @@
+"""What every network promises: one graph, bf16 autocast, export, training, a zero start and no-decay groups."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from imnet.errors import UsageError
+from imnet.models import build, names
+from imnet.models.catalog import CATALOG
+from imnet.models.densenet import DenseNetBC
+from imnet.models.dpn import DualPathNet
+from imnet.models.layers import no_decay, param_groups
+from imnet.models.shake_shake import ShakeShake26
+from imnet.models.wrn import LasagneWideResNet
+
+# One of each file, small enough for the default run: (builder, image size in pixels).
+SMALL = {
+    "wrn": (lambda **o: build("wrn10_1", 5, **o), 8),
+    "wrn_lasagne": (lambda: LasagneWideResNet(12, 1, 5), 8),
+    "densenet": (lambda: DenseNetBC(10, 4, 5), 8),
+    "dpn": (lambda **o: DualPathNet((8, 16, 32), (2, 4, 8), 2, 5, **o), 8),
+    "shake_shake": (lambda **o: ShakeShake26(4, 8, 5, **o), 8),
+    "resnet": (lambda **o: build("resnet18_64", 5, **o), 16),
+    "alexnet": (lambda: build("alexnet_56", 5), 56),
+    "vgg": (lambda: build("vgg16_bn_56", 5), 56),
+    "davit": (lambda: build("davit_tiny", 5), 32),
+}
+# Networks of other libraries take seconds to trace: theirs to test, so ours only now and then.
+TRACED = [pytest.param(n, marks=pytest.mark.slow) if n in ("alexnet", "vgg", "davit") else n for n in SMALL]
+RESIDUAL = ("wrn", "dpn", "shake_shake", "resnet")
+
+
+def small(name, **options):
+    torch.manual_seed(0)
+    make, px = SMALL[name]
+    return make(**options), torch.randn(4, 3, px, px)
+
+
+def gradients(network):
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def loss_of(network, images):
+    torch.manual_seed(1)  # dropout and shake coefficients
+    return F.cross_entropy(network(images).float(), torch.arange(len(images)) % 5)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_compiles_in_one_graph_with_equal_gradients(name):
+    torch._dynamo.reset()
+    network, images = small(name)
+    network.train()
+    loss_of(network, images).backward()
+    expected = gradients(network)
+    network.zero_grad()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    loss_of(compiled, images).backward()
+    for parameter, grad in gradients(network).items():
+        torch.testing.assert_close(grad, expected[parameter], rtol=1e-3, atol=1e-5, msg=parameter)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bf16_autocast_trains_fp32_weights(name):
+    network, images = small(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(images).dtype == torch.bfloat16
+        loss = loss_of(network, images)
+    loss.backward()
+    assert torch.isfinite(loss)
+    for parameter, grad in gradients(network).items():
+        assert grad.dtype == torch.float32
+        assert torch.isfinite(grad).all(), parameter
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_exports_with_any_batch_size(name):
+    network, images = small(name)
+    network.eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+    assert "imnet_kernels" not in str(program.graph)
+    other = torch.randn(7, *images.shape[1:])
+    torch.testing.assert_close(program.module()(other), network(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_zero_start_is_the_skips_alone_and_still_learns(name):
+    network, images = small(name, zero_init_last_bn=True)
+    network.train()
+    zeroed = [n for n, p in network.named_parameters() if n.endswith("weight") and not p.any()]
+    loss_of(network, images).backward()
+    reached = {n for n, p in network.named_parameters() if p.grad.any()}
+    if name == "dpn":
+        half = [m.conv2.weight[: m.width] for m in network.modules() if hasattr(m, "growth")]
+        assert half
+        assert not any(w.any() for w in half)
+    assert len(zeroed) >= 3
+    assert reached >= set(zeroed)
+    if name != "dpn":  # whose appended features pass the gradient on
+        inner = [n for n, _ in network.named_parameters() if re.search(r"(blocks|layer).*conv1.weight", n)]
+        assert inner
+        assert not reached & set(inner)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_two_steps_lower_the_loss(name):
+    network, images = small(name)
+    check_two_steps(network, images)
+
+
+def check_two_steps(network, images):
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        loss = loss_of(network, images)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_two_steps_of_every_network_at_its_own_size(name):
+    entry = CATALOG[name]
+    torch.manual_seed(0)
+    network = build(name, entry.num_classes, entry.in_channels)
+    check_two_steps(network, torch.randn(2, entry.in_channels, entry.image_px, entry.image_px))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_every_network_traces_as_one_graph_and_exports(name):
+    """On the meta device: no arithmetic, only the graph."""
+    torch._dynamo.reset()
+    entry = CATALOG[name]
+    with torch.device("meta"):
+        network = build(name, entry.num_classes, entry.in_channels)
+        images = torch.empty(2, entry.in_channels, entry.image_px, entry.image_px)
+    logits = torch.compile(network, fullgraph=True, backend="eager")(images)
+    assert logits.shape == (2, entry.num_classes)
+    program = torch.export.export(network.eval(), (images,))
+    assert program.graph_signature.user_outputs
+
+
+@pytest.mark.slow
+def test_inductor_agrees_with_eager():
+    torch._dynamo.reset()
+    network, images = small("shake_shake")
+    loss = loss_of(network.train(), images)
+    compiled = torch.compile(network, fullgraph=True)
+    with torch._inductor.config.patch(fallback_random=True):
+        torch.testing.assert_close(loss_of(compiled, images), loss, rtol=1e-4, atol=1e-5)
+
+
+def test_no_decay_is_norms_and_biases():
+    network = build("wrn10_1", 5)
+    skip = no_decay(network)
+    batch_norms = [n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = {f"{n}.{p}" for n in batch_norms for p in ("weight", "bias")}
+    assert skip == norms | {"head.bias"}
+    groups = param_groups(network, 5e-4)
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
+    assert all(p.dim() > 1 for p in groups[0]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    (everything,) = param_groups(network, 5e-4, decay_all=True)
+    assert len(everything["params"]) == len(list(network.parameters()))
+
+
+def test_no_decay_honours_timm_and_counts_its_norms():
+    with torch.device("meta"):
+        network = build("timm:vit_tiny_patch16_224", 5)
+        davit = build("davit_tiny", 5)
+    assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= no_decay(network)
+    weights = dict(davit.named_parameters())
+    assert {weights[n].dim() for n in no_decay(davit)} == {1}
+    assert all(weights[n].dim() > 1 for n in weights.keys() - no_decay(davit))
+
+
+def test_too_small_images_are_refused_where_the_classifier_is_sized():
+    for name in ("alexnet", "vgg16"):
+        with pytest.raises(UsageError, match="image_px=16"):
+            build(name, 5, image_px=16)
+
+
+def test_frozen_parameters_are_left_out():
+    network = build("wrn10_1", 5)
+    network.stem.weight.requires_grad_(False)
+    left = [p for group in param_groups(network, 1e-4) for p in group["params"]]
+    assert not any(p is network.stem.weight for p in left)
