@@ -38,8 +38,8 @@ class Split:
         """sha256 (hex) over shape, pixels and labels: the same however the split is stored."""
         state = split_hash(self.images.shape)
         for chunk in chunks(self.images):
-            state.update(chunk)
-        state.update(np.ascontiguousarray(self.labels, dtype="<i8"))
+            state.update(chunk.data)
+        state.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         return state.hexdigest()
 
 

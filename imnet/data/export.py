@@ -34,9 +34,9 @@ def export(store: Store, target: Path) -> int:
         else:
             path, data = stem.with_name(stem.name + ".png"), None
         with io_errors(path, "write"), _new_file(path) as file:
-            if data is None:
+            if data is None and images is not None:
                 Image.fromarray(images[i].squeeze()).save(file, "PNG", compress_level=1)
-            else:
+            elif data is not None:
                 file.write(data)
     return len(store)
 

@@ -73,7 +73,10 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
         writer = Writer(part, descriptor, key, shape)
         shown = Progress(split, len(content), writer.done, options.quiet)
         try:
-            labels = (_write_items if isinstance(content, Items) else _write_blocks)(content, writer, options, shown)
+            if isinstance(content, Items):
+                labels = _write_items(content, writer, options, shown)
+            else:
+                labels = _write_blocks(content, writer, shown)
         except BaseException:
             writer.pause()
             raise
@@ -120,7 +123,7 @@ def _present(final: Path, key: str) -> dict | None:
     return header
 
 
-def _write_blocks(content: Blocks, writer: Writer, options: Options, shown: Progress) -> np.ndarray:
+def _write_blocks(content: Blocks, writer: Writer, shown: Progress) -> np.ndarray:
     """Copy pixel blocks; those that an interrupted run wrote are read again only for their labels."""
     labels, at = [], 0
     for images, block_labels in content.stream():

@@ -1,4 +1,4 @@
-"""Sets that train from a packed store: ``packed`` itself, and those that are packed once, on first use, into the cache."""
+"""Sets that train from a packed store: ``packed`` itself, and those packed once, on first use, into the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IMAGENET_SIDES = (8, 16, 32, 64)
 
 @dataset
 def packed(request: Request) -> DataSet:
-    """The packed store in the folder ``data_dir`` (or ``packed:FOLDER``), under the name of the set it was made from."""
+    """The packed store in the folder ``data_dir`` (or ``packed:FOLDER``), named as the set it was made from."""
     if request.data_dir is None:
         raise UsageError("data set packed needs its folder", hint="--data packed:FOLDER")
     if not is_store(request.data_dir):
@@ -46,7 +46,7 @@ def imagenet64(request: Request) -> DataSet:
 
 @dataset
 def folder(request: Request) -> DataSet:
-    """Class folders ``train/<class>/``, ``val/<class>/`` (or a zip of them) at ``data_dir``, resized to ``image_px``."""
+    """Class folders ``train/<class>/``, ``val/<class>/`` (or a zip of them) at ``data_dir``, made ``image_px``."""
     if request.data_dir is None or request.image_px is None:
         raise UsageError("data set folder needs data_dir and image_px", hint="--data-dir FOLDER --image-px 64")
     return _from_source(request, "folder", (), request.image_px, "class folders")

@@ -46,11 +46,9 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The pentagram: inside at least four of its five lines, i.e. the second largest distance is negative."""
-    largest = second = None
-    for plane in _planes(x, y, 5):
-        if largest is None:
-            largest, second = plane, np.full_like(plane, -np.inf)
-            continue
+    largest, *others = _planes(x, y, 5)
+    second = np.full_like(largest, -np.inf)
+    for plane in others:
         second = np.maximum(second, np.minimum(largest, plane))
         largest = np.maximum(largest, plane)
     return second - F(0.36)

@@ -171,9 +171,9 @@ def _second(digits: np.ndarray, used: int, u: np.ndarray) -> _Figure:
     cos, sin = _direction(u[:, 13], u[:, 14])
     free = (u[:, 18] * np.float32(len(_COLOURS))).astype(np.int64)
     colour = _PALETTE[digits[:, 5] if used > 5 else free]
-    where = (np.float32(0.80) + np.float32(0.05) * (u[:, place] - np.float32(0.5)) for place in (15, 16))
+    x, y = (np.float32(0.80) + np.float32(0.05) * (u[:, place] - np.float32(0.5)) for place in (15, 16))
     radius = np.float32(0.13) + np.float32(0.03) * u[:, 17]
-    return _Figure(digits[:, 4], np.zeros_like(digits[:, 4]), *where, radius, cos, sin, colour)
+    return _Figure(digits[:, 4], np.zeros_like(digits[:, 4]), x, y, radius, cos, sin, colour)
 
 
 def _contrast(ground: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ class Store:
         for i in range(len(self)):
             data = self.encoded(i)
             state.update(struct.pack("<I", len(data)) + data)
-        state.update(self.labels.astype("<i8"))
+        state.update(self.labels.astype("<i8").data)
         return state.hexdigest()
 
 

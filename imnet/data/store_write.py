@@ -146,7 +146,7 @@ class Writer:
             crcs.append(zlib.crc32(block))
             state.update(memoryview(block)[: max(0, PAGE + data_bytes - at)])
             at += len(block)
-        state.update(labels)
+        state.update(labels.data)
         return np.array(crcs, dtype="<u4"), state.hexdigest()
 
     def _close(self, crcs: np.ndarray, raw_header: bytes) -> None:

@@ -1,4 +1,4 @@
-"""``imnet-data``: pack, verify, stats, export, inspect, download. One line per error; exit codes as imnet.errors has them."""
+"""``imnet-data``: pack, verify, stats, export, inspect, download. One line and imnet.errors' exit code per error."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def _announced(path: Path, member: str, shown: str) -> tuple[tuple[int, ...], st
     return shape, dtype.str, offset
 
 
-def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
@@ -82,7 +82,7 @@ def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     raise ValueError(f"npy version {version}; allowed (1, 0), (2, 0)")
 
 
-def _exactly(stream: BinaryIO, count: int, shown: str, member: str) -> bytes:
+def _exactly(stream: IO[bytes], count: int, shown: str, member: str) -> bytes:
     try:
         data = stream.read(count)
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
@@ -92,7 +92,7 @@ def _exactly(stream: BinaryIO, count: int, shown: str, member: str) -> bytes:
     return data
 
 
-def _end(stream: BinaryIO, shown: str, member: str) -> None:
+def _end(stream: IO[bytes], shown: str, member: str) -> None:
     """Read to the end, so that the zip's crc32 is checked."""
     try:
         stream.read(1)

@@ -24,7 +24,7 @@ class Span(bytes):
     def __len__(self) -> int:
         return self.length
 
-    def decode(self, *_: Any) -> Any:
+    def decode(self, encoding: str = "", errors: str = "") -> Any:
         """genops decodes Python 2 strings: the bytes are wanted as they are."""
         return self
 

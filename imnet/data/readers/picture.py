@@ -89,9 +89,9 @@ def _resized(picture: Image.Image, rule: ResizeRule) -> np.ndarray:
     size = rule.size_px
     if rule.shorter_px is not None:
         scale = rule.shorter_px / min(picture.size)
-        inner = tuple(max(rule.shorter_px, round(side * scale)) for side in picture.size)
-        picture = picture.resize(inner, FILTERS[rule.filter])
-        left, top = ((side - size) // 2 for side in inner)
+        width, height = (max(rule.shorter_px, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), FILTERS[rule.filter])
+        left, top = (width - size) // 2, (height - size) // 2
         picture = picture.crop((left, top, left + size, top + size))
     elif picture.size != (size, size):
         picture = picture.resize((size, size), FILTERS[rule.filter])
