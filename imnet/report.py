@@ -1,0 +1,113 @@
+"""The report of a run: one self-contained HTML file, its comparison with other runs, and a few plain lines.
+
+    render(run_dir)             -> run_dir/report.html
+    compare([run, run], out)    -> out
+    summary(run_dir)            -> text for the end of a run
+    contact_sheet(images, ...)  -> PNG bytes for worst.png
+
+What was not measured says "not measured"; the last epoch comes before the best one, which is named as selected on
+the test set. Equal run folders give equal bytes: no clock is read here. See report_data for what a run folder holds.
+Importing this module imports neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from imnet import report_compare, report_mistakes, report_sections
+from imnet.errors import UsageError
+from imnet.files import write_atomic
+from imnet.report_data import NAN, RunLog
+from imnet.report_page import duration, page, percent, points, rate
+from imnet.report_plots import contact_sheet
+from imnet.report_read import load
+
+__all__ = ["compare", "contact_sheet", "render", "summary"]
+
+REPORT_NAME = "report.html"
+
+
+def render(run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` atomically and return its path; works while the run is still in progress.
+
+    DataError where the folder is no run or a file in it is damaged, IOFailure where the page cannot be written (a
+    previous report then stays as it was).
+    """
+    run = load(Path(run_dir))
+    body = [
+        report_sections.headline(run),
+        *report_sections.notes(run),
+        report_sections.results(run),
+        report_sections.curves(run),
+        report_mistakes.confusion(run),
+        report_mistakes.worst(run),
+        report_sections.recipe(run),
+        report_sections.environment(run),
+    ]
+    return _write(run.path / REPORT_NAME, page(run.name, report_sections.status(run), body))
+
+
+def compare(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page at ``out`` that overlays the runs; runs of one recipe are averaged over their seeds.
+
+    UsageError for fewer than two runs or one run given twice (it would count twice in n), else as ``render``.
+    """
+    places = [Path(run_dir).resolve() for run_dir in run_dirs]
+    if len(places) < 2:
+        raise UsageError(f"got {len(places)} run folders to compare, need 2 or more", hint="render() reports one run")
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
+    runs = [load(Path(run_dir)) for run_dir in run_dirs]
+    body = [report_compare.groups_table(runs), report_compare.overlays(runs), report_compare.runs_table(runs)]
+    names = ", ".join(dict.fromkeys(run.name for run in runs))
+    return _write(Path(out), page(f"{len(runs)} runs", names, body))
+
+
+def summary(run_dir: Path) -> str:
+    """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
+    run = load(Path(run_dir))
+    best = run.best
+    best_at = f" at epoch {best.epoch:g} (selected on the test set)" if best else ""
+    report = run.path / REPORT_NAME
+    lines = [
+        ("run", f"{run.name}: {report_sections.status(run)}"),
+        ("images", _images(run)),
+        ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
+        ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
+        ("published", _published(run)),
+        ("images/s, median", rate(run.images_per_s)),
+        ("time", f"{duration(run.total_seconds)} on {run.hardware}"),
+        ("report", str(report) if report.is_file() else "not written yet"),
+        *(("note", note) for note in run.notes),
+    ]
+    return "\n".join(f"{name:<18} {text}" for name, text in lines)
+
+
+def _write(path: Path, text: str) -> Path:
+    # A name that is no valid Unicode (a class folder with odd bytes) must not cost the run its report.
+    write_atomic(path, text.encode("utf-8", errors="replace"))
+    return path
+
+
+def _images(run: RunLog) -> str:
+    recorded = run.info.get("data")
+    counts = dict(recorded) if isinstance(recorded, dict) else {}
+    if run.evaluation:
+        counts["test_images"] = run.evaluation.num_images
+    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "test") if f"{part}_images" in counts]
+    return ", ".join(told) or "not recorded"
+
+
+def _published(run: RunLog) -> str:
+    if math.isnan(run.published_top1):
+        return "nothing published for this recipe"
+    told = [percent(run.published_top1)]
+    if run.last is not None:
+        told.append(f"last epoch {points(run.last.top1 - run.published_top1)} against it")
+    if run.published.get("hours") is not None:
+        told.append(report_sections.hours_published(run))
+    told += [str(run.published[key]) for key in ("hardware", "note") if run.published.get(key)]
+    return "; ".join(told)

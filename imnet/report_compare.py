@@ -1,0 +1,191 @@
+"""The parts of the page that compares runs: overlaid curves, one row a run, one row a recipe over its seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from imnet.report_data import NAN, RunLog
+from imnet.report_page import Markup, duration, figure, flatten, grid, html, percent, rate, section, soft, table
+from imnet.report_plots import DASHES, SERIES, SMOOTHING, Curve, curves_svg, running_mean, thin
+from imnet.report_sections import hours_published
+
+CSS_DASHES = ("solid", "dashed", "dotted", "double")
+
+
+def runs_table(runs: Sequence[RunLog]) -> Markup:
+    """One row a run; the swatch is the colour of its curves."""
+    headers = (
+        "Run",
+        "Recipe",
+        "Seed",
+        "Epochs",
+        "Top-1, last epoch",
+        "Top-1, best epoch (selected on the test set)",
+        "Published",
+        "images/s, median",
+        "Time",
+        "Hardware",
+    )
+    rows = [(_label(run, number), *_cells(run)) for number, run in enumerate(runs)]
+    return section("runs", "Runs", table(headers, rows, "wide"))
+
+
+def _label(run: RunLog, number: int) -> Markup:
+    color, dash = _style(number)
+    swatch = f'<span class="swatch" style="color:var(--c{color});border-top-style:{CSS_DASHES[dash]}"></span>'
+    return Markup(f'<span class="name">{swatch}{html(run.path.resolve().name)}</span>')
+
+
+def _style(number: int) -> tuple[int, int]:
+    return number % len(SERIES), number // len(SERIES) % len(DASHES)
+
+
+def _cells(run: RunLog) -> tuple[str, ...]:
+    planned = "?" if math.isnan(run.epochs) else f"{run.epochs:g}"
+    return (
+        run.name,
+        "not recorded" if run.seed is None else str(run.seed),
+        planned if run.finished else f"{run.reached_epoch:.4g} of {planned}, not finished",
+        percent(_last(run)),
+        percent(_best(run)),
+        percent(run.published_top1, "none"),
+        rate(run.images_per_s),
+        duration(run.total_seconds),
+        run.hardware,
+    )
+
+
+def _last(run: RunLog) -> float:
+    return run.last.top1 if run.last else NAN
+
+
+def _best(run: RunLog) -> float:
+    return run.best.top1 if run.best else NAN
+
+
+def groups_table(runs: Sequence[RunLog]) -> Markup:
+    """Mean and spread over the seeds of one recipe; unfinished runs are counted apart, never averaged in."""
+    headers = (
+        "Recipe",
+        "n",
+        "Seeds",
+        "Top-1, last epoch",
+        "Top-1, best epoch (selected on the test set)",
+        "Published",
+        "Time",
+        "Published time",
+    )
+    groups = group(runs)
+    rows = [_group_cells(name, members) for name, members in zip(_names(groups), groups, strict=True)]
+    said = (
+        "Mean ± sample standard deviation over the finished runs of the same recipe and precision; n is their number."
+    )
+    return section("groups", "By recipe", soft(said), table(headers, rows, "wide"))
+
+
+def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
+    """Runs whose recipes (every value but the seed) and precision are equal, in the order of first appearance."""
+    groups: dict[str, list[RunLog]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_identity(run), sort_keys=True, default=str), []).append(run)
+    return list(groups.values())
+
+
+def _identity(run: RunLog) -> dict[str, Any]:
+    return {"recipe": _without_seed(run.recipe), "precision": run.info.get("precision")}
+
+
+def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_seed(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if key != "seed"
+    }
+
+
+def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
+    """The recipe's name; where two groups share it, also the values in which they differ."""
+    flat = [dict(flatten(_identity(members[0]))) for members in groups]
+    labels = []
+    for members, values in zip(groups, flat, strict=True):
+        name = members[0].name
+        same_name = [other for one, other in zip(groups, flat, strict=True) if one[0].name == name]
+        keys = sorted({key for other in same_name for key in {*values, *other} if values.get(key) != other.get(key)})
+        told = [f"{key.removeprefix('recipe.')} = {values.get(key, 'absent')}" for key in keys]
+        more = f", and {len(told) - 4} more" if len(told) > 4 else ""
+        labels.append(f"{name} ({', '.join(told[:4])}{more})" if told else name)
+    return labels
+
+
+def _group_cells(name: str, members: Sequence[RunLog]) -> tuple[str, ...]:
+    done = [run for run in members if run.finished]
+    open_runs = len(members) - len(done)
+    seeds = ["?" if run.seed is None else str(run.seed) for run in done]
+    repeated = " (a seed more than once)" if len(set(seeds)) < len(seeds) else ""
+    same_hardware = len({run.hardware for run in done}) <= 1
+    time = [run.total_seconds for run in done]
+    return (
+        name,
+        f"{len(done)}" + (f" (+ {open_runs} not finished)" if open_runs else ""),
+        (", ".join(seeds) or "none") + repeated,
+        spread([_last(run) for run in done], percent, _points),
+        spread([_best(run) for run in done], percent, _points),
+        percent(members[0].published_top1, "none"),
+        spread(time, duration, duration) if same_hardware else "different hardware: see the runs",
+        hours_published(members[0]),
+    )
+
+
+def _points(deviation: float) -> str:
+    return f"{100 * deviation:.2f} points"
+
+
+def spread(values: Sequence[float], show: Callable[[float], str], show_deviation: Callable[[float], str]) -> str:
+    """``mean ± std`` over the finite values; one value has no spread and says so."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return show(NAN)
+    counted = "" if len(finite) == len(values) else f" (n = {len(finite)})"
+    if len(finite) == 1:
+        return f"{show(finite[0])}, one run: no spread{counted}"
+    return f"{show(fmean(finite))} ± {show_deviation(stdev(finite))}{counted}"
+
+
+def overlays(runs: Sequence[RunLog]) -> Markup:
+    """Top-1 by epoch and by time, training loss and throughput; colours as in the table of runs."""
+    by_epoch, by_time, losses, rates = [], [], [], []
+    for number, run in enumerate(runs):
+        color, dash = _style(number)
+        top1 = [100 * line.top1 for line in run.evals]
+        by_epoch.append(Curve(x=[line.epoch for line in run.evals], y=top1, color=color, dash=dash))
+        by_time.append(Curve(x=_times(run), y=top1, color=color, dash=dash))
+        x, y = thin([line.epoch for line in run.train], [line.loss for line in run.train])
+        losses.append(Curve(x=x, y=running_mean(y, len(y) // SMOOTHING), color=color, dash=dash))
+        x, y = thin([line.epoch for line in run.train], [line.images_per_s for line in run.train])
+        rates.append(Curve(x=x, y=y, color=color, dash=dash))
+    return grid(
+        [
+            _overlay("accuracy", "Test top-1 by epoch", by_epoch, "epoch", "top-1, %"),
+            _overlay("time", "Test top-1 by time", by_time, "minutes, evaluations included", "top-1, %"),
+            _overlay("loss", "Training loss", losses, "epoch", "loss, running mean"),
+            _overlay("throughput", "Throughput", rates, "epoch", "images/s"),
+        ]
+    )
+
+
+def _times(run: RunLog) -> list[float]:
+    """Minutes on the run's clock at each evaluation, NaN where no clock was logged."""
+    clock = run.clock
+    return [max((at for step, at in clock if step <= line.step), default=NAN) / 60 for line in run.evals]
+
+
+def _overlay(name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str) -> Markup:
+    pairs = ((x, y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True))
+    if not any(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
+        return section(name, title, "Not measured in any of these runs.")
+    drawing = curves_svg(name, curves, x_label=x_label, y_label=y_label)
+    return section(name, title, figure(drawing, "Colours as in the table of runs."))

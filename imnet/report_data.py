@@ -1,0 +1,173 @@
+"""What the report knows about one run, and the figures derived from it. Standard library only.
+
+The run folder's contract, as the report understands it:
+
+- ``config.yaml``: a mapping, the resolved recipe and run settings.
+- ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
+- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds; ``kind`` "eval":
+  step, epoch, loss, top1, top5 (fractions), seconds. ``seconds`` is the run's clock so far, evaluations included.
+- ``evaluation.json``, ``worst.png``: only after an evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+NAN = math.nan
+
+
+class TrainLine(NamedTuple):
+    """One logged training interval; a field that was not logged is NaN."""
+
+    step: float
+    epoch: float
+    loss: float
+    lr: float
+    images_per_s: float
+    seconds: float
+
+
+class EvalLine(NamedTuple):
+    """One evaluation during training; accuracies are fractions, a field that was not logged is NaN."""
+
+    step: float
+    epoch: float
+    loss: float
+    top1: float
+    top5: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """One of the images with the largest loss; ``probability`` is that of the true class.
+
+    ``predicted`` may lie beyond the named classes: a network's head can be wider than the data set.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    loss: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """evaluation.json. ``confusion[t][p]`` counts images of true class t predicted as p."""
+
+    num_images: int
+    top1: float
+    top5: float
+    top1_flip: float
+    loss: float
+    confusion: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    worst: tuple[Worst, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLog:
+    """Everything the report says about one run. ``notes`` are sentences about what was absent or ignored."""
+
+    path: Path
+    config: Mapping[str, Any]
+    info: Mapping[str, Any]
+    train: tuple[TrainLine, ...]
+    evals: tuple[EvalLine, ...]
+    evaluation: Evaluation | None
+    notes: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.info["recipe"]
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe.get("name", self.path.name))
+
+    @property
+    def seed(self) -> Any:
+        places = (self.config, self.info, self.recipe)
+        return next((p["seed"] for p in places if p.get("seed") is not None), None)
+
+    @property
+    def epochs(self) -> float:
+        """Planned epochs, NaN where the recipe does not say."""
+        schedule = self.recipe.get("schedule")
+        nested = schedule.get("epochs") if isinstance(schedule, Mapping) else None
+        value = self.recipe.get("epochs", nested)
+        return float(value) if isinstance(value, int | float) else NAN
+
+    @property
+    def reached_epoch(self) -> float:
+        return max((line.epoch for line in (*self.train, *self.evals)), default=0.0)
+
+    @property
+    def finished(self) -> bool:
+        """The last planned epoch was evaluated (or, with no plan known, an evaluation was written)."""
+        if math.isnan(self.epochs):
+            return self.evaluation is not None
+        return bool(self.evals) and self.evals[-1].epoch >= self.epochs - 1e-6
+
+    @property
+    def last(self) -> EvalLine | None:
+        return self.evals[-1] if self.evals else None
+
+    @property
+    def best(self) -> EvalLine | None:
+        """The evaluation with the highest top-1 (the earliest of equals): selected on the test set."""
+        finite = [line for line in self.evals if math.isfinite(line.top1)]
+        return max(finite, key=lambda line: line.top1, default=None)
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        return self.recipe.get("published") or {}
+
+    @property
+    def published_top1(self) -> float:
+        """A fraction, NaN where nothing was published."""
+        top1 = self.published.get("top1")
+        return NAN if top1 is None else float(top1)
+
+    @property
+    def images_per_s(self) -> float:
+        """Median over the logged intervals."""
+        rates = [line.images_per_s for line in self.train if math.isfinite(line.images_per_s)]
+        return median(rates) if rates else NAN
+
+    @property
+    def clock(self) -> list[tuple[float, float]]:
+        """(step, seconds so far, evaluations included); where the logged clock restarts the lives are added."""
+        points, before, previous = [], 0.0, 0.0
+        # Sorting is stable: at the same step the train line stays before the evaluation.
+        for line in sorted((*self.train, *self.evals), key=lambda line: line.step):
+            if not math.isfinite(line.seconds):
+                continue
+            if line.seconds < previous:
+                before += previous
+            previous = line.seconds
+            points.append((line.step, before + previous))
+        return points
+
+    @property
+    def total_seconds(self) -> float:
+        return self.clock[-1][1] if self.clock else NAN
+
+    @property
+    def hardware(self) -> str:
+        """What the run was measured on: the GPUs it used, or the processor and its cores."""
+        machine, ranks = self.info.get("hardware"), self.info.get("num_ranks", 1)
+        device = str(self.info.get("device") or "device not recorded")
+        if not isinstance(machine, Mapping):
+            return device
+        gpus = machine.get("gpus") or []
+        if device.startswith("cuda") and gpus:
+            return f"{ranks} x {gpus[0]}"
+        processes = "" if ranks == 1 else f", {ranks} processes"
+        return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"

@@ -1,0 +1,119 @@
+"""What the network gets wrong: the confusion matrix and the worst images of the final evaluation."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+
+from imnet.errors import DataError, IOFailure
+from imnet.report_data import Evaluation, RunLog
+from imnet.report_page import NOT_MEASURED, Markup, grid, html, section, soft, table
+
+HEAT_MAP_CLASSES = 50
+NUMBERED_CLASSES = 20  # beyond this the cells shrink to colour only; the counts stay as tool tips
+CONFUSED_PAIRS = 20
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def confusion(run: RunLog) -> Markup:
+    """A heat map with names, or the most confused pairs where a map would be unreadable."""
+    title = "Confusion matrix"
+    if run.evaluation is None:
+        return section("confusion", title, f"Confusion matrix: {NOT_MEASURED} (no final evaluation yet).")
+    content = []
+    classes = len(run.evaluation.class_names)
+    if classes <= HEAT_MAP_CLASSES:
+        content.append(soft("Row: true class. Column: predicted class. Last column: share of the row that is correct."))
+        content.append(_heat_map(run.evaluation))
+    if classes > NUMBERED_CLASSES:
+        content += _pairs(run.evaluation)
+    return section("confusion", title, *content)
+
+
+def _heat_map(evaluation: Evaluation) -> Markup:
+    names = evaluation.class_names
+    small = len(names) > NUMBERED_CLASSES
+    head = "".join(f"<th><span>{html(name)}</span></th>" for name in (*names, "correct"))
+    rows = []
+    for true, counts in enumerate(evaluation.confusion):
+        total = sum(counts)
+        cells = "".join(_cell(evaluation, true, column, total, small) for column in range(len(names)))
+        share = f"{100 * counts[true] / total:.1f} %" if total else "no images"
+        rows.append(f'<tr><th scope="row">{html(names[true])}</th>{cells}<td class="sum">{share}</td></tr>\n')
+    kind = "heat small" if small else "heat"
+    return Markup(
+        f'<div class="scroll"><table class="{kind}"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>\n{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(evaluation: Evaluation, true: int, column: int, total: int, small: bool) -> str:
+    count = evaluation.confusion[true][column]
+    # Square root: an error of 1 % of a class must still be visible beside a diagonal of 95 %.
+    shade = f' style="--a:{0.85 * math.sqrt(count / total):.2f}"' if count else ""
+    kind = ' class="hit"' if true == column else ""
+    if not small:
+        return f"<td{kind}{shade}>{count or ''}</td>"
+    names = evaluation.class_names
+    tip = f' title="{html(names[true])} as {html(names[column])}: {count}"' if count else ""
+    return f"<td{kind}{shade}{tip}></td>"
+
+
+def _pairs(evaluation: Evaluation) -> Sequence[Markup]:
+    names, matrix = evaluation.class_names, evaluation.confusion
+    pairs = [
+        (-count, true, column)
+        for true, counts in enumerate(matrix)
+        for column, count in enumerate(counts)
+        if count and true != column
+    ]
+    rows = [
+        (names[true], names[column], -count, f"{-100 * count / sum(matrix[true]):.1f} %")
+        for count, true, column in sorted(pairs)[:CONFUSED_PAIRS]
+    ]
+    if not rows:
+        return [soft("No image of the test set is confused.")]
+    said = soft(f"The {len(rows)} most confused of {len(names)} x {len(names) - 1} ordered pairs of classes.")
+    return [said, table(("True class", "Predicted as", "Images", "Share of the true class"), rows)]
+
+
+def worst(run: RunLog) -> Markup:
+    """The contact sheet as a data URI, and the same as text."""
+    title = "Worst images"
+    if run.evaluation is None:
+        return section("worst", title, f"Worst images: {NOT_MEASURED} (no final evaluation yet).")
+    names = run.evaluation.class_names
+    rows = [
+        (f"{row.index}", names[row.label], _predicted(names, row.predicted), _share(row.probability), f"{row.loss:.3f}")
+        for row in run.evaluation.worst
+    ]
+    headers = ("Image", "True class", "Predicted as", "Probability of the true class", "Loss")
+    listed = table(headers, rows) if rows else soft("evaluation.json lists no worst images.")
+    said = soft(f"The {len(rows)} test images with the largest loss; a wrong label in the data also shows here.")
+    return section("worst", title, said, grid([_sheet(run), Markup(f"<div>{listed}</div>")]))
+
+
+def _predicted(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else f"output {index} (no class)"
+
+
+def _share(probability: float) -> str:
+    """Three digits: these probabilities are tiny, and two decimals of a percentage would all read 0.00 %."""
+    return f"{100 * probability:.3g} %" if math.isfinite(probability) else NOT_MEASURED
+
+
+def _sheet(run: RunLog) -> Markup:
+    path = run.path / "worst.png"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return soft("The run folder holds no worst.png.")
+    except OSError as error:
+        raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
+    if not data.startswith(PNG_SIGNATURE):
+        raise DataError("is not a PNG", file=path, hint="evaluate the run again")
+    uri = base64.b64encode(data).decode()
+    return Markup(
+        f'<figure><img src="data:image/png;base64,{uri}" alt="the worst images with their captions"></figure>'
+    )

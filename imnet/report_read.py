@@ -1,0 +1,199 @@
+"""Reads a run folder for the report: every damaged file is one line that names the file and the place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from imnet.errors import DataError, IOFailure
+from imnet.report_data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
+
+NOT_A_RUN = "give the folder that imnet-train wrote (its --out)"
+
+
+def load(run_dir: Path) -> RunLog:
+    """Read ``run_dir``; DataError where a file is missing or damaged, IOFailure where it cannot be read."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError("no such run folder", file=run_dir, hint=NOT_A_RUN)
+    info = _read_json(run_dir / "run.json")
+    if not isinstance(info.get("recipe"), dict):
+        raise DataError("key 'recipe' is missing or not an object", file=run_dir / "run.json", hint=NOT_A_RUN)
+    _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
+    train, evals, notes = _read_metrics(run_dir / "metrics.jsonl")
+    evaluation = None
+    if (run_dir / "evaluation.json").exists():
+        evaluation = _evaluation(run_dir / "evaluation.json")
+        notes += _disagreements(evaluation, evals)
+    config = _read_yaml(run_dir / "config.yaml")
+    return RunLog(
+        path=run_dir,
+        config=config,
+        info=info,
+        train=tuple(train),
+        evals=tuple(evals),
+        evaluation=evaluation,
+        notes=tuple(notes),
+    )
+
+
+def _check_published(published: Any, path: Path) -> None:
+    if not isinstance(published, dict):
+        raise DataError("recipe.published must be an object or null", file=path)
+    for key in ("top1", "top5"):
+        as_fraction(published.get(key), f"recipe.published.{key}", path)
+    as_number(published.get("hours"), "recipe.published.hours", path)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("is missing", file=path, hint=NOT_A_RUN) from None
+    except OSError as error:
+        raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read_bytes(path)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON ({error})", file=path, hint="restore it or run again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"holds a {type(value).__name__}, must be an object", file=path)
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(_read_bytes(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"is not YAML ({error})", file=path, hint="restore it or run again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"holds a {type(value).__name__}, must be a mapping", file=path)
+    return value
+
+
+def _read_metrics(path: Path) -> tuple[list[TrainLine], list[EvalLine], list[str]]:
+    if not path.exists():
+        return [], [], ["metrics.jsonl is absent: nothing has been logged yet."]
+    train: list[TrainLine] = []
+    evals: list[EvalLine] = []
+    notes: list[str] = []
+    offset, lines = 0, _read_bytes(path).splitlines(keepends=True)
+    for number, raw in enumerate(lines, 1):
+        try:
+            record = json.loads(raw) if raw.strip() else {}
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                raise DataError(f"line {number} is not JSON", file=path, offset=offset, hint="remove it") from None
+            notes.append(f"The last line of metrics.jsonl (byte {offset}, {len(raw)} bytes) is torn and was ignored.")
+            break
+        _append(record, train, evals, f"line {number}", path)
+        offset += len(raw)
+    return train, evals, notes
+
+
+def _append(record: Any, train: list[TrainLine], evals: list[EvalLine], where: str, path: Path) -> None:
+    if not isinstance(record, dict):
+        raise DataError(f"{where} holds a {type(record).__name__}, must be an object", file=path)
+    kind = record.get("kind")
+    if kind not in ("train", "eval"):
+        return
+    names = TrainLine._fields if kind == "train" else EvalLine._fields
+    values = {name: as_number(record.get(name), f"{where}: {name}", path) for name in names}
+    if not (math.isfinite(values["step"]) and math.isfinite(values["epoch"])):
+        raise DataError(f"{where} has no finite step and epoch", file=path)
+    if kind == "train":
+        train.append(TrainLine(**values))
+        return
+    for field in ("top1", "top5"):
+        as_fraction(values[field], f"{where}: {field}", path)
+    evals.append(EvalLine(**values))
+
+
+def as_number(value: Any, what: str, path: Path) -> float:
+    """A float; None (not measured) becomes NaN; anything else is a DataError."""
+    if value is None:
+        return NAN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{what} is {value!r:.40}, must be a number or null", file=path)
+    try:
+        return float(value)
+    except OverflowError:
+        raise DataError(f"{what} is too large for a float", file=path) from None
+
+
+def as_fraction(value: Any, what: str, path: Path) -> float:
+    """An accuracy in 0..1, or NaN; a percentage in its place is a DataError rather than a 9,300 % accuracy."""
+    number = as_number(value, what, path)
+    if number < 0 or number > 1:
+        raise DataError(f"{what} is {number:g}, must be a fraction in 0..1", file=path)
+    return number
+
+
+def _evaluation(path: Path) -> Evaluation:
+    data = _read_json(path)
+    num_images = data.get("num_images")
+    if not isinstance(num_images, int) or num_images < 1:
+        raise DataError(f"num_images is {num_images!r:.40}, must be a positive integer", file=path)
+    names = data.get("class_names")
+    if not isinstance(names, list) or not names:
+        raise DataError("class_names must be a list with one name per class", file=path)
+    return Evaluation(
+        num_images=num_images,
+        **{key: as_fraction(data.get(key), key, path) for key in ("top1", "top5", "top1_flip")},
+        loss=as_number(data.get("loss"), "loss", path),
+        confusion=_confusion(data.get("confusion"), len(names), path),
+        class_names=tuple(str(name) for name in names),
+        worst=_worst(data.get("worst") or [], len(names), path),
+    )
+
+
+def _confusion(rows: Any, size: int, path: Path) -> tuple[tuple[int, ...], ...]:
+    square = isinstance(rows, list) and [len(row) for row in rows if isinstance(row, list)] == [size] * size
+    if not square or not all(type(count) is int and count >= 0 for row in rows for count in row):
+        raise DataError(f"confusion must be {size} rows of {size} counts (one per class name)", file=path)
+    return tuple(tuple(row) for row in rows)
+
+
+def _worst(rows: Any, num_classes: int, path: Path) -> tuple[Worst, ...]:
+    keys = [field.name for field in fields(Worst)]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(keys) <= set(row) for row in rows):
+        raise DataError(f"worst must be a list of objects with {', '.join(keys)}", file=path)
+    for row in rows:
+        if not all(type(row[key]) is int for key in ("index", "label", "predicted")):
+            raise DataError("worst: index, label and predicted must be integers", file=path)
+        if not 0 <= row["label"] < num_classes or row["predicted"] < 0:
+            raise DataError(f"worst names a class outside 0..{num_classes - 1}", file=path)
+    return tuple(
+        Worst(
+            index=row["index"],
+            label=row["label"],
+            predicted=row["predicted"],
+            loss=as_number(row["loss"], "worst.loss", path),
+            probability=as_fraction(row["probability"], "worst.probability", path),
+        )
+        for row in rows
+    )
+
+
+def _disagreements(evaluation: Evaluation, evals: Sequence[EvalLine]) -> list[str]:
+    notes = []
+    counted = sum(map(sum, evaluation.confusion))
+    if counted != evaluation.num_images:
+        notes.append(f"The confusion matrix counts {counted:,} images, evaluation.json {evaluation.num_images:,}.")
+    last = evals[-1].top1 if evals else NAN
+    if abs(last - evaluation.top1) * evaluation.num_images > 0.5:
+        notes.append(
+            f"evaluation.json (top-1 {evaluation.top1:.2%}) is not the last evaluation of metrics.jsonl "
+            f"({last:.2%}): other weights or another epoch."
+        )
+    return notes

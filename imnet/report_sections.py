@@ -1,0 +1,208 @@
+"""The parts of one run's page. Each function takes the run and returns a finished section."""
+
+from __future__ import annotations
+
+import math
+from statistics import quantiles
+
+from imnet.report_data import NAN, EvalLine, RunLog
+from imnet.report_page import (
+    NOT_MEASURED,
+    Markup,
+    duration,
+    figure,
+    grid,
+    hours,
+    html,
+    percent,
+    points,
+    rate,
+    section,
+    soft,
+    table,
+    tiles,
+    values_table,
+)
+from imnet.report_plots import Curve, curves_svg, smoothed
+
+
+def headline(run: RunLog) -> Markup:
+    last, best = run.last, run.best
+    return tiles(
+        [
+            ("test top-1, last epoch" if run.finished else "test top-1, so far", percent(last.top1 if last else NAN)),
+            ("best epoch (selected on the test set)", percent(best.top1 if best else NAN)),
+            ("published top-1", percent(run.published_top1, "none")),
+            ("images/s, median", rate(run.images_per_s)),
+            ("time, evaluations included", duration(run.total_seconds)),
+        ]
+    )
+
+
+def status(run: RunLog) -> str:
+    """One sentence: finished or how far, and the model."""
+    model = f"model {run.recipe.get('model', 'not recorded')}"
+    seed = f"seed {run.seed}" if run.seed is not None else "seed not recorded"
+    if run.finished:
+        return f"Finished: {_epoch(run.reached_epoch)} epochs, {model}, {seed}."
+    planned = "an unknown number of" if math.isnan(run.epochs) else _epoch(run.epochs)
+    return f"Not finished: epoch {_epoch(run.reached_epoch)} of {planned}, {model}, {seed}."
+
+
+def notes(run: RunLog) -> list[Markup]:
+    """What the reader must know before the figures; no section where there is nothing to say."""
+    items = list(run.notes)
+    if not run.finished:
+        items.insert(0, "The run is not finished: the figures below are those so far, not final ones.")
+    if not run.evals:
+        items.append("No evaluation has been logged.")
+    bad = [line for line in run.train if not math.isfinite(line.loss)]
+    if bad:
+        first = bad[0]
+        items.append(
+            f"{len(bad):,} of {len(run.train):,} logged training losses are not finite or missing, "
+            f"the first at step {first.step:.0f} (epoch {first.epoch:.2f})."
+        )
+    if not items:
+        return []
+    listed = "".join(f"<li>{html(item)}</li>" for item in items)
+    return [section("notes", "Notes", Markup(f'<ul class="warn">{listed}</ul>'))]
+
+
+def results(run: RunLog) -> Markup:
+    """Published against measured: the last epoch first, the best one named for what it is."""
+    last, best, published = run.last, run.best, run.published
+    evaluation = run.evaluation
+    last_name = "Measured, last epoch" if run.finished else "Measured, last epoch so far"
+    flip = percent(evaluation.top1_flip) if evaluation else NOT_MEASURED
+    rows = [
+        ("Top-1", _top1(last), _top1(best), percent(run.published_top1, "not published")),
+        ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
+        ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),
+        ("Top-1, mirror averaged", flip, "", ""),
+        ("Top-5", _top5(last), _top5(best), percent(_number(published.get("top5")), "not published")),
+        ("Epoch", _at(last, run), _at(best, run), ""),
+        ("Hours", hours(run.total_seconds), "the same run", hours_published(run)),
+        ("Hardware", run.hardware, "the same run", published.get("hardware") or "not published"),
+        ("Chosen by", "nothing: the last epoch", "top-1 on the test set", published.get("note") or "not stated"),
+    ]
+    headers = ("", last_name, "Measured, best epoch (selected on the test set)", "Published")
+    return section("results", "Published and measured", table(headers, rows), soft(_sampling(run)))
+
+
+def hours_published(run: RunLog) -> str:
+    value = run.published.get("hours")
+    return "not published" if value is None else f"{value:g} h"
+
+
+def _sampling(run: RunLog) -> str:
+    source = f"Source of the recipe: {run.recipe.get('source') or 'not stated'}."
+    if run.evaluation is None or not math.isfinite(run.evaluation.top1):
+        return f"{source} Number of test images: {NOT_MEASURED} (no final evaluation yet)."
+    count, top1 = run.evaluation.num_images, run.evaluation.top1
+    error = math.sqrt(top1 * (1 - top1) / count)
+    return (
+        f"{source} Final evaluation on {count:,} images; a test set of this size has a standard error of "
+        f"{100 * error:.2f} points by itself, the spread over seeds not counted."
+    )
+
+
+def _epoch(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _number(value: float | None) -> float:
+    return NAN if value is None else float(value)
+
+
+def _top1(line: EvalLine | None) -> str:
+    return percent(line.top1 if line else NAN)
+
+
+def _top5(line: EvalLine | None) -> str:
+    return percent(line.top5 if line else NAN)
+
+
+def _gap(line: EvalLine | None, run: RunLog) -> str:
+    if math.isnan(run.published_top1):
+        return "nothing published"
+    return points(line.top1 - run.published_top1) if line else NOT_MEASURED
+
+
+def _at(line: EvalLine | None, run: RunLog) -> str:
+    if line is None:
+        return NOT_MEASURED
+    return _epoch(line.epoch) if math.isnan(run.epochs) else f"{_epoch(line.epoch)} of {_epoch(run.epochs)}"
+
+
+def curves(run: RunLog) -> Markup:
+    """Loss, accuracy, learning rate and throughput against the epoch."""
+    return grid([_loss(run), _accuracy(run), _learning_rate(run), _throughput(run)])
+
+
+def _loss(run: RunLog) -> Markup:
+    epochs, losses = [line.epoch for line in run.train], [line.loss for line in run.train]
+    if not any(map(math.isfinite, losses)):
+        return section("loss", "Loss", f"Training loss: {NOT_MEASURED}.")
+    drawn, drawn_how = smoothed(epochs, losses, "train", 1)
+    caption = f"Training loss as optimised, {len(losses):,} logged values" + (drawn_how and f" ({drawn_how})")
+    test = [line.loss for line in run.evals]
+    if any(map(math.isfinite, test)):
+        drawn.append(Curve(x=[line.epoch for line in run.evals], y=test, label="test", color=0))
+    bad = next((line.epoch for line in run.train if not math.isfinite(line.loss)), None)
+    caption += "." if bad is None else "; the dotted line marks the first one that is not finite."
+    finite = [loss for loss in (*losses, *test) if math.isfinite(loss)]
+    log_y = min(finite) > 0 and max(finite) / min(finite) > 50
+    drawing = curves_svg("loss", drawn, x_label="epoch", y_label="loss", log_y=log_y, mark_x=bad)
+    return section("loss", "Loss", figure(drawing, caption + (" Logarithmic scale." if log_y else "")))
+
+
+def _accuracy(run: RunLog) -> Markup:
+    epochs = [line.epoch for line in run.evals]
+    named = [("top-1", [100 * line.top1 for line in run.evals]), ("top-5", [100 * line.top5 for line in run.evals])]
+    drawn = [
+        Curve(x=epochs, y=values, label=label, color=color)
+        for color, (label, values) in enumerate(named)
+        if any(map(math.isfinite, values))
+    ]
+    if not drawn:
+        return section("accuracy", "Test accuracy", f"Test accuracy: {NOT_MEASURED}.")
+    level = None if math.isnan(run.published_top1) else (100 * run.published_top1, "published top-1")
+    drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
+    missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
+    caption = f"{len(epochs)} evaluations on the test set.{missing}"
+    return section("accuracy", "Test accuracy", figure(drawing, caption))
+
+
+def _learning_rate(run: RunLog) -> Markup:
+    rates = [line.lr for line in run.train]
+    if not any(map(math.isfinite, rates)):
+        return section("lr", "Learning rate", f"Learning rate: {NOT_MEASURED}.")
+    curve = Curve(x=[line.epoch for line in run.train], y=rates, color=3)
+    return section("lr", "Learning rate", curves_svg("lr", [curve], x_label="epoch", y_label="learning rate"))
+
+
+def _throughput(run: RunLog) -> Markup:
+    rates = [line.images_per_s for line in run.train]
+    finite = [value for value in rates if math.isfinite(value)]
+    if not finite:
+        return section("throughput", "Throughput", f"Throughput: {NOT_MEASURED}.")
+    drawn, drawn_how = smoothed([line.epoch for line in run.train], rates, "", 2)
+    drawing = curves_svg("throughput", drawn, x_label="epoch", y_label="images/s")
+    spread = ""
+    if len(finite) >= 4:
+        low, _, high = quantiles(finite, n=4)
+        spread = f", middle half {rate(low)} to {rate(high)}"
+    counted = f"{len(finite):,} logged intervals" + (drawn_how and f"; {drawn_how}")
+    caption = f"Median {rate(run.images_per_s)} images/s{spread} ({counted}) on {run.hardware}."
+    return section("throughput", "Throughput", figure(drawing, caption))
+
+
+def recipe(run: RunLog) -> Markup:
+    return section("recipe", "Recipe and settings", values_table(run.config))
+
+
+def environment(run: RunLog) -> Markup:
+    recorded = {key: value for key, value in run.info.items() if key != "recipe"}
+    body = values_table(recorded) if recorded else soft("run.json records nothing but the recipe.")
+    return section("environment", "Environment", body)

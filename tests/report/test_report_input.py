@@ -1,0 +1,117 @@
+"""Damaged folders, a disk that refuses, and the comparison of several runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import statistics
+
+import pytest
+from run_folders import Page, make_run, metric_lines
+
+from imnet.errors import DataError, IOFailure, UsageError
+from imnet.report import compare, render, summary
+from imnet.report_data import RunLog
+from imnet.report_read import load
+
+
+def edited(key, value):
+    return lambda text: json.dumps({**json.loads(text), key: value})
+
+
+DAMAGE = [
+    ("run.json", None, "is missing"),
+    ("config.yaml", None, "is missing"),
+    ("run.json", lambda text: text[:-9], "not JSON"),
+    ("run.json", lambda text: "[1]", "must be an object"),
+    ("run.json", lambda text: "[" * 100_000, "not JSON"),
+    ("run.json", edited("recipe", None), "'recipe'"),
+    ("run.json", edited("recipe", {"published": {"top1": 93.2}}), "fraction"),
+    ("config.yaml", lambda text: "a: [", "not YAML"),
+    ("config.yaml", lambda text: "- a", "must be a mapping"),
+    ("metrics.jsonl", lambda text: text.replace("}\n", "\n", 2), "line 1 is not JSON"),
+    ("metrics.jsonl", lambda text: "7\n" + text, "line 1 holds a int"),
+    ("metrics.jsonl", lambda text: text.replace('"top1": 0.85', '"top1": 85.0'), "fraction"),
+    ("metrics.jsonl", lambda text: text.replace('"epoch": 1,', ""), "no finite step and epoch"),
+    ("metrics.jsonl", lambda text: text.replace('"step": 10,', '"step": "ten",'), "must be a number"),
+    ("metrics.jsonl", lambda text: text.replace('"step": 10,', f'"step": 1{"0" * 400},'), "too large"),
+    ("evaluation.json", edited("confusion", [[1, 2], [3]]), "confusion"),
+    ("evaluation.json", edited("confusion", [[-1] * 10] * 10), "confusion"),
+    ("evaluation.json", edited("class_names", None), "class_names"),
+    ("evaluation.json", edited("num_images", 0), "num_images"),
+    ("evaluation.json", edited("worst", [{"index": 1}]), "worst"),
+    ("worst.png", lambda text: "GIF89a", "not a PNG"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "said"), DAMAGE)
+def test_damaged_files_are_one_line_that_names_the_file(tmp_path, name, damage, said):
+    run = make_run(tmp_path / "run")
+    file = run / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_text(damage(file.read_text(errors="replace")))
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        render(run)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_no_folder_is_data_error(tmp_path):
+    with pytest.raises(DataError, match="no such run folder"):
+        summary(tmp_path / "absent")
+
+
+def test_failed_write_keeps_the_old_report_and_leaves_nothing_partial(tmp_path):
+    run = make_run(tmp_path / "run")
+    before = render(run).read_bytes()
+    names = sorted(os.listdir(run))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the disk refuses after 20 kB
+    try:
+        with pytest.raises(IOFailure) as caught:
+            render(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == 74
+    assert (run / "report.html").read_bytes() == before
+    assert sorted(os.listdir(run)) == names
+
+
+def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
+    finals = [0.921, 0.925, 0.929]
+    runs = [make_run(tmp_path / f"s{seed}", top1=[0.8, 0.9, top1], seed=seed) for seed, top1 in enumerate(finals)]
+    runs.append(make_run(tmp_path / "s3", top1=[0.8], lines=metric_lines(1, [0.8]), seed=3))
+    runs.append(make_run(tmp_path / "other", seed=0, recipe={"optim": {"lr": 0.2, "nesterov": True}}))
+    out = compare(runs, tmp_path / "compare.html")
+    parsed = Page(out)
+    groups = parsed.text["groups"]
+    deviation = 100 * statistics.stdev(finals)
+    assert f"3 (+ 1 not finished) 0, 1, 2 92.50 % ± {deviation:.2f} points" in groups
+    assert "(optim.lr = 0.1)" in groups
+    assert "(optim.lr = 0.2) 1 0 92.00 %, one run: no spread" in groups
+    assert "1 of 3, not finished" in parsed.text["runs"]
+    assert all(name in parsed.text["runs"] for name in ("s0", "s1", "s2", "s3", "other"))
+    assert {"accuracy", "time", "loss", "throughput"} <= set(parsed.ids)
+    assert compare(runs, tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+def test_compare_refuses_one_run_or_the_same_twice(tmp_path, run_dir):
+    with pytest.raises(UsageError, match="need 2 or more"):
+        compare([run_dir], tmp_path / "out.html")
+    with pytest.raises(UsageError, match="given twice"):
+        compare([run_dir, run_dir / ".." / run_dir.name], tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
+    lines = metric_lines(3, [0.8, 0.9, 0.9])
+    for line in lines:
+        line["seconds"] -= 20.0 if line["step"] > 200 else 0.0  # the second life starts its clock at 0
+    run: RunLog = load(make_run(tmp_path / "run", lines=lines))
+    assert run.total_seconds == pytest.approx(35.4)
+    assert [step for step, _ in run.clock][-3:] == [340, 350, 354]
