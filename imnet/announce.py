@@ -32,7 +32,8 @@ def print_header(t: Trainer, found: checkpoint.Checkpoint | None) -> None:
     say(f"data       {r.data.name}: {train:,} train, {test:,} test, resident on {place.device} ({gib:.2f} GiB)")
     where = f"{t.world.size} x {place.device.type}" if t.world.size > 1 else str(place.device)
     say(f"device     {where}, {place.precision} ({place.reason}), {t.threads} threads a process")
-    say(f"batch      {r.data.batch_images} images a step: {t.world.size} rank(s) x {passes} pass(es) x {per_rank // passes}")
+    shares = f"{t.world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
+    say(f"batch      {r.data.batch_images} images a step: {shares}")
     tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in imnet_kernels.tier.report().items())
     say(f"kernels    {tiers}")
     say(f"run folder {t.folder.path}")

@@ -43,10 +43,10 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str]) -> 
 
 
 def _train(argv: list[str]) -> int:
-    from imnet import options
+    from imnet import options, parser
 
     if "-h" in argv or "--help" in argv:
-        options.print_help()
+        print(parser.help_text(), end="")
         return 0
     request = options.parse(argv)
     asked = {word.partition(":")[0]: word.partition(":")[2] for word in request.ask}
@@ -55,7 +55,7 @@ def _train(argv: list[str]) -> int:
 
         print(listing.table(asked["list"]))
         return 0
-    if "print_config" in asked:
+    if "show_config" in asked:
         print(options.dump_config(request.recipe, request.options), end="")
         return 0
     if "doctor" in asked:
@@ -68,7 +68,7 @@ def _train(argv: list[str]) -> int:
 
         print(dryrun.text(request.recipe, request.options))
         return 0
-    from imnet.train import train
+    from imnet.start import train
 
     return train(request.recipe, request.options)[0]
 

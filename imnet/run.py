@@ -22,7 +22,7 @@ from imnet.recipe_json import from_dict
 from imnet.recipes import by_name, suggest
 from imnet.run_options import RunOptions
 from imnet.runfolder import read_run
-from imnet.train import train
+from imnet.start import train
 from imnet.trainer import build_network, load_data
 
 

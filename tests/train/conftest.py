@@ -34,7 +34,7 @@ def options(out, **changes):
 def run_in_process(recipe, run_options):
     """Train; the process's exit code is the command line's."""
     from imnet.errors import ImnetError
-    from imnet.train import train
+    from imnet.start import train
 
     try:
         code = train(recipe, run_options)[0]

@@ -8,7 +8,7 @@ from torch import nn
 from imnet import models
 from imnet.recipe import SGD, Augment, Constant, Data, Recipe
 from imnet.run_options import RunOptions
-from imnet.train import train
+from imnet.start import train
 
 
 @models.model

@@ -13,7 +13,7 @@ import pytest
 from imnet import checkpoint
 from imnet.errors import IOFailure, UsageError
 from imnet.metrics import read_metrics
-from imnet.train import train
+from imnet.start import train
 
 from .conftest import options
 
@@ -189,7 +189,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, name, fail)
-    with pytest.raises(IOFailure, match="No space left on device.*older checkpoints are untouched"):
+    with pytest.raises(IOFailure, match=r"No space left on device.*older checkpoints are untouched"):
         checkpoint.save(folder, 999, kept.tensors, kept.state)
     monkeypatch.undo()
     after = checkpoint.load(folder)
@@ -223,7 +223,7 @@ def test_no_pickle_is_opened_on_the_whole_path(tiny, tmp_path):
 import sys
 found = []
 sys.addaudithook(lambda name, args: found.append(args) if name == "pickle.find_class" else None)
-from imnet.train import train
+from imnet.start import train
 sys.path.insert(0, %r)
 from tests.train.conftest import TINY, options
 import dataclasses

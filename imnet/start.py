@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
-import imnet_kernels.tier
 import torch
+from imnet_kernels import tier
 
 from imnet import data, device, launch, models, runfolder
 from imnet.console import Console
@@ -81,11 +82,11 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
 
 def choose_kernels(spec: str) -> None:
     """Resolve the kernel tiers once; $IMNET_KERNELS stands where --kernels is left at auto."""
+    source = tier.ENV if spec == "auto" else "--kernels"
     try:
-        if spec != "auto":
-            imnet_kernels.tier.set(spec, source="--kernels")
-        for family in imnet_kernels.tier.FAMILIES:
-            imnet_kernels.tier.choose(family, "cuda" if device.num_gpus() else "cpu")
+        tier.set(os.environ.get(tier.ENV, "auto") if spec == "auto" else spec, source=source)
+        for family in tier.FAMILIES:
+            tier.choose(family, "cuda" if device.num_gpus() else "cpu")
     except ValueError as error:
         raise UsageError(str(error)) from error
     except RuntimeError as error:

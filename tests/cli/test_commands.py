@@ -1,0 +1,123 @@
+"""What the commands print, and that asking is cheap."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import imnet
+from imnet import cli, options
+from imnet.recipe import replace
+from imnet.recipe_json import config_hash, from_dict, to_dict
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--list"], ["--list", "models"], ["--list", "data"], ["--print-config"]])
+def test_asking_does_not_import_torch(argv):
+    code = f"import sys; from imnet.cli import train_main; train_main({argv!r}); assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root())
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 3
+
+
+def root():
+    from pathlib import Path
+
+    return Path(imnet.__file__).resolve().parents[1]
+
+
+def test_importing_imnet_does_not_import_torch():
+    code = "import sys, imnet; imnet.recipes['quickstart']; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root())
+
+
+@pytest.mark.parametrize("name", list(imnet.recipes))
+def test_every_recipe_goes_through_json_and_a_configuration_file(name, tmp_path):
+    recipe = imnet.recipes[name]
+    assert from_dict(json.loads(json.dumps(to_dict(recipe)))) == recipe
+    path = tmp_path / "config.yaml"
+    path.write_text(options.dump_config(recipe, options.RunOptions()))
+    request = options.parse(["--config", str(path)])
+    assert request.recipe == recipe
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("recipe: fashion-mnist/wrn28_10\nepochs: 3\noptim:\n  lr: 0.5\nprecision: fp32\n")
+    request = options.parse(["--config", str(path), "--epochs", "4"])
+    assert (request.recipe.epochs, request.recipe.optim.lr, request.recipe.optim.nesterov) == (4, 0.5, True)
+    assert request.options.precision == "fp32"
+
+
+def test_the_canonical_line_resolves_to_the_paper(capsys):
+    request = options.parse(["--model", "wrn36_5", "--gpus", "2"])
+    assert request.recipe == imnet.recipes["imagenet64/wrn36_5"]
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        assert cli.train_main(["--model", "wrn36_5", "--gpus", "2"]) == 69
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "found" in error
+
+
+def test_variants_of_optimiser_and_schedule_are_switched_by_kind():
+    request = options.parse(["--optim.kind", "adamw", "--optim.lr", "0.001", "--schedule.kind", "step"])
+    assert request.recipe.optim.kind == "adamw"
+    assert request.recipe.schedule.kind == "step"
+    assert request.recipe.optim.weight_decay == imnet.recipes["quickstart"].optim.weight_decay
+
+
+def test_provenance_does_not_change_the_identity_but_a_value_does():
+    recipe = imnet.recipes["fashion-mnist/wrn28_10"]
+    assert config_hash(replace(recipe, source="x", published=None), "fp32") == config_hash(recipe, "fp32")
+    assert config_hash(replace(recipe, seed=1), "fp32") != config_hash(recipe, "fp32")
+    assert config_hash(recipe, "bf16") != config_hash(recipe, "fp32")
+
+
+def test_dry_run_counts_what_the_facts_say(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.train_main(["--model", "wrn36_5", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "37,633,464 parameters" in out
+    assert "14.108 GFLOP an image forward, 42.321 forward and backward" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_names_every_kernel_family(capsys):
+    assert cli.train_main(["--doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "DALI", "precision", "augment", "shake_shake", "spectral", "sgd_ema"):
+        assert word in out
+
+
+def test_train_evaluate_report_from_the_command_line_and_from_python(tmp_path, capsys):
+    small = ["--data.train_images", "96", "--data.test_images", "30", "--data.image_px", "16", "--batch-size", "32"]
+    folder = tmp_path / "a run, with ünicode"
+    argv = [*small, "--epochs", "2", "--out", str(folder), "--precision", "fp32", "--threads", "1"]
+    assert cli.train_main(argv) == 0
+    for name in ("config.yaml", "run.json", "metrics.jsonl", "report.html", "evaluation.json", "worst.png"):
+        assert (folder / name).stat().st_size > 0
+    run = imnet.load_run(folder)
+    last = [r for r in run.metrics if r["kind"] == "eval"][-1]
+    assert {"kind", "step", "epoch", "loss", "top1", "top5", "seconds"} <= set(last)
+    assert run.info["status"] == "complete"
+    assert run.evaluate(device_name="cpu").top1 == last["top1"]
+    capsys.readouterr()
+    assert cli.eval_main([str(folder)]) == 0
+    assert "flip TTA" in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text())["top1_flip"] is not None
+    assert cli.train_main(["--config", str(folder / "config.yaml")]) == 0
+    assert "complete already" in capsys.readouterr().out
+    second = imnet.train(replace(run.recipe, seed=1), out=tmp_path / "b", precision="fp32", threads=1)
+    assert second.model()(__import__("torch").zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert cli.report_main([str(folder), str(tmp_path / "b"), "--out", str(tmp_path / "c.html")]) == 0
+    assert (tmp_path / "c.html").exists()
+
+
+@pytest.mark.parametrize("main", [cli.eval_main, cli.report_main])
+def test_a_folder_that_is_no_run(main, tmp_path, capsys):
+    assert main([str(tmp_path)]) == 65
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,124 @@
+"""Every mistake is one line, an exit code by class, and nothing half-written."""
+
+import subprocess
+import sys
+
+import pytest
+
+from imnet import cli
+
+MISTAKES = [
+    (["--epoch", "3"], 2, "did you mean --epochs?"),
+    (["--lr", "3"], 2, "did you mean --optim.lr?"),
+    (["--optim.lrr", "3"], 2, "did you mean --optim.lr?"),
+    (["--batchsize", "3"], 2, "did you mean --batch-size?"),
+    (["--augment.cutout", "3"], 2, "did you mean --augment.cutout_px?"),
+    (["--recipe", "fashion-mnist/wrn2810"], 2, "did you mean fashion-mnist/wrn28_10?"),
+    (["--recipe", "nonsense"], 2, "--list recipes"),
+    (["--recipe"], 2, "without a value"),
+    (["--model", "wrn36-5"], 2, "did you mean wrn36_5?"),
+    (["--model", "wrn16_4"], 2, "add --recipe"),
+    (["--data", "fashionmnist"], 2, "did you mean"),
+    (["--list", "recipe"], 2, "did you mean recipes?"),
+    (["--epochs", "x"], 2, "--epochs"),
+    (["--epochs", "0"], 2, "allowed: 1 or more"),
+    (["--epochs", "-3"], 2, "allowed: 1 or more"),
+    (["--batch-size", "0"], 2, "1 or more"),
+    (["--batch-size", "1000000"], 2, "make --batch-size smaller"),
+    (["--precision", "bf15"], 2, "auto"),
+    (["--precision", "fp16", "--device", "cpu"], 69, "allowed: fp32, bf16"),
+    (["--device", "tpu"], 2, "cuda"),
+    (["--optim.lr", "-1"], 2, "positive"),
+    (["--optim.lr", "nan"], 2, "Expected a float"),
+    (["--optim.kind", "adam"], 2, "allowed: sgd, adamw"),
+    (["--schedule.kind", "cosin"], 2, "cosine"),
+    (["--optim.momentum", "0", "--optim.nesterov"], 2, "momentum > 0"),
+    (["--augment.hflip", "maybe"], 2, "alternating"),
+    (["--augment.cutout_px", "99"], 2, "at most data.image_px"),
+    (["--augment.mean", "[1,2]"], 2, "1 or 3"),
+    (["--augment.std", "[0]"], 2, "positive"),
+    (["--augment.crop_pad_px", "32", "--augment.crop_pad_mode", "reflect"], 2, "under 32"),
+    (["--ema_decay", "1.5"], 2, "between 0 and 1"),
+    (["--label_smoothing", "1"], 2, "0 <= s < 1"),
+    (["--model_options", "{wings: 2}"], 2, "wings"),
+    (["--procs", "2", "--gpus", "2"], 2, "drop one"),
+    (["--gpus", "2", "--device", "cpu"], 2, "drop one"),
+    (["--gpus", "0"], 2, "1 or more"),
+    (["--cuda-graphs", "--device", "cpu"], 2, "exactly one GPU"),
+    (["--on-nonfinite", "ignore"], 2, "skip:N"),
+    (["--kernels", "fast"], 2, "reference"),
+    (["--kernels", "cuda", "--device", "cpu"], 69, "tier cuda"),
+    (["--optim-backend", "apex", "--device", "cpu"], 2, "--optim-backend torch"),
+    (["--config", "/nowhere.yaml"], 2, "No such file"),
+    (["--out", "/proc/imnet"], 74, "choose another --out"),
+    (["--data-dir", "/nowhere", "--recipe", "fashion-mnist/wrn28_10"], 65, "shapes"),
+    (["stray"], 2, "stray"),
+]
+
+
+@pytest.mark.parametrize(("argv", "code", "hint"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_a_mistake_is_one_line(argv, code, hint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IMNET_DATA", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    small = ["--data.train_images", "64", "--data.test_images", "16", "--epochs", "1", "--batch-size", "32"]
+    # A mistake about files is made alone; the others ride on a recipe that would train in a second.
+    extra = [] if {"--epochs", "--batch-size", "--data-dir", "--recipe", "--model", "--data"} & set(argv) else small
+    assert cli.train_main([*argv, *extra]) == code
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1, err
+    assert err.startswith("imnet-train: ")
+    assert hint in err
+    assert "Traceback" not in out + err
+    assert not [p for p in tmp_path.rglob("*") if p.name in ("run.json", "metrics.jsonl", "config.yaml")]
+
+
+def test_a_mistake_in_a_file_names_its_line(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("recipe: quickstart\noptim:\n  lr: 0.1\n  momentun: 0.9\n")
+    assert cli.train_main(["--config", str(path)]) == 2
+    assert f"{path}:4: got unknown key optim.momentun; did you mean --optim.momentum?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", "\x00"])
+def test_a_file_that_is_no_configuration(tmp_path, capsys, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert cli.train_main(["--config", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
+    """As another user: root may write anywhere."""
+    import os
+    import shutil
+
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv to drop root")
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    code = f"""
+import os
+from imnet.errors import IOFailure
+from imnet.runfolder import RunFolder
+from pathlib import Path
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    RunFolder(Path({str(folder)!r}) / "run")
+except IOFailure as error:
+    print(error)
+"""
+    for parent in folder.parents:
+        if parent.stat().st_mode & 0o005 != 0o005 and parent != parent.parent:
+            parent.chmod(parent.stat().st_mode | 0o005)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cli_root())
+    assert "Permission denied; choose another --out" in result.stdout, result.stderr
+    assert not list(folder.iterdir())
+
+
+def cli_root():
+    from pathlib import Path
+
+    return Path(cli.__file__).resolve().parents[1]

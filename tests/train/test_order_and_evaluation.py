@@ -1,0 +1,133 @@
+"""Order is a pure function of (seed, epoch); evaluation counts every image once; the golden curve."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from imnet.data.base import Split
+from imnet.data.order import Order, micro_batches, shard
+from imnet.data.resident import Resident, mean_image
+from imnet.device import Place
+from imnet.evaluate import evaluate
+from imnet.launch import World
+from imnet.metrics import read_metrics
+from imnet.recipe import Augment
+from imnet.start import train
+
+from .conftest import TINY, options
+
+CPU32 = Place(torch.device("cpu"), "fp32", "test")
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_no_sample_twice_or_lost_at_any_number_of_ranks(num_ranks, drop_last):
+    order = Order(103, 10, seed=5, drop_last=drop_last)
+    ids = order.epoch(3)
+    seen = [
+        piece
+        for step in range(order.steps_per_epoch)
+        for rank in range(num_ranks)
+        for piece in micro_batches(shard(order.batch(ids, step), rank, num_ranks), 2)
+    ]
+    seen = torch.cat(seen)
+    assert len(seen) == len(set(seen.tolist())) == (100 if drop_last else 103)
+    # Ranks in their order give the one-rank order.
+    assert torch.equal(seen, ids[: len(seen)])
+
+
+def test_orders_differ_by_epoch_and_seed_and_repeat():
+    a, b, c = Order(1000, 10, seed=1).epoch(0), Order(1000, 10, seed=1).epoch(1), Order(1000, 10, seed=2).epoch(0)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(a, Order(1000, 10, seed=1).epoch(0))
+    assert torch.equal(a.sort().values, torch.arange(1000))
+
+
+class Fixed(torch.nn.Module):
+    """Logits that depend on the image alone: its mean pixel picks from a table."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.table = torch.randn(256, outputs, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x):
+        return self.table[(x.mean((1, 2, 3)) * 255).round().long()]
+
+
+@pytest.mark.parametrize("outputs", [7, 12])
+def test_evaluation_is_a_plain_count(outputs):
+    rng = np.random.default_rng(0)
+    pixels = np.repeat(rng.integers(0, 256, 53, dtype=np.uint8), 16).reshape(53, 4, 4, 1)
+    labels = rng.integers(0, 7, 53)
+    split = Split(pixels, labels.astype(np.int64))
+    data = Resident(split, Augment(), seed=0, device=CPU32.device, dtype=torch.float32, mean=None)
+    net = Fixed(outputs)
+    found = evaluate(net, data, CPU32, World(), 7, 10)
+    logits = net.table[torch.from_numpy(pixels[:, 0, 0, 0].astype(np.int64))]
+    best = logits.topk(5).indices
+    target = torch.from_numpy(labels)
+    assert found.num_images == 53
+    assert found.top1 == (best[:, 0] == target).float().mean().item() or found.top1 * 53 == (best[:, 0] == target).sum()
+    assert round(found.top5 * 53) == (best == target[:, None]).any(1).sum()
+    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, target).item(), rel=1e-5)
+    confusion = torch.tensor(found.confusion)
+    assert confusion.sum() == (best[:, 0] < 7).sum()
+    assert confusion.trace() == (best[:, 0] == target).sum()
+    losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    assert [w["loss"] for w in found.worst] == pytest.approx(
+        losses.sort(descending=True).values[:16].tolist(), rel=1e-5
+    )
+
+
+def test_flip_averages_probabilities():
+    split = Split(np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3, 1) * 9, np.array([0, 1, 2, 0]))
+    data = Resident(split, Augment(), seed=0, device=CPU32.device, dtype=torch.float32, mean=None)
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    found = evaluate(net, data, CPU32, World(), 3, 4, flip=True)
+    x, y = data.batch(torch.arange(4), 0, train=False)
+    p = (net(x).softmax(1) + net(x.flip(3)).softmax(1)) / 2
+    assert found.loss == pytest.approx(-p[range(4), y].log().mean().item(), rel=1e-5)
+
+
+def test_the_mean_image_is_the_mean_image():
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8), np.zeros(50, np.int64))
+    expected = torch.from_numpy(split.images).double().mean(0).div(255).float()
+    torch.testing.assert_close(mean_image(split, 7), expected)
+    augment = Augment(mean="image")
+    data = Resident(split, augment, seed=0, device=CPU32.device, dtype=torch.float32, mean=mean_image(split))
+    x, _ = data.batch(torch.arange(50), 0, train=False)
+    assert x.mean(0).abs().max() < 1e-5
+
+
+# Recorded with torch 2.15 on an AVX-512 CPU, one thread, reference kernels.
+GOLDEN = [
+    1.442523,
+    1.360015,
+    1.382518,
+    1.394096,
+    1.402765,
+    1.429857,
+    1.398106,
+    1.378315,
+    1.367421,
+    1.376431,
+    1.402764,
+    1.42467,
+    1.337186,
+    1.406398,
+    1.388884,
+    1.41805,
+]
+
+
+def test_the_golden_curve(tmp_path):
+    """Same seed, same loss, before and after any change that does not say otherwise."""
+    recipe = dataclasses.replace(TINY, epochs=2)
+    train(recipe, options(tmp_path, log_every_steps=1, kernels="reference"))
+    losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert losses == pytest.approx(GOLDEN, rel=1e-3)

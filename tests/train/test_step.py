@@ -1,0 +1,236 @@
+"""The step: optimisers, schedules, averages and precision against torch's own; numbers that are not finite."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from imnet import models, optim
+from imnet.device import Place, resolve_precision
+from imnet.errors import DataError, DeviceError, UsageError
+from imnet.launch import World
+from imnet.metrics import read_metrics
+from imnet.recipe import SGD, AdamW, Constant, Cosine, MultiStep, OneCycle, Step
+from imnet.start import train
+from imnet.step import TrainStep
+
+from .conftest import TINY, options
+
+CPU32 = Place(torch.device("cpu"), "fp32", "test")
+
+
+def make_step(recipe, precision="fp32"):
+    torch.manual_seed(0)
+    net = models.build("wrn10_1", 4).to(memory_format=torch.channels_last)
+    place = Place(torch.device("cpu"), precision, "test")
+    return TrainStep(net, recipe, place, World(), compile=False, graphs=False, backend="auto")
+
+
+def batch(seed, images=8):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, 3, 16, 16, generator=g).contiguous(memory_format=torch.channels_last)
+    return x, torch.randint(0, 4, (images,), generator=g)
+
+
+OPTIMS = {
+    "sgd": (SGD(lr=0.1, momentum=0.9, weight_decay=5e-4), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=5e-4)),
+    "nesterov": (
+        SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=1e-3, nesterov=True),
+    ),
+    "adamw": (
+        AdamW(lr=1e-2, weight_decay=0.1, decay_norms=True),
+        lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMS)
+def test_five_steps_equal_a_plain_loop(kind):
+    ours, theirs = OPTIMS[kind]
+    recipe = dataclasses.replace(TINY, optim=ours, schedule=Constant(), ema_decay=None, label_smoothing=0.1)
+    step = make_step(recipe)
+    plain = copy.deepcopy(step.net)
+    optimizer = theirs(plain.parameters())
+    for i in range(5):
+        x, y = batch(i)
+        total, bad = step([(x, y)], 8, i, recipe.lr_at(i, 10))
+        loss = F.cross_entropy(plain(x), y, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert float(total) / 8 == pytest.approx(loss.item(), rel=1e-5)
+        assert not bad
+    for a, b in zip(step.net.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_clipping_is_torchs():
+    recipe = dataclasses.replace(TINY, optim=SGD(lr=1.0, momentum=0.0), grad_clip=0.05, ema_decay=None)
+    step = make_step(recipe)
+    before = copy.deepcopy(step.net)
+    x, y = batch(0)
+    step([(x, y)], 8, 0, 1.0)
+    moved = torch.sqrt(
+        sum(((a - b) ** 2).sum() for a, b in zip(before.parameters(), step.net.parameters(), strict=True))
+    )
+    assert moved.item() == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_average_is_torchs():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    step = make_step(TINY)
+    averaged = copy.deepcopy(step.net)
+    step.add_ema(averaged, 0.9)
+    theirs = AveragedModel(step.net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.update_parameters(step.net)  # its first call copies
+    for i in range(4):
+        step([batch(i)], 8, i, 0.05)
+        theirs.update_parameters(step.net)
+    for (name, a), b in zip(averaged.state_dict().items(), theirs.module.state_dict().values(), strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(a, b, msg=name)
+
+
+def test_norms_and_biases_can_be_spared_the_decay():
+    net = models.build("wrn10_1", 4)
+    groups = optim.param_groups(net, SGD(lr=0.1, weight_decay=1e-3, decay_norms=False))
+    assert [g["weight_decay"] for g in groups] == [1e-3, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in net.parameters())
+
+
+def test_apex_that_is_not_nvidias_is_refused():
+    with pytest.raises(UsageError, match="NVIDIA apex is not installed"):
+        optim.build(models.build("wrn10_1", 4), SGD(lr=0.1), "apex")
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing(kind):
+    step = make_step(dataclasses.replace(TINY, optim=OPTIMS[kind][0], ema_decay=None))
+    step([batch(0)], 8, 0, 0.05)
+    weights = copy.deepcopy(list(step.net.parameters()))
+    state = {k: v.clone() for k, v in optim.state_tensors(step.optimizer).items()}
+    x, y = batch(1)
+    x[3, 0, 0, 0] = math.inf
+    _, bad = step([(x, y)], 8, 1, 0.05)
+    assert bad
+    for a, b in zip(weights, step.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name, value in optim.state_tensors(step.optimizer).items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_warm_up_leaves_no_trace():
+    step = make_step(TINY)
+    before = {k: v.clone() for k, v in step.net.state_dict().items()}
+    step.warm_up([batch(0)], 8)
+    for name, value in step.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in step.params)
+    assert not optim.state_tensors(step.optimizer)
+
+
+def test_bf16_autocast_keeps_fp32_weights_and_channels_last():
+    step = make_step(TINY, "bf16")
+    step([batch(0)], 8, 0, 0.05)
+    assert {p.dtype for p in step.params} == {torch.float32}
+    for value in optim.state_tensors(step.optimizer).values():
+        if value.ndim == 4 and value.shape[1] > 1 and value.shape[2] > 1:
+            assert value.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_optimiser_state_comes_back_in_the_parameters_layout():
+    """Fused updates walk raw memory: a momentum restored in another layout would silently mix channels."""
+    step, other = make_step(TINY), make_step(TINY)
+    for i in range(2):
+        step([batch(i)], 8, i, 0.05)
+    other.load_tensors({k: {n: v.contiguous() for n, v in t.items()} for k, t in step.tensors().items()})
+    for s in (step, other):
+        s([batch(5)], 8, 5, 0.05)
+    for a, b in zip(step.net.parameters(), other.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_step_computes_what_the_eager_one_does():
+    recipe = dataclasses.replace(TINY, ema_decay=None)
+    eager = make_step(recipe)
+    torch.manual_seed(0)
+    net = models.build("wrn10_1", 4).to(memory_format=torch.channels_last)
+    compiled = TrainStep(net, recipe, CPU32, World(), compile=True, graphs=False, backend="auto")
+    for i in range(2):
+        a, _ = eager([batch(i)], 8, i, 0.05)
+        b, _ = compiled([batch(i)], 8, i, 0.05)
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+
+
+def their_factors(make, epochs, steps):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = make(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+SCHEDULES = {
+    "step": (Step(every_epochs=3, gamma=0.2), lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.2)),
+    "multistep": (
+        MultiStep(milestones_epochs=(2, 5), gamma=0.1),
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.1),
+    ),
+    "cosine": (
+        Cosine(final_factor=0.01, per="epoch"),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 8, eta_min=0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedules_are_torchs(kind):
+    ours, theirs = SCHEDULES[kind]
+    recipe = dataclasses.replace(TINY, schedule=ours, optim=SGD(lr=1.0), epochs=8)
+    wanted = their_factors(theirs, 8, 8)
+    for epoch, value in enumerate(wanted):
+        for step in (0, 4):
+            assert recipe.lr_at(epoch * 5 + step, 5) == pytest.approx(value, rel=1e-6)
+
+
+def test_warm_up_and_one_cycle():
+    recipe = dataclasses.replace(TINY, optim=SGD(lr=2.0), schedule=Constant(warmup_epochs=2), epochs=4)
+    assert [round(recipe.lr_at(s, 10), 6) for s in (0, 5, 10, 20, 30)] == [0.0, 0.5, 1.0, 2.0, 2.0]
+    cycle = dataclasses.replace(recipe, schedule=OneCycle(peak_fraction=0.25, start_factor=0.2, final_factor=0.0))
+    assert [round(cycle.lr_at(s, 10), 6) for s in (0, 5, 10, 25, 40)] == [0.4, 1.2, 2.0, 1.0, 0.0]
+
+
+def test_precision_auto_says_why():
+    precision, why = resolve_precision("auto", "cpu")
+    flags = open("/proc/cpuinfo").read() if __import__("os").path.exists("/proc/cpuinfo") else ""
+    assert precision == ("bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32")
+    assert why
+    with pytest.raises(DeviceError):
+        resolve_precision("fp16", "cpu")
+
+
+def test_a_run_that_diverges_stops_at_the_next_step_and_names_the_layer(tmp_path):
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
+    with pytest.raises(DataError, match=r"not finite at step \d+, first in .*--optim.lr") as caught:
+        train(hot, options(tmp_path, log_every_steps=1))
+    step = int(str(caught.value).split("at step ")[1].split(",")[0])
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(rows) <= step + 2
+
+
+def test_skipping_counts_and_gives_up(tmp_path, capsys):
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
+    with pytest.raises(DataError, match="not finite"):
+        train(hot, options(tmp_path, on_nonfinite="skip:2"))
+    assert capsys.readouterr().out.count("skipped    step") == 3
