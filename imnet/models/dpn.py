@@ -7,10 +7,9 @@ github.com/Queequeg92/DualPathNet: 3x3 basic blocks, no groups, no 1x1 bottlenec
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .layers import conv3x3, global_mean, he_init
+from .layers import conv3x3, global_mean, he_init, norm_relu
 from .registry import model
 from .wrn import PreActBlock
 
@@ -43,7 +42,7 @@ class DualBlock(nn.Module):
 
     def forward(self, residual: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.cat([residual, dense], 1)
-        new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        new = self.conv2(norm_relu(self.bn2, self.conv1(norm_relu(self.bn1, x))))
         # split, not two slices: its backward is one cat, that of slices fills zeroed NCHW maps and adds them.
         added, appended = new.split([self.width, self.growth], 1)
         return residual + added, torch.cat([dense, appended], 1)
@@ -99,7 +98,7 @@ class DualPathNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.stages(self.stem(images))
-        return self.head(global_mean(F.relu(self.bn(features))))
+        return self.head(global_mean(norm_relu(self.bn, features)))
 
     @torch.no_grad()
     def _zero_added(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
@@ -20,6 +21,11 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = F
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """1x1 convolution without bias."""
     return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def norm_relu(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """ReLU of ``norm(x)``, written over it: neither backward reads the norm's output."""
+    return F.relu(norm(x), inplace=True)
 
 
 def global_mean(x: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,15 @@ from imnet_kernels import shake_shake
 from torch import nn
 
 from ..errors import UsageError
-from .layers import conv1x1, conv3x3, global_mean, he_init
+from .layers import conv1x1, conv3x3, global_mean, he_init, norm_relu
 from .registry import model
 
 
 class Branch(nn.Module):
-    """ReLU-3x3(stride)-BN-ReLU-3x3-BN: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+    """ReLU-3x3(stride)-BN-ReLU-3x3-BN: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+
+    The first ReLU is the block's: both branches and the shortcut read the same ``activated`` input.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -27,15 +30,15 @@ class Branch(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(F.relu(x))))))
+    def forward(self, activated: torch.Tensor) -> torch.Tensor:
+        return self.bn2(self.conv2(norm_relu(self.bn1, self.conv1(activated))))
 
 
 class Shortcut(nn.Module):
     """Skip that changes channels: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
-    ReLU, then two 1x1 convolutions to half the channels each: one of every ``stride``-th pixel, one of the same after
-    shifting the map one pixel up and left (zeros come in); concatenated, BN.
+    Two 1x1 convolutions of the block's ``activated`` input, to half the channels each: one of every ``stride``-th
+    pixel, one of the same after shifting the map one pixel up and left (zeros come in); concatenated, BN.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -44,8 +47,7 @@ class Shortcut(nn.Module):
         self.path2 = conv1x1(in_channels, out_channels // 2, stride)
         self.bn = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = F.relu(x)
+    def forward(self, activated: torch.Tensor) -> torch.Tensor:
         shifted = F.pad(activated, (-1, 1, -1, 1))
         return self.bn(torch.cat([self.path1(activated), self.path2(shifted)], 1))
 
@@ -64,8 +66,9 @@ class ShakeBlock(nn.Module):
         self.shortcut = None if same else Shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: torch.Tensor, coefficients: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        skip = x if self.shortcut is None else self.shortcut(x)
-        x1, x2 = self.branch1(x), self.branch2(x)
+        activated = F.relu(x)
+        skip = x if self.shortcut is None else self.shortcut(activated)
+        x1, x2 = self.branch1(activated), self.branch2(activated)
         if coefficients is None:  # plain ops: what is exported runs where imnet_kernels is not installed
             return skip + 0.5 * (x1 + x2)
         alpha, beta = coefficients

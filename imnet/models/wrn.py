@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
-from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init
+from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, norm_relu
 from .registry import model
 
 
@@ -32,9 +32,9 @@ class PreActBlock(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = F.relu(self.bn1(x))
+        activated = norm_relu(self.bn1, x)
         skip = x if self.projection is None else self.projection(activated)
-        out = F.relu(self.bn2(self.conv1(activated)))
+        out = norm_relu(self.bn2, self.conv1(activated))
         if self.drop_rate:
             out = F.dropout(out, self.drop_rate, self.training)
         return self.conv2(out) + skip
@@ -56,9 +56,9 @@ class LasagneBlock(nn.Module):
         self.projection = conv1x1(in_channels, out_channels, stride) if opens_group else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = x if self.bn1 is None else F.relu(self.bn1(x))
+        activated = x if self.bn1 is None else norm_relu(self.bn1, x)
         skip = x if self.projection is None else self.projection(x)
-        return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + skip
+        return self.conv2(norm_relu(self.bn2, self.conv1(activated))) + skip
 
 
 class WideResNet(nn.Module):
@@ -100,7 +100,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.blocks(self.stem(images))
-        return self.head(global_mean(F.relu(self.bn(features))))
+        return self.head(global_mean(norm_relu(self.bn, features)))
 
 
 class LasagneWideResNet(nn.Module):
@@ -130,8 +130,8 @@ class LasagneWideResNet(nn.Module):
                 module.eps = 1e-4  # Lasagne's default
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.blocks(F.relu(self.stem_bn(self.stem(images))))
-        return self.head(global_mean(F.relu(self.bn(features))))
+        features = self.blocks(norm_relu(self.stem_bn, self.stem(images)))
+        return self.head(global_mean(norm_relu(self.bn, features)))
 
 
 def _group_sizes(depth: int, widen: int, groups: int | None) -> list[tuple[int, int]]:

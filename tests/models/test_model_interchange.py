@@ -6,6 +6,7 @@ import torch
 import torchvision
 
 from imnet.models import build
+from imnet.models.densenet import DenseNetBC
 
 THEIRS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
@@ -72,6 +73,17 @@ def test_same_keys_and_shapes(name):
     with torch.device("meta"):
         ours, theirs = build(name, 7).state_dict(), SLOW[name]().state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+def test_densenet_equals_torchvisions_class_weights_taken_in_order():
+    ours = DenseNetBC(16, 4, 5)
+    theirs = torchvision.models.DenseNet(4, (2, 2, 2), 8, bn_size=4, num_classes=5)
+    theirs.features.conv0 = torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False)
+    for name in ("norm0", "relu0", "pool0"):
+        setattr(theirs.features, name, torch.nn.Identity())
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
 def test_sized_classifier_keeps_the_convolutions_of_torchvision():
