@@ -9,7 +9,7 @@ from .. import hostlib
 from . import reference
 
 
-def _fits(tensors: list[Tensor]) -> bool:
+def fits(tensors: list[Tensor]) -> bool:
     """fp32, dense, one layout: element i of each tensor is the same weight."""
     first = tensors[0]
     dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
@@ -31,7 +31,7 @@ def sgd_ema_(
 ) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there."""
     lists = (params, grads, momenta, emas)
-    fits = [_fits([items[i] for items in lists if items]) for i in range(len(params))]
+    fits = [fits([items[i] for items in lists if items]) for i in range(len(params))]
     ours = [[t for t, ok in zip(items, fits, strict=True) if ok] if items else [] for items in lists]
     if not all(fits):
         rest = [[t for t, ok in zip(items, fits, strict=True) if not ok] if items else [] for items in lists]

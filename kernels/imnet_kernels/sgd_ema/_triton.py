@@ -1,0 +1,106 @@
+"""sgd_ema_ as one Triton launch over a table of addresses: a program per 4096 elements of some parameter."""
+
+# ruff: noqa: N803  (Triton constants are written as constants)
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tritonlib import Build
+from . import reference
+from ._host import fits
+
+BLOCK = 1024
+CHUNK = 4096
+
+
+@triton.jit
+def sgd_ema_kernel(
+    table_ptr, chunks_ptr, lr_ptr, grad_scale_ptr, skip_ptr, num_tensors, momentum, weight_decay, ema_weight,
+    MOMENTA: tl.constexpr, EMAS: tl.constexpr, NESTEROV: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """table (5, T) int64: addresses of p, g, m, e and sizes; chunks (N, 2) int64: tensor, first element."""
+    tensor = tl.load(chunks_ptr + 2 * tl.program_id(0))
+    first = tl.load(chunks_ptr + 2 * tl.program_id(0) + 1)
+    p_ptr = tl.load(table_ptr + tensor).to(tl.pointer_type(tl.float32))
+    g_ptr = tl.load(table_ptr + num_tensors + tensor).to(tl.pointer_type(tl.float32))
+    m_ptr = tl.load(table_ptr + 2 * num_tensors + tensor).to(tl.pointer_type(tl.float32))
+    e_ptr = tl.load(table_ptr + 3 * num_tensors + tensor).to(tl.pointer_type(tl.float32))
+    lr = tl.load(lr_ptr)
+    scale = tl.load(grad_scale_ptr)
+    # A skipped step has no elements.
+    size = tl.where(tl.load(skip_ptr) == 0.0, tl.load(table_ptr + 4 * num_tensors + tensor), 0)
+    for start in tl.static_range(0, CHUNK, BLOCK):
+        at = first + start + tl.arange(0, BLOCK)
+        live = at < size
+        p = tl.load(p_ptr + at, mask=live, other=0.0)
+        step = tl.load(g_ptr + at, mask=live, other=0.0) * scale + p * weight_decay
+        if MOMENTA:
+            m = tl.load(m_ptr + at, mask=live, other=0.0) * momentum + step
+            tl.store(m_ptr + at, m, mask=live)
+            step = step + m * momentum if NESTEROV else m
+        p = p - step * lr
+        tl.store(p_ptr + at, p, mask=live)
+        if EMAS:
+            e = tl.load(e_ptr + at, mask=live, other=0.0)
+            tl.store(e_ptr + at, e + (p - e) * ema_weight, mask=live)
+
+
+@lru_cache(maxsize=16)
+def _table(
+    addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The kernel's tables; made once while the tensors stay where they are, as under a CUDA graph."""
+    table = torch.tensor([*addresses, sizes], dtype=torch.int64)
+    chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
+    return table.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float, device: torch.device) -> Tensor:
+    return torch.full((1,), value, dtype=torch.float32, device=device)
+
+
+def sgd_ema_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    emas: list[Tensor],
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    skip: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    ema_decay: float,
+    nesterov: bool,
+) -> None:
+    """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
+    lists = (params, grads, momenta, emas)
+    if not all(fits([items[i] for items in lists if items]) for i in range(len(params))):
+        reference.sgd_ema_(*lists, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+        return
+    device = params[0].device
+    addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
+    table, chunks = _table(addresses, tuple(p.numel() for p in params), device)
+    if chunks.shape[0] == 0:
+        return
+    grad_scale = _constant(1.0, device) if grad_scale is None else grad_scale
+    skip = _constant(0.0, device) if skip is None else skip
+    sgd_ema_kernel[(chunks.shape[0],)](
+        table, chunks, lr, grad_scale, skip, len(params), float(momentum), float(weight_decay), 1.0 - ema_decay,
+        MOMENTA=bool(momenta), EMAS=bool(emas), NESTEROV=nesterov, CHUNK=CHUNK, BLOCK=BLOCK
+    )  # fmt: skip
+
+
+def builds() -> list[Build]:
+    """The full form, to compile without a GPU."""
+    signature = dict.fromkeys(("table_ptr", "chunks_ptr"), "*i64")
+    signature |= dict.fromkeys(("lr_ptr", "grad_scale_ptr", "skip_ptr"), "*fp32")
+    signature |= {"num_tensors": "i32", "momentum": "fp32", "weight_decay": "fp32", "ema_weight": "fp32"}
+    constants = {"MOMENTA": True, "EMAS": True, "NESTEROV": True, "CHUNK": CHUNK, "BLOCK": BLOCK}
+    return [Build("sgd_ema", sgd_ema_kernel, signature, constants)]

@@ -1,0 +1,100 @@
+"""What the families' Triton tiers share: launching, Philox, and compiling for a GPU that is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float64: tl.float64}
+
+
+def signed32(value: int) -> int:
+    """The low 32 bits as an int32, so that a kernel's argument has one type for every value."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+def block_for(num_elements: int, largest: int = 1024) -> int:
+    """A power of two, at most `largest`."""
+    return min(largest, triton.next_power_of_2(max(num_elements, 1)))
+
+
+@triton.jit
+def philox_round(c0, c1, c2, c3, k0, k1):
+    p0 = c0.to(tl.uint64) * 0xD2511F53
+    p1 = c2.to(tl.uint64) * 0xCD9E8D57
+    n0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+    n2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+    return n0, (p1 & 0xFFFFFFFF).to(tl.uint32), n2, (p0 & 0xFFFFFFFF).to(tl.uint32)
+
+
+@triton.jit
+def philox(sample, seed_low, seed_high, epoch, stream: tl.constexpr):
+    """Four uint32 words of sample (int64); seed halves and epoch are int32 bit patterns."""
+    c0 = (sample & 0xFFFFFFFF).to(tl.uint32)
+    c1 = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c2 = epoch.to(tl.uint32)
+    c3 = tl.full((), stream, tl.uint32)
+    k0 = seed_low.to(tl.uint32)
+    k1 = seed_high.to(tl.uint32)
+    for _ in tl.static_range(10):
+        c0, c1, c2, c3 = philox_round(c0, c1, c2, c3, k0, k1)
+        k0 = (k0.to(tl.uint64) + 0x9E3779B9).to(tl.uint32)
+        k1 = (k1.to(tl.uint64) + 0xBB67AE85).to(tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def below(word, n: tl.constexpr):
+    return ((word.to(tl.uint64) * n) >> 32).to(tl.int32)
+
+
+class Build(NamedTuple):
+    """A kernel, the types of its runtime arguments and its constants: enough to compile it without a GPU."""
+
+    name: str
+    kernel: triton.JITFunction
+    signature: Mapping[str, str]
+    constants: Mapping[str, object]
+    num_warps: int = 4
+    fp_fusion: bool = True
+
+
+class Usage(NamedTuple):
+    """What ptxas reports for one kernel."""
+
+    registers: int
+    spill_bytes: int
+
+
+def compile_for(build: Build, architecture: int) -> Usage:
+    """Compile to a cubin for sm_<architecture>; registers and spilled bytes from ptxas -v."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = build.kernel.arg_names
+    signature = {n: build.signature.get(n, "constexpr") for n in names}
+    constants = {(names.index(n),): v for n, v in build.constants.items()}
+    source = ASTSource(fn=build.kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": build.num_warps, "enable_fp_fusion": build.fp_fusion}
+    report = io.StringIO()
+    with triton.knobs.nvidia.scope(), contextlib.redirect_stdout(report):
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return parse_usage(report.getvalue())
+
+
+def parse_usage(report: str) -> Usage:
+    """The last kernel's line of ptxas -v."""
+    if "registers" not in report:
+        raise RuntimeError(f"ptxas reported nothing: {report!r}; compile with an empty TRITON_CACHE_DIR")
+    registers = re.findall(r"Used (\d+) registers", report)[-1]
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)[-2:]
+    return Usage(int(registers), sum(int(n) for n in spills))

@@ -1,0 +1,43 @@
+"""Triton without a GPU: the contract under its interpreter, and cubins for sm_80 and sm_90 without spills."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from imnet_kernels import tier
+
+pytest.importorskip("triton", reason="triton is not installed")
+HERE = Path(__file__).parent
+
+
+def _builds():
+    from imnet_kernels import tritonlib  # noqa: F401  (importing triton costs seconds: only here)
+
+    for family in tier.FAMILIES:
+        yield from importlib.import_module(f"imnet_kernels.{family}._triton").builds()
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
+def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path, monkeypatch):
+    from imnet_kernels.tritonlib import compile_for
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    usages = {build.name: compile_for(build, architecture) for build in _builds()}
+    assert len(usages) >= 20
+    for name, usage in usages.items():
+        assert usage.spill_bytes == 0, (name, usage)
+        assert 0 < usage.registers <= 255, (name, usage)
+
+
+def test_contract_under_the_interpreter():
+    child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(child, env=env, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
