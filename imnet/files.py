@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             os.fsync(f.fileno())
         temporary.rename(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise IOFailure(f"not written: {error.strerror}", file=path, hint="check space and permissions") from error
 
 

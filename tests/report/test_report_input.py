@@ -13,8 +13,8 @@ from run_folders import Page, make_run, metric_lines
 
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
-from imnet.report_data import RunLog
-from imnet.report_read import load
+from imnet.report.data import RunLog
+from imnet.report.read import load
 
 
 def edited(key, value):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from imnet.errors import ImnetError
 from imnet.report import contact_sheet
-from imnet.report_plots import Curve, curves_svg, running_mean, thin
+from imnet.report.plots import Curve, curves_svg, running_mean, thin
 
 
 @pytest.mark.parametrize(("height", "width", "channels", "n"), [(28, 28, 1, 16), (64, 48, 3, 5), (224, 300, 3, 1)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from statistics import quantiles
 
-from imnet.report_data import NAN, EvalLine, RunLog
-from imnet.report_page import (
+from imnet.report.data import NAN, EvalLine, RunLog
+from imnet.report.markup import (
     NOT_MEASURED,
     Markup,
     duration,
@@ -23,7 +23,7 @@ from imnet.report_page import (
     tiles,
     values_table,
 )
-from imnet.report_plots import Curve, curves_svg, smoothed
+from imnet.report.plots import Curve, curves_svg, smoothed
 
 
 def headline(run: RunLog) -> Markup:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from imnet.report_data import NAN, RunLog
-from imnet.report_page import Markup, duration, figure, flatten, grid, html, percent, rate, section, soft, table
-from imnet.report_plots import DASHES, SERIES, SMOOTHING, Curve, curves_svg, running_mean, thin
-from imnet.report_sections import hours_published
+from imnet.report.data import NAN, RunLog
+from imnet.report.markup import Markup, duration, figure, flatten, grid, html, percent, rate, section, soft, table
+from imnet.report.plots import DASHES, SERIES, SMOOTHING, Curve, curves_svg, running_mean, thin
+from imnet.report.sections import hours_published
 
 CSS_DASHES = ("solid", "dashed", "dotted", "double")
 

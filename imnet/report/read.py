@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError, IOFailure
-from imnet.report_data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
+from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
 
 NOT_A_RUN = "give the folder that imnet-train wrote (its --out)"
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from imnet.errors import DataError, IOFailure
-from imnet.report_data import Evaluation, RunLog
-from imnet.report_page import NOT_MEASURED, Markup, grid, html, section, soft, table
+from imnet.report.data import Evaluation, RunLog
+from imnet.report.markup import NOT_MEASURED, Markup, grid, html, section, soft, table
 
 HEAT_MAP_CLASSES = 50
 NUMBERED_CLASSES = 20  # beyond this the cells shrink to colour only; the counts stay as tool tips

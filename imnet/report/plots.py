@@ -14,7 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from imnet.errors import DataError
-from imnet.report_page import Markup
+from imnet.report.markup import Markup
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
 What was not measured says "not measured"; the last epoch comes before the best one, which is named as selected on
-the test set. Equal run folders give equal bytes: no clock is read here. See report_data for what a run folder holds.
+the test set. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
 Importing this module imports neither torch nor matplotlib.
 """
 
@@ -16,13 +16,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from imnet import report_compare, report_mistakes, report_sections
 from imnet.errors import UsageError
 from imnet.files import write_atomic
-from imnet.report_data import NAN, RunLog
-from imnet.report_page import duration, page, percent, points, rate
-from imnet.report_plots import contact_sheet
-from imnet.report_read import load
+from imnet.report import comparison, mistakes, sections
+from imnet.report.data import NAN, RunLog
+from imnet.report.markup import duration, page, percent, points, rate
+from imnet.report.plots import contact_sheet
+from imnet.report.read import load
 
 __all__ = ["compare", "contact_sheet", "render", "summary"]
 
@@ -37,16 +37,16 @@ def render(run_dir: Path) -> Path:
     """
     run = load(Path(run_dir))
     body = [
-        report_sections.headline(run),
-        *report_sections.notes(run),
-        report_sections.results(run),
-        report_sections.curves(run),
-        report_mistakes.confusion(run),
-        report_mistakes.worst(run),
-        report_sections.recipe(run),
-        report_sections.environment(run),
+        sections.headline(run),
+        *sections.notes(run),
+        sections.results(run),
+        sections.curves(run),
+        mistakes.confusion(run),
+        mistakes.worst(run),
+        sections.recipe(run),
+        sections.environment(run),
     ]
-    return _write(run.path / REPORT_NAME, page(run.name, report_sections.status(run), body))
+    return _write(run.path / REPORT_NAME, page(run.name, sections.status(run), body))
 
 
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -61,7 +61,7 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     if twice is not None:
         raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
     runs = [load(Path(run_dir)) for run_dir in run_dirs]
-    body = [report_compare.groups_table(runs), report_compare.overlays(runs), report_compare.runs_table(runs)]
+    body = [comparison.groups_table(runs), comparison.overlays(runs), comparison.runs_table(runs)]
     names = ", ".join(dict.fromkeys(run.name for run in runs))
     return _write(Path(out), page(f"{len(runs)} runs", names, body))
 
@@ -73,7 +73,7 @@ def summary(run_dir: Path) -> str:
     best_at = f" at epoch {best.epoch:g} (selected on the test set)" if best else ""
     report = run.path / REPORT_NAME
     lines = [
-        ("run", f"{run.name}: {report_sections.status(run)}"),
+        ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
@@ -108,6 +108,6 @@ def _published(run: RunLog) -> str:
     if run.last is not None:
         told.append(f"last epoch {points(run.last.top1 - run.published_top1)} against it")
     if run.published.get("hours") is not None:
-        told.append(report_sections.hours_published(run))
+        told.append(sections.hours_published(run))
     told += [str(run.published[key]) for key in ("hardware", "note") if run.published.get(key)]
     return "; ".join(told)

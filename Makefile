@@ -1,0 +1,35 @@
+# Every target makes what it needs; all of them can be repeated.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: .venv/installed
+	$(BIN)/imnet-train
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/installed-dev
+	$(BIN)/python -m bench
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { echo "imnet: needs Python >= 3.11 with venv (Debian: apt install python3-venv)"; exit 1; }
+
+SOURCES := pyproject.toml setup.py $(wildcard csrc/host/*)
+
+.venv/installed: .venv/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: .venv/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info kernels/imnet_kernels/*.so
