@@ -1,6 +1,6 @@
 """ImageNet at 64 x 64 pixels, 1000 classes (document 000; Chrabaszcz, Loshchilov and Hutter 2017)."""
 
-from imnet.recipe import SGD, Augment, Data, Published, Recipe, Step
+from imnet.recipe import SGD, Augment, Data, Published, Recipe, Step, replace
 
 # The paper concatenates every batch file with its mirror image, so its "epoch" holds 2,562,334 images and its 40
 # epochs are 80 ordinary ones with random flips; its drops after 10, 20, 30 are ours after 20, 40, 60. Its penalty
@@ -15,4 +15,10 @@ WRN36_5 = Recipe(
     epochs=80,
     source="arXiv 1707.08819, and the authors' WRNs_imagenet.py",
     published=Published(top1=0.6766, top5=0.8736, hours=22 * 24, hardware="Titan X", note="last epoch"),
+)
+WRN36_2 = replace(
+    WRN36_5,
+    name="imagenet64/wrn36_2",
+    model="wrn36_2",
+    published=Published(top1=0.6045, top5=0.8343, hours=6.4 * 24, hardware="Titan X", note="last epoch"),
 )

@@ -1,0 +1,137 @@
+"""The training step against timm's training script, on the same network and the same batch, interleaved.
+
+    python -m bench.bench_step --json bench/results/step-cpu.json
+
+timm's script is not part of its package; its step is put together here from timm's own parts (create_model,
+create_optimizer_v2, AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad,
+loss.item(). ``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
+--amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices.
+
+The gate comes first: in fp32, after three steps, both networks must hold the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import AverageMeter
+from torch import Tensor, nn
+
+from bench.timing import Timing, interleaved, machine
+from imnet.device import Place
+from imnet.launch import World
+from imnet.recipe import SGD, Constant, Data, Recipe
+from imnet.step import TrainStep
+
+CASES = [("resnet18", 64, 64), ("resnet50", 64, 32), ("wide_resnet50_2", 64, 16)]
+RECIPE = Recipe(
+    name="bench",
+    model="timm",
+    data=Data(name="synthetic", image_px=64, num_classes=1000, batch_images=64),
+    optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False),
+    schedule=Constant(),
+    epochs=1,
+)
+
+
+class TimmStep:
+    """One step as timm's train_one_epoch makes it."""
+
+    def __init__(self, net: nn.Module, *, channels_last: bool, bf16: bool, compile: bool):
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.channels_last, self.bf16 = channels_last, bf16
+        self.optimizer = create_optimizer_v2(self.net, opt="sgd", lr=0.05, momentum=0.9, weight_decay=2e-5)
+        self.loss_fn = nn.CrossEntropyLoss()
+        self.forward: Any = torch.compile(self.net) if compile else self.net
+        self.losses = AverageMeter()
+
+    def __call__(self, images: Tensor, labels: Tensor) -> float:
+        self.net.train()
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.loss_fn(self.forward(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.update(loss.item(), images.size(0))
+        return loss.item()
+
+
+def our_step(net: nn.Module, *, bf16: bool, compile: bool) -> TrainStep:
+    place = Place(torch.device("cpu"), "bf16" if bf16 else "fp32", "benchmark")
+    net = net.to(memory_format=torch.channels_last)
+    return TrainStep(net, RECIPE, place, World(), compile=compile, graphs=False, backend="auto")
+
+
+def gate(name: str, px: int) -> None:
+    """Three fp32 steps of both on a small batch: equal weights, or no figure is reported."""
+    net = timm.create_model(name, num_classes=1000)
+    theirs = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
+    ours = our_step(net, bf16=False, compile=False)
+    images, labels = torch.randn(8, 3, px, px), torch.randint(0, 1000, (8,))
+    for i in range(3):
+        theirs(images, labels)
+        ours([(images.contiguous(memory_format=torch.channels_last), labels)], 8, i, 0.05)
+    error = sum(((a - b) ** 2).sum() for a, b in zip(theirs.net.parameters(), ours.net.parameters(), strict=True))
+    size = sum((a**2).sum() for a in theirs.net.parameters())
+    ratio = float((error / size).sqrt())
+    if not ratio < 1e-3:
+        raise SystemExit(f"gate: {name}: weights differ after three steps by {ratio:.2e} (relative); nothing was timed")
+
+
+def measure(name: str, px: int, batch: int, rounds: int, compile: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=1000)
+    images, labels = torch.randn(batch, 3, px, px), torch.randint(0, 1000, (batch,))
+    ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
+    default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
+    flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
+    ours = our_step(net, bf16=True, compile=compile)
+    times = interleaved(
+        {
+            "timm defaults": lambda: default(images, labels),
+            "timm flags": lambda: flags(images, labels),
+            "imnet": lambda: ours([(ours_images, labels)], batch, 0, 0.05)[0].item(),
+        },
+        rounds,
+    )
+    return {"network": name, "image_px": px, "batch_images": batch, "times": times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only", default=None, help="one network")
+    parser.add_argument("--json", type=Path, default=None)
+    values = parser.parse_args()
+    rows = []
+    for name, px, batch in CASES:
+        if values.only not in (None, name):
+            continue
+        gate(name, px)
+        row = measure(name, px, batch, values.rounds, values.compile)
+        times: dict[str, Timing] = row["times"]
+        row["ratio_to_defaults"] = times["timm defaults"].best_s / times["imnet"].best_s
+        row["ratio_to_flags"] = times["timm flags"].best_s / times["imnet"].best_s
+        row["times"] = {k: dataclasses.asdict(v) for k, v in times.items()}
+        rows.append(row)
+        figures = ", ".join(f"{k} {v.best_s * 1e3:.1f} ms" for k, v in times.items())
+        print(f"{name} {px} px, batch {batch}: {figures}; {row['ratio_to_defaults']:.2f}x defaults, "
+              f"{row['ratio_to_flags']:.2f}x equal flags (n = {values.rounds})", flush=True)  # fmt: skip
+    if values.json is not None:
+        result = {"benchmark": "step", "compile": values.compile, "timm": timm.__version__, **machine(), "rows": rows}
+        values.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
