@@ -131,7 +131,7 @@ class ShakeShake26(nn.Module):
         """(alpha, beta) of every block for one step, each (B,), or (1,) at level "batch"; fp32, by one random call."""
         forward, backward, level = self.shake
         count = images.shape[0] if level == "image" else 1
-        drawn = torch.rand(2, len(self.blocks), count, device=images.device)
+        drawn = torch.rand(2, len(self.blocks), count, dtype=torch.float32, device=images.device)
         alpha = drawn[0] if forward == "shake" else torch.full_like(drawn[0], 0.5)
         beta = {"shake": drawn[1], "even": torch.full_like(drawn[1], 0.5), "keep": alpha}[backward]
         return list(zip(alpha.unbind(), beta.unbind(), strict=True))

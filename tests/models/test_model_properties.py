@@ -110,9 +110,9 @@ def test_two_steps_lower_the_loss(name):
     check_two_steps(network, images)
 
 
-def check_two_steps(network, images):
+def check_two_steps(network, images, lr=0.01):
     network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     losses = []
     for _ in range(3):
         loss = loss_of(network, images)
@@ -129,7 +129,8 @@ def test_two_steps_of_every_network_at_its_own_size(name):
     entry = CATALOG[name]
     torch.manual_seed(0)
     network = build(name, entry.num_classes, entry.in_channels)
-    check_two_steps(network, torch.randn(2, entry.in_channels, entry.image_px, entry.image_px))
+    # A lower rate: at 0.01 the second step of the deep ResNets overshoots on two images.
+    check_two_steps(network, torch.randn(2, entry.in_channels, entry.image_px, entry.image_px), lr=0.001)
 
 
 @pytest.mark.slow

@@ -1,0 +1,64 @@
+"""A small network for a CPU: most of its arithmetic happens at 14 x 14 and below, in widths that bf16 units like."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import conv3x3
+from .registry import model
+
+
+class ConvNorm(nn.Module):
+    """Convolution, max-pool where ``pool`` > 1, BatchNorm, ReLU. Pooling before the norm quarters the norm's work."""
+
+    def __init__(self, conv: nn.Conv2d, pool: int = 1):
+        super().__init__()
+        self.conv, self.pool = conv, pool
+        self.norm = nn.BatchNorm2d(conv.out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if self.pool > 1:
+            x = F.max_pool2d(x, self.pool)
+        return F.relu(self.norm(x), inplace=True)
+
+
+class Residual(nn.Module):
+    """x + ReLU(BN(conv(x))): the identity path is never normalised."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.inner = ConvNorm(conv3x3(channels, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
+
+
+class SpeedNet(nn.Module):
+    """5x5 stride-2 stem, then widths w, 2w, 4w with a max-pool of 2 between them, global max, scaled linear layer.
+
+    (B, C, 28, 28) -> 14 x 14 x w -> 7 x 7 x 2w -> 3 x 3 x 4w -> (B, num_classes). The first two stages end in
+    ``num_residuals`` residual layers each. In the spirit of the networks of DAWNBench and airbench (Page 2018, Jordan
+    2024); the global maximum and the output scale of 1/8 are theirs.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, *, width: int = 32, num_residuals: int = 1):
+        super().__init__()
+        stages: list[nn.Module] = [ConvNorm(nn.Conv2d(in_channels, width, 5, 2, 2, bias=False))]
+        stages += [Residual(width) for _ in range(num_residuals)]
+        stages += [ConvNorm(conv3x3(width, 2 * width), pool=2)]
+        stages += [Residual(2 * width) for _ in range(num_residuals)]
+        stages += [ConvNorm(conv3x3(2 * width, 4 * width), pool=2)]
+        self.features = nn.Sequential(*stages)
+        self.head = nn.Linear(4 * width, num_classes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).amax((2, 3))) / 8
+
+
+@model(options_of=SpeedNet)
+def speednet(num_classes: int, in_channels: int = 3, **options: int) -> nn.Module:
+    """See :class:`SpeedNet`."""
+    return SpeedNet(num_classes, in_channels, **options)
