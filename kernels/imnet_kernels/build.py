@@ -5,17 +5,20 @@ Standard library only at import: setup.py loads this file by path in an isolated
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 HOST_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wall"]
 SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
-CUDA_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
+CUDA_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-lineinfo"]
 CUDA_ARCHITECTURES = ("80", "90")
+CUDA_MODULE = "_C.torch{}.so"  # the torch it was built with: another one must not load it
 
 
 def csrc() -> Path:
@@ -58,3 +61,87 @@ def nvcc() -> str | None:
     candidates = [Path(home) / "bin" / "nvcc"] if home else []
     candidates += [Path(p) for p in (shutil.which("nvcc"),) if p] + [Path("/usr/local/cuda/bin/nvcc")]
     return next((str(c) for c in candidates if c.is_file()), None)
+
+
+def toolkit(compiler: str) -> Path:
+    """The toolkit's folder; a distribution's nvcc may be a script elsewhere."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(home)] if home else []
+    candidates += [Path(compiler).resolve().parent.parent, Path("/usr/local/cuda")]
+    found = next((c for c in candidates if (c / "include" / "cuda_runtime_api.h").is_file()), None)
+    if found is None:
+        raise SystemExit(f"no include/cuda_runtime_api.h beside {compiler}; set CUDA_HOME to the toolkit's folder")
+    return found
+
+
+def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CUDA_ARCHITECTURES) -> str:
+    """One .cu to an object for the architectures (and PTX of the last); returns ptxas' report of registers and
+    spills."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    return _run([compiler, *CUDA_FLAGS, *codes, "-Xptxas", "-v", "-c", str(source), "-o", str(target)])
+
+
+def build_cuda(out_dir: Path | None = None) -> Path:
+    """Compile csrc/cuda against the torch that is installed here into out_dir (default: the package); returns its
+    path."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as error:
+        hint = "add --no-build-isolation: the CUDA kernels are compiled against the torch that you run"
+        raise SystemExit(f"IMNET_BUILD_CUDA=1 needs torch at build time and this build has none; {hint}") from error
+    compiler = nvcc()
+    if compiler is None:
+        raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
+    home, target = toolkit(compiler), (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__)
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = []
+        for source in sorted((csrc() / "cuda").glob("*.cu")):
+            objects.append(str(Path(scratch) / f"{source.stem}.o"))
+            compile_cuda(source, Path(objects[-1]))
+        # torch's headers ask for cusparse and others, which a bare toolkit lacks: they lie in torch's own wheels.
+        wheels = sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/include"))
+        includes = [*include_paths(), str(home / "include"), *map(str, wheels)]
+        libraries = [*library_paths(), str(home / "lib64"), *(str(w.parent / "lib") for w in wheels)]
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        command = [os.environ.get("CXX", "c++"), "-O2", "-std=c++20", "-fPIC", "-shared", abi]
+        command += [str(csrc() / "cuda" / "bind.cpp"), *objects, *(f"-I{p}" for p in includes)]
+        command += [
+            *(f"-L{p}" for p in libraries),
+            "-lc10",
+            "-lc10_cuda",
+            "-ltorch",
+            "-ltorch_cpu",
+            "-ltorch_cuda",
+            _cudart(libraries),
+        ]
+        _run([*command, "-o", str(target)])
+    return target
+
+
+def _cudart(folders: list[str]) -> str:
+    """The CUDA runtime by file name: torch's wheels carry libcudart.so.N without the plain link."""
+    names = [p.name for f in folders for p in sorted(Path(f).glob("libcudart.so*"))]
+    return f"-l:{min(names, key=len)}" if names and "libcudart.so" not in names else "-lcudart"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m imnet_kernels.build", description="Build the native kernels in place."
+    )
+    parser.add_argument("--host", action="store_true", help="the CPU module (needs a C++ compiler)")
+    parser.add_argument("--cuda", action="store_true", help="the CUDA library (needs nvcc; the default)")
+    parser.add_argument("--out", type=Path, help="folder to write to instead of the installed package")
+    options = parser.parse_args(arguments)
+    if options.host:
+        print(f"built {build_host(options.out).name}")
+    if options.cuda or not options.host:
+        print(f"built {build_cuda(options.out).name}")
+
+
+if __name__ == "__main__":
+    main()

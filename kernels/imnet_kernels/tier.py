@@ -13,6 +13,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
 TIERS = ("reference", "host", "triton", "cuda")
 DEVICES = ("cpu", "cuda")
 ENV = "IMNET_KERNELS"
+PACKAGE = Path(__file__).resolve().parent
 
 REMEDY = {
     "host": "install a C++ compiler and reinstall, or run `python -m imnet_kernels.build --host`",
@@ -83,7 +85,7 @@ def missing(tier: str, device: str) -> str | None:
         "reference": lambda: True,
         "host": lambda: find_host() is not None,
         "triton": lambda: importlib.util.find_spec("triton") is not None,
-        "cuda": lambda: importlib.util.find_spec("imnet_kernels._C") is not None,
+        "cuda": lambda: any(PACKAGE.glob("_C.torch*.so")),
     }
     return None if installed[tier]() else f"tier {tier} is not installed; {REMEDY[tier]}"
 

@@ -4,9 +4,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,6 +11,7 @@ from torch import Tensor
 from ..tritonlib import Build
 from . import reference
 from ._host import fits
+from .table import constant, tables
 
 BLOCK = 1024
 CHUNK = 4096
@@ -51,21 +49,6 @@ def sgd_ema_kernel(
             tl.store(e_ptr + at, e + (p - e) * ema_weight, mask=live)
 
 
-@lru_cache(maxsize=16)
-def _table(
-    addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The kernel's tables; made once while the tensors stay where they are, as under a CUDA graph."""
-    table = torch.tensor([*addresses, sizes], dtype=torch.int64)
-    chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
-    return table.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
-
-
-@lru_cache(maxsize=16)
-def _constant(value: float, device: torch.device) -> Tensor:
-    return torch.full((1,), value, dtype=torch.float32, device=device)
-
-
 def sgd_ema_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -85,12 +68,11 @@ def sgd_ema_(
         reference.sgd_ema_(*lists, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
         return
     device = params[0].device
-    addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
-    table, chunks = _table(addresses, tuple(p.numel() for p in params), device)
+    table, chunks = tables(lists, CHUNK)
     if chunks.shape[0] == 0:
         return
-    grad_scale = _constant(1.0, device) if grad_scale is None else grad_scale
-    skip = _constant(0.0, device) if skip is None else skip
+    grad_scale = constant(1.0, device) if grad_scale is None else grad_scale
+    skip = constant(0.0, device) if skip is None else skip
     sgd_ema_kernel[(chunks.shape[0],)](
         table, chunks, lr, grad_scale, skip, len(params), float(momentum), float(weight_decay), 1.0 - ema_decay,
         MOMENTA=bool(momenta), EMAS=bool(emas), NESTEROV=nesterov, CHUNK=CHUNK, BLOCK=BLOCK

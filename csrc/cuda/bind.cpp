@@ -1,0 +1,228 @@
+// imnet_kernels._C: checks tensors, fills the launchers' structs, launches on the current stream. Outputs are given, so that
+// nothing is allocated here and a CUDA graph can hold the call.
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "launch.h"
+
+namespace {
+
+using at::Tensor;
+using imnet::DType;
+using OptionalTensor = std::optional<Tensor>;
+
+int32_t code(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return imnet::kF32;
+    case at::kBFloat16: return imnet::kBF16;
+    case at::kHalf: return imnet::kF16;
+    case at::kByte: return imnet::kU8;
+    default: TORCH_CHECK_TYPE(false, "got ", t.scalar_type(), "; allowed float32, bfloat16, float16, uint8");
+  }
+}
+
+const float* floats(const Tensor& t, const char* name, int64_t count) {
+  TORCH_CHECK_TYPE(t.is_cuda() && t.scalar_type() == at::kFloat && t.is_contiguous(), name, " must be contiguous CUDA float32");
+  TORCH_CHECK_VALUE(t.numel() == count, name, " has ", t.numel(), " numbers; allowed ", count);
+  return t.const_data_ptr<float>();
+}
+
+const int64_t* longs(const Tensor& t, const char* name, int64_t count) {
+  TORCH_CHECK_TYPE(t.is_cuda() && t.scalar_type() == at::kLong && t.is_contiguous(), name, " must be contiguous CUDA int64");
+  TORCH_CHECK_VALUE(t.numel() == count, name, " has ", t.numel(), " numbers; allowed ", count);
+  return t.const_data_ptr<int64_t>();
+}
+
+void check_alike(const Tensor& t, const Tensor& like, const char* name) {
+  const bool same = t.is_cuda() && t.scalar_type() == like.scalar_type() && t.sizes() == like.sizes() &&
+                    t.strides() == like.strides() && t.device() == like.device();
+  TORCH_CHECK_VALUE(same, name, " must be alike the first tensor in dtype, sizes, strides and device");
+}
+
+void check_dense(const Tensor& t, const char* name) {
+  const bool dense = t.is_cuda() && (t.is_contiguous() || t.is_contiguous(at::MemoryFormat::ChannelsLast));
+  TORCH_CHECK_VALUE(dense, name, " must be a dense CUDA tensor, contiguous or channels_last");
+}
+
+void finish(cudaError_t status, const char* name) {
+  TORCH_CHECK(status == cudaSuccess, name, ": ", cudaGetErrorString(status));
+}
+
+int32_t one_or(const Tensor& coefficient, int64_t batch) {
+  TORCH_CHECK_VALUE(coefficient.numel() == 1 || coefficient.numel() == batch, "coefficients: 1 or one per image");
+  return coefficient.numel() > 1 ? 1 : 0;
+}
+
+// integers: seed, epoch, pad_px, reflect, hflip, flip_threshold, cutout_px, first_y, num_y, first_x, num_x
+void augment(const Tensor& store, const Tensor& ids, const Tensor& names, const Tensor& scale, const Tensor& shift,
+             std::vector<int64_t> integers, const Tensor& out) {
+  const at::cuda::CUDAGuard guard(store.device());
+  TORCH_CHECK_TYPE(store.is_cuda() && store.scalar_type() == at::kByte && store.dim() == 4 && store.is_contiguous(),
+                   "store must be contiguous CUDA uint8 (N, H, W, C)");
+  TORCH_CHECK_VALUE(integers.size() == 11, "augment: 11 integers needed");
+  const int64_t batch = ids.numel(), channels = store.size(3), image = store.numel() / std::max<int64_t>(store.size(0), 1);
+  const bool per_pixel = shift.dim() == 3;
+  TORCH_CHECK_VALUE(image < (int64_t(1) << 30) && out.numel() == batch * image, "augment: sizes do not fit");
+  TORCH_CHECK_VALUE(batch == 0 || out.permute({0, 2, 3, 1}).is_contiguous(), "out must be channels_last");
+  imnet::AugmentLaunch a{};
+  a.store = store.const_data_ptr<uint8_t>();
+  a.ids = longs(ids, "ids", batch);
+  a.names = longs(names, "sample_ids", batch);
+  a.scale = floats(scale, "scale", channels);
+  a.shift = floats(shift, "shift", per_pixel ? image : channels);
+  a.out = out.data_ptr();
+  a.num_stored = store.size(0);
+  a.batch = batch;
+  a.height = int32_t(store.size(1));
+  a.width = int32_t(store.size(2));
+  a.channels = int32_t(channels);
+  a.per_pixel = per_pixel;
+  a.dtype = code(out);
+  auto small = [&](int i) { return int32_t(integers[i]); };
+  a.params = {uint64_t(integers[0]), uint64_t(integers[5]), uint32_t(integers[1]), small(2), small(3), small(4),
+              small(6), small(7), small(8), small(9), small(10)};
+  finish(imnet::launch_augment(a, at::cuda::getCurrentCUDAStream()), "augment");
+}
+
+void spectral(const Tensor& images, int64_t r, std::vector<int64_t> bands, const OptionalTensor& scale,
+              const OptionalTensor& shift, bool channels_last, const Tensor& out) {
+  const at::cuda::CUDAGuard guard(images.device());
+  TORCH_CHECK_VALUE(images.dim() == 4 && images.is_cuda() && out.is_cuda() && (r == 2 || r == 4 || r == 6), "spectral: bad call");
+  const std::vector<int32_t> wanted(bands.begin(), bands.end());
+  for (int32_t k : wanted) TORCH_CHECK_VALUE(k >= 0 && k < r * r, "bands: got ", k, "; allowed 0 .. ", r * r - 1);
+  const int64_t num_bands = int64_t(wanted.size()), channels = images.size(1);
+  TORCH_CHECK_VALUE(out.numel() == images.numel() / (r * r) * num_bands, "spectral: out does not fit");
+  imnet::SpectralLaunch a{};
+  a.images = images.const_data_ptr();
+  a.out = out.data_ptr();
+  if (scale.has_value() && shift.has_value()) {
+    a.scale = floats(*scale, "scale", num_bands * channels);
+    a.shift = floats(*shift, "shift", num_bands * channels);
+  }
+  a.bands = wanted.data();
+  a.total = images.numel() / (r * r);
+  a.stride_b = images.stride(0);
+  a.stride_c = images.stride(1);
+  a.stride_h = images.stride(2);
+  a.stride_w = images.stride(3);
+  a.num_bands = int32_t(num_bands);
+  a.r = int32_t(r);
+  a.channels = int32_t(channels);
+  a.out_height = int32_t(images.size(2) / r);
+  a.out_width = int32_t(images.size(3) / r);
+  a.channels_last = channels_last;
+  a.in_dtype = code(images);
+  a.out_dtype = code(out);
+  finish(imnet::launch_spectral(a, at::cuda::getCurrentCUDAStream()), "spectral");
+}
+
+void shake(const Tensor& x1, const Tensor& x2, const Tensor& residual, const Tensor& alpha, const Tensor& out) {
+  const at::cuda::CUDAGuard guard(x1.device());
+  check_dense(x1, "x1");
+  check_alike(x2, x1, "x2");
+  check_alike(residual, x1, "residual");
+  check_alike(out, x1, "out");
+  const int64_t batch = x1.size(0);
+  const imnet::ShakeLaunch a{x1.const_data_ptr(), x2.const_data_ptr(), residual.const_data_ptr(), out.data_ptr(), nullptr,
+                             floats(alpha, "alpha", alpha.numel()), batch, x1.numel() / std::max<int64_t>(batch, 1),
+                             one_or(alpha, batch), code(x1)};
+  finish(imnet::launch_shake(a, at::cuda::getCurrentCUDAStream()), "shake_shake");
+}
+
+void shake_backward(const Tensor& grad, const Tensor& beta, const Tensor& d1, const Tensor& d2) {
+  const at::cuda::CUDAGuard guard(grad.device());
+  check_dense(grad, "grad");
+  check_alike(d1, grad, "d1");
+  check_alike(d2, grad, "d2");
+  const int64_t batch = grad.size(0);
+  const imnet::ShakeLaunch a{grad.const_data_ptr(), nullptr, nullptr, d1.data_ptr(), d2.data_ptr(),
+                             floats(beta, "beta", beta.numel()), batch, grad.numel() / std::max<int64_t>(batch, 1),
+                             one_or(beta, batch), code(grad)};
+  finish(imnet::launch_shake_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake backward");
+}
+
+imnet::ShakeBnLaunch bn_launch(const Tensor& x1, const Tensor& x2, const Tensor& other, const Tensor& scale1,
+                               const Tensor& scale2, const Tensor& coefficient) {
+  check_dense(x1, "x1");
+  check_alike(x2, x1, "x2");
+  check_alike(other, x1, "residual or grad");
+  imnet::ShakeBnLaunch a{};
+  a.x1 = x1.const_data_ptr();
+  a.x2 = x2.const_data_ptr();
+  a.residual_or_grad = other.const_data_ptr();
+  a.scale1 = floats(scale1, "scale1", x1.size(1));
+  a.scale2 = floats(scale2, "scale2", x1.size(1));
+  a.coefficient = floats(coefficient, "coefficient", coefficient.numel());
+  a.batch = x1.size(0);
+  a.channels = int32_t(x1.size(1));
+  a.plane = int32_t(x1.size(2) * x1.size(3));
+  a.per_image = one_or(coefficient, a.batch);
+  a.channels_last = !x1.is_contiguous();
+  a.dtype = code(x1);
+  return a;
+}
+
+void shake_bn(const Tensor& x1, const Tensor& x2, const Tensor& residual, const Tensor& scale1, const Tensor& shift1,
+              const Tensor& scale2, const Tensor& shift2, const Tensor& alpha, const Tensor& out) {
+  const at::cuda::CUDAGuard guard(x1.device());
+  imnet::ShakeBnLaunch a = bn_launch(x1, x2, residual, scale1, scale2, alpha);
+  check_alike(out, x1, "out");
+  a.shift1 = floats(shift1, "shift1", x1.size(1));
+  a.shift2 = floats(shift2, "shift2", x1.size(1));
+  a.y1 = out.data_ptr();
+  finish(imnet::launch_shake_bn(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn");
+}
+
+void shake_bn_backward(const Tensor& grad, const Tensor& x1, const Tensor& x2, const Tensor& scale1, const Tensor& scale2,
+                       const Tensor& beta, const Tensor& d1, const Tensor& d2, const Tensor& sums) {
+  const at::cuda::CUDAGuard guard(x1.device());
+  imnet::ShakeBnLaunch a = bn_launch(x1, x2, grad, scale1, scale2, beta);
+  check_alike(d1, x1, "d1");
+  check_alike(d2, x1, "d2");
+  a.y1 = d1.data_ptr();
+  a.y2 = d2.data_ptr();
+  floats(sums, "sums", x1.size(0) * 3 * x1.size(1));
+  a.sums = sums.data_ptr<float>();
+  finish(imnet::launch_shake_bn_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn backward");
+}
+
+// The table holds addresses: the caller keeps those tensors alive and has checked them.
+void sgd_ema(const Tensor& table, const Tensor& chunks, int64_t chunk, const Tensor& lr, const Tensor& grad_scale,
+             const Tensor& skip, bool has_momenta, bool has_emas, double momentum, double weight_decay, double ema_weight,
+             bool nesterov) {
+  const at::cuda::CUDAGuard guard(table.device());
+  TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) == 5 && chunk > 0, "sgd_ema: the table is (5, tensors)");
+  const imnet::SgdLaunch a{longs(table, "table", table.numel()), longs(chunks, "chunks", chunks.numel()), floats(lr, "lr", 1),
+                           floats(grad_scale, "grad_scale", 1), floats(skip, "skip", 1), chunks.numel() / 2, table.size(1),
+                           int32_t(chunk), has_momenta, has_emas, nesterov, float(momentum), float(weight_decay),
+                           float(ema_weight)};
+  finish(imnet::launch_sgd_ema(a, at::cuda::getCurrentCUDAStream()), "sgd_ema");
+}
+
+}  // namespace
+
+TORCH_LIBRARY(imnet_cuda, m) {
+  m.def("augment(Tensor store, Tensor ids, Tensor names, Tensor scale, Tensor shift, int[] integers, Tensor(a!) out) -> ()");
+  m.def("spectral(Tensor images, int r, int[] bands, Tensor? scale, Tensor? shift, bool channels_last, Tensor(a!) out) -> ()");
+  m.def("shake(Tensor x1, Tensor x2, Tensor residual, Tensor alpha, Tensor(a!) out) -> ()");
+  m.def("shake_backward(Tensor grad, Tensor beta, Tensor(a!) d1, Tensor(b!) d2) -> ()");
+  m.def("shake_bn(Tensor x1, Tensor x2, Tensor residual, Tensor scale1, Tensor shift1, Tensor scale2, Tensor shift2, "
+        "Tensor alpha, Tensor(a!) out) -> ()");
+  m.def("shake_bn_backward(Tensor grad, Tensor x1, Tensor x2, Tensor scale1, Tensor scale2, Tensor beta, Tensor(a!) d1, "
+        "Tensor(b!) d2, Tensor(c!) sums) -> ()");
+  m.def("sgd_ema(Tensor table, Tensor chunks, int chunk, Tensor lr, Tensor grad_scale, Tensor skip, bool has_momenta, "
+        "bool has_emas, float momentum, float weight_decay, float ema_weight, bool nesterov) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(imnet_cuda, CUDA, m) {
+  m.impl("augment", &augment);
+  m.impl("spectral", &spectral);
+  m.impl("shake", &shake);
+  m.impl("shake_backward", &shake_backward);
+  m.impl("shake_bn", &shake_bn);
+  m.impl("shake_bn_backward", &shake_bn_backward);
+  m.impl("sgd_ema", &sgd_ema);
+}
