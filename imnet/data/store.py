@@ -136,7 +136,7 @@ def _header(mapped: mmap.mmap, size: int, path: Path) -> dict:
     magic, offset, length, crc = PREAMBLE.unpack_from(mapped, 0)
     if magic != MAGIC:
         raise DataError(f"not a packed store: starts with {magic!r}, expected {MAGIC!r}", file=path, offset=0)
-    if zlib.crc32(mapped[:24]) != crc:
+    if zlib.crc32(mapped[:24]) != crc or any(mapped[PREAMBLE.size : PAGE]):
         raise DataError("first page is damaged (crc)", file=path, offset=24, hint=_REBUILD)
     if mapped[size - 8 :] != END or offset + length + FOOTER_BYTES != size:
         expected = offset + length + FOOTER_BYTES

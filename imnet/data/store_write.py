@@ -34,7 +34,8 @@ class Writer:
         self._journal_path = part.with_name(part.name + ".json")
         self.done = 0
         self.bad: list[int] = []
-        self._at = PAGE
+        # Where writing stands, and up to where whole appends reach: after a failed write the two differ.
+        self._at = self._whole = PAGE
         self._index: list[int] = []
         self._resume()
         self._journal_time = time.monotonic()
@@ -48,7 +49,7 @@ class Writer:
         except (OSError, ValueError, KeyError, TypeError):
             sound, done, bad, end = False, 0, [], PAGE
         if sound:
-            self.done, self.bad, self._at = done, bad, end
+            self.done, self.bad, self._at, self._whole = done, bad, end, end
             self._index = self._walk() if self._shape is None else []
         with io_errors(self._part, "write"):
             os.ftruncate(self._fd, self._at if sound else 0)
@@ -85,6 +86,7 @@ class Writer:
                 rest, self._at = rest[written:], self._at + written
 
     def _count(self, taken: int, bad: list[int]) -> None:
+        self._whole = self._at
         self.done += taken
         self.bad += bad
         if time.monotonic() - self._journal_time >= JOURNAL_EVERY_S:
@@ -97,7 +99,7 @@ class Writer:
 
     def _journal(self) -> None:
         """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
-        state = {"key": self._key, "done": self.done, "bad": self.bad, "end": self._at}
+        state = {"key": self._key, "done": self.done, "bad": self.bad, "end": self._whole}
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with io_errors(self._part, "write"):
             os.fdatasync(self._fd)

@@ -31,16 +31,19 @@ def list_zip(path: Path) -> list[ZipMember]:
         raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
     if len(infos) > MAX_MEMBERS:
         raise DataError(f"zip has {len(infos)} members; allowed {MAX_MEMBERS}", file=path)
-    members = [_zip_member(info, path) for info in infos if not info.is_dir()]
+    end = os.path.getsize(path)
+    members = [_zip_member(info, path, end) for info in infos if not info.filename.endswith("/")]
     packed = sum(member.size for member in members)
-    if packed > os.path.getsize(path):
-        raise DataError(f"members overlap: {packed} packed bytes in a {os.path.getsize(path)} byte file", file=path)
+    if packed > end:
+        raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
     _refuse_twins([member.name for member in members], path)
     return members
 
 
-def _zip_member(info: zipfile.ZipInfo, path: Path) -> ZipMember:
+def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> ZipMember:
     name = check_name(info.filename, path)
+    if not 0 <= info.header_offset <= end - info.compress_size:
+        raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
     if info.flag_bits & 1:
         raise DataError("zip member is encrypted", file=path, offset=name, hint="unpack it with its password first")
     kind = (info.external_attr >> 16) & 0o170000
@@ -57,6 +60,8 @@ def _zip_member(info: zipfile.ZipInfo, path: Path) -> ZipMember:
 def check_name(name: str, path: Path) -> str:
     """The member's name, unless it points outside: such an archive is hostile even though nothing is extracted."""
     parts = name.replace("\\", "/").split("/")
+    if not name:
+        raise DataError("a member has no name", file=path)
     if name.startswith(("/", "\\")) or ".." in parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
         raise DataError("member name points outside the archive", file=path, offset=repr(name)[:200])
     return name
@@ -117,16 +122,16 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
 
 def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
     """(name, size, type) of one header block whose checksum holds."""
+    hint = "gunzip it first" if head[:2] == b"\x1f\x8b" else "get the file again"
     try:
         stored = int(head[148:156].split(b"\0")[0].strip() or b"-1", 8)
         size = int.from_bytes(head[125:136], "big") if head[124] == 0x80 else int(
             head[124:136].split(b"\0")[0].strip() or b"0", 8
         )  # fmt: skip
     except ValueError as error:
-        raise DataError("tar header is damaged (not octal)", file=path, offset=at) from error
+        raise DataError("tar header is damaged (not octal)", file=path, offset=at, hint=hint) from error
     actual = sum(head[:148]) + 8 * 32 + sum(head[156:])
     if stored != actual or size < 0:
-        hint = "gunzip it first" if head[:2] == b"\x1f\x8b" else "get the file again"
         raise DataError(f"tar header checksum is {stored}, expected {actual}", file=path, offset=at, hint=hint)
     name = head[:100].split(b"\0")[0]
     prefix = head[345:500].split(b"\0")[0] if head[257:263] == b"ustar\0" else b""

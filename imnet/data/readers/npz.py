@@ -60,7 +60,9 @@ def _announced(path: Path, member: str, shown: str) -> tuple[tuple[int, ...], st
             with archive.open(member) as stream:
                 shape, fortran, dtype = _npy_header(stream)
                 offset = stream.tell()
-        except (ValueError, SyntaxError, EOFError, zipfile.BadZipFile, OSError) as error:
+        except zipfile.BadZipFile as error:
+            raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error
+        except (ValueError, SyntaxError, EOFError, OSError) as error:
             raise DataError(f"not a .npy array: {error}", file=shown, offset=member) from error
     if dtype.hasobject:
         raise DataError("array holds Python objects (pickle); refused", file=shown, offset=member)

@@ -1,0 +1,335 @@
+"""The packed store: what goes in comes out, every damage is seen, a kill costs nothing, races have one winner."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imnet.data import load
+from imnet.data.base import Split
+from imnet.data.files import locked
+from imnet.data.pack import Options, pack
+from imnet.data.readers import recognise
+from imnet.data.readers.picture import ResizeRule
+from imnet.data.store import BLOCK_BYTES, PAGE, load_store, open_store, split_path
+from imnet.data.store_write import Writer
+from imnet.data.tool import main
+from imnet.errors import DataError, IOFailure
+from tests.data import making
+
+ABOUT = {"name": "made", "split": "train", "class_names": ["a", "b", "c"], "resize": None,
+         "source": {"kind": "test", "key": "k"}}  # fmt: skip
+
+
+def write(folder, images, labels, split="train", about=ABOUT):
+    folder.mkdir(exist_ok=True)
+    final = split_path(folder, split)
+    part = final.with_name(final.name + ".part")
+    with locked(part) as descriptor:
+        writer = Writer(part, descriptor, "k", None if isinstance(images, list) else images.shape[1:])
+        (writer.encoded if isinstance(images, list) else writer.pixels)(images, len(images), [])
+        writer.finish(final, np.asarray(labels, dtype=np.int64), about)
+    return final
+
+
+@pytest.fixture
+def sound(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (700, 24, 24, 3), dtype=np.uint8)
+    return write(tmp_path / "store", images, np.arange(700) % 3), images
+
+
+def test_round_trip_mapped_and_page_aligned(sound):
+    path, images = sound
+    store = open_store(path)
+    assert np.array_equal(store.images(), images)
+    assert not store.images().flags.writeable
+    assert store.images().ctypes.data % PAGE == 0
+    assert store.labels.dtype == np.int64
+    assert store.verify() == -(-(images.nbytes + 700 * 8) // BLOCK_BYTES)
+    assert store.header["digest"] == Split(images, np.arange(700, dtype=np.int64) % 3).digest()
+    assert not list(path.parent.glob("*.part*"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_small_and_empty_splits(tmp_path, count):
+    images = np.full((count, 1, 5, 2), 7, dtype=np.uint8)
+    store = open_store(write(tmp_path / "s", images, np.zeros(count)))
+    assert np.array_equal(store.images(), images)
+    store.verify()
+
+
+def test_encoded_round_trip(tmp_path):
+    pictures = [b"", b"x", os.urandom(5000), b"yz" * 800_000]
+    store = open_store(write(tmp_path / "s", pictures, [0, 1, 2, 0]))
+    assert [store.encoded(i) for i in range(4)] == pictures
+    store.verify()
+
+
+def header_of(raw):
+    offset, length = struct.unpack_from("<QQ", raw, 8)
+    return offset, length
+
+
+def resealed(raw, change):
+    """The file with ``change`` made to its header, all checksums but the block crcs mended: a crafted store."""
+    offset, length = header_of(raw)
+    header = json.loads(raw[offset : offset + length])
+    change(header)
+    body = json.dumps(header).encode()
+    first = struct.pack("<8sQQ", raw[:8], offset, len(body))
+    first += struct.pack("<I", zlib.crc32(first))
+    start, extent = header["sections"]["crc"] if "sections" in header else (0, 0)
+    footer = hashlib.sha256(first + raw[start : start + extent] + body).digest() + b"IMNETEND"
+    return first + raw[28:offset] + body + footer
+
+
+def flip(raw, at):
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
+def set_key(**values):
+    return lambda header: header.update(values)
+
+
+def widen(section, by):
+    return lambda header: header["sections"][section].__setitem__(1, header["sections"][section][1] + by)
+
+
+DAMAGE = {
+    "empty": (lambda raw: b"", "0 bytes are too few"),
+    "magic": (lambda raw: b"NOTASTOR" + raw[8:], r"\(byte 0\).*starts with"),
+    "first page": (lambda raw: flip(raw, 9), r"first page is damaged"),
+    "truncated": (lambda raw: raw[:-1000], r"truncated or overlong"),
+    "trailing": (lambda raw: raw + b"x", r"truncated or overlong"),
+    "header": (lambda raw: flip(raw, header_of(raw)[0] + 30), r"header|footer hash"),
+    "block crcs": (lambda raw: flip(raw, header_of(raw)[0] - 2), r"footer hash"),
+    "footer": (lambda raw: flip(raw, len(raw) - 20), r"footer hash"),
+    "format": (lambda raw: resealed(raw, set_key(format=2)), r"format is 2; this version reads 1"),
+    "no sections": (lambda raw: resealed(raw, lambda h: h.pop("sections")), r"header is not what"),
+    "no digest": (lambda raw: resealed(raw, lambda h: h.pop("digest")), r"lacks or garbles 'digest'"),
+    "count": (lambda raw: resealed(raw, set_key(count=701)), r"do not fit"),
+    "negative count": (lambda raw: resealed(raw, set_key(count=-1)), r"do not fit"),
+    "shape": (lambda raw: resealed(raw, set_key(shape=[700, 24, 24, 4])), r"do not fit"),
+    "huge shape": (lambda raw: resealed(raw, set_key(shape=[700, 2**40, 2**40, 3])), r"do not fit"),
+    "data beyond": (lambda raw: resealed(raw, widen("data", 1 << 40)), r"do not fit"),
+    "labels beyond": (lambda raw: resealed(raw, widen("labels", 8)), r"do not fit"),
+    "class names": (lambda raw: resealed(raw, set_key(class_names=["a", "b"])), r"\(byte \d+\).*label 2 of image 2"),
+    "label value": (lambda raw: flip(raw, json_labels(raw) + 1), r"label 256 of image 0; allowed 0..2"),
+}
+VERIFY_ONLY = {
+    "pixel": (lambda raw: flip(raw, PAGE + BLOCK_BYTES + 77), rf"\(byte {PAGE + BLOCK_BYTES}\).*block 1 has crc"),
+    "padding": (lambda raw: flip(raw, json_labels(raw) - 1), r"has crc"),
+    "digest": (lambda raw: resealed(raw, set_key(digest="0" * 64)), r"content digest is"),
+}
+
+
+def json_labels(raw):
+    offset, length = header_of(raw)
+    return json.loads(raw[offset : offset + length])["sections"]["labels"][0]
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, *VERIFY_ONLY])
+def test_damage_is_one_line(sound, kind):
+    path, _ = sound
+    change, expected = {**DAMAGE, **VERIFY_ONLY}[kind]
+    path.write_bytes(change(path.read_bytes()))
+    if kind in VERIFY_ONLY:
+        open_store(path)
+    with pytest.raises(DataError) as caught:
+        open_store(path).verify()
+    line = str(caught.value)
+    assert str(path) in line
+    assert "\n" not in line
+    assert re.search(expected, line), line
+
+
+def test_damaged_index_of_encoded_pictures(tmp_path):
+    path = write(tmp_path / "s", [b"abc", b"defg"], [0, 1])
+    raw = path.read_bytes()
+    offset, length = header_of(raw)
+    index = json.loads(raw[offset : offset + length])["sections"]["index"][0]
+    path.write_bytes(raw[: index + 9] + b"\x07" + raw[index + 10 :])
+    with pytest.raises(DataError, match="picture 1 goes beyond the data"):
+        open_store(path).encoded(1)
+
+
+def test_two_splits_must_belong_together(sound, tmp_path):
+    path, images = sound
+    with pytest.raises(DataError, match=r"no test split.*--hold-out"):
+        load_store(path.parent)
+    write(path.parent, images[:9], np.zeros(9), "test", {**ABOUT, "class_names": ["x"]})
+    with pytest.raises(DataError, match="different class names"):
+        load_store(path.parent)
+
+
+def test_load_by_every_route(tmp_path):
+    pack(recognise(making.write_tree(tmp_path / "in", making.tiny_files())), tmp_path / "data" / "tiny-imagenet",
+         Options(ResizeRule(64), workers=1, quiet=True))  # fmt: skip
+    store = tmp_path / "data" / "tiny-imagenet"
+    loaded = [load(f"packed:{store}"), load("packed", store)]
+    loaded += [load("tiny-imagenet", tmp_path / "data"), load("tiny-imagenet", store)]
+    assert len({data.fingerprint for data in loaded}) == 1
+    assert {data.name for data in loaded} == {"tiny-imagenet"}
+    assert all(isinstance(data.train.images.base, np.ndarray | memoryview) for data in loaded)
+    with pytest.raises(DataError, match=r"holds tiny-imagenet, not imagenet64"):
+        load("imagenet64", tmp_path / "data" / "tiny-imagenet")
+    with pytest.raises(DataError, match=r"train.imnet is missing"):
+        load(f"packed:{tmp_path}")
+
+
+def test_first_use_packs_into_the_cache_and_the_second_only_maps(tmp_path, capfd):
+    making.write_zip(tmp_path / "tiny-imagenet-200.zip", making.tiny_files())
+    first = load("tiny-imagenet", tmp_path, image_px=32)
+    assert "packing" in capfd.readouterr().err
+    second = load("tiny-imagenet", tmp_path, image_px=32)
+    assert "packing" not in capfd.readouterr().err
+    assert first.fingerprint == second.fingerprint
+    assert first.train.images.shape == (9, 32, 32, 3)
+    making.write_tree(tmp_path / "classes", {**making.class_files(), **making.class_files("val")})
+    folder = load("folder", tmp_path / "classes", image_px=16)
+    assert (folder.num_classes, len(folder.train), len(folder.test)) == (3, 12, 12)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tiny-imagenet-200.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="not a readable zip"):
+        load("tiny-imagenet", tmp_path / "broken")
+
+
+def test_missing_source_is_one_line(tmp_path):
+    for name in ("tiny-imagenet", "imagenet64"):
+        with pytest.raises(DataError, match="not found: looked for") as caught:
+            load(name, tmp_path / "nowhere")
+        assert "\n" not in str(caught.value)
+
+
+# Interrupted, raced, without room ----------------------------------------------------------------------------------
+
+PACK = (
+    "import sys, imnet.data.store_write as w; w.JOURNAL_EVERY_S = 0.0; "
+    "from imnet.data.tool import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def command(source, target, *more):
+    return [sys.executable, "-c", PACK, "pack", str(source), str(target), "--workers", "2", *more]
+
+
+@pytest.mark.parametrize("options", [("--size", "32"), ()], ids=["pixels", "encoded"])
+def test_kill_9_at_random_costs_only_time(tmp_path, options):
+    picture = [making.picture(i, 600, 500) for i in range(5)]
+    files = {f"train/{c}/{i:03d}.jpg": picture[(i + c) % 5] for c in range(2) for i in range(200)}
+    source = making.write_tree(tmp_path / "in", files)
+    subprocess.run(command(source, tmp_path / "whole", *options), check=True, capture_output=True)
+    random.seed(1)
+    journal = tmp_path / "killed" / "train.imnet.part.json"
+    kills, resumed_from = 0, []
+    for _ in range(5):
+        if journal.exists():
+            resumed_from.append(json.loads(journal.read_text())["done"])
+        child = subprocess.Popen(command(source, tmp_path / "killed", *options), stderr=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL)  # fmt: skip
+        before = resumed_from[-1] if resumed_from else 0
+        wait_for(lambda: child.poll() is not None or done_in(journal) > before, 20)  # noqa: B023
+        time.sleep(random.random() * 0.02)
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+    assert kills >= 3
+    assert resumed_from == sorted(resumed_from)
+    done = subprocess.run(command(source, tmp_path / "killed", *options), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (open_store(tmp_path / name / "train.imnet") for name in ("whole", "killed"))
+    assert killed.header == whole.header
+    assert killed.verify() == whole.verify()
+    assert sorted(os.listdir(tmp_path / "killed")) == ["train.imnet"]
+
+
+def done_in(journal):
+    try:
+        return json.loads(journal.read_text())["done"]
+    except (OSError, ValueError):
+        return 0
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+def test_another_source_does_not_continue_a_part_file(tmp_path):
+    files = making.class_files(count=2)
+    source = making.write_tree(tmp_path / "in", files)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train.imnet.part").write_bytes(b"x" * 50_000)
+    (tmp_path / "out" / "train.imnet.part.json").write_text('{"key": "other", "done": 3, "bad": [], "end": 9000}')
+    pack(recognise(source), tmp_path / "out", Options(ResizeRule(16), workers=1, quiet=True))
+    assert np.array_equal(open_store(split_path(tmp_path / "out", "train")).images()[0],
+                          making.expected(files["train/n01440764/n01440764_0.JPEG"], 16))  # fmt: skip
+
+
+@pytest.mark.parametrize("race", range(2))
+def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
+    source = making.write_tree(tmp_path / "in", making.class_files(count=40))
+    children = [subprocess.Popen(command(source, tmp_path / "out", "--size", "16"), stderr=subprocess.PIPE)
+                for _ in range(4)]  # fmt: skip
+    lines = [child.communicate(timeout=60)[1].decode() for child in children]
+    assert [child.returncode for child in children] == [0] * 4, lines
+    assert sum("120 images" in line for line in lines) == 1, lines
+    assert os.listdir(tmp_path / "out") == ["train.imnet"]
+    open_store(tmp_path / "out" / "train.imnet").verify()
+
+
+def test_no_room_is_one_line_and_nothing_under_the_final_name(tmp_path):
+    source = making.write_tree(tmp_path / "in", making.class_files(count=40))
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    call = command(source, tmp_path / "out", "--size", "32")
+    done = subprocess.run(call, preexec_fn=no_room, capture_output=True, check=False)
+    assert done.returncode == 74
+    assert len(done.stderr.decode().splitlines()) == 1
+    assert not (tmp_path / "out" / "train.imnet").exists()
+    done = subprocess.run(call, capture_output=True, check=False)
+    assert done.returncode == 0
+    open_store(tmp_path / "out" / "train.imnet").verify()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="drops root, so must start as root")
+def test_no_permission_is_one_line():
+    """As nobody, in a forked child: as root the folder would be writable and the test vacuous."""
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        source = making.write_tree(top / "in", making.class_files(count=2))
+        top.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
+            os._exit(main(["pack", str(source), str(top / "out"), "--size", "8", "--workers", "1"]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 74
+        assert sorted(os.listdir(top)) == ["in"]
+
+
+def test_lock_times_out_with_one_line(tmp_path):
+    with (
+        locked(tmp_path / "lock"),
+        pytest.raises(IOFailure, match=r"another process has held it for 0\.1 s"),
+        locked(tmp_path / "lock", wait_s=0.1),
+    ):
+        pass
