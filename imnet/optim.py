@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
+from imnet.models.layers import param_groups
 from imnet.recipe import SGD, Optim
 
 
@@ -18,7 +19,8 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
     ``graphs`` makes the learning rate a device tensor, so that a captured CUDA graph sees it change.
     """
     device = next(model.parameters()).device
-    groups = param_groups(model, optim)
+    # Norms and biases are spared the decay only where the recipe says so; the published runs decayed everything.
+    groups = param_groups(model, optim.weight_decay, decay_all=optim.decay_norms)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
     if backend == "apex":
         return _apex_sgd(groups, optim)
@@ -26,17 +28,6 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
         return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
     betas = (optim.beta1, optim.beta2)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=graphs)
-
-
-def param_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """One group, or two where norms and biases (vectors) are spared the weight decay."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    if optim.decay_norms or optim.weight_decay == 0:
-        return [{"params": params, "weight_decay": optim.weight_decay}]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:

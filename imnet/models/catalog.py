@@ -27,6 +27,7 @@ _WRN = "Zagoruyko and Komodakis 2016 (arXiv 1605.07146)"
 _IMAGENET64 = "Chrabaszcz, Loshchilov and Hutter 2017 (arXiv 1707.08819)"
 _DENSENET = "Huang et al. 2017 (arXiv 1608.06993)"
 _DPN = "Chen et al. 2017 (arXiv 1707.01629) in the form of Queequeg92/DualPathNet"
+_SPEED = "imnet; in the spirit of Page 2018 and Jordan 2024 (arXiv 2404.00498)"
 _SHAKE = "Gastaldi 2017 (arXiv 1705.07485)"
 _RESNET = "torchvision; He et al. 2016 (arXiv 1512.03385)"
 _RESNET_SMALL = _RESNET + ", 3x3 stem, no pool"
@@ -47,6 +48,7 @@ CATALOG: dict[str, Entry] = {
     "wrn28_10": Entry("wrn", 10, 1, 28, 36_478_906, 8_028_398_592, _WRN),
     "densenet_bc100_12": Entry("densenet", 10, 1, 28, 768_730, 440_216_568, _DENSENET),
     "dpn28_10": Entry("dpn", 10, 1, 28, 47_751_450, 10_425_613_568, _DPN),
+    "speednet": Entry("speednet", 10, 1, 28, 140_960, 21_992_192, _SPEED),
     "shake_shake26_2x96d": Entry("shake_shake", 10, 1, 28, 26_330_026, 5_998_397_952, _SHAKE),
     "shake_shake26_2x64d": Entry("shake_shake", 10, 1, 28, 11_708_362, 2_666_257_408, _SHAKE),
     "shake_shake26_2x32d": Entry("shake_shake", 10, 3, 32, 2_932_266, 872_090_112, _SHAKE),

@@ -4,7 +4,7 @@ Every network has two recipes: as DOCUMENTED, and ``_as_run`` as the author's no
 accuracies are those of the best epoch, chosen on the test set; the notebooks' last epochs are in ``_as_run``.
 """
 
-from imnet.recipe import SGD, Augment, Cosine, Data, MultiStep, Published, Recipe, replace
+from imnet.recipe import SGD, Augment, Cosine, Data, MultiStep, OneCycle, Published, Recipe, replace
 
 MEAN, STD = (0.2860,), (0.3530,)
 DATA = Data(name="fashion-mnist", image_px=28, channels=1, num_classes=10, batch_images=256, split="custom")
@@ -15,6 +15,18 @@ GPU = "GTX 1080 Ti"
 ON_TEST = "best epoch, selected on the test set"
 DOCUMENTED = "document 002 (as documented: crop and flip)"
 NOTEBOOK = "jungwon1413/pytorch_image_classification, the notebook: raw pixels, nothing augmented"
+
+SPEEDRUN = Recipe(
+    name="fashion-mnist/speedrun",
+    model="speednet",
+    data=DATA,
+    augment=Augment(crop_pad_px=1, hflip="alternating", mean=MEAN, std=STD),
+    optim=SGD(lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    schedule=OneCycle(peak_fraction=0.2, start_factor=0.05),
+    epochs=18,
+    label_smoothing=0.1,
+    source="made for imnet: the CPU speed recipe",
+)
 
 WRN28_10 = Recipe(
     name="fashion-mnist/wrn28_10",

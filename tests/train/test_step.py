@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_the_average_is_torchs():
 
 def test_norms_and_biases_can_be_spared_the_decay():
     net = models.build("wrn10_1", 4)
-    groups = optim.param_groups(net, SGD(lr=0.1, weight_decay=1e-3, decay_norms=False))
+    groups = optim.build(net, SGD(lr=0.1, weight_decay=1e-3, decay_norms=False)).param_groups
     assert [g["weight_decay"] for g in groups] == [1e-3, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
@@ -213,7 +214,8 @@ def test_warm_up_and_one_cycle():
 
 def test_precision_auto_says_why():
     precision, why = resolve_precision("auto", "cpu")
-    flags = open("/proc/cpuinfo").read() if __import__("os").path.exists("/proc/cpuinfo") else ""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     assert precision == ("bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32")
     assert why
     with pytest.raises(DeviceError):
