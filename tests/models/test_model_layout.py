@@ -19,7 +19,7 @@ OURS = {
     "shake_shake_stem16": (lambda: ShakeShake26(4, 16, 5), 8),
 }
 # Maps that torchvision's own code writes in NCHW: the gradient of ResNet's global pool, (B, 512, H, W) once.
-THEIRS = {"resnet18": (64, 1), "resnet18_64": (16, 1), "vgg16_bn_56": (56, 0)}
+THEIRS = {"resnet18": (64, 1), "resnet18_64": (16, 1), "alexnet_56": (56, 0)}
 
 
 class OtherLayouts(TorchDispatchMode):

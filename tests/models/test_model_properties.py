@@ -30,6 +30,7 @@ SMALL = {
 }
 # Networks of other libraries take seconds to trace: theirs to test, so ours only now and then.
 TRACED = [pytest.param(n, marks=pytest.mark.slow) if n in ("alexnet", "vgg", "davit") else n for n in SMALL]
+VGG_SLOW = [pytest.param(n, marks=pytest.mark.slow) if n == "vgg" else n for n in SMALL]
 RESIDUAL = ("wrn", "dpn", "shake_shake", "resnet")
 
 
@@ -62,7 +63,7 @@ def test_compiles_in_one_graph_with_equal_gradients(name):
         torch.testing.assert_close(grad, expected[parameter], rtol=1e-3, atol=1e-5, msg=parameter)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", VGG_SLOW)
 def test_bf16_autocast_trains_fp32_weights(name):
     network, images = small(name)
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,7 +106,7 @@ def test_zero_start_is_the_skips_alone_and_still_learns(name):
         assert not reached & set(inner)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", VGG_SLOW)
 def test_two_steps_lower_the_loss(name):
     network, images = small(name)
     check_two_steps(network, images)
