@@ -81,9 +81,9 @@ def gate(name: str, px: int) -> None:
     for i in range(3):
         theirs(images, labels)
         ours([(images.contiguous(memory_format=torch.channels_last), labels)], 8, i, 0.05)
-    error = sum(((a - b) ** 2).sum() for a, b in zip(theirs.net.parameters(), ours.net.parameters(), strict=True))
-    size = sum((a**2).sum() for a in theirs.net.parameters())
-    ratio = float((error / size).sqrt())
+    pairs = list(zip(theirs.net.parameters(), ours.net.parameters(), strict=True))
+    error = sum(float(((a - b).detach() ** 2).sum()) for a, b in pairs)
+    ratio = (error / sum(float((a.detach() ** 2).sum()) for a, _ in pairs)) ** 0.5
     if not ratio < 1e-3:
         raise SystemExit(f"gate: {name}: weights differ after three steps by {ratio:.2e} (relative); nothing was timed")
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def _timing(values: list[float]) -> Timing:
     return Timing(min(values), statistics.median(values), quartiles[2] - quartiles[0], len(values))
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     from imnet.runfolder import environment
 

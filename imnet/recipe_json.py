@@ -21,7 +21,8 @@ KINDS: dict[str, dict[str, type]] = {
 def to_dict(value: Any) -> Any:
     """Plain JSON-able form; variants carry their ``kind``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+        word = getattr(value, "kind", None)
+        kind = {} if word is None else {"kind": word}
         return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}

@@ -37,7 +37,6 @@ def save(t: Trainer) -> None:
 
 def resume(t: Trainer) -> checkpoint.Checkpoint | None:
     """Take up the newest good checkpoint on every rank; rank 0 chooses it."""
-    t.metrics_bytes = 0
     found = checkpoint.load(t.folder.checkpoints) if t.folder is not None else None
     path = t.world.share(found.path if found else None)
     if path is None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -74,19 +75,14 @@ class Run:
         augment = self.recipe.augment
         mean = mean_image(dataset.train) if augment.mean == "image" else None
         data = Resident(dataset.test, augment, seed=0, device=place.device, dtype=place.dtype, mean=mean)
-        import torch
-
-        net = self.model().to(place.device, memory_format=torch.channels_last)
+        net = self.model().to(place.device).to(memory_format=torch.channels_last)
         return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
 
     def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
         raw = yaml.safe_load((self.path / "config.yaml").read_text())
-        names = {f.name for f in dataclasses.fields(RunOptions)}
-        saved = {k: v for k, v in raw.items() if k in names}
-        changed = {"gpus": None, "procs": None, "device": device_name, "data_dir": data_dir or saved["data_dir"]}
-        return RunOptions(
-            **saved | changed | {"precision": self.info["precision"] if device_name == "auto" else "auto"}
-        )
+        precision = self.info["precision"] if device_name == "auto" else "auto"
+        values: dict[str, Any] = {"device": device_name, "precision": precision, "threads": raw.get("threads")}
+        return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
 
 
 def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:

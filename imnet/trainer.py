@@ -54,7 +54,7 @@ class Trainer:
             raise UsageError(what, hint="make --batch-size smaller, or set --data.drop_last false")
         self.step_fn = self._build_step()
         self.flags = Flags(world, place.device, signals)
-        self.step, self.seconds, self.skipped_steps = 0, 0.0, 0
+        self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
         self.loss_sum = torch.zeros((), device=place.device)
         self.loss_images = 0
         self.best = {"top1": 0.0, "epoch": 0}
@@ -62,7 +62,7 @@ class Trainer:
 
     def _build_step(self) -> TrainStep:
         recipe, place = self.recipe, self.place
-        net = build_network(recipe).to(place.device, memory_format=torch.channels_last)
+        net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
         compile = self.options.compile if self.options.compile is not None else place.device.type == "cuda"
         step = TrainStep(
             net,
@@ -74,7 +74,7 @@ class Trainer:
             backend=self.options.optim_backend,
         )
         if recipe.ema_decay is not None:
-            averaged = build_network(recipe).to(place.device, memory_format=torch.channels_last)
+            averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
             averaged.load_state_dict(net.state_dict())
             step.add_ema(averaged, recipe.ema_decay)
         mean = mean_image(self.dataset.train) if recipe.augment.mean == "image" else None

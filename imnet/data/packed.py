@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from imnet.data.base import DataSet, Request, dataset, require, search_path
+from imnet.data.fashion_mnist import fashion_mnist
 from imnet.data.files import cache_dir
 from imnet.data.store import is_store, load_named, load_store
 from imnet.errors import DataError, DeviceError, ImnetError, IOFailure, UsageError
@@ -24,7 +25,10 @@ def packed(request: Request) -> DataSet:
     if not is_store(request.data_dir):
         hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
         raise DataError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
-    return _checked(load_store(request.data_dir), request)
+    held = load_store(request.data_dir)
+    if held.name == "fashion-mnist" and request.split is not None:
+        return fashion_mnist(request)
+    return _checked(held, request)
 
 
 @dataset
@@ -45,6 +49,15 @@ def imagenet64(request: Request) -> DataSet:
 
 
 @dataset
+def imagenet(request: Request) -> DataSet:
+    """ImageNet-1K or any class folders or tars in ``imagenet``, made ``image_px`` with the BOX filter; test = val."""
+    if request.image_px is None:
+        raise UsageError("data set imagenet needs image_px", hint="--image-px 224")
+    names = ("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
+    return _from_source(request, "imagenet", names, request.image_px, "class folders or the official tars")
+
+
+@dataset
 def folder(request: Request) -> DataSet:
     """Class folders ``train/<class>/``, ``val/<class>/`` (or a zip of them) at ``data_dir``, made ``image_px``."""
     if request.data_dir is None or request.image_px is None:
@@ -58,8 +71,9 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     store = next((place for place in places if is_store(place)), None)
     if store is not None:
         return _checked(load_named(store, name), request)
-    # A named folder says more than a data folder with several sets in it, so the roots themselves come last.
-    source = next((place for place in sorted(places, key=lambda p: p.name not in names) if _holds(place, names)), None)
+    # A folder with the set's name says more than a data folder with several sets in it, so the roots come last.
+    roots = search_path(request.data_dir, ())
+    source = next((place for place in sorted(places, key=roots.__contains__) if _holds(place)), None)
     if source is None:
         looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
         hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
@@ -67,11 +81,9 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     return _checked(load_named(_pack_once(source, name, size), name), request)
 
 
-def _holds(place: Path, names: tuple[str, ...]) -> bool:
-    """Whether to take ``place`` for the source: it has the name, or it is what the user pointed at."""
-    if not place.exists():
-        return False
-    return place.name in names or place.is_file() or any(place.iterdir())
+def _holds(place: Path) -> bool:
+    """Whether there is anything to recognise."""
+    return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
 def _pack_once(source: Path, name: str, size: int | None) -> Path:
@@ -85,7 +97,7 @@ def _pack_once(source: Path, name: str, size: int | None) -> Path:
     if is_store(target) and (target / "test.imnet").is_file():
         return target
     sys.stderr.write(f"packing {source} once into {target}\n")
-    command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target)]
+    command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target), "--name", name]
     command += [] if size is None else ["--size", str(size)]
     root = os.fspath(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

@@ -32,7 +32,12 @@ class Resident:
         _check_memory(split.images.nbytes, device)
         self.images = _on_device(split.images, device)
         self.labels = _on_device(split.labels, device)
-        self.mean = augment.mean if mean is None else mean.to(device)
+        self.mean: tuple[float, ...] | Tensor
+        if mean is not None:
+            self.mean = mean.to(device)
+        else:
+            assert not isinstance(augment.mean, str), "the mean image is computed by the caller"
+            self.mean = augment.mean * self.images.shape[3] if len(augment.mean) == 1 else augment.mean
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -58,19 +63,12 @@ class Resident:
             ids,
             seed=self.seed,
             epoch=epoch,
-            mean=_per_channel(self.mean, channels),
-            std=_per_channel(a.std, channels),
+            mean=self.mean,
+            std=a.std * channels if len(a.std) == 1 else a.std,
             dtype=self.dtype,
             **(random if train else {}),
         )
         return images, self.labels[ids]
-
-
-def _per_channel(values: tuple[float, ...] | Tensor | str, channels: int) -> tuple[float, ...] | Tensor:
-    if isinstance(values, Tensor):
-        return values
-    assert not isinstance(values, str), "the mean image is computed by the caller"
-    return values * channels if len(values) == 1 else values
 
 
 def mean_image(split: Split, chunk_images: int = 4096) -> Tensor:

@@ -81,29 +81,36 @@ class Store:
 
     def verify(self) -> int:
         """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
-        start, length = self.header["sections"]["crc"]
-        crcs = np.frombuffer(self._map, dtype="<u4", count=length // 4, offset=start)
-        with memoryview(self._map) as view:
-            for number, expected in enumerate(crcs.tolist()):
-                at = PAGE + number * BLOCK_BYTES
-                got = zlib.crc32(view[at : min(at + BLOCK_BYTES, start)])
-                if got != expected:
-                    what = f"block {number} has crc {got:08x}, expected {expected:08x}"
-                    raise DataError(what, file=self.path, offset=at, hint=_REBUILD)
-        digest = self._digest()
+        sections, shape = self.header["sections"], self.header["shape"]
+        start, length = sections["crc"]
+        expected = np.frombuffer(self._map, dtype="<u4", count=length // 4, offset=start)
+        with open(self.path, "rb") as file:
+            got, digest = scan(file.fileno(), sections["data"][1], start, self.labels, shape)
+        wrong = np.flatnonzero(got != expected)
+        if len(wrong):
+            number = int(wrong[0])
+            what = f"block {number} has crc {got[number]:08x}, expected {expected[number]:08x}"
+            raise DataError(what, file=self.path, offset=PAGE + number * BLOCK_BYTES, hint=_REBUILD)
         if digest != self.header["digest"]:
             raise DataError(f"content digest is {digest[:16]}, expected {self.header['digest'][:16]}", file=self.path)
-        return len(crcs)
+        return len(expected)
 
-    def _digest(self) -> str:
-        if not self.is_encoded:
-            return self.split().digest()
-        state = split_hash((len(self),))
-        for i in range(len(self)):
-            data = self.encoded(i)
-            state.update(struct.pack("<I", len(data)) + data)
-        state.update(self.labels.astype("<i8").data)
-        return state.hexdigest()
+
+def scan(
+    descriptor: int, data_bytes: int, end: int, labels: np.ndarray, shape: list[int] | None
+) -> tuple[np.ndarray, str]:
+    """(crc32 of each block from PAGE to ``end``, content digest), in one pass of reads: memory stays at one block."""
+    state = split_hash(tuple(shape) if shape is not None else (len(labels),))
+    crcs, at = [], PAGE
+    while at < end:
+        block = os.pread(descriptor, min(BLOCK_BYTES, end - at), at)
+        if not block:
+            break
+        crcs.append(zlib.crc32(block))
+        state.update(memoryview(block)[: max(0, PAGE + data_bytes - at)])
+        at += len(block)
+    state.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return np.array(crcs, dtype="<u4"), state.hexdigest()
 
 
 def open_store(path: Path) -> Store:

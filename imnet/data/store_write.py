@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import split_hash
 from imnet.data.files import io_errors, publish
-from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, PREAMBLE
+from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, PREAMBLE, scan
 from imnet.errors import IOFailure
 
 JOURNAL_EVERY_S = 5.0
@@ -124,7 +123,9 @@ class Writer:
         raw_labels = np.ascontiguousarray(labels, dtype="<i8")
         sections["labels"] = self._section(raw_labels)
         sections["index"] = self._section(np.array(self._index, dtype="<u8"))
-        crcs, digest = self._checksums(data[1], raw_labels, shape)
+        with io_errors(self._part, "read back"):
+            # From the file, not from what was passed in: it vouches for what is there, resumed or not.
+            crcs, digest = scan(self._fd, data[1], self._at, raw_labels, shape)
         sections["crc"] = self._section(crcs)
         known = {"format": FORMAT, "count": count, "shape": shape, "sections": sections, "digest": digest}
         header = {**about, **known, "block_bytes": BLOCK_BYTES, "left_out": len(self.bad)}
@@ -137,19 +138,6 @@ class Writer:
         start = self._at
         self._put(values.tobytes())
         return [start, self._at - start]
-
-    def _checksums(self, data_bytes: int, labels: np.ndarray, shape: list[int] | None) -> tuple[np.ndarray, str]:
-        """Block crcs and content digest, read back from the file: they vouch for what is there, resumed or not."""
-        state = split_hash(tuple(shape) if shape is not None else (len(labels),))
-        crcs, at, end = [], PAGE, self._at
-        while at < end:
-            with io_errors(self._part, "read back"):
-                block = os.pread(self._fd, min(BLOCK_BYTES, end - at), at)
-            crcs.append(zlib.crc32(block))
-            state.update(memoryview(block)[: max(0, PAGE + data_bytes - at)])
-            at += len(block)
-        state.update(labels.data)
-        return np.array(crcs, dtype="<u4"), state.hexdigest()
 
     def _close(self, crcs: np.ndarray, raw_header: bytes) -> None:
         first = struct.pack("<8sQQ", MAGIC, self._at, len(raw_header))

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path)
     command.add_argument("target", type=Path)
+    command.add_argument("--name", help="the data set's name in the store (default: what the source is)")
     command.add_argument("--size", type=_positive, metavar="PX", help="pixels; without it pictures stay encoded")
     command.add_argument("--filter", choices=sorted(FILTERS), help="box (default) gives ImageNet-64's own pixels")
     command.add_argument(
@@ -102,6 +104,7 @@ def _positive(text: str) -> int:
 def _pack(arguments: argparse.Namespace) -> int:
     rule = _rule(arguments)
     found = select(recognise(arguments.source), arguments.min_images, arguments.hold_out)
+    found = replace(found, name=arguments.name or found.name)
     headers = pack(found, arguments.target, Options(rule, arguments.on_bad_image, arguments.workers))
     for split, header in headers.items():
         print(f"{split_path(arguments.target, split)}: {header['count']} images, digest {header['digest'][:16]}")
