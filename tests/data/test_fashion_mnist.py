@@ -8,6 +8,8 @@ import pytest
 
 from imnet.data import fashion_mnist, load
 from imnet.data.idx import write_idx
+from imnet.data.pack import Options, pack
+from imnet.data.readers import recognise
 from imnet.errors import DataError, UsageError
 
 TRAIN_COUNTS = [2945, 3015, 2989, 3017, 2960, 3030, 3081, 3021, 2972, 2970]
@@ -98,6 +100,12 @@ def test_downloaded_from_a_server(shared, server, tmp_path):
     fashion_mnist.download(tmp_path / "fashion-mnist", server.url)
     data = load("fashion-mnist", tmp_path, download=False)
     assert data.fingerprint == FINGERPRINT_CUSTOM
+
+
+def test_packed_form_serves_both_splits(shared, tmp_path):
+    pack(recognise(shared("fashion-mnist")), tmp_path, Options(quiet=True))
+    assert load(f"packed:{tmp_path}", split="custom").fingerprint == FINGERPRINT_CUSTOM
+    assert len(load(f"packed:{tmp_path}").train) == 60_000
 
 
 def test_custom_split_needs_enough_images(small):

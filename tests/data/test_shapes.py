@@ -103,7 +103,7 @@ def _softmax_fit(data, features, epochs=12):
 
 
 @pytest.mark.parametrize("bad", [{"num_classes": 1}, {"num_classes": MAX_CLASSES + 1}, {"image_px": 8},
-                                 {"channels": 2}, {"channels": 1, "num_classes": 41}, {"split": "custom"},
+                                 {"channels": 2}, {"channels": 1, "num_classes": 41},
                                  {"train_images": 0}])  # fmt: skip
 def test_impossible_requests_are_usage_errors(bad):
     with pytest.raises(UsageError) as caught:
@@ -124,3 +124,9 @@ def test_synthetic_has_the_asked_shape_and_is_reproducible():
     assert one.fingerprint == two.fingerprint != load("synthetic", **options, seed=1).fingerprint
     assert one.train.labels.max() < 7
     assert abs(float(one.train.images.mean()) - 127.5) < 2
+
+
+@pytest.mark.parametrize("name", ["shapes", "synthetic"])
+def test_they_stand_in_for_any_recipe(name):
+    data = load(name, image_px=28, channels=1, num_classes=10, split="custom", train_images=20, test_images=10)
+    assert data.train.images.shape == (20, 28, 28, 1)

@@ -208,6 +208,13 @@ def test_first_use_packs_into_the_cache_and_the_second_only_maps(tmp_path, capfd
         load("tiny-imagenet", tmp_path / "broken")
 
 
+def test_imagenet_by_its_folders(tmp_path):
+    files = {**making.class_files(), **making.class_files("val", 1, 40)}
+    making.write_tree(tmp_path / "ILSVRC" / "Data" / "CLS-LOC", files)
+    data = load("imagenet", tmp_path, image_px=24)
+    assert (data.name, data.image_shape, data.num_classes) == ("imagenet", (24, 24, 3), 3)
+
+
 def test_missing_source_is_one_line(tmp_path):
     for name in ("tiny-imagenet", "imagenet64"):
         with pytest.raises(DataError, match="not found: looked for") as caught:
