@@ -31,10 +31,10 @@ def sgd_ema_(
 ) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there."""
     lists = (params, grads, momenta, emas)
-    fits = [fits([items[i] for items in lists if items]) for i in range(len(params))]
-    ours = [[t for t, ok in zip(items, fits, strict=True) if ok] if items else [] for items in lists]
-    if not all(fits):
-        rest = [[t for t, ok in zip(items, fits, strict=True) if not ok] if items else [] for items in lists]
+    fitting = [fits([items[i] for items in lists if items]) for i in range(len(params))]
+    ours = [[t for t, ok in zip(items, fitting, strict=True) if ok] if items else [] for items in lists]
+    if not all(fitting):
+        rest = [[t for t, ok in zip(items, fitting, strict=True) if not ok] if items else [] for items in lists]
         reference.sgd_ema_(*rest, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
     if not ours[0] or (skip is not None and float(skip) != 0.0):
         return
