@@ -1,0 +1,91 @@
+"""Random calls into a sanitizer build of _host, on numpy arrays of exactly the right sizes; run by test_host.py."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import _host
+import numpy as np
+
+WIDTHS = {0: 4, 1: 2, 2: 2, 3: 1}
+
+
+def block(num_elements: int, code: int) -> np.ndarray:
+    """A heap block whose redzones start right after its last element; values are small numbers in every dtype."""
+    return np.zeros(max(num_elements * WIDTHS[code], 1), dtype=np.uint8)
+
+
+def augment(rng: random.Random) -> None:
+    height, width, channels, batch = rng.randint(1, 40), rng.randint(1, 40), rng.randint(1, 5), rng.randint(0, 4)
+    code, image, limit = rng.randint(0, 2), height * width * channels, min(height, width)
+    cutout, inside = rng.randint(0, limit), rng.random() < 0.5
+    first = 0 if inside else -(cutout // 2)
+    counts = [size - cutout + 1 if inside else size + (cutout % 2 == 0) for size in (height, width)]
+    store, out = np.random.randint(0, 256, 3 * image, dtype=np.uint8), block(batch * image, code)
+    ids = np.random.randint(0, 3, batch)
+    mean = np.zeros(image, dtype=np.float32) if rng.random() < 0.3 else None
+    _host.augment(
+        store.ctypes.data, ids.ctypes.data, ids.ctypes.data, out.ctypes.data, 0 if mean is None else mean.ctypes.data,
+        3, batch, height, width, channels, code, [1.0] * channels, [0.5] * channels, rng.getrandbits(64), 3,
+        rng.randint(0, limit - 1), rng.random() < 0.5, rng.randint(0, 2), 1 << 31, cutout,
+        [first, counts[0], first, counts[1]], rng.randint(1, 3)
+    )  # fmt: skip
+
+
+def spectral(rng: random.Random) -> None:
+    r, batch, channels = rng.choice([2, 4, 6]), rng.randint(0, 2), rng.randint(1, 5)
+    height, width = r * rng.randint(1, 5), r * rng.randint(1, 40)
+    bands = [rng.randrange(r * r) for _ in range(rng.randint(1, r * r + 2))]
+    in_code, out_code = rng.randint(0, 3), rng.randint(0, 2)
+    images = block(batch * channels * height * width, in_code)
+    out = block(batch * channels * height * width // (r * r) * len(bands), out_code)
+    numbers = [0.5] * (len(bands) * channels) if rng.random() < 0.5 else []
+    _host.spectral(
+        images.ctypes.data, out.ctypes.data, batch, channels, height, width, r, in_code, out_code,
+        rng.random() < 0.5, bands, numbers, numbers, rng.randint(1, 3)
+    )  # fmt: skip
+
+
+def shake(rng: random.Random) -> None:
+    batch, channels, plane, code = rng.randint(0, 4), rng.randint(1, 40), rng.randint(1, 50), rng.randint(0, 2)
+    n = channels * plane
+    blocks = [block(batch * n, code) for _ in range(5)]
+    a, b, c, d, e = (x.ctypes.data for x in blocks)
+    count = rng.choice([1, batch])
+    coefficient = np.full(max(count, 1), 0.25, dtype=np.float32)
+    vectors = [np.ones(channels, dtype=np.float32) for _ in range(4)]
+    sums = np.zeros((4, channels), dtype=np.float32)
+    addresses, threads = [v.ctypes.data for v in vectors], rng.randint(1, 3)
+    sizes, last = [batch, channels, plane, count], rng.random() < 0.5
+    for backward in (False, True):
+        _host.shake(backward, a, b, c, 0 if backward else d, batch, n, coefficient.ctypes.data, count, code, threads)
+        _host.shake_bn(
+            backward, a, b, c, d, e, coefficient.ctypes.data, addresses, sums.ctypes.data, sizes, code, last, threads
+        )
+
+
+def sgd(rng: random.Random) -> None:
+    sizes = [rng.randint(0, 70) for _ in range(rng.randint(0, 5))]
+    lists = [[block(n, 0) for n in sizes] for _ in range(4)]
+    pointers = [[x.ctypes.data for x in arrays] for arrays in lists]
+    momenta, emas = rng.random() < 0.5, rng.random() < 0.5
+    pointers[2], pointers[3] = pointers[2] if momenta else [], pointers[3] if emas else []
+    _host.sgd_ema(*pointers, sizes, 0.1, 1.0, 0.9, 1e-4, 0.01, momenta and rng.random() < 0.5, rng.randint(1, 3))
+
+
+def main() -> None:
+    rng, calls = random.Random(11), 0
+    for isa in ("base", "avx2", "avx512"):
+        try:
+            _host.force_isa(isa)
+        except ValueError:
+            continue
+        for _ in range(400):
+            for family in (augment, spectral, shake, sgd):
+                family(rng)
+                calls += 1
+    sys.stdout.write(f"{calls} calls without a finding\n")
+
+
+main()
