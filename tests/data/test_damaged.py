@@ -6,7 +6,8 @@ import re
 import pytest
 
 from imnet.data.tool import main
-from tests.data.damage import CASES
+from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data.damage_table import CASES
 
 
 def test_the_table_has_every_promised_kind():

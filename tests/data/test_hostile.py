@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 
-from tests.data.damage import CASES
+from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data.damage_table import CASES
 
 CHILD = """
 import json, os, sys, tempfile
 from PIL import Image
 from pathlib import Path
 from imnet.data.tool import main
-from tests.data.damage import CASES
+from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data.damage_table import CASES
 
 Image.init()  # its plugins define namedtuples by exec
 events, inside, watching = [], None, False

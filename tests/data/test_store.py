@@ -3,17 +3,9 @@
 import hashlib
 import json
 import os
-import random
 import re
-import resource
-import signal
 import struct
-import subprocess
-import sys
-import tempfile
-import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +18,7 @@ from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import BLOCK_BYTES, PAGE, load_store, open_store, split_path
 from imnet.data.store_write import Writer
-from imnet.data.tool import main
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError
 from tests.data import making
 
 ABOUT = {"name": "made", "split": "train", "class_names": ["a", "b", "c"], "resize": None,
@@ -220,123 +211,3 @@ def test_missing_source_is_one_line(tmp_path):
         with pytest.raises(DataError, match="not found: looked for") as caught:
             load(name, tmp_path / "nowhere")
         assert "\n" not in str(caught.value)
-
-
-# Interrupted, raced, without room ----------------------------------------------------------------------------------
-
-PACK = (
-    "import sys, imnet.data.store_write as w; w.JOURNAL_EVERY_S = 0.0; "
-    "from imnet.data.tool import main; sys.exit(main(sys.argv[1:]))"
-)
-
-
-def command(source, target, *more):
-    return [sys.executable, "-c", PACK, "pack", str(source), str(target), "--workers", "2", *more]
-
-
-@pytest.mark.parametrize("options", [("--size", "32"), ()], ids=["pixels", "encoded"])
-def test_kill_9_at_random_costs_only_time(tmp_path, options):
-    picture = [making.picture(i, 600, 500) for i in range(5)]
-    files = {f"train/{c}/{i:03d}.jpg": picture[(i + c) % 5] for c in range(2) for i in range(200)}
-    source = making.write_tree(tmp_path / "in", files)
-    subprocess.run(command(source, tmp_path / "whole", *options), check=True, capture_output=True)
-    random.seed(1)
-    journal = tmp_path / "killed" / "train.imnet.part.json"
-    kills, resumed_from = 0, []
-    for _ in range(5):
-        if journal.exists():
-            resumed_from.append(json.loads(journal.read_text())["done"])
-        child = subprocess.Popen(command(source, tmp_path / "killed", *options), stderr=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL)  # fmt: skip
-        before = resumed_from[-1] if resumed_from else 0
-        wait_for(lambda: child.poll() is not None or done_in(journal) > before, 20)  # noqa: B023
-        time.sleep(random.random() * 0.02)
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
-    assert kills >= 3
-    assert resumed_from == sorted(resumed_from)
-    done = subprocess.run(command(source, tmp_path / "killed", *options), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    whole, killed = (open_store(tmp_path / name / "train.imnet") for name in ("whole", "killed"))
-    assert killed.header == whole.header
-    assert killed.verify() == whole.verify()
-    assert sorted(os.listdir(tmp_path / "killed")) == ["train.imnet"]
-
-
-def done_in(journal):
-    try:
-        return json.loads(journal.read_text())["done"]
-    except (OSError, ValueError):
-        return 0
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.002)
-
-
-def test_another_source_does_not_continue_a_part_file(tmp_path):
-    files = making.class_files(count=2)
-    source = making.write_tree(tmp_path / "in", files)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train.imnet.part").write_bytes(b"x" * 50_000)
-    (tmp_path / "out" / "train.imnet.part.json").write_text('{"key": "other", "done": 3, "bad": [], "end": 9000}')
-    pack(recognise(source), tmp_path / "out", Options(ResizeRule(16), workers=1, quiet=True))
-    assert np.array_equal(open_store(split_path(tmp_path / "out", "train")).images()[0],
-                          making.expected(files["train/n01440764/n01440764_0.JPEG"], 16))  # fmt: skip
-
-
-@pytest.mark.parametrize("race", range(2))
-def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
-    source = making.write_tree(tmp_path / "in", making.class_files(count=40))
-    children = [subprocess.Popen(command(source, tmp_path / "out", "--size", "16"), stderr=subprocess.PIPE)
-                for _ in range(4)]  # fmt: skip
-    lines = [child.communicate(timeout=60)[1].decode() for child in children]
-    assert [child.returncode for child in children] == [0] * 4, lines
-    assert sum("120 images" in line for line in lines) == 1, lines
-    assert os.listdir(tmp_path / "out") == ["train.imnet"]
-    open_store(tmp_path / "out" / "train.imnet").verify()
-
-
-def test_no_room_is_one_line_and_nothing_under_the_final_name(tmp_path):
-    source = making.write_tree(tmp_path / "in", making.class_files(count=40))
-
-    def no_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    call = command(source, tmp_path / "out", "--size", "32")
-    done = subprocess.run(call, preexec_fn=no_room, capture_output=True, check=False)
-    assert done.returncode == 74
-    assert len(done.stderr.decode().splitlines()) == 1
-    assert not (tmp_path / "out" / "train.imnet").exists()
-    done = subprocess.run(call, capture_output=True, check=False)
-    assert done.returncode == 0
-    open_store(tmp_path / "out" / "train.imnet").verify()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="drops root, so must start as root")
-def test_no_permission_is_one_line():
-    """As nobody, in a forked child: as root the folder would be writable and the test vacuous."""
-    with tempfile.TemporaryDirectory() as name:
-        top = Path(name)
-        source = making.write_tree(top / "in", making.class_files(count=2))
-        top.chmod(0o755)
-        child = os.fork()
-        if child == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
-            os._exit(main(["pack", str(source), str(top / "out"), "--size", "8", "--workers", "1"]))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 74
-        assert sorted(os.listdir(top)) == ["in"]
-
-
-def test_lock_times_out_with_one_line(tmp_path):
-    with (
-        locked(tmp_path / "lock"),
-        pytest.raises(IOFailure, match=r"another process has held it for 0\.1 s"),
-        locked(tmp_path / "lock", wait_s=0.1),
-    ):
-        pass

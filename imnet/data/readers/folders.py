@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from imnet.data.readers.base import Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.tree import Tree, is_picture
+from imnet.data.readers.validation import LABEL_FILES, VAL_PICTURE, validation_wnids
 from imnet.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
@@ -104,13 +107,35 @@ def find_folders(source: Tree) -> Found | None:
     if test and source.folders(_join(root, test)):
         splits["test"] = _class_items(source, _join(root, test), number)
     elif test:
-        notes.append(f"{test}/ has no class folders and was left out")
+        flat = _flat_items(source, _join(root, test), number)
+        splits |= {"test": flat} if flat is not None else {}
+        notes += [] if flat is not None else [f"{test}/ has no class folders; for ImageNet put {LABEL_FILES} beside it"]
     empty = sorted(set(number.values()) - set(splits["train"].labels().tolist()))
     if empty:
         name = class_names[empty[0]]
         raise DataError(f"{len(empty)} of {len(number)} class folders have no pictures, the first is {name}",
                         file=source.path, hint="remove them or fill them")  # fmt: skip
     return Found("folder", "class folders", source.path, class_names, dict(splits), notes)
+
+
+def _flat_items(source: Tree, base: str, number: dict[str, int]) -> Items | None:
+    """ImageNet-1K validation pictures in one folder; their labels lie here or up to three folders above (Kaggle)."""
+    if not source.path.is_dir():
+        return None
+    top = source.path.resolve()
+    wnids = validation_wnids([top / Path(base).parent, top, *list(top.parents)[:3]])
+    if wnids is None:
+        return None
+    items = Items(source.path)
+    for name in source.names(base):
+        match = VAL_PICTURE.fullmatch(name)
+        wnid = wnids.get(int(match[1])) if match else None
+        if match and wnid not in number:
+            got = f"{len(wnids)} validation labels do not cover it with a class of train"
+            raise DataError(got, file=source.path, offset=name)
+        if match:
+            source.add(items, name, number[str(wnid)])
+    return items if len(items) else None
 
 
 def _root(source: Tree) -> str | None:

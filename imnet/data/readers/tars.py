@@ -13,13 +13,11 @@ from imnet.data.readers.base import Found
 from imnet.data.readers.folders import TEST_NAMES
 from imnet.data.readers.items import Items
 from imnet.data.readers.tree import FolderTree, is_picture
+from imnet.data.readers.validation import LABEL_FILES, VAL_PICTURE, validation_wnids
 from imnet.errors import DataError, IOFailure
 
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
-_VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
 _MAX_LABEL_BYTES = 1 << 16
-_SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
-_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def find_tars(path: Path) -> Found | None:
@@ -31,7 +29,7 @@ def find_tars(path: Path) -> Found | None:
         return _class_tars(path, tars)
     first = {tar: _first(tar) for tar in tars}
     train = next((tar for tar, name in first.items() if _CLASS_TAR.fullmatch(name)), None)
-    val = next((tar for tar, name in first.items() if _VAL_PICTURE.fullmatch(name)), None)
+    val = next((tar for tar, name in first.items() if VAL_PICTURE.fullmatch(name)), None)
     if train is not None or val is not None:
         return _imagenet(path, train, val)
     return _webdataset(path, tars)
@@ -87,43 +85,23 @@ def _imagenet(path: Path, train: Path | None, val: Path | None) -> Found:
 
 
 def _validation(folder: Path, val: Path, wnids: tuple[str, ...]) -> tuple[Items, tuple[str, ...]]:
-    order = _validation_wnids(folder, val)
-    wnids = wnids or tuple(sorted(set(order)))
+    order = validation_wnids([folder])
+    if order is None:
+        raise DataError("validation tar without labels", file=val, hint=f"put {LABEL_FILES} beside it")
+    wnids = wnids or tuple(sorted(set(order.values())))
     number = {wnid: i for i, wnid in enumerate(wnids)}
     items = Items(folder)
     items.files.append(str(val))
     for member in _members(val):
-        match = _VAL_PICTURE.fullmatch(member.name)
+        match = VAL_PICTURE.fullmatch(member.name)
         if match is None:
             continue
-        index = int(match[1]) - 1
-        if not 0 <= index < len(order) or order[index] not in number:
+        wnid = order.get(int(match[1]))
+        if wnid not in number:
             got = f"{len(order)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)
-        items.add_member(member.name, number[order[index]], 0, member.offset, member.size)
+        items.add_member(member.name, number[wnid], 0, member.offset, member.size)
     return items, wnids
-
-
-def _validation_wnids(folder: Path, val: Path) -> list[str]:
-    """The wnid of each validation picture in order, from a synset list or from the devkit's numbers."""
-    source = FolderTree(folder)
-    for name in _SYNSETS:
-        if (folder / name).is_file():
-            return source.text(name).split()
-    truth = next(
-        (p for p in (folder / _TRUTH, folder / "ILSVRC2012_devkit_t12" / "data" / _TRUTH) if p.is_file()), None
-    )
-    if truth is None or not (folder / "map_clsloc.txt").is_file():
-        hint = f"put {_SYNSETS[0]}, or {_TRUTH} and map_clsloc.txt, beside it"
-        raise DataError("validation tar without labels", file=val, hint=hint)
-    rows = (line.split() for line in source.text("map_clsloc.txt").splitlines())
-    wnid = {row[1]: row[0] for row in rows if len(row) >= 2}
-    numbers = FolderTree(truth.parent).text(truth.name).split()
-    unknown = next((i for i, number in enumerate(numbers) if number not in wnid), None)
-    if unknown is not None:
-        raise DataError(f"class {numbers[unknown][:20]!r} is not in map_clsloc.txt", file=truth,
-                        offset=f"line {unknown + 1}")  # fmt: skip
-    return [wnid[number] for number in numbers]
 
 
 def _webdataset(path: Path, tars: list[Path]) -> Found | None:

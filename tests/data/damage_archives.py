@@ -1,0 +1,223 @@
+"""Damaged and hostile zips and tars."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+
+from tests.data import making
+from tests.data.damage_table import case
+
+
+def zip_of(folder, files, method=zipfile.ZIP_DEFLATED):
+    return making.write_zip(folder / "in.zip", files, method)
+
+
+@case(r"not a readable zip", shown="in.zip")
+def zip_truncated(folder):
+    path = zip_of(folder, making.class_files())
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+@case(r"not a readable zip", shown="in.zip")
+def zip_is_text(folder):
+    (folder / "in.zip").write_bytes(b"<html>not found</html>")
+    return folder / "in.zip"
+
+
+@case(r"points outside", shown="../evil")
+def zip_traversal(folder):
+    return zip_of(folder, {**making.class_files(), "train/../../evil.jpg": making.picture(1)})
+
+
+@case(r"points outside", shown="/etc/evil")
+def zip_absolute(folder):
+    return zip_of(folder, {**making.class_files(), "/etc/evil.jpg": making.picture(1)})
+
+
+@case(r"link or device", shown="train/n01440764/link.jpg")
+def zip_symlink(folder):
+    path = zip_of(folder, making.class_files())
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo("train/n01440764/link.jpg")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return path
+
+
+@case(r"encrypted", shown="train/a/x.jpg")
+def zip_encrypted(folder):
+    path = zip_of(folder, {"train/a/x.jpg": making.picture(1)})
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(raw)
+    return path
+
+
+@case(r"two members have this name", shown="train/a/x.jpg")
+def zip_twins(folder):
+    with zipfile.ZipFile(folder / "in.zip", "w") as archive:
+        for i in range(2):
+            archive.writestr("train/a/x.jpg", making.picture(i))
+    return folder / "in.zip"
+
+
+@case(r"zip bomb", shown="train/a/x.jpg")
+def zip_bomb(folder):
+    return zip_of(folder, {"train/a/x.jpg": bytes(20_000_000)})
+
+
+@case(r"zip method is 12", shown="train/a/x.jpg")
+def zip_method(folder):
+    return zip_of(folder, {"train/a/x.jpg": making.picture(1)}, zipfile.ZIP_BZIP2)
+
+
+@case(r"crc is .*expected", shown="train/a/x.jpg")
+def zip_member_crc(folder):
+    path = zip_of(folder, {"train/a/x.jpg": making.picture(1)}, zipfile.ZIP_STORED)
+    raw = bytearray(path.read_bytes())
+    raw[200] ^= 1
+    path.write_bytes(raw)
+    return path
+
+
+@case(r"deflate stream is damaged|inflates to", shown="train/a/x.jpg")
+def zip_member_deflate(folder):
+    path = zip_of(folder, {"train/a/x.jpg": making.picture(1)})
+    raw = bytearray(path.read_bytes())
+    raw[43:60] = b"\xff" * 17
+    path.write_bytes(raw)
+    return path
+
+
+@case(r"overlap", shown="in.zip")
+def zip_overlapping_members(folder):
+    """Two directory entries for one packed member: the trick behind non-recursive bombs."""
+    path = zip_of(folder, {"train/a/x.jpg": making.picture(1), "train/a/y.jpg": b"1"}, zipfile.ZIP_STORED)
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"PK\x01\x02")
+    second = raw.index(b"PK\x01\x02", first + 4)
+    for start, length in ((10, 18), (42, 4)):
+        raw[second + start : second + start + length] = raw[first + start : first + start + length]
+    path.write_bytes(raw)
+    return path
+
+
+def shard(folder, raw):
+    (folder / "shard-train-0.tar").write_bytes(raw)
+    return folder
+
+
+def shard_files():
+    return {"0.jpg": making.picture(0), "0.cls": b"0", "1.jpg": making.picture(1), "1.cls": b"1"}
+
+
+def tar_with(kind, name="2.jpg", link=""):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        archive.addfile(info)
+    return out.getvalue()
+
+
+SHARD = "shard-train-0.tar"
+
+
+@case(r"\(byte \d+\).*truncated|goes beyond the end", shown=SHARD)
+def tar_truncated(folder):
+    return shard(folder, making.tar_bytes(shard_files())[:3000])
+
+
+@case(r"\(byte \d+\).*truncated", shown=SHARD)
+def tar_without_end_mark(folder):
+    raw = making.tar_bytes(shard_files())
+    return shard(folder, raw[: len(raw.rstrip(b"\0")) // 512 * 512 + 512])
+
+
+@case(r"\(byte 0\).*checksum", shown=SHARD)
+def tar_checksum(folder):
+    raw = making.tar_bytes(shard_files())
+    return shard(folder, b"9" + raw[1:])
+
+
+@case(r"gunzip it first", shown=SHARD)
+def tar_gzipped(folder):
+    return shard(folder, gzip.compress(making.tar_bytes(shard_files())))
+
+
+@case(r"type b'2'; allowed regular", shown="2.jpg")
+def tar_symlink(folder):
+    return shard(folder, tar_with(tarfile.SYMTYPE, link="/etc/passwd"))
+
+
+@case(r"type b'1'; allowed regular", shown="2.jpg")
+def tar_hardlink(folder):
+    return shard(folder, tar_with(tarfile.LNKTYPE, link="../../x"))
+
+
+@case(r"type b'3'; allowed regular", shown="2.jpg")
+def tar_device(folder):
+    return shard(folder, tar_with(tarfile.CHRTYPE))
+
+
+@case(r"points outside", shown="../../evil.jpg")
+def tar_traversal(folder):
+    return shard(folder, making.tar_bytes({"../../evil.jpg": b"x", "../../evil.cls": b"0"}))
+
+
+@case(r"points outside", shown="/etc/evil.jpg")
+def tar_absolute(folder):
+    return shard(folder, making.tar_bytes({"/etc/evil.jpg": b"x"}))
+
+
+def resized(raw, size):
+    """The first header's size field overwritten, its checksum mended."""
+    head = bytearray(raw[:512])
+    head[124:136] = b"%011o\0" % size
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + raw[512:]
+
+
+@case(r"goes beyond the end", shown=SHARD)
+def tar_size_lies(folder):
+    return shard(folder, resized(making.tar_bytes(shard_files()), 1 << 32))
+
+
+@case(r"extension block has 8589934591 bytes", shown=SHARD)
+def tar_long_name_bomb(folder):
+    raw = resized(making.tar_bytes({"d" * 300 + ".jpg": b"x"}), (1 << 33) - 1)
+    with open(folder / SHARD, "wb") as file:
+        file.write(raw)
+        file.truncate(1 << 34)
+    return folder
+
+
+@case(r"pax record is damaged", shown=SHARD)
+def tar_pax(folder):
+    raw = making.tar_bytes({"ä" * 120 + ".jpg": b"x"}, tarfile.PAX_FORMAT)
+    return shard(folder, raw[:512] + b"999 path=x\n" + raw[523:])
+
+
+@case(r"tar is empty", shown=SHARD)
+def tar_empty(folder):
+    return shard(folder, bytes(10240))
+
+
+@case(r"no \.cls or \.json label", shown="1")
+def webdataset_without_label(folder):
+    files = shard_files()
+    del files["1.cls"]
+    return shard(folder, making.tar_bytes(files))
+
+
+@case(r"label is not a number", shown="1.cls")
+def webdataset_label_text(folder):
+    return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"cat"}))
+
+
+@case(r"label is -1", shown="1.cls")
+def webdataset_label_range(folder):
+    return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"-1"}))

@@ -1,0 +1,104 @@
+"""ImageNet tars, the Kaggle layout and WebDataset shards against plain Pillow and tarfile."""
+
+import tarfile
+
+import numpy as np
+import pytest
+
+from imnet.data.pack import Options, pack
+from imnet.data.readers import recognise
+from imnet.data.readers.picture import ResizeRule
+from imnet.data.store import load_store
+from imnet.errors import DataError
+from tests.data import making
+
+BOX16 = Options(ResizeRule(16), workers=1, quiet=True)
+AS_IS = Options(workers=1, quiet=True)
+
+
+def imagenet_tars(folder, **forms):
+    inner = {
+        f"{wnid}.tar": making.tar_bytes({f"{wnid}_{i}.JPEG": making.picture(10 * c + i) for i in range(3)}, **forms)
+        for c, wnid in reversed(list(enumerate(making.WNIDS)))
+    }
+    val = {f"ILSVRC2012_val_{i:08d}.JPEG": making.picture(500 + i) for i in range(1, 7)}
+    folder.mkdir()
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(making.tar_bytes(inner, **forms))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(making.tar_bytes(val, **forms))
+    return val
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("truth", ["synsets", "devkit"])
+def test_imagenet_tars(tmp_path, form, truth):
+    val = imagenet_tars(tmp_path / "in", form=form)
+    order = [2, 0, 1, 1, 0, 2]
+    if truth == "synsets":
+        lines = "\n".join(making.WNIDS[i] for i in order)
+        (tmp_path / "in" / "imagenet_2012_validation_synset_labels.txt").write_text(lines)
+    else:
+        numbers = [7, 3, 5]
+        clsloc = "".join(f"{wnid} {numbers[i]} name\n" for i, wnid in enumerate(making.WNIDS))
+        (tmp_path / "in" / "map_clsloc.txt").write_text(clsloc)
+        lines = "".join(f"{numbers[i]}\n" for i in order)
+        (tmp_path / "in" / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
+    pack(recognise(tmp_path / "in"), tmp_path / "out", BOX16)
+    data = load_store(tmp_path / "out")
+    train = [making.expected(making.picture(10 * c + i), 16) for c in range(3) for i in range(3)]
+    assert np.array_equal(data.train.images, np.stack(train))
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert np.array_equal(data.test.images, np.stack([making.expected(val[name], 16) for name in sorted(val)]))
+    assert data.test.labels.tolist() == order
+
+
+def test_validation_tar_without_labels_says_what_to_add(tmp_path):
+    imagenet_tars(tmp_path / "in")
+    with pytest.raises(DataError, match="synset_labels"):
+        recognise(tmp_path / "in")
+
+
+def test_kaggle_layout_with_flat_validation(tmp_path):
+    val = {f"val/ILSVRC2012_val_{i:08d}.JPEG": making.picture(500 + i) for i in range(1, 4)}
+    source = making.write_tree(tmp_path / "ILSVRC" / "Data" / "CLS-LOC", {**making.class_files(), **val})
+    assert "beside it" in recognise(source).notes[0]
+    rows = [f"ILSVRC2012_val_{i:08d},{making.WNIDS[wnid]} 1 2 3 4" for i, wnid in ((3, 0), (1, 2), (2, 2))]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
+    pack(recognise(source), tmp_path / "out", BOX16)
+    data = load_store(tmp_path / "out")
+    assert data.test.labels.tolist() == [2, 2, 0]
+    assert np.array_equal(data.test.images, np.stack([making.expected(val[name], 16) for name in sorted(val)]))
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows[:2]]))
+    with pytest.raises(DataError, match="2 validation labels do not cover it"):
+        recognise(source)
+
+
+def test_long_names_in_tars(tmp_path):
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        name = "d" * 150 + "/" + "ä" * 60 + ".jpg"
+        files = {name: making.picture(1), name.replace(".jpg", ".cls"): b"0"}
+        (tmp_path / f"shard-{form}.tar").write_bytes(making.tar_bytes(files, form))
+    found = recognise(tmp_path)
+    assert len(found.splits["train"]) == 2
+    assert found.splits["train"].name(0) == name
+
+
+def test_webdataset(tmp_path):
+    (tmp_path / "in").mkdir()
+    for split, shards in (("train", 2), ("val", 1)):
+        for shard in range(shards):
+            files = {}
+            for i in range(3):
+                key = f"{split}/{shard}-{i}"
+                files[f"{key}.jpg"] = making.picture(10 * shard + i)
+                if i < 2:
+                    files[f"{key}.cls"] = str(i).encode()
+                else:
+                    files[f"{key}.json"] = b'{"label": 4, "caption": "x"}'
+            (tmp_path / "in" / f"set-{split}-{shard:06d}.tar").write_bytes(making.tar_bytes(files))
+    (tmp_path / "in" / "classnames.txt").write_text("a\nb\nc\nd\ne\n")
+    pack(recognise(tmp_path / "in"), tmp_path / "out", BOX16)
+    data = load_store(tmp_path / "out")
+    assert data.train.labels.tolist() == [0, 1, 4, 0, 1, 4]
+    assert len(data.test) == 3
+    assert data.class_names == ("a", "b", "c", "d", "e")
+    assert np.array_equal(data.train.images[4], making.expected(making.picture(11), 16))
