@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data import fashion_mnist, packed, shapes, synthetic  # noqa: F401  (importing a source registers it)
+from imnet.data import cifar, fashion_mnist, packed, shapes, synthetic  # noqa: F401  (importing a source registers it)
 from imnet.data.base import DATASETS, DataSet, Request, Split, dataset, did_you_mean, make
 from imnet.errors import UsageError
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from imnet.data import fashion_mnist
+from imnet.data import cifar, fashion_mnist
 from imnet.data.base import chunks, did_you_mean
 from imnet.data.export import export
 from imnet.data.pack import Options, pack
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             command.add_argument("target", type=Path)
     command = commands.add_parser("download", help="fetch a set whose licence allows it (resumable, checked)")
-    command.add_argument("name", choices=["fashion-mnist"])
+    command.add_argument("name", choices=["fashion-mnist", *cifar.FORMS])
     command.add_argument("target", type=Path, help="the folder for its files")
-    command.add_argument("--url", default=fashion_mnist.BASE_URL, help="another server with the same files")
+    command.add_argument("--url", help="another server with the same files")
     command.set_defaults(run=_download)
     return parser
 
@@ -175,7 +175,12 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    print(fashion_mnist.download(arguments.target, arguments.url.rstrip("/") + "/"))
+    form = cifar.FORMS.get(arguments.name)
+    url = (arguments.url or (fashion_mnist.BASE_URL if form is None else cifar.BASE_URL)).rstrip("/") + "/"
+    if form is None:
+        print(fashion_mnist.download(arguments.target, url))
+    else:
+        print(cifar.download(form, arguments.target, url))
     return 0
 
 

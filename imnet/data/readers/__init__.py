@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imnet.data import fashion_mnist
+from imnet.data import cifar, fashion_mnist
 from imnet.data.readers import imagenet64
 from imnet.data.readers.base import Block, Blocks, Found, stat_key
 from imnet.data.readers.folders import find_folders, find_tiny
@@ -16,8 +16,8 @@ from imnet.errors import DataError, IOFailure
 __all__ = ["Block", "Blocks", "Found", "Items", "recognise"]
 
 _KNOWN = (
-    "IDX files, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200 (folder or zip), class folders (folder or zip), "
-    "ImageNet tars, one tar per class, WebDataset shards"
+    "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200 (folder or zip), class "
+    "folders (folder or zip), ImageNet tars, one tar per class, WebDataset shards"
 )
 
 
@@ -40,7 +40,7 @@ def _find(path: Path) -> Found | None:
         return find_tars(path)
     if path.is_file() and path.suffix != ".zip" and imagenet64.batch_order(path.name) is None:
         return None
-    found = _idx(path) or imagenet64.find(path)
+    found = _idx(path) or _cifar(path) or imagenet64.find(path)
     if found is not None:
         return found
     if path.is_dir() and any(path.glob("*.tar")):
@@ -64,3 +64,16 @@ def _idx(path: Path) -> Found | None:
     name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("mnist", "MNIST-like")
     splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
     return Found(name, f"{kind} IDX files", path, names, splits)
+
+
+def _cifar(path: Path) -> Found | None:
+    form = next((form for form in cifar.FORMS.values() if path.is_dir() and (path / form.train[0]).is_file()), None)
+    if form is None:
+        return None
+    train, test, names = cifar.read(form, path)
+    key = stat_key([path / name for name in (*form.train, *form.test)])
+    splits: dict[str, Items | Blocks] = {
+        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), key),
+        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), key),
+    }
+    return Found(form.name, f"{form.name} binary files", path, names, splits)
