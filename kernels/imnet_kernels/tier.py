@@ -128,12 +128,22 @@ def set(spec: str, *, source: str = "tier.set") -> None:
 @contextmanager
 def using(spec: str) -> Iterator[None]:
     """set() for a block; the earlier choices come back after it."""
-    before = dict(_choices)
+    before = snapshot()
     set(spec, source="tier.using")
     try:
         yield
     finally:
-        _choices.update(before)
+        restore(before)
+
+
+def snapshot() -> dict[tuple[str, str], Choice]:
+    """The choices made, for restore()."""
+    return dict(_choices)
+
+
+def restore(choices: dict[tuple[str, str], Choice]) -> None:
+    """Puts a snapshot back, without looking for the tiers again."""
+    _choices.update(choices)
 
 
 def choose(family: str, device_type: str) -> str:

@@ -1,0 +1,66 @@
+"""The CUDA sources without a GPU: every .cu for sm_80 and sm_90 without spills, the library linked and loaded."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from imnet_kernels import build
+
+needs_nvcc = pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
+FAMILIES = ["augment", "spectral", "shake_shake", "sgd_ema"]
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiles_for_both_architectures_without_spills(family, tmp_path):
+    report = build.compile_cuda(build.csrc() / "cuda" / f"{family}.cu", tmp_path / "out.o")
+    for architecture in build.CUDA_ARCHITECTURES:
+        assert f"sm_{architecture}" in report
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)]
+    assert spills
+    assert not any(spills), report
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 255
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_library_builds_and_registers_its_ops(tmp_path):
+    pytest.importorskip("torch.version", reason="torch is needed")
+    import torch
+
+    if torch.version.cuda is None:
+        pytest.skip("this torch has no CUDA headers")
+    library = build.build_cuda(tmp_path)
+    code = "import sys, pathlib; from imnet_kernels import cudalib; ops = cudalib.ops(pathlib.Path(sys.argv[1])); "
+    code += "print([str(getattr(ops, n).default._schema) for n in ('augment', 'spectral', 'shake', 'sgd_ema')])"
+    path = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(library.parent)], env=path, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("imnet_cuda::") == 4
+
+
+def test_a_library_for_another_torch_is_one_clear_line(tmp_path):
+    from imnet_kernels import cudalib
+
+    (tmp_path / "_C.torch0.0.so").write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"_C\.torch0\.0\.so; allowed .*build` again"):
+        cudalib.ops(tmp_path)
+
+
+def test_cuda_wheel_in_isolation_says_what_to_add(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="--no-build-isolation"):
+        build.build_cuda()
+
+
+def test_no_compiler_is_one_clear_line(monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        build.build_host(tmp_path)
