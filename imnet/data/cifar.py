@@ -6,7 +6,6 @@ fine), then 3072 bytes of planar R, G, B, 32 x 32.
 
 from __future__ import annotations
 
-import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +109,8 @@ def _from_folder(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 def _from_archive(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """The wanted regular members, read in one pass and never extracted."""
+    import tarfile  # here, because importing imnet.data should cost little and most runs never come here
+
     raw: dict[str, bytes] = {}
     try:
         with tarfile.open(place, "r|gz") as archive:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imnet.data.files import io_errors, locked, make_dir, publish
 from imnet.errors import IOFailure
+
+if TYPE_CHECKING:  # imported where they are used: http and ssl are a third of the time to import imnet.data
+    import http.client
 
 _BLOCK_BYTES = 1 << 16
 
@@ -61,6 +62,9 @@ def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path
 
 
 def _attempts(remote: Remote, descriptor: int, part: Path, patience: Patience) -> None:
+    import http.client
+    import urllib.error
+
     why = ""
     for attempt in range(1, patience.attempts + 1):
         try:
@@ -93,6 +97,8 @@ def _one_attempt(remote: Remote, descriptor: int, part: Path, patience: Patience
 
 def _receive(remote: Remote, descriptor: int, part: Path, have: int, patience: Patience) -> None:
     """Append what the server sends after byte ``have``; a server that ignores the range starts the file anew."""
+    import urllib.request
+
     request = urllib.request.Request(remote.url, headers={"User-Agent": "imnet", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
