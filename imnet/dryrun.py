@@ -22,8 +22,8 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):
-        net = models.build(recipe.model, d.num_classes, d.channels, **recipe.model_options)
-    shape = (d.channels, d.image_px, d.image_px)
+        net = models.build(recipe.model, recipe.num_outputs, d.channels, **recipe.model_options)
+    shape = (d.channels, recipe.input_px, recipe.input_px)
     forward, both = flops(net, shape), flops(net, shape, backward=True)
     ranks = options.gpus or options.procs or 1
     lines = [
@@ -44,7 +44,8 @@ def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, pre
     fixed = copies * 4 * num_params(net)
     d = recipe.data
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
-    per_image = activation_bytes(net, (d.channels, d.image_px, d.image_px)) // (1 if precision == "fp32" else 2)
+    shape = (d.channels, recipe.input_px, recipe.input_px)
+    per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)
     total = fixed + images * per_image
     return [
         f"batch        {d.batch_images} images a step over {ranks} rank(s), {images} at once",

@@ -25,7 +25,12 @@ from imnet.recipes import by_model, by_name, suggest
 from imnet.run_options import RunOptions
 
 # jsonargparse keeps --print_config for itself.
-ALIASES = {"data": "data.name", "batch_size": "data.batch_images", "print_config": "show_config"}
+ALIASES = {
+    "data": "data.name",
+    "batch_size": "data.batch_images",
+    "band": "augment.spectral_band",
+    "print_config": "show_config",
+}
 
 
 @dataclass(frozen=True)

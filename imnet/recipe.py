@@ -1,6 +1,6 @@
 """A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
 
-This module is a leaf: standard library only. Everyone may read it; it reads no one.
+This module and ``augmentation`` are leaves: standard library only. Everyone may read them; they read no one.
 Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
 """
 
@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
+
+from imnet.augmentation import Augment, check
 
 __all__ = [
     "SGD",
@@ -25,12 +27,6 @@ __all__ = [
     "Step",
     "replace",
 ]
-
-
-def check(ok: bool, got: str, allowed: str, do: str) -> None:
-    """ValueError in the form got / allowed / do, unless ``ok``."""
-    if not ok:
-        raise ValueError(f"got {got}; allowed: {allowed}; {do}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,38 +50,6 @@ class Data:
         for name in ("image_px", "batch_images", "num_classes", "channels"):
             value = getattr(self, name)
             check(value >= 1, f"data.{name} = {value}", "1 or more", f"set --data.{name}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """What happens to a training image, in this order: pad and crop, flip, normalise, cutout.
-
-    Padding is 0 (or the mirrored image) before normalisation; cutout fills 0 after it.
-    Everything random is a pure function of (seed, epoch, sample id).
-    """
-
-    crop_pad_px: int = 0
-    crop_pad_mode: Literal["zero", "reflect"] = "zero"
-    hflip: Literal["none", "random", "alternating"] = "none"
-    """``alternating``: a random half is mirrored in even epochs, the other half in odd ones (Jordan 2024)."""
-    hflip_p: float = 0.5
-    cutout_px: int = 0
-    cutout_inside: bool = False
-    mean: tuple[float, ...] | Literal["image"] = (0.0,)
-    """Per channel, of x/255; one value serves every channel; ``image`` = the mean image of the training set."""
-    std: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        check(self.crop_pad_px >= 0, f"augment.crop_pad_px = {self.crop_pad_px}", "0 or more", "0 means no crop")
-        check(self.cutout_px >= 0, f"augment.cutout_px = {self.cutout_px}", "0 or more", "0 means no cutout")
-        check(0 <= self.hflip_p <= 1, f"augment.hflip_p = {self.hflip_p}", "0..1", "use --augment.hflip none for 0")
-        check(
-            self.hflip != "alternating" or self.hflip_p == 0.5,
-            f"augment.hflip alternating with hflip_p = {self.hflip_p}",
-            "0.5",
-            "alternating flips exactly half; use --augment.hflip random for another share",
-        )
-        check(all(s > 0 for s in self.std), f"augment.std = {self.std}", "positive numbers", "use 1.0 for none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +199,8 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network, e.g. ``{"zero_init_last_bn": true}``."""
     label_smoothing: float = 0.0
+    head_outputs: int | None = None
+    """Outputs of the network where it has more than there are classes; the others are always wrong."""
     ema_decay: float | None = None
     """Evaluate an exponential moving average of the weights; None = the weights themselves."""
     grad_clip: float | None = None
@@ -250,16 +216,19 @@ class Recipe:
         check(ema is None or 0 < ema < 1, f"ema_decay = {ema}", "between 0 and 1, or null", "null means no average")
         clip = self.grad_clip
         check(clip is None or clip > 0, f"grad_clip = {clip}", "a positive number, or null", "null means no clipping")
-        means = self.augment.mean
-        if means != "image":
-            ok = len(means) in (1, self.data.channels)
-            check(ok, f"augment.mean of {len(means)} values", f"1 or {self.data.channels}", "one value a channel")
-        ok = len(self.augment.std) in (1, self.data.channels)
-        check(ok, f"augment.std of {len(self.augment.std)} values", f"1 or {self.data.channels}", "one a channel")
-        cut, size = self.augment.cutout_px, self.data.image_px
-        check(cut <= size, f"augment.cutout_px = {cut}", f"at most data.image_px = {size}", "make the box smaller")
-        reflect = self.augment.crop_pad_mode == "reflect" and self.augment.crop_pad_px >= size
-        check(not reflect, f"augment.crop_pad_px = {self.augment.crop_pad_px}", f"under {size} for reflect", "pad less")
+        head, classes = self.head_outputs, self.data.num_classes
+        check(head is None or head >= classes, f"head_outputs = {head}", f"{classes} or more", "null means one a class")
+        self.augment.check_fits(self.data.image_px, self.data.channels)
+
+    @property
+    def input_px(self) -> int:
+        """Side of the images that the network is trained on."""
+        return self.augment.output_px(self.data.image_px)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network."""
+        return self.head_outputs or self.data.num_classes
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the optimiser step ``step`` (counted from 0 over the whole run)."""

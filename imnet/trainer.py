@@ -295,4 +295,4 @@ def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -
 def build_network(recipe: Recipe) -> torch.nn.Module:
     """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
     torch.manual_seed(recipe.seed)
-    return models.build(recipe.model, recipe.data.num_classes, recipe.data.channels, **recipe.model_options)
+    return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)

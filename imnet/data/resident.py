@@ -6,7 +6,9 @@ import torch
 from imnet_kernels import augment as augment_kernel
 from torch import Tensor
 
+from imnet.data import transforms
 from imnet.data.base import Split
+from imnet.data.draws import Key
 from imnet.errors import DeviceError
 from imnet.recipe import Augment
 
@@ -38,6 +40,10 @@ class Resident:
         else:
             assert not isinstance(augment.mean, str), "the mean image is computed by the caller"
             self.mean = augment.mean * self.images.shape[3] if len(augment.mean) == 1 else augment.mean
+        self.band_mean: Tensor | None = None
+        if augment.spectral_r:
+            mean, std = transforms.band_statistics(augment, self.images.shape[3])
+            self.band_mean, self.band_std = mean.to(device), std.to(device)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -47,28 +53,48 @@ class Resident:
         return self.images.numel()
 
     def batch(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
-        """``ids`` (B,) int64 on any device. Without ``train`` the images are only normalised."""
-        ids = ids.to(self.device, non_blocking=True)
-        a, channels = self.augment, self.images.shape[3]
-        random = {
+        """``ids`` (B,) int64 on any device. Without ``train`` the images are resized, centre-cropped and normalised.
+
+        Ids on the CPU spare recipes that transform images a wait for the device: their choices are drawn on the host.
+        """
+        rows = ids.to(self.device, non_blocking=True)
+        a = self.augment
+        pad_flip = {
             "pad_px": a.crop_pad_px,
             "pad_mode": a.crop_pad_mode,
             "hflip": a.hflip,
             "hflip_p": a.hflip_p,
-            "cutout_px": a.cutout_px,
-            "cutout_inside": a.cutout_inside,
         }
+        cutout = {"cutout_px": a.cutout_px, "cutout_inside": a.cutout_inside}
+        if a.transforms if train else a.transforms_eval:
+            key = Key(ids.cpu(), self.seed, epoch)
+            images = self._transformed(rows, key, pad_flip if train else {}, cutout if train else {}, train)
+            return images, self.labels[rows]
         images = augment_kernel(
             self.images,
-            ids,
+            rows,
             seed=self.seed,
             epoch=epoch,
             mean=self.mean,
-            std=a.std * channels if len(a.std) == 1 else a.std,
+            std=self._std,
             dtype=self.dtype,
-            **(random if train else {}),
+            **(pad_flip | cutout if train else {}),
         )
-        return images, self.labels[ids]
+        return images, self.labels[rows]
+
+    @property
+    def _std(self) -> tuple[float, ...]:
+        std = self.augment.std
+        return std * self.images.shape[3] if len(std) == 1 else std
+
+    def _transformed(self, rows: Tensor, key: Key, pad_flip: dict, cutout: dict, train: bool) -> Tensor:
+        images = transforms.gather(self.images, rows, key, pad_flip)
+        images = transforms.transform(images, self.augment, key, train)
+        if self.band_mean is not None:
+            return transforms.band(images, self.augment, self.band_mean, self.band_std, self.dtype)
+        assert isinstance(self.mean, tuple), "recipes that transform images have a mean per channel"
+        options = {"mean": self.mean, "std": self._std, "cutout": cutout, "dtype": self.dtype}
+        return transforms.normalise(images, rows, key, **options)
 
 
 def mean_image(split: Split, chunk_images: int = 4096) -> Tensor:

@@ -1,0 +1,103 @@
+"""What the resident pipeline does beyond pad-crop, flip, normalise and cutout: on the device, for whole batches.
+
+Images are held as (B, C, H, W) fp32 channels_last with whole levels 0..255 between the stages, as a chain of uint8
+images would be, so that the oracle of every stage is torchvision's function for uint8, image by image.
+"""
+
+from __future__ import annotations
+
+import torch
+from imnet_kernels import augment as augment_kernel
+from imnet_kernels import spectral
+from torch import Tensor
+from torch.nn import functional as F
+
+from imnet.augmentation import Augment
+from imnet.data.color import color_jitter
+from imnet.data.draws import STREAM_CROP, Key
+from imnet.data.trivial_augment import trivial_augment
+
+
+def transform(images: Tensor, augment: Augment, key: Key, train: bool) -> Tensor:
+    """Everything between the flip and the normalisation: levels (B, C, H, W) -> levels (B, C, h, w)."""
+    side = augment.resize_px if train else augment.resize_eval_px or augment.resize_px
+    if side:
+        images = resize(images, side)
+    if augment.crop_px:
+        images = random_crop(images, augment.crop_px, key) if train else center_crop(images, augment.crop_px)
+    if train and augment.trivial_augment:
+        images = trivial_augment(images, key)
+    if train and any(augment.color_jitter):
+        images = color_jitter(images, augment.color_jitter, key)
+    return images
+
+
+def resize(images: Tensor, side_px: int) -> Tensor:
+    """Bilinear with antialiasing, both sides to ``side_px``, rounded to levels.
+
+    Computed in fp32 on every device; torchvision's own uint8 path on CPUs differs by at most one level.
+    """
+    if tuple(images.shape[2:]) == (side_px, side_px):
+        return images
+    size = (side_px, side_px)
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True).round_().clamp_(0, 255)
+
+
+def draw_crop(height_px: int, width_px: int, crop_px: int, key: Key) -> tuple[Tensor, Tensor]:
+    """Top and left (B,) int64 of each image's crop, uniform over all that lie inside."""
+    top, left = key.below(STREAM_CROP, height_px - crop_px + 1, width_px - crop_px + 1)
+    return top, left
+
+
+def random_crop(images: Tensor, crop_px: int, key: Key) -> Tensor:
+    """A crop_px x crop_px piece of each image, at a place of its own."""
+    top, left = draw_crop(images.shape[2], images.shape[3], crop_px, key)
+    inside = torch.arange(crop_px, device=images.device)
+    rows = top.to(images.device, non_blocking=True)[:, None] + inside
+    columns = left.to(images.device, non_blocking=True)[:, None] + inside
+    which = torch.arange(images.shape[0], device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def center_crop(images: Tensor, crop_px: int) -> Tensor:
+    """The middle crop_px x crop_px; where it cannot be exact, as torchvision rounds (to even)."""
+    top, left = (round((size - crop_px) / 2) for size in images.shape[2:])
+    return images[:, :, top : top + crop_px, left : left + crop_px]
+
+
+def gather(store: Tensor, ids: Tensor, key: Key, pad_flip: dict[str, object]) -> Tensor:
+    """Images ``ids`` of the store, pad-cropped and flipped, as levels; ids (B,) int64 on the store's device."""
+    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": 0.0, "std": 1 / 255}
+    return augment_kernel(store, ids, dtype=torch.float32, **call, **pad_flip)  # type: ignore[arg-type]
+
+
+def band_statistics(augment: Augment, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean (1, C) and standard deviation (1, 1) of the recipe's band, in the units of its coefficients of 0..255.
+
+    Every phase has the mean of the pixels, so band 0 has 2 r r times it and every other band has mean 0.
+    """
+    assert augment.spectral_r is not None
+    assert not isinstance(augment.mean, str)
+    gain = 2 * augment.spectral_r**2 if augment.spectral_band == 0 else 0
+    means = augment.mean * channels if len(augment.mean) == 1 else augment.mean
+    std = augment.spectral_std[augment.spectral_band % len(augment.spectral_std)]
+    return torch.tensor([means]) * (255 * gain), torch.tensor([[255 * std]])
+
+
+def band(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """The recipe's normalised band (B, C, H / r, W / r), channels_last, of images that hold levels."""
+    assert augment.spectral_r is not None
+    levels = images.to(torch.uint8, memory_format=torch.channels_last)
+    bands = spectral(levels, augment.spectral_r, [augment.spectral_band], mean=mean, std=std, dtype=dtype)
+    return bands[:, 0].contiguous(memory_format=torch.channels_last)
+
+
+def normalise(
+    images: Tensor, ids: Tensor, key: Key, *, mean: tuple[float, ...], std: tuple[float, ...],
+    cutout: dict[str, object], dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Levels -> the batch in ``dtype``, channels_last, with cutout: the kernel again, this batch being its store."""
+    store = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    rows = torch.arange(store.shape[0], device=store.device)
+    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": mean, "std": std, "sample_ids": ids}
+    return augment_kernel(store, rows, dtype=dtype, **call, **cutout)  # type: ignore[arg-type]

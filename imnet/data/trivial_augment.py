@@ -1,0 +1,143 @@
+"""TrivialAugmentWide on a batch: one operation an image, each operation applied once, to all the images that drew it.
+
+Mueller and Hutter 2021 (arXiv 2103.10158), with torchvision's operations, strengths and order of names: bilinear, black
+where an image was moved away. Images are (B, 3, H, W) fp32 that hold whole levels 0..255, and so are the results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imnet.data.color import BRIGHTNESS, CONTRAST, SATURATION, blend
+from imnet.data.draws import STREAM_TRIVIAL, Key, groups
+
+NUM_BINS = 31
+OPERATIONS = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+_CODE = {name: i for i, name in enumerate(OPERATIONS)}
+_SPANS = {"ShearX": 0.99, "ShearY": 0.99, "TranslateX": 32.0, "TranslateY": 32.0, "Rotate": 135.0} | dict.fromkeys(
+    ("Brightness", "Color", "Contrast", "Sharpness"), 0.99
+)
+# Operations that run as one: every warp is one affine sampling, every blend one blend.
+_WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_BLENDS = {"Brightness": BRIGHTNESS, "Contrast": CONTRAST, "Color": SATURATION}
+_FAMILY = dict.fromkeys(_WARPS, 1) | dict.fromkeys(_BLENDS, 2)
+_FAMILY |= {"Sharpness": 3, "Posterize": 4, "Solarize": 5, "AutoContrast": 6, "Equalize": 7}
+
+
+def _strengths() -> Tensor:
+    """(14, 31) fp64: what each bin means for each operation, without its sign."""
+    table = torch.zeros(len(OPERATIONS), NUM_BINS, dtype=torch.float64)
+    for name, span in _SPANS.items():
+        table[_CODE[name]] = torch.linspace(0.0, span, NUM_BINS).double()
+    table[_CODE["Posterize"]] = (8 - torch.arange(NUM_BINS) / ((NUM_BINS - 1) / 6)).round().double()
+    table[_CODE["Solarize"]] = torch.linspace(1.0, 0.0, NUM_BINS).double()
+    return table
+
+
+_STRENGTHS = _strengths()
+_SIGNED = torch.tensor([name in _SPANS for name in OPERATIONS])
+_FAMILIES = torch.tensor([_FAMILY.get(name, 0) for name in OPERATIONS])
+_BLEND_KIND = torch.tensor([_BLENDS.get(name, 0) for name in OPERATIONS])
+
+
+def draw_trivial(key: Key) -> tuple[Tensor, Tensor]:
+    """Operation (B,) int64, an index of OPERATIONS, and its signed strength (B,) fp64."""
+    code, level, negative = key.below(STREAM_TRIVIAL, len(OPERATIONS), NUM_BINS, 2)
+    sign = torch.where(_SIGNED[code] & (negative == 1), -1.0, 1.0)
+    return code, _STRENGTHS[code, level] * sign
+
+
+def trivial_augment(images: Tensor, key: Key) -> Tensor:
+    """images (B, 3, H, W) -> the same after the operation that each image drew."""
+    code, strength = draw_trivial(key)
+    out = images.clone(memory_format=torch.preserve_format)
+    for family, (host, rows) in enumerate(groups(_FAMILIES[code], 8, images.device)):
+        if family and len(host):
+            out[rows] = _apply(family, images[rows], code[host], strength[host])
+    return out
+
+
+def _apply(family: int, images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
+    if family == 1:
+        return warp(images, inverse_matrices(code, strength, images.shape[2], images.shape[3]))
+    amount = strength.float().to(images.device, non_blocking=True)[:, None, None, None]
+    if family == 2:
+        kind = _BLEND_KIND[code].to(images.device, non_blocking=True)[:, None, None, None]
+        return blend(images, kind, 1 + amount)
+    if family == 3:
+        return sharpness(images, 1 + amount)
+    if family == 4:
+        step = 2 ** (8 - amount)
+        return (images / step).floor_() * step
+    if family == 5:
+        return torch.where(images >= 255 * amount, 255 - images, images)
+    return autocontrast(images) if family == 6 else equalize(images)
+
+
+def inverse_matrices(code: Tensor, strength: Tensor, height_px: int, width_px: int) -> Tensor:
+    """(B, 2, 3) fp32: an output pixel (x, y, 1), counted from the image's centre, -> where to read.
+
+    Shears leave the corner (0, 0) where it is, rotation the centre; translations are by whole pixels.
+    """
+    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
+    by = {name: torch.where(code == _CODE[name], strength, 0.0) for name in _WARPS}
+    angle = torch.deg2rad(by["Rotate"])
+    turned = code == _CODE["Rotate"]
+    cos, sin = torch.where(turned, angle.cos(), one), torch.where(turned, angle.sin(), zero)
+    rows = [
+        [cos, by["ShearX"] - sin, by["ShearX"] * (height_px / 2) - by["TranslateX"].trunc()],
+        [by["ShearY"] + sin, cos, by["ShearY"] * (width_px / 2) - by["TranslateY"].trunc()],
+    ]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1).float()
+
+
+def warp(images: Tensor, inverse: Tensor) -> Tensor:
+    """Bilinear samples of ``images`` where ``inverse`` (B, 2, 3, on the host) points, black outside, rounded."""
+    height, width = images.shape[2:]
+    matrix = inverse.to(images.device, non_blocking=True)[:, :, :, None, None]
+    x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
+    y = (torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2)[:, None]
+    across = (matrix[:, 0, 0] * x + matrix[:, 0, 1] * y + matrix[:, 0, 2]) / (0.5 * width)
+    down = (matrix[:, 1, 0] * x + matrix[:, 1, 1] * y + matrix[:, 1, 2]) / (0.5 * height)
+    grid = torch.stack([across, down], 3)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).round_()
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with a 3 x 3 smoothing (5 in the middle, 1 around, of 13), which leaves the border as it is."""
+    if min(images.shape[2:]) <= 2:
+        return images
+    core = images[:, :, 1:-1, 1:-1]
+    rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = ((around + 4 * core) / 13).round_()
+    out = images.clone(memory_format=torch.preserve_format)
+    out[:, :, 1:-1, 1:-1] = (core + (1 - factor) * (smooth - core)).clamp_(0, 255).floor_()
+    return out
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Each channel stretched to 0..255, truncated; a flat channel stays."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    flat = low == high
+    low = torch.where(flat, 0.0, low)
+    scale = torch.where(flat, 1.0, (high - low) * (1.0 / 255))
+    return ((images - low) / scale).clamp_(0, 255).floor_()
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Each channel's histogram made even, by Pillow's integer rule; a channel of too few other levels stays."""
+    levels = images.flatten(2).long()
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    brightest = counts.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255
+    below = counts.cumsum(2) - counts
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    even = table.gather(2, levels).view(images.shape).to(images.dtype)
+    return torch.where(step[..., None] > 0, even, images)
