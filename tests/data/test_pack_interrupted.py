@@ -24,7 +24,7 @@ from imnet.errors import IOFailure
 from tests.data import making
 
 PACK = (
-    "import sys, imnet.data.store_write as w; w.JOURNAL_EVERY_S = 0.0; "
+    "import sys, imnet.data.store_write as w; w.JOURNAL_EVERY_S = 0.02; "
     "from imnet.data.tool import main; sys.exit(main(sys.argv[1:]))"
 )
 
