@@ -2,8 +2,8 @@
 
     python -m bench.bench_step --json bench/results/step-cpu.json
 
-timm's script is not part of its package; its step is put together here from timm's own parts (create_model,
-create_optimizer_v2, AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad,
+timm's script is not part of its package; its step is put together here from timm's own parts
+(create_optimizer_v2, AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad,
 loss.item(). ``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
 --amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices.
 
@@ -28,14 +28,22 @@ from torch import Tensor, nn
 from bench.timing import Timing, interleaved, machine
 from imnet.device import Place
 from imnet.launch import World
+from imnet.models import build
 from imnet.recipe import SGD, Constant, Data, Recipe
 from imnet.step import TrainStep
 
-CASES = [("resnet18", 64, 64), ("resnet50", 64, 32), ("wide_resnet50_2", 64, 16)]
+# name, image size in pixels, channels, batch
+CASES = [
+    ("speednet", 28, 1, 256),
+    ("resnet18_64", 64, 3, 32),
+    ("wrn28_10", 28, 1, 16),
+    ("timm:resnet18", 64, 3, 64),
+    ("timm:resnet50", 64, 3, 32),
+]
 RECIPE = Recipe(
     name="bench",
     model="timm",
-    data=Data(name="synthetic", image_px=64, num_classes=1000, batch_images=64),
+    data=Data(name="synthetic", image_px=64, num_classes=10, batch_images=64),
     optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False),
     schedule=Constant(),
     epochs=1,
@@ -72,12 +80,12 @@ def our_step(net: nn.Module, *, bf16: bool, compile: bool) -> TrainStep:
     return TrainStep(net, RECIPE, place, World(), compile=compile, graphs=False, backend="auto")
 
 
-def gate(name: str, px: int) -> None:
+def gate(name: str, px: int, channels: int) -> None:
     """Three fp32 steps of both on a small batch: equal weights, or no figure is reported."""
-    net = timm.create_model(name, num_classes=1000)
+    net = build(name, 10, channels)
     theirs = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
     ours = our_step(net, bf16=False, compile=False)
-    images, labels = torch.randn(8, 3, px, px), torch.randint(0, 1000, (8,))
+    images, labels = torch.randn(8, channels, px, px), torch.randint(0, 10, (8,))
     for i in range(3):
         theirs(images, labels)
         ours([(images.contiguous(memory_format=torch.channels_last), labels)], 8, i, 0.05)
@@ -88,10 +96,10 @@ def gate(name: str, px: int) -> None:
         raise SystemExit(f"gate: {name}: weights differ after three steps by {ratio:.2e} (relative); nothing was timed")
 
 
-def measure(name: str, px: int, batch: int, rounds: int, compile: bool) -> dict[str, Any]:
+def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    net = timm.create_model(name, num_classes=1000)
-    images, labels = torch.randn(batch, 3, px, px), torch.randint(0, 1000, (batch,))
+    net = build(name, 10, channels)
+    images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
     ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
     default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
     flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
@@ -115,11 +123,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     values = parser.parse_args()
     rows = []
-    for name, px, batch in CASES:
+    for name, px, channels, batch in CASES:
         if values.only not in (None, name):
             continue
-        gate(name, px)
-        row = measure(name, px, batch, values.rounds, values.compile)
+        gate(name, px, channels)
+        row = measure(name, px, channels, batch, values.rounds, values.compile)
         times: dict[str, Timing] = row["times"]
         row["ratio_to_defaults"] = times["timm defaults"].best_s / times["imnet"].best_s
         row["ratio_to_flags"] = times["timm flags"].best_s / times["imnet"].best_s
