@@ -235,3 +235,17 @@ def test_ids_beyond_the_host_are_brought_to_it():
     data = resident(EVERYTHING)
     ids = torch.arange(0, 40, 2)
     assert torch.equal(data.batch(torch.arange(40)[::2], 0, True)[0], data.batch(ids, 0, True)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", [EVERYTHING, BAND], ids=["everything", "band"])
+def test_a_gpu_makes_the_same_images(augment):
+    """But for a level where a sum rounds otherwise, which a later operation may stretch."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    split = Split(pictures(40).permute(0, 2, 3, 1).contiguous().numpy(), np.zeros(40, dtype=np.int64))
+    options = {"seed": 7, "dtype": torch.float32, "mean": None}
+    host, gpu = (Resident(split, augment, device=torch.device(kind), **options) for kind in ("cpu", "cuda"))
+    for train in (True, False):
+        want, got = (data.batch(torch.arange(40), 3, train)[0].cpu() for data in (host, gpu))
+        assert ((want - got).abs() > 0.02).float().mean() < 0.02
