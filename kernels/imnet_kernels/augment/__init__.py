@@ -59,14 +59,12 @@ def augment(
     spec = Spec(int(seed), int(epoch), pad_px, pad_mode, hflip, float(hflip_p), cutout_px, bool(cutout_inside))
     _check_tensors(store, ids, sample_ids)
     _check_spec(spec, store.shape[1], store.shape[2], dtype)
-    scale, shift = _scale_shift(mean, std, store)
-    call = (store, ids, ids if sample_ids is None else sample_ids, scale, shift, spec, dtype)
-    chosen = tier.choose("augment", store.device.type)
+    call = (store, ids, ids if sample_ids is None else sample_ids, *_scale_shift(mean, std, store), spec, dtype)
     if out is not None:
         _check_out(out, store, ids, dtype)
         # A data loop's path: no op, no copy.
         return op.implementation(store.device.type)(*call, out=out)
-    return reference.augment(*call) if chosen == "reference" else op.call(*call)
+    return (reference.augment if tier.choose("augment", store.device.type) == "reference" else op.call)(*call)
 
 
 def _check_out(out: Tensor, store: Tensor, ids: Tensor, dtype: torch.dtype) -> None:

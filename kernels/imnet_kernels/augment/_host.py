@@ -32,6 +32,7 @@ def augment(
     if out is None:
         out = torch.empty((ids.numel(), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
     per_pixel = shift.dim() == 3
+    crop = (spec.pad_px, spec.pad_mode == "reflect", FLIPS[spec.hflip], spec.flip_threshold, spec.cutout_px)
     hostlib.module().augment(
         store.data_ptr(),
         ids.data_ptr(),
@@ -48,11 +49,7 @@ def augment(
         [0.0] * channels if per_pixel else shift.tolist(),
         spec.seed,
         spec.epoch,
-        spec.pad_px,
-        spec.pad_mode == "reflect",
-        FLIPS[spec.hflip],
-        spec.flip_threshold,
-        spec.cutout_px,
+        *crop,
         box(spec, height, width),
         hostlib.threads(),
     )

@@ -63,10 +63,8 @@ def augment_kernel(
         sample, seed_low, seed_high, epoch, threshold, PAD, HFLIP, CUTOUT, FIRST_Y, NUM_Y, FIRST_X, NUM_X
     )
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    c = e % C
-    x = (e // C) % W
-    y = e // (C * W)
-    # An id out of range reads nothing and gives NaN: a captured graph cannot stop for it.
+    c, x, y = e % C, (e // C) % W, e // (C * W)
+    # A bad id reads nothing and gives NaN: a captured graph cannot stop for it.
     known = (image >= 0) & (image < num_stored)
     live = e < tl.where(known, H * W * C, 0)
     sy = y + oy

@@ -74,6 +74,13 @@ def _reflect(index: Tensor, size_px: int) -> Tensor:
     return (size_px - 1) - ((size_px - 1) - index.abs()).abs()
 
 
+def _box(drawn: Choices, y: Tensor, x: Tensor, size_px: int) -> Tensor:
+    """(B, H, W, 1) bool: inside the cutout box."""
+    in_y = (y >= drawn.y0[:, None]) & (y < (drawn.y0 + size_px)[:, None])
+    in_x = (x >= drawn.x0[:, None]) & (x < (drawn.x0 + size_px)[:, None])
+    return (in_y[:, :, None] & in_x[:, None, :])[..., None]
+
+
 def augment(
     store: Tensor,
     ids: Tensor,
@@ -112,8 +119,6 @@ def augment(
     if outside is not None and per_pixel:
         values = values.masked_fill_(outside, 0.0)
     if spec.cutout_px:
-        in_y = (y >= drawn.y0[:, None]) & (y < (drawn.y0 + spec.cutout_px)[:, None])
-        in_x = (x >= drawn.x0[:, None]) & (x < (drawn.x0 + spec.cutout_px)[:, None])
-        values = values.masked_fill_((in_y[:, :, None] & in_x[:, None, :])[..., None], 0.0)
+        values = values.masked_fill_(_box(drawn, y, x, spec.cutout_px), 0.0)
     batch = values.to(dtype).permute(0, 3, 1, 2)
     return batch if out is None else out.copy_(batch)
