@@ -2,9 +2,9 @@
 
     python -m bench.bench_step --json bench/results/step-cpu.json
 
-timm's script is not part of its package; its step is put together here from timm's own parts
-(create_optimizer_v2, AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad,
-loss.item(). ``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
+timm's script is not part of its package; its step is put together here from timm's own parts (create_optimizer_v2,
+AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad, loss.item().
+``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
 --amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices.
 
 The gate comes first: in fp32, both must make the same update.

@@ -63,7 +63,8 @@ def step(data: dict[str, Any]) -> str:
         ratios = [f"{row['ratio_to_defaults']:.2f}x", f"{row['ratio_to_flags']:.2f}x"]
         lines.append([size, *shown, *ratios, str(times[0]["n"])])
     head = ["network", "timm defaults, ms", "timm, equal flags, ms", "imnet, ms", "to defaults", "to equal flags", "n"]
-    where = f"{data['hardware']['cpu']}, {data['threads']} threads, torch {data['versions']['torch']}, timm {data['timm']}"
+    torch = data["versions"]["torch"]
+    where = f"{data['hardware']['cpu']}, {data['threads']} threads, torch {torch}, timm {data['timm']}"
     text = (
         f"CPU time per core, interleaved, best of n; {where}. Defaults: fp32, NCHW, eager. Equal flags: channels-last, "
         "bf16 autocast, eager. timm's own parts in the order of its training script."

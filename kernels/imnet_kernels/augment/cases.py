@@ -27,7 +27,7 @@ CASES = (
     _case("two_channels_mean_image", (3, 9, 6, 2), 4, pad_px=3, pad_mode="reflect", hflip="random", per_pixel=True),
     _case("one_pixel", (3, 1, 1, 3), 2, hflip="random"),
     _case("shard", (6, 12, 12, 3), 3, pad_px=4, hflip="random", offset=(1 << 40) + 5),
-    _case("empty_batch", (3, 8, 8, 3), 0, **_CIFAR | {"cutout_px": 4}),
+    _case("empty_batch", (3, 8, 8, 3), 0, **_CIFAR | {"cutout_px": 4}),  # pyright: ignore[reportArgumentType]
 )
 
 

@@ -49,7 +49,7 @@ def sgd_ema_(
     scalars = [None if v is None else _scalar(v, device) for v in (lr, grad_scale, skip)]
     run = reference.sgd_ema_ if tier.choose("sgd_ema", device.type) == "reference" else op.sgd_ema_op
     with torch.no_grad():
-        run(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)
+        run(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)  # pyright: ignore[reportCallIssue]
 
 
 def _scalar(value: Scalar, device: torch.device) -> Tensor:

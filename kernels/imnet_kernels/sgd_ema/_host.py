@@ -35,7 +35,7 @@ def sgd_ema_(
     ours = [[t for t, ok in zip(items, fitting, strict=True) if ok] if items else [] for items in lists]
     if not all(fitting):
         rest = [[t for t, ok in zip(items, fitting, strict=True) if not ok] if items else [] for items in lists]
-        reference.sgd_ema_(*rest, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+        reference.sgd_ema_(*rest, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)  # pyright: ignore[reportCallIssue]
     if not ours[0] or (skip is not None and float(skip) != 0.0):
         return
     hostlib.module().sgd_ema(

@@ -46,7 +46,7 @@ def combine_bn(
     """See reference.combine_bn."""
     vectors = [v.contiguous() for v in (scale1, shift1, scale2, shift2)]
     if x1.dtype == torch.float64:
-        return reference.combine_bn(x1, x2, residual, *vectors, alpha)
+        return reference.combine_bn(x1, x2, residual, *vectors, alpha)  # pyright: ignore[reportCallIssue]
     x1, x2, residual = _dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     cudalib.ops().shake_bn(x1, x2, residual, *vectors, alpha.contiguous(), out)

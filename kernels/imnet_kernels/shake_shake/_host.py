@@ -73,7 +73,7 @@ def combine_bn_backward(
     sums = torch.zeros((4, x1.shape[1]), dtype=torch.float32)
     _shake_bn(True, (x1, x2, grad, d1, d2), beta, (scale1, None, scale2, None), sums)
     # Copies: an op's outputs must not share memory.
-    return d1, d2, *(row.clone() for row in sums)
+    return d1, d2, *(row.clone() for row in sums)  # pyright: ignore[reportReturnType]
 
 
 def _shake_bn(

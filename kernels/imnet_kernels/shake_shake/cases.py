@@ -41,9 +41,9 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     count = 1 if o.get("level") == "batch" else batch
     alpha, beta = (torch.rand(count, generator=generator).to(device) for _ in range(2))
     if not o.get("bn"):
-        return Call(run=lambda: shake_shake(*tensors, alpha, beta), leaves=tuple(tensors))
+        return Call(run=lambda: shake_shake(*tensors, alpha, beta), leaves=tuple(tensors))  # pyright: ignore[reportCallIssue]
     vectors = [(torch.rand(channels, generator=generator) + 0.5).to(device).requires_grad_() for _ in range(4)]
-    return Call(run=lambda: shake_shake_bn(*tensors, *vectors, alpha, beta), leaves=(*tensors, *vectors))
+    return Call(run=lambda: shake_shake_bn(*tensors, *vectors, alpha, beta), leaves=(*tensors, *vectors))  # pyright: ignore[reportCallIssue]
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:

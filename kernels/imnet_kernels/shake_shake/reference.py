@@ -76,7 +76,7 @@ class Combine(torch.autograd.Function):
         return combine(x1, x2, residual, alpha)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (beta,) = ctx.saved_tensors
         return *combine_backward(grad, beta), grad, None, None
 
@@ -90,6 +90,6 @@ class CombineBN(torch.autograd.Function):
         return combine_bn(x1, x2, residual, scale1, shift1, scale2, shift2, alpha)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         dx1, dx2, *sums = combine_bn_backward(grad, *ctx.saved_tensors)
         return dx1, dx2, grad, *sums, None, None
