@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -87,11 +90,19 @@ def _cpu_has_bf16() -> bool:
     return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16"))
 
 
-def set_threads(options: RunOptions) -> int:
-    """Threads of this process: --threads, else the cores it may use divided by --procs."""
+@contextlib.contextmanager
+def threads(options: RunOptions) -> Iterator[int]:
+    """The threads of this process for a block: --threads, else the cores it may use divided by --procs.
+
+    Denormals are flushed meanwhile: they cost up to 100x on a CPU and carry nothing that training needs. Both are as
+    they were afterwards, since the caller may be somebody's notebook.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    threads = options.threads or max(1, cores // (options.procs or 1))
-    torch.set_num_threads(threads)
-    # Denormals cost up to 100x on a CPU and carry nothing that training needs.
+    before, flushed = torch.get_num_threads(), sys.float_info.min / 2 == 0
+    torch.set_num_threads(options.threads or max(1, cores // (options.procs or 1)))
     torch.set_flush_denormal(True)
-    return threads
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(flushed)

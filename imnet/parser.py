@@ -44,7 +44,7 @@ HELP = {
     "allow_change": "resume although recipe, precision or data differ",
     "micro_batch_images": "most images a rank holds at once; more are accumulated over several passes",
     "optim_backend": "apex: NVIDIA's FusedSGD, where it is installed",
-    "eval_every_epochs": "default: about ten evaluations a run, and the last epoch",
+    "eval_every_epochs": "default: about ten a run, a tenth of its time at most, and the last epoch",
     "checkpoint_every_steps": "also save within an epoch",
     "log_every_steps": "default: about 20 lines an epoch",
     "on_nonfinite": "stop, or skip:N to leave up to N bad steps out",

@@ -67,7 +67,6 @@ class Run:
 
     def _evaluate(self, data_dir: str | None, device_name: str, flip: bool) -> tuple[Evaluation, Any]:
         options = self._options(data_dir, device_name)
-        device.set_threads(options)
         place = device.resolve(options)
         dataset = load_data(self.recipe, options)
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
@@ -76,7 +75,8 @@ class Run:
         mean = mean_image(dataset.train) if augment.mean == "image" else None
         data = Resident(dataset.test, augment, seed=0, device=place.device, dtype=place.dtype, mean=mean)
         net = self.model().to(place.device).to(memory_format=torch.channels_last)
-        return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
+        with device.threads(options):
+            return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
 
     def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
         raw = yaml.safe_load((self.path / "config.yaml").read_text())

@@ -36,7 +36,7 @@ class RunOptions:
     """Most images a rank holds at once; more are accumulated over several passes."""
     optim_backend: Literal["auto", "torch", "apex"] = "auto"
     eval_every_epochs: int | None = None
-    """Default: about ten evaluations a run, and always the last epoch."""
+    """Default: about ten evaluations a run, at most a tenth of its time, and always the last epoch."""
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
     log_every_steps: int | None = None

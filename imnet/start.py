@@ -67,10 +67,9 @@ def _rank_entry(recipe: Recipe, options: RunOptions) -> int:
 
 
 def _run_rank(recipe: Recipe, options: RunOptions) -> None:
-    threads = device.set_threads(options)
     place = device.resolve(options, launch.current_world().local_rank)
     choose_kernels(options.kernels)
-    with Signals() as signals, launch.connected(place.device) as world:
+    with Signals() as signals, device.threads(options) as threads, launch.connected(place.device) as world:
         console = Console(enabled=world.is_main)
         try:
             Trainer(recipe, options, place, world, console, signals, threads).run()

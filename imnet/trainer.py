@@ -228,7 +228,7 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
         last = epoch == self.recipe.epochs
-        every = self.options.eval_every_epochs or max(1, round(self.recipe.epochs / 10))
+        every = self.options.eval_every_epochs or self._default_eval_every()
         stop = self._check_last_step()
         if last or epoch % every == 0:
             self._evaluate_now()
@@ -237,6 +237,11 @@ class Trainer:
         if stop and not last:
             self._raise_preempted()
         self._interval = (time.perf_counter(), self.step)
+
+    def _default_eval_every(self) -> int:
+        """About ten evaluations a run, and at most a tenth of its time: an image costs a third of a training image."""
+        by_time = math.ceil(len(self.test_data) / (0.3 * len(self.train_data)))
+        return max(1, round(self.recipe.epochs / 10), by_time)
 
     def _evaluate_now(self, log: bool = True) -> None:
         net = self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net

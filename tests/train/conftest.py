@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from imnet import recipes
 from imnet.recipe import SGD, Augment, Cosine, Data, Recipe
@@ -61,14 +60,6 @@ def spawn():
 @pytest.fixture
 def tiny():
     return TINY
-
-
-@pytest.fixture(autouse=True)
-def keep_threads():
-    """A run sets torch's threads and denormal mode for its process; tests get theirs back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -236,3 +236,10 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     with pytest.raises(DataError, match="not finite"):
         train(hot, options(tmp_path, on_nonfinite="skip:2"))
     assert capsys.readouterr().out.count("skipped    step") == 3
+
+
+def test_a_run_leaves_threads_and_denormals_as_they_were(tmp_path):
+    threads = torch.get_num_threads()
+    train(dataclasses.replace(TINY, epochs=1), options(tmp_path, threads=threads + 1))
+    assert torch.get_num_threads() == threads
+    assert torch.tensor(1e-310, dtype=torch.float64) * 1.0 > 0
