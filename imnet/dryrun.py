@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from imnet import device, models, runfolder
 from imnet.data.order import Order
 from imnet.errors import DataError, ImnetError
+from imnet.from_recipe import load_data
 from imnet.models.count import flops, num_params
 from imnet.recipe import AdamW, Recipe
 from imnet.run_options import RunOptions
-from imnet.trainer import load_data
 
 _BARS = "▁▂▃▄▅▆▇█"
 

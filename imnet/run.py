@@ -16,6 +16,7 @@ from imnet.announce import write_evaluation
 from imnet.data.resident import Resident, mean_image
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate
+from imnet.from_recipe import build_network, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
@@ -24,7 +25,6 @@ from imnet.recipes import by_name, suggest
 from imnet.run_options import RunOptions
 from imnet.runfolder import read_run
 from imnet.start import train
-from imnet.trainer import build_network, load_data
 
 
 class Run:

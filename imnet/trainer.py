@@ -5,18 +5,20 @@ Those three are the only places where the host waits for the device.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import torch
 
-from imnet import announce, checkpoint, data, device, models, report, resume, runfolder
+from imnet import announce, checkpoint, device, report, resume, runfolder
 from imnet import options as options_module
 from imnet.console import Console
 from imnet.data.order import Order, micro_batches, shard
 from imnet.data.resident import Resident, mean_image
 from imnet.errors import DataError, Preempted, UsageError
 from imnet.evaluate import Evaluation, evaluate
+from imnet.from_recipe import build_network, load_data
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.recipe import Recipe
@@ -275,29 +277,3 @@ class Trainer:
         report.render(self.folder.path)
         self.console.say("")
         self.console.say(report.summary(self.folder.path))
-
-
-def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
-    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others."""
-    d = recipe.data
-    if world is not None and not world.is_main:
-        world.barrier()
-    loaded = data.load(
-        d.name,
-        options.data_dir,
-        image_px=d.image_px,
-        split=d.split,
-        num_classes=d.num_classes,
-        channels=d.channels,
-        train_images=d.train_images,
-        test_images=d.test_images,
-    )
-    if world is not None and world.is_main:
-        world.barrier()
-    return loaded
-
-
-def build_network(recipe: Recipe) -> torch.nn.Module:
-    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
-    torch.manual_seed(recipe.seed)
-    return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)

@@ -1,0 +1,36 @@
+"""What a recipe names, made: its data set and its network."""
+
+from __future__ import annotations
+
+import torch
+
+from imnet import data, models
+from imnet.launch import World
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+
+
+def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
+    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others."""
+    d = recipe.data
+    if world is not None and not world.is_main:
+        world.barrier()
+    loaded = data.load(
+        d.name,
+        options.data_dir,
+        image_px=d.image_px,
+        split=d.split,
+        num_classes=d.num_classes,
+        channels=d.channels,
+        train_images=d.train_images,
+        test_images=d.test_images,
+    )
+    if world is not None and world.is_main:
+        world.barrier()
+    return loaded
+
+
+def build_network(recipe: Recipe) -> torch.nn.Module:
+    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
+    torch.manual_seed(recipe.seed)
+    return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
