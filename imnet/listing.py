@@ -26,7 +26,7 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
 def _recipes() -> str:
     head = ("recipe", "model", "data", "px", "batch", "epochs", "published")
     rows = [
-        (r.name, r.model, r.data.name, str(r.data.image_px), str(r.data.batch_images), str(r.epochs), _published(r))
+        (r.name, r.model, r.data.name, str(r.input_px), str(r.data.batch_images), str(r.epochs), _published(r))
         for r in RECIPES.values()
     ]
     return _columns([head, *rows])

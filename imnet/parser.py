@@ -56,6 +56,14 @@ HELP = {
     "model_options": "keyword arguments of the network",
     "seed": "decides initial weights, order and augmentation",
     "augment.hflip": "alternating: each image mirrored every second epoch",
+    "augment.resize_px": "the resident images are resized to this before the crop (bilinear)",
+    "augment.crop_px": "random crop in training, centre crop in evaluation",
+    "augment.color_jitter": "brightness, contrast, saturation, hue",
+    "augment.trivial_augment": "TrivialAugmentWide, bilinear",
+    "augment.spectral_r": "2, 4, 6: the network sees one spectral band (sub4, sub16, sub36)",
+    "augment.spectral_band": "which band (--band)",
+    "head_outputs": "outputs of the network, where they are more than the classes",
+    "augment.mean": "of x/255: a value, one a channel, or image: the training set's mean image",
     "dry_run": "check everything, print parameters, FLOPs, memory and schedule, train nothing",
     "doctor": "print versions, devices and kernel tiers, and what would improve each",
     "show_config": "print the resolved configuration and exit",
@@ -128,6 +136,10 @@ def help_text() -> str:
     """The whole help, with the values of quickstart; shown with dashes, as everyone types them."""
     text = build_parser(by_name("quickstart")).format_help()
     dashed = re.sub(r"--[a-z][a-z_]*(?![\w.])", lambda m: m[0].replace("_", "-"), text)
-    for long, short in {"data.name NAME": "data", "data.batch_images N": "batch-size"}.items():
+    for long, short in {
+        "data.name NAME": "data",
+        "data.batch_images N": "batch-size",
+        "augment.spectral_band N": "band",
+    }.items():
         dashed = re.sub(rf"--{long} *\n? *", f"--{short}, --{long}\n{' ' * 24}", dashed)
     return dashed.replace("--show-config ", "--print-config")
