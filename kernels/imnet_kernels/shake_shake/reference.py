@@ -17,25 +17,32 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``to``, left out where it would change nothing: traced inside an autograd.Function by torch 2.11, a ``to`` that
+    returns its own input makes every gradient zero.
+    """
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def per_image(coefficient: Tensor, like: Tensor) -> Tensor:
     """(B,) or (1,) -> (B or 1, 1, 1, 1) in the compute dtype."""
-    return coefficient.to(compute_dtype(like)).view(-1, 1, 1, 1)
+    return cast(coefficient, compute_dtype(like)).view(-1, 1, 1, 1)
 
 
 def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """x1, x2, residual (B, C, H, W); alpha (B,) or (1,) fp32 -> (B, C, H, W) like x1."""
     dtype, a = compute_dtype(x1), per_image(alpha, x1)
-    return (residual.to(dtype) + a * x1.to(dtype) + (1 - a) * x2.to(dtype)).to(x1.dtype)
+    return cast(cast(residual, dtype) + a * cast(x1, dtype) + (1 - a) * cast(x2, dtype), x1.dtype)
 
 
 def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """grad (B, C, H, W) -> (beta grad, (1 - beta) grad)."""
-    b, g = per_image(beta, grad), grad.to(compute_dtype(grad))
-    return (b * g).to(grad.dtype), ((1 - b) * g).to(grad.dtype)
+    b, g = per_image(beta, grad), cast(grad, compute_dtype(grad))
+    return cast(b * g, grad.dtype), cast((1 - b) * g, grad.dtype)
 
 
 def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.to(compute_dtype(like)).view(1, -1, 1, 1)
+    return cast(vector, compute_dtype(like)).view(1, -1, 1, 1)
 
 
 def combine_bn(
@@ -50,9 +57,9 @@ def combine_bn(
 ) -> Tensor:
     """As combine, with scale_i and shift_i (C,) fp32 applied to x_i first."""
     dtype, a = compute_dtype(x1), per_image(alpha, x1)
-    b1 = x1.to(dtype) * _per_channel(scale1, x1) + _per_channel(shift1, x1)
-    b2 = x2.to(dtype) * _per_channel(scale2, x2) + _per_channel(shift2, x2)
-    return (residual.to(dtype) + a * b1 + (1 - a) * b2).to(x1.dtype)
+    b1 = cast(x1, dtype) * _per_channel(scale1, x1) + _per_channel(shift1, x1)
+    b2 = cast(x2, dtype) * _per_channel(scale2, x2) + _per_channel(shift2, x2)
+    return cast(cast(residual, dtype) + a * b1 + (1 - a) * b2, x1.dtype)
 
 
 def combine_bn_backward(
@@ -60,10 +67,10 @@ def combine_bn_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """-> (dx1, dx2, dscale1, dshift1, dscale2, dshift2); the sums run over B, H, W in the compute dtype."""
     dtype, b = compute_dtype(x1), per_image(beta, x1)
-    g1, g2 = b * grad.to(dtype), (1 - b) * grad.to(dtype)
-    dx1, dx2 = (g1 * _per_channel(scale1, x1)).to(x1.dtype), (g2 * _per_channel(scale2, x2)).to(x2.dtype)
+    g1, g2 = b * cast(grad, dtype), (1 - b) * cast(grad, dtype)
+    dx1, dx2 = cast(g1 * _per_channel(scale1, x1), x1.dtype), cast(g2 * _per_channel(scale2, x2), x2.dtype)
     over = (0, 2, 3)
-    dscale1, dscale2 = (g1 * x1.to(dtype)).sum(over), (g2 * x2.to(dtype)).sum(over)
+    dscale1, dscale2 = (g1 * cast(x1, dtype)).sum(over), (g2 * cast(x2, dtype)).sum(over)
     return dx1, dx2, dscale1, g1.sum(over), dscale2, g2.sum(over)
 
 
