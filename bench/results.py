@@ -1,4 +1,4 @@
-"""bench/results/*.json -> bench/RESULTS.md. No figure in RESULTS.md is typed by hand.
+"""bench/results/*.json -> bench/RESULTS.md. No table in RESULTS.md is typed by hand.
 
 python -m bench.results
 """
@@ -100,7 +100,10 @@ def kind(data: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parts = ["# Results", "Written by `python -m bench.results` from bench/results/*.json; no number is typed by hand."]
+    parts = [
+        "# Results",
+        "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are bench/NEGATIVES.md.",
+    ]
     found = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
     for name, section in SECTIONS.items():
         parts += [section(data) for data in found if kind(data) == name]
