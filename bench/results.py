@@ -102,7 +102,8 @@ def kind(data: dict[str, Any]) -> str:
 def main() -> None:
     parts = [
         "# Results",
-        "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are bench/NEGATIVES.md.",
+        "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are "
+        "bench/NEGATIVES.md.",
     ]
     found = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
     for name, section in SECTIONS.items():
