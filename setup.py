@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -60,4 +60,6 @@ def _extensions() -> tuple[list, dict]:
 extensions, commands = _extensions()
 if os.environ.get("IMNET_BUILD_CUDA") == "1":
     build.build_cuda()
-setup(ext_modules=extensions, cmdclass={"build_py": BuildPy, **commands})
+# Here and not in pyproject.toml: the folder bench is imported as imnet_bench once installed.
+packages = [*find_packages(".", include=["imnet", "imnet.*"]), *find_packages("kernels"), "imnet_bench"]
+setup(packages=packages, ext_modules=extensions, cmdclass={"build_py": BuildPy, **commands})

@@ -17,6 +17,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Augment",
+    "Comm",
     "Constant",
     "Cosine",
     "Data",
@@ -181,6 +182,28 @@ class Published:
     note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comm:
+    """How several ranks average their gradients; one rank ignores it.
+
+    Buffers stay each rank's own in training (rank 0's are evaluated and saved) unless ``broadcast_buffers``.
+    """
+
+    bucket_mb: float = 25.0
+    """MiB of gradients an all-reduce takes at once: smaller starts earlier, larger wastes less latency."""
+    static_graph: bool = False
+    """Every step uses the same parameters in the same order: hooks are simplified, checkpointing allowed."""
+    gradient_as_bucket_view: bool = True
+    """Gradients are views into the buckets: one copy less."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What goes over the wire; bf16 halves it and rounds the sum."""
+    broadcast_buffers: bool = False
+    """Send rank 0's running statistics to all ranks before every forward."""
+
+    def __post_init__(self) -> None:
+        check(self.bucket_mb > 0, f"comm.bucket_mb = {self.bucket_mb}", "a positive number", "set --comm.bucket_mb")
+
+
 Optim = SGD | AdamW
 Schedule = Constant | Step | MultiStep | Cosine | OneCycle
 
@@ -205,6 +228,7 @@ class Recipe:
     """Evaluate an exponential moving average of the weights; None = the weights themselves."""
     grad_clip: float | None = None
     """Largest 2-norm of the whole gradient."""
+    comm: Comm = field(default_factory=Comm)
     seed: int = 0
     source: str = ""
     published: Published | None = None

@@ -7,7 +7,6 @@ The learning rate is a pure function of the step; randomness inside networks (dr
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -18,12 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from imnet import optim as optimisers
 from imnet.device import Place
 from imnet.launch import World
+from imnet.parallel import parallel
 from imnet.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
-# torch 2.15 renamed it.
-_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
 
 class TrainStep:
@@ -36,7 +33,7 @@ class TrainStep:
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.ema: optimisers.Ema | None = None
-        self.parallel = _parallel(net, place, world)
+        self.parallel = parallel(net, recipe.comm, place, world)
         self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
         self.params = [p for p in net.parameters() if p.requires_grad]
         self.graph = CapturedStep(self) if graphs else None
@@ -165,16 +162,6 @@ class CapturedStep:
             static_labels.copy_(labels)
         self.graph.replay()
         return self.total.clone(), self.bad.clone()
-
-
-def _parallel(net: nn.Module, place: Place, world: World) -> nn.Module:
-    if world.size == 1:
-        return net
-    ids = [place.device.index] if place.device.type == "cuda" else None
-    # Buffers stay each rank's own in training (rank 0's are evaluated and saved): broadcasting them every step buys
-    # nothing. Gradients are views into the buckets: one copy less.
-    options: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True, _BUFFERS: False}
-    return DistributedDataParallel(net, **options)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
