@@ -1,39 +1,86 @@
-"""Interleaved timing: A B A B ..., so that whatever else the machine does falls on both alike."""
+"""The timing of this folder: A B A B ..., so that whatever else the machine does falls on both alike.
+
+On a CPU a figure is processor time divided by threads ("CPU time per core"), which another process cannot stretch by
+taking the core; on a GPU it is wall time between two synchronisations. ``wall=True`` asks for wall time on a CPU too.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+WARM_UP_ROUNDS = 2
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call over ``n`` rounds: CPU time divided by threads where everything ran on the CPU, else wall time."""
+    """Seconds a call over ``n`` rounds: the least, the median, and the distance between the quartiles."""
 
     best_s: float
     median_s: float
     iqr_s: float
     n: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Timing:
+        """Of samples in seconds; the quartiles of a single one are itself."""
+        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        return cls(min(values), statistics.median(values), quartiles[2] - quartiles[0], len(values))
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, inner: int = 1) -> dict[str, Timing]:
-    """Time every call once a round (``inner`` calls each) after two uncounted rounds."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(rounds + 2):
+    def as_dict(self) -> dict[str, float]:
+        return dataclasses.asdict(self)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 12,
+    inner: int = 1,
+    *,
+    slice_s: float | None = None,
+    children: bool = False,
+    wall: bool = False,
+) -> dict[str, Timing]:
+    """Time every call once a round, after two uncounted rounds.
+
+    ``inner`` calls make one sample, or as many as fill about ``slice_s`` seconds. ``children`` adds the processor time
+    of processes that have ended, for peers with workers.
+    """
+    found = samples(calls, rounds, inner, slice_s=slice_s, children=children, wall=wall)
+    return {name: Timing.of(values) for name, values in found.items()}
+
+
+def samples(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    inner: int = 1,
+    *,
+    slice_s: float | None = None,
+    children: bool = False,
+    wall: bool = False,
+) -> dict[str, list[float]]:
+    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time."""
+    counts = dict.fromkeys(calls, inner)
+    for name, call in calls.items():
+        seconds = [_sample(call, 1, children, wall) for _ in range(WARM_UP_ROUNDS)][-1]
+        if slice_s is not None:
+            counts[name] = max(1, round(slice_s / max(seconds, 1e-7)))
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
         for name, call in calls.items():
-            seconds = _once(call, inner)
-            if i >= 2:
-                samples[name].append(seconds)
-    return {name: _timing(values) for name, values in samples.items()}
+            found[name].append(_sample(call, counts[name], children, wall))
+    return found
 
 
-def _once(call: Callable[[], object], inner: int) -> float:
+def _sample(call: Callable[[], object], inner: int, children: bool, wall: bool) -> float:
+    """Seconds a call of ``inner`` calls in a row."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -41,15 +88,19 @@ def _once(call: Callable[[], object], inner: int) -> float:
             call()
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / inner
-    start = time.process_time()
+    clock = time.perf_counter if wall else lambda: cpu_seconds(children)
+    start = clock()
     for _ in range(inner):
         call()
-    return (time.process_time() - start) / inner / torch.get_num_threads()
+    return (clock() - start) / inner / (1 if wall else torch.get_num_threads())
 
 
-def _timing(values: list[float]) -> Timing:
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return Timing(min(values), statistics.median(values), quartiles[2] - quartiles[0], len(values))
+def cpu_seconds(children: bool = False) -> float:
+    """Processor seconds of this process, all its threads; with ``children`` also of its children that have ended."""
+    if not children:
+        return time.process_time()
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usages)
 
 
 def machine() -> dict[str, Any]:
