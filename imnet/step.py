@@ -100,12 +100,14 @@ class TrainStep:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.net.train()
-        for images, labels in batches:
-            loss = self._loss(images, torch.zeros_like(labels))
-            (loss / num_images).backward()
+        for i, (images, labels) in enumerate(batches):
+            # As in a step: ranks may hold different numbers of micro-batches, and must all-reduce equally often.
+            with contextlib.nullcontext() if i == len(batches) - 1 else self._no_sync():
+                (self._loss(images, torch.zeros_like(labels)) / num_images).backward()
         self.optimizer.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
         if self.graph is not None:
+            # No loss is alive here: its autograd nodes belong to this stream and would end the capture.
             self.graph.capture(batches, num_images)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -143,7 +145,8 @@ class CapturedStep:
                 self.step.compute(self.static, num_images)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads may page-lock memory for the next batches meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.total, self.bad = self.step.compute(self.static, num_images)
         self._restore(before)
 
