@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imnet import data
 from imnet.errors import UsageError
-from imnet.models.catalog import CATALOG
+from imnet.models.catalog import CATALOG, Entry
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES, suggest
 
@@ -41,10 +41,20 @@ def _published(recipe: Recipe) -> str:
 
 
 def _models() -> str:
-    head = ("model", "parameters", "source")
-    rows = [(name, f"{entry.num_params:,}", entry.source) for name, entry in CATALOG.items()]
-    more = "any wrnD_K, torchvision:NAME and timm:NAME build too"
-    return _columns([head, *rows]) + f"\n{more}"
+    head = ("model", "parameters", "GFLOP", "classes", "input", "source")
+    rows = [(name, *_size(entry), entry.source) for name, entry in CATALOG.items()]
+    notes = (
+        "GFLOP: one image's forward pass, 2 FLOPs per multiply-add; a training step costs about three times as much",
+        "any wrnD_K, torchvision:NAME and timm:NAME build too",
+    )
+    return "\n".join([_columns([head, *rows]), *notes])
+
+
+def _size(entry: Entry) -> tuple[str, str, str, str]:
+    """Parameters, GFLOP, classes and the input (channels x pixels x pixels) that the two counts are for."""
+    px = entry.image_px
+    shape = f"{entry.in_channels}x{px}x{px}"
+    return f"{entry.num_params:,}", f"{entry.forward_flops / 1e9:.2f}", str(entry.num_classes), shape
 
 
 def _data() -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from imnet import listing
 from imnet.errors import UsageError
 from imnet.models import build, model, names, option_names
 from imnet.models.catalog import CATALOG
@@ -15,6 +16,19 @@ def test_listing_names_does_not_import_torch():
     code = "import imnet.models as m, sys; print(len(m.names())); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= len(CATALOG)
+
+
+def test_list_models_prints_parameters_flops_input_and_source_of_every_network():
+    head, *lines = listing.table("models").splitlines()
+    assert head.split() == ["model", "parameters", "GFLOP", "classes", "input", "source"]
+    rows = {line.split()[0]: line.split(maxsplit=5)[1:] for line in lines[: len(CATALOG)]}
+    assert rows["wrn36_5"] == ["37,633,464", "14.11", "1000", "3x64x64", CATALOG["wrn36_5"].source]
+    assert rows["densenet_bc100_12"][:4] == ["768,730", "0.44", "10", "1x28x28"]
+    assert rows.keys() == CATALOG.keys()
+    for name, entry in CATALOG.items():
+        counts = [f"{entry.num_params:,}", f"{entry.forward_flops / 1e9:.2f}"]
+        assert [*rows[name][:2], rows[name][4]] == [*counts, entry.source]
+    assert "2 FLOPs per multiply-add" in lines[len(CATALOG)]
 
 
 def test_every_catalogued_name_is_a_registered_function_of_its_file():
