@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn
+from typing import Any
 
 
 class Console:
@@ -14,21 +12,24 @@ class Console:
 
     def __init__(self, enabled: bool = True, interval_s: float = 10.0):
         self.enabled, self.interval_s = enabled, interval_s
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
-        self._tty = enabled and self._rich.is_terminal
-        self._bar: Progress | None = None
+        self._rich: Any = _rich_console() if enabled and sys.stdout.isatty() else None
+        self._bar: Any = None
         self._last_s = 0.0
 
     def say(self, text: str) -> None:
         """One line, above the bar where there is one."""
-        if self.enabled:
+        if self._rich is not None:
             self._rich.print(text, markup=False)
-            sys.stdout.flush()
+        elif self.enabled:
+            print(text)
+        sys.stdout.flush()
 
     def start(self, total_steps: int, done_steps: int) -> None:
         """Show the bar; on no terminal, lines will come every ``interval_s``."""
         self._last_s = time.monotonic()
-        if self._tty:
+        if self._rich is not None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*columns, console=self._rich, transient=True)
             self._bar.start()
@@ -49,6 +50,13 @@ class Console:
         elif self.enabled and time.monotonic() - self._last_s >= self.interval_s:
             self._last_s = time.monotonic()
             self.say(f"step {step}  {text}")
+
+
+def _rich_console() -> Any:
+    """rich's, made only for a terminal: a training in a log file needs no such package."""
+    from rich.console import Console as RichConsole
+
+    return RichConsole(highlight=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -20,9 +20,11 @@ from jsonargparse import ArgumentParser, Namespace
 from imnet.errors import UsageError
 from imnet.parser import ASK, FIXED, build_parser
 from imnet.recipe import Recipe
-from imnet.recipe_json import KINDS, from_dict, to_dict
+from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.recipes import by_model, by_name, suggest
 from imnet.run_options import RunOptions
+
+__all__ = ["Request", "config_dict", "dump_config", "parse"]
 
 # jsonargparse keeps --print_config for itself.
 ALIASES = {
@@ -222,13 +224,3 @@ def _one_line(text: str) -> str:
         name, _, rest = text.removeprefix('Parser key "').partition('"')
         text = f"--{name}{rest}"
     return text if len(text) <= 240 else text[:237] + "..."
-
-
-def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
-    """What config.yaml holds: every value, under the names that the command line uses."""
-    return {"recipe": recipe.name} | to_dict(recipe) | to_dict(options)
-
-
-def dump_config(recipe: Recipe, options: RunOptions) -> str:
-    """config.yaml as text."""
-    return yaml.safe_dump(config_dict(recipe, options), sort_keys=False, allow_unicode=True, stream=None)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Union
 
 from imnet.recipe import SGD, AdamW, Constant, Cosine, MultiStep, OneCycle, Recipe, Step
+from imnet.run_options import RunOptions
 
 KINDS: dict[str, dict[str, type]] = {
     "optim": {c.kind: c for c in (SGD, AdamW)},
@@ -80,3 +81,15 @@ def config_hash(recipe: Recipe, precision: str) -> str:
         body.pop(provenance)
     text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+    """What config.yaml holds: every value, under the names that the command line uses."""
+    return {"recipe": recipe.name} | to_dict(recipe) | to_dict(options)
+
+
+def dump_config(recipe: Recipe, options: RunOptions) -> str:
+    """config.yaml as text. Here and not with the parser: training from Python needs no jsonargparse."""
+    import yaml
+
+    return yaml.safe_dump(config_dict(recipe, options), sort_keys=False, allow_unicode=True, stream=None)
