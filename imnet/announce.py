@@ -28,8 +28,8 @@ def print_header(t: Trainer, found: checkpoint.Checkpoint | None) -> None:
     parameters = sum(p.numel() for p in t.step_fn.params)
     say(f"recipe     {r.name}: {r.model}, {parameters:,} parameters, {r.epochs} epochs")
     train, test = len(t.train_data), len(t.test_data)
-    gib = (t.train_data.num_bytes + t.test_data.num_bytes) / 2**30
-    say(f"data       {r.data.name}: {train:,} train, {test:,} test, resident on {place.device} ({gib:.2f} GiB)")
+    say(f"data       {r.data.name}: {train:,} train, {test:,} test images")
+    say(f"pipeline   {t.train_data.kind} ({t.pipeline_reason}): {t.train_data.where}")
     where = f"{t.world.size} x {place.device.type}" if t.world.size > 1 else str(place.device)
     say(f"device     {where}, {place.precision} ({place.reason}), {t.threads} threads a process")
     shares = f"{t.world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
@@ -59,6 +59,7 @@ def run_values(t: Trainer, status: str) -> dict[str, Any]:
             "test_images": len(t.test_data),
             "class_names": list(t.dataset.class_names),
         },
+        "pipeline": {"kind": t.train_data.kind, "reason": t.pipeline_reason},
         "parameters": sum(p.numel() for p in t.step_fn.params),
         "seconds": round(t.seconds, 3),
         "skipped_steps": t.skipped_steps,

@@ -78,6 +78,12 @@ class Augment:
         allowed = f"1 or {bands} positive numbers" if bands else "one positive number without spectral_r"
         check(ok, f"augment.spectral_std of {len(self.spectral_std)} values", allowed, "give one a band")
 
+    def mean_per_channel(self, channels: int) -> tuple[float, ...]:
+        """``mean`` of each of ``channels``; ValueError for the mean image, which is computed from the data."""
+        if isinstance(self.mean, str):
+            raise ValueError("got augment.mean = image; allowed: numbers; compute the mean image of the training set")
+        return self.mean * channels if len(self.mean) == 1 else self.mean
+
     @property
     def transforms(self) -> bool:
         """Whether anything is done to a training image beyond pad-crop, flip, normalise and cutout."""

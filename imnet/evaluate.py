@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imnet.data.order import shard
-from imnet.data.resident import Resident
+from imnet.data.pipeline import Pipeline
 from imnet.device import Place
 from imnet.launch import World
 
@@ -35,7 +35,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     net: nn.Module,
-    data: Resident,
+    data: Pipeline,
     place: Place,
     world: World,
     num_classes: int,
@@ -55,27 +55,25 @@ def evaluate(
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
     losses = torch.zeros(len(mine), device=device)
     predicted = torch.zeros(len(mine), dtype=torch.int64, device=device)
-    for start in range(0, len(mine), batch_images):
-        ids = mine[start : start + batch_images]
-        images, labels = data.batch(ids, 0, train=False)
+    pieces = mine.split(batch_images)
+    for start, (images, labels) in zip(range(0, len(mine), batch_images), data.stream(pieces, 0, False), strict=True):
+        count = len(labels)
         scores = _log_probabilities(net, images, place, flip)
         loss = F.nll_loss(scores, labels, reduction="none")
         best = scores.topk(min(5, scores.shape[1])).indices
         hit = best == labels[:, None]
-        batch = torch.stack(
-            [loss.double().sum(), hit[:, 0].sum().double(), hit.sum().double(), sums.new_tensor(len(ids))]
-        )
+        batch = torch.stack([loss.double().sum(), hit[:, 0].sum().double(), hit.sum().double(), sums.new_tensor(count)])
         sums += batch
         top = best[:, 0]
         inside = top < num_classes
         confusion += torch.bincount((labels * num_classes + top)[inside], minlength=num_classes * num_classes)
-        losses[start : start + len(ids)], predicted[start : start + len(ids)] = loss, top
+        losses[start : start + count], predicted[start : start + count] = loss, top
     world.all_reduce(sums)
     world.all_reduce(confusion)
-    loss, top1, top5, count = sums.tolist()
+    loss, top1, top5, total = sums.tolist()
     table = confusion.view(num_classes, num_classes).tolist()
     worst = _worst(losses, predicted, mine, data.labels, world)
-    return Evaluation(int(count), top1 / count, top5 / count, loss / count, table, worst)
+    return Evaluation(int(total), top1 / total, top5 / total, loss / total, table, worst)
 
 
 def _log_probabilities(net: nn.Module, images: Tensor, place: Place, flip: bool) -> Tensor:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 from imnet import data, models
+from imnet.data import pipelines
+from imnet.data.batches import mean_image
+from imnet.data.order import Order
+from imnet.data.pipeline import Pipeline, Setting
+from imnet.device import Place
 from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
@@ -28,6 +33,26 @@ def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -
     if world is not None and world.is_main:
         world.barrier()
     return loaded
+
+
+def build_pipelines(
+    recipe: Recipe, options: RunOptions, dataset: data.DataSet, place: Place, world: World, order: Order | None
+) -> tuple[Pipeline, Pipeline, str]:
+    """The training and the test pipeline, and why they are of that kind."""
+    kind, reason = pipelines.choose(options.pipeline, (dataset.train, dataset.test), place.device)
+    setting = Setting(
+        augment=recipe.augment,
+        seed=recipe.seed,
+        device=place.device,
+        dtype=place.dtype,
+        mean=mean_image(dataset.train) if recipe.augment.mean == "image" else None,
+        order=order,
+        rank=world.rank,
+        num_ranks=world.size,
+        workers=options.workers or torch.get_num_threads(),
+    )
+    train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
+    return train, test, reason
 
 
 def build_network(recipe: Recipe) -> torch.nn.Module:

@@ -40,6 +40,8 @@ HELP = {
     "max_restarts": "how often a lost rank makes all ranks go on from the newest checkpoint",
     "compile": "torch.compile (default: on a GPU)",
     "cuda_graphs": "capture the whole step in one CUDA graph (one GPU)",
+    "pipeline": "resident: the set in the device's memory; host: the CPU prepares batches; dali; torch: the reference",
+    "workers": "threads that prepare batches (default: the threads of this process)",
     "kernels": "kernel tier: auto, reference, host, triton or cuda; or family=tier,...",
     "allow_change": "resume although recipe, precision or data differ",
     "micro_batch_images": "most images a rank holds at once; more are accumulated over several passes",

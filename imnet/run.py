@@ -13,10 +13,9 @@ from torch import nn
 
 from imnet import checkpoint, device
 from imnet.announce import write_evaluation
-from imnet.data.resident import Resident, mean_image
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_network, load_data
+from imnet.from_recipe import build_network, build_pipelines, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
@@ -71,9 +70,7 @@ class Run:
         dataset = load_data(self.recipe, options)
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
             raise DataError("the data differ from those of the run", file=data_dir, hint="check --data-dir")
-        augment = self.recipe.augment
-        mean = mean_image(dataset.train) if augment.mean == "image" else None
-        data = Resident(dataset.test, augment, seed=0, device=place.device, dtype=place.dtype, mean=mean)
+        _, data, _ = build_pipelines(self.recipe, options, dataset, place, World(), None)
         net = self.model().to(place.device).to(memory_format=torch.channels_last)
         with device.threads(options):
             return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset

@@ -26,6 +26,10 @@ class RunOptions:
     """torch.compile; default: on a GPU yes, on a CPU what the recipe's network gains from (no)."""
     cuda_graphs: bool = False
     """Capture the whole step in one CUDA graph (one GPU, static shapes)."""
+    pipeline: Literal["auto", "resident", "host", "dali", "torch"] = "auto"
+    """auto: resident where the set fits the device, else host."""
+    workers: int | None = None
+    """Threads that prepare batches (not of resident); default: the threads of this process."""
     kernels: str = "auto"
     """Kernel tier: auto | reference | host | triton | cuda."""
     resume: Literal["auto", "never"] = "auto"
@@ -47,7 +51,8 @@ class RunOptions:
     """CPU threads a process; default: the cores, divided by --procs."""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "procs", "micro_batch_images", "eval_every_epochs", "checkpoint_every_epochs"):
+        counts = ("gpus", "procs", "micro_batch_images", "eval_every_epochs", "checkpoint_every_epochs", "workers")
+        for name in counts:
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} = {value}", "1 or more", f"leave --{name} out for the default")
         clash = self.procs is not None and (self.gpus is not None or self.device == "cuda")

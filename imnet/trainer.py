@@ -1,10 +1,11 @@
-"""The loop: ids -> resident batch -> step -> flags; log, evaluate and checkpoint once in a while.
+"""The loop: pipeline -> step -> flags; log, evaluate and checkpoint once in a while.
 
 Those three are the only places where the host waits for the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -12,16 +13,15 @@ from pathlib import Path
 import torch
 
 from imnet import announce, checkpoint, device, report, resume, runfolder
-from imnet import options as options_module
 from imnet.console import Console
-from imnet.data.order import Order, micro_batches, shard
-from imnet.data.resident import Resident, mean_image
+from imnet.data.order import Order, micro_batches
 from imnet.errors import DataError, Preempted, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_network, load_data
+from imnet.from_recipe import build_network, build_pipelines, load_data
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.recipe import Recipe
+from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 from imnet.watch import Flags, Signals, first_bad_layer
@@ -55,6 +55,8 @@ class Trainer:
             what = f"got batch_images = {recipe.data.batch_images} for {len(self.dataset.train)} training images"
             raise UsageError(what, hint="make --batch-size smaller, or set --data.drop_last false")
         self.step_fn = self._build_step()
+        found = build_pipelines(recipe, options, self.dataset, place, world, self.order)
+        self.train_data, self.test_data, self.pipeline_reason = found
         self.flags = Flags(world, place.device, signals)
         self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
         self.loss_sum = torch.zeros((), device=place.device)
@@ -79,10 +81,6 @@ class Trainer:
             averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
             averaged.load_state_dict(net.state_dict())
             step.add_ema(averaged, recipe.ema_decay)
-        mean = mean_image(self.dataset.train) if recipe.augment.mean == "image" else None
-        common = {"seed": recipe.seed, "device": place.device, "dtype": place.dtype, "mean": mean}
-        self.train_data = Resident(self.dataset.train, recipe.augment, **common)
-        self.test_data = Resident(self.dataset.test, recipe.augment, **common)
         return step
 
     @property
@@ -107,24 +105,24 @@ class Trainer:
 
     def _begin(self, found: checkpoint.Checkpoint | None) -> None:
         if self.folder is not None:
-            text = options_module.dump_config(self.recipe, self.options)
+            text = dump_config(self.recipe, self.options)
             self.folder.write_config(text)
             self.folder.write_run(announce.run_values(self, "running"))
             announce.print_header(self, found)
         images = min(self.recipe.data.batch_images, len(self.train_data))
         start = time.perf_counter()
-        self.step_fn.warm_up(self._batches(torch.arange(images), 0), images)
+        with contextlib.closing(self.train_data.epoch(0)) as batches:
+            self.step_fn.warm_up(self._pieces(next(batches)), images)
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
         self.console.say(
             f"warm-up    {time.perf_counter() - start:.1f} s (compilation and allocation, not in images/s)"
         )
 
-    def _batches(self, ids: torch.Tensor, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's micro-batches of a global batch."""
-        mine = shard(ids, self.world.rank, self.world.size)
-        pieces = micro_batches(mine, self.options.micro_batch_images)
-        return [self.train_data.batch(piece, epoch, train=True) for piece in pieces]
+    def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's batch in micro-batches."""
+        most = self.options.micro_batch_images
+        return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
 
     def _fit(self) -> None:
         per_epoch = self.order.steps_per_epoch
@@ -136,27 +134,27 @@ class Trainer:
             self._evaluate_now(log=False)  # killed between the last checkpoint and the end
         while self.step < self.num_steps:
             epoch, offset = divmod(self.step, per_epoch)
-            ids = self.order.epoch(epoch)
-            for i in range(offset, per_epoch):
-                stop = self._one_step(self.order.batch(ids, i), epoch)
-                if self.step % log_every == 0:
-                    self._write_train_line()
-                if i < per_epoch - 1:
-                    self._within_epoch(stop)
+            with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
+                for i, batch in enumerate(batches, offset):
+                    stop = self._one_step(batch, self.order.size(i))
+                    if self.step % log_every == 0:
+                        self._write_train_line()
+                    if i < per_epoch - 1:
+                        self._within_epoch(stop)
             self._end_epoch(epoch + 1)
         self.console.stop()
 
-    def _one_step(self, ids: torch.Tensor, epoch: int) -> bool:
-        """One optimiser step; whether all ranks have agreed to stop."""
+    def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
+        """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
         lr = self.recipe.lr_at(self.step, self.order.steps_per_epoch)
-        batches = self._batches(ids, epoch)
+        batches = self._pieces(batch)
         backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
-        loss, bad = self.step_fn(batches, len(ids), self.step, lr)
+        loss, bad = self.step_fn(batches, num_images, self.step, lr)
         if backup is not None:
             self._skip_if_bad(bad, backup)
             loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
         self.loss_sum += loss
-        self.loss_images += len(ids)
+        self.loss_images += num_images
         self.step += 1
         bad_step, stop = self.flags.push(self.step - 1, bad)
         if bad_step is not None:
@@ -198,8 +196,8 @@ class Trainer:
 
     def _nonfinite(self, step: int) -> DataError:
         epoch, offset = divmod(step, self.order.steps_per_epoch)
-        batch = self.order.batch(self.order.epoch(epoch), offset)
-        images, labels = self._batches(batch, epoch)[0]
+        with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
+            images, labels = self._pieces(next(batches))[0]
         where = first_bad_layer(self.step_fn.net, images, labels, self.place.autocast)
         what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
         return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")

@@ -32,6 +32,10 @@ class Order:
         start = step_in_epoch * self.batch_images
         return ids[start : start + self.batch_images]
 
+    def size(self, step_in_epoch: int) -> int:
+        """Images of that global batch."""
+        return min(self.batch_images, self.num_images - step_in_epoch * self.batch_images)
+
 
 def shard(ids: Tensor, rank: int, num_ranks: int) -> Tensor:
     """The contiguous part of ``ids`` that a rank reads; sizes differ by one at most, no id twice or lost."""
@@ -40,7 +44,7 @@ def shard(ids: Tensor, rank: int, num_ranks: int) -> Tensor:
 
 
 def micro_batches(ids: Tensor, max_images: int | None) -> list[Tensor]:
-    """``ids`` in equal pieces of at most ``max_images`` (sizes differ by one at most)."""
+    """Anything per image in equal pieces of at most ``max_images`` (sizes differ by one at most), without a copy."""
     if not max_images or len(ids) <= max_images:
         return [ids]
     return list(torch.tensor_split(ids, -(-len(ids) // max_images)))

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from imnet.data import color, transforms, trivial_augment
 from imnet.data.base import Split
 from imnet.data.draws import Key
+from imnet.data.pipeline import Setting
 from imnet.data.resident import Resident
 from imnet.recipe import Augment, replace
 
@@ -177,7 +178,7 @@ BAND = replace(EVERYTHING, cutout_px=0, spectral_r=4, spectral_band=5, spectral_
 def resident(augment, count=40, seed=7):
     images = pictures(count).permute(0, 2, 3, 1).contiguous().numpy()
     split = Split(images, np.arange(count, dtype=np.int64) % 5)
-    return Resident(split, augment, seed=seed, device=torch.device("cpu"), dtype=torch.float32, mean=None)
+    return Resident(split, Setting(augment=augment, seed=seed, device=torch.device("cpu"), dtype=torch.float32))
 
 
 @pytest.mark.parametrize("augment", [EVERYTHING, BAND], ids=["everything", "band"])
@@ -244,8 +245,8 @@ def test_a_gpu_makes_the_same_images(augment):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     split = Split(pictures(40).permute(0, 2, 3, 1).contiguous().numpy(), np.zeros(40, dtype=np.int64))
-    options = {"seed": 7, "dtype": torch.float32, "mean": None}
-    host, gpu = (Resident(split, augment, device=torch.device(kind), **options) for kind in ("cpu", "cuda"))
+    options = {"augment": augment, "seed": 7, "dtype": torch.float32}
+    host, gpu = (Resident(split, Setting(device=torch.device(kind), **options)) for kind in ("cpu", "cuda"))
     for train in (True, False):
         want, got = (data.batch(torch.arange(40), 3, train)[0].cpu() for data in (host, gpu))
         assert ((want - got).abs() > 0.02).float().mean() < 0.02

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from imnet.data.base import Split
+from imnet.data.batches import mean_image
 from imnet.data.order import Order, micro_batches, shard
-from imnet.data.resident import Resident, mean_image
+from imnet.data.pipeline import Setting
+from imnet.data.resident import Resident
 from imnet.device import Place
 from imnet.evaluate import evaluate
 from imnet.launch import World
@@ -63,7 +65,7 @@ def test_evaluation_is_a_plain_count(outputs):
     pixels = np.repeat(rng.integers(0, 256, 53, dtype=np.uint8), 16).reshape(53, 4, 4, 1)
     labels = rng.integers(0, 7, 53)
     split = Split(pixels, labels.astype(np.int64))
-    data = Resident(split, Augment(), seed=0, device=CPU32.device, dtype=torch.float32, mean=None)
+    data = Resident(split, Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32))
     net = Fixed(outputs)
     found = evaluate(net, data, CPU32, World(), 7, 10)
     logits = net.table[torch.from_numpy(pixels[:, 0, 0, 0].astype(np.int64))]
@@ -84,7 +86,7 @@ def test_evaluation_is_a_plain_count(outputs):
 
 def test_flip_averages_probabilities():
     split = Split(np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3, 1) * 9, np.array([0, 1, 2, 0]))
-    data = Resident(split, Augment(), seed=0, device=CPU32.device, dtype=torch.float32, mean=None)
+    data = Resident(split, Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32))
     torch.manual_seed(1)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
     found = evaluate(net, data, CPU32, World(), 3, 4, flip=True)
@@ -99,7 +101,8 @@ def test_the_mean_image_is_the_mean_image():
     expected = torch.from_numpy(split.images).double().mean(0).div(255).float()
     torch.testing.assert_close(mean_image(split, 7), expected)
     augment = Augment(mean="image")
-    data = Resident(split, augment, seed=0, device=CPU32.device, dtype=torch.float32, mean=mean_image(split))
+    mean = mean_image(split)
+    data = Resident(split, Setting(augment=augment, seed=0, device=CPU32.device, dtype=torch.float32, mean=mean))
     x, _ = data.batch(torch.arange(50), 0, train=False)
     assert x.mean(0).abs().max() < 1e-5
 

@@ -1,0 +1,45 @@
+"""Which pipeline a run takes, decided once and said aloud."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from imnet.data.base import Split
+from imnet.data.pipeline import Pipeline, Setting
+from imnet.data.resident import Resident, too_large
+from imnet.errors import DeviceError, UsageError
+
+KINDS = ("resident", "host", "dali", "torch")
+
+
+def choose(kind: str, splits: Sequence[Split], device: torch.device) -> tuple[str, str]:
+    """(pipeline, why) for the splits of a run together; ``kind`` is one of KINDS, or auto."""
+    if kind == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+        raise DeviceError("got --pipeline dali, but NVIDIA DALI is not installed", hint="pip install 'imnet[dali]'")
+    if kind != "auto":
+        return kind, "asked for"
+    num_bytes = sum(split.images.nbytes for split in splits)
+    problem = too_large(num_bytes, device)
+    return ("host", problem) if problem else ("resident", f"{num_bytes / 2**30:.2f} GiB fit {device}")
+
+
+def build(kind: str, split: Split, setting: Setting) -> Pipeline:
+    """The pipeline of that kind; importing it only now spares the others' dependencies."""
+    if kind == "resident":
+        return Resident(split, setting)
+    if kind == "host":
+        from imnet.data.host import Host
+
+        return Host(split, setting)
+    if kind == "torch":
+        from imnet.data.plain import Plain
+
+        return Plain(split, setting)
+    if kind == "dali":
+        from imnet.data.dali import Dali
+
+        return Dali(split, setting)
+    raise UsageError(f"got --pipeline {kind}; allowed: auto, {', '.join(KINDS)}")
