@@ -174,9 +174,29 @@ def pickle_odd_columns(folder):
     return batch(folder, dumped(data=np.zeros((12, 191), np.uint8)))
 
 
-@case(r"global _codecs\.encode is not allowed", shown=BATCH)
-def pickle_protocol_2_of_python_3(folder):
-    return batch(folder, dumped(protocol=2))
+@case(r"text is encoded as 'zlib_codec'; allowed latin1", shown=BATCH)
+def pickle_other_codec(folder):
+    return batch(folder, dumped(protocol=2).replace(b"X\x06\0\0\0latin1", b"X\x0a\0\0\0zlib_codec"))
+
+
+@case(r"pickle refused: 'latin-1' codec can't encode", shown=BATCH)
+def pickle_text_beyond_a_byte(folder):
+    """The pixels of protocol 2 are text; here one of 70,000 characters means no byte."""
+    data = np.full((365, 192), 7, np.uint8)
+    raw = dumped(protocol=2, data=data, labels=[1] * 365)
+    return batch(folder, raw.replace(b"\7" * 20_000, b"\xc4\x80" * 10_000, 1))
+
+
+@case(r"pickle refused: 'utf-8' codec can't decode", shown=BATCH)
+def pickle_text_is_not_utf8(folder):
+    data = np.full((365, 192), 7, np.uint8)
+    raw = dumped(protocol=2, data=data, labels=[1] * 365)
+    return batch(folder, raw.replace(b"\7" * 20_000, b"\xff" * 20_000, 1))
+
+
+@case(r"opcode (UNICODE|DICT|PUT) is not allowed", shown=BATCH)
+def pickle_protocol_0(folder):
+    return batch(folder, dumped(protocol=0))
 
 
 @case(r"opcode BINPERSID is not allowed", shown=BATCH)

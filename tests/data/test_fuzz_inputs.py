@@ -90,7 +90,7 @@ def test_store(tmp_path):
 
 def test_pickle_opcodes(tmp_path):
     path = tmp_path / "batch"
-    raws = [making.batch_bytes(3, 8, protocol=protocol) for protocol in (3, 4, 5)]
+    raws = [making.batch_bytes(3, 8, protocol=protocol) for protocol in (1, 2, 3, 4, 5)]
     raws += [pickle.dumps({"data": 1, "labels": [1, [2, (3, {"a": None, "b": (True, b"x")})]]}, protocol=4)]
 
     def attempt(raw):

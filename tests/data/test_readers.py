@@ -69,7 +69,7 @@ def test_tiny_imagenet(tmp_path, form, workers):
     assert data.class_names == ("n01440764 tench", "n01530575 brambling", "n01601694")
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_imagenet64_pickles_of_every_binary_protocol(tmp_path, protocol):
     making.imagenet64_folder(tmp_path / "in", 32, lambda n, s, seed: making.batch_bytes(n, s, seed, protocol))
     store = packed(tmp_path / "in", tmp_path / "out", AS_IS)

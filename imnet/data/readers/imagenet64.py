@@ -6,6 +6,7 @@ PatrykChrabaszcz/Imagenet32_Scripts.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from imnet.data.files import io_errors
 from imnet.data.readers.archive import list_zip
 from imnet.data.readers.base import Block, Blocks, Found, stat_key
 from imnet.data.readers.npz import npz_rows, npz_vector
-from imnet.data.readers.pickles import RefusedError, run_child
+from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.errors import DataError
 
 NUM_CLASSES = 1000
@@ -157,18 +159,22 @@ class _PickleBatch:
     def blocks(self, side: int) -> Iterator[Block]:
         labels = zero_based(self._labels, self.shape[0], self._file, self._member)
         count, columns = self.shape
-        for start in range(0, count, _BLOCK_ROWS):
-            rows = self._rows(start * columns, min(_BLOCK_ROWS, count - start) * columns)
-            yield interleaved(rows.reshape(-1, columns), side), labels[start : start + _BLOCK_ROWS]
+        with self._pixels() as pixels:
+            for start in range(0, count, _BLOCK_ROWS):
+                size = min(_BLOCK_ROWS, count - start) * columns
+                raw = pixels.read(size)
+                if len(raw) < size:
+                    raise DataError("file became shorter while it was read", file=self._file, offset=self._member)
+                rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
+                yield interleaved(rows, side), labels[start : start + _BLOCK_ROWS]
 
-    def _rows(self, start: int, size: int) -> np.ndarray:
+    def _pixels(self) -> BinaryIO | Latin1:
         """Pixels by reading, not mapping: a mapped batch would count as 1.6 GB of memory."""
         if "hex" in self._data:
-            return np.frombuffer(bytes.fromhex(self._data["hex"]), dtype=np.uint8)[start : start + size]
-        rows = np.fromfile(self._path, np.uint8, size, offset=self._data["offset"] + start)
-        if len(rows) < size:
-            raise DataError("file became shorter while it was read", file=self._file, offset=self._member)
-        return rows
+            return io.BytesIO(bytes.fromhex(self._data["hex"]))
+        file = open(self._path, "rb")  # noqa: SIM115  (the caller closes it)
+        file.seek(self._data["offset"])
+        return Latin1(file) if self._data["text"] else file
 
 
 def _vector(place: dict) -> np.ndarray:

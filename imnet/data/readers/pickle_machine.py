@@ -12,15 +12,21 @@ from typing import Any
 _MAX_OPCODES = 500_000
 _MARK = object()
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy")
-GLOBALS = frozenset((m, n) for m in _NUMPY for n in ("_reconstruct", "ndarray", "dtype", "_frombuffer"))
+_CODEC = ("_codecs", "encode")
+GLOBALS = frozenset([*((m, n) for m in _NUMPY for n in ("_reconstruct", "ndarray", "dtype", "_frombuffer")), _CODEC])
 _DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1}
 
 
 class Span(bytes):
-    """A byte string that was left in the file: ``offset`` and ``length`` say where."""
+    """A byte string that was left in the file: ``offset`` and ``length`` say where.
+
+    ``latin1``: it is the UTF-8 form of that many characters U+0000 .. U+00FF, each of which means one byte: so Python 3
+    writes bytes in protocols 1 and 2. None where it is the bytes themselves.
+    """
 
     offset: int
     length: int
+    latin1: int | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -44,11 +50,13 @@ class Array:
         count = 1
         for size in self.shape:
             count *= size
-        if self.dtype not in _DTYPES or self.fortran or count * _DTYPES[self.dtype] != len(self.data):
-            raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {len(self.data)} bytes")
+        data = self.data
+        got = len(data) if not isinstance(data, Span) or data.latin1 is None else data.latin1
+        if self.dtype not in _DTYPES or self.fortran or count * _DTYPES[self.dtype] != got:
+            raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {got} bytes")
         out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
-        if isinstance(self.data, Span):
-            return {**out, "offset": self.data.offset, "bytes": self.data.length}
+        if isinstance(data, Span):
+            return {**out, "offset": data.offset, "bytes": data.length, "text": data.latin1 is not None}
         return {**out, "hex": self.data.hex()}
 
 
@@ -143,7 +151,7 @@ class Machine:
 
 _PUSH = frozenset(
     (
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("INT", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING", "SHORT_BINSTRING"),
     )
 )
@@ -172,6 +180,11 @@ def _pairs(into: dict, values: list[Any]) -> dict:
 
 def _reduce(callee: _Global, arguments: tuple) -> Any:
     name = callee.name[1]
+    if callee.name == _CODEC:
+        text, codec = arguments
+        if codec not in ("latin1", "latin-1"):
+            raise ValueError(f"text is encoded as {str(codec)[:40]!r}; allowed latin1")
+        return text if isinstance(text, Span) and text.latin1 is not None else _checked(text, str).encode("latin-1")
     if name == "_reconstruct":
         return Array()
     if name == "dtype":

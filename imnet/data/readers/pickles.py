@@ -8,6 +8,7 @@ file is: nothing of ours but the machine is imported in it.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import mmap
@@ -17,7 +18,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 if __name__ == "__main__":  # the child: run by path and isolated, so its sibling is found by hand
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
@@ -30,6 +31,10 @@ _KEEP_BYTES = 1 << 16
 # Address space for the child beyond the mapped file, and its processor time; a batch of 128,123 labels needs a tenth.
 _CHILD_BYTES = 512 << 20
 _CHILD_S = 120
+
+
+_COPIED = ("BYTEARRAY8", "BINUNICODE", "BINUNICODE8")
+_TEXT_BYTES = 1 << 20
 
 
 class RefusedError(ValueError):
@@ -82,8 +87,10 @@ def read_structure(path: Path) -> Any:
             try:
                 for opcode, argument, position in pickletools.genops(view):  # type: ignore[arg-type]
                     at = position or 0
-                    # genops copies byte arrays, which loses a Span: it is the one that was just read.
-                    long = opcode.name == "BYTEARRAY8" and view.last.offset + view.last.length == view.tell()
+                    # genops copies byte arrays and text, which loses a Span: it is the one that was just read.
+                    long = opcode.name in _COPIED and view.last.offset + view.last.length == view.tell()
+                    if long and opcode.name != "BYTEARRAY8":
+                        view.last.latin1 = _characters(mapped, view.last)
                     machine.step(opcode.name, view.last if long else argument)
                 if view.tell() != len(mapped):
                     at = view.tell()
@@ -91,6 +98,44 @@ def read_structure(path: Path) -> Any:
                 return machine.result()
             except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise RefusedError(f"{error}", at) from error
+
+
+def _characters(mapped: mmap.mmap, span: Span) -> int:
+    """How many characters up to U+00FF a long text has; ValueError where it is not UTF-8 or has others."""
+    decoder, count, end = codecs.getincrementaldecoder("utf-8")(), 0, span.offset + span.length
+    for at in range(span.offset, end, _TEXT_BYTES):
+        piece = mapped[at : min(at + _TEXT_BYTES, end)]
+        count += len(decoder.decode(piece, at + _TEXT_BYTES >= end).encode("latin-1"))
+    return count
+
+
+class Latin1:
+    """A binary file whose UTF-8 text is read as the bytes that its characters U+0000 .. U+00FF mean."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes, or fewer where the text ends or is not such text."""
+        parts, rest = [], size
+        while rest:
+            # Each byte more ends at most one character more, so nothing is read too far.
+            piece = self._file.read(rest)
+            try:
+                part = self._decoder.decode(piece).encode("latin-1")
+            except ValueError:
+                break
+            if not piece:
+                break
+            parts.append(part)
+            rest -= len(part)
+        return b"".join(parts)
+
+    def __enter__(self) -> Latin1:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def read_batch(path: Path) -> dict[str, Any]:
