@@ -6,7 +6,7 @@ import re
 import pytest
 
 from imnet.data.tool import main
-from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # noqa: F401  (they fill the table)
 from tests.data.damage_table import CASES
 
 
@@ -23,7 +23,7 @@ def test_damaged_input(name, tmp_path, capsys, monkeypatch):
     (tmp_path / "source").mkdir()
     monkeypatch.chdir(tmp_path)
     path = build(tmp_path / "source")
-    pictures = name.startswith(("zip", "tar", "webdataset", "jpeg", "png", "folder", "tiny"))
+    pictures = name.startswith(("zip", "tar", "parquet", "webdataset", "jpeg", "png", "folder", "tiny"))
     began = cpu_s()
     code = main(["pack", str(path), str(tmp_path / "out"), "--workers", "1", *(["--size", "16"] if pictures else [])])
     spent_s = cpu_s() - began

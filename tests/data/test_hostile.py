@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 
-from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # noqa: F401  (they fill the table)
 from tests.data.damage_table import CASES
 
 CHILD = """
@@ -13,7 +13,7 @@ import json, os, sys, tempfile
 from PIL import Image
 from pathlib import Path
 from imnet.data.tool import main
-from tests.data import damage_archives, damage_arrays, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # they fill the table
 from tests.data.damage_table import CASES
 
 Image.init()  # its plugins define namedtuples by exec

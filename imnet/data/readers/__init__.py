@@ -9,6 +9,7 @@ from imnet.data.readers import imagenet64
 from imnet.data.readers.base import Block, Blocks, Found, stat_key
 from imnet.data.readers.folders import find_folders, find_tiny
 from imnet.data.readers.items import Items
+from imnet.data.readers.parquet import find_parquet
 from imnet.data.readers.tars import find_tars
 from imnet.data.readers.tree import tree
 from imnet.errors import DataError, IOFailure
@@ -17,7 +18,7 @@ __all__ = ["Block", "Blocks", "Found", "Items", "recognise"]
 
 _KNOWN = (
     "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200 (folder or zip), class "
-    "folders (folder or zip), ImageNet tars, one tar per class, WebDataset shards"
+    "folders (folder or zip), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
 )
 
 
@@ -38,6 +39,8 @@ def recognise(path: Path) -> Found:
 def _find(path: Path) -> Found | None:
     if path.is_file() and path.suffix == ".tar":
         return find_tars(path)
+    if path.is_file() and path.suffix == ".parquet":
+        return find_parquet(path)
     if path.is_file() and path.suffix != ".zip" and imagenet64.batch_order(path.name) is None:
         return None
     found = _idx(path) or _cifar(path) or imagenet64.find(path)
@@ -45,6 +48,8 @@ def _find(path: Path) -> Found | None:
         return found
     if path.is_dir() and any(path.glob("*.tar")):
         return find_tars(path)
+    if path.is_dir() and any(any(folder.glob("*.parquet")) for folder in (path, path / "data")):
+        return find_parquet(path)
     source = tree(path)
     return find_tiny(source) or find_folders(source)
 

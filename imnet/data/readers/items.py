@@ -74,6 +74,10 @@ class Items:
         """All labels, int64 (N,)."""
         return np.array(self._label, dtype=np.int64)
 
+    def place(self, i: int) -> tuple[str, int]:
+        """(archive, offset in it) of image i, which lies in one."""
+        return self.files[self._file[i]], self._offset[i]
+
     def where(self, i: int) -> tuple[str, str | None]:
         """(file, member) of image i, for error lines; the member is None for a file of its own."""
         if self._file[i] < 0:
@@ -82,7 +86,7 @@ class Items:
 
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
         """A new table of some rows, in that order, with new labels."""
-        out = Items(self.root)
+        out = type(self)(self.root)
         out.files = list(self.files)
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
             columns = (self._file, self._offset, self._size, self._full, self._method, self._crc)
