@@ -6,10 +6,10 @@ import difflib
 
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
-from imnet.recipes import fashion_mnist, imagenet64, quickstart, spectral, tiny_imagenet
+from imnet.recipes import cifar10, fashion_mnist, imagenet64, quickstart, spectral, tiny_imagenet
 
 RECIPES: dict[str, Recipe] = {}
-for _module in (quickstart, fashion_mnist, imagenet64, tiny_imagenet, spectral):
+for _module in (quickstart, fashion_mnist, cifar10, imagenet64, tiny_imagenet, spectral):
     for _value in vars(_module).values():
         if isinstance(_value, Recipe):
             if _value.name in RECIPES:
