@@ -62,6 +62,7 @@ def run_values(t: Trainer, status: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in t.step_fn.params),
         "seconds": round(t.seconds, 3),
         "skipped_steps": t.skipped_steps,
+        "bad_images": t.bad_images,
     } | runfolder.environment()
 
 
@@ -72,7 +73,7 @@ def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1
     values = vars(result) | {"top1_flip": top1_flip, "class_names": names}
     rows = [row["index"] for row in result.worst]
     captions = [f"{names[w['label']]}, not {_name(names, w['predicted'])}" for w in result.worst]
-    write_atomic(path / "worst.png", report.contact_sheet(dataset.test.images[rows], captions))
+    write_atomic(path / "worst.png", report.contact_sheet(dataset.test.pictures(rows), captions))
     write_json(path / "evaluation.json", values)
 
 

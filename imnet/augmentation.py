@@ -37,6 +37,10 @@ class Augment:
     """The same of test images; None = ``resize_px``."""
     crop_px: int | None = None
     """Side of a random crop (of the middle one in evaluation): what the network then sees."""
+    crop_scale: tuple[float, ...] | None = None
+    """A crop of this share of the image's area (smallest, largest), at aspect ratios 3/4..4/3, is made crop_px square,
+    before everything else (Szegedy 2015). Of pictures kept encoded it is cut from the whole picture; in evaluation
+    their shorter side is made ``resize_eval_px`` and the middle ``crop_px`` is taken."""
     color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     """Brightness, contrast, saturation, hue, in random order; 0.1 means factors 0.9..1.1, or a hue turned by +-0.1."""
     trivial_augment: bool = False
@@ -65,6 +69,11 @@ class Augment:
         jitter = self.color_jitter
         ok = len(jitter) == 4 and min(jitter) >= 0 and jitter[3] <= 0.5
         check(ok, f"augment.color_jitter = {jitter}", "four numbers from 0, the last at most 0.5", "0 means none")
+        scale = self.crop_scale
+        ok = scale is None or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1)
+        check(ok, f"augment.crop_scale = {scale}", "two shares of the area, 0 < least <= most <= 1", "null means none")
+        ok = scale is None or (self.crop_px is not None and self.resize_px is None)
+        check(ok, "augment.crop_scale without crop_px, or with resize_px", "crop_scale and crop_px", "set crop_px only")
         self._check_bands()
 
     def _check_bands(self) -> None:
@@ -87,7 +96,12 @@ class Augment:
     @property
     def transforms(self) -> bool:
         """Whether anything is done to a training image beyond pad-crop, flip, normalise and cutout."""
-        return bool(self.transforms_eval or self.trivial_augment or any(self.color_jitter))
+        return bool(self.transforms_eval or self.recolors)
+
+    @property
+    def recolors(self) -> bool:
+        """Whether training images change their colours or, by TrivialAugmentWide, their geometry."""
+        return bool(self.trivial_augment or any(self.color_jitter))
 
     @property
     def transforms_eval(self) -> bool:
@@ -108,7 +122,8 @@ class Augment:
         for which, side in sides.items():
             ok = self.crop_px is None or self.crop_px <= side
             got, allowed = f"augment.crop_px = {self.crop_px}", f"at most {side}, the side of the {which} images"
-            check(ok, got, allowed, "crop less or resize to more")
+            enlarges = which == "training" and self.crop_scale is not None
+            check(ok or enlarges, got, allowed, "crop less or resize to more")
             seen = self.crop_px or side
             got, allowed = f"{seen} px with augment.spectral_r = {self.spectral_r}", f"multiples of {self.spectral_r}"
             check(seen % (self.spectral_r or 1) == 0, got, allowed, "set --augment.crop_px")
@@ -123,10 +138,9 @@ class Augment:
         if self.mean != "image":
             ok = len(self.mean) in (1, channels)
             check(ok, f"augment.mean of {len(self.mean)} values", f"1 or {channels}", "one value a channel")
-        got = "augment.mean = image with resize, crop_px, color_jitter, trivial_augment or spectral_r"
+        got = "augment.mean = image with resize, crop, color_jitter, trivial_augment or spectral_r"
         check(self.mean != "image" or not self.transforms, got, "numbers", "give one value a channel")
         ok = len(self.std) in (1, channels)
         check(ok, f"augment.std of {len(self.std)} values", f"1 or {channels}", "one a channel")
-        colour = self.trivial_augment or any(self.color_jitter)
         got = f"data.channels = {channels} with augment.trivial_augment or color_jitter"
-        check(channels == 3 or not colour, got, "3", "leave the colours alone")
+        check(channels == 3 or not self.recolors, got, "3", "leave the colours alone")

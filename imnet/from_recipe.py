@@ -50,6 +50,7 @@ def build_pipelines(
         rank=world.rank,
         num_ranks=world.size,
         workers=options.workers or torch.get_num_threads(),
+        on_bad=options.on_bad_image,
     )
     train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
     return train, test, reason

@@ -41,6 +41,7 @@ HELP = {
     "compile": "torch.compile (default: on a GPU)",
     "cuda_graphs": "capture the whole step in one CUDA graph (one GPU)",
     "pipeline": "resident: the set in the device's memory; host: the CPU prepares batches; dali; torch: the reference",
+    "on_bad_image": "stop, or skip: leave up to one picture in 1000 out where they cannot be decoded",
     "workers": "threads that prepare batches (default: the threads of this process)",
     "kernels": "kernel tier: auto, reference, host, triton or cuda; or family=tier,...",
     "allow_change": "resume although recipe, precision or data differ",

@@ -30,6 +30,8 @@ class RunOptions:
     """auto: resident where the set fits the device, else host."""
     workers: int | None = None
     """Threads that prepare batches (not of resident); default: the threads of this process."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """skip: the next picture takes the place of one that cannot be decoded, for at most 0.1 % of the set."""
     kernels: str = "auto"
     """Kernel tier: auto | reference | host | triton | cuda."""
     resume: Literal["auto", "never"] = "auto"

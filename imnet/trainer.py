@@ -59,6 +59,7 @@ class Trainer:
         self.train_data, self.test_data, self.pipeline_reason = found
         self.flags = Flags(world, place.device, signals)
         self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
+        self.bad_images = 0
         self.loss_sum = torch.zeros((), device=place.device)
         self.loss_images = 0
         self.best = {"top1": 0.0, "epoch": 0}
@@ -232,11 +233,24 @@ class Trainer:
         stop = self._check_last_step()
         if last or epoch % every == 0:
             self._evaluate_now()
+        self._count_bad_images()
         if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
             resume.save(self)
         if stop and not last:
             self._raise_preempted()
         self._interval = (time.perf_counter(), self.step)
+
+    def _count_bad_images(self) -> None:
+        """Over all ranks and both splits: pictures that could not be decoded; another took their place."""
+        decoders = [d for d in (self.train_data.decoder, self.test_data.decoder) if d is not None]
+        if not decoders:
+            return
+        count = torch.tensor(float(sum(len(d.bad) for d in decoders)), device=self.place.device)
+        total = int(self.world.all_reduce(count))
+        if total > self.bad_images:
+            first = next((f"; picture {i}: {why}" for d in decoders for i, why in d.bad.items()), "")
+            self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
+        self.bad_images = total
 
     def _default_eval_every(self) -> int:
         """About ten evaluations a run, and at most a tenth of its time: an image costs a third of a training image."""

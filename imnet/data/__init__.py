@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from imnet.data import cifar, fashion_mnist, packed, shapes, synthetic  # noqa: F401  (importing a source registers it)
-from imnet.data.base import DATASETS, DataSet, Request, Split, dataset, did_you_mean, make
+from imnet.data.base import DATASETS, AnySplit, DataSet, EncodedSplit, Request, Split, dataset, did_you_mean, make
 from imnet.errors import UsageError
 
 __all__ = ["DATASETS", "DataSet", "Request", "Split", "dataset", "load", "names"]
@@ -75,13 +77,18 @@ def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> 
     test = _spaced(whole.test, test_images, "test_images")
     if train is whole.train and test is whole.test:
         return whole
+    if isinstance(train, EncodedSplit) or isinstance(test, EncodedSplit):
+        mark = f"{whole.fingerprint} {len(train)} {len(test)}".encode()
+        return DataSet(whole.name, train, test, whole.class_names, hashlib.sha256(mark).hexdigest())
     return make(whole.name, train, test, whole.class_names)
 
 
-def _spaced(split: Split, count: int | None, option: str) -> Split:
+def _spaced(split: AnySplit, count: int | None, option: str) -> AnySplit:
     if count is None or count == len(split):
         return split
     if count > len(split):
         raise UsageError(f"{option} is {count}; allowed 1..{len(split)}")
     rows = np.arange(count, dtype=np.int64) * len(split) // count
+    if isinstance(split, EncodedSplit):
+        return replace(split, read=lambda i: split.read(int(rows[i])), labels=split.labels[rows])
     return Split(np.ascontiguousarray(split.images[rows]), split.labels[rows])

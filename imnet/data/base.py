@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,6 +35,21 @@ class Split:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def num_bytes(self) -> int:
+        """What the images take in memory."""
+        return self.images.nbytes
+
+    def pictures(self, rows: Sequence[int]) -> np.ndarray:
+        """uint8 (n, H, W, C): these images, to look at."""
+        return self.images[list(rows)]
+
     def digest(self) -> str:
         """sha256 (hex) over shape, pixels and labels: the same however the split is stored."""
         state = split_hash(self.images.shape)
@@ -44,12 +60,48 @@ class Split:
 
 
 @dataclass(frozen=True)
+class EncodedSplit:
+    """Pictures of any size, as they were encoded (JPEG, PNG, ...), decoded anew whenever they are needed.
+
+    ``read(i)`` gives the bytes of picture i. Unless a recipe crops them from the whole picture, they are made
+    ``image_px`` square with the BOX filter: the pixels that a store packed at that size would hold.
+    """
+
+    read: Callable[[int], bytes]
+    labels: np.ndarray
+    image_px: int
+    file: Path
+    num_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image once it is decoded."""
+        return self.image_px, self.image_px, 3
+
+    def pictures(self, rows: Sequence[int]) -> np.ndarray:
+        """uint8 (n, H, W, 3): these pictures, to look at; black where one cannot be decoded."""
+        from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
+
+        out = np.zeros((len(rows), *self.image_shape), dtype=np.uint8)
+        for at, i in enumerate(rows):
+            with contextlib.suppress(BadPictureError):
+                out[at] = decode(self.read(i), ResizeRule(self.image_px))
+        return out
+
+
+AnySplit = Split | EncodedSplit
+
+
+@dataclass(frozen=True)
 class DataSet:
     """A named data set. ``fingerprint``: sha256 (hex) over both splits and the class names; other data, another one."""
 
     name: str
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     class_names: tuple[str, ...]
     fingerprint: str
 
@@ -60,8 +112,7 @@ class DataSet:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+        return self.train.image_shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ STREAM_CROP = 16
 STREAM_JITTER = 17
 STREAM_JITTER_ORDER = 18
 STREAM_TRIVIAL = 19
+STREAM_RESIZED_CROP = 32  # and the nine after it, one an attempt
 
 
 @dataclass(frozen=True)

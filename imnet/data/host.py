@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from imnet.data.base import Split
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.batches import Batches, as_tensor
+from imnet.data.encoded import Decoder
 from imnet.data.pipeline import Batch, Pipeline, Setting
 
 T = TypeVar("T")
@@ -24,9 +25,12 @@ class Host(Pipeline):
 
     kind = "host"
 
-    def __init__(self, split: Split, setting: Setting):
+    def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
-        images = as_tensor(split.images)
+        if isinstance(split, EncodedSplit):
+            self.decoder = images = Decoder(split, setting.augment, setting.seed, setting.on_bad)
+        else:
+            images = as_tensor(split.images)
         mean = None if setting.mean is None else setting.mean.cpu()
         self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=mean)
         self.cpu_labels = as_tensor(split.labels)
@@ -40,11 +44,13 @@ class Host(Pipeline):
         pinned = self.setting.device.type == "cuda"
 
         def prepare(ids: Tensor) -> Batch:
-            labels = self.cpu_labels[ids]
-            images = self.batches.batch(ids, epoch, train, pinned=pinned)
+            images, names = self.batches.batch(ids, epoch, train, pinned=pinned)
+            labels = self.cpu_labels[names]
             return images, labels.pin_memory() if pinned else labels
 
-        with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.setting.workers)) as prepared:
+        # The kernel itself has threads; Pillow has none, so each decodes a batch of its own.
+        workers = self.setting.workers if self.decoder else 1
+        with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, workers)) as prepared:
             yield from self.copier.copied(prepared)
 
 

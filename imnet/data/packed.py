@@ -25,7 +25,7 @@ def packed(request: Request) -> DataSet:
     if not is_store(request.data_dir):
         hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
         raise DataError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
-    held = load_store(request.data_dir)
+    held = load_store(request.data_dir, image_px=request.image_px)
     if held.name == "fashion-mnist" and request.split is not None:
         return fashion_mnist(request)
     return _checked(held, request)
@@ -70,7 +70,7 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     places = search_path(request.data_dir, names)
     store = next((place for place in places if is_store(place)), None)
     if store is not None:
-        return _checked(load_named(store, name), request)
+        return _checked(load_named(store, name, request.image_px), request)
     # A folder with the set's name says more than a data folder with several sets in it, so the roots come last.
     roots = search_path(request.data_dir, ())
     source = next((place for place in sorted(places, key=roots.__contains__) if _holds(place)), None)
@@ -78,7 +78,7 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
         looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
         hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
         raise DataError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
-    return _checked(load_named(_pack_once(source, name, size), name), request)
+    return _checked(load_named(_pack_once(source, name, size), name, request.image_px), request)
 
 
 def _holds(place: Path) -> bool:

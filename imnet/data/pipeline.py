@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from imnet.augmentation import Augment
-from imnet.data.base import Split
+from imnet.data.base import AnySplit
 from imnet.data.batches import as_tensor
+from imnet.data.encoded import Decoder
 from imnet.data.order import Order, shard
 
 Batch = tuple[Tensor, Tensor]
@@ -28,7 +29,8 @@ class Setting:
 
     ``mean`` is the mean image (H, W, C) of x/255 where the recipe subtracts one; ``order`` (needed by ``epoch`` only)
     with ``rank`` and ``num_ranks`` says which images this process sees when; ``workers`` is the threads that prepare
-    batches (where the pipeline has any), ``ahead`` how many batches lie ready.
+    batches (where the pipeline has any), ``ahead`` how many batches lie ready, ``on_bad`` (stop | skip) what becomes of
+    pictures that cannot be decoded.
     """
 
     augment: Augment
@@ -41,14 +43,17 @@ class Setting:
     num_ranks: int = 1
     workers: int = 1
     ahead: int = 2
+    on_bad: str = "stop"
 
 
 class Pipeline(ABC):
     """Batches of one split on a device: images (B, C, H, W) channels_last in ``dtype``, labels (B,) int64."""
 
     kind: ClassVar[str]
+    decoder: Decoder | None = None
+    """What decodes pictures kept encoded; it knows which were bad."""
 
-    def __init__(self, split: Split, setting: Setting):
+    def __init__(self, split: AnySplit, setting: Setting):
         self.split, self.setting = split, setting
         self.labels = as_tensor(split.labels).to(setting.device)
 

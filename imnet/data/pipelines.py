@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imnet.data.base import Split
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipeline import Pipeline, Setting
 from imnet.data.resident import Resident, too_large
 from imnet.errors import DeviceError, UsageError
@@ -15,18 +15,20 @@ from imnet.errors import DeviceError, UsageError
 KINDS = ("resident", "host", "dali", "torch")
 
 
-def choose(kind: str, splits: Sequence[Split], device: torch.device) -> tuple[str, str]:
+def choose(kind: str, splits: Sequence[AnySplit], device: torch.device) -> tuple[str, str]:
     """(pipeline, why) for the splits of a run together; ``kind`` is one of KINDS, or auto."""
     if kind == "dali" and importlib.util.find_spec("nvidia.dali") is None:
         raise DeviceError("got --pipeline dali, but NVIDIA DALI is not installed", hint="pip install 'imnet[dali]'")
     if kind != "auto":
         return kind, "asked for"
-    num_bytes = sum(split.images.nbytes for split in splits)
+    if any(isinstance(split, EncodedSplit) for split in splits):
+        return "host", "pictures are kept encoded"
+    num_bytes = sum(split.num_bytes for split in splits)
     problem = too_large(num_bytes, device)
     return ("host", problem) if problem else ("resident", f"{num_bytes / 2**30:.2f} GiB fit {device}")
 
 
-def build(kind: str, split: Split, setting: Setting) -> Pipeline:
+def build(kind: str, split: AnySplit, setting: Setting) -> Pipeline:
     """The pipeline of that kind; importing it only now spares the others' dependencies."""
     if kind == "resident":
         return Resident(split, setting)

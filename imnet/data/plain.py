@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import torch
 from imnet_kernels.augment.reference import Spec, choices
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from imnet.augmentation import Augment
 from imnet.data import transforms
-from imnet.data.base import Split
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.batches import as_tensor
 from imnet.data.color import draw_jitter
 from imnet.data.draws import Key
+from imnet.data.encoded import Decoder
 from imnet.data.host import Copier, ahead
 from imnet.data.pipeline import Batch, Pipeline, Setting
 from imnet.data.trivial_augment import OPERATIONS, draw_trivial
@@ -31,8 +33,10 @@ class Plain(Pipeline):
 
     kind = "torch"
 
-    def __init__(self, split: Split, setting: Setting):
+    def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
+        if isinstance(split, EncodedSplit):
+            self.decoder = Decoder(split, setting.augment, setting.seed, setting.on_bad)
         self.cpu_labels = as_tensor(split.labels)
         self.copier = Copier(setting.device)
 
@@ -42,15 +46,37 @@ class Plain(Pipeline):
 
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
-            return self._batch(ids, epoch, train), self.cpu_labels[ids]
+            images, taken = self._images(ids, epoch, train)
+            return self._batch(images, taken, epoch, train), self.cpu_labels[taken]
 
         with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.setting.workers)) as prepared:
             yield from self.copier.copied(prepared)
 
-    def _batch(self, ids: Tensor, epoch: int, train: bool) -> Tensor:
+    def _images(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[Tensor], Tensor]:
+        """uint8 (C, H, W) each, before any augmentation but a resized crop, and the ids that were taken."""
+        a, split = self.setting.augment, self.split
+        if isinstance(split, EncodedSplit):
+            assert self.decoder is not None
+            found = [self.decoder.picture(i, epoch, train) for i in ids.tolist()]
+            return [tv.pil_to_tensor(Image.fromarray(x)) for x, _ in found], torch.tensor([i for _, i in found])
+        images = [as_tensor(split.images[i]).permute(2, 0, 1) for i in ids.tolist()]
+        if a.crop_scale is None or not train:
+            return images, ids
+        height, width = (torch.full((len(ids),), side) for side in split.image_shape[:2])
+        boxes = transforms.draw_resized_crop(height, width, a.crop_scale, Key(ids, self.setting.seed, epoch)).tolist()
+        assert a.crop_px is not None
+        size = [a.crop_px, a.crop_px]
+        crops = [tv.crop(x, *box).float() for x, box in zip(images, boxes, strict=True)]
+        return [tv.resize(x, size, BILINEAR, antialias=True).round().to(torch.uint8) for x in crops], ids
+
+    def _sized(self, train: bool) -> bool:
+        if self.decoder is not None:
+            return self.decoder.sized(train)
+        return train and self.setting.augment.crop_scale is not None
+
+    def _batch(self, images: list[Tensor], ids: Tensor, epoch: int, train: bool) -> Tensor:
         a, s = self.setting.augment, self.setting
-        draws = Draws(ids, a, self.split.images.shape[1:3], s.seed, epoch) if train else None
-        images = [as_tensor(self.split.images[i]).permute(2, 0, 1) for i in ids.tolist()]
+        draws = Draws(ids, a, images[0].shape[1:], s.seed, epoch, self._sized(True)) if train else None
         if a.spectral_r:
             levels = torch.stack([self._levels(x, draws, i) for i, x in enumerate(images)]).float()
             mean, std = transforms.band_statistics(a, levels.shape[1])
@@ -72,11 +98,12 @@ class Plain(Pipeline):
         if draws is not None:
             image = draws.crop_flip(image, i)
         side = a.resize_px if draws is not None else a.resize_eval_px or a.resize_px
-        if side:
+        sized = self._sized(draws is not None)
+        if side and not sized:
             # In fp32: torchvision's uint8 path has fixed-point weights, the devices have not.
             image = tv.resize(image.float(), [side, side], BILINEAR, antialias=True).round().to(torch.uint8)
         if draws is None:
-            return tv.center_crop(image, [a.crop_px, a.crop_px]) if a.crop_px else image
+            return tv.center_crop(image, [a.crop_px, a.crop_px]) if a.crop_px and not sized else image
         return draws.recolored(draws.cropped(image, i), i)
 
     def _minus_mean_image(self, image: Tensor, draws: Draws | None, i: int) -> Tensor:
@@ -91,18 +118,18 @@ class Plain(Pipeline):
 class Draws:
     """The random choices of a batch, made for all its images at once; each method applies those of image ``i``."""
 
-    def __init__(self, ids: Tensor, augment: Augment, size: tuple[int, ...], seed: int, epoch: int):
+    def __init__(self, ids: Tensor, augment: Augment, size: Sequence[int], seed: int, epoch: int, sized: bool):
         a, key = augment, Key(ids, seed, epoch)
-        self.augment = a
+        self.augment, self.crop_px = a, None if sized else a.crop_px
         pad_flip = {"pad_px": a.crop_pad_px, "pad_mode": a.crop_pad_mode, "hflip": a.hflip, "hflip_p": a.hflip_p}
         first = choices(ids, size[0], size[1], Spec(seed, epoch, **pad_flip))
         self.dy, self.dx, self.flip = first.dy.tolist(), first.dx.tolist(), first.flip.tolist()
         before = (a.resize_px, a.resize_px) if a.resize_px else size
-        side = (a.crop_px, a.crop_px) if a.crop_px else before
+        side = (self.crop_px, self.crop_px) if self.crop_px else before
         box = choices(ids, side[0], side[1], Spec(seed, epoch, cutout_px=a.cutout_px, cutout_inside=a.cutout_inside))
         self.y0, self.x0 = box.y0.tolist(), box.x0.tolist()
-        if a.crop_px:
-            top, left = transforms.draw_crop(before[0], before[1], a.crop_px, key)
+        if self.crop_px:
+            top, left = transforms.draw_crop(before[0], before[1], self.crop_px, key)
             self.top, self.left = top.tolist(), left.tolist()
         if a.trivial_augment:
             codes, strengths = draw_trivial(key)
@@ -120,7 +147,7 @@ class Draws:
         return tv.horizontal_flip(image) if self.flip[i] else image
 
     def cropped(self, image: Tensor, i: int) -> Tensor:
-        side = self.augment.crop_px
+        side = self.crop_px
         return tv.crop(image, self.top[i], self.left[i], side, side) if side else image
 
     def recolored(self, image: Tensor, i: int) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Generator, Iterable
 import torch
 from torch import Tensor
 
-from imnet.data.base import Split
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.batches import Batches, as_tensor
 from imnet.data.pipeline import Batch, Pipeline, Setting
-from imnet.errors import DeviceError
+from imnet.errors import DeviceError, UsageError
 
 # Share of the free device memory that the images may take; the rest is for the step.
 MEMORY_SHARE = 0.6
@@ -21,19 +21,23 @@ class Resident(Pipeline):
 
     kind = "resident"
 
-    def __init__(self, split: Split, setting: Setting):
+    def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
-        problem = too_large(split.images.nbytes, setting.device)
+        if isinstance(split, EncodedSplit):
+            what = "got --pipeline resident for pictures kept encoded; allowed: host, dali, torch"
+            raise UsageError(what, hint="leave --pipeline out, or imnet-data pack with --size PX")
+        problem = too_large(split.num_bytes, setting.device)
         if problem:
             raise DeviceError(problem, hint="use --pipeline host, or fewer images (--data.train_images)")
         images = as_tensor(split.images).to(setting.device)
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
+        self.images = images
         self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=setting.mean)
 
     @property
     def device_bytes(self) -> int:
-        return self.batches.images.numel()
+        return self.images.numel()
 
     @property
     def where(self) -> str:
@@ -41,8 +45,8 @@ class Resident(Pipeline):
 
     def batch(self, ids: Tensor, epoch: int, train: bool) -> Batch:
         """One batch; ``ids`` (B,) int64 on any device."""
-        labels = self.labels[ids.to(self.setting.device, non_blocking=True)]
-        return self.batches.batch(ids, epoch, train), labels
+        images, names = self.batches.batch(ids, epoch, train)
+        return images, self.labels[names]
 
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         for ids in pieces:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import DataSet, Split, combine_digests, split_hash
+from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, combine_digests, split_hash
 from imnet.errors import DataError, IOFailure
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
@@ -76,8 +76,14 @@ class Store:
             raise DataError(f"picture {i} goes beyond the data", file=self.path, offset=PAGE + at, hint=_REBUILD)
         return self._map[PAGE + at + 4 : PAGE + at + 4 + length]
 
-    def split(self) -> Split:
-        return Split(self.images(), self.labels)
+    def split(self, image_px: int | None = None) -> AnySplit:
+        """The split for training; pictures kept encoded are made ``image_px`` square when they are decoded."""
+        if not self.is_encoded:
+            return Split(self.images(), self.labels)
+        if image_px is None:
+            what = "this store holds encoded pictures, not pixels"
+            raise DataError(what, file=self.path, hint="give --data.image_px PX")
+        return EncodedSplit(self.encoded, self.labels, image_px, self.path, self.header["sections"]["data"][1])
 
     def verify(self) -> int:
         """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
@@ -204,7 +210,7 @@ def is_store(folder: Path) -> bool:
     return split_path(folder, "train").is_file()
 
 
-def load_store(folder: Path, name: str | None = None) -> DataSet:
+def load_store(folder: Path, name: str | None = None, image_px: int | None = None) -> DataSet:
     """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory."""
     train = open_store(split_path(folder, "train"))
     if not split_path(folder, "test").is_file():
@@ -214,12 +220,13 @@ def load_store(folder: Path, name: str | None = None) -> DataSet:
     if test.class_names != train.class_names:
         raise DataError("train and test have different class names", file=test.path, hint=_REBUILD)
     fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
-    return DataSet(name or train.header["name"], train.split(), test.split(), train.class_names, fingerprint)
+    splits = (train.split(image_px), test.split(image_px))
+    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint)
 
 
-def load_named(folder: Path, name: str) -> DataSet:
+def load_named(folder: Path, name: str, image_px: int | None = None) -> DataSet:
     """``load_store``, once it is known to hold that set; DataError when it holds another one."""
-    held = load_store(folder)
+    held = load_store(folder, image_px=image_px)
     if held.name != name:
         raise DataError(f"this packed store holds {held.name}, not {name}", file=folder, hint=f"--data packed:{folder}")
     return held

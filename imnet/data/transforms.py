@@ -6,24 +6,30 @@ images would be, so that the oracle of every stage is torchvision's function for
 
 from __future__ import annotations
 
+import math
+
 import torch
 from imnet_kernels import augment as augment_kernel
 from imnet_kernels import spectral
+from imnet_kernels.philox import uniform_below
 from torch import Tensor
 from torch.nn import functional as F
 
 from imnet.augmentation import Augment
 from imnet.data.color import color_jitter
-from imnet.data.draws import STREAM_CROP, Key
+from imnet.data.draws import STREAM_CROP, STREAM_RESIZED_CROP, Key, unit
 from imnet.data.trivial_augment import trivial_augment
 
 
-def transform(images: Tensor, augment: Augment, key: Key, train: bool) -> Tensor:
-    """Everything between the flip and the normalisation: levels (B, C, H, W) -> levels (B, C, h, w)."""
+def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bool = False) -> Tensor:
+    """Everything between the flip and the normalisation: levels (B, C, H, W) -> levels (B, C, h, w).
+
+    ``sized`` images have the side that the network sees already (see ``crop_scale``).
+    """
     side = augment.resize_px if train else augment.resize_eval_px or augment.resize_px
-    if side:
+    if side and not sized:
         images = resize(images, side)
-    if augment.crop_px:
+    if augment.crop_px and not sized:
         images = random_crop(images, augment.crop_px, key) if train else center_crop(images, augment.crop_px)
     if train and augment.trivial_augment:
         images = trivial_augment(images, key)
@@ -65,10 +71,62 @@ def center_crop(images: Tensor, crop_px: int) -> Tensor:
     return images[:, :, top : top + crop_px, left : left + crop_px]
 
 
-def gather(store: Tensor, ids: Tensor, key: Key, pad_flip: dict[str, object]) -> Tensor:
-    """Images ``ids`` of the store, pad-cropped and flipped, as levels; ids (B,) int64 on the store's device."""
-    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": 0.0, "std": 1 / 255}
-    return augment_kernel(store, ids, dtype=torch.float32, **call, **pad_flip)  # type: ignore[arg-type]
+_ATTEMPTS = 10
+_ASPECT = (3 / 4, 4 / 3)
+
+
+def draw_resized_crop(height_px: Tensor, width_px: Tensor, scale: tuple[float, ...], key: Key) -> Tensor:
+    """(B, 4) int64 top, left, height, width of a crop of each image, whose sizes are (B,) int64.
+
+    torchvision's RandomResizedCrop: up to ten draws of area and aspect ratio until the crop fits, else the largest
+    middle crop of an allowed ratio.
+    """
+    area, low, high = (height_px * width_px).double(), math.log(_ASPECT[0]), math.log(_ASPECT[1])
+    ratio = (width_px / height_px).double().clamp(*_ASPECT)
+    width = torch.minimum(width_px.double(), (height_px * ratio).round())
+    height = torch.minimum(height_px.double(), (width_px / ratio).round())
+    box = torch.stack([(height_px - height) // 2, (width_px - width) // 2, height, width], 1).long()
+    for attempt in reversed(range(_ATTEMPTS)):
+        words = key.words(STREAM_RESIZED_CROP + attempt)
+        target = area * (scale[0] + (scale[1] - scale[0]) * unit(words[0]))
+        aspect = torch.exp(low + (high - low) * unit(words[1]))
+        width, height = (target * aspect).sqrt().round().long(), (target / aspect).sqrt().round().long()
+        fits = (width > 0) & (width <= width_px) & (height > 0) & (height <= height_px)
+        top = uniform_below(words[2], (height_px - height + 1).clamp(min=1))
+        left = uniform_below(words[3], (width_px - width + 1).clamp(min=1))
+        box = torch.where(fits[:, None], torch.stack([top, left, height, width], 1), box)
+    return box
+
+
+def resized_crop(images: Tensor, box: Tensor, side_px: int) -> Tensor:
+    """Each image's box (top, left, height, width; (B, 4) on the host), bilinear with antialiasing, as levels.
+
+    images (B, H, W, C) uint8 -> uint8 (B, side, side, C). Two matrix products a batch, since the boxes differ in size.
+    """
+    at = box.to(images.device, non_blocking=True)
+    down = _bilinear(at[:, 0], at[:, 2], images.shape[1], side_px)
+    across = _bilinear(at[:, 1], at[:, 3], images.shape[2], side_px)
+    count, height, width, channels = images.shape
+    x = torch.bmm(down, images.float().view(count, height, width * channels)).view(count, side_px, width, channels)
+    x = torch.einsum("bow,bhwc->bhoc", across, x)
+    return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+def _bilinear(start: Tensor, length: Tensor, size_px: int, side_px: int) -> Tensor:
+    """(B, side, size) fp32 weights of source pixels, the triangle filter of Pillow within [start, start + length)."""
+    scale = (length.double() / side_px)[:, None, None]
+    reach = scale.clamp(min=1.0)
+    center = (torch.arange(side_px, device=start.device, dtype=torch.float64)[None, :, None] + 0.5) * scale
+    inside = torch.arange(size_px, device=start.device)[None, None, :] - start[:, None, None]
+    weights = (1 - ((inside + 0.5 - center) / reach).abs()).clamp(min=0)
+    weights = weights * ((inside >= 0) & (inside < length[:, None, None]))
+    return (weights / weights.sum(2, keepdim=True)).float()
+
+
+def gather(store: Tensor, rows: Tensor, ids: Tensor, key: Key, pad_flip: dict[str, object]) -> Tensor:
+    """Images at ``rows`` of the store, pad-cropped and flipped by their ``ids``, as levels; both on its device."""
+    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": 0.0, "std": 1 / 255, "sample_ids": ids}
+    return augment_kernel(store, rows, dtype=torch.float32, **call, **pad_flip)  # type: ignore[arg-type]
 
 
 def band_statistics(augment: Augment, channels: int) -> tuple[Tensor, Tensor]:

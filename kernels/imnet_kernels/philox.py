@@ -54,7 +54,7 @@ def philox(ids: Tensor, *, seed: int, epoch: int, stream: int) -> tuple[Tensor, 
     return philox4x32(counter, (seed & MASK32, seed >> 32))
 
 
-def uniform_below(word: Tensor, n: int) -> Tensor:
+def uniform_below(word: Tensor, n: int | Tensor) -> Tensor:
     """A 32-bit word -> an integer in 0 .. n - 1 by multiply-high; the bias is below n / 2^32 (2e-8 for n = 65)."""
     return (word * n) >> 32
 

@@ -1,0 +1,99 @@
+"""Pictures kept encoded -> uint8 images of one size: decoded, cropped and resized by Pillow, one by one, in threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imnet.augmentation import Augment
+from imnet.data.base import EncodedSplit
+from imnet.data.draws import Key
+from imnet.data.readers.picture import BadPictureError, ResizeRule, decode, opened
+from imnet.data.transforms import draw_resized_crop
+from imnet.errors import DataError
+
+_BAD_SHARE = 1000
+
+
+class Decoder:
+    """Decodes the pictures of a split as a recipe wants them; counts those that cannot be."""
+
+    def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str = "stop"):
+        """``on_bad``: stop, or skip: the next picture takes the place, for at most one in 1000 of the split."""
+        self.split, self.augment, self.seed, self.on_bad = split, augment, seed, on_bad
+        self.bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def images(self, ids: Tensor, epoch: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (B, side, side, 3) of ``ids`` (B,) int64, and the ids that were taken (others than asked where bad)."""
+        side = self.side_px(train)
+        out, taken = np.empty((len(ids), side, side, 3), dtype=np.uint8), ids.numpy().copy()
+        for at, i in enumerate(ids.tolist()):
+            picture, taken[at] = self.picture(i, epoch, train)
+            out[at] = picture
+        return out, taken
+
+    def side_px(self, train: bool) -> int:
+        """Side of the images: what the network sees where crops come from the whole picture."""
+        a = self.augment
+        if a.crop_scale is not None and (train or a.resize_eval_px):
+            assert a.crop_px is not None
+            return a.crop_px
+        return self.split.image_px
+
+    def sized(self, train: bool) -> bool:
+        """Whether ``resize_px`` and ``crop_px`` are done with."""
+        return self.augment.crop_scale is not None and (train or self.augment.resize_eval_px is not None)
+
+    def picture(self, i: int, epoch: int, train: bool) -> tuple[np.ndarray, int]:
+        """uint8 (side, side, 3) of picture i, and its number: that of the next good one where it is bad."""
+        for number in range(i, i + len(self.split)):
+            number %= len(self.split)
+            try:
+                return self._decoded(number, epoch, train), number
+            except BadPictureError as error:
+                self._note(number, error)
+        raise DataError("no picture can be decoded", file=self.split.file)
+
+    def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
+        data, a = self.split.read(i), self.augment
+        if not self.sized(train):
+            return decode(data, ResizeRule(self.split.image_px))
+        assert a.crop_px is not None
+        if not train:
+            return decode(data, ResizeRule(a.crop_px, "bilinear", shorter_px=a.resize_eval_px))
+        assert a.crop_scale is not None
+        picture = loaded(data)
+        top, left, height, width = self.box(i, epoch, picture.height, picture.width)
+        crop = picture.crop((left, top, left + width, top + height))
+        return np.asarray(crop.resize((a.crop_px, a.crop_px), Image.Resampling.BILINEAR))
+
+    def box(self, i: int, epoch: int, height_px: int, width_px: int) -> list[int]:
+        """Top, left, height and width of the training crop of picture i, whose size that is."""
+        assert self.augment.crop_scale is not None
+        size = (torch.tensor([height_px]), torch.tensor([width_px]))
+        key = Key(torch.tensor([i]), self.seed, epoch)
+        return draw_resized_crop(*size, self.augment.crop_scale, key)[0].tolist()
+
+    def _note(self, i: int, error: BadPictureError) -> None:
+        with self._lock:
+            self.bad[i] = str(error)
+        if self.on_bad == "stop":
+            hint = "--on-bad-image skip leaves up to one picture in 1000 out"
+            raise DataError(f"picture {i}: {error}", file=self.split.file, hint=hint) from error
+        if len(self.bad) * _BAD_SHARE > len(self.split):
+            what = f"{len(self.bad)} of {len(self.split)} pictures cannot be decoded, {i} last: {error}"
+            raise DataError(f"{what}; allowed one in {_BAD_SHARE}", file=self.split.file, hint="pack the set again")
+
+
+def loaded(data: bytes) -> Image.Image:
+    """The whole picture as RGB; BadPictureError where it is none."""
+    picture = opened(data)
+    try:
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+        raise BadPictureError(f"picture is damaged: {error}") from error
