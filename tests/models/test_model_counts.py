@@ -101,6 +101,13 @@ def test_size_in_mib(name, mib):
     assert CATALOG[name].num_params * 4 / 2**20 == pytest.approx(mib, abs=0.005)
 
 
+@pytest.mark.parametrize(("num_classes", "mib"), [(1000, 97.69), (10_450, 171.56)])
+def test_published_sizes_of_resnet50_count_the_running_statistics(num_classes, mib):
+    network = on_meta("resnet50", num_classes, 3)
+    statistics = sum(buffer.numel() for buffer in network.buffers() if buffer.is_floating_point())
+    assert (num_params(network) + statistics) * 4 / 2**20 == pytest.approx(mib, abs=0.0051)
+
+
 def test_flops_of_a_plain_convolution_and_linear_by_hand():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 25, 7))
     assert flops(network, (3, 5, 5)) == 2 * (5 * 5 * 8 * 27) + 2 * (8 * 25 * 7)

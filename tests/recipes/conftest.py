@@ -4,14 +4,17 @@ import gzip
 import io
 import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from imnet.data import tool
+
 # Class folders are few, so that the sets are made in a moment; the recipes keep their head by head_outputs.
-NUM_CLASSES = {"tiny-imagenet": 10, "imagenet": 10}
+NUM_CLASSES = {"tiny-imagenet": 10, "imagenet": 10, "packed": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +110,36 @@ def _fashion_mnist(root):
     return root
 
 
+def _cifar10(root):
+    """The six binary files, a few records each."""
+    generator = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        records = generator.integers(0, 256, (4, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        _write(root / "cifar-10-batches-bin" / name, records.tobytes())
+    return root
+
+
+def _imagenet21k(root):
+    """A store made as the recipe says, of two class tars: the one of 500 pictures is kept, the one of 499 is not."""
+    tars, store = root / "tars", root / "store"
+    tars.mkdir(parents=True)
+    picture = _jpeg(0, 48)
+    for number, count in enumerate((499, 500)):
+        with tarfile.open(tars / f"n{number:08d}.tar", "w") as tar:
+            for i in range(count):
+                member = tarfile.TarInfo(f"n{number:08d}_{i}.JPEG")
+                member.size = len(picture)
+                tar.addfile(member, io.BytesIO(picture))
+    picture_options = ["--size", "336", "--shorter", "384", "--filter", "bilinear"]
+    class_options = ["--min-images", "500", "--hold-out", "50"]
+    assert tool.main(["pack", str(tars), str(store), *picture_options, *class_options]) == 0
+    return store
+
+
 _MAKERS = {
+    "cifar10": _cifar10,
+    "packed": _imagenet21k,
     "tiny-imagenet": _tiny_imagenet,
     "imagenet": _imagenet,
     "imagenet64": _imagenet64,
