@@ -1,0 +1,162 @@
+"""Every kernel family x case x dtype x tier against its definition: forward, gradients, graph capture, compilation.
+
+The reference runs on the CPU in the same dtype; fp32 is also held to the reference in fp64, whose inputs are the same
+numbers. Used by `python -m bench.gpu` (rows) and by the tests marked gpu (assertions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from imnet_kernels import tier
+from imnet_kernels.family import Call, Case, Family, error_ratio, families
+from torch import Tensor
+
+from .gpu_rows import Setting, Task
+
+NUM_SUMS_FROM = 4
+"""Outputs from here on are sums over a batch, which gather more rounding: four times the tolerance."""
+INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
+"""Triton's interpreter cuts fp32 to bf16 where the hardware rounds."""
+FP64_MARGIN = 2.0
+"""The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
+
+
+def outputs(call: Call) -> list[Tensor]:
+    """The result or what was changed in place, then the gradients for a fixed gradient."""
+    result = call.run()
+    if call.in_place or result is None:
+        return [t.clone() for t in call.in_place]
+    if not call.leaves:
+        return [result]
+    generator = torch.Generator().manual_seed(8)
+    grad = torch.randn(result.shape, generator=generator).to(result)
+    grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
+    return [result, *torch.autograd.grad(result, call.leaves, grad)]
+
+
+def tasks(setting: Setting) -> Iterator[Task]:
+    """Numbers of every case first, then capture, compilation and registration of one case a family."""
+    for family, name in _tiers(setting):
+        for case, dtype in _cases(family, setting.dry):
+            label = f"{family.name} {case.name} {str(dtype).removeprefix('torch.')}"
+            yield label, name, _numbers_work(family, case, dtype, name, setting)
+    for family, name in _tiers(setting):
+        case = next(c for c in family.cases if not c.real)
+        yield f"{family.name} {case.name} compiled", name, _compiled_work(family, case, name, setting)
+    from .gpu_opcheck import tasks as opcheck_tasks
+
+    yield from opcheck_tasks(setting)
+
+
+def _tiers(setting: Setting) -> Iterator[tuple[Family, str]]:
+    for family in families():
+        for name in family.tiers(setting.device):
+            yield family, name
+
+
+def _cases(family: Family, dry: bool) -> Iterator[tuple[Case, torch.dtype]]:
+    cases = [c for c in family.cases if not c.real]
+    for case in cases[:2] if dry else family.cases:
+        for dtype in family.tolerance:
+            yield case, dtype
+
+
+def _numbers_work(family: Family, case: Case, dtype: torch.dtype, name: str, setting: Setting):
+    return lambda: numbers(family, case, dtype, name, setting.device)
+
+
+def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, device: str) -> dict[str, Any]:
+    """Errors of one tier on one case as rms(error) / rms(reference); raises AssertionError above the tolerance."""
+    with tier.using("reference"):
+        want = outputs(family.make(case, dtype, "cpu"))
+    with tier.using(name):
+        got = outputs(family.make(case, dtype, device))
+        replayed = replay_equal(family, case, dtype) if device == "cuda" else None
+    _assert_alike(got, want)
+    slack = INTERPRETER_ERROR.get(dtype, 0.0) if (name, device) == ("triton", "cpu") else 0.0
+    errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
+    _assert_small(errors, family.tolerance[dtype], slack)
+    found: dict[str, Any] = {"error_forward": errors[0] if errors else 0.0}
+    if family.make(case, dtype, "cpu").leaves:
+        found["error_gradient"] = max(errors[1:])
+    return found | {"error_fp64": _fp64_error(family, case, dtype, got), "graph_replay_equal": replayed}
+
+
+def _fp64_error(family: Family, case: Case, dtype: torch.dtype, got: list[Tensor]) -> float | None:
+    """The largest error of fp32 results against the same numbers in fp64; None where the call has no fp64 form."""
+    # augment is defined in fp32 and equal bit for bit; the batch norm form takes fp32 vectors from its case.
+    if dtype != torch.float32 or family.name == "augment" or case.options.get("bn"):
+        return None
+    with tier.using("reference"):
+        exact = outputs(family.make(case, torch.float64, "cpu"))
+    away = [error_ratio(g, w) for g, w in zip(got, exact, strict=True)]
+    _assert_small(away, FP64_MARGIN * family.tolerance[dtype], 0.0)
+    return max(away, default=0.0)
+
+
+def _assert_alike(got: list[Tensor], want: list[Tensor]) -> None:
+    for index, (g, w) in enumerate(zip(got, want, strict=True)):
+        mine, theirs = (g.shape, g.dtype, g.stride()), (w.shape, w.dtype, w.stride())
+        assert mine == theirs, f"output {index} is {mine}; the reference's is {theirs}"
+
+
+def _assert_small(errors: list[float], tolerance: float, slack: float) -> None:
+    for index, error in enumerate(errors):
+        allowed = tolerance * (4 if index >= NUM_SUMS_FROM else 1) + slack
+        assert error <= allowed, f"output {index}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
+    """Capture the call in a CUDA graph, replay it over poisoned results; AssertionError unless the bits are eager's."""
+    eager = [t.clone() for t in _on_device(family.make(case, dtype, "cuda"))]
+    call = family.make(case, dtype, "cuda")
+    before = [t.clone() for t in call.in_place]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        _on_device(call)  # tables and constants are made before the capture
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = _on_device(call)
+    for tensor, old in zip(call.in_place, before, strict=True):
+        tensor.copy_(old)
+    if not call.in_place:
+        for tensor in kept:
+            tensor.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    same = all(torch.equal(k, e) for k, e in zip(kept, eager, strict=True))
+    assert same, "a replayed CUDA graph gives other bits than the call"
+    return same
+
+
+def _on_device(call: Call) -> list[Tensor]:
+    """As ``outputs``, without anything from the host; what is changed in place is not copied."""
+    result = call.run()
+    if call.in_place or result is None:
+        return list(call.in_place)
+    if not call.leaves:
+        return [result]
+    return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result))]
+
+
+def _compiled_work(family: Family, case: Case, name: str, setting: Setting):
+    def work() -> dict[str, Any]:
+        dtype = torch.float32
+        backend = "aot_eager" if setting.dry else "inductor"
+        torch._dynamo.reset()
+        with tier.using(name):
+            want = outputs(family.make(case, dtype, setting.device))
+            call = family.make(case, dtype, setting.device)
+            run = torch.compile(call.run, fullgraph=True, backend=backend)
+            got = outputs(Call(run=run, leaves=call.leaves, in_place=call.in_place))
+        _assert_alike(got, want)
+        errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
+        _assert_small(errors, family.tolerance[dtype], 1e-7)
+        return {"error_forward": max(errors), "backend": backend, "fullgraph": True}
+
+    return work

@@ -1,0 +1,66 @@
+"""DALI on the same work as augment, where it is installed: uint8 images -> crop, mirror, normalise, erase."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .gpu_rows import Setting, Task
+
+ROUNDS, CALLS = 7, 50
+
+
+def tasks(setting: Setting) -> Iterator[Task]:
+    for px, channels in ((64, 3), (28, 1)):
+        yield f"augment {px}px 256", "DALI", lambda px=px, channels=channels: measure(px, channels, setting)
+
+
+def _pipeline(images: torch.Tensor, pad: int, on_gpu: bool) -> Any:
+    """A DALI pipeline over one batch (B, H, W, C) that is fed again and again; fp16 out, since it has no bf16."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    batch, height, width, channels = images.shape
+    device = "gpu" if on_gpu else "cpu"
+
+    @pipeline_def(batch_size=batch, num_threads=4, device_id=0 if on_gpu else None)  # pyright: ignore[reportArgumentType]
+    def make() -> Any:
+        x = fn.external_source(source=lambda: images, device=device, layout="HWC", batch=True)
+        x = fn.pad(x, axes=(0, 1), shape=(height + pad, width + pad))
+        where = [fn.random.uniform(range=(0.0, 1.0)) for _ in range(2)]
+        x = fn.crop_mirror_normalize(
+            x, crop=(height, width), crop_pos_x=where[0], crop_pos_y=where[1], mirror=fn.random.coin_flip(),
+            mean=[127.5] * channels, std=[64.0] * channels, output_layout="HWC", dtype=types.DALIDataType.FLOAT16
+        )  # fmt: skip
+        corner = fn.random.uniform(range=(0.0, 1.0), shape=(2,))
+        return fn.erase(x, anchor=corner, shape=(height / 4, width / 4), normalized_anchor=True, axis_names="HW")
+
+    return make()
+
+
+def measure(px: int, channels: int, setting: Setting) -> dict[str, Any]:
+    """Microseconds a batch of 256, all of it in DALI; a note where it is not installed."""
+    if importlib.util.find_spec("nvidia.dali") is None:
+        return {"note": "not measured: nvidia-dali is not installed"}
+    import nvidia.dali
+
+    batch = 4 if setting.dry else 256
+    images = torch.randint(0, 256, (batch, px, px, channels), dtype=torch.uint8, device=setting.device)
+    pipeline = _pipeline(images, 4, setting.device == "cuda")
+    pipeline.build()
+    shape = list(pipeline.run()[0].as_tensor().shape())
+    found: dict[str, Any] = {"version": nvidia.dali.__version__, "shape": shape, "us": None}
+    if setting.dry:
+        return found
+    samples = []
+    for _ in range(ROUNDS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            pipeline.run()
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) / CALLS * 1e6)
+    return found | {"us": round(sorted(samples)[ROUNDS // 2], 2), "n": ROUNDS, "dtype": "float16"}
