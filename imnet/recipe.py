@@ -222,6 +222,10 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network, e.g. ``{"zero_init_last_bn": true}``."""
     label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    """Images are blended with others of the batch by a share from Beta(alpha, alpha) (Zhang 2018); 0 = not."""
+    cutmix_alpha: float = 0.0
+    """A box of another image of the batch is pasted in (Yun 2019); with mixup, one of the two a step, at random."""
     head_outputs: int | None = None
     """Outputs of the network where it has more than there are classes; the others are always wrong."""
     ema_decay: float | None = None
@@ -236,6 +240,9 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"epochs = {self.epochs}", "1 or more", "set --epochs")
         check(0 <= self.label_smoothing < 1, f"label_smoothing = {self.label_smoothing}", "0 <= s < 1", "0 means none")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            check(value >= 0, f"{name} = {value}", "0 or more", "0 means none")
         ema = self.ema_decay
         check(ema is None or 0 < ema < 1, f"ema_decay = {ema}", "between 0 and 1, or null", "null means no average")
         clip = self.grad_clip

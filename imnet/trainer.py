@@ -20,6 +20,7 @@ from imnet.evaluate import Evaluation, evaluate
 from imnet.from_recipe import build_network, build_pipelines, load_data
 from imnet.launch import World
 from imnet.metrics import MetricsLog
+from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
@@ -57,6 +58,7 @@ class Trainer:
         self.step_fn = self._build_step()
         found = build_pipelines(recipe, options, self.dataset, place, world, self.order)
         self.train_data, self.test_data, self.pipeline_reason = found
+        self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
         self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
         self.bad_images = 0
@@ -113,17 +115,17 @@ class Trainer:
         images = min(self.recipe.data.batch_images, len(self.train_data))
         start = time.perf_counter()
         with contextlib.closing(self.train_data.epoch(0)) as batches:
-            self.step_fn.warm_up(self._pieces(next(batches)), images)
+            self.step_fn.warm_up(self._pieces(next(batches), 0), images)
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
         self.console.say(
             f"warm-up    {time.perf_counter() - start:.1f} s (compilation and allocation, not in images/s)"
         )
 
-    def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's batch in micro-batches."""
+    def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's batch, mixed where the recipe mixes, in micro-batches."""
         most = self.options.micro_batch_images
-        return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
+        return list(zip(*(micro_batches(t, most) for t in self.mixing(*batch, step)), strict=True))
 
     def _fit(self) -> None:
         per_epoch = self.order.steps_per_epoch
@@ -148,7 +150,7 @@ class Trainer:
     def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
         """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
         lr = self.recipe.lr_at(self.step, self.order.steps_per_epoch)
-        batches = self._pieces(batch)
+        batches = self._pieces(batch, self.step)
         backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
         loss, bad = self.step_fn(batches, num_images, self.step, lr)
         if backup is not None:
@@ -198,7 +200,7 @@ class Trainer:
     def _nonfinite(self, step: int) -> DataError:
         epoch, offset = divmod(step, self.order.steps_per_epoch)
         with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
-            images, labels = self._pieces(next(batches))[0]
+            images, labels = self._pieces(next(batches), step)[0]
         where = first_bad_layer(self.step_fn.net, images, labels, self.place.autocast)
         what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
         return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")

@@ -74,6 +74,22 @@ def test_ten_kills_at_random_times_leave_the_same_weights(uninterrupted, spawn, 
     assert digests(tmp_path) == expected
 
 
+@pytest.mark.parametrize(("first", "then"), [("host", "host"), ("torch", "torch"), ("host", "resident")])
+def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, tmp_path, first, then):
+    """Mixup, CutMix and accumulation; the host pipeline's batches are the resident one's to the last bit."""
+    recipe = dataclasses.replace(uninterrupted[0], mixup_alpha=0.2, cutmix_alpha=1.0)
+    common = {"checkpoint_every_steps": 3, "micro_batch_images": 20, "workers": 2}
+    spawn(recipe, options(tmp_path / "whole", pipeline=first, **common)).join(120)
+    process = spawn(recipe, options(tmp_path / "killed", pipeline=first, **common))
+    wait_for_step(tmp_path / "killed", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    process = spawn(recipe, options(tmp_path / "killed", pipeline=then, **common))
+    process.join(120)
+    assert process.exitcode == 0
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda s: s.name)
 def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
     recipe, expected, _ = uninterrupted

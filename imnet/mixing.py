@@ -1,0 +1,35 @@
+"""Mixup and CutMix, by torchvision, on the batch that a pipeline made: whichever pipeline that was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from imnet.recipe import Recipe
+
+# Apart from the seeds of the steps themselves, which are multiples of other odd numbers.
+_SALT = 0x632BE59BD9B4E019
+
+
+class Mixing:
+    """Images mixed with their neighbours in the rank's batch; labels (B,) become targets (B, classes), fp32.
+
+    A pure function of (seed, step, rank): a resumed run mixes as the uninterrupted one. Pairs are made within a rank's
+    batch, so another number of ranks is another sample of the same experiment.
+    """
+
+    def __init__(self, recipe: Recipe, rank: int):
+        self.seed, self.rank = recipe.seed, rank
+        kinds = {v2.MixUp: recipe.mixup_alpha, v2.CutMix: recipe.cutmix_alpha}
+        self.ways = [kind(alpha=alpha, num_classes=recipe.num_outputs) for kind, alpha in kinds.items() if alpha]
+
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """images (B, C, H, W) and labels (B,) of this rank; unchanged where the recipe mixes nothing."""
+        if not self.ways or not len(labels):
+            return images, labels
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + self.rank) ^ _SALT)
+            way = self.ways[int(torch.randint(len(self.ways), ()))]
+            mixed, targets = way(images, labels)
+        return mixed.contiguous(memory_format=torch.channels_last), targets
