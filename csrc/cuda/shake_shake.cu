@@ -15,10 +15,10 @@ __device__ __forceinline__ void each(int64_t n, const F& body) {
   for (int i = 0; i < 8 && first + i < n; ++i) body(first + i);
 }
 
-template <class T>
-__device__ __forceinline__ bool whole(const ShakeLaunch& a, int64_t at, int64_t first) {
-  const bool fits = first + 8 <= a.image;
-  return fits && (at * int64_t(sizeof(T))) % int64_t(alignof(Eight<T>)) == 0;
+// Whether eight elements from here are the image's and every pointer takes whole words: a view may start anywhere.
+template <class... T>
+__device__ __forceinline__ bool whole(const ShakeLaunch& a, int64_t first, const T*... pointers) {
+  return first + 8 <= a.image && (aligned(pointers) && ...);
 }
 
 template <class T>
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) shake_kernel(const ShakeLaunch a) {
   const T* residual = static_cast<const T*>(a.residual) + at;
   T* y = static_cast<T*>(a.y1) + at;
   auto combine = [&](T p, T q, T r) { return from_float<T>(to_float(r) + c * to_float(p) + d * to_float(q)); };
-  if (whole<T>(a, at, first)) {
+  if (whole(a, first, x1, x2, residual, y)) {
     const Eight<T> p = *reinterpret_cast<const Eight<T>*>(x1), q = *reinterpret_cast<const Eight<T>*>(x2);
     const Eight<T> r = *reinterpret_cast<const Eight<T>*>(residual);
     Eight<T> out;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) shake_backward_kernel(const ShakeLau
   const float c = a.coefficient[blockIdx.x * a.per_image], d = 1.0f - c;
   const T* grad = static_cast<const T*>(a.x1) + at;
   T *d1 = static_cast<T*>(a.y1) + at, *d2 = static_cast<T*>(a.y2) + at;
-  if (whole<T>(a, at, first)) {
+  if (whole(a, first, grad, d1, d2)) {
     const Eight<T> g = *reinterpret_cast<const Eight<T>*>(grad);
     Eight<T> out1, out2;
 #pragma unroll
