@@ -67,32 +67,56 @@ def samples(
     wall: bool = False,
 ) -> dict[str, list[float]]:
     """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time."""
+    found = windows(calls, rounds, inner, slice_s=slice_s, children=children)
+    return {name: [w.wall_s if wall else w.seconds for w in taken] for name, taken in found.items()}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Seconds a call by the wall's clock, and by what this module reports: the same on a GPU, CPU time per core else."""
+
+    wall_s: float
+    seconds: float
+
+
+def windows(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    inner: int = 1,
+    *,
+    slice_s: float | None = None,
+    children: bool = False,
+    budget_s: float | None = None,
+    min_rounds: int = 3,
+) -> dict[str, list[Window]]:
+    """``rounds`` windows of every call, in turn, after the warm-up; fewer (``min_rounds``) once ``budget_s`` are over."""
     counts = dict.fromkeys(calls, inner)
+    start = time.perf_counter()
     for name, call in calls.items():
-        seconds = [_sample(call, 1, children, wall) for _ in range(WARM_UP_ROUNDS)][-1]
+        taken = [_window(call, 1, children) for _ in range(WARM_UP_ROUNDS)][-1]
         if slice_s is not None:
-            counts[name] = max(1, round(slice_s / max(seconds, 1e-7)))
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+            counts[name] = max(1, round(slice_s / max(taken.wall_s, 1e-7)))
+    found: dict[str, list[Window]] = {name: [] for name in calls}
+    for i in range(rounds):
+        if budget_s is not None and i >= min_rounds and time.perf_counter() - start > budget_s:
+            break
         for name, call in calls.items():
-            found[name].append(_sample(call, counts[name], children, wall))
+            found[name].append(_window(call, counts[name], children))
     return found
 
 
-def _sample(call: Callable[[], object], inner: int, children: bool, wall: bool) -> float:
-    """Seconds a call of ``inner`` calls in a row."""
-    if torch.cuda.is_available():
+def _window(call: Callable[[], object], inner: int, children: bool) -> Window:
+    """``inner`` calls in a row."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(inner):
-            call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / inner
-    clock = time.perf_counter if wall else lambda: cpu_seconds(children)
-    start = clock()
+    wall, cpu = time.perf_counter(), cpu_seconds(children)
     for _ in range(inner):
         call()
-    return (clock() - start) / inner / (1 if wall else torch.get_num_threads())
+    if on_gpu:
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter() - wall, cpu_seconds(children) - cpu
+    return Window(wall / inner, (wall if on_gpu else cpu / torch.get_num_threads()) / inner)
 
 
 def cpu_seconds(children: bool = False) -> float:

@@ -1,0 +1,101 @@
+"""What a figure was measured on: beside every figure in every JSON, and what a comparison goes by."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PEERS = ("timm", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:
+    """CPU, cores, GPU, clocks, driver, versions, commit, precision, threads, date; ``n`` samples behind each figure."""
+    from imnet.runfolder import environment
+
+    found = environment()
+    hardware, versions = found["hardware"], dict(found["versions"])
+    versions |= {name: got for name in PEERS if (got := _version(name)) is not None}
+    gpus = hardware["gpus"]
+    return {
+        "cpu": hardware["cpu"],
+        "cores": hardware["cores"],
+        "cpu_mhz": _cpu_mhz(),
+        "gpu": gpus[0] if gpus else None,
+        "gpus": len(gpus),
+        **(_nvidia() if gpus else {}),
+        "versions": versions,
+        "git_sha": found["git_sha"],
+        "precision": precision,
+        "threads": found["threads"],
+        "system": platform.platform(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **({} if n is None else {"n": n}),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Why figures of the two cannot be compared: ``cpu was A, is B``; empty on the same machine.
+
+    Versions of torch may differ in their last part; the commit, the date and the clocks of the moment may differ.
+    """
+    rows = []
+    for key, a, b in ((k, _compared(old, k), _compared(new, k)) for k in _COMPARED):
+        if a != b:
+            rows.append(f"{key} was {a}, is {b}")
+    return rows
+
+
+_COMPARED = ("cpu", "cores", "gpu", "torch", "precision", "threads")
+
+
+def _compared(found: Mapping[str, Any], key: str) -> Any:
+    if key == "torch":
+        return ".".join(found["versions"]["torch"].split(".")[:2])
+    return found.get(key)
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """One line for a table's head."""
+    where = found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
+    threads = "" if found["gpu"] else f", {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    sha = (found["git_sha"] or "no commit")[:10]
+    return f"{where}{threads}, {found['precision']}, torch {found['versions']['torch']}, {sha}, {found['date']}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_mhz() -> float | None:
+    """Of the first core at this moment, where the kernel says."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")), None)
+
+
+def _nvidia() -> dict[str, Any]:
+    """Driver, clocks (MHz, now and at most) and power limit (W) of the first GPU, where nvidia-smi answers."""
+    fields = {
+        "driver": "driver_version",
+        "sm_mhz": "clocks.sm",
+        "sm_max_mhz": "clocks.max.sm",
+        "memory_mhz": "clocks.mem",
+        "power_limit_w": "power.limit",
+    }
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"driver": None}
+    values = dict(zip(fields, (part.strip() for part in line.split(",")), strict=False))
+    return values | {"capability": ".".join(map(str, torch.cuda.get_device_capability()))}
