@@ -24,11 +24,13 @@ def _pipeline(images: torch.Tensor, pad: int, on_gpu: bool) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     batch, height, width, channels = images.shape
+    # A torch tensor on the CPU would make DALI ask torch for a CUDA stream.
+    fed = images if on_gpu else images.numpy()
     device = "gpu" if on_gpu else "cpu"
 
     @pipeline_def(batch_size=batch, num_threads=4, device_id=0 if on_gpu else None)  # pyright: ignore[reportArgumentType]
     def make() -> Any:
-        x = fn.external_source(source=lambda: images, device=device, layout="HWC", batch=True)
+        x = fn.external_source(source=lambda: fed, device=device, layout="HWC", batch=True)
         x = fn.pad(x, axes=(0, 1), shape=(height + pad, width + pad))
         where = [fn.random.uniform(range=(0.0, 1.0)) for _ in range(2)]
         x = fn.crop_mirror_normalize(
