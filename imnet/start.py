@@ -44,7 +44,7 @@ def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
         device.check_gpus(options.gpus)
     if not models.known(recipe.model):
         models.build(recipe.model, recipe.data.num_classes)  # raises with the suggestion
-    if recipe.data.name not in data.names():
+    if recipe.data.name not in data.names() and not recipe.data.name.startswith("packed:"):
         data.load(recipe.data.name)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     if options.cuda_graphs and (kind == "cpu" or (options.gpus or 1) > 1):

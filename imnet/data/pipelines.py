@@ -15,9 +15,14 @@ from imnet.errors import DeviceError, UsageError
 KINDS = ("resident", "host", "dali", "torch")
 
 
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed; it is not imported."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
 def choose(kind: str, splits: Sequence[AnySplit], device: torch.device) -> tuple[str, str]:
     """(pipeline, why) for the splits of a run together; ``kind`` is one of KINDS, or auto."""
-    if kind == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+    if kind == "dali" and not has_dali():
         raise DeviceError("got --pipeline dali, but NVIDIA DALI is not installed", hint="pip install 'imnet[dali]'")
     if kind != "auto":
         return kind, "asked for"
