@@ -16,7 +16,8 @@ lint: .venv/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed-dev
-	$(BIN)/python -m bench
+	mkdir -p build
+	$(BIN)/imnet-bench all --json build/bench.json
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { echo "imnet: needs Python >= 3.11 with venv (Debian: apt install python3-venv)"; exit 1; }

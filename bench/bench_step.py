@@ -1,11 +1,12 @@
 """The training step against timm's training script, on the same network and the same batch, interleaved.
 
-    python -m bench.bench_step --json bench/results/step-cpu.json
+    python -m bench.bench_step --json bench/results/step-cpu.json       # or: imnet-bench step --json ...
 
 timm's script is not part of its package; its step is put together here from timm's own parts (create_optimizer_v2,
 AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad, loss.item().
 ``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
---amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices.
+--amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices. Where timm is not
+installed, our step is timed alone.
 
 The gate comes first: in fp32, both must make the same update.
 """
@@ -14,23 +15,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
+import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.optim import create_optimizer_v2
-from timm.utils import AverageMeter
 from torch import Tensor, nn
 
-from bench.timing import Timing, interleaved, machine
 from imnet.device import Place
 from imnet.launch import World
 from imnet.models import build
 from imnet.recipe import SGD, Constant, Data, Recipe
 from imnet.step import TrainStep
+
+from .fingerprint import fingerprint
+from .timing import Timing, interleaved
 
 # name, image size in pixels, channels, batch
 CASES = [
@@ -56,6 +58,9 @@ class TimmStep:
     def __init__(self, net: nn.Module, *, channels_last: bool, bf16: bool, compile: bool):
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.channels_last, self.bf16 = channels_last, bf16
+        from timm.optim import create_optimizer_v2
+        from timm.utils import AverageMeter
+
         self.optimizer = create_optimizer_v2(self.net, opt="sgd", lr=0.05, momentum=0.9, weight_decay=2e-5)
         self.loss_fn = nn.CrossEntropyLoss()
         self.forward: Any = torch.compile(self.net) if compile else self.net
@@ -97,49 +102,70 @@ def gate(name: str, px: int, channels: int) -> None:
 
 
 def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile: bool) -> dict[str, Any]:
+    """One row: times of each side, and how much slower than ours the others are (best against best)."""
     torch.manual_seed(0)
     net = build(name, 10, channels)
     images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
     ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
-    default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
-    flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
+    calls: dict[str, Callable[[], object]] = {}
+    if has_timm():
+        default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
+        flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
+        calls |= {"timm defaults": lambda: default(images, labels), "timm flags": lambda: flags(images, labels)}
     ours = our_step(net, bf16=True, compile=compile)
-    times = interleaved(
-        {
-            "timm defaults": lambda: default(images, labels),
-            "timm flags": lambda: flags(images, labels),
-            "imnet": lambda: ours([(ours_images, labels)], batch, 0, 0.05)[0].item(),
-        },
-        rounds,
-    )
-    return {"network": name, "image_px": px, "batch_images": batch, "times": times}
+    calls["imnet"] = lambda: ours([(ours_images, labels)], batch, 0, 0.05)[0].item()
+    times = interleaved(calls, rounds)
+    row = {"network": name, "image_px": px, "batch_images": batch, "times": {k: v.as_dict() for k, v in times.items()}}
+    for key, peer in (("ratio_to_defaults", "timm defaults"), ("ratio_to_flags", "timm flags")):
+        row[key] = times[peer].best_s / times["imnet"].best_s if peer in times else None
+    return row
 
 
-def main() -> None:
+def has_timm() -> bool:
+    return importlib.util.find_spec("timm") is not None
+
+
+def report(only: str | None = None, rounds: int = 12, compile: bool = False) -> dict[str, Any]:
+    """The JSON of ``imnet-bench step``; prints a line a network. UsageError for a network that is not in the table."""
+    from imnet.errors import UsageError
+
+    cases = [case for case in CASES if only in (None, case[0])]
+    if not cases:
+        hint = f"allowed: {', '.join(case[0] for case in CASES)}"
+        raise UsageError(f"got --only {only!r}, a network that the table has not", hint=hint)
+    rows = []
+    for name, px, channels, batch in cases:
+        if name.startswith("timm:") and not has_timm():
+            continue
+        if has_timm():
+            gate(name, px, channels)
+        rows.append(measure(name, px, channels, batch, rounds, compile))
+        print(text(rows[-1]), flush=True)
+    found = {"benchmark": "step", "fingerprint": fingerprint("bf16", rounds), "compile": compile, "rows": rows}
+    return found | {"timm": found["fingerprint"]["versions"].get("timm", "not measured: not installed")}
+
+
+def text(row: dict[str, Any]) -> str:
+    times = {name: Timing(**values) for name, values in row["times"].items()}
+    figures = ", ".join(f"{k} {v.best_s * 1e3:.1f} ms (median {v.median_s * 1e3:.1f})" for k, v in times.items())
+    ratios = [f"{row[key]:.2f}x {of}" for key, of in (("ratio_to_defaults", "defaults"), ("ratio_to_flags", "flags"))
+              if row[key] is not None]  # fmt: skip
+    size = f"{row['network']} {row['image_px']} px, batch {row['batch_images']}"
+    return f"{size}: {figures}; {', '.join(ratios) or 'timm is not installed'} (n = {times['imnet'].n})"
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", default=None, help="one network")
     parser.add_argument("--json", type=Path, default=None)
     values = parser.parse_args()
-    rows = []
-    for name, px, channels, batch in CASES:
-        if values.only not in (None, name):
-            continue
-        gate(name, px, channels)
-        row = measure(name, px, channels, batch, values.rounds, values.compile)
-        times: dict[str, Timing] = row["times"]
-        row["ratio_to_defaults"] = times["timm defaults"].best_s / times["imnet"].best_s
-        row["ratio_to_flags"] = times["timm flags"].best_s / times["imnet"].best_s
-        row["times"] = {k: dataclasses.asdict(v) for k, v in times.items()}
-        rows.append(row)
-        figures = ", ".join(f"{k} {v.best_s * 1e3:.1f} ms" for k, v in times.items())
-        print(f"{name} {px} px, batch {batch}: {figures}; {row['ratio_to_defaults']:.2f}x defaults, "
-              f"{row['ratio_to_flags']:.2f}x equal flags (n = {values.rounds})", flush=True)  # fmt: skip
+    found = report(values.only, values.rounds, values.compile)
     if values.json is not None:
-        result = {"benchmark": "step", "compile": values.compile, "timm": timm.__version__, **machine(), "rows": rows}
-        values.json.write_text(json.dumps(result, indent=1) + "\n")
+        values.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -73,7 +73,7 @@ def samples(
 
 @dataclass(frozen=True)
 class Window:
-    """Seconds a call by the wall's clock, and by what this module reports: the same on a GPU, CPU time per core else."""
+    """Seconds a call by the wall's clock, and by this module's: the same on a GPU, CPU time per core else."""
 
     wall_s: float
     seconds: float
@@ -89,7 +89,7 @@ def windows(
     budget_s: float | None = None,
     min_rounds: int = 3,
 ) -> dict[str, list[Window]]:
-    """``rounds`` windows of every call, in turn, after the warm-up; fewer (``min_rounds``) once ``budget_s`` are over."""
+    """``rounds`` windows of every call, in turn, after the warm-up; once ``budget_s`` are over, ``min_rounds`` do."""
     counts = dict.fromkeys(calls, inner)
     start = time.perf_counter()
     for name, call in calls.items():

@@ -1,0 +1,122 @@
+"""A recipe's run without the loop: its network, its step and its data, on this machine, as the trainer makes them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+
+from imnet import device, models
+from imnet.data.order import Order
+from imnet.data.pipeline import Batch, Pipeline
+from imnet.errors import UsageError
+from imnet.from_recipe import build_network, build_pipelines, load_data
+from imnet.launch import World
+from imnet.mixing import Mixing
+from imnet.models.catalog import CATALOG
+from imnet.models.count import flops
+from imnet.recipe import SGD, Constant, Data, Recipe, replace
+from imnet.recipes import RECIPES, by_name
+from imnet.run_options import RunOptions
+from imnet.step import TrainStep
+
+# Random images of about this many bytes stand in for a set: more than any cache holds.
+SYNTHETIC_BYTES = 128 << 20
+
+
+@dataclass
+class Case:
+    """What one rank holds; ``lr`` is small, since random labels at a recipe's own rate would end in NaN."""
+
+    recipe: Recipe
+    place: device.Place
+    world: World
+    pipeline: Pipeline
+    pipeline_reason: str
+    step: TrainStep
+    mixing: Mixing
+    lr: float
+
+    @property
+    def batch_images(self) -> int:
+        return self.recipe.data.batch_images
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """This rank's batches, epoch after epoch, without end; close it when done."""
+        for epoch in itertools.count():
+            yield from self.pipeline.epoch(epoch)
+
+    def train(self, batch: Batch, step: int = 0) -> None:
+        """One optimiser step on a batch, mixed first where the recipe mixes."""
+        self.step([self.mixing(*batch, step)], self.batch_images, step, self.lr)
+
+
+def train_flops(recipe: Recipe) -> int:
+    """FLOPs of one image, forward and backward; nothing is computed."""
+    with torch.device("meta"):
+        net = build_network(recipe)
+    return flops(net, (recipe.data.channels, recipe.input_px, recipe.input_px), backward=True)
+
+
+def find_recipe(recipe: str | None, model: str | None, batch_images: int | None = None) -> Recipe:
+    """The recipe of a name; else the first of a network, or a plain one around a network that no recipe has."""
+    if recipe is not None and model is not None:
+        raise UsageError(f"got --recipe {recipe} and --model {model}; allowed: one of them", hint="leave one out")
+    found = by_name(recipe) if recipe is not None else _of_model(model) if model is not None else by_name(DEFAULT)
+    if batch_images is None:
+        return found
+    return replace(found, data=replace(found.data, batch_images=batch_images))
+
+
+DEFAULT = "fashion-mnist/speedrun"
+
+
+def _of_model(model: str) -> Recipe:
+    for recipe in RECIPES.values():
+        if recipe.model == model:
+            return recipe
+    if not models.known(model):
+        models.build(model, 10)  # raises with the suggestion
+    entry = CATALOG.get(model)
+    px, channels, classes = (entry.image_px, entry.in_channels, entry.num_classes) if entry else (224, 3, 1000)
+    data = Data(name="synthetic", image_px=px, channels=channels, num_classes=classes, batch_images=128)
+    optim = SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)
+    return Recipe(name=f"no recipe: {model}", model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
+
+
+def synthetic(recipe: Recipe, num_ranks: int = 1) -> Recipe:
+    """The recipe on random images of its set's shape."""
+    d = recipe.data
+    bytes_an_image = d.image_px * d.image_px * d.channels
+    least = 4 * d.batch_images * num_ranks
+    images = max(least, min(16 * d.batch_images, SYNTHETIC_BYTES // bytes_an_image))
+    named = replace(d, name="synthetic", split=None, train_images=images, test_images=min(64, images))
+    return replace(recipe, data=named)
+
+
+def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Case:
+    """Everything a step needs; the data set is loaded as ``options.data_dir`` and the recipe say."""
+    world = world or World()
+    place = device.resolve(options, world.local_rank)
+    dataset = load_data(recipe, options, world)
+    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    if order.steps_per_epoch == 0:
+        what = f"got a batch of {recipe.data.batch_images} for {len(dataset.train)} training images"
+        raise UsageError(what, hint="make --batch-size smaller")
+    train, _, reason = build_pipelines(recipe, options, dataset, place, world, order)
+    step = _step(recipe, options, place, world)
+    return Case(recipe, place, world, train, reason, step, Mixing(recipe, world.rank), lr=recipe.optim.lr * 0.01)
+
+
+def _step(recipe: Recipe, options: RunOptions, place: device.Place, world: World) -> TrainStep:
+    net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+    compile = options.compile if options.compile is not None else place.device.type == "cuda"
+    chosen = {"compile": compile, "graphs": options.cuda_graphs, "backend": options.optim_backend}
+    step = TrainStep(net, recipe, place, world, **chosen)
+    if recipe.ema_decay is not None:
+        averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+        averaged.load_state_dict(net.state_dict())
+        step.add_ema(averaged, recipe.ema_decay)
+    return step

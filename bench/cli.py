@@ -1,0 +1,210 @@
+"""imnet-bench: how fast this machine trains, where its time goes, and whether today's code is slower than before.
+
+    imnet-bench throughput --recipe fashion-mnist/speedrun
+    imnet-bench throughput --against "GTX 1080 Ti" --picture bars.png
+    imnet-bench throughput --save base.json;  imnet-bench throughput --compare base.json --fail-under 0.97
+    imnet-bench scaling --procs 2;            imnet-bench scaling --model 1024
+    imnet-bench all --json all.json
+
+The parts' own code is imported when they run: asking does not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imnet.cli import guarded
+from imnet.errors import DeviceError, IOFailure, UsageError
+
+if TYPE_CHECKING:
+    from .compare import Measure
+
+FAIL_UNDER = 0.97
+GATED = ("throughput", "kernels", "data", "step", "all")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """imnet-bench. Exit code 1: the gate failed; the others are those of imnet/errors.py."""
+    return guarded("imnet-bench", _main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    values = parser().parse_args(argv)
+    _check(values)
+    from . import commands
+
+    _choose_kernels()
+    report, measure = commands.COMMANDS[values.command](values)
+    code = 0
+    if values.save is not None:
+        _save(values.save, report, measure)
+    if values.compare is not None:
+        code = _compare(values, report, measure)
+    if values.json is not None:
+        _write(values.json, report)
+        print(f"written: {values.json}")
+    return code
+
+
+def _save(path: Path, report: dict[str, Any], measure: Measure) -> None:
+    from . import compare
+
+    print(f"scores for the gate: {compare.SAVE_ATTEMPTS} measurements of each", flush=True)
+    report["gate"] = compare.keep(measure)
+    _write(path, report)
+    for name, entry in report["gate"].items():
+        print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
+    print(f"written: {path}")
+
+
+def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measure) -> int:
+    from . import compare
+
+    today = report["fingerprint"]
+    table, passed = compare.against(values.compare, today, measure, values.fail_under, values.force)
+    print(table)
+    return 0 if passed else 1
+
+
+def _choose_kernels() -> None:
+    """$IMNET_KERNELS decides the tiers, and a wrong or missing one is said now."""
+    import os
+
+    from imnet_kernels import tier
+
+    from imnet import device
+
+    try:
+        tier.set(os.environ.get(tier.ENV, "auto"), source=tier.ENV)
+        for family in tier.FAMILIES:
+            tier.choose(family, "cuda" if device.num_gpus() else "cpu")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from error
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
+
+
+def _check(values: argparse.Namespace) -> None:
+    """What can be known wrong before anything is measured."""
+    gate = "--save" if values.save else "--compare" if values.compare else None
+    if gate and values.command not in GATED:
+        raise UsageError(f"got {gate} for {values.command}; allowed for {', '.join(GATED)}", hint=f"leave {gate} out")
+    if not 0 < values.fail_under <= 1:
+        raise UsageError(f"got --fail-under {values.fail_under}; allowed: above 0, at most 1", hint="e.g. 0.97")
+    for path in (values.json, values.save):
+        if path is not None and not path.parent.is_dir():
+            raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another file")
+    if values.compare is not None:
+        from . import compare
+
+        compare.read(values.compare)
+    if getattr(values, "picture", None) is not None:
+        from . import picture
+
+        picture.check(values.picture)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line."""
+
+    def error(self, message: str):
+        raise UsageError(message, hint=f"{self.prog} --help lists every option")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser("imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    parts = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    for name, (text, extend) in _PARTS.items():
+        part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+        _common(part)
+        extend(part)
+    return top
+
+
+def _common(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--json", type=Path, metavar="FILE", help="write the figures with the machine's fingerprint")
+    part.add_argument("--save", type=Path, metavar="FILE", help="the same with scores that --compare reads")
+    part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
+    part.add_argument("--fail-under", type=float, default=FAIL_UNDER, metavar="R", help="exit 1 below this (0.97)")
+    part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
+    part.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _run(part: argparse.ArgumentParser) -> None:
+    """Which recipe, and how it runs."""
+    part.add_argument("--batch-size", type=_count, metavar="N", help="global batch in images (the recipe's)")
+    part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    part.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads a process (the cores)")
+    part.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU yes)")
+
+
+def _throughput(part: argparse.ArgumentParser) -> None:
+    _run(part)
+    part.add_argument("--recipe", metavar="NAME", help="a recipe of imnet-train --list (fashion-mnist/speedrun)")
+    part.add_argument("--model", metavar="NAME", help="a network: its first recipe, or a plain one")
+    part.add_argument("--data-dir", metavar="DIR", help="the recipe's own data; default random images of their shape")
+    part.add_argument("--pipeline", default="auto", metavar="KIND", help="auto | resident | host | dali | torch")
+    part.add_argument("--cuda-graphs", action="store_true", help="the whole step in one CUDA graph")
+    part.add_argument("--seconds", type=float, default=20.0, help="of windows a recipe (20)")
+    part.add_argument("--against", metavar="CARD", help='published figures of a card, e.g. "GTX 1080 Ti"')
+    part.add_argument("--models", metavar="A,B", help="with --against: these networks only")
+    part.add_argument("--picture", type=Path, metavar="FILE", help="with --against: bars a model (.png, .svg)")
+
+
+def _kernels(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--family", metavar="NAME", help="augment | spectral | shake_shake | sgd_ema")
+    part.add_argument("--quick", action="store_true", help="fewer rounds, no compiled column")
+
+
+def _step(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--only", metavar="NAME", help="one network of the table")
+    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
+    part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
+
+
+def _scaling(part: argparse.ArgumentParser) -> None:
+    _run(part)
+    part.add_argument("--recipe", metavar="NAME", help="a recipe (fashion-mnist/speedrun)")
+    part.add_argument("--procs", type=_count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
+    part.add_argument("--gpus", type=_count, metavar="N", help="up to N GPUs (all)")
+    part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
+    part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
+    part.add_argument("--plot", type=Path, metavar="FILE", help="with --model: draw it")
+
+
+def _nothing(part: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number from 1")
+    return value
+
+
+_PARTS = {
+    "throughput": ("images a second of a recipe: loader, model, both; which of them bounds", _throughput),
+    "kernels": ("every kernel family against its reference and peers", _kernels),
+    "data": ("packing, reading and augmenting against their peers", _nothing),
+    "step": ("the training step against timm's", _step),
+    "scaling": ("1 to N ranks, weak and strong; or the model of it on paper", _scaling),
+    "all": ("small cases of everything, under ten minutes on two cores", _nothing),
+}

@@ -1,0 +1,190 @@
+"""What each command of imnet-bench runs: (its JSON, how its scores for the gate are measured)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable, Collection
+from typing import Any
+
+from imnet import device
+from imnet.errors import DeviceError, UsageError
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+
+from . import probe, reference, throughput
+from .case import find_recipe
+from .compare import Measure
+from .fingerprint import fingerprint, text
+
+Result = tuple[dict[str, Any], Measure]
+
+
+def run_options(values: argparse.Namespace) -> RunOptions:
+    """The command line's, as a run takes them."""
+    given: dict[str, Any] = {name: getattr(values, name, None) for name in _OPTIONS}
+    try:
+        return RunOptions(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+_OPTIONS = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
+
+
+def throughput_(values: argparse.Namespace) -> Result:
+    """One recipe, or those that a card has published figures for."""
+    options = run_options(values)
+    if values.against is not None:
+        return _against(values, options)
+    for name in ("models", "picture"):
+        if getattr(values, name) is not None:
+            raise UsageError(f"got --{name} without --against", hint='e.g. --against "GTX 1080 Ti"')
+    recipe = find_recipe(values.recipe, values.model, values.batch_size)
+    found = throughput.report([recipe], options, values.seconds)
+    return found, probes([recipe], options)
+
+
+def _against(values: argparse.Namespace, options: RunOptions) -> Result:
+    if values.recipe or values.model:
+        raise UsageError("got --against with --recipe or --model", hint="choose networks with --models a,b")
+    card = reference.find_card(values.against)
+    models = values.models.split(",") if values.models else None
+    chosen = reference.references(card, models)
+    on_cpu = options.device == "cpu" or not device.num_gpus()
+    rows, machine = [], None
+    for one in chosen:
+        recipe = reference.smaller_for_cpu(one.recipe) if on_cpu and not values.batch_size else one.recipe
+        if values.batch_size:
+            recipe = find_recipe_with(recipe, values.batch_size)
+        row = throughput.measure(recipe, options, values.seconds, parts=("end to end",))
+        rows.append(reference.compared(one, row))
+        print(reference.table(rows[-1:]).splitlines()[-1], flush=True)
+    with device.threads(options):
+        machine = fingerprint(rows[0]["precision"], min(row["n"] for row in rows))
+    print(f"\n{text(machine)}\n{reference.table(rows)}")
+    if values.picture is not None:
+        from . import picture
+
+        picture.draw(values.picture, rows, machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
+        print(f"picture: {values.picture}")
+    found = {"benchmark": "reference", "fingerprint": machine, "card": card, "rows": rows}
+    return found, probes([one.recipe for one in chosen if one.has_schedule], options)
+
+
+def find_recipe_with(recipe: Recipe, batch_images: int) -> Recipe:
+    data = dataclasses.replace(recipe.data, batch_images=batch_images)
+    return dataclasses.replace(recipe, data=data)
+
+
+def probes(recipes: list[Recipe], options: RunOptions, parts: tuple[str, ...] = probe.PARTS) -> Measure:
+    """Scores of the recipes' loader and step, each from a process of its own."""
+
+    def measure(names: Collection[str] | None) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for recipe in recipes:
+            wanted = tuple(p for p in parts if names is None or f"{p} {recipe.name}" in names)
+            if wanted:
+                found |= probe.run(recipe.name, batch_images=recipe.data.batch_images, parts=wanted)
+        return found
+
+    return measure
+
+
+def step_(values: argparse.Namespace) -> Result:
+    """The table against timm's step; the gate's scores are those of two recipes' steps."""
+    from . import bench_step
+
+    with device.threads(RunOptions(threads=values.threads)):
+        found = bench_step.report(values.only, values.rounds, values.compile)
+    return found, probes(gate_recipes(), RunOptions(), ("model",))
+
+
+def gate_recipes() -> list[Recipe]:
+    """Small cases of a narrow and of a wide network, for the gate of the step."""
+    return [find_recipe(name, None, batch) for name, batch in GATE_RECIPES]
+
+
+GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
+
+
+def kernels_(values: argparse.Namespace) -> Result:
+    """bench_kernels in a process of its own; the score of a case is its reference's time over its own."""
+    from . import parts
+
+    def take() -> dict[str, Any]:
+        return parts.kernels(values.family, quick=values.quick)
+
+    found = take()
+    return found, again(found, take, parts.kernel_scores)
+
+
+def data_(values: argparse.Namespace) -> Result:
+    """bench_data in a process of its own; the score of a row is its peer's time over its own."""
+    from . import parts
+
+    found = parts.data()
+    return found, again(found, parts.data, parts.data_scores)
+
+
+def again(
+    first: dict[str, Any], take: Callable[[], dict[str, Any]], scores: Callable[[dict[str, Any]], dict[str, float]]
+) -> Measure:
+    """Scores of a report: of the one at hand at the first asking, of a new one at every later."""
+    at_hand = [first]
+
+    def measure(names: Collection[str] | None) -> dict[str, float]:
+        return scores(at_hand.pop() if at_hand else take())
+
+    return measure
+
+
+def scaling_(values: argparse.Namespace) -> Result:
+    """Ranks on this machine, or the model of many on paper."""
+    if values.model is not None:
+        return _on_paper(values), _no_scores
+    if values.plot is not None:
+        raise UsageError("got --plot without --model", hint="e.g. --model 1024 --plot scaling.png")
+    from . import scaling
+
+    options = run_options(values)
+    on_gpu = options.device != "cpu" and values.procs is None and device.num_gpus() > 0
+    if values.gpus and not on_gpu:
+        device.check_gpus(values.gpus)
+    most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
+    if not on_gpu:
+        options = dataclasses.replace(options, device="cpu")
+    recipe = find_recipe(values.recipe, None, values.batch_size)
+    found = scaling.report(recipe, options, scaling.parse_ranks(most), values.steps)
+    print(scaling.text(found))
+    return found, _no_scores
+
+
+def _on_paper(values: argparse.Namespace) -> dict[str, Any]:
+    from . import parts
+
+    found = parts.scaling_model(values.model, values.plot)
+    if found is None:
+        raise DeviceError("bench/scaling_model.py is not there", hint="take a checkout that has it")
+    return found
+
+
+def _no_scores(names: Collection[str] | None) -> dict[str, float]:
+    return {}
+
+
+def all_(values: argparse.Namespace) -> Result:
+    from . import everything
+
+    return everything.report(), probes(gate_recipes(), RunOptions())
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "throughput": throughput_,
+    "kernels": kernels_,
+    "data": data_,
+    "step": step_,
+    "scaling": scaling_,
+    "all": all_,
+}

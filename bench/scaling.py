@@ -1,0 +1,136 @@
+"""1 to N ranks, really run: gloo processes on a CPU, one a GPU under NCCL; weak and strong scaling.
+
+Weak: every rank keeps its batch, so that the ideal is equal time. Strong: the global batch is kept, so that the ideal
+is time over N. Every rank has the same number of threads whatever N is, or one rank would have the others' cores.
+Ranks wait for one another, so the figures are wall time of rank 0 and only mean something on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imnet import device, launch
+from imnet.errors import DeviceError, UsageError
+from imnet.recipe import Recipe, replace
+from imnet.run_options import RunOptions
+
+from .case import build, synthetic
+from .fingerprint import fingerprint
+from .timing import Timing
+
+WARM_UP_STEPS = 3
+
+
+def report(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> dict[str, Any]:
+    """The JSON of ``imnet-bench scaling``: a row a number of ranks and kind."""
+    cores = len(os.sched_getaffinity(0))
+    on_gpu = options.device != "cpu" and device.num_gpus() > 0
+    most = device.num_gpus() if on_gpu else cores
+    threads = options.threads or max(1, cores // max(ranks))
+    rows: list[dict[str, Any]] = []
+    for kind in ("weak", "strong"):
+        for num in ranks:
+            batch = recipe.data.batch_images * (num if kind == "weak" else 1)
+            taken = _run(_with_batch(recipe, batch), _options(options, num, threads, on_gpu), steps)
+            rows.append({"kind": kind, "ranks": num, "batch_images": batch, **taken, "oversubscribed": num > most})
+    for row in rows:
+        first = next(r for r in rows if r["kind"] == row["kind"] and r["ranks"] == ranks[0])
+        row["efficiency"] = efficiency(row, first)
+    with device.threads(dataclasses.replace(options, threads=threads)):
+        found = fingerprint(rows[0]["precision"], steps)
+    about = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
+    about |= {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
+    return {"benchmark": "scaling", "fingerprint": found, **about, "rows": rows}
+
+
+def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
+    """Images a second a rank, over those of the fewest ranks: 1 is ideal for weak and for strong."""
+    rate = row["batch_images"] / row["step_s"] / row["ranks"]
+    return rate / (first["batch_images"] / first["step_s"] / first["ranks"])
+
+
+def _with_batch(recipe: Recipe, batch: int) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, batch_images=batch))
+
+
+def _options(options: RunOptions, num: int, threads: int, on_gpu: bool) -> RunOptions:
+    if on_gpu:
+        return dataclasses.replace(options, device="cuda", gpus=num, threads=threads)
+    return dataclasses.replace(options, device="cpu", procs=num, threads=threads)
+
+
+def _run(recipe: Recipe, options: RunOptions, steps: int) -> dict[str, Any]:
+    """Start the ranks, each of which runs ``_rank``; what rank 0 wrote."""
+    num = options.gpus or options.procs or 1
+    if options.gpus:
+        device.check_gpus(options.gpus)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rank0.json"
+        code = launch.run_ranks(_rank, (recipe, options, steps, str(out)), num, 0)
+        if code or not out.is_file():
+            raise DeviceError(f"{num} ranks ended with exit code {code}", hint="the rank's own line is above")
+        return json.loads(out.read_text())
+
+
+def _rank(recipe: Recipe, options: RunOptions, steps: int, out: str) -> int:
+    """One process: ``steps`` steps on batches of its own, timed one by one between barriers."""
+    place = device.resolve(options, launch.current_world().local_rank)
+    with device.threads(options), launch.connected(place.device) as world:
+        case = build(synthetic(recipe, world.size), options, world)
+        batches, seconds = case.batches(), []
+        for i in range(WARM_UP_STEPS + steps):
+            batch = next(batches)
+            _wait(case.place.device, world)
+            start = time.perf_counter()
+            case.train(batch, i)
+            _wait(case.place.device, world)
+            seconds.append(time.perf_counter() - start)
+        batches.close()
+        if world.is_main:
+            timing = Timing.of(seconds[WARM_UP_STEPS:])
+            gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
+            taken = {"step_s": timing.median_s, "step_s_iqr": timing.iqr_s, "step_s_best": timing.best_s}
+            about = {"n": timing.n, "precision": place.precision, "threads_a_rank": torch.get_num_threads()}
+            Path(out).write_text(json.dumps(taken | about | {"gradient_bytes": gradient_bytes}))
+    return 0
+
+
+def _wait(where: torch.device, world: launch.World) -> None:
+    """Until every rank is here."""
+    if where.type == "cuda":
+        torch.cuda.synchronize()
+    world.barrier()
+
+
+def text(found: dict[str, Any]) -> str:
+    """The table."""
+    head = f"{found['recipe']} ({found['model']}, {found['image_px']} px), {found['backend']}"
+    lines = [
+        head,
+        f"{'kind':<7} {'ranks':>5} {'batch':>6} {'ms/step':>9} {'IQR':>7} {'images/s':>9} {'efficiency':>10}",
+    ]
+    for r in found["rows"]:
+        ms, rate = f"{r['step_s'] * 1e3:9.1f} {r['step_s_iqr'] * 1e3:7.1f}", r["batch_images"] / r["step_s"]
+        note = "  more ranks than cores" if r["oversubscribed"] else ""
+        lines.append(
+            f"{r['kind']:<7} {r['ranks']:>5} {r['batch_images']:>6} {ms} {rate:>9,.0f} {r['efficiency']:>10.1%}{note}"
+        )
+    return "\n".join(lines)
+
+
+def parse_ranks(most: int) -> list[int]:
+    """1, 2, 4, ... up to ``most``, which is always among them."""
+    if most < 1:
+        raise UsageError(f"got {most} ranks; allowed: 1 or more", hint="e.g. --procs 2")
+    ranks = [1]
+    while ranks[-1] * 2 < most:
+        ranks.append(ranks[-1] * 2)
+    return ranks if most == 1 else [*ranks, most]

@@ -1,0 +1,167 @@
+"""Images a second of a recipe on this machine: loader alone, model alone, both; and which of the two is the limit.
+
+The three are measured in turn, window by window, by the wall's clock (median and distance of the quartiles); what a
+compiler or an allocator does first is reported apart. MFU is counted FLOPs over what a matrix product reaches here in
+the same precision, both by the clock of bench/timing.py.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from imnet import device
+from imnet.data.pipeline import Batch
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+
+from . import roof
+from .case import Case, build, synthetic, train_flops
+from .fingerprint import fingerprint
+from .timing import Timing, Window, windows
+
+WINDOW_S = 0.25
+ROUNDS = 40
+# Fewer windows than this are called a rough figure.
+FEW = 8
+PARTS = ("loader", "model", "end to end")
+
+
+def measure(
+    recipe: Recipe, options: RunOptions, seconds: float = 20.0, parts: tuple[str, ...] = PARTS
+) -> dict[str, Any]:
+    """One row: the rates of ``parts``, the time of the first step, peak memory, MFU, the line that says what bounds.
+
+    ``seconds`` is for the windows; at least three are taken, however long a step is.
+    """
+    with device.threads(options):
+        case = build(recipe if options.data_dir else synthetic(recipe), options)
+        return _measure(case, recipe, seconds, parts)
+
+
+def _measure(case: Case, recipe: Recipe, seconds: float, parts: tuple[str, ...]) -> dict[str, Any]:
+    on_gpu = case.place.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    loader, both = case.batches(), case.batches()
+    batch = next(loader)
+    first_s = _first_step(case, batch)
+    calls: dict[str, Callable[[], object]] = {
+        "loader": lambda: next(loader),
+        "model": lambda: case.train(batch),
+        "end to end": lambda: case.train(next(both)),
+    }
+    taken = windows({name: calls[name] for name in parts}, ROUNDS, slice_s=WINDOW_S, budget_s=seconds)
+    for iterator in (loader, both):
+        iterator.close()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rates = {name: rate(case.batch_images, taken[name]) for name in parts}
+    clock = {name: found["images_per_s_by_clock"] for name, found in rates.items()}
+    return {
+        **_about(case, recipe),
+        "rates": rates,
+        "first_step_s": first_s,
+        "peak_memory_bytes": peak,
+        "peak_memory_of": "CUDA allocator" if on_gpu else "resident set of the process",
+        **_roofs(case, clock["model" if "model" in parts else "end to end"]),
+        "bound": bound(clock) if set(parts) == set(PARTS) else None,
+    }
+
+
+def _about(case: Case, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "data": case.recipe.data.name,
+        "image_px": case.recipe.input_px,
+        "batch_images": case.batch_images,
+        "precision": case.place.precision,
+        "device": str(case.place.device),
+        "clock": "wall time" if case.place.device.type == "cuda" else "CPU time per core",
+        "compile": case.step.forward is not case.step.parallel,
+        "cuda_graphs": case.step.graph is not None,
+        "pipeline": case.pipeline.kind,
+    }
+
+
+def _first_step(case: Case, batch: Batch) -> float:
+    """Seconds until the first step is done: compilation, allocation, capture."""
+    start = time.perf_counter()
+    case.step.warm_up([batch], case.batch_images)
+    case.train(batch)
+    if case.place.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def rate(num_images: int, taken: list[Window]) -> dict[str, Any]:
+    """Images a second over windows: median and quartile distance by the wall, the best by the folder's clock."""
+    wall = Timing.of([num_images / w.wall_s for w in taken])
+    clock = min(w.seconds for w in taken)
+    return {
+        "images_per_s": wall.median_s,
+        "images_per_s_iqr": wall.iqr_s,
+        "images_per_s_by_clock": num_images / max(clock, 1e-9),
+        "n": wall.n,
+    }
+
+
+def _roofs(case: Case, images_per_s: float) -> dict[str, Any]:
+    """FLOPs counted, peak and bandwidth measured, and the share of the peak."""
+    counted = train_flops(case.recipe)
+    peak = roof.matmul_flops_per_s(case.place.device, case.place.dtype)
+    return {
+        "train_flops_per_image": counted,
+        "matmul_flops_per_s": peak,
+        "copy_bytes_per_s": roof.copy_bytes_per_s(case.place.device),
+        "mfu": counted * images_per_s / peak,
+    }
+
+
+def bound(rates: dict[str, float]) -> str:
+    """Which of loader and model is the limit, in one line; images a second of each part, by the folder's clock."""
+    loader, model, both = (rates[name] for name in PARTS)
+    slower = "loader" if loader < model else "model"
+    figures = f"loader {_round(loader)}, model {_round(model)}, end to end {_round(both)} images/s"
+    return f"bound by the {slower}: {figures} ({both / min(loader, model):.0%} of the {slower} alone)"
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def report(recipes: list[Recipe], options: RunOptions, seconds: float) -> dict[str, Any]:
+    """The JSON of ``imnet-bench throughput``; prints a few lines a recipe as they are ready."""
+    rows = []
+    for recipe in recipes:
+        rows.append(measure(recipe, options, seconds))
+        print(text(rows[-1]), flush=True)
+    with device.threads(options):
+        found = fingerprint(rows[0]["precision"], min(row["rates"]["model"]["n"] for row in rows)) if rows else {}
+    return {"benchmark": "throughput", "fingerprint": found, "rows": rows}
+
+
+def text(row: dict[str, Any]) -> str:
+    """What a person reads of one row."""
+    head = f"{row['recipe']} ({row['model']}, {row['image_px']} px, batch {row['batch_images']}, {row['precision']})"
+    lines = [f"{head}, data {row['data']}, pipeline {row['pipeline']}"]
+    for name in PARTS:
+        part = row["rates"][name]
+        clock = f"; best by {row['clock']} {_round(part['images_per_s_by_clock'])}"
+        spread = f"IQR {_round(part['images_per_s_iqr'])}, {part['n']} windows{clock}"
+        lines.append(f"  {name:<11}{_round(part['images_per_s']):>12} images/s  ({spread})")
+    few = row["rates"]["model"]["n"] < FEW
+    lines.append(f"  first step {row['first_step_s']:11.1f} s  (compilation and allocation, not in the rates)")
+    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB ({row['peak_memory_of']})"
+    gflop, peak = row["train_flops_per_image"] / 1e9, row["matmul_flops_per_s"] / 1e12
+    lines.append(f"  peak memory {memory}")
+    lines.append(
+        f"  MFU {row['mfu']:.1%}: {gflop:.3g} GFLOP an image, a matrix product reaches {peak:.3g} TFLOP/s, "
+        f"a copy {row['copy_bytes_per_s'] / 1e9:.3g} GB/s"
+    )
+    lines.append(f"  {row['bound']}" + ("; few windows: a rough figure" if few else ""))
+    return "\n".join(lines)
