@@ -25,7 +25,11 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
     if backend == "apex":
         return _apex_sgd(groups, optim)
     if isinstance(optim, SGD):
-        return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+        # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
+        for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
+            sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        return sgd
     betas = (optim.beta1, optim.beta2)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=graphs)
 

@@ -81,7 +81,7 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-        bad = (~torch.isfinite(norm + loss)).float()
+        bad = self._not_finite(norm, loss).float()
         if self.world.size > 1 and loss.device.type == "cpu":
             self.world.all_reduce(bad)
         if self.recipe.grad_clip is not None:
@@ -95,6 +95,15 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update()
         return bad
+
+    def _not_finite(self, norm: Tensor, loss: Tensor) -> Tensor:
+        """Whether training should stop here; an overflow of fp16's loss scale is the scaler's to skip and to mend."""
+        overflow = ~torch.isfinite(norm)
+        if self.scaler.is_enabled():
+            scale = self.scaler._get_scale_async()
+            assert scale is not None, "the scaler has scaled a loss"
+            overflow = overflow & (scale <= 1.0)
+        return overflow | ~torch.isfinite(loss)
 
     def warm_up(self, batches: list[Batch], num_images: int) -> None:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
