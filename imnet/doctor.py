@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,6 +9,7 @@ import imnet_kernels.tier
 import torch
 
 from imnet import device, runfolder
+from imnet.data.pipelines import has_dali
 
 
 def text() -> str:
@@ -44,7 +44,7 @@ def _package(name: str) -> str:
 
 
 def _dali() -> str:
-    if importlib.util.find_spec("nvidia.dali") if importlib.util.find_spec("nvidia") else None:
+    if has_dali():
         return next((f"{n} {version(n)}" for n in _DALI if _package(n) != "not installed"), "installed")
     return "not installed (optional): pip install 'imnet[dali]'"
 

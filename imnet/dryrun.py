@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from imnet import device, models, runfolder
+from imnet.data import DataSet, pipelines
 from imnet.data.order import Order
 from imnet.errors import DataError, ImnetError
 from imnet.from_recipe import load_data
@@ -84,7 +85,16 @@ def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str
         *_schedule(recipe, order.steps_per_epoch),
         f"arithmetic   {total / 1e15:.3f} PFLOP for the whole training",
         f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
+        f"pipeline     {_pipeline(found, options)}",
     ]
+
+
+def _pipeline(found: DataSet, options: RunOptions) -> str:
+    kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
+    try:
+        return "{} ({})".format(*pipelines.choose(options.pipeline, (found.train, found.test), torch.device(kind)))
+    except ImnetError as error:
+        return str(error)
 
 
 def _schedule(recipe: Recipe, steps_per_epoch: int | None) -> list[str]:

@@ -78,7 +78,9 @@ class Run:
     def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
         raw = yaml.safe_load((self.path / "config.yaml").read_text())
         precision = self.info["precision"] if device_name == "auto" else "auto"
-        values: dict[str, Any] = {"device": device_name, "precision": precision, "threads": raw.get("threads")}
+        kept = ("threads", "pipeline", "workers", "on_bad_image")
+        values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}
+        values |= {"device": device_name, "precision": precision}
         return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
 
 
