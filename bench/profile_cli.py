@@ -1,0 +1,127 @@
+"""imnet-profile step | kernels | data: where the time goes and how far from the roof, on a GPU or a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from imnet.cli import guarded
+from imnet.errors import UsageError
+
+_OUT = Path("runs") / "profile"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code (2 usage, 65 data, 69 device, 74 files)."""
+    return guarded("imnet-profile", _run, sys.argv[1:] if argv is None else argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line with a suggestion."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        close = difflib.get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), 1) if match else []
+        raise UsageError(message, hint=f"did you mean {close[0]}?" if close else f"{self.prog} --help")
+
+
+def _run(argv: list[str]) -> int:
+    values = _parser().parse_args(argv)
+    _check_counts(values)
+    if values.command == "step":
+        return _step(values, argv)
+    if values.command == "kernels":
+        return _kernels(values, argv)
+    return _data(values, argv)
+
+
+def _check_counts(values: argparse.Namespace) -> None:
+    for name in ("batch_size", "steps", "image_px", "threads", "top", "images"):
+        value = getattr(values, name, None)
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"got --{flag} {value}; allowed: 1 or more", hint=f"leave --{flag} out for the default")
+
+
+def _step(values: argparse.Namespace, argv: list[str]) -> int:
+    from imnet.run_options import RunOptions
+
+    from .profile_step import run
+    from .profile_work import Request, recipe_of
+
+    recipe = recipe_of(values.recipe, values.model, batch_images=values.batch_size, image_px=values.image_px)
+    options = RunOptions(
+        device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
+    )
+    shown = {"nvtx": values.nvtx, "by_shape": values.by_shape, "top": values.top}
+    run(Request(recipe, options, values.steps, values.out, **shown), argv)
+    return 0
+
+
+def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
+    from .profile_kernels import Request, run
+
+    asked = {name: getattr(values, name) for name in ("family", "case", "dtype", "tier", "device", "out", "threads")}
+    run(Request(**asked, resources=not values.no_resources), argv)
+    return 0
+
+
+def _data(values: argparse.Namespace, argv: list[str]) -> int:
+    from .profile_data import Request, run
+
+    names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
+    run(Request(**{name: getattr(values, name) for name in names}), argv)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Where the time of a training goes, and how far from the roof it is."
+    parser = _Parser(prog="imnet-profile", description=about, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    _add_step(commands.add_parser("step", help="real training steps, operator by operator", allow_abbrev=False))
+    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case", allow_abbrev=False))
+    _add_data(commands.add_parser("data", help="the data path, stage by stage", allow_abbrev=False))
+    for command in commands.choices.values():
+        command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        command.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores)")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default=None, help="recipe to profile (default quickstart)")
+    parser.add_argument("--model", default=None, help="or a network: in its recipe, else at 64 px")
+    parser.add_argument("--batch-size", type=int, default=None, help="images a step (default: the recipe's)")
+    parser.add_argument("--image-px", type=int, default=None, help="side of the images (default: the recipe's)")
+    parser.add_argument("--steps", type=int, default=3, help="steps to profile (default 3)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--nvtx", action="store_true", help="NVTX ranges instead of torch's profiler: for nsys and ncu")
+    parser.add_argument("--by-shape", action="store_true", help="a line for every shape of an operator")
+    parser.add_argument("--top", type=int, default=25, help="lines to print (default 25)")
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("family", help="augment, spectral, shake_shake or sgd_ema")
+    parser.add_argument("--case", default=None, help="one case (default: all)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default=None, help="default: bf16 where it has it")
+    parser.add_argument("--tier", default="auto", help="reference, host, triton or cuda (default: what training takes)")
+    parser.add_argument("--no-resources", action="store_true", help="do not compile for sm_80 and sm_90")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="quickstart", help="recipe whose data path it is (default quickstart)")
+    parser.add_argument("--data-dir", default=None, help="folder that holds the data set")
+    parser.add_argument("--synthetic", action="store_true", help="random images in place of the data set")
+    parser.add_argument("--images", type=int, default=None, help="take that many images of the set")
+    parser.add_argument("--batch-size", type=int, default=None, help="images a batch (default: the recipe's)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

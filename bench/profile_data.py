@@ -1,0 +1,254 @@
+"""`imnet-profile data`: the data path of a recipe stage by stage, then the pipelines as training runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from imnet import device
+from imnet.data import pipelines
+from imnet.data.base import AnySplit, EncodedSplit, Split
+from imnet.data.batches import Batches, as_tensor, mean_image
+from imnet.data.encoded import Decoder
+from imnet.data.order import Order
+from imnet.data.pipeline import Batch, Pipeline, Setting
+from imnet.errors import UsageError
+from imnet.files import write_json
+from imnet.from_recipe import load_data
+from imnet.mixing import Mixing
+from imnet.recipe import Augment, Recipe, replace
+from imnet.recipes import by_name
+from imnet.run_options import RunOptions
+
+from . import profile_commands
+from .profile_report import duration, percent, plural, scaled, table, usable_folder
+from .timing import cpu_seconds, interleaved
+
+ROUNDS = 9
+PIPELINE_BATCHES, PIPELINE_S = 8, 0.5
+SYNTHETIC_BATCHES = 8
+"""Of random images: more than the caches hold, less than a minute to draw."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    recipe: str
+    data_dir: str | None
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    threads: int | None
+    synthetic: bool
+    images: int | None
+    batch_size: int | None
+    out: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the way from the file to the batch: one batch a call, ``num_bytes`` read and written by it."""
+
+    name: str
+    call: Callable[[], Any]
+    num_bytes: int
+
+
+def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """Time the stages and the pipelines, write ``data.json``, print the table; returns what data.json holds."""
+    recipe = _recipe(request)
+    options = RunOptions(
+        device=request.device, precision=request.precision, threads=request.threads, data_dir=request.data_dir
+    )
+    place = device.resolve(options)
+    folder = usable_folder(request.out)
+    with device.threads(options) as threads:
+        split = load_data(recipe, options).train
+        batch = min(recipe.data.batch_images, len(split))
+        order = Order(len(split), batch, recipe.seed)
+        setting = _setting(recipe, split, place, order, threads)
+        measured = timed(stages(recipe, split, setting), batch, place.device)
+        found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
+        found |= {"images": len(split), "image_shape": list(split.image_shape), "threads": threads}
+        found |= {"device": str(place.device), "dtype": place.precision, "stages": measured}
+        found["encoded"] = isinstance(split, EncodedSplit)
+        found["pipelines"] = [end_to_end(kind, split, setting) for kind in _kinds(split)]
+    write_json(folder / "data.json", found)
+    print(text(found))
+    print(f"written: {folder / 'data.json'}")
+    print(profile_commands.text(arguments, folder, "data"))
+    return found
+
+
+def _recipe(request: Request) -> Recipe:
+    recipe = by_name(request.recipe)
+    data = replace(recipe.data, batch_images=request.batch_size or recipe.data.batch_images)
+    if request.synthetic:
+        if request.data_dir is not None:
+            raise UsageError("got --synthetic and --data-dir", hint="give one of them")
+        images = SYNTHETIC_BATCHES * data.batch_images
+        data = replace(data, name="synthetic", split=None, train_images=images, test_images=1)
+    if request.images is not None:
+        data = replace(data, train_images=request.images)
+    return replace(recipe, data=data)
+
+
+def _setting(recipe: Recipe, split: AnySplit, place: device.Place, order: Order, threads: int) -> Setting:
+    mean = mean_image(split) if recipe.augment.mean == "image" else None
+    about = {"augment": recipe.augment, "seed": recipe.seed, "mean": mean, "order": order, "workers": threads}
+    return Setting(**about, device=place.device, dtype=place.dtype)
+
+
+def stages(recipe: Recipe, split: AnySplit, setting: Setting) -> list[Stage]:
+    """The way of the host pipeline taken apart: what it does in one pass is one stage after the other here."""
+    assert setting.order is not None
+    order = setting.order
+    ids = order.epoch(0)
+    pieces = [order.batch(ids, i) for i in range(order.steps_per_epoch)]
+    if isinstance(split, EncodedSplit):
+        found, pixels, augment = _encoded_stages(split, setting, pieces)
+    else:
+        found, pixels, augment = (
+            [_read_stage(split, pieces)],
+            as_tensor(split.images[pieces[0].numpy()]),
+            setting.augment,
+        )
+    mean = None if setting.mean is None else setting.mean.cpu()
+    batches = Batches(pixels, augment, seed=setting.seed, dtype=torch.float32, mean=mean)
+    rows = torch.arange(len(pixels))
+    exact = batches.batch(rows, 0, True)[0]
+    found.append(Stage("augment", lambda: batches.batch(rows, 0, True), pixels.nbytes + exact.nbytes))
+    made = exact.to(setting.dtype)
+    if setting.dtype != torch.float32:
+        name = f"cast to {str(setting.dtype).removeprefix('torch.')}"
+        found.append(Stage(name, lambda: exact.to(setting.dtype), exact.nbytes + made.nbytes))
+    found += _mixing_stage(recipe, made)
+    if setting.device.type == "cuda":
+        pinned = made.pin_memory()
+        found.append(Stage("copy to device", lambda: pinned.to(setting.device, non_blocking=True), made.nbytes))
+    return found
+
+
+def _read_stage(split: Split, pieces: Sequence[Tensor]) -> Stage:
+    """Gathering a batch from memory or the mapped file, another one each time."""
+    turn = cycle([piece.numpy() for piece in pieces])
+    return Stage("read", lambda: split.images[next(turn)], 2 * len(pieces[0]) * split.images[0].nbytes)
+
+
+def _encoded_stages(
+    split: EncodedSplit, setting: Setting, pieces: Sequence[Tensor]
+) -> tuple[list[Stage], Tensor, Augment]:
+    """Reading and decoding, the pixels of the first batch, and what is left to augment of them."""
+    turn, first = cycle(pieces), pieces[0]
+    kept = {i: split.read(i) for i in first.tolist()}
+    in_memory = EncodedSplit(kept.__getitem__, split.labels, split.image_px, split.file, split.num_bytes)
+    decoder = Decoder(in_memory, setting.augment, setting.seed)
+    pixels = torch.from_numpy(decoder.images(first, 0, True)[0])
+    encoded = sum(map(len, kept.values()))
+    augment = setting.augment
+    if decoder.sized(True):
+        augment = replace(augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
+    read = Stage("read", lambda: [split.read(i) for i in next(turn).tolist()], encoded)
+    decode = Stage("decode, crop, resize", lambda: decoder.images(first, 0, True), encoded + pixels.nbytes)
+    return [read, decode], pixels, augment
+
+
+def _mixing_stage(recipe: Recipe, images: Tensor) -> list[Stage]:
+    """Mixup or CutMix, where the recipe has them: two images read, one written."""
+    mixing, labels = Mixing(recipe, 0), torch.zeros(len(images), dtype=torch.int64)
+    return [Stage("mix", lambda: mixing(images, labels, 0), 3 * images.nbytes)] if mixing.ways else []
+
+
+def timed(found: Sequence[Stage], batch: int, place: torch.device) -> list[dict[str, Any]]:
+    """A row a stage, measured in turn: on a CPU processor seconds (one core's time), on a GPU wall seconds."""
+    cores = 1 if place.type == "cuda" else torch.get_num_threads()
+    times = interleaved({stage.name: stage.call for stage in found}, ROUNDS)
+    seconds = {name: timing.median_s * cores for name, timing in times.items()}
+    total = sum(seconds.values())
+    rows = []
+    for stage in found:
+        took = seconds[stage.name]
+        row = {"stage": stage.name, "seconds": took, "iqr_s": times[stage.name].iqr_s * cores}
+        row |= {"images_per_s": batch / took, "bytes": stage.num_bytes, "bytes_per_s": stage.num_bytes / took}
+        rows.append(row | {"share": took / total})
+    return rows
+
+
+def _kinds(split: AnySplit) -> list[str]:
+    return ["host"] if isinstance(split, EncodedSplit) else ["resident", "host"]
+
+
+def end_to_end(kind: str, split: AnySplit, setting: Setting) -> dict[str, Any]:
+    """A pipeline as a step without work would drain it: wall seconds and processor seconds a batch."""
+    assert setting.order is not None
+    pipeline = pipelines.build(kind, split, setting)
+    drained = _batches(pipeline)
+    with contextlib.closing(drained):
+        for _ in range(2):  # the threads' first batches, page faults and page-locked memory belong to no batch
+            next(drained)
+        _synchronize(setting.device)
+        wall, cpu, num = time.perf_counter(), cpu_seconds(), 0
+        while num < PIPELINE_BATCHES or time.perf_counter() - wall < PIPELINE_S:
+            next(drained)
+            num += 1
+        _synchronize(setting.device)
+        wall, cpu = (time.perf_counter() - wall) / num, (cpu_seconds() - cpu) / num
+    batch = setting.order.batch_images
+    return {"pipeline": kind, "where": pipeline.where, "seconds": wall, "cpu_s": cpu, "images_per_s": batch / wall}
+
+
+def _batches(pipeline: Pipeline) -> Generator[Batch, None, None]:
+    """Epoch after epoch."""
+    for epoch in count():
+        yield from pipeline.epoch(epoch)
+
+
+def _synchronize(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def text(found: dict[str, Any]) -> str:
+    """What the command prints of data.json."""
+    shape = "x".join(map(str, found["image_shape"]))
+    kept = "pictures kept encoded" if found["encoded"] else "images"
+    slowest = max(found["stages"], key=lambda row: row["share"])
+    clock = "one core's time" if found["device"] == "cpu" else "wall time"
+    return "\n".join(
+        [
+            f"{found['recipe']} ({found['data']}), {found['images']:,} {kept} {shape}, batch {found['batch_images']}, "
+            f"{found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}",
+            "",
+            _stage_table(found["stages"]),
+            f"stage by stage, {clock}; most of it is {slowest['stage']} ({percent(slowest['share'])})",
+            "",
+            _pipeline_table(found["pipelines"]),
+            "end to end, without a step: the stages in one pass, where the kernels fuse them",
+        ]
+    )
+
+
+def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["stage", "a batch", "IQR", "images/s", "bytes", "bytes/s", "share"]
+    cells = []
+    for row in rows:
+        times = [duration(row["seconds"]), duration(row["iqr_s"]), f"{row['images_per_s']:,.0f}"]
+        amounts = [scaled(row["bytes"], "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["share"])]
+        cells.append([row["stage"], *times, *amounts])
+    return table(head, cells)
+
+
+def _pipeline_table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        times = [duration(row["seconds"]), duration(row["cpu_s"]), f"{row['images_per_s']:,.0f}"]
+        cells.append([f"{row['pipeline']}: {row['where']}", *times])
+    return table(["pipeline", "a batch", "processor time", "images/s"], cells)

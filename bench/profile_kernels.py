@@ -1,0 +1,240 @@
+"""`imnet-profile kernels FAMILY`: every case's time against the bytes it has to move, and what its kernels cost."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from imnet_kernels import tier
+from imnet_kernels.family import Case, Family, families
+
+from imnet import device
+from imnet.errors import DeviceError, UsageError
+from imnet.files import write_json
+from imnet.run_options import RunOptions
+
+from . import profile_commands, profile_resources, roof, roofline
+from .profile_report import clipped, duration, percent, plural, scaled, table, usable_folder
+from .timing import interleaved
+
+ROUNDS = 9
+SLICE_S = 0.01
+NAME_CHARACTERS = 44
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    family: str
+    case: str | None
+    dtype: str | None
+    tier: str
+    device: Literal["auto", "cpu", "cuda"]
+    out: Path
+    threads: int | None = None
+    resources: bool = True
+
+
+def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """Time the cases, compile the kernels, write ``kernels-<family>.json`` and ``.svg``, print the tables.
+
+    Returns what the JSON holds. ``arguments`` are the command line's, for the nsys and ncu lines of this run.
+    """
+    family = _family(request.family)
+    dtype = _dtype(family, request.dtype)
+    cases = _cases(family, request.case)
+    place = device.resolve(RunOptions(device=request.device, threads=request.threads)).device
+    chosen = _tier(request.tier, family.name, place.type)
+    folder = usable_folder(request.out)
+    name = f"kernels-{family.name}"
+    with device.threads(RunOptions(threads=request.threads)) as threads, tier.using(f"{family.name}={chosen}"):
+        copy = roof.copy_bytes_per_s(place)
+        timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
+        product = {"fp32": _fp32_peak(place)}
+    found: dict[str, Any] = {"family": family.name, "dtype": _short(dtype), "tier": chosen, "threads": threads}
+    found |= {"device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "copy_bytes_per_s": copy}
+    found |= {"matmul_flops_per_s": product, "cases": timed, "torch": torch.__version__}
+    compiled, missing = profile_resources.of_family(family.name, _short(dtype)) if request.resources else ([], [])
+    found |= {"resources": [r.as_dict() for r in compiled], "missing": missing}
+    write_json(folder / f"{name}.json", found)
+    print(text(found))
+    print(_picture(found, folder / f"{name}.svg"))
+    print(f"written: {folder / name}.json")
+    print(profile_commands.text(arguments, folder, name))
+    return found
+
+
+def _fp32_peak(place: torch.device) -> float:
+    """What the arithmetic units can do: these kernels compute in fp32 and without tensor cores, hence without TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return roof.matmul_flops_per_s(place, torch.float32)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: float) -> dict[str, Any]:
+    """One row: seconds a call (median, interquartile range), bytes, FLOPs, share of the copy's bandwidth."""
+    call = family.make(case, dtype, kind).run
+    moved = family.bytes_moved(case, dtype)
+    with torch.no_grad():
+        if kind == "cuda":
+            median_s, iqr_s = _on_gpu(family, case, dtype, moved)
+        else:
+            found = interleaved({"call": call}, ROUNDS, slice_s=SLICE_S)["call"]
+            median_s, iqr_s = found.median_s, found.iqr_s
+    rate = moved / median_s
+    row: dict[str, Any] = {"case": case.name, "real": case.real, "median_s": median_s, "iqr_s": iqr_s, "bytes": moved}
+    return row | {"flops": flops(family.name, case), "bytes_per_s": rate, "of_copy": rate / copy}
+
+
+def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple[float, float]:
+    """Seconds on the device without the gaps between launches, on inputs in turn that together exceed the L2 cache."""
+    from .gpu_timing import num_rotated, replayed_us
+
+    calls = [family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))]
+    median_us, iqr_us = replayed_us(calls)
+    return median_us * 1e-6, iqr_us * 1e-6
+
+
+def flops(family: str, case: Case) -> int:
+    """The arithmetic of the family's definition for one call, a multiply-add as two.
+
+    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2, and two scale-and-shifts with batch norm.
+    sgd_ema: each of weight decay, momentum, Nesterov and update is a multiply-add, the average one more addition.
+    spectral: s = r r inputs folded by the DCT's even-odd symmetry, then s / 2 multiply-adds a band, and normalised.
+    """
+    o = case.options
+    if family == "augment":
+        _, height, width, channels = o["shape"]
+        return 2 * o["batch"] * height * width * channels
+    if family == "shake_shake":
+        return (8 if o.get("bn") else 4) * torch.Size(o["shape"]).numel()
+    if family == "sgd_ema":
+        per_element = 2 + 2 * bool(o["weight_decay"]) + 2 * (o["momentum"] > 0) + 2 * o["nesterov"]
+        per_element += 3 * (o["ema_decay"] is not None)
+        return per_element * sum(torch.Size(shape).numel() for shape in o["shapes"])
+    s, bands = o["r"] ** 2, o.get("bands")
+    num_bands = s if bands is None else len(bands)
+    per_block = s + num_bands * (s + (2 if o.get("normalise") else 0))
+    return torch.Size(o["shape"]).numel() // s * per_block
+
+
+def _family(name: str) -> Family:
+    known = {family.name: family for family in families()}
+    if name not in known:
+        raise UsageError(f"got unknown kernel family {name!r}; allowed: {', '.join(known)}", hint=_near(name, known))
+    return known[name]
+
+
+def _cases(family: Family, name: str | None) -> list[Case]:
+    """All that move anything, or the one that was asked for."""
+    known = {case.name: case for case in family.cases}
+    if name is None:
+        return [case for case in family.cases if family.bytes_moved(case, torch.float32)]
+    if name not in known:
+        what = f"got unknown case {name!r} of {family.name}; allowed: {', '.join(known)}"
+        raise UsageError(what, hint=_near(name, known))
+    if not family.bytes_moved(known[name], torch.float32):
+        raise UsageError(f"got case {name!r}, which moves nothing", hint="choose another --case")
+    return [known[name]]
+
+
+def _near(word: str, known: Sequence[str] | dict[str, Any]) -> str | None:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _dtype(family: Family, name: str | None) -> torch.dtype:
+    if name is None:
+        return torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
+    if DTYPES[name] not in family.tolerance:
+        allowed = ", ".join(_short(d) for d in family.tolerance if d in DTYPES.values())
+        raise UsageError(f"got --dtype {name} for {family.name}; allowed: {allowed}", hint="leave --dtype out")
+    return DTYPES[name]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def _tier(name: str, family: str, kind: str) -> str:
+    """The tier's name; UsageError for an unknown one, DeviceError for one that is not here."""
+    if name == "auto":
+        return tier.report(kind)[family][0]
+    if name not in tier.TIERS:
+        allowed = f"auto, {', '.join(tier.TIERS)}"
+        raise UsageError(f"got --tier {name}; allowed: {allowed}", hint=_near(name, tier.TIERS))
+    problem = tier.missing(name, kind)
+    if problem:
+        raise DeviceError(f"got --tier {name}: {problem}")
+    return name
+
+
+def _picture(found: dict[str, Any], path: Path) -> str:
+    """Draw the roofline; the line to print."""
+    timed = found["cases"]
+    points = [roofline.Point(r["case"], r["flops"], r["bytes"], r["median_s"], r["real"]) for r in timed]
+    title = (
+        f"{found['family']}, {found['tier']}, {found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}"
+    )
+    problem = roofline.draw(path, title, points, found["copy_bytes_per_s"], found["matmul_flops_per_s"])
+    return problem or f"roofline: {path}"
+
+
+def text(found: dict[str, Any]) -> str:
+    """What the command prints of the JSON."""
+    where = f"{found['device']}, {plural(found['threads'], 'thread')}; copy {scaled(found['copy_bytes_per_s'], 'B/s')}"
+    lines = [f"{found['family']}, tier {found['tier']}, {found['dtype']}, {where}", "", _case_table(found["cases"])]
+    if any(row["of_copy"] > 1 for row in found["cases"]):
+        lines.append("over 100 %: the case fits the caches, which the copy does not")
+    shown = [row for row in found["resources"] if _of_dtype(row["name"], found["dtype"])]
+    if shown:
+        lines += [
+            "",
+            _resource_table(shown),
+            f"{len(found['resources']) - len(shown)} rows of other dtypes: in the JSON",
+        ]
+    return "\n".join([*lines, *found["missing"]])
+
+
+def _case_table(timed: Sequence[dict[str, Any]]) -> str:
+    cells: Callable[[dict[str, Any]], list[str]] = lambda r: [  # noqa: E731
+        r["case"] + ("" if r["real"] else " (odd)"), duration(r["median_s"]), duration(r["iqr_s"]),
+        scaled(r["bytes"], "B"), scaled(r["bytes_per_s"], "B/s"), percent(r["of_copy"]),
+        f"{r['flops'] / r['bytes']:.2f}", scaled(r["flops"] / r["median_s"], "FLOP/s"),
+    ]  # fmt: skip
+    head = ["case", "median", "IQR", "bytes", "bytes/s", "of copy", "FLOP/B", "FLOP/s"]
+    return table(head, [cells(row) for row in timed])
+
+
+def _resource_table(found: Sequence[dict[str, Any]]) -> str:
+    """One line a kernel, ``first / second`` architecture where they differ."""
+    merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found:
+        merged.setdefault((row["tier"], row["name"]), []).append(row)
+    names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit")
+    lines = []
+    for (kind, name), rows in merged.items():
+        cells = [" / ".join(dict.fromkeys(str(row[column]) for row in rows)) for column in names]
+        lines.append([clipped(name, NAME_CHARACTERS), kind, *cells])
+    sm = " / ".join(dict.fromkeys(f"sm_{row['architecture']}" for row in found))
+    head = [f"kernel ({sm})", "tier", "registers", "shared B", "spilled B", "threads", "warps of 64", "limited by"]
+    return table(head, lines)
+
+
+_CPP_TYPES = {"fp32": "float", "bf16": "__nv_bfloat16", "fp16": "__half"}
+
+
+def _of_dtype(name: str, dtype: str) -> bool:
+    """Whether a C++ kernel's types are ``dtype`` or none of the floating ones."""
+    types = {word for word in _CPP_TYPES.values() if re.search(rf"\b{word}\b", name)}
+    return types <= {_CPP_TYPES[dtype]}

@@ -1,0 +1,167 @@
+"""What the compilers give a family's GPU kernels, without a GPU: registers, shared memory, spills, threads a block."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imnet_kernels import build
+
+from .profile_occupancy import ARCHITECTURES, Occupancy, occupancy
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
+_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+_SPILL = re.compile(r"(\d+) bytes spill (?:stores|loads)")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One kernel on one architecture; ``spill_bytes`` are stores plus loads, ``threads`` those of a block."""
+
+    name: str
+    tier: str
+    architecture: int
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+    threads: int
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return occupancy(self.registers, self.shared_bytes, self.threads, self.architecture)
+
+    def as_dict(self) -> dict[str, Any]:
+        found = self.occupancy
+        return {**vars(self), "active_warps": found.active_warps, "occupancy": found.share, "limit": found.limit}
+
+
+def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], list[str]]:
+    """The kernels of the Triton and the CUDA tier, and a line for each tier that cannot be compiled here.
+
+    ``dtype`` (fp32 | bf16 | fp16) leaves out Triton kernels that are named after another one.
+    """
+    found, missing = [], []
+    if importlib.util.find_spec("triton") is None:
+        missing.append("triton is not installed: no registers of the Triton kernels (pip install triton)")
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        missing.append("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; unset it")
+    else:
+        found += triton_kernels(family, dtype)
+    if build.nvcc() is None:
+        missing.append("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda: no registers of the CUDA kernels")
+    else:
+        found += cuda_kernels(family)
+    return found, missing
+
+
+def triton_kernels(family: str, dtype: str | None) -> list[Resources]:
+    """Every variant of the recipes, compiled to cubins in a cache of its own (a warm one would report nothing)."""
+    builds = importlib.import_module(f"imnet_kernels.{family}._triton").builds()
+    named = [b for b in builds if dtype is None or f"*{dtype}" in b.name or not re.search(r"\*\w*\d", b.name)]
+    with _triton_cache():
+        return [_triton_kernel(b, architecture) for architecture in ARCHITECTURES for b in named]
+
+
+@contextlib.contextmanager
+def _triton_cache() -> Iterator[None]:
+    knobs: Any = importlib.import_module("triton.knobs")
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.nvidia.scope():
+        knobs.cache.dir = folder
+        knobs.nvidia.dump_ptxas_log = True
+        yield
+
+
+def _triton_kernel(variant: Any, architecture: int) -> Resources:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = variant.kernel.arg_names
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    constants = {(names.index(name),): value for name, value in variant.constants.items()}
+    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fp_fusion}
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    (used,) = parse_ptxas(log.getvalue())
+    threads = compiled.metadata.num_warps * 32
+    return Resources(variant.name, "triton", architecture, used[2], compiled.metadata.shared, used[4], threads)
+
+
+def cuda_kernels(family: str) -> list[Resources]:
+    """Every kernel of csrc/cuda/<family>.cu, from the report of ptxas."""
+    source = build.csrc() / "cuda" / f"{family}.cu"
+    with tempfile.TemporaryDirectory() as folder:
+        report = build.compile_cuda(source, Path(folder) / "kernels.o", tuple(map(str, ARCHITECTURES)))
+    threads = launch_bounds(source.read_text())
+    found = []
+    for symbol, architecture, registers, shared, spills in parse_ptxas(report):
+        bound = next((n for kernel, n in threads.items() if re.search(rf"\d{kernel}[IE]", symbol)), 1024)
+        found.append(Resources(symbol, "cuda", architecture, registers, shared, spills, bound))
+    readable = demangled([r.name for r in found])
+    return [Resources(**(vars(r) | {"name": name})) for r, name in zip(found, readable, strict=True)]
+
+
+def parse_ptxas(report: str) -> list[tuple[str, int, int, int, int]]:
+    """(kernel, architecture, registers, shared bytes, spilled bytes) of each entry in the output of ptxas -v."""
+    entries = list(_ENTRY.finditer(report))
+    found = []
+    for i, entry in enumerate(entries):
+        end = entries[i + 1].start() if i + 1 < len(entries) else len(report)
+        part = report[entry.end() : end]
+        used = _USED.search(part)
+        if used is None:
+            raise RuntimeError(f"ptxas said nothing about the registers of {entry[1]}: {part!r}")
+        spilled = sum(int(n) for n in _SPILL.findall(part))
+        found.append((entry[1], int(entry[2]), int(used[1]), int(used[2] or 0), spilled))
+    return found
+
+
+def launch_bounds(source: str) -> dict[str, int]:
+    """{kernel: threads a block} from __launch_bounds__ of a .cu file, whose constants are constexpr int."""
+    constants = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", source)}
+    constants |= {name: int(n) for line in re.findall(r"constexpr int ([^;]+);", source) for name, n in _pairs(line)}
+    found = {}
+    for words, kernel in re.findall(r"__launch_bounds__\(([^)]*)\)\s+(\w+)\(", source):
+        threads = 1
+        for word in re.findall(r"\w+", words):
+            threads *= int(word) if word.isdigit() else constants[word]
+        found[kernel] = threads
+    return found
+
+
+def _pairs(line: str) -> list[tuple[str, str]]:
+    return re.findall(r"(\w+) = (\d+)", line)
+
+
+def demangled(symbols: Sequence[str]) -> list[str]:
+    """C++ names without namespaces and arguments; as they are where no c++filt is at hand."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not symbols:
+        return list(symbols)
+    done = subprocess.run([tool], input="\n".join(symbols), text=True, capture_output=True, check=True)
+    return [_short(line) for line in done.stdout.splitlines()]
+
+
+def _short(name: str) -> str:
+    """``void ns::(anonymous namespace)::kernel<float, 3>(Launch)`` -> ``kernel<float, 3>``."""
+    name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+    depth, end = 0, len(name)
+    for i, c in enumerate(name):
+        depth += (c == "<") - (c == ">")
+        if c == "(" and depth == 0:
+            end = i
+            break
+    return re.sub(r"\b(?:imnet|_GLOBAL__N_\w*)::", "", name[:end])

@@ -1,0 +1,185 @@
+"""`imnet-profile step`: real steps of a recipe, where their time goes, and how near the roof every operator is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from imnet import device
+from imnet.errors import UsageError
+from imnet.files import write_json
+
+from . import profile_commands, roof
+from .profile_memory import peak_bytes
+from .profile_ops import OpCall, count
+from .profile_report import clipped, duration, percent, plural, saved, scaled, table, usable_folder
+from .profile_trace import STEP, Roofs, kernels, phases, rows
+from .profile_work import Request, Work
+
+NAME_CHARACTERS = 64
+
+
+def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """Profile, write ``step.json`` and ``step-trace.json``, print the tables; returns what step.json holds.
+
+    ``arguments`` are the command line's, for the nsys and ncu lines of this run.
+    """
+    place = device.resolve(request.options)
+    if request.nvtx and place.device.type != "cuda":
+        raise UsageError("got --nvtx, which does nothing on a CPU: NVTX ranges need CUDA", hint="leave --nvtx out")
+    folder = usable_folder(request.out)
+    with device.threads(request.options):
+        _name_compiled_kernels(request, place)
+        work = Work(request, place)
+        warm_s = work.warm_up()
+        if request.nvtx:
+            return _ranges_only(work)
+        found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": work.seconds_per_step(request.steps)}
+        found |= _profiled(work, folder)
+        found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
+    write_json(folder / "step.json", found)
+    print(text(found, request.top, folder))
+    print(profile_commands.text(arguments, folder, "step", ["--nvtx"]))
+    return found
+
+
+def _name_compiled_kernels(request: Request, place: device.Place) -> None:
+    """Inductor's C++ kernels carry names into the profiler only when asked to."""
+    if request.options.compile and place.device.type == "cpu":
+        import torch._inductor.config as inductor
+
+        inductor.cpp.enable_kernel_profile = True
+
+
+def _ranges_only(work: Work) -> dict[str, Any]:
+    """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
+    torch.cuda.profiler.start()
+    seconds = work.seconds_per_step(work.request.steps)
+    torch.cuda.profiler.stop()
+    print(f"{work.request.steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
+    return {"seconds_without_profiler": seconds}
+
+
+def _held(work: Work) -> list[torch.Tensor]:
+    """What lives before and after a step: weights, their averages, the optimiser's state, the images."""
+    step = work.step
+    found = [t for group in step.tensors().values() for t in group.values()]
+    return [*found, work.data.images, work.data.labels]
+
+
+def _profiled(work: Work, folder: Path) -> dict[str, Any]:
+    request, on_gpu = work.request, work.place.device.type == "cuda"
+    calls = _calls(work)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, record_shapes=True) as profiler:
+        for i in range(request.steps):
+            work.once(i)
+        work.synchronize()
+    trace = saved(folder / "step-trace.json", profiler.export_chrome_trace)
+    events = profiler.events() or []
+    found = rows(events, calls, steps=request.steps, on_gpu=on_gpu, by_shape=request.by_shape)
+    run_kernels = kernels(events) if on_gpu else []
+    total_s = sum(row.seconds for row in (run_kernels or found))
+    roofs = _roofs(work.place.device, calls)
+    return {
+        "steps": request.steps,
+        "trace": trace.name,
+        "total_s": total_s,
+        "phases_s": phases(events),
+        "flops_per_step": sum(c.flops or 0 for c in calls),
+        "copy_bytes_per_s": roofs.bytes_per_s,
+        "matmul_flops_per_s": {str(d).removeprefix("torch."): v for d, v in roofs.flops_per_s.items()},
+        "rows": [row.as_dict(total_s, roofs) for row in found],
+        "kernels": [row.as_dict(total_s, roofs) for row in run_kernels],
+    }
+
+
+def _calls(work: Work) -> list[OpCall]:
+    """The operators of one eager step: compiled code hides them, and those that it keeps are the same."""
+    compiled, work.step.forward = work.step.forward, work.step.parallel
+    try:
+        return count(work.once)
+    finally:
+        work.step.forward = compiled
+
+
+def _roofs(place: torch.device, calls: Sequence[OpCall]) -> Roofs:
+    dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
+    return Roofs(roof.copy_bytes_per_s(place), {d: roof.matmul_flops_per_s(place, d) for d in dtypes})
+
+
+def _about(work: Work) -> dict[str, Any]:
+    request, place = work.request, work.place
+    return {
+        "recipe": request.recipe.name,
+        "model": request.recipe.model,
+        "batch_images": request.batch_images,
+        "image_px": request.recipe.input_px,
+        "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
+        "precision": place.precision,
+        "threads": torch.get_num_threads(),
+        "compiled": bool(request.options.compile),
+        "torch": torch.__version__,
+    }
+
+
+def text(found: dict[str, Any], top: int, folder: Path) -> str:
+    """What the command prints of step.json."""
+    steps = found["steps"]
+    shown = ", ".join(
+        f"{n.removeprefix('imnet:')} {duration(s / steps)}" for n, s in found["phases_s"].items() if n != STEP
+    )
+    lines = [*_head(found), f"phases: {shown}", "", _table(found["rows"][:top], steps), *_left_out(found["rows"], top)]
+    if found["kernels"]:
+        busy = found["total_s"] / found["phases_s"][STEP]
+        lines += ["", f"kernels (the device was busy {percent(busy)} of the step)"]
+        lines += [_kernels(found["kernels"][:top], steps), *_left_out(found["kernels"], top)]
+    products = [f"{name} matrix product {scaled(v, 'FLOP/s')}" for name, v in found["matmul_flops_per_s"].items()]
+    lines.append(", ".join([f"roofs: copy {scaled(found['copy_bytes_per_s'], 'B/s')}", *products]))
+    return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / found['trace']}"])
+
+
+def _head(found: dict[str, Any]) -> list[str]:
+    """What ran, how fast, and the share of the matrix product's rate that it reached."""
+    bare, images = found["seconds_without_profiler"], found["batch_images"]
+    profiled = found["phases_s"][STEP] / found["steps"]
+    flops_per_s = found["flops_per_step"] / bare
+    peak = max(found["matmul_flops_per_s"].values(), default=None)
+    where = f"{found['device']}, {plural(found['threads'], 'thread')}, torch {found['torch']}"
+    how = found["precision"] + (", compiled" if found["compiled"] else "")
+    share = f", {percent(flops_per_s / peak)} of the matrix product's {scaled(peak, 'FLOP/s')}" if peak else ""
+    return [
+        f"{found['recipe']} ({found['model']}), batch {images} of {found['image_px']} px, {how}, {where}",
+        f"step {duration(bare)} ({images / bare:,.0f} images/s), {duration(profiled)} with the profiler; "
+        f"warm-up {duration(found['warm_up_s'])}; peak memory {found['peak_bytes'] / 2**20:,.0f} MiB",
+        f"{scaled(float(found['flops_per_step']), 'FLOP')} a step, {scaled(flops_per_s, 'FLOP/s')}{share}",
+    ]
+
+
+def _table(found: Sequence[dict[str, Any]], steps: int) -> str:
+    head = ["operator", "calls", "time", "share", "FLOP", "bytes", "bytes/s", "of roof"]
+    return table(head, [_cells(row, steps) for row in found])
+
+
+def _cells(row: dict[str, Any], steps: int) -> list[str]:
+    """Per step."""
+    shapes = " ".join("x".join(map(str, shape)) or "scalar" for shape in row["shapes"][:2])
+    name = clipped(f"{row['name']} {shapes}".rstrip(), NAME_CHARACTERS)
+    flops = None if row["flops"] is None else row["flops"] / steps
+    moved = None if row["bytes"] is None else row["bytes"] / steps
+    figures = [scaled(flops), scaled(moved, "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["of_roof"])]
+    return [name, f"{row['calls'] / steps:g}", duration(row["seconds"] / steps), percent(row["share"]), *figures]
+
+
+def _kernels(found: Sequence[dict[str, Any]], steps: int) -> str:
+    return table(["kernel", "calls", "time", "share"], [_cells(row, steps)[:4] for row in found])
+
+
+def _left_out(found: Sequence[dict[str, Any]], top: int) -> list[str]:
+    rest = found[top:]
+    share = sum(row["share"] for row in rest)
+    return [f"and {len(rest)} more: {percent(share)} of the time (all are in step.json)"] if rest else []

@@ -1,0 +1,170 @@
+"""What `imnet-profile step` runs: a recipe's real step and data path on a synthetic set, its phases marked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from imnet import device, models
+from imnet.data.batches import mean_image
+from imnet.data.order import Order, micro_batches
+from imnet.data.pipeline import Setting
+from imnet.data.resident import Resident
+from imnet.errors import UsageError
+from imnet.from_recipe import build_network, load_data
+from imnet.launch import World
+from imnet.mixing import Mixing
+from imnet.recipe import SGD, Constant, Data, Recipe, replace
+from imnet.recipes import RECIPES, by_name
+from imnet.run_options import RunOptions
+from imnet.step import TrainStep
+
+from .profile_trace import PHASES, STEP
+
+_DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
+_STEPS_PER_EPOCH = 100
+"""Of the learning rate only: the figures do not depend on it."""
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    recipe: Recipe
+    options: RunOptions
+    steps: int
+    out: Path
+    nvtx: bool = False
+    by_shape: bool = False
+    top: int = 25
+
+    @property
+    def batch_images(self) -> int:
+        return self.recipe.data.batch_images
+
+
+def recipe_of(name: str | None, model: str | None, *, batch_images: int | None, image_px: int | None) -> Recipe:
+    """The recipe called ``name``, or the first one of ``model``, or one made around it (64 px, 1000 classes)."""
+    if name is not None and model is not None:
+        raise UsageError("got --recipe and --model", hint="give one of them")
+    if model is None:
+        found = by_name(name or "quickstart")
+    else:
+        found = next((r for r in RECIPES.values() if r.model == model), None) or _around(model)
+    data = replace(found.data, batch_images=batch_images or found.data.batch_images)
+    if image_px is None:
+        return replace(found, data=data)
+    # At another size the recipe's crops and resizing would not fit: the network gets the images as they are.
+    plain = replace(found.augment, resize_px=None, resize_eval_px=None, crop_px=None, crop_scale=None)
+    return replace(found, data=replace(data, image_px=image_px), augment=plain)
+
+
+def _around(model: str) -> Recipe:
+    if not models.known(model):
+        models.build(model, 10)  # raises with the suggestion
+    data = Data(name="synthetic", image_px=64, num_classes=1000, batch_images=64)
+    optim = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return Recipe(name=model, model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
+
+
+class RangedStep(TrainStep):
+    """A TrainStep that marks its phases, for torch's profiler and, with ``nvtx``, for nsys and ncu."""
+
+    nvtx = False
+    _open: Any = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if self.nvtx:
+            torch.cuda.nvtx.range_push(name.removeprefix("imnet:"))
+        try:
+            with record_function(name):
+                yield
+        finally:
+            if self.nvtx:
+                torch.cuda.nvtx.range_pop()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        self._end_backward()
+        with self.phase(_FORWARD):
+            loss = super()._loss(images, labels)
+        # What follows a loss, until the next micro-batch or the update, is its backward.
+        self._open = self.phase(_BACKWARD)
+        self._open.__enter__()
+        return loss
+
+    def _update(self, loss: Tensor) -> Tensor:
+        self._end_backward()
+        with self.phase(_UPDATE):
+            return super()._update(loss)
+
+    def _end_backward(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
+
+
+class Work:
+    """The step and the data path of a recipe, on two batches of random images that lie on the device."""
+
+    def __init__(self, request: Request, place: device.Place):
+        self.request, self.place = request, place
+        self.step = self._build_step()
+        self.data, self.ids = self._build_data()
+        self.mixing = Mixing(request.recipe, rank=0)
+
+    def _build_step(self) -> RangedStep:
+        recipe, options, place = self.request.recipe, self.request.options, self.place
+        net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+        compile, backend = bool(options.compile), options.optim_backend
+        step = RangedStep(net, recipe, place, World(), compile=compile, graphs=False, backend=backend)
+        step.nvtx = self.request.nvtx
+        if recipe.ema_decay is not None:
+            averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+            step.add_ema(averaged, recipe.ema_decay)
+        return step
+
+    def _build_data(self) -> tuple[Resident, list[Tensor]]:
+        recipe, batch = self.request.recipe, self.request.batch_images
+        data = replace(recipe.data, name="synthetic", split=None, train_images=2 * batch, test_images=1)
+        split = load_data(replace(recipe, data=data), self.request.options).train
+        mean = mean_image(split) if recipe.augment.mean == "image" else None
+        about = {"augment": recipe.augment, "seed": recipe.seed, "mean": mean, "dtype": self.place.dtype}
+        order = Order(2 * batch, batch, recipe.seed)
+        ids = order.epoch(0)
+        return Resident(split, Setting(**about, device=self.place.device)), [order.batch(ids, i) for i in (0, 1)]
+
+    def once(self, number: int = 0) -> None:
+        """One step, with the batch it needs."""
+        recipe, most = self.request.recipe, self.request.options.micro_batch_images
+        with record_function(STEP):
+            with self.step.phase(_DATA):
+                batch = self.mixing(*self.data.batch(self.ids[number % 2], 0, True), number)
+                pieces = list(zip(*(micro_batches(t, most) for t in batch), strict=True))
+            self.step(pieces, self.request.batch_images, number, recipe.lr_at(number, _STEPS_PER_EPOCH))
+
+    def synchronize(self) -> None:
+        if self.place.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def warm_up(self) -> float:
+        """Seconds of the first steps: compilation, allocation, the optimiser's state."""
+        return WARM_UP_STEPS * self.seconds_per_step(WARM_UP_STEPS)
+
+    def seconds_per_step(self, steps: int) -> float:
+        """Wall seconds without a profiler, the device idle at both ends."""
+        self.synchronize()
+        start = time.perf_counter()
+        for i in range(steps):
+            self.once(i)
+        self.synchronize()
+        return (time.perf_counter() - start) / steps
