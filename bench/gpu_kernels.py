@@ -91,16 +91,21 @@ def tasks(setting: Setting) -> Iterator[Task]:
     yield "matmul 8192 bf16", "torch", lambda: _ceiling(setting, "matmul")
     by_name = {f.name: f for f in families()}
     variants = ["reference", *(t for t in ("cuda", "triton", "host") if t in by_name["augment"].tiers(setting.device))]
-    for variants_now in (variants, ["compiled"]):
-        for job in jobs(setting.dry):
-            for variant in variants_now:
-                if variant == "compiled" and job.family == "sgd_ema":
-                    continue  # lists of tensors in place: torch's own forms are the peers
-                yield job.name, variant, _work(job, by_name[job.family], variant, setting)
-            if job.family == "sgd_ema" and variants_now is variants:
-                from .gpu_optimisers import tasks as optimiser_tasks
+    for job in jobs(setting.dry):
+        for variant in variants:
+            yield job.name, variant, _work(job, by_name[job.family], variant, setting)
+        if job.family == "sgd_ema":
+            from .gpu_optimisers import tasks as optimiser_tasks
 
-                yield from optimiser_tasks(job, setting)
+            yield from optimiser_tasks(job, setting)
+    for job in _compiled_jobs(setting.dry):
+        yield job.name, "compiled", _work(job, by_name[job.family], "compiled", setting)
+
+
+def _compiled_jobs(dry: bool) -> list[Job]:
+    """Not sgd_ema, whose peers are torch's own forms: it takes lists of tensors in place. In a dry run one a family."""
+    found = [job for job in jobs(dry) if job.family != "sgd_ema"]
+    return list({job.family: job for job in reversed(found)}.values()) if dry else found
 
 
 @lru_cache(maxsize=1)
