@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UsageError
@@ -17,7 +19,8 @@ from ..errors import UsageError
 def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
     """torchvision's classification network ``name`` without weights; ``options`` go to its constructor.
 
-    With ``in_channels`` other than 3 the first convolution is made anew (torchvision has no such option).
+    With ``in_channels`` other than 3 the first convolution is made anew (torchvision has no such option). GoogLeNet and
+    Inception come without their auxiliary heads, so that every network gives logits; ``aux_logits=True`` brings them.
     Raises UsageError for an unknown name or an option that the network refuses.
     """
     import torchvision
@@ -25,10 +28,17 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise UsageError(f"torchvision has no network {name!r}", hint=_nearest(name, known))
-    try:
-        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"torchvision:{name} refused {options}: {error}", hint="check the options") from error
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True} | options
+    meta = torch.get_default_device().type == "meta"
+    # RegNet reads its widths back from a tensor while it is built, which the meta device cannot.
+    with torch.device("cpu") if meta and name.startswith("regnet") else contextlib.nullcontext():
+        try:
+            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"torchvision:{name} refused {options}: {error}", hint="check the options") from error
+    if meta:
+        network = network.to("meta")
     if in_channels != 3:
         _set_in_channels(network, in_channels)
     return network

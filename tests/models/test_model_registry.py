@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torchvision
 
 from imnet import listing
 from imnet.errors import UsageError
@@ -108,3 +110,21 @@ def test_depth_decides_the_number_of_groups_and_the_option_overrules():
     assert widths("wrn36_1") == [16] * 4 + [32] * 4 + [64] * 4 + [128] * 4
     assert widths("wrn20_1", groups=2) == [16] * 4 + [32] * 4
     assert widths("wrn28_1", groups=4) == [16] * 3 + [32] * 3 + [64] * 3 + [128] * 3
+
+
+@pytest.mark.parametrize(("name", "px"), [("regnet_y_400mf", 32), ("inception_v3", 75), ("googlenet", 32)])
+def test_torchvisions_odd_ones_build_without_memory_and_give_logits_while_training(name, px):
+    with torch.device("meta"):
+        network = build(f"torchvision:{name}", 7, 1)
+        assert network.train()(torch.empty(2, 1, px, px)).shape == (2, 7)
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+
+
+@pytest.mark.slow
+def test_every_network_of_torchvision_builds_for_any_channels():
+    """Of timm's 1,400 every twelfth was tried the same way: half a minute more, nothing found."""
+    for name in torchvision.models.list_models(torchvision.models):
+        with torch.device("meta"):
+            network = build(f"torchvision:{name}", 7, 2)
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+        assert first.in_channels == 2, name
