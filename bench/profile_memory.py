@@ -21,7 +21,7 @@ def peak_bytes(work: Callable[[], object], held: Iterable[Tensor], device: torch
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(device)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memory.json"

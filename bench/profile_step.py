@@ -75,7 +75,7 @@ def _profiled(work: Work, folder: Path) -> dict[str, Any]:
     request, on_gpu = work.request, work.place.device.type == "cuda"
     calls = _calls(work)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities, record_shapes=True) as profiler:
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for i in range(request.steps):
             work.once(i)
         work.synchronize()

@@ -6,6 +6,7 @@ what it called along; what is left over (autograd's own work, Python between ope
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .profile_ops import OpCall
 
 STEP = "imnet:step"
 _CACHE_LINE_BYTES = 64
+_GENERATED = re.compile(r"GeneratedBackwardFor_([^_]+)_(\w+)_default(Backward)?")
 PHASES = ("imnet:data", "imnet:forward", "imnet:backward", "imnet:update")
 
 
@@ -87,15 +89,15 @@ def rows(
     claimed: dict[str, list[Any]] = defaultdict(list)
     table: dict[tuple[str, Any], Row] = {}
     for event in _roots(events):
-        for inner, is_operator in _partition(event, names):
-            if is_operator:
-                claimed[inner.name].append(inner)
+        for inner, operator in _partition(event, names):
+            if operator is not None:
+                claimed[operator].append(inner)
             else:
                 seconds = _own_s(inner, on_gpu)
                 table.setdefault((inner.name, ()), Row(inner.name)).add(seconds, None)
     for name, found in claimed.items():
         found.sort(key=lambda e: e.time_range.start)
-        known = _matched(found, calls, steps)
+        known = _matched(name, found, calls, steps)
         for event, call in zip(found, known, strict=True):
             shapes = call.shapes if by_shape and call is not None else ()
             table.setdefault((name, shapes), Row(name, shapes)).add(_whole_s(event, on_gpu), call)
@@ -133,15 +135,24 @@ def _roots(events: Iterable[Any]) -> list[Any]:
     return [e for e in events if e.cpu_parent is None and not _on_device(e) and not e.is_async]
 
 
-def _partition(event: Any, names: set[str]) -> Iterable[tuple[Any, bool]]:
-    """(event, whether it is an operator that takes all below it along)."""
+def _partition(event: Any, names: set[str]) -> Iterable[tuple[Any, str | None]]:
+    """(event, the operator that it is and that takes all below it along)."""
     stack = [event]
     while stack:
         inner = stack.pop()
-        is_operator = inner.name in names
-        yield inner, is_operator
-        if not is_operator:
+        operator = _operator(inner.name, names)
+        yield inner, operator
+        if operator is None:
             stack.extend(inner.cpu_children)
+
+
+def _operator(name: str, names: set[str]) -> str | None:
+    """The operator behind an event. One of torch.library with a gradient shows up as the autograd.Function made for
+    it, whose backward is called <operator>_backward in this project."""
+    generated = _GENERATED.fullmatch(name)
+    if generated is not None:
+        name = f"{generated[1]}::{generated[2]}{'_backward' if generated[3] else ''}"
+    return name if name in names else None
 
 
 def _own_s(event: Any, on_gpu: bool) -> float:
@@ -156,15 +167,15 @@ def _whole_s(event: Any, on_gpu: bool) -> float:
     return _own_s(event, on_gpu) + sum(_whole_s(child, on_gpu) for child in event.cpu_children)
 
 
-def _matched(events: Sequence[Any], calls: Sequence[OpCall], steps: int) -> list[OpCall | None]:
+def _matched(name: str, events: Sequence[Any], calls: Sequence[OpCall], steps: int) -> list[OpCall | None]:
     """Each event's call, by order within a step; by shapes where the counts say that the two runs differ."""
-    same = [c for c in calls if c.name == events[0].name]
+    same = [c for c in calls if c.name == name]
     if len(events) == steps * len(same):
         found = [same[i % len(same)] for i in range(len(events))]
         if all(_alike(event, call) for event, call in zip(events, found, strict=True)):
             return list(found)
     # Autograd adds gradients in place, but not while a dispatch mode looks on: x.add_(y) and x + y move as much.
-    base = events[0].name.rstrip("_")
+    base = name.rstrip("_")
     known: dict[Any, list[OpCall]] = defaultdict(list)
     for call in calls:
         if call.name.rstrip("_") == base:

@@ -48,7 +48,15 @@ def draw(
         return "no roofline: matplotlib is not installed (pip install matplotlib)"
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({"svg.hashsalt": title, "font.size": 10, "axes.edgecolor": _FAINT, "text.color": _INK})
+        mpl.rcParams.update(
+            {
+                "svg.hashsalt": title,
+                "svg.fonttype": "none",
+                "font.size": 10,
+                "axes.edgecolor": _FAINT,
+                "text.color": _INK,
+            }
+        )
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
         axes = figure.add_subplot()
         _draw_roofs(axes, shown, bytes_per_s, flops_per_s)

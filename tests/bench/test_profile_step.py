@@ -1,0 +1,177 @@
+"""imnet-profile step: a real step on a tiny network; bytes, FLOPs and times against sums made another way."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from bench import profile_commands
+from bench.profile_cli import main
+from bench.profile_memory import peak_bytes, running_sums, storage_bytes
+from bench.profile_ops import count
+from bench.profile_trace import STEP, Roofs
+from imnet import models
+from imnet.models.count import flops
+
+BATCH, PX, STEPS = 8, 16, 2
+COMMAND = ["step", "--model", "wrn10_1", "--image-px", str(PX), "--batch-size", str(BATCH), "--steps", str(STEPS)]
+COMMON = ["--device", "cpu", "--threads", "1", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory):
+    """(step.json, the Chrome trace's events, what was printed) of one run."""
+    out = tmp_path_factory.mktemp("profile") / "new" / "folder"
+    with pytest.MonkeyPatch.context() as patch, open(out.parent.parent / "printed", "w+") as printed:
+        patch.setattr(sys, "stdout", printed)
+        assert main([*COMMAND, *COMMON, "--by-shape", "--out", str(out)]) == 0
+        printed.seek(0)
+        text = printed.read()
+    trace = json.loads((out / "step-trace.json").read_text())
+    return json.loads((out / "step.json").read_text()), trace["traceEvents"], text
+
+
+def test_rows_account_for_every_microsecond_of_the_steps(profiled):
+    found, events, _ = profiled
+    steps_us = [e["dur"] for e in events if e.get("name") == STEP and e.get("cat") == "user_annotation"]
+    assert len(steps_us) == STEPS
+    assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(sum(steps_us) * 1e-6, rel=0.01)
+    assert sum(row["share"] for row in found["rows"]) == pytest.approx(1.0)
+    phases = found["phases_s"]
+    inside = sum(seconds for name, seconds in phases.items() if name != STEP)
+    assert 0.5 * phases[STEP] < inside <= phases[STEP]
+
+
+def test_flops_are_those_of_the_network(profiled):
+    found, _, _ = profiled
+    with torch.device("meta"):
+        net = models.build("wrn10_1", 1000, 3)
+    assert found["flops_per_step"] == BATCH * flops(net, (3, PX, PX), backward=True)
+    assert sum(row["flops"] or 0 for row in found["rows"]) == STEPS * found["flops_per_step"]
+
+
+def test_first_convolution_moves_and_computes_what_its_shapes_say(profiled):
+    found, _, _ = profiled
+    shapes = [[BATCH, 3, PX, PX], [16, 3, 3, 3]]
+    (row,) = (r for r in found["rows"] if r["name"] == "aten::convolution" and r["shapes"] == shapes)
+    elements = BATCH * 3 * PX * PX + 16 * 3 * 3 * 3 + BATCH * 16 * PX * PX
+    assert row["calls"] == STEPS
+    assert row["bytes"] == STEPS * 4 * elements
+    assert row["flops"] == STEPS * 2 * BATCH * 16 * PX * PX * 3 * 3 * 3
+    assert row["bytes_per_s"] == pytest.approx(row["bytes"] / row["seconds"])
+    by_bytes, by_flops = row["bytes"] / found["copy_bytes_per_s"], row["flops"] / found["matmul_flops_per_s"]["float32"]
+    assert row["of_roof"] == pytest.approx(max(by_bytes, by_flops) / row["seconds"])
+
+
+def test_printed_table_is_that_of_the_file(profiled):
+    found, _, text = profiled
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("operator")) + 2
+    shown = lines[first : first + 25]
+    assert [line.split()[0] for line in shown] == [row["name"].split()[0] for row in found["rows"][:25]]
+    assert all(f"{100 * row['share']:.1f} %" in line for line, row in zip(shown, found["rows"], strict=False))
+    assert f"{BATCH / found['seconds_without_profiler']:,.0f} images/s" in text
+
+
+def test_commands_repeat_this_very_run(profiled):
+    _, _, text = profiled
+    for tool, line in (("nsys", "timeline"), ("ncu", "counters")):
+        words = shlex.split(next(t for t in text.splitlines() if line in t).partition(":")[2])
+        assert words[0] == tool
+        assert words[-1] == "--nvtx"
+        start = words.index(sys.executable)
+        assert words[start : start + 3] == [sys.executable, "-m", "bench.profile_cli"]
+        assert words[start + 3 : start + 3 + len(COMMAND)] == COMMAND
+    quoted = profile_commands.again(["step", "--out", "a b"], ["--nvtx"])
+    assert shlex.split(quoted)[-4:] == ["step", "--out", "a b", "--nvtx"]
+
+
+def test_compiled_operators_keep_no_figures_that_they_do_not_have():
+    roofs = Roofs(10.0, {torch.float32: 100.0})
+    assert roofs.least_s(None, None, None) is None
+    assert roofs.least_s(20, None, torch.float32) == 2.0
+    assert roofs.least_s(20, 500, torch.float32) == 5.0
+    assert roofs.least_s(20, 500, torch.bfloat16) == 2.0
+
+
+A, B = torch.ones(6, 5), torch.ones(6, 5)
+
+
+@pytest.mark.parametrize(
+    ("work", "elements"),
+    [
+        (lambda: A + B, 90),
+        (lambda: A.add_(B), 90),
+        (lambda: A.copy_(B), 60),
+        (lambda: A.zero_(), 30),
+        (lambda: A.t(), 0),
+        (lambda: torch.empty(9), 0),
+        (lambda: A[:1].expand(6, 5) + B, 5 + 60),
+        (lambda: A @ B.t(), 60 + 36),
+        (lambda: torch.add(A, B, out=torch.empty(6, 5)), 90),
+        (lambda: torch._foreach_add_([A, B], 1.0), 120),
+        (lambda: A.max(1), 30 + 6 + 12),
+    ],
+)
+def test_bytes_of_known_operators(work, elements):
+    assert sum(call.bytes_moved for call in count(work)) == 4 * elements
+
+
+def test_flops_of_known_operators():
+    assert sum(call.flops or 0 for call in count(lambda: A @ B.t())) == 2 * 6 * 5 * 6
+    linear, images = nn.Linear(5, 7), torch.ones(3, 5)
+    backward = count(lambda: linear(images).sum().backward())
+    assert sum(call.flops or 0 for call in backward) == 2 * (2 * 3 * 5 * 7)
+    assert all(call.flops is None for call in count(lambda: A + B))
+
+
+def test_peak_memory_of_a_known_sequence():
+    def work():
+        first = torch.empty(1 << 20)
+        second = torch.empty(1 << 18)
+        del first
+        return torch.empty(1 << 19) + second.sum()
+
+    held = torch.empty(1000)
+    peak = peak_bytes(work, [held, held.view(10, 100)], torch.device("cpu"))
+    assert 4 * ((1 << 20) + (1 << 18)) <= peak - 4000 <= 4 * ((1 << 20) + (1 << 18)) + 4096
+    assert storage_bytes([held, held[:3]]) == 4000
+    events = [{"name": "[memory]", "ts": t, "args": {"Bytes": b}} for t, b in ((3, -4), (1, 8), (2, 5))]
+    assert running_sums(events) == [8, 13, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--recipe", "fashion-mnist/speedrunn"], 2, "did you mean fashion-mnist/speedrun"),
+        (["--model", "wnr28_10"], 2, "wrn28_10"),
+        (["--model", "wrn10_1", "--recipe", "quickstart"], 2, "give one of them"),
+        (["--nvtx"], 2, "need CUDA"),
+        (["--steps", "0"], 2, "allowed: 1 or more"),
+        (["--precision", "fp61"], 2, "did you mean fp16"),
+        (["--out", __file__ + "/below"], 74, "choose another --out"),
+    ],
+)
+def test_mistakes_are_one_line(words, code, said, capsys):
+    assert main(["step", "--device", "cpu", *words]) == code
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+
+
+@pytest.mark.gpu
+def test_a_gpu_step_names_its_kernels_and_takes_nvtx_ranges(tmp_path, capsys):
+    words = [*COMMAND, "--device", "cuda", "--out", str(tmp_path)]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert sum(row["share"] for row in found["kernels"]) == pytest.approx(1.0)
+    by_operator = sum(row["seconds"] for row in found["rows"])
+    assert by_operator == pytest.approx(found["total_s"], rel=0.05)
+    assert found["peak_bytes"] > 0
+    assert main([*words, "--nvtx"]) == 0
+    assert "NVTX ranges data, forward, backward, update" in capsys.readouterr().out
