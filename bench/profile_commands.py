@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 _KERNELS_PROFILED = 20
+
+
+@contextlib.contextmanager
+def captured(place: torch.device) -> Iterator[None]:
+    """What nsys and ncu are to look at, started as below; on a CPU nothing."""
+    if place.type != "cuda":
+        yield
+        return
+    torch.cuda.profiler.start()
+    try:
+        yield
+    finally:
+        torch.cuda.profiler.stop()
 
 
 def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
@@ -21,15 +37,15 @@ def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
 
 
 def nsys(arguments: Sequence[str], folder: Path, name: str, extra: Sequence[str] = ()) -> str:
-    """The timeline of launches and kernels, from cudaProfilerStart on where the run calls it."""
-    ranged = ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"] if extra else []
+    """The timeline of launches and kernels between cudaProfilerStart and Stop (see ``captured``)."""
+    ranged = ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
     options = ["--trace=cuda,nvtx,cudnn,cublas,osrt", *ranged, "--force-overwrite=true", "-o", str(folder / name)]
     return f"{shlex.join(['nsys', 'profile', *options])} {again(arguments, extra)}"
 
 
 def ncu(arguments: Sequence[str], folder: Path, name: str, extra: Sequence[str] = ()) -> str:
-    """Every counter of the first kernels; the clocks stay as they are."""
-    ranged = ["--nvtx", "--profile-from-start", "off"] if extra else []
+    """Every counter of the first kernels after cudaProfilerStart; the clocks stay as they are."""
+    ranged = ["--nvtx", "--profile-from-start", "off"]
     options = ["--set", "full", "--clock-control", "none", *ranged, "--launch-count", str(_KERNELS_PROFILED)]
     return f"{shlex.join(['ncu', *options, '-f', '-o', str(folder / name)])} {again(arguments, extra)}"
 

@@ -75,12 +75,14 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         batch = min(recipe.data.batch_images, len(split))
         order = Order(len(split), batch, recipe.seed)
         setting = _setting(recipe, split, place, order, threads)
-        measured = timed(stages(recipe, split, setting), batch, place.device)
+        parts = stages(recipe, split, setting)
+        with profile_commands.captured(place.device):
+            measured = timed(parts, batch, place.device)
+            whole = [end_to_end(kind, split, setting) for kind in _kinds(split)]
         found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
         found |= {"images": len(split), "image_shape": list(split.image_shape), "threads": threads}
         found |= {"device": str(place.device), "dtype": place.precision, "stages": measured}
-        found["encoded"] = isinstance(split, EncodedSplit)
-        found["pipelines"] = [end_to_end(kind, split, setting) for kind in _kinds(split)]
+        found |= {"encoded": isinstance(split, EncodedSplit), "pipelines": whole}
     write_json(folder / "data.json", found)
     print(text(found))
     print(f"written: {folder / 'data.json'}")

@@ -56,7 +56,8 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     name = f"kernels-{family.name}"
     with device.threads(RunOptions(threads=request.threads)) as threads, tier.using(f"{family.name}={chosen}"):
         copy = roof.copy_bytes_per_s(place)
-        timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
+        with profile_commands.captured(place):
+            timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
         product = {"fp32": _fp32_peak(place)}
     found: dict[str, Any] = {"family": family.name, "dtype": _short(dtype), "tier": chosen, "threads": threads}
     found |= {"device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "copy_bytes_per_s": copy}

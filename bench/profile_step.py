@@ -57,9 +57,8 @@ def _name_compiled_kernels(request: Request, place: device.Place) -> None:
 
 def _ranges_only(work: Work) -> dict[str, Any]:
     """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
-    torch.cuda.profiler.start()
-    seconds = work.seconds_per_step(work.request.steps)
-    torch.cuda.profiler.stop()
+    with profile_commands.captured(work.place.device):
+        seconds = work.seconds_per_step(work.request.steps)
     print(f"{work.request.steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
     return {"seconds_without_profiler": seconds}
 

@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
 
-from bench import profile_commands
+from bench import profile_commands, roof
 from bench.profile_cli import main
 from bench.profile_memory import peak_bytes, running_sums, storage_bytes
-from bench.profile_ops import count
-from bench.profile_trace import STEP, Roofs
+from bench.profile_ops import OpCall, count
+from bench.profile_trace import STEP, Roofs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
 
@@ -29,6 +30,8 @@ def profiled(tmp_path_factory):
     out = tmp_path_factory.mktemp("profile") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch, open(out.parent.parent / "printed", "w+") as printed:
         patch.setattr(sys, "stdout", printed)
+        patch.setitem(roof.COPY_BYTES, "cpu", 1 << 22)  # a test needs the roofs quickly, not well
+        patch.setitem(roof.MATMUL, "cpu", 128)
         assert main([*COMMAND, *COMMON, "--by-shape", "--out", str(out)]) == 0
         printed.seek(0)
         text = printed.read()
@@ -89,6 +92,58 @@ def test_commands_repeat_this_very_run(profiled):
         assert words[start + 3 : start + 3 + len(COMMAND)] == COMMAND
     quoted = profile_commands.again(["step", "--out", "a b"], ["--nvtx"])
     assert shlex.split(quoted)[-4:] == ["step", "--out", "a b", "--nvtx"]
+
+
+def event(name, start_us, end_us, children=(), on_gpu=False, **keys):
+    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    made = FunctionEvent(1, name, 1, start_us, end_us, device_type=kind, use_device="cuda", **keys)
+    for child in children:
+        made.append_cpu_child(child)
+        child.set_cpu_parent(made)
+    return made
+
+
+def test_time_on_a_gpu_goes_to_the_operator_that_launched_it():
+    """Torch's own event type, filled in as CUPTI fills it: a marked range is listed among the kernels as well."""
+    launch = event("cudaLaunchKernel", 12, 13)
+    inner = event("aten::_convolution", 11, 19, [launch], input_shapes=[[2, 3]])
+    inner.append_kernel("sm90_gemm", 0, 70)
+    convolution = event("aten::convolution", 10, 20, [inner], input_shapes=[[2, 3], []])
+    convolution.append_kernel("pad", 0, 10)
+    step = event(STEP, 0, 100, [convolution], is_user_annotation=True)
+    step.append_kernel(STEP, 0, 95)
+    step.append_kernel("memset", 0, 5)
+    device = [event("sm90_gemm", 200, 270, on_gpu=True), event("pad", 190, 200, on_gpu=True)]
+    device += [event("memset", 280, 285, on_gpu=True), event(STEP, 190, 285, on_gpu=True, is_user_annotation=True)]
+    events = [step, convolution, inner, launch, *device]
+    call = OpCall("aten::convolution", ((2, 3),), torch.float32, 1000, 6000)
+    found = {row.name: row for row in rows(events, [call], steps=1, on_gpu=True)}
+    assert found["aten::convolution"].seconds == pytest.approx(80e-6)
+    assert (found["aten::convolution"].bytes_moved, found["aten::convolution"].flops) == (1000, 6000)
+    assert found[STEP].seconds == pytest.approx(5e-6)
+    by_kernel = {row.name: row.seconds for row in kernels(events)}
+    assert by_kernel == pytest.approx({"sm90_gemm": 70e-6, "pad": 10e-6, "memset": 5e-6})
+    assert sum(row.seconds for row in found.values()) == pytest.approx(sum(by_kernel.values()))
+
+
+def test_custom_operators_go_by_their_own_name():
+    forward = event("GeneratedBackwardFor_imnet_shake_shake_default", 1, 4, [event("aten::empty_like", 2, 3)])
+    backward = event("GeneratedBackwardFor_imnet_shake_shake_defaultBackward", 5, 9)
+    tree = [event(STEP, 0, 10, [forward, backward])]
+    calls = [OpCall(f"imnet::shake_shake{end}", (), torch.float32, 8, None) for end in ("", "_backward")]
+    found = {row.name: row.seconds for row in rows(tree, calls, steps=1)}
+    assert found == pytest.approx({"imnet::shake_shake": 3e-6, "imnet::shake_shake_backward": 4e-6, STEP: 3e-6})
+
+
+def test_steps_that_differ_from_the_counted_one_are_matched_by_shape_or_not_at_all():
+    first, second = (event("aten::add_", 10 * i, 10 * i + 1, input_shapes=[[i, 4], [i, 4], []]) for i in (1, 2))
+    tree = [event(STEP, 0, 100, [first, second])]
+    calls = [OpCall("aten::add_", ((1, 4), (1, 4)), torch.float32, 48, None) for _ in range(3)]
+    calls.append(OpCall("aten::add", ((2, 4), (2, 4)), torch.float32, 96, None))
+    (row,) = (r for r in rows(tree, calls, steps=1) if r.name == "aten::add_")
+    assert (row.calls, row.bytes_moved) == (2, 48 + 96)
+    (row,) = (r for r in rows(tree, calls[:3], steps=1) if r.name == "aten::add_")
+    assert (row.calls, row.bytes_moved) == (2, None)
 
 
 def test_compiled_operators_keep_no_figures_that_they_do_not_have():
