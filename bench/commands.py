@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from imnet import device
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
@@ -162,12 +162,12 @@ def scaling_(values: argparse.Namespace) -> Result:
 
 
 def _on_paper(values: argparse.Namespace) -> dict[str, Any]:
-    from . import parts
+    from . import scaling_model
 
-    found = parts.scaling_model(values.model, values.plot)
-    if found is None:
-        raise DeviceError("bench/scaling_model.py is not there", hint="take a checkout that has it")
-    return found
+    batch = {"global_batch": values.batch_size} if values.batch_size else {}
+    found = scaling_model.report(values.model, plot=values.plot, **batch)
+    print(found.pop("table"))
+    return found | {"fingerprint": fingerprint("none: on paper")}
 
 
 def _no_scores(names: Collection[str] | None) -> dict[str, float]:

@@ -5,7 +5,6 @@ A process, because they choose their own threads and kernel tiers.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -55,11 +54,3 @@ def data(*arguments: str) -> dict[str, Any]:
 def data_scores(found: dict[str, Any]) -> dict[str, float]:
     """``<row>``: its peer's time over its own."""
     return {f"{row['name']} / {row['peer']}": row["ratio"] for row in found["rows"] if row.get("ratio")}
-
-
-def scaling_model(num_gpus: int, plot: Path | None) -> dict[str, Any] | None:
-    """What scaling_model.py says of up to ``num_gpus``; None where the file is not there."""
-    if importlib.util.find_spec(f"{__package__}.scaling_model") is None:
-        return None
-    model = importlib.import_module(f"{__package__}.scaling_model")
-    return model.report(num_gpus, plot=plot)
