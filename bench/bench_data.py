@@ -1,88 +1,185 @@
-"""Data path on one core: store reads against memcpy, packing against Pillow's own script, drawing, reading IDX.
+"""The data path on one core: batches from packed pixels, JPEG packing, store reads, reading IDX.
 
-``python bench/bench_data.py [--jpegs ZIP] [--idx FOLDER]``: one line a row: ours, peer, ratio. Processor time of this
-process, interleaved A/B, minimum of ``ROUNDS`` after a warm-up; every pair first has to give equal bytes (the gate), or
-nothing is timed.
+    python -m bench.bench_data --json OUT                  under 3 minutes on one CPU core
+    python -m bench.bench_data --jpegs ZIP --idx FOLDER    with the sample pictures and Fashion-MNIST's four files
+    python -m bench.bench_data --ffcv PYTHON               an interpreter that has ffcv 1.0.2 (see data_ffcv.py)
+
+Processor time, all threads and workers included, one thread; the sides alternate. Every peer first has to give our
+pixels (the gate), or nothing is timed. A ratio is the peer's time over ours in one round: median, quartile distance,
+and the ratio of the best times. What is not installed here is "not measured".
+
+JSON: {"benchmark": "data", "machine": {...}, "rows": [{"row", "peer", "images", "ours": Timing, "theirs": Timing or
+null, "ratio_median", "ratio_iqr", "ratio_best", "n", "why": reason where not measured}]}, times in seconds a call.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import pickle
+import statistics
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from imnet.augmentation import Augment
+from imnet.data.base import Split
 from imnet.data.fashion_mnist import read_official
 from imnet.data.pack import Options, pack
+from imnet.data.pipeline import Setting
+from imnet.data.pipelines import build
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
-from imnet.data.shapes import render
 from imnet.data.store import open_store, split_path
 
-ROUNDS = 12
-_STORE_IMAGES, _BATCH_IMAGES, _SIDE = 20_000, 256, 64
+from . import data_peers as peers
+from .timing import Timing, cpu_seconds, machine
+
+_STORE_IMAGES, _SIDE = 8192, 64
+_READ_BATCHES = 40
+Clock = Callable[[], float]
 
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, float]:
-    """(ours, peer) in processor seconds: minimum of ``rounds``, taken in turn."""
-    best = [float("inf"), float("inf")]
-    for turn in range(rounds + 1):
-        for which, call in enumerate((ours, peer)):
-            began = time.process_time()
-            call()
-            spent = time.process_time() - began
-            if turn:
-                best[which] = min(best[which], spent)
-    return best[0], best[1]
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``theirs`` and the ratios are None where the peer was not measured."""
+
+    row: str
+    peer: str
+    images: int
+    ours: Timing | None
+    theirs: Timing | None = None
+    ratio_median: float | None = None
+    ratio_iqr: float | None = None
+    ratio_best: float | None = None
+    n: int = 0
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.ours is None or self.theirs is None or self.ratio_median is None:
+            return f"{self.row:<30} {self.peer:<34} not measured: {self.why}"
+        rates = f"{self.images / self.ours.median_s:>12,.0f} {self.images / self.theirs.median_s:>12,.0f}"
+        ratios = f"{self.ratio_median:7.2f}x {self.ratio_iqr:6.2f} {self.ratio_best:7.2f}x"
+        return f"{self.row:<30} {self.peer:<34} {rates} {ratios} {self.n:3}"
 
 
-def row(name: str, ours_s: float, peer_s: float, peer: str, images: int) -> None:
-    rates = f"{images / ours_s:>12,.0f} images/s  {peer}: {images / peer_s:>12,.0f}"
-    print(f"{name:<28} {rates}  ratio {peer_s / ours_s:5.2f}")
+def timed(call: Callable[[], object], children: bool = False) -> Clock:
+    """A clock: processor seconds of one call, of its ended workers too with ``children``."""
+
+    def clock() -> float:
+        began = cpu_seconds(children)
+        call()
+        return cpu_seconds(children) - began
+
+    return clock
 
 
-def store_reads(folder: Path) -> None:
-    """Random batches from a mapped store (in the page cache) against copying as many bytes in one piece."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (_STORE_IMAGES, 3 * _SIDE * _SIDE), dtype=np.uint8)
-    batch = {"data": pixels, "labels": rng.integers(1, 1001, _STORE_IMAGES).tolist()}
-    (folder / "train_data_batch_1").write_bytes(pickle.dumps(batch, protocol=4))
-    pack(recognise(folder), folder / "store", Options(quiet=True))
+def compared(row: str, images: int, ours: Clock, others: Mapping[str, Clock], rounds: int) -> list[Row]:
+    """Ours and all peers in turn, ``rounds`` times after one uncounted round."""
+    clocks = {"": ours, **others}
+    taken: dict[str, list[float]] = {name: [] for name in clocks}
+    for i in range(rounds + 1):
+        for name, clock in clocks.items():
+            seconds = clock()
+            if i:
+                taken[name].append(seconds)
+    mine = taken.pop("")
+    out = []
+    for name, values in taken.items():
+        ratios = [b / a for a, b in zip(mine, values, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        best = min(values) / min(mine)
+        out.append(Row(row, name, images, Timing.of(mine), Timing.of(values), statistics.median(ratios), high - low,
+                       best, rounds))  # fmt: skip
+    return out
+
+
+def store_of(pixels: np.ndarray, folder: Path) -> Path:
+    """A packed store of uint8 (N, 64, 64, 3), by way of an ImageNet-64 batch."""
+    source = folder / "batches"
+    source.mkdir()
+    planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(pixels), -1)
+    batch = {"data": planar, "labels": [1 + i % 1000 for i in range(len(pixels))]}
+    (source / "train_data_batch_1").write_bytes(pickle.dumps(batch, protocol=4))
+    pack(recognise(source), folder / "store", Options(quiet=True, workers=1))
+    (source / "train_data_batch_1").unlink()
+    return folder / "store"
+
+
+def batches_of(split: Split, kind: str) -> Clock:
+    """Once through the split by a pipeline, as training runs it: pad 4, flip, cutout 16, normalise, bf16."""
+    augment = Augment(crop_pad_px=peers.PAD_PX, hflip="random", cutout_px=peers.CUTOUT_PX, mean=(peers.MEAN,),
+                      std=(peers.STD,))  # fmt: skip
+    setting = Setting(augment=augment, seed=0, device=torch.device("cpu"), dtype=torch.bfloat16)
+    pipeline = build(kind, split, setting)
+    plain, _ = next(pipeline.stream([torch.arange(8)], 0, train=False))
+    peers.check(f"the {kind} pipeline", plain, split.images)
+    epochs = iter(range(10**9))
+
+    def call() -> None:
+        for images, _ in pipeline.stream(torch.randperm(len(split)).split(peers.BATCH), next(epochs), train=True):
+            assert images.dtype == torch.bfloat16
+
+    return timed(call)
+
+
+def batches(folder: Path, ffcv: str | None, rounds: int) -> list[Row]:
+    """Packed 64 px -> batches by the host pipeline, against every peer that is here."""
+    pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, _SIDE, _SIDE, 3), dtype=np.uint8)
+    store = open_store(split_path(store_of(pixels, folder), "train"))
+    split = Split(store.images(), store.labels)
+    row, count = "packed 64 px -> batch", len(pixels)
+    ours = batches_of(split, "host")
+    quick: dict[str, Clock] = {"eager, batched": timed(peers.eager(pixels))}
+    absent = []
+    if peers.has("nvidia.dali"):
+        quick["DALI CPU"] = timed(peers.dali(pixels))
+    else:
+        absent.append(Row(row, "DALI CPU", count, None, why="pip install nvidia-dali-cuda130"))
+    if ffcv is None:
+        absent.append(Row(row, "ffcv", count, None, why="--ffcv PYTHON names an interpreter that has it"))
+        rows = compared(row, count, ours, quick, rounds)
+    else:
+        peer = peers.Ffcv(ffcv, pixels, folder)
+        rows = compared(row, count, ours, {**quick, "ffcv": peer.seconds}, rounds)
+        peer.close()
+    slow = {"torchvision v2, 2 workers": timed(peers.torchvision(pixels), children=True)}
+    return [*rows, *absent, *compared(row, count, ours, slow, max(3, rounds // 3))]
+
+
+def small_batches(rounds: int) -> list[Row]:
+    """28 px, one channel, as Fashion-MNIST (resident: it fits), against torchvision v2 one by one in this process."""
+    pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, 28, 28, 1), dtype=np.uint8)
+    split = Split(pixels, np.zeros(len(pixels), np.int64))
+    theirs = {"torchvision v2, one by one": timed(peers.torchvision(pixels, workers=0))}
+    return compared("28 px -> batch", len(pixels), batches_of(split, "resident"), theirs, max(3, rounds // 3))
+
+
+def store_reads(folder: Path, rounds: int) -> list[Row]:
+    """Random batches from a mapped store (in the page cache) against copying as many bytes, in one piece or as rows."""
     images = open_store(split_path(folder / "store", "train")).images()
-    planar = pixels.reshape(-1, 3, _SIDE, _SIDE)
-    assert np.array_equal(images[::97], planar[::97].transpose(0, 2, 3, 1)), "gate"
-    orders = [rng.permutation(_STORE_IMAGES)[:_BATCH_IMAGES] for _ in range(40)]
-    out = np.empty((_BATCH_IMAGES, _SIDE, _SIDE, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(images))[: peers.BATCH] for _ in range(_READ_BATCHES)]
     # The peer reads different bytes each time too: the same ones would come from the processor's cache.
-    starts = rng.integers(0, _STORE_IMAGES - _BATCH_IMAGES, len(orders)).tolist()
+    starts = rng.integers(0, len(images) - peers.BATCH, len(orders)).tolist()
+    out, in_memory = np.empty((peers.BATCH, *images.shape[1:]), np.uint8), np.array(images)
 
-    def ours() -> None:
-        for order in orders:
-            np.take(images, order, axis=0, out=out, mode="clip")
+    def rows_of(source: np.ndarray) -> Clock:
+        return timed(lambda: [np.take(source, order, axis=0, out=out, mode="clip") for order in orders])
 
-    def memcpy() -> None:
-        for start in starts:
-            np.copyto(out, images[start : start + _BATCH_IMAGES])
-
-    in_memory = np.array(images)
-
-    def random_rows() -> None:
-        for order in orders:
-            np.take(in_memory, order, axis=0, out=out, mode="clip")
-
-    count = _BATCH_IMAGES * len(orders)
-    row("store random batch 64 px", *interleaved(ours, memcpy), "memcpy", count)
-    row("the same", *interleaved(ours, random_rows), "same rows, in memory", count)
+    pieces = timed(lambda: [np.copyto(out, in_memory[at : at + peers.BATCH]) for at in starts])
+    theirs = {"memcpy, in one piece": pieces, "the same rows, in memory": rows_of(in_memory)}
+    return compared("store, random 64 px rows", peers.BATCH * len(orders), rows_of(images), theirs, rounds)
 
 
-def packing(folder: Path, jpegs: Path) -> None:
+def packing(folder: Path, jpegs: Path, rounds: int) -> list[Row]:
     """JPEG -> 64 px store with one worker, against the loop everybody writes: open, convert, BOX, append, pickle."""
     found = recognise(jpegs)
     count, runs = len(found.splits["train"]), iter(range(10**6))
@@ -92,22 +189,39 @@ def packing(folder: Path, jpegs: Path) -> None:
         pack(found, target, Options(ResizeRule(_SIDE), workers=1, quiet=True))
         return target
 
+    def pictures():
+        with zipfile.ZipFile(jpegs) as archive:
+            for name in sorted(archive.namelist()):
+                image = Image.open(io.BytesIO(archive.read(name)))
+                yield image if image.mode == "RGB" else image.convert("RGB")
+
     def script() -> np.ndarray:
+        box = Image.Resampling.BOX
+        data = np.stack([np.array(image.resize((_SIDE, _SIDE), box)) for image in pictures()])
+        (folder / "script.pickle").write_bytes(pickle.dumps({"data": data}, protocol=4))
+        return data
+
+    def drafts() -> list[np.ndarray]:
+        """Decoded at 1/2 to 1/8 by the DCT, other pixels: what an inexact packer would gain."""
         rows = []
         with zipfile.ZipFile(jpegs) as archive:
             for name in sorted(archive.namelist()):
                 image = Image.open(io.BytesIO(archive.read(name)))
-                image = image if image.mode == "RGB" else image.convert("RGB")
-                rows.append(np.array(image.resize((_SIDE, _SIDE), Image.Resampling.BOX)))
-        data = np.stack(rows)
-        (folder / "script.pickle").write_bytes(pickle.dumps({"data": data}, protocol=4))
-        return data
+                image.draft("RGB", (_SIDE, _SIDE))
+                rows.append(np.array(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)))
+        return rows
 
-    assert np.array_equal(open_store(split_path(ours(), "train")).images(), script()), "gate"
-    row("JPEG -> packed 64 px", *interleaved(ours, script, 6), "Pillow script", count)
+    if not np.array_equal(open_store(split_path(ours(), "train")).images(), script()):
+        raise SystemExit("gate: packed pixels are not those of Pillow's BOX; no time is reported")
+    theirs = {
+        "Pillow's script": timed(script),
+        "Pillow, decoding alone": timed(lambda: [image.load() for image in pictures()]),
+        "Pillow, DCT-scaled (not exact)": timed(drafts),
+    }
+    return compared("JPEG -> packed 64 px", count, timed(ours), theirs, rounds)
 
 
-def idx(folder: Path) -> None:
+def idx(folder: Path, rounds: int) -> list[Row]:
     """The four Fashion-MNIST files, against gzip and numpy without any check."""
     import gzip
 
@@ -120,32 +234,50 @@ def idx(folder: Path) -> None:
         raws = [gzip.decompress((folder / name).read_bytes()) for name in names]
         return [np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28, 1) for raw in raws]
 
-    assert all(np.array_equal(a, b) for a, b in zip(ours(), plain(), strict=True)), "gate"
-    row("Fashion-MNIST gz -> memory", *interleaved(ours, plain, 6), "gzip + numpy", 70_000)
+    if not all(np.array_equal(a, b) for a, b in zip(ours(), plain(), strict=True)):
+        raise SystemExit("gate: the IDX images differ from plain gzip and numpy; no time is reported")
+    return compared("Fashion-MNIST gz -> memory", 70_000, timed(ours), {"gzip + numpy": timed(plain)}, rounds // 2)
 
 
-def drawing() -> None:
-    spent = []
-    for _ in range(4):
-        began = time.process_time()
-        render(10_000, 32, 10, 0, 0)
-        spent.append(time.process_time() - began)
-    print(f"{'draw shapes 32 px':<28} {10_000 / min(spent):>12,.0f} images/s  (no peer)")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jpegs", type=Path, help="a zip of JPEG class folders")
     parser.add_argument("--idx", type=Path, help="the folder of the four Fashion-MNIST files")
-    arguments = parser.parse_args()
+    parser.add_argument("--ffcv", metavar="PYTHON", help="an interpreter with ffcv; else that row is not measured")
+    parser.add_argument("--only", default="", help="parts whose name contains this: batches, small, reads, jpeg, idx")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, folder: Path) -> list[Row]:
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "batches": lambda: batches(folder, args.ffcv, args.rounds),
+        "small": lambda: small_batches(args.rounds),
+        "reads": lambda: store_reads(folder, args.rounds),
+    }
+    if args.jpegs is not None:
+        parts["jpeg"] = lambda: packing(folder, args.jpegs, args.rounds)
+    if args.idx is not None:
+        parts["idx"] = lambda: idx(args.idx, args.rounds)
+    print(f"{'row':<30} {'peer':<34} {'ours img/s':>12} {'theirs':>12} {'ratio':>8} {'iqr':>6} {'best':>8}   n")
+    rows = []
+    for name, part in parts.items():
+        if args.only in name or (name == "batches" and args.only == "reads"):
+            found = part()
+            print("\n".join(map(str, found)), flush=True)
+            rows += found
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "batches").mkdir()
-        store_reads(Path(folder) / "batches")
-        if arguments.jpegs:
-            packing(Path(folder), arguments.jpegs)
-    if arguments.idx:
-        idx(arguments.idx)
-    drawing()
+        rows = run(args, Path(folder))
+    if args.json is not None:
+        report = {"benchmark": "data", "machine": machine(), "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""The forms that a user would write without imnet: packed pixels -> normalised batches, pad 4, flip, cutout 16.
+
+Each peer is ``peer(images) -> call``; a call goes once through ``images``, uint8 (N, H, W, C), in batches of 256. Where
+its normalisation, without augmentation, is not ours, ``check`` raises SystemExit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BATCH, PAD_PX, CUTOUT_PX = 256, 4, 16
+MEAN, STD = 0.5, 0.25
+Call = Callable[[], Any]
+
+
+def check(name: str, got: Tensor, images: np.ndarray) -> None:
+    """SystemExit unless ``got`` (B, C, H, W) is (x / 255 - MEAN) / STD of the first B images, to half a bf16 step."""
+    wanted = (torch.from_numpy(np.array(images[: len(got)])).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    if got.shape != wanted.shape or float((got.float() - wanted).abs().max()) > 2**-7:
+        raise SystemExit(f"gate: {name} does not give the normalised images; no time is reported")
+
+
+class _Samples(torch.utils.data.Dataset):
+    """One image at a time through torchvision v2, as its references write it."""
+
+    def __init__(self, images: np.ndarray, augmented: bool) -> None:
+        from torchvision.transforms import v2
+
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        channels, side = self.images.shape[1:3]
+        share = (CUTOUT_PX / side) ** 2
+        before = [v2.RandomCrop(side, padding=PAD_PX), v2.RandomHorizontalFlip()] if augmented else []
+        after = [v2.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0))] if augmented else []
+        norm = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([MEAN] * channels, [STD] * channels)]
+        self.transform = v2.Compose([*before, *norm, *after])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.images[index])
+
+
+def torchvision(images: np.ndarray, workers: int = 2) -> Call:
+    """torchvision v2 in a DataLoader; its workers end with each call, so that their time is counted."""
+
+    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
+
+    def batches(augmented: bool) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(_Samples(images, augmented), BATCH, shuffle=augmented, **how)
+        for batch in loader:
+            yield batch.to(torch.bfloat16, memory_format=torch.channels_last)
+
+    check("torchvision v2", next(batches(False)), images)
+    return lambda: sum(len(batch) for batch in batches(True))
+
+
+def eager(images: np.ndarray) -> Call:
+    """A uint8 tensor in memory, augmented batch by batch with plain tensor operations."""
+    store, (side, channels) = torch.from_numpy(images), (images.shape[1], images.shape[3])
+    steps = torch.arange(side)
+
+    def batch(ids: Tensor, augmented: bool) -> Tensor:
+        picked = store[ids]
+        if augmented:
+            wide = torch.nn.functional.pad(picked, (0, 0, PAD_PX, PAD_PX, PAD_PX, PAD_PX), value=127)
+            top, left = torch.randint(0, 2 * PAD_PX + 1, (2, len(ids), 1))
+            columns = torch.where(torch.rand(len(ids), 1) < 0.5, steps.flip(0), steps) + left
+            rows = (torch.arange(len(ids))[:, None, None], (steps + top)[:, :, None], columns[:, None, :])
+            picked = wide[rows]
+        out = (picked.float() / 255 - MEAN) / STD
+        if augmented:
+            y, x = torch.randint(0, side, (2, len(ids), 1))
+            inside = ((steps - y).abs() <= CUTOUT_PX // 2)[:, :, None] & ((steps - x).abs() <= CUTOUT_PX // 2)[:, None]
+            out = out.masked_fill(inside[..., None], 0.0)
+        return out.to(torch.bfloat16).permute(0, 3, 1, 2)
+
+    check("eager", batch(torch.arange(8), False), images)
+
+    def call() -> None:
+        order = torch.randperm(len(store))
+        for start in range(0, len(store), BATCH):
+            assert batch(order[start : start + BATCH], True).shape[1] == channels
+
+    return call
+
+
+def dali(images: np.ndarray) -> Call:
+    """DALI on the CPU: crop_mirror_normalize and erase, fp16 out (it has no bf16), fed by index; one thread."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    side, channels = images.shape[1], images.shape[3]
+
+    def feed(augmented: bool) -> Iterator[np.ndarray]:
+        while True:
+            order = np.random.permutation(len(images)) if augmented else np.arange(len(images))
+            for start in range(0, len(images), BATCH):
+                yield images[order[start : start + BATCH]]
+
+    @pipeline_def(batch_size=BATCH, num_threads=1, device_id=None, exec_dynamic=True)  # pyright: ignore
+    def graph(augmented: bool):
+        source = iter(feed(augmented))
+        x = fn.external_source(source=source, layout="HWC", batch=True)
+        more: dict[str, Any] = {}
+        if augmented:
+            x = fn.pad(x, axes=(0, 1), shape=(side + PAD_PX, side + PAD_PX), fill_value=127)
+            more = {"mirror": fn.random.coin_flip(), "crop": (side, side), "out_of_bounds_policy": "pad"}
+            more |= {f"crop_pos_{axis}": fn.random.uniform(range=(0.0, 1.0)) for axis in "xy"}
+        norm = {"mean": [255 * MEAN] * channels, "std": [255 * STD] * channels, "dtype": types.DALIDataType.FLOAT16}
+        x = fn.crop_mirror_normalize(x, output_layout="HWC", **norm, **more)
+        if augmented:
+            anchor = fn.random.uniform(range=(0.0, float(side - CUTOUT_PX)), shape=(2,))
+            x = fn.erase(x, anchor=anchor, shape=[float(CUTOUT_PX)] * 2, axes=(0, 1), fill_value=0.0)
+        return x
+
+    def first(augmented: bool) -> tuple[Any, np.ndarray]:
+        pipe: Any = graph(augmented)
+        pipe.build()
+        return pipe, np.array(pipe.run()[0].as_cpu().as_array())
+
+    check("DALI", torch.from_numpy(first(False)[1]).permute(0, 3, 1, 2), images)
+    pipe, _ = first(True)
+
+    def call() -> None:
+        for _ in range(0, len(images), BATCH):
+            pipe.run()
+
+    return call
+
+
+class Ffcv:
+    """ffcv in a Python of its own (``python``), since it wants other packages; told over a pipe when to go."""
+
+    def __init__(self, python: str, images: np.ndarray, folder: Path) -> None:
+        np.save(folder / "pixels.npy", images)
+        script = Path(__file__).with_name("data_ffcv.py")
+        command = [python, str(script), str(folder / "pixels.npy"), str(folder)]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        )
+        if not self._answer()["gate"]:
+            raise SystemExit("gate: ffcv does not give back the pixels; no time is reported")
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"ffcv ended with {self._process.wait()}; run bench/data_ffcv.py by hand to see why")
+        return json.loads(line)
+
+    def seconds(self) -> float:
+        """Processor seconds of once through the set, all its threads."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def has(module: str) -> bool:
+    parent = module.split(".")[0]
+    return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(module) is not None
