@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from imnet.cli import guarded
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 
 _OUT = Path("runs") / "profile"
 
@@ -48,7 +48,10 @@ def _check_counts(values: argparse.Namespace) -> None:
 
 
 def _step(values: argparse.Namespace, argv: list[str]) -> int:
+    import torch
+
     from imnet.run_options import RunOptions
+    from imnet.start import choose_kernels
 
     from .profile_step import run
     from .profile_work import Request, recipe_of
@@ -58,7 +61,13 @@ def _step(values: argparse.Namespace, argv: list[str]) -> int:
         device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
     )
     shown = {"nvtx": values.nvtx, "by_shape": values.by_shape, "top": values.top}
-    run(Request(recipe, options, values.steps, values.out, **shown), argv)
+    choose_kernels(options.kernels)
+    try:
+        run(Request(recipe, options, values.steps, values.out, **shown), argv)
+    except torch.OutOfMemoryError as error:
+        images = recipe.data.batch_images
+        hint = f"try --batch-size {max(1, images // 2)}"
+        raise DeviceError(f"out of memory with {images} images at once", hint=hint) from error
     return 0
 
 
@@ -71,8 +80,11 @@ def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _data(values: argparse.Namespace, argv: list[str]) -> int:
+    from imnet.start import choose_kernels
+
     from .profile_data import Request, run
 
+    choose_kernels("auto")
     names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
     run(Request(**{name: getattr(values, name) for name in names}), argv)
     return 0

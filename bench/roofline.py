@@ -13,6 +13,8 @@ _INK, _FAINT, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
 _WIDTH_IN, _HEIGHT_IN = 8.0, 5.0
 _BELOW_MAIN = 50
+_LABEL_AT = 0.72
+"""Of the way up to the ridge: cases in the caches lie above the line further down."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _draw_roofs(axes: Any, points: Sequence[Point], bytes_per_s: float, flops_pe
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
     end = max(ridges, default=high)
     axes.plot([low, end], [low * bytes_per_s, end * bytes_per_s], color=_INK, linewidth=1.8)
-    at = (low * min(ridges, default=high)) ** 0.5
+    at = low * (min(ridges, default=high) / low) ** _LABEL_AT
     axes.annotate(
         f"copy {scaled(bytes_per_s, 'B/s')}", (at, at * bytes_per_s), xytext=(0, 6), textcoords="offset points",
         rotation=_angle(axes, low, high, bottom, top), rotation_mode="anchor", ha="center", color=_INK,
