@@ -1,4 +1,6 @@
-"""Optimisers from recipes: torch's fused ones; NVIDIA's apex FusedSGD where it is really installed and asked for."""
+"""Optimisers from recipes: torch's fused ones; SGD with the moving average in the same pass (imnet_kernels.sgd_ema_);
+NVIDIA's apex FusedSGD where it is really installed and asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,15 @@ import importlib.util
 from typing import Any
 
 import torch
+from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
 from imnet.models.layers import param_groups
 from imnet.recipe import SGD, Optim
+
+MERGED_MEAN_ELEMENTS = 16384
+"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. Level at about 8,800."""
 
 
 def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False) -> torch.optim.Optimizer:
@@ -24,14 +30,28 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
     if backend == "apex":
         return _apex_sgd(groups, optim)
+    if backend == "imnet" and not isinstance(optim, SGD):
+        raise UsageError(f"got --optim-backend imnet for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
     if isinstance(optim, SGD):
-        sgd = torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+        kind = MergedSGD if backend == "imnet" or (backend == "auto" and _merging_pays(model)) else torch.optim.SGD
+        sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
         # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
         for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
             sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
         return sgd
     betas = (optim.beta1, optim.beta2)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=graphs)
+
+
+def _merging_pays(model: nn.Module) -> bool:
+    """On a CPU with the host kernel, and weights of some size: each tensor costs microseconds of Python.
+
+    Per step, `python -m bench.bench_kernels` has the figures; no GPU has shown that it pays there.
+    """
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    device = next(model.parameters()).device.type
+    large = sum(sizes) >= MERGED_MEAN_ELEMENTS * len(sizes)
+    return large and device == "cpu" and tier.choose("sgd_ema", device) == "host"
 
 
 def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
@@ -44,6 +64,51 @@ def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimiz
     from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
 
     return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+
+
+class MergedSGD(torch.optim.SGD):
+    """torch's SGD, parameter groups and state the same, that also moves the average of ``Ema.merge`` in its pass.
+
+    Before a ``merge`` it is torch's fused step, bit for bit. After it, ``found_inf`` (read on the device) leaves
+    weights and momenta as they were; on a CPU the average then moves as it would alone, elsewhere it stays too.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.averages: dict[Tensor, Tensor] = {}
+        self.ema_decay = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As torch's; the average is that of the new weights."""
+        if not self.averages:
+            return super().step(closure)
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            self._update(group, found_inf)
+        skipped = found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf)
+        still = [p for p in self.averages if skipped or p.grad is None]
+        if still:
+            torch._foreach_lerp_([self.averages[p] for p in still], still, 1 - self.ema_decay)
+        return loss
+
+    def _update(self, group: dict[str, Any], found_inf: Tensor | None) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        sgd_ema_(
+            params,
+            [p.grad for p in params],
+            [self.state[p]["momentum_buffer"] for p in params] if group["momentum"] else [],
+            [self.averages[p] for p in params],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            ema_decay=self.ema_decay,
+            grad_scale=None if scale is None else scale.reciprocal(),
+            skip=found_inf,
+        )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -86,8 +151,20 @@ class Ema:
         self._float = [(a, m) for a, m in pairs if a.is_floating_point()]
         self._other = [(a, m) for a, m in pairs if not a.is_floating_point()]
 
+    def merge(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the average of its weights to a ``MergedSGD``; of another optimiser nothing is asked."""
+        if not isinstance(optimizer, MergedSGD):
+            return
+        by_address = {m.data_ptr(): a for a, m in self._float if m.numel()}
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.averages = {p: by_address[p.data_ptr()] for p in params if p.data_ptr() in by_address}
+        optimizer.ema_decay = self.decay
+        merged = {p.data_ptr() for p in optimizer.averages}
+        self._float = [(a, m) for a, m in self._float if m.data_ptr() not in merged]
+
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_([a for a, _ in self._float], [m for _, m in self._float], 1 - self.decay)
+        if self._float:
+            torch._foreach_lerp_([a for a, _ in self._float], [m for _, m in self._float], 1 - self.decay)
         for a, m in self._other:
             a.copy_(m)

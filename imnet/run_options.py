@@ -40,7 +40,7 @@ class RunOptions:
     """Resume although recipe, precision or data differ from the checkpoint's."""
     micro_batch_images: int | None = None
     """Most images a rank holds at once; more are accumulated over several passes."""
-    optim_backend: Literal["auto", "torch", "apex"] = "auto"
+    optim_backend: Literal["auto", "torch", "imnet", "apex"] = "auto"
     eval_every_epochs: int | None = None
     """Default: about ten evaluations a run, at most a tenth of its time, and always the last epoch."""
     checkpoint_every_epochs: int = 1

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imnet import optim as optimisers
 from imnet.device import Place
+from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.parallel import parallel
 from imnet.recipe import Recipe
@@ -40,6 +41,7 @@ class TrainStep:
 
     def add_ema(self, averaged: nn.Module, decay: float) -> None:
         self.ema = optimisers.Ema(self.net, averaged, decay)
+        self.ema.merge(self.optimizer)
 
     def __call__(self, batches: list[Batch], num_images: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
         """One optimiser step over this rank's micro-batches of a global batch of ``num_images``.
@@ -109,15 +111,25 @@ class TrainStep:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.net.train()
-        for i, (images, labels) in enumerate(batches):
-            # As in a step: ranks may hold different numbers of micro-batches, and must all-reduce equally often.
-            with contextlib.nullcontext() if i == len(batches) - 1 else self._no_sync():
+        for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
+            # One all-reduce: ranks may hold different numbers of micro-batches. The first pass: static_graph learns it.
+            with self._no_sync() if i else contextlib.nullcontext():
                 (self._loss(images, torch.zeros_like(labels)) / num_images).backward()
+            self._check_used()
         self.optimizer.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
         if self.graph is not None:
             # No loss is alive here: its autograd nodes belong to this stream and would end the capture.
             self.graph.capture(batches, num_images)
+
+    def _check_used(self) -> None:
+        """UsageError where several ranks would wait for a gradient that never comes."""
+        if self.world.size == 1 or self.recipe.comm.static_graph:
+            return
+        unused = [name for name, p in self.net.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            what = f"got {len(unused)} parameters without a gradient on several ranks, e.g. {unused[0]}"
+            raise UsageError(what, hint="set --comm.static_graph true where every step leaves the same ones out")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds of the step, by file."""

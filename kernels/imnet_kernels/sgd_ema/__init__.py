@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import tier
-from . import op, reference
+from . import op
 
 __all__ = ["sgd_ema_"]
 
@@ -47,9 +47,14 @@ def sgd_ema_(
         return
     device = lists[0][0].device
     scalars = [None if v is None else _scalar(v, device) for v in (lr, grad_scale, skip)]
-    run = reference.sgd_ema_ if tier.choose("sgd_ema", device.type) == "reference" else op.sgd_ema_op
+    name = tier.choose("sgd_ema", device.type)
+    # The op is for tracing; over a few hundred small tensors its dispatch takes longer than the update itself.
+    traced = name != "reference" and torch.compiler.is_compiling()
+    run = op.sgd_ema_op if traced else op.implementation(device.type)
     with torch.no_grad():
         run(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)  # pyright: ignore[reportCallIssue]
+        if name != "reference" and not traced:
+            torch.autograd.graph.increment_version([t for tensors in (lists[0], *lists[2:]) for t in tensors])
 
 
 def _scalar(value: Scalar, device: torch.device) -> Tensor:
@@ -60,11 +65,14 @@ def _scalar(value: Scalar, device: torch.device) -> Tensor:
 
 def _check(lists: list[list[Tensor]], momentum: float, nesterov: bool, weight_decay: float, ema_decay: float) -> None:
     params, grads, momenta, emas = lists
+    wanted = [(p.shape, p.device) for p in params]
     for name, tensors in (("grads", grads), ("momenta", momenta), ("emas", emas)):
         if len(tensors) != len(params) and (tensors or name == "grads"):
             raise ValueError(
                 f"{len(tensors)} {name} for {len(params)} params; allowed equally many; pass one per param"
             )
+        if [(t.shape, t.device) for t in tensors] == wanted[: len(tensors)]:
+            continue
         for index, (tensor, param) in enumerate(zip(tensors, params, strict=False)):
             if tensor.shape != param.shape or tensor.device != param.device:
                 got = f"{tuple(tensor.shape)} on {tensor.device}"

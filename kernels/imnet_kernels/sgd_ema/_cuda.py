@@ -27,7 +27,7 @@ def sgd_ema_(
 ) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
     lists = (params, grads, momenta, emas)
-    if not all(fits([items[i] for items in lists if items]) for i in range(len(params))):
+    if not all(fits(list(tensors)) for tensors in zip(*(items for items in lists if items), strict=True)):
         reference.sgd_ema_(*lists, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
         return
     device = params[0].device

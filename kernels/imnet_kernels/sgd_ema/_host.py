@@ -11,9 +11,12 @@ from . import reference
 
 def fits(tensors: list[Tensor]) -> bool:
     """fp32, dense, one layout: element i of each tensor is the same weight."""
-    first = tensors[0]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    return dense and all(t.dtype == torch.float32 and t.stride() == first.stride() for t in tensors)
+    if any(t.dtype is not torch.float32 for t in tensors):
+        return False
+    if all(t.is_contiguous() for t in tensors):
+        return True
+    # Not by strides: those of axes of length 1 mean nothing.
+    return all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
 def sgd_ema_(
@@ -31,9 +34,10 @@ def sgd_ema_(
 ) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there."""
     lists = (params, grads, momenta, emas)
-    fitting = [fits([items[i] for items in lists if items]) for i in range(len(params))]
-    ours = [[t for t, ok in zip(items, fitting, strict=True) if ok] if items else [] for items in lists]
+    fitting = [fits(list(tensors)) for tensors in zip(*(items for items in lists if items), strict=True)]
+    ours = lists
     if not all(fitting):
+        ours = [[t for t, ok in zip(items, fitting, strict=True) if ok] if items else [] for items in lists]
         rest = [[t for t, ok in zip(items, fitting, strict=True) if not ok] if items else [] for items in lists]
         reference.sgd_ema_(*rest, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)  # pyright: ignore[reportCallIssue]
     if not ours[0] or (skip is not None and float(skip) != 0.0):
