@@ -52,5 +52,5 @@ def data(*arguments: str) -> dict[str, Any]:
 
 
 def data_scores(found: dict[str, Any]) -> dict[str, float]:
-    """``<row>``: its peer's time over its own."""
-    return {f"{row['name']} / {row['peer']}": row["ratio"] for row in found["rows"] if row.get("ratio")}
+    """``<row> / <peer>``: the peer's time over ours, the median of neighbours in time."""
+    return {f"{row['row']} / {row['peer']}": row["ratio_median"] for row in found["rows"] if row["ratio_median"]}

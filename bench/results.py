@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import result_tables as tables
+from .fingerprint import text as machine_text
+from .result_tables import NOT_MEASURED, table
+
 HERE = Path(__file__).resolve().parent
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(values: list[float], scale: float, digits: int) -> str:
@@ -53,21 +52,27 @@ def runs(data: dict[str, Any]) -> str:
     return "## Whole trainings\n\n" + table(head, lines)
 
 
+def where(data: dict[str, Any]) -> str:
+    """The machine of a JSON in one line; files from before the fingerprint say it in other words."""
+    if "fingerprint" in data:
+        return machine_text(data["fingerprint"])
+    found = data.get("machine", data)
+    return f"{found['hardware']['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}"
+
+
 def step(data: dict[str, Any]) -> str:
     """The training step against timm's."""
     lines = []
     for row in data["rows"]:
-        times = [row["times"][k] for k in ("timm defaults", "timm flags", "imnet")]
-        shown = [f"{t['best_s'] * 1e3:.1f} (IQR {t['iqr_s'] * 1e3:.1f})" for t in times]
+        times = [row["times"].get(k) for k in ("timm defaults", "timm flags", "imnet")]
+        shown = [f"{t['best_s'] * 1e3:.1f} (IQR {t['iqr_s'] * 1e3:.1f})" if t else NOT_MEASURED for t in times]
         size = f"{row['network']}, {row['image_px']} px, batch {row['batch_images']}"
-        ratios = [f"{row['ratio_to_defaults']:.2f}x", f"{row['ratio_to_flags']:.2f}x"]
-        lines.append([size, *shown, *ratios, str(times[0]["n"])])
+        ratios = [NOT_MEASURED if row[k] is None else f"{row[k]:.2f}x" for k in ("ratio_to_defaults", "ratio_to_flags")]
+        lines.append([size, *shown, *ratios, str(row["times"]["imnet"]["n"])])
     head = ["network", "timm defaults, ms", "timm, equal flags, ms", "imnet, ms", "to defaults", "to equal flags", "n"]
-    torch = data["versions"]["torch"]
-    where = f"{data['hardware']['cpu']}, {data['threads']} threads, torch {torch}, timm {data['timm']}"
     text = (
-        f"CPU time per core, interleaved, best of n; {where}. Defaults: fp32, NCHW, eager. Equal flags: channels-last, "
-        "bf16 autocast, eager. timm's own parts in the order of its training script."
+        f"CPU time per core, interleaved, best of n; {where(data)}, timm {data['timm']}. Defaults: fp32, NCHW, eager. "
+        "Equal flags: channels-last, bf16 autocast, eager. timm's own parts in the order of its training script."
     )
     return f"## The training step against timm's\n\n{text}\n\n" + table(head, lines)
 
@@ -89,27 +94,65 @@ def kernels(data: dict[str, Any]) -> str:
         ])  # fmt: skip
     about = ", ".join(f"{k} {v}" for k, v in environment.items())
     head = ["case", "dtype", "host, us CPU", "peers take", "of copy bandwidth"]
-    return f"## Kernels, host tier\n\n{about}. On a GPU: not measured.\n\n" + table(head, lines)
+    return f"## Kernels, host tier\n\n{about}.\n\n" + table(head, lines)
 
 
-SECTIONS = {"runs": runs, "step": step, "kernels": kernels}
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "gpu": lambda data: gpu(data),
+    "runs": runs,
+    "throughput": lambda data: tables.throughput(data, where(data)),
+    "reference": lambda data: tables.reference(data, where(data)),
+    "step": step,
+    "models": lambda data: tables.models(data, where(data)),
+    "data": lambda data: tables.data(data, where(data)),
+    "scaling": lambda data: tables.scaling(data, where(data)),
+    "scaling model": tables.scaling_model,
+    "kernels": kernels,
+}
+
+
+def gpu(data: dict[str, Any]) -> str:
+    """What python -m bench.gpu measured, as its own short table."""
+    from . import gpu_table
+
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in data["rows"]:
+        parts[row["part"]].append(row)
+    read = [{"part": name, "complete": data["complete"].get(name, False), "rows": rows} for name, rows in parts.items()]
+    found = data["fingerprint"]
+    about = f"{found['device']}, torch {found['versions']['torch']}, {found['date']}"
+    return f"## On a GPU\n\n{about}; `python -m bench.gpu`.\n\n```\n{gpu_table.table(read)}\n```"
 
 
 def kind(data: dict[str, Any]) -> str:
     return data.get("benchmark") or ("kernels" if "environment" in data else "unknown")
 
 
-def main() -> None:
+def expanded(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of an `imnet-bench all`, or the JSON itself; what could not be measured is left out."""
+    if kind(data) != "all":
+        return [data]
+    return [part for part in data["parts"].values() if "error" not in part]
+
+
+def document(found: list[dict[str, Any]], notes: str) -> str:
+    """RESULTS.md: a section a JSON, in the order of ``SECTIONS``, then the hand-written notes."""
     parts = [
         "# Results",
         "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are "
         "bench/NEGATIVES.md.",
     ]
-    found = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
+    if not any(kind(data) == "gpu" for data in found):
+        parts.append("On a GPU: not measured.")
     for name, section in SECTIONS.items():
         parts += [section(data) for data in found if kind(data) == name]
-    parts.append((HERE / "NEGATIVES.md").read_text().rstrip())
-    (HERE / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join([*parts, notes.rstrip()]) + "\n"
+
+
+def main() -> None:
+    paths = sorted((HERE / "results").glob("*.json"))
+    found = [part for path in paths for part in expanded(json.loads(path.read_text()))]
+    (HERE / "RESULTS.md").write_text(document(found, (HERE / "NEGATIVES.md").read_text()))
 
 
 if __name__ == "__main__":
