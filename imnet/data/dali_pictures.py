@@ -1,0 +1,103 @@
+"""Encoded pictures for DALI's decoders: JPEGs as they are, everything else made plain pixels by Pillow first."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imnet.augmentation import Augment
+from imnet.data.base import EncodedSplit
+from imnet.data.encoded import Decoder, loaded
+from imnet.data.readers.picture import BadPictureError, check, opened
+
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+class Pictures(Decoder):
+    """``encoded(ids, epoch, train)``: what DALI decodes, with damaged pictures refused or left out as by Pillow.
+
+    DALI fills a JPEG that was cut short with grey, and does not say so: one that does not end as it should is decoded
+    by Pillow first.
+    """
+
+    def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str):
+        super().__init__(split, augment, seed, on_bad)
+        self.by_pillow: set[int] = set()
+        """Pictures that DALI could not decode and Pillow could."""
+        self._sizes = np.zeros((len(split), 2), dtype=np.int32)
+
+    def encoded(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[np.ndarray], Tensor]:
+        """Bytes, uint8 (n,) each, and the ids (B,) int64 that were taken."""
+        found = [self.picture(i, epoch, train) for i in ids.tolist()]
+        return [data for data, _ in found], torch.tensor([number for _, number in found], dtype=torch.int64)
+
+    def sizes(self, names: Tensor) -> Tensor:
+        """Heights and widths (B, 2) int64 of pictures that ``encoded`` has given."""
+        return torch.from_numpy(self._sizes[names.numpy()]).long()
+
+    def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
+        """In place of pixels, the bytes that DALI will decode."""
+        if i in self.bad:
+            raise BadPictureError(self.bad[i])
+        data = self.split.read(i)
+        with opened(data) as picture:
+            width, height = picture.size
+            plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and i not in self.by_pillow
+        self._sizes[i] = height, width
+        if not plain:
+            data = _uncompressed(loaded(data))
+        elif not data.endswith(_END_OF_IMAGE):
+            check(data)
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def blame(self, names: Tensor) -> bool:
+        """After DALI has failed on these: note those that Pillow cannot decode either, else have Pillow decode them.
+
+        False where Pillow has decoded them all before, so that nothing can be done.
+        """
+        before = len(self.bad) + len(self.by_pillow)
+        for i in names.tolist():
+            try:
+                check(self.split.read(i))
+            except BadPictureError as error:
+                self._note(i, error)
+        if len(self.bad) + len(self.by_pillow) == before:
+            self.by_pillow.update(names.tolist())
+        return len(self.bad) + len(self.by_pillow) > before
+
+
+def _uncompressed(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PPM")
+    return out.getvalue()
+
+
+def box_resize(picture: np.ndarray, side_px: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (side, side, 3) by the BOX filter, which DALI has not."""
+    if picture.shape[:2] == (side_px, side_px):
+        return picture
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return np.asarray(image.resize((side_px, side_px), Image.Resampling.BOX))
+
+
+def box_resize_on_device(picture: Tensor, side_px: int) -> Tensor:
+    """The same on any device, in fp32; Pillow rounds between its two passes, so some values differ by a level."""
+    height, width = picture.shape[:2]
+    down, across = (_box_weights(n, side_px).to(picture.device) for n in (height, width))
+    x = torch.einsum("oh,hwc->owc", down, picture.float())
+    x = torch.einsum("pw,owc->opc", across, x)
+    return x.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _box_weights(size_px: int, side_px: int) -> Tensor:
+    """(side, size) fp32: each output pixel is the mean of the source pixels whose middle lies in its stretch."""
+    scale = size_px / side_px
+    reach = max(scale, 1.0) / 2
+    center = (torch.arange(side_px, dtype=torch.float64)[:, None] + 0.5) * scale
+    offset = torch.arange(size_px, dtype=torch.float64) + 0.5 - center
+    weights = ((offset > -reach) & (offset <= reach)).double()
+    return (weights / weights.sum(1, keepdim=True)).float()
