@@ -24,7 +24,8 @@ def parallel(net: nn.Module, comm: Comm, place: Place, world: World) -> nn.Modul
         return net
     options: dict[str, Any] = {
         "device_ids": [place.device.index] if place.device.type == "cuda" else None,
-        "bucket_cap_mb": comm.bucket_mb,
+        # As a list: a single size would take torch's small first bucket away.
+        "bucket_cap_mb_list": [min(comm.first_bucket_mb, comm.bucket_mb), comm.bucket_mb],
         "gradient_as_bucket_view": comm.gradient_as_bucket_view,
         "static_graph": comm.static_graph,
         _BUFFERS: comm.broadcast_buffers,

@@ -191,8 +191,10 @@ class Comm:
 
     bucket_mb: float = 25.0
     """MiB of gradients an all-reduce takes at once: smaller starts earlier, larger wastes less latency."""
+    first_bucket_mb: float = 1.0
+    """The first all-reduce (of the last layers, whose gradients come first) takes no more: it starts early."""
     static_graph: bool = False
-    """Every step uses the same parameters in the same order: hooks are simplified, checkpointing allowed."""
+    """Every step uses the same parameters, the same number of times: some may be unused, some used repeatedly."""
     gradient_as_bucket_view: bool = True
     """Gradients are views into the buckets: one copy less."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -201,7 +203,9 @@ class Comm:
     """Send rank 0's running statistics to all ranks before every forward."""
 
     def __post_init__(self) -> None:
-        check(self.bucket_mb > 0, f"comm.bucket_mb = {self.bucket_mb}", "a positive number", "set --comm.bucket_mb")
+        for name in ("bucket_mb", "first_bucket_mb"):
+            value = getattr(self, name)
+            check(value > 0, f"comm.{name} = {value}", "a positive number", f"set --comm.{name}")
 
 
 Optim = SGD | AdamW

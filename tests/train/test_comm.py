@@ -1,0 +1,266 @@
+"""Communication options on two gloo ranks: equal gradients, bytes on the wire, all-reduces, and when they start.
+
+All cases run in one pair of processes, which tells what each step sent: /proc/self/io counts the bytes that a rank
+hands to its sockets, torch's profiler the all-reduces, DistributedDataParallel its buckets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from imnet.data.order import micro_batches, shard
+from imnet.device import Place
+from imnet.errors import UsageError
+from imnet.launch import World
+from imnet.recipe import SGD, Comm, Constant, Data, Recipe
+from imnet.step import TrainStep
+
+STEPS, IMAGES = 4, 9  # shards of 4 and 5
+KIB = 1 / 1024
+RECIPE = Recipe(
+    name="comm",
+    model="made here",
+    data=Data(name="synthetic", image_px=4, num_classes=10, batch_images=IMAGES),
+    optim=SGD(lr=0.05, momentum=0.9, weight_decay=1e-3),
+    schedule=Constant(),
+    epochs=1,
+)
+
+
+class Plain(nn.Sequential):
+    """Four layers of nearly equal size, without batch statistics: the number of ranks changes only rounding."""
+
+    def __init__(self):
+        layers = [nn.Linear(48, 128), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 10)]
+        super().__init__(nn.Flatten(), *(m for layer in layers for m in (layer, nn.Tanh())))
+
+
+class Unused(nn.Module):
+    """One layer never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = Plain(), nn.Linear(7, 7)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+class Normed(nn.Module):
+    """Remembers its running mean as each training forward finds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.rest, self.found = nn.BatchNorm2d(3), Plain(), []
+
+    def forward(self, x):
+        self.found.append(self.norm.running_mean.clone())
+        return self.rest(self.norm(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    comm: Comm = dataclasses.field(default_factory=Comm)
+    net: type = Plain
+    micro: int | None = None
+
+
+CASES = {
+    "default": Case(),
+    "small buckets": Case(Comm(bucket_mb=60 * KIB, first_bucket_mb=4 * KIB)),
+    "bf16": Case(Comm(bucket_mb=60 * KIB, first_bucket_mb=4 * KIB, gradient_dtype="bf16")),
+    "no views": Case(Comm(bucket_mb=60 * KIB, gradient_as_bucket_view=False)),
+    "static": Case(Comm(static_graph=True)),
+    # At most 4 images at once: the first rank makes one pass, the second two.
+    "accumulated": Case(Comm(bucket_mb=60 * KIB), micro=4),
+    "accumulated more": Case(Comm(bucket_mb=60 * KIB), micro=2),
+    "static, accumulated": Case(Comm(static_graph=True), micro=2),
+    "unused": Case(net=Unused),
+    "static, unused": Case(Comm(static_graph=True), net=Unused),
+    "own buffers": Case(net=Normed),
+    "broadcast buffers": Case(Comm(broadcast_buffers=True), net=Normed),
+}
+
+
+def batch(number, ids):
+    g = torch.Generator().manual_seed(number)
+    return torch.randn(IMAGES, 3, 4, 4, generator=g)[ids], torch.randint(0, 10, (IMAGES,), generator=g)[ids]
+
+
+def run_case(case, world):
+    """Train STEPS steps; what the last one sent, and the weights."""
+    torch.manual_seed(0)
+    net = case.net()
+    recipe = dataclasses.replace(RECIPE, comm=case.comm)
+    place = Place(torch.device("cpu"), "fp32", "test")
+    step = TrainStep(net, recipe, place, world, compile=False, graphs=False, backend="auto")
+    mine = micro_batches(shard(torch.arange(IMAGES), world.rank, world.size), case.micro)
+    try:
+        step.warm_up([batch(0, ids) for ids in mine], IMAGES)
+    except UsageError as error:
+        return {"error": str(error)}
+    for number in range(STEPS - 1):
+        step([batch(number, ids) for ids in mine], IMAGES, number, 0.05)
+    sent = written()
+    with torch.profiler.profile() as profile:
+        step([batch(STEPS, ids) for ids in mine], IMAGES, STEPS, 0.05)
+    found = {"wire": written() - sent, "weights": {k: v.clone() for k, v in net.named_parameters()}}
+    found["events"] = events(profile)
+    found["means"] = [m.clone() for m in getattr(net, "found", [])]
+    if world.size > 1:
+        found["ddp"] = {k: str(v) for k, v in step.parallel._get_ddp_logging_data().items()}
+    return found
+
+
+def written():
+    """Bytes that this process has handed to write calls, sockets included."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+def events(profile):
+    """Names of backward nodes of linear layers and of all-reduces, in the order of their start."""
+    wanted = {"c10d::allreduce_": "all-reduce", "AddmmBackward0": "backward"}
+    found = sorted((e.time_range.start, wanted[e.name]) for e in profile.events() if e.name in wanted)
+    return [name for _, name in found]
+
+
+def rank_main(rank, folder):
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timeout)
+    found = {}
+    for name, case in CASES.items():
+        found[name] = run_case(case, World(rank, 2, rank))
+        dist.barrier()
+    torch.save(found, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What both ranks found, [rank][case]."""
+    if not Path("/proc/self/io").exists():
+        pytest.skip("no /proc/self/io to count bytes with")
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=rank_main, args=(rank, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        process.kill()
+    assert [p.exitcode for p in processes] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {net: run_case(Case(net=net), World()) for net in (Plain, Unused)}
+
+
+TRAINED = [name for name, case in CASES.items() if case.net is not Normed and name != "unused"]
+NUM_BYTES = 4 * sum(p.numel() for p in Plain().parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_are_those_of_one_rank(ranks, alone, name):
+    wanted = alone[CASES[name].net]["weights"]
+    rtol, atol = (2e-2, 2e-4) if name == "bf16" else (1e-4, 1e-6)
+    for rank in ranks:
+        assert rank[name]["weights"].keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(rank[name]["weights"][key], value, rtol=rtol, atol=atol, msg=key)
+    for key, value in ranks[0][name]["weights"].items():
+        assert torch.equal(value, ranks[1][name]["weights"][key]), key
+
+
+def test_bf16_rounds_what_it_sends(ranks, alone):
+    """The option does something: fp32's agreement is not bf16's."""
+    wanted, found = alone[Plain]["weights"], ranks[0]["bf16"]["weights"]
+    assert any(not torch.allclose(found[k], v, rtol=1e-6, atol=1e-8) for k, v in wanted.items())
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINED if "unused" not in n])
+def test_bytes_on_the_wire(ranks, name):
+    """Two ranks in a ring each send every gradient once, in bf16 half of it; accumulation sends no more."""
+    expected = NUM_BYTES / 2 if name == "bf16" else NUM_BYTES
+    for rank in ranks:
+        assert expected <= rank[name]["wire"] <= 1.03 * expected + 4000
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_one_all_reduce_a_bucket_and_one_for_the_flag(ranks, name):
+    for rank in ranks:
+        buckets = rank[name]["ddp"]["rebuilt_bucket_sizes"].split(", ")
+        assert rank[name]["events"].count("all-reduce") == len(buckets) + 1
+        sent = sum(map(int, buckets))
+        assert sent == NUM_BYTES or CASES[name].net is Unused
+
+
+def test_bucket_sizes_follow_the_options(ranks):
+    """A bucket closes with the parameter that fills it, so it may exceed its size by that parameter."""
+    one, several = (ranks[0][name]["ddp"]["rebuilt_bucket_sizes"].split(", ") for name in ("default", "small buckets"))
+    assert len(one) == 1
+    sizes = [int(s) for s in several]
+    assert len(sizes) > 2
+    largest = 4 * 128 * 128
+    assert sizes[0] <= 4 * 1024 + 4 * 10 * 128
+    assert all(s <= 60 * 1024 + largest for s in sizes[1:])
+    plain = [int(s) for s in ranks[0]["no views"]["ddp"]["rebuilt_bucket_sizes"].split(", ")]
+    assert sizes[0] < plain[0]
+
+
+def test_buckets_hold_the_last_layers_first(ranks):
+    order = ranks[0]["small buckets"]["ddp"]["rebuilt_per_bucket_param_indices"].replace(",", " ").split()
+    assert [int(i) for i in order] == list(range(len(order)))[::-1]
+
+
+def test_all_reduces_start_while_the_backward_runs(ranks):
+    """The first is sent before the backward has reached the first layer; the flag follows the last."""
+    names = ranks[0]["small buckets"]["events"]
+    assert names.count("backward") == 4
+    last_backward = len(names) - 1 - names[::-1].index("backward")
+    assert 2 <= names[:last_backward].count("all-reduce") < names.count("all-reduce")
+    whole = ranks[0]["default"]["events"]
+    assert whole.index("all-reduce") > len(whole) - 1 - whole[::-1].index("backward")
+
+
+def test_accumulation_reduces_once_a_step(ranks):
+    """The first rank makes one or two passes, the second two or three: neither reduces in between."""
+    for name in ("accumulated", "accumulated more", "static, accumulated"):
+        for rank in ranks:
+            first = rank[name]["events"].index("all-reduce")
+            passes = rank[name]["events"].count("backward") // 4
+            assert rank[name]["events"][:first].count("backward") > 4 * (passes - 1)
+    assert [r["accumulated"]["events"].count("backward") for r in ranks] == [4, 8]
+
+
+def test_unused_parameters_are_one_clear_error(ranks):
+    for rank in ranks:
+        assert "got 2 parameters without a gradient on several ranks, e.g. idle.weight" in rank["unused"]["error"]
+        assert "--comm.static_graph true" in rank["unused"]["error"]
+
+
+def test_buffers_are_a_ranks_own_unless_broadcast(ranks):
+    own, sent = ([rank[name]["means"] for rank in ranks] for name in ("own buffers", "broadcast buffers"))
+    assert len(own[0]) == len(own[1]) == STEPS + 1
+    assert torch.equal(own[0][0], own[1][0])
+    assert not any(torch.equal(a, b) for a, b in zip(own[0][2:], own[1][2:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(sent[0], sent[1], strict=True))
+    assert not torch.equal(sent[0][1], sent[0][-1])
+
+
+@pytest.mark.parametrize("name", ["bucket_mb", "first_bucket_mb"])
+def test_sizes_are_positive(name):
+    with pytest.raises(ValueError, match=f"comm.{name} = 0; allowed: a positive number; set --comm.{name}"):
+        Comm(**{name: 0})
