@@ -1,6 +1,9 @@
 """Kernel benchmarks on one CPU core: a correctness gate, then reference | compiled | host | peers, as JSON and a table.
 
-python bench/bench_kernels.py [--family augment] [--compile] [--out bench/results/kernels-cpu.json]
+python -m bench.bench_kernels [--family augment] [--quick] [--compile-all] [--json bench/results/kernels-cpu.json]
+
+CPU time, one thread, interleaved A B A B, warm allocator; best, median, quartiles' distance and n per figure. Five
+minutes on two cores for everything, --quick one. `pytest bench/test_kernels_benchmark.py` times the same cases.
 """
 
 from __future__ import annotations
@@ -12,95 +15,65 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from imnet_kernels import hostlib, tier
+from imnet_kernels.family import Case, Family, error_ratio
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "kernels"), str(ROOT), str(ROOT / "bench")]
+from . import kernels_peers as peers
+from . import kit, roof
+from .fingerprint import fingerprint
+from .timing import Timing, interleaved
 
-import kernels_peers as peers  # noqa: E402
-import kit  # noqa: E402
-from imnet_kernels import tier  # noqa: E402
-from imnet_kernels.family import Case, Family, error_ratio, families  # noqa: E402
-
-
-class GateError(RuntimeError):
-    """A tier disagrees with the reference: no speed is reported for it."""
-
-
-def gate(family: Family, case: Case, dtype: torch.dtype) -> float:
-    """The host tier's error against the reference; raises above the family's tolerance."""
-    outputs = []
-    for name in ("reference", "host"):
-        with tier.using(name):
-            call = family.make(case, dtype, "cpu")
-            result = call.run()
-            outputs.append(result if result is not None else torch.cat([t.flatten() for t in call.in_place]))
-    error = error_ratio(outputs[1], outputs[0])
-    if not error <= family.tolerance[dtype]:
-        raise GateError(f"{family.name} {case.name} {dtype}: error {error:.2e}, allowed {family.tolerance[dtype]:.2e}")
-    return error
+SLICE_S = 0.03
+ROUNDS = 12
+QUICK_ROUNDS = 5
 
 
-def _tier_column(family: Family, case: Case, dtype: torch.dtype, name: str):
-    call = family.make(case, dtype, "cpu")
-    with tier.using(name):
-        chosen = tier.snapshot()
-
-    def run() -> None:
-        tier.restore(chosen)
-        with torch.no_grad():
-            call.run()
-
-    return run
-
-
-def _columns(family: Family, case: Case, dtype: torch.dtype) -> dict[str, Any]:
-    columns = {name: _tier_column(family, case, dtype, name) for name in ("reference", "host")}
+def _columns(family: Family, case: Case, dtype: torch.dtype) -> kit.Columns:
+    found: kit.Columns = {name: kit.column(family, case, dtype, name) for name in ("reference", "host")}
     if family.name == "spectral":
-        columns |= peers.spectral_forms(case, dtype)
+        found |= peers.spectral_forms(case, dtype)
     if family.name == "shake_shake" and not case.options.get("bn"):
-        columns |= peers.shake_forms(case, dtype)[0]
+        found |= peers.shake_forms(case, dtype)[0]
     if family.name == "sgd_ema":
-        columns |= peers.optimisers(case)
-    return columns
+        found |= peers.optimisers(case)
+    return found
 
 
-def _with_compiled(columns: dict[str, Any], family: Family, case: Case, dtype: torch.dtype) -> None:
-    torch._dynamo.reset()
-    call = family.make(case, dtype, "cpu")
-    with tier.using("reference"), torch.no_grad():
-        chosen = tier.snapshot()
-        compiled = torch.compile(call.run)
-        compiled()
-
-    def run() -> None:
-        tier.restore(chosen)
-        with torch.no_grad():
-            compiled()
-
-    columns["compiled"] = run
+def _figures(times: dict[str, Timing]) -> dict[str, Any]:
+    """CPU microseconds, spread and ratio to host of every column."""
+    host = times["host"].best_s
+    return {
+        "cpu_us": {name: round(1e6 * t.best_s, 1) for name, t in times.items()},
+        "times": {name: t.as_dict() for name, t in times.items()},
+        "ratio_to_host": {name: round(t.best_s / host, 2) for name, t in times.items() if name != "host"},
+        "ratio_of_medians": {
+            name: round(t.median_s / times["host"].median_s, 2) for name, t in times.items() if name != "host"
+        },
+    }
 
 
-def measure(family: Family, case: Case, dtype: torch.dtype, with_compiled: bool, copy_rate: float) -> dict[str, Any]:
-    """One row: CPU microseconds per call of every column, ratios to host, and host's share of copy bandwidth."""
-    error = gate(family, case, dtype)
-    columns = _columns(family, case, dtype)
-    if with_compiled and family.name != "sgd_ema":
-        _with_compiled(columns, family, case, dtype)
-    seconds = kit.interleaved(columns)
-    host, moved = seconds["host"], family.bytes_moved(case, dtype)
+def measure(family: Family, case: Case, dtype: torch.dtype, rounds: int, with_compiled: bool) -> dict[str, Any]:
+    """One row: gate, then every column's time, ratios to host, and host's share of the copy bandwidth."""
+    error = kit.gate(family, case, dtype)
+    columns, took = _columns(family, case, dtype), None
+    if with_compiled:
+        columns["compiled"], took = kit.compiled(family, case, dtype)
+    times = interleaved(columns, rounds, slice_s=SLICE_S)
+    rate = family.bytes_moved(case, dtype) / times["host"].best_s
     return {
         "family": family.name,
         "case": case.name,
         "dtype": str(dtype).removeprefix("torch."),
         "gate_error": error,
-        "cpu_us": {name: round(1e6 * s, 1) for name, s in seconds.items()},
-        "ratio_to_host": {name: round(s / host, 2) for name, s in seconds.items() if name != "host"},
-        "host_gb_per_s": round(moved / host / 1e9, 2),
-        "share_of_copy": round(moved / host / copy_rate, 3),
+        "bytes": family.bytes_moved(case, dtype),
+        **_figures(times),
+        **({} if took is None else {"compile_s": round(took, 1)}),
+        "host_gb_per_s": round(rate / 1e9, 2),
+        "share_of_copy": round(rate / roof.copy_bytes_per_s("cpu"), 3),
     }
 
 
-def shake_backward_row(case: Case, dtype: torch.dtype) -> dict[str, Any]:
+def shake_backward_row(case: Case, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """The backward alone: two products of the incoming gradient."""
     from imnet_kernels.shake_shake import _host, reference
 
@@ -108,13 +81,11 @@ def shake_backward_row(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     beta = torch.rand(grad.shape[0])
     for got, want in zip(_host.combine_backward(grad, beta), reference.combine_backward(grad, beta), strict=True):
         if not error_ratio(got, want) <= 1e-3:
-            raise GateError(f"shake_shake backward {dtype} disagrees with its reference")
-    columns = {"host": lambda: _host.combine_backward(grad, beta), **peers.shake_forms(case, dtype)[1]}
-    seconds = kit.interleaved(columns)
-    ratio = {name: round(s / seconds["host"], 2) for name, s in seconds.items() if name != "host"}
-    micro = {name: round(1e6 * s, 1) for name, s in seconds.items()}
+            raise kit.GateError(f"shake_shake backward {dtype} disagrees with its reference")
+    columns: kit.Columns = {"host": lambda: _host.combine_backward(grad, beta), **peers.shake_forms(case, dtype)[1]}
+    times = interleaved(columns, rounds, slice_s=SLICE_S)
     name = f"{case.name} backward"
-    return {"family": "shake_shake", "case": name, "dtype": str(dtype)[6:], "cpu_us": micro, "ratio_to_host": ratio}
+    return {"family": "shake_shake", "case": name, "dtype": str(dtype).removeprefix("torch."), **_figures(times)}
 
 
 def torchvision_rows(rows: list[dict[str, Any]]) -> None:
@@ -134,44 +105,52 @@ def torchvision_rows(rows: list[dict[str, Any]]) -> None:
 def table(report: dict[str, Any]) -> str:
     """Markdown: one line per row."""
     lines = [
-        "| family | case | dtype | host us | times slower than host | GB/s | of copy |",
+        "| family | case | dtype | host us (median, IQR) | times slower than host | GB/s | of copy |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         ratios = ", ".join(f"{name} {value}x" for name, value in row["ratio_to_host"].items())
         bandwidth = f"{row.get('host_gb_per_s', '')} | {row.get('share_of_copy', '')}"
-        lines.append(
-            f"| {row['family']} | {row['case']} | {row['dtype']} | {row['cpu_us']['host']} | {ratios} | {bandwidth} |"
-        )
+        host = row["times"]["host"]
+        spread = f"{row['cpu_us']['host']} ({1e6 * host['median_s']:.0f}, {1e6 * host['iqr_s']:.0f})"
+        lines.append(f"| {row['family']} | {row['case']} | {row['dtype']} | {spread} | {ratios} | {bandwidth} |")
     return "\n".join(lines)
+
+
+def report(family: str | None, quick: bool, compile_all: bool) -> dict[str, Any]:
+    """{"benchmark": "kernels", fingerprint, environment, rows}."""
+    rounds, rows = QUICK_ROUNDS if quick else ROUNDS, []
+    for each, case, dtype in kit.real_cases(family):
+        rows.append(measure(each, case, dtype, rounds, not quick and (compile_all or kit.is_first(each, case, dtype))))
+        if each.name == "shake_shake" and not case.options.get("bn"):
+            rows.append(shake_backward_row(case, dtype, rounds))
+        print(".", end="", file=sys.stderr, flush=True)
+    if not quick:
+        torchvision_rows(rows)
+    environment = {
+        "isa": hostlib.module().isa(),
+        "method": f"CPU time, one thread, interleaved, best of {rounds}, warm allocator",
+        "copy_gb_per_s": round(roof.copy_bytes_per_s("cpu") / 1e9, 2),
+        **peers.absent_peers(),
+    }
+    machine = fingerprint("fp32, bf16", rounds)
+    return {"benchmark": "kernels", "fingerprint": machine, "environment": environment, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tier.FAMILIES)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the reference (minutes)")
-    parser.add_argument("--out", type=Path, help="write the JSON here")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no compiled column, no torchvision")
+    parser.add_argument("--compile-all", action="store_true", help="compile every case, not one a family (minutes)")
+    parser.add_argument("--json", type=Path, help="write the JSON here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    copy_rate = kit.copy_bytes_per_s()
-    rows = []
-    for family in families():
-        if options.family not in (None, family.name):
-            continue
-        for case in (c for c in family.cases if c.real):
-            for dtype in (d for d in (torch.float32, torch.bfloat16) if d in family.tolerance):
-                rows.append(measure(family, case, dtype, options.compile, copy_rate))
-                print(".", end="", file=sys.stderr, flush=True)
-                if family.name == "shake_shake" and not case.options.get("bn"):
-                    rows.append(shake_backward_row(case, dtype))
-    torchvision_rows(rows)
-    environment = {**kit.environment(), "copy_gb_per_s": round(copy_rate / 1e9, 2), **peers.absent_peers()}
-    report = {"environment": environment, "rows": rows}
-    print(json.dumps(environment, indent=1), table(report), sep="\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    found = report(options.family, options.quick, options.compile_all)
+    print(json.dumps(found["environment"], indent=1), table(found), sep="\n")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

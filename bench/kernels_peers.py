@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from imnet_kernels.family import Case
 from imnet_kernels.spectral.reference import matrix
-from kit import cpu_seconds_with_children
 from torch import Tensor
+
+from .timing import cpu_seconds
 
 Columns = dict[str, Callable[[], Any]]
 
@@ -46,12 +47,12 @@ class _Samples(torch.utils.data.Dataset):
 def torchvision_seconds_per_image(shape: tuple[int, int, int, int], num_workers: int, num_images: int) -> float:
     """CPU seconds an image, workers included, of torchvision v2 in a DataLoader, batches of 256 cast to bf16."""
     store = torch.randint(0, 256, (num_images, *shape[1:]), dtype=torch.uint8)
-    start = cpu_seconds_with_children()
+    start = cpu_seconds(children=True)
     loader = torch.utils.data.DataLoader(_Samples(store, 4, 16), batch_size=256, num_workers=num_workers)
     for batch in loader:
         batch.to(torch.bfloat16, memory_format=torch.channels_last)
     del loader
-    return (cpu_seconds_with_children() - start) / num_images
+    return (cpu_seconds(children=True) - start) / num_images
 
 
 def spectral_forms(case: Case, dtype: torch.dtype) -> Columns:

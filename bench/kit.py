@@ -1,74 +1,81 @@
-"""Timing on a shared machine: CPU time, interleaved columns, the minimum of many, a warm allocator, one thread."""
+"""What the two kernel benchmarks share: the real cases, the correctness gate that comes first, and the columns.
+
+Every column is a call on inputs of its own; its kernel tier is set inside the call, so that columns can be interleaved.
+"""
 
 from __future__ import annotations
 
-import datetime
-import platform
-import resource
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from imnet_kernels import tier
+from imnet_kernels.family import Case, Family, error_ratio, families
 
-WARM_UP_CALLS = 3
+Columns = dict[str, Callable[[], Any]]
 
-
-def seconds_per_call(call: Callable[[], Any], num_calls: int) -> float:
-    """CPU seconds of this process, all its threads, per call."""
-    start = time.process_time()
-    for _ in range(num_calls):
-        call()
-    return (time.process_time() - start) / num_calls
+DTYPES = (torch.float32, torch.bfloat16)
+COMPILE_LIMIT_S = 60
 
 
-def interleaved(columns: dict[str, Callable[[], Any]], rounds: int = 12, slice_s: float = 0.03) -> dict[str, float]:
-    """{name: CPU seconds per call}: A B C A B C ..., the minimum of the rounds; all are warmed up first.
-
-    Interleaving lets a neighbour's burst hit every column; the warm-up keeps a cold allocator's page faults, which once
-    made a kernel look ten times faster than it was, out of all of them.
-    """
-    num_calls = {}
-    for name, call in columns.items():
-        seconds_per_call(call, WARM_UP_CALLS)
-        num_calls[name] = max(1, round(slice_s / max(seconds_per_call(call, 1), 1e-7)))
-    best = dict.fromkeys(columns, float("inf"))
-    for _ in range(rounds):
-        for name, call in columns.items():
-            best[name] = min(best[name], seconds_per_call(call, num_calls[name]))
-    return best
+class GateError(RuntimeError):
+    """A tier disagrees with the reference: no speed is reported for it."""
 
 
-def copy_bytes_per_s(num_bytes: int = 1 << 28) -> float:
-    """Bytes read plus bytes written per CPU second by a large copy on one thread."""
-    source, target = torch.ones(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
-    best = min(seconds_per_call(lambda: target.copy_(source), 1) for _ in range(12))
-    return 2 * num_bytes / best
+def real_cases(only: str | None = None) -> Iterator[tuple[Family, Case, torch.dtype]]:
+    """The recipes' own shapes of every family, or of one, in fp32 and bf16 where the family has them."""
+    for family in families():
+        if only not in (None, family.name):
+            continue
+        for case in (c for c in family.cases if c.real):
+            yield from ((family, case, dtype) for dtype in DTYPES if dtype in family.tolerance)
 
 
-def cpu_seconds_with_children() -> float:
-    """User and system seconds of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usages)
+def is_first(family: Family, case: Case, dtype: torch.dtype) -> bool:
+    """Whether this is the case for which a family's compiled reference is shown."""
+    first = next(c for c in family.cases if c.real)
+    return case is first and dtype is next(d for d in DTYPES if d in family.tolerance)
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def gate(family: Family, case: Case, dtype: torch.dtype, name: str = "host", device: str = "cpu") -> float:
+    """The tier's error against the reference; raises GateError above the family's tolerance."""
+    want, got = (_output(family, case, dtype, each, device) for each in ("reference", name))
+    error = error_ratio(got, want)
+    if not error <= family.tolerance[dtype]:
+        allowed = f"allowed {family.tolerance[dtype]:.2e}"
+        raise GateError(f"{family.name} {case.name} {dtype} {name}: error {error:.2e}, {allowed}; no speed is reported")
+    return error
 
 
-def environment() -> dict[str, str]:
-    """What a figure needs beside it."""
-    from imnet_kernels import hostlib
+def _output(family: Family, case: Case, dtype: torch.dtype, name: str, device: str) -> torch.Tensor:
+    with tier.using(name), torch.no_grad():
+        call = family.make(case, dtype, device)
+        result = call.run()
+        return result if result is not None else torch.cat([t.flatten() for t in call.in_place])
 
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": _cpu_name(),
-        "threads": "1",
-        "isa": hostlib.module().isa(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "method": "CPU time, interleaved, minimum of 12, warm allocator",
-    }
+
+def column(family: Family, case: Case, dtype: torch.dtype, name: str, device: str = "cpu") -> Callable[[], None]:
+    """The family's public function on the tier ``name``, without gradients."""
+    return _with_tier(family.make(case, dtype, device).run, name)
+
+
+def compiled(family: Family, case: Case, dtype: torch.dtype, device: str = "cpu") -> tuple[Callable[[], None], float]:
+    """torch.compile of the reference, already run once, and the seconds that took."""
+    torch._dynamo.reset()
+    run = _with_tier(torch.compile(family.make(case, dtype, device).run), "reference")
+    start = time.perf_counter()
+    run()
+    return run, time.perf_counter() - start
+
+
+def _with_tier(call: Callable[[], Any], name: str) -> Callable[[], None]:
+    with tier.using(name):
+        chosen = tier.snapshot()
+
+    def run() -> None:
+        tier.restore(chosen)
+        with torch.no_grad():
+            call()
+
+    return run
