@@ -93,7 +93,7 @@ class TrainStep:
             self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=self.graph is None)
+        self.optimizer.zero_grad(set_to_none=self.graph is None or not self.graph.keeps_gradients)
         if self.ema is not None:
             self.ema.update()
         return bad
@@ -152,6 +152,9 @@ class CapturedStep:
     def __init__(self, step: TrainStep):
         self.step = step
         self.graph: torch.cuda.CUDAGraph | None = None
+        # MergedSGD's table of addresses is made before the capture. Others take each gradient from the backward as it
+        # is: adding it to zeros would be one more launch a parameter.
+        self.keeps_gradients = isinstance(step.optimizer, optimisers.MergedSGD)
 
     def capture(self, batches: list[Batch], num_images: int) -> None:
         """Record ``compute`` on static copies of the batch; state is put back afterwards."""
