@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 40
+ROUNDS = 30
 PARTS = ("loader", "model")
 # The C library keeps what it has: no mmap an allocation, no trimming.
 ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"

@@ -157,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         shares = f"{row['share_of_peak']:8.1%} {row['published_share_of_peak']:7.1%}"
         published = "not published" if row["published_hours"] is None else f"{row['published_hours']:g} h"
         times = "-" if row["projected_hours"] is None else f"{row['projected_hours']:,.1f} h here, {published}"
-        line = f"{row['model']:<22} {row['image_px']:>4} {rate:>10} {theirs:>12} {row['ratio']:7.2f}x {shares}  {times}"
+        line = f"{row['model']:<22} {row['image_px']:>4} {rate:>10} {theirs:>12} {row['ratio']:7.3g}x {shares}  {times}"
         lines.append(line + _label(row))
     return "\n".join(lines)
 

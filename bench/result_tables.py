@@ -51,7 +51,7 @@ def reference(data: dict[str, Any], where: str) -> str:
             f"{short(row['images_per_s'])} (IQR {short(row['images_per_s_iqr'])}, n = {row['n']})",
             f"{row['batch_images']}{rough}",
             short(row["published_images_per_s"]),
-            f"{row['ratio']:.2f}x",
+            f"{row['ratio']:.3g}x",
             f"{row['share_of_peak']:.1%}",
             f"{row['published_share_of_peak']:.1%}",
             "-" if row["projected_hours"] is None else f"{short(row['projected_hours'])} h",

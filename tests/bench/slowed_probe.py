@@ -1,0 +1,25 @@
+"""bench.probe with every training step made slower by the share in $SLOWED_BY: the regression that the gate must see."""
+
+import os
+import sys
+import time
+
+from bench import probe
+from imnet.step import TrainStep
+
+_step = TrainStep.__call__
+
+
+def _slowed(self, *args):
+    start = time.process_time()
+    result = _step(self, *args)
+    end = time.process_time()
+    while time.process_time() - end < float(os.environ["SLOWED_BY"]) * (end - start):
+        pass
+    return result
+
+
+TrainStep.__call__ = _slowed
+
+if __name__ == "__main__":
+    sys.exit(probe.main())
