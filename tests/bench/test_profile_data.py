@@ -14,6 +14,8 @@ from PIL import Image
 from bench.profile_cli import main
 from bench.profile_data import stages, timed
 from imnet.data.base import EncodedSplit
+from imnet.data.batches import Batches
+from imnet.data.encoded import Decoder
 from imnet.data.order import Order
 from imnet.data.pipeline import Setting
 from imnet.recipe import Augment, replace
@@ -69,7 +71,7 @@ def encoded_split(sizes):
 def test_stages_of_encoded_pictures(cropped, side):
     split, files = encoded_split([(20, 31), (40, 18), (16, 16), (25, 25)])
     crop = {"crop_scale": (0.1, 1.0), "crop_px": 12} if cropped else {}
-    augment = Augment(hflip="random", mean=(0.5,), std=(0.25,), **crop)
+    augment = Augment(mean=(0.5,), std=(0.25,), **crop)
     recipe = replace(by_name("quickstart"), augment=augment)
     setting = Setting(augment=augment, seed=0, device=CPU, dtype=torch.float32, order=Order(4, 4, 0))
     found = {stage.name: stage for stage in stages(recipe, split, setting)}
@@ -80,7 +82,9 @@ def test_stages_of_encoded_pictures(cropped, side):
     assert found["decode, crop, resize"].num_bytes == encoded + pixels
     assert found["augment"].num_bytes == 5 * pixels
     images, _ = found["augment"].call()
+    whole = Batches(Decoder(split, augment, 0), augment, seed=0, dtype=torch.float32, mean=None)
     assert images.shape == (4, 3, side, side)
+    assert torch.equal(images, whole.batch(setting.order.batch(setting.order.epoch(0), 0), 0, True)[0])
     rows = timed(list(found.values()), 4, CPU)
     assert sum(row["share"] for row in rows) == pytest.approx(1.0)
 

@@ -34,6 +34,7 @@ def small_roofs(monkeypatch):
     [
         (32, 0, 256, 80, 64, "warps"),  # 2048 threads x 32 = the whole register file
         (33, 0, 256, 80, 48, "registers"),  # 33 x 32 -> 1280 a warp: 51 warps, 48 in fours, 6 blocks of 8
+        (33, 0, 96, 80, 48, "registers"),  # the same 48 in 16 blocks of 3; 51 would hold one more
         (40, 0, 128, 90, 48, "registers"),
         (255, 0, 256, 90, 8, "registers"),  # 8192 a warp: 8 warps, one block
         (128, 0, 512, 80, 16, "registers"),
