@@ -33,11 +33,11 @@ RECIPE = Recipe(
 SHAKE = dataclasses.replace(RECIPE, model="shake_shake26_2x32d")
 
 
-def make_step(recipe, *, graphs, compile=False, precision="fp32", average=True):
+def make_step(recipe, *, graphs, compile=False, precision="fp32", average=True, backend="auto"):
     torch.manual_seed(0)
     place = Place(torch.device("cuda", 0), precision, "test")
     nets = [models.build(recipe.model, 10).cuda().to(memory_format=torch.channels_last) for _ in range(2)]
-    step = TrainStep(nets[0], recipe, place, World(), compile=compile, graphs=graphs, backend="auto")
+    step = TrainStep(nets[0], recipe, place, World(), compile=compile, graphs=graphs, backend=backend)
     if average:
         nets[1].load_state_dict(nets[0].state_dict())
         step.add_ema(nets[1], 0.9)
@@ -75,6 +75,21 @@ def test_a_captured_step_is_the_step(recipe, compile):
     assert losses[0].unique().numel() == 5
     for mine, theirs in zip(captured.net.state_dict().values(), plain.net.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
+    averages = [s.ema.averaged.state_dict().values() for s in (captured, plain)]
+    for mine, theirs in zip(*averages, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton", "cuda"])
+def test_the_merged_optimiser_is_captured_too(kernels):
+    if tier.missing(kernels, "cuda"):
+        pytest.skip(tier.missing(kernels, "cuda"))
+    recipe = dataclasses.replace(RECIPE, grad_clip=None)
+    plain = make_step(recipe, graphs=False, backend="torch")
+    with tier.using(f"sgd_ema={kernels}"):
+        captured = make_step(recipe, graphs=True, backend="imnet")
+        losses = train(plain), train(captured)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
     averages = [s.ema.averaged.state_dict().values() for s in (captured, plain)]
     for mine, theirs in zip(*averages, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
