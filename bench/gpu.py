@@ -25,7 +25,11 @@ Schema of the merged file, which bench/results.py turns into a section of RESULT
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -108,17 +112,34 @@ def start_worker(part: str, values: argparse.Namespace, share_s: float, limit_s:
     env = environment(values.dry)
     if ROOT.name != "site-packages" and values.dry:
         env["OMP_NUM_THREADS"] = env.get("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(command, env=env, cwd=ROOT)
+    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
+        note_cut(values.out / f"{part}.json")
         return None
+    except KeyboardInterrupt:
+        end(process)
+        raise
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a part's process and those that it started: none may hold the device any longer."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+
+
+def note_cut(path: Path) -> None:
+    """Say in a part's file which row was at work when its process was ended."""
+    if not path.exists():
+        return
+    values = json.loads(path.read_text())
+    about, running = values["fingerprint"], values["running"]
+    PartFile(path.parent, values["part"], values["dry"], about).cut_off(running)
 
 
 def run_part(part: str, values: argparse.Namespace, share_s: float, left_s: float) -> None:

@@ -90,7 +90,7 @@ class PartFile:
     def __init__(self, folder: Path, part: str, dry: bool, about: dict[str, Any]):
         self.path = folder / f"{part}.json"
         self.values: dict[str, Any] = {"benchmark": "gpu", "part": part, "dry": dry, "complete": False}
-        self.values |= {"running": None, "fingerprint": about, "rows": []}
+        self.values |= {"running": None, "fingerprint": about, "rows": [], "cut": []}
         if self.path.exists():
             self._take_up(json.loads(self.path.read_text()))
 
@@ -98,10 +98,21 @@ class PartFile:
         before, now = old["fingerprint"]["device"], self.values["fingerprint"]["device"]
         if before != now:
             raise SystemExit(f"{self.path} is of {before}; allowed: {now}; give another --out, or --fresh")
-        self.values |= {"complete": old["complete"], "rows": old["rows"]}
+        self.values |= {"complete": old["complete"], "rows": old["rows"], "cut": old.get("cut", [])}
         if old["running"] is not None:
             name, variant = old["running"]
             self.add(name, variant, {"error": "the process ended here"})
+
+    def cut_off(self, running: list[str] | None) -> None:
+        """The process was ended for time while at ``running``: once, it may try again; the second time it failed."""
+        if running is None:
+            return
+        self.rows[:] = [r for r in self.rows if [r["name"], r["variant"]] != running]
+        if running in self.values["cut"]:
+            self.add(running[0], running[1], {"error": "ended twice for want of time; give a larger --budget"})
+            return
+        self.values["cut"].append(running)
+        self.pause(f"out of time at {running[0]}, {running[1]}")
 
     @property
     def rows(self) -> list[Row]:

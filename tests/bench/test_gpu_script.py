@@ -125,6 +125,30 @@ def test_a_process_that_died_is_known_by_its_row(tmp_path):
     assert not file.complete
 
 
+def test_a_row_that_was_cut_off_is_tried_once_more(tmp_path):
+    for _ in range(2):
+        file = part_file(tmp_path)
+        assert not file.has("slow", "compile")
+        file.begin("slow", "compile")
+        gpu.note_cut(tmp_path / "kernels.json")
+    assert [r["error"][:11] for r in part_file(tmp_path).rows] == ["ended twice"]
+
+
+def test_a_part_beyond_its_time_is_ended_with_what_it_started(tmp_path, monkeypatch):
+    """The worker here is a shell that starts another process and waits."""
+    pids = tmp_path / "pids"
+    command = f"sleep 600 & echo $! > {pids}; wait"
+    plain = subprocess.Popen
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda _, **options: plain(["sh", "-c", command], **options))
+    values = gpu.parse(["--dry", "--out", str(tmp_path)])
+    values.runs = tmp_path / "runs"
+    part_file(tmp_path).begin("slow", "compile")
+    assert gpu.start_worker("kernels", values, 1, 2) is None
+    state = Path(f"/proc/{int(pids.read_text())}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert json.loads((tmp_path / "kernels.json").read_text())["paused"] == "out of time at slow, compile"
+
+
 def test_a_device_that_is_lost_ends_the_process_for_another(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.gpu_rows.clean_up", lambda device: False)
     tasks = [("row", "cuda", lambda: {"us": 1.0}), ("next", "cuda", lambda: pytest.fail("begun"))]
