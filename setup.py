@@ -61,5 +61,6 @@ extensions, commands = _extensions()
 if os.environ.get("IMNET_BUILD_CUDA") == "1":
     build.build_cuda()
 # Here and not in pyproject.toml: the folder bench is imported as imnet_bench once installed.
-packages = [*find_packages(".", include=["imnet", "imnet.*"]), *find_packages("kernels"), "imnet_bench"]
+bench = [name.replace("bench", "imnet_bench", 1) for name in find_packages(".", include=["bench", "bench.*"])]
+packages = [*find_packages(".", include=["imnet", "imnet.*"]), *find_packages("kernels"), *bench]
 setup(packages=packages, ext_modules=extensions, cmdclass={"build_py": BuildPy, **commands})

@@ -36,11 +36,13 @@ def report(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 2
     most = device.num_gpus() if on_gpu else cores
     threads = options.threads or max(1, cores // max(ranks))
     rows: list[dict[str, Any]] = []
-    for kind in ("weak", "strong"):
-        for num in ranks:
-            batch = recipe.data.batch_images * (num if kind == "weak" else 1)
-            taken = _run(_with_batch(recipe, batch), _options(options, num, threads, on_gpu), steps)
-            rows.append({"kind": kind, "ranks": num, "batch_images": batch, **taken, "oversubscribed": num > most})
+    for num in ranks:
+        batches = {"weak": recipe.data.batch_images * num, "strong": recipe.data.batch_images}
+        taken = _run(recipe, sorted(set(batches.values())), _options(options, num, threads, on_gpu), steps)
+        for kind, batch in batches.items():
+            about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}
+            rows.append(about | taken[str(batch)])
+    rows.sort(key=lambda row: (row["kind"] != "weak", row["ranks"]))
     for row in rows:
         first = next(r for r in rows if r["kind"] == row["kind"] and r["ranks"] == ranks[0])
         row["efficiency"] = efficiency(row, first)
@@ -67,40 +69,46 @@ def _options(options: RunOptions, num: int, threads: int, on_gpu: bool) -> RunOp
     return dataclasses.replace(options, device="cpu", procs=num, threads=threads)
 
 
-def _run(recipe: Recipe, options: RunOptions, steps: int) -> dict[str, Any]:
-    """Start the ranks, each of which runs ``_rank``; what rank 0 wrote."""
+def _run(recipe: Recipe, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
+    """Start the ranks, each of which runs ``_rank``; what rank 0 wrote: {global batch: figures}."""
     num = options.gpus or options.procs or 1
     if options.gpus:
         device.check_gpus(options.gpus)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rank0.json"
-        code = launch.run_ranks(_rank, (recipe, options, steps, str(out)), num, 0)
+        code = launch.run_ranks(_rank, (recipe, batches, options, steps, str(out)), num, 0)
         if code or not out.is_file():
             raise DeviceError(f"{num} ranks ended with exit code {code}", hint="the rank's own line is above")
         return json.loads(out.read_text())
 
 
-def _rank(recipe: Recipe, options: RunOptions, steps: int, out: str) -> int:
-    """One process: ``steps`` steps on batches of its own, timed one by one between barriers."""
+def _rank(recipe: Recipe, batches: list[int], options: RunOptions, steps: int, out: str) -> int:
+    """One process: both kinds, one after the other; rank 0 writes."""
     place = device.resolve(options, launch.current_world().local_rank)
     with device.threads(options), launch.connected(place.device) as world:
-        case = build(synthetic(recipe, world.size), options, world)
-        batches, seconds = case.batches(), []
-        for i in range(WARM_UP_STEPS + steps):
-            batch = next(batches)
-            _wait(case.place.device, world)
-            start = time.perf_counter()
-            case.train(batch, i)
-            _wait(case.place.device, world)
-            seconds.append(time.perf_counter() - start)
-        batches.close()
+        found = {batch: _steps(_with_batch(recipe, batch), options, world, steps) for batch in batches}
         if world.is_main:
-            timing = Timing.of(seconds[WARM_UP_STEPS:])
-            gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
-            taken = {"step_s": timing.median_s, "step_s_iqr": timing.iqr_s, "step_s_best": timing.best_s}
-            about = {"n": timing.n, "precision": place.precision, "threads_a_rank": torch.get_num_threads()}
-            Path(out).write_text(json.dumps(taken | about | {"gradient_bytes": gradient_bytes}))
+            Path(out).write_text(json.dumps(found))
     return 0
+
+
+def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int) -> dict[str, Any]:
+    """``steps`` steps on batches of this rank's own, timed one by one between barriers."""
+    case = build(synthetic(recipe, world.size), options, world)
+    batches, seconds = case.batches(), []
+    for i in range(WARM_UP_STEPS + steps):
+        batch = next(batches)
+        _wait(case.place.device, world)
+        start = time.perf_counter()
+        case.train(batch, i)
+        _wait(case.place.device, world)
+        seconds.append(time.perf_counter() - start)
+    batches.close()
+    timing = Timing.of(seconds[WARM_UP_STEPS:])
+    taken = {"step_s": timing.median_s, "step_s_iqr": timing.iqr_s, "step_s_best": timing.best_s, "n": timing.n}
+    gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
+    about = {"precision": case.place.precision, "threads_a_rank": torch.get_num_threads()}
+    return taken | about | {"gradient_bytes": gradient_bytes}
 
 
 def _wait(where: torch.device, world: launch.World) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.profile_cli import main
-from bench.profile_data import stages, timed
+from bench.profile.cli import main
+from bench.profile.data import stages, timed
 from imnet.data.base import EncodedSplit
 from imnet.data.batches import Batches
 from imnet.data.encoded import Decoder

@@ -12,10 +12,11 @@ import torch
 from imnet_kernels import build
 from imnet_kernels.family import families
 
-from bench import profile_resources, roofline
-from bench.profile_cli import main
-from bench.profile_kernels import flops
-from bench.profile_occupancy import occupancy
+from bench.profile import resources as profile_resources
+from bench.profile import roofline
+from bench.profile.cli import main
+from bench.profile.kernels import flops
+from bench.profile.occupancy import occupancy
 
 COMMON = ["--device", "cpu", "--threads", "1"]
 

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 
-from bench import profile_commands, roof
-from bench.profile_cli import main
-from bench.profile_memory import peak_bytes, running_sums, storage_bytes
-from bench.profile_ops import OpCall, count
-from bench.profile_trace import STEP, Roofs, kernels, rows
+from bench import roof
+from bench.profile import commands as profile_commands
+from bench.profile.cli import main
+from bench.profile.memory import peak_bytes, running_sums, storage_bytes
+from bench.profile.ops import OpCall, count
+from bench.profile.trace import STEP, Roofs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
 
@@ -88,7 +89,7 @@ def test_commands_repeat_this_very_run(profiled):
         assert words[0] == tool
         assert words[-1] == "--nvtx"
         start = words.index(sys.executable)
-        assert words[start : start + 3] == [sys.executable, "-m", "bench.profile_cli"]
+        assert words[start : start + 3] == [sys.executable, "-m", "bench.profile"]
         assert words[start + 3 : start + 3 + len(COMMAND)] == COMMAND
     quoted = profile_commands.again(["step", "--out", "a b"], ["--nvtx"])
     assert shlex.split(quoted)[-4:] == ["step", "--out", "a b", "--nvtx"]

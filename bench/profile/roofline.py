@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .profile_report import saved, scaled
+from .report import saved, scaled
 
 _INK, _FAINT, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")

@@ -27,7 +27,7 @@ from imnet.recipes import RECIPES, by_name
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
-from .profile_trace import PHASES, STEP
+from .trace import PHASES, STEP
 
 _DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
 _STEPS_PER_EPOCH = 100

@@ -31,7 +31,7 @@ def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
     """This run as a shell command; PYTHONPATH comes along where it is set, as in a checkout."""
     package = (__package__ or "bench").partition(".")[0]
     path = os.environ.get("PYTHONPATH")
-    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile_cli"]
+    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile"]
     missing = [word for word in extra if word not in arguments]
     return shlex.join([*words, *arguments, *missing])
 

@@ -53,8 +53,8 @@ def _step(values: argparse.Namespace, argv: list[str]) -> int:
     from imnet.run_options import RunOptions
     from imnet.start import choose_kernels
 
-    from .profile_step import run
-    from .profile_work import Request, recipe_of
+    from .step import run
+    from .work import Request, recipe_of
 
     recipe = recipe_of(values.recipe, values.model, batch_images=values.batch_size, image_px=values.image_px)
     options = RunOptions(
@@ -72,7 +72,7 @@ def _step(values: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
-    from .profile_kernels import Request, run
+    from .kernels import Request, run
 
     asked = {name: getattr(values, name) for name in ("family", "case", "dtype", "tier", "device", "out", "threads")}
     run(Request(**asked, resources=not values.no_resources), argv)
@@ -82,7 +82,7 @@ def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
 def _data(values: argparse.Namespace, argv: list[str]) -> int:
     from imnet.start import choose_kernels
 
-    from .profile_data import Request, run
+    from .data import Request, run
 
     choose_kernels("auto")
     names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
@@ -133,7 +133,3 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=None, help="take that many images of the set")
     parser.add_argument("--batch-size", type=int, default=None, help="images a batch (default: the recipe's)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any
 
 from imnet_kernels import build
 
-from .profile_occupancy import ARCHITECTURES, Occupancy, occupancy
+from .occupancy import ARCHITECTURES, Occupancy, occupancy
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")

@@ -18,9 +18,10 @@ from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
 from imnet.run_options import RunOptions
 
-from . import profile_commands, profile_resources, roof, roofline
-from .profile_report import clipped, duration, percent, plural, scaled, table, usable_folder
-from .timing import interleaved
+from .. import roof
+from ..timing import interleaved
+from . import commands, resources, roofline
+from .report import clipped, duration, percent, plural, scaled, table, usable_folder
 
 ROUNDS = 9
 SLICE_S = 0.01
@@ -56,19 +57,19 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     name = f"kernels-{family.name}"
     with device.threads(RunOptions(threads=request.threads)) as threads, tier.using(f"{family.name}={chosen}"):
         copy = roof.copy_bytes_per_s(place)
-        with profile_commands.captured(place):
+        with commands.captured(place):
             timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
         product = {"fp32": _fp32_peak(place)}
     found: dict[str, Any] = {"family": family.name, "dtype": _short(dtype), "tier": chosen, "threads": threads}
     found |= {"device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "copy_bytes_per_s": copy}
     found |= {"matmul_flops_per_s": product, "cases": timed, "torch": torch.__version__}
-    compiled, missing = profile_resources.of_family(family.name, _short(dtype)) if request.resources else ([], [])
+    compiled, missing = resources.of_family(family.name, _short(dtype)) if request.resources else ([], [])
     found |= {"resources": [r.as_dict() for r in compiled], "missing": missing}
     write_json(folder / f"{name}.json", found)
     print(text(found))
     print(_picture(found, folder / f"{name}.svg"))
     print(f"written: {folder / name}.json")
-    print(profile_commands.text(arguments, folder, name))
+    print(commands.text(arguments, folder, name))
     return found
 
 
@@ -99,7 +100,7 @@ def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: 
 
 def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple[float, float]:
     """Seconds on the device without the gaps between launches, on inputs in turn that together exceed the L2 cache."""
-    from .gpu_timing import num_rotated, replayed_us
+    from ..gpu_timing import num_rotated, replayed_us
 
     calls = [family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))]
     median_us, iqr_us = replayed_us(calls)

@@ -13,12 +13,13 @@ from imnet import device
 from imnet.errors import UsageError
 from imnet.files import write_json
 
-from . import profile_commands, roof
-from .profile_memory import peak_bytes
-from .profile_ops import OpCall, count
-from .profile_report import clipped, duration, percent, plural, saved, scaled, table, usable_folder
-from .profile_trace import STEP, Roofs, kernels, phases, rows
-from .profile_work import Request, Work
+from .. import roof
+from . import commands
+from .memory import peak_bytes
+from .ops import OpCall, count
+from .report import clipped, duration, percent, plural, saved, scaled, table, usable_folder
+from .trace import STEP, Roofs, kernels, phases, rows
+from .work import Request, Work
 
 NAME_CHARACTERS = 64
 
@@ -43,7 +44,7 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
     write_json(folder / "step.json", found)
     print(text(found, request.top, folder))
-    print(profile_commands.text(arguments, folder, "step", ["--nvtx"]))
+    print(commands.text(arguments, folder, "step", ["--nvtx"]))
     return found
 
 
@@ -57,7 +58,7 @@ def _name_compiled_kernels(request: Request, place: device.Place) -> None:
 
 def _ranges_only(work: Work) -> dict[str, Any]:
     """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
-    with profile_commands.captured(work.place.device):
+    with commands.captured(work.place.device):
         seconds = work.seconds_per_step(work.request.steps)
     print(f"{work.request.steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
     return {"seconds_without_profiler": seconds}

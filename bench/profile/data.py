@@ -28,9 +28,9 @@ from imnet.recipe import Augment, Recipe, replace
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-from . import profile_commands
-from .profile_report import duration, percent, plural, scaled, table, usable_folder
-from .timing import cpu_seconds, interleaved
+from ..timing import cpu_seconds, interleaved
+from . import commands
+from .report import duration, percent, plural, scaled, table, usable_folder
 
 ROUNDS = 9
 PIPELINE_BATCHES, PIPELINE_S = 8, 0.5
@@ -76,7 +76,7 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         order = Order(len(split), batch, recipe.seed)
         setting = _setting(recipe, split, place, order, threads)
         parts = stages(recipe, split, setting)
-        with profile_commands.captured(place.device):
+        with commands.captured(place.device):
             measured = timed(parts, batch, place.device)
             whole = [end_to_end(kind, split, setting) for kind in _kinds(split)]
         found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
@@ -86,7 +86,7 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     write_json(folder / "data.json", found)
     print(text(found))
     print(f"written: {folder / 'data.json'}")
-    print(profile_commands.text(arguments, folder, "data"))
+    print(commands.text(arguments, folder, "data"))
     return found
 
 

@@ -1,6 +1,6 @@
 """From the profiler's events to one row an operator: time, calls, bytes, FLOPs, share of the roof.
 
-Every microsecond of the steps is in exactly one row. An operator that reached the device (see ``profile_ops``) takes
+Every microsecond of the steps is in exactly one row. An operator that reached the device (see ``ops``) takes
 what it called along; what is left over (autograd's own work, Python between operators) stands under its own name.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .profile_ops import OpCall
+from .ops import OpCall
 
 STEP = "imnet:step"
 _CACHE_LINE_BYTES = 64
