@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import tier
 from . import op
+from .reference import Lists, Step
 
 __all__ = ["sgd_ema_"]
 
@@ -41,20 +42,22 @@ def sgd_ema_(
     tensor skip is not 0 (GradScaler's found_inf) nothing changes. Weight decay is coupled.
     Raises TypeError or ValueError for anything else.
     """
-    lists = [list(params), list(grads), list(momenta), list(emas)]
+    lists = Lists(list(params), list(grads), list(momenta), list(emas))
     _check(lists, momentum, nesterov, weight_decay, ema_decay)
-    if not lists[0]:
+    if not lists.params:
         return
-    device = lists[0][0].device
-    scalars = [None if v is None else _scalar(v, device) for v in (lr, grad_scale, skip)]
+    device = lists.params[0].device
+    scale, bad = (None if v is None else _scalar(v, device) for v in (grad_scale, skip))
+    step = Step(_scalar(lr, device), scale, bad, momentum, weight_decay, ema_decay, nesterov)
     name = tier.choose("sgd_ema", device.type)
-    # The op is for tracing; over a few hundred small tensors its dispatch takes longer than the update itself.
-    traced = name != "reference" and torch.compiler.is_compiling()
-    run = op.sgd_ema_op if traced else op.implementation(device.type)
     with torch.no_grad():
-        run(*lists, *scalars, momentum, weight_decay, ema_decay, nesterov)  # pyright: ignore[reportCallIssue]
-        if name != "reference" and not traced:
-            torch.autograd.graph.increment_version([t for tensors in (lists[0], *lists[2:]) for t in tensors])
+        if name != "reference" and torch.compiler.is_compiling():
+            op.sgd_ema_op(*lists, *step)
+            return
+        # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
+        op.implementation(device.type)(lists, step)
+        if name != "reference":
+            torch.autograd.graph.increment_version([*lists.params, *lists.momenta, *lists.emas])
 
 
 def _scalar(value: Scalar, device: torch.device) -> Tensor:
@@ -63,7 +66,7 @@ def _scalar(value: Scalar, device: torch.device) -> Tensor:
     return torch.full((), float(value), dtype=torch.float32, device=device)
 
 
-def _check(lists: list[list[Tensor]], momentum: float, nesterov: bool, weight_decay: float, ema_decay: float) -> None:
+def _check(lists: Lists, momentum: float, nesterov: bool, weight_decay: float, ema_decay: float) -> None:
     params, grads, momenta, emas = lists
     wanted = [(p.shape, p.device) for p in params]
     for name, tensors in (("grads", grads), ("momenta", momenta), ("emas", emas)):

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from .. import cudalib
 from . import reference
-from ._host import fits
-from .table import constant, tables
+from ._host import fitting
+from .reference import Lists, Step
+from .table import on_device, tables
 
 CHUNK = 4096
 
 
-def sgd_ema_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    emas: list[Tensor],
-    lr: Tensor,
-    grad_scale: Tensor | None,
-    skip: Tensor | None,
-    momentum: float,
-    weight_decay: float,
-    ema_decay: float,
-    nesterov: bool,
-) -> None:
+def sgd_ema_(lists: Lists, step: Step) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
-    lists = (params, grads, momenta, emas)
-    if not all(fits(list(tensors)) for tensors in zip(*(items for items in lists if items), strict=True)):
-        reference.sgd_ema_(*lists, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+    if not all(fitting(lists)):
+        reference.sgd_ema_(lists, step)
         return
-    device = params[0].device
-    scale = constant(1.0, device) if grad_scale is None else grad_scale
-    bad = constant(0.0, device) if skip is None else skip
-    flags = (bool(momenta), bool(emas), momentum, weight_decay, 1.0 - ema_decay, nesterov)
-    cudalib.ops().sgd_ema(*tables(lists, CHUNK), CHUNK, lr, scale, bad, *flags)
+    lr, scale, skip = on_device(step, lists.params[0].device)
+    flags = (bool(lists.momenta), bool(lists.emas), step.momentum, step.weight_decay, 1.0 - step.ema_decay)
+    cudalib.ops().sgd_ema(*tables(lists, CHUNK), CHUNK, lr, scale, skip, *flags, step.nesterov)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..tritonlib import Build
 from . import reference
-from ._host import fits
-from .table import constant, tables
+from ._host import fitting
+from .reference import Lists, Step
+from .table import on_device, tables
 
 BLOCK = 1024
 CHUNK = 4096
@@ -49,33 +49,19 @@ def sgd_ema_kernel(
             tl.store(e_ptr + at, e + (p - e) * ema_weight, mask=live)
 
 
-def sgd_ema_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    emas: list[Tensor],
-    lr: Tensor,
-    grad_scale: Tensor | None,
-    skip: Tensor | None,
-    momentum: float,
-    weight_decay: float,
-    ema_decay: float,
-    nesterov: bool,
-) -> None:
+def sgd_ema_(lists: Lists, step: Step) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
-    lists = (params, grads, momenta, emas)
-    if not all(fits(list(tensors)) for tensors in zip(*(items for items in lists if items), strict=True)):
-        reference.sgd_ema_(*lists, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+    if not all(fitting(lists)):
+        reference.sgd_ema_(lists, step)
         return
-    device = params[0].device
     table, chunks = tables(lists, CHUNK)
     if chunks.shape[0] == 0:
         return
-    grad_scale = constant(1.0, device) if grad_scale is None else grad_scale
-    skip = constant(0.0, device) if skip is None else skip
+    lr, scale, skip = on_device(step, lists.params[0].device)
+    numbers = (float(step.momentum), float(step.weight_decay), 1.0 - step.ema_decay)
     sgd_ema_kernel[(chunks.shape[0],)](
-        table, chunks, lr, grad_scale, skip, len(params), float(momentum), float(weight_decay), 1.0 - ema_decay,
-        MOMENTA=bool(momenta), EMAS=bool(emas), NESTEROV=nesterov, CHUNK=CHUNK, BLOCK=BLOCK
+        table, chunks, lr, scale, skip, len(lists.params), *numbers,
+        MOMENTA=bool(lists.momenta), EMAS=bool(lists.emas), NESTEROV=step.nesterov, CHUNK=CHUNK, BLOCK=BLOCK
     )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import tier
+from .reference import Lists, Step
 
 
 def implementation(device_type: str):
-    """The tier's function with reference.sgd_ema_'s signature."""
+    """The tier's function, with reference.sgd_ema_'s signature."""
     name = tier.choose("sgd_ema", device_type)
     return importlib.import_module(
         f"imnet_kernels.sgd_ema.{'reference' if name == 'reference' else '_' + name}"
@@ -33,5 +34,5 @@ def sgd_ema_op(
     nesterov: bool,
 ) -> None:
     """See reference.sgd_ema_."""
-    run = implementation(params[0].device.type)
-    run(params, grads, momenta, emas, lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+    step = Step(lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+    implementation(params[0].device.type)(Lists(params, grads, momenta, emas), step)

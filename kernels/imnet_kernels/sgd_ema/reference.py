@@ -9,39 +9,52 @@ work, so this is also a fair peer.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def sgd_ema_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    emas: list[Tensor],
-    lr: Tensor,
-    grad_scale: Tensor | None,
-    skip: Tensor | None,
-    momentum: float,
-    weight_decay: float,
-    ema_decay: float,
-    nesterov: bool,
-) -> None:
-    """In place; lr, grad_scale, skip are 0-dim fp32 on the parameters' device; momenta and emas may be empty."""
+class Lists(NamedTuple):
+    """Equally long lists of equally shaped tensors; momenta and emas may be empty."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    momenta: list[Tensor]
+    emas: list[Tensor]
+
+
+class Step(NamedTuple):
+    """One step's numbers; the tensors are 0-dim fp32 on the parameters' device."""
+
+    lr: Tensor
+    grad_scale: Tensor | None
+    skip: Tensor | None
+    momentum: float
+    weight_decay: float
+    ema_decay: float
+    nesterov: bool
+
+
+def sgd_ema_(lists: Lists, step: Step) -> None:
+    """In place."""
+    params, grads, momenta, emas = lists
     if not params:
         return
+    skip, momentum = step.skip, step.momentum
     before = [[t.clone() for t in tensors] for tensors in (params, momenta, emas)] if skip is not None else []
     update = [g.to(p.dtype) for g, p in zip(grads, params, strict=True)]
-    if grad_scale is not None:
-        update = torch._foreach_mul(update, grad_scale)
-    if weight_decay:
-        update = torch._foreach_add(update, params, alpha=weight_decay)
+    if step.grad_scale is not None:
+        update = torch._foreach_mul(update, step.grad_scale)
+    if step.weight_decay:
+        update = torch._foreach_add(update, params, alpha=step.weight_decay)
     if momenta:
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, update)
-        update = torch._foreach_add(update, momenta, alpha=momentum) if nesterov else momenta
-    torch._foreach_sub_(params, torch._foreach_mul(update, lr))
+        update = torch._foreach_add(update, momenta, alpha=momentum) if step.nesterov else momenta
+    torch._foreach_sub_(params, torch._foreach_mul(update, step.lr))
     if emas:
-        torch._foreach_lerp_(emas, params, 1.0 - ema_decay)
+        torch._foreach_lerp_(emas, params, 1.0 - step.ema_decay)
     for old, new in zip(before, (params, momenta, emas), strict=False):
         for was, now in zip(old, new, strict=True):
             now.copy_(torch.where(skip != 0, was, now))

@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .reference import Lists, Step
+
 
 @lru_cache(maxsize=16)
 def table(
@@ -21,11 +23,17 @@ def table(
     return rows.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
 
 
-def tables(lists: tuple[list[Tensor], ...], chunk: int) -> tuple[Tensor, Tensor]:
+def tables(lists: Lists, chunk: int) -> tuple[Tensor, Tensor]:
     """The table of (params, grads, momenta, emas); an empty list's addresses are never read."""
-    params = lists[0]
+    params = lists.params
     addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
     return table(addresses, tuple(p.numel() for p in params), chunk, params[0].device)
+
+
+def on_device(step: Step, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """lr, the gradients' factor and skip, as tensors that a captured graph reads again."""
+    scale = constant(1.0, device) if step.grad_scale is None else step.grad_scale
+    return step.lr, scale, constant(0.0, device) if step.skip is None else step.skip
 
 
 @lru_cache(maxsize=16)
