@@ -70,8 +70,9 @@ class Runner:
             if self.graph is None or len(feed) > inlet.most_images:
                 self._build(feed)
             yield from self._until_stopped(again)
-        if inlet.error is not None:
-            raise inlet.error
+        error, inlet.error = inlet.error, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """Wait for what DALI works on, then let go of it and its threads."""
