@@ -1,6 +1,7 @@
 """Everything that needs a GPU, in one command, on a bare machine: torch, torchvision, timm and pytest will do.
 
     python -m bench.gpu --budget 9m [--out DIR] [--part N|NAME] [--data-dir DIR]     on a machine with a CUDA GPU
+    python -m bench.gpu ... --out runs/gpu; cp runs/gpu/*.json $OUT              where only $OUT comes back: seven files
     python -m bench.gpu --dry                                   the same on a CPU with tiny shapes; nothing is timed
     python -m bench.gpu --merge DIR bench/results/h200-2026-11-21.json               the file that is committed
 
@@ -39,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(f) for f in (HERE.parent / "kernels",) if f.is_dir()]
 
 from . import gpu_table  # noqa: E402
-from .gpu_parts import PARTS, ROOT, environment, tasks_of  # noqa: E402
+from .gpu_parts import PARTS, ROOT, built, environment, tasks_of  # noqa: E402
 from .gpu_rows import DEVICE_LOST, PartFile, Setting, fingerprint, run_tasks  # noqa: E402
 
 MAX_STARTS = 6
@@ -99,6 +100,8 @@ def worker(values: argparse.Namespace) -> int:
     )
     torch.manual_seed(0)
     file = PartFile(values.out, values.worker, values.dry, fingerprint(values.dry, values.git_sha))
+    if values.worker == "build" and not values.dry and not built():
+        file.reset()
     return 0 if file.complete else run_tasks(file, tasks_of(values.worker, setting), setting)
 
 

@@ -122,6 +122,10 @@ class PartFile:
     def complete(self) -> bool:
         return self.values["complete"]
 
+    def reset(self) -> None:
+        """Forget every row."""
+        self.values |= {"complete": False, "rows": [], "cut": []}
+
     def has(self, name: str, variant: str) -> bool:
         return any(row["name"] == name and row["variant"] == variant for row in self.rows)
 

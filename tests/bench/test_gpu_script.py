@@ -165,6 +165,22 @@ def test_work_that_is_not_finished_leaves_the_part_open(tmp_path):
     assert (values["complete"], values["rows"], values["paused"]) == (False, [], "SIGTERM: saved at step 7")
 
 
+def test_a_library_older_than_its_sources_is_not_built(tmp_path, monkeypatch):
+    import torch
+    from imnet_kernels import build
+
+    from bench.gpu_parts import built
+
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    monkeypatch.setattr(build, "csrc", lambda: ROOT / "csrc")
+    assert not built()
+    library = tmp_path / build.CUDA_MODULE.format(torch.__version__)
+    library.write_bytes(b"")
+    assert built()
+    os.utime(library, (1, 1))
+    assert not built()
+
+
 def test_files_of_another_device_are_refused(tmp_path):
     part_file(tmp_path).finish()
     with pytest.raises(SystemExit, match=r"is of CPU, dry run.*; allowed: NVIDIA H200; give another --out"):
