@@ -1,4 +1,4 @@
-"""bench.probe with every training step made slower by the share in $SLOWED_BY: the regression that the gate must see."""
+"""bench.probe with every training step slower by the share in $SLOWED_BY: the regression that the gate must see."""
 
 import os
 import sys

@@ -1,0 +1,143 @@
+"""Published throughput: the data against the documents' own arithmetic, cards by name, the comparison, the picture."""
+
+import json
+import re
+
+import pytest
+
+from bench import picture, reference
+from bench.case import find_recipe, train_flops
+from bench.cli import main
+from imnet.errors import UsageError
+
+# Images/s that the documents' hours imply, as the project's facts state them; and independent figures of the same card.
+STATED = {
+    ("GTX 1080 Ti", "wrn28_10"): {238, 550},
+    ("GTX 1080 Ti", "shake_shake26_2x96d"): {375, 490},
+    ("GTX 1080 Ti", "shake_shake26_2x64d"): {600, 900},
+    ("GTX 1080 Ti", "densenet_bc100_12"): {833},
+    ("GTX 1080 Ti", "dpn28_10"): {278},
+    ("A100", "alexnet"): {872},
+    ("A100", "vgg16"): {438},
+    ("A100", "resnet34"): {815},
+    ("A100", "resnet50"): {813, 2470, 3660},
+    ("V100", "wrn28_10"): {754},
+    ("V100", "resnet50"): {1200},
+    ("RTX 3090", "resnet18"): {3482},
+    ("RTX 3090", "resnet50"): {1218},
+}
+# GFLOP of an image, forward and backward, 2 a multiply-add: counted apart from this code, stated with the recipes.
+TRAIN_GFLOP = {
+    "imagenet64/wrn36_5": 42.32,
+    "fashion-mnist/wrn28_10": 24.09,
+    "fashion-mnist/densenet_bc100_12": 1.32,
+    "spectral/resnet50_224": 24.30,
+    "spectral/vgg16_224": 92.65,
+    "spectral/alexnet_224": 4.15,
+}
+
+
+def every():
+    data = reference.load()
+    return [reference._reference(row, data["train_images"]) for row in data["rows"]]
+
+
+def test_hours_give_the_rates_that_the_documents_imply():
+    found = {}
+    for one in every():
+        found.setdefault((one.card, one.recipe.model), set()).add(round(one.images_per_s))
+    for key, rates in STATED.items():
+        assert rates <= found[key], key
+    # 22 and 6.4 days for 80 epochs on a Titan X
+    assert found["Titan X", "wrn36_5"] == {round(80 * 1281167 / (22 * 86400))}
+    assert found["Titan X", "wrn36_2"] == {round(80 * 1281167 / (6.4 * 86400))}
+
+
+def test_the_fastest_figure_is_the_reference_and_the_others_are_named():
+    (wrn,) = reference.references("GTX 1080 Ti", ["wrn28_10"])
+    assert wrn.images_per_s == 550
+    assert wrn.hours == 7
+    assert len(wrn.others) == 2
+    assert "238 images/s (document 002)" in wrn.others
+
+
+def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
+    data = reference.load()
+    for row in data["rows"]:
+        card = data["cards"][row["card"]]
+        assert row["source"]
+        assert card["source"]
+        assert card["peak_tflops"][row["precision"]] > 0
+        assert card["bandwidth_gb_s"] > 0
+
+
+@pytest.mark.parametrize(("recipe", "gflop"), TRAIN_GFLOP.items())
+def test_counted_flops_are_the_stated_ones(recipe, gflop):
+    assert train_flops(find_recipe(recipe, None)) / 1e9 == pytest.approx(gflop, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["GTX 1080 Ti", "gtx1080ti", "NVIDIA GeForce GTX 1080 Ti"])
+def test_a_card_is_found_however_it_is_written(name):
+    assert reference.find_card(name) == "GTX 1080 Ti"
+
+
+def test_an_unknown_card_is_one_line_with_a_suggestion_and_exit_code_2(capsys):
+    assert main(["throughput", "--against", "GTX 1080"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "did you mean GTX 1080 Ti" in line
+    with pytest.raises(UsageError, match=r"allowed: GTX 1080 Ti, Titan X"):
+        reference.find_card("quadro")
+
+
+def test_an_unknown_network_of_the_card_names_those_it_has():
+    with pytest.raises(UsageError, match=r"got --models vgg16; allowed for V100: wrn28_10, resnet50"):
+        reference.references("V100", ["vgg16"])
+
+
+def comparison(rate=100.0, batch=16):
+    (one,) = reference.references("GTX 1080 Ti", ["wrn28_10"])
+    rates = {"images_per_s": rate, "images_per_s_iqr": 1.0, "images_per_s_by_clock": rate, "n": 3}
+    row = {
+        "image_px": 28,
+        "batch_images": batch,
+        "precision": "bf16",
+        "rates": {"end to end": rates},
+        "train_flops_per_image": 24.09e9,
+        "matmul_flops_per_s": 10e12,
+    }
+    return reference.compared(one, row)
+
+
+def test_ratio_shares_and_projected_hours_by_hand():
+    row = comparison()
+    assert row["ratio"] == pytest.approx(100 / 550)
+    assert row["share_of_peak"] == pytest.approx(100 * 24.09e9 / 10e12)
+    assert row["published_share_of_peak"] == pytest.approx(550 * 24.09e9 / 11.3e12)
+    assert row["projected_hours"] == pytest.approx(200 * 30_000 / 100 / 3600)
+    assert row["published_hours"] == 7
+
+
+def test_a_figure_of_few_windows_or_a_smaller_batch_is_called_rough():
+    assert "3 windows, batch 16 of 256: rough" in reference.table([comparison()])
+    assert "rough" not in reference.table([comparison(batch=256) | {"n": 20}])
+
+
+def test_the_picture_shows_both_rates_of_every_model(tmp_path):
+    path = tmp_path / "bars.svg"
+    rows = [comparison(), comparison(rate=1234.0) | {"model": "another"}]
+    picture.check(path)
+    with __import__("matplotlib").rc_context({"svg.fonttype": "none"}):
+        picture.draw(path, rows, "this machine")
+    text = " ".join(re.findall(r">([^<>]+)</text>", path.read_text()))
+    for word in ("wrn28_10", "another", "550", "1,234", "100", "published, GTX 1080 Ti", "measured, this machine"):
+        assert word in text, word
+
+
+def test_what_cannot_be_drawn_is_said_before_anything_is_measured(tmp_path, capsys):
+    assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "bars.bmp")]) == 2
+    assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "none" / "bars.png")]) == 74
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
+def test_the_file_is_plain_json():
+    assert set(json.loads(reference.FILE.read_text())) == {"about", "train_images", "cards", "rows"}

@@ -1,0 +1,161 @@
+"""imnet-bench throughput, step and scaling: small real runs, their figures recomputed from one another."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench import bench_step, scaling, throughput
+from bench.case import build, find_recipe, synthetic
+from bench.cli import main
+from bench.timing import Window
+from imnet.errors import UsageError
+from imnet.models import build as build_model
+from imnet.models.count import num_params
+from imnet.run_options import RunOptions
+
+SMALL = ["--recipe", "quickstart", "--batch-size", "32"]
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path, capsys, one_thread):
+    out = tmp_path / "out.json"
+    where = ["--device", "cpu", "--threads", "1", "--precision", "fp32", "--seconds", "0.5", "--json", str(out)]
+    assert main(["throughput", *SMALL, *where]) == 0
+    found = json.loads(out.read_text())
+    (row,) = found["rows"]
+    rates = {name: part["images_per_s_by_clock"] for name, part in row["rates"].items()}
+    assert set(rates) == set(throughput.PARTS)
+    assert all(part["n"] >= 3 and part["images_per_s"] > 0 for part in row["rates"].values())
+    assert rates["end to end"] < 1.3 * min(rates["loader"], rates["model"])
+    assert row["mfu"] == pytest.approx(row["train_flops_per_image"] * rates["model"] / row["matmul_flops_per_s"])
+    assert 0 < row["mfu"] < 1
+    assert row["first_step_s"] > 0
+    assert row["peak_memory_bytes"] > 4 * num_params(build_model("speednet", 10, 3))
+    slower = "model" if rates["model"] < rates["loader"] else "loader"
+    assert row["bound"].startswith(f"bound by the {slower}: ")
+    assert row["bound"] in capsys.readouterr().out
+    machine = found["fingerprint"]
+    assert machine["precision"] == "fp32"
+    assert machine["threads"] == 1
+    assert machine["versions"]["torch"] == torch.__version__
+    assert {"cpu", "cores", "gpu", "git_sha", "date", "n"} <= machine.keys()
+
+
+@pytest.mark.parametrize(
+    ("rates", "line"),
+    [
+        ((1000, 200, 150), "bound by the model: loader 1,000, model 200, end to end 150 images/s (75% of the model alone)"),  # noqa: E501
+        ((50, 200, 48), "bound by the loader: loader 50, model 200, end to end 48 images/s (96% of the loader alone)"),
+    ],
+)  # fmt: skip
+def test_the_slower_of_loader_and_model_is_the_bound(rates, line):
+    assert throughput.bound(dict(zip(throughput.PARTS, rates, strict=True))) == line
+
+
+def test_a_rate_is_the_median_of_windows_and_the_best_by_the_clock():
+    taken = [Window(wall_s=w, seconds=s) for w, s in ((1.0, 0.5), (2.0, 0.4), (4.0, 0.8))]
+    found = throughput.rate(100, taken)
+    assert (found["images_per_s"], found["n"]) == (50, 3)
+    assert found["images_per_s_by_clock"] == 250
+
+
+def test_the_case_is_the_recipe_on_images_of_its_shape():
+    recipe = find_recipe("imagenet64/wrn36_2", None, 4)
+    assert recipe.data.batch_images == 4
+    stand_in = synthetic(recipe)
+    assert (stand_in.data.name, stand_in.data.image_px, stand_in.data.num_classes) == ("synthetic", 64, 1000)
+    assert stand_in.optim == recipe.optim
+    case = build(synthetic(find_recipe("quickstart", None, 8)), RunOptions(device="cpu", precision="fp32"))
+    batches = case.batches()
+    seen = [next(batches) for _ in range(20)]  # more than an epoch of the 128 images
+    assert {tuple(images.shape) for images, _ in seen} == {(8, 3, 32, 32)}
+    before = [p.clone() for p in case.step.params]
+    case.train(seen[0])
+    assert any(not torch.equal(a, b) for a, b in zip(before, case.step.params, strict=True))
+
+
+def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion():
+    assert find_recipe(None, "wrn28_10").name == "fashion-mnist/wrn28_10"
+    plain = find_recipe(None, "resnet101_64", 4)
+    assert plain.data.batch_images == 4
+    with pytest.raises(UsageError, match="did you mean"):
+        find_recipe(None, "wrn28_1o")
+    with pytest.raises(UsageError, match="allowed: one of them"):
+        find_recipe("quickstart", "wrn28_10")
+
+
+def test_two_real_ranks_scale_weakly_and_strongly(tmp_path):
+    recipe = find_recipe("quickstart", None, 16)
+    found = scaling.report(recipe, RunOptions(device="cpu", precision="fp32"), [1, 2], steps=3)
+    kinds = [(row["kind"], row["ranks"], row["batch_images"]) for row in found["rows"]]
+    assert kinds == [("weak", 1, 16), ("weak", 2, 32), ("strong", 1, 16), ("strong", 2, 16)]
+    for row in found["rows"]:
+        assert row["gradient_bytes"] == 4 * num_params(build_model("speednet", 10, 3))
+        assert row["n"] == 3
+    assert [row["efficiency"] for row in found["rows"] if row["ranks"] == 1] == [1, 1]
+    assert found["backend"] == "gloo"
+    json.dumps(found)
+    assert scaling.text(found).count("\n") == 5
+
+
+@pytest.mark.parametrize(("most", "ranks"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_ranks_double_up_to_the_most(most, ranks):
+    assert scaling.parse_ranks(most) == ranks
+
+
+def test_efficiency_is_images_a_second_a_rank():
+    first = {"batch_images": 64, "step_s": 1.0, "ranks": 1}
+    assert scaling.efficiency({"batch_images": 128, "step_s": 1.25, "ranks": 2}, first) == pytest.approx(0.8)
+    assert scaling.efficiency({"batch_images": 64, "step_s": 0.625, "ranks": 2}, first) == pytest.approx(0.8)
+
+
+def test_the_step_of_timm_and_ours_agree_before_they_are_timed(one_thread, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(bench_step, "CASES", [("speednet", 28, 1, 8)])
+    found = bench_step.report(rounds=2)
+    (row,) = found["rows"]
+    times = row["times"]
+    assert row["ratio_to_defaults"] == pytest.approx(times["timm defaults"]["best_s"] / times["imnet"]["best_s"])
+    assert found["timm"] == found["fingerprint"]["versions"]["timm"]
+    with pytest.raises(UsageError, match="allowed: speednet"):
+        bench_step.report("resnet")
+
+
+def test_asking_does_not_import_torch():
+    code = "import sys; from bench.cli import parser; parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["speed"], 2, "invalid choice"),
+        (["scaling", "--compare", "x.json"], 2, "got --compare for scaling"),
+        (["throughput", "--fail-under", "2"], 2, "--fail-under 2.0"),
+        (["throughput", "--batch-size", "0"], 2, "a whole number from 1"),
+        (["throughput", "--models", "a"], 2, "got --models without --against"),
+        (["throughput", "--recipe", "quickstrat"], 2, "did you mean quickstart?"),
+        (["throughput", "--json", "/no/such/folder/x.json"], 74, "no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_exit_code(argv, code, says, capsys):
+    assert main(argv) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("imnet-bench: ")
+    assert says in line
+
+
+def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("IMNET_KERNELS", "fastest")
+    assert main(["throughput", *SMALL]) == 2
+    assert "fastest" in capsys.readouterr().err
