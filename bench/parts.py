@@ -13,13 +13,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from imnet import device
 from imnet.errors import DeviceError
+from imnet.run_options import RunOptions
+
+from .fingerprint import fingerprint
 
 TIMEOUT_S = 900
 
 
 def run(module: str, *arguments: str) -> dict[str, Any]:
-    """``python -m <this package>.<module> ... --json FILE``; its lines pass through. DeviceError where it fails."""
+    """``python -m <this package>.<module> ... --json FILE``; its lines pass through. DeviceError where it fails.
+
+    Both run on one thread, which is what the fingerprint says.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, "-m", f"{__package__}.{module}", *arguments, "--json", str(out)]
@@ -28,7 +35,9 @@ def run(module: str, *arguments: str) -> dict[str, Any]:
         code = subprocess.run(command, env=env, timeout=TIMEOUT_S, check=False).returncode
         if code or not out.is_file():
             raise DeviceError(f"{module} ended with exit code {code}", hint="its own line is above")
-        return json.loads(out.read_text())
+        found = json.loads(out.read_text())
+    with device.threads(RunOptions(threads=1)):
+        return {"fingerprint": fingerprint("as each row says")} | found
 
 
 def kernels(family: str | None = None, quick: bool = False) -> dict[str, Any]:
@@ -40,9 +49,9 @@ def kernels(family: str | None = None, quick: bool = False) -> dict[str, Any]:
 def kernel_scores(found: dict[str, Any]) -> dict[str, float]:
     """``<family> <case> <dtype>``: the reference's time over the host tier's, taken in turn."""
     return {
-        f"{row['family']} {row['case']} {row['dtype']}": row["ratio_to_host"]["reference"]
+        f"{row['family']} {row['case']} {row['dtype']}": row["ratio_of_medians"]["reference"]
         for row in found["rows"]
-        if "reference" in row.get("ratio_to_host", {})
+        if "reference" in row["ratio_of_medians"]
     }
 
 

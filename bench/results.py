@@ -79,22 +79,27 @@ def step(data: dict[str, Any]) -> str:
 
 def kernels(data: dict[str, Any]) -> str:
     """The host tier against its peers."""
-    environment = data["environment"]
     lines = []
     for row in data["rows"]:
         peers = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratio_to_host"].items())
-        host = row["cpu_us"].get("host")
         share = row.get("share_of_copy")
-        lines.append([
-            f"{row['family']} {row['case']}",
-            row["dtype"],
-            "-" if host is None else f"{host:,.0f}",
-            peers or "-",
-            "-" if share is None else f"{share:.0%}",
-        ])  # fmt: skip
-    about = ", ".join(f"{k} {v}" for k, v in environment.items())
+        case = f"{row['family']} {row['case']}"
+        lines.append([case, row["dtype"], host_us(row), peers or "-", "-" if share is None else f"{share:.0%}"])
+    about = ", ".join(f"{k} {v}" for k, v in data["environment"].items())
+    if "fingerprint" in data:
+        about = f"{where(data)}; {about}"
     head = ["case", "dtype", "host, us CPU", "peers take", "of copy bandwidth"]
     return f"## Kernels, host tier\n\n{about}.\n\n" + table(head, lines)
+
+
+def host_us(row: dict[str, Any]) -> str:
+    """The best of the host tier, with the median and the quartiles' distance where the file has them."""
+    best = row["cpu_us"].get("host")
+    if best is None:
+        return "-"
+    times = row.get("times", {}).get("host")
+    spread = f" (median {1e6 * times['median_s']:,.0f}, IQR {1e6 * times['iqr_s']:,.0f})" if times else ""
+    return f"{best:,.0f}{spread}"
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
