@@ -183,7 +183,7 @@ BoxAnswer boxed(const uint8_t* data, size_t bytes, int32_t size, int32_t channel
                 Scratch& scan, Scratch& scratch) {
   thread_local std::unique_ptr<JpegFrame> kept(new JpegFrame);
   JpegFrame& frame = *kept;
-  std::memset(static_cast<void*>(&frame), 0, sizeof frame);
+  frame.clear();
   const BoxAnswer header = jpeg_header(data, bytes, scan.at_least(bytes + kScanPadding), frame);
   if (header != kBoxDone) return header;
   if (!usual_shape(frame, channels)) return kBoxNotUsual;

@@ -9,13 +9,14 @@ namespace imnet {
 
 enum BoxAnswer : int32_t { kBoxDone = 0, kBoxNotUsual = 1, kBoxIrregular = 2 };
 
-constexpr int kFastBits = 10;  // codes up to here take one look-up
+constexpr int kFastBits = 11;  // a code with its value takes one look-up where both together have as many bits
 constexpr int kRowPadding = 64;  // bytes that a row has beyond its end: vectors read and write over it
 constexpr int kScanPadding = 2048;  // zeros behind a scan: one MCU of damaged bits eats at most 1,250 bytes
 
-// Entries of `fast`, a byte each from the lowest: bits of code and value together (0: a longer code), bits of the code
-// alone, bits of the value, places to advance (kEndOfBlock: no value, the block ends).
-constexpr uint32_t kEndOfBlock = 64;
+// Entries of `fast`: bits 0-5 bits of code and value together, bit 7 not settled here (the code is longer: bits 0-5 are 0;
+// or its value is: bits 0-5 are the code's, 16-31 the number of the value's), bits 8-15 places to advance, 16-31 the value.
+constexpr uint32_t kUnsettled = 128;
+constexpr uint32_t kEndOfBlock = 64, kNoSuchCode = 127;  // in place of an advance: both lead out of the block
 struct JpegHuffman {
   uint32_t fast[1 << kFastBits];
   int32_t max_code[18], offset[18];  // of each length: the largest code (-1: none), and from code to place in values
@@ -31,14 +32,22 @@ struct JpegComponent {
   int32_t last_dc;
 };
 
-struct JpegFrame {
+struct JpegHead {
   int32_t width, height, num_components, h_max, v_max, mcus_x, mcus_y;
   JpegComponent component[3];
   alignas(32) int16_t quant[4][64];  // row by row, as the coefficients
   bool quant_present[4];
-  JpegHuffman dc[4], ac[4];
   const uint8_t* scan;  // entropy-coded bytes without stuffing, kScanPadding zeros behind them
   size_t scan_bytes;
+};
+
+struct JpegFrame : JpegHead {
+  JpegHuffman dc[4], ac[4];
+
+  void clear() {  // the tables' 70 kB are only marked as absent
+    static_cast<JpegHead&>(*this) = JpegHead{};
+    for (int i = 0; i < 4; ++i) dc[i].present = ac[i].present = false;
+  }
 };
 
 // One output pixel of BOX along an axis: `count` inputs from `first`, all of the same weight in 1 / 2^22.
@@ -60,7 +69,7 @@ const BoxKernels* box_base();
 const BoxKernels* box_avx2();  // null where compiler or CPU lack AVX2 and BMI2
 
 // Where coefficient i of the scan's order lies in its block, row by row; past 63 everything goes to place 64.
-extern const uint8_t kNatural[64 + 80];
+extern const uint8_t kNatural[192];
 
 // Reads the markers of `data`; planes and scan are left to the caller. `unstuffed` takes `bytes` + kScanPadding bytes.
 BoxAnswer jpeg_header(const uint8_t* data, size_t bytes, uint8_t* unstuffed, JpegFrame& frame);

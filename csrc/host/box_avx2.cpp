@@ -14,66 +14,63 @@
 namespace imnet {
 namespace {
 
-inline __m256i pairs(__m128i a, __m128i b) {
-  return _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
-}
-
 inline __m256i two(int a, int b) { return _mm256_set1_epi32(int(uint32_t(uint16_t(a)) | uint32_t(uint16_t(b)) << 16)); }
 
 template <int kShift>
-inline __m128i rounded(__m256i v) {
-  v = _mm256_srai_epi32(v, kShift);
-  return _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+inline __m256i rounded(__m256i a, __m256i b) {
+  return _mm256_packs_epi32(_mm256_srai_epi32(a, kShift), _mm256_srai_epi32(b, kShift));
 }
 
-// One pass of the transform over eight vectors; the constants are those of box_base.cpp.
+// One pass of the transform, then rows and columns change places. In: vectors 0 and 4, 1 and 5, 2 and 6, 3 and 7, element by
+// element side by side. Out: the same vectors, the first of each pair in the low half. Constants are those of box_base.cpp.
 template <int kShift>
-inline void pass(__m128i r[8]) {
-  const __m256i p04 = pairs(r[0], r[4]), p26 = pairs(r[2], r[6]), p13 = pairs(r[1], r[3]), p57 = pairs(r[5], r[7]);
+inline void pass(__m256i p[4]) {
   const __m256i half = _mm256_set1_epi32(1 << (kShift - 1));
-  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(p04, two(8192, 8192)), half);
-  const __m256i difference = _mm256_add_epi32(_mm256_madd_epi16(p04, two(8192, -8192)), half);
-  const __m256i low = _mm256_madd_epi16(p26, two(10703, 4433)), high = _mm256_madd_epi16(p26, two(4433, -10704));
-  const __m256i even[4] = {_mm256_add_epi32(sum, low), _mm256_add_epi32(difference, high),
-                           _mm256_sub_epi32(difference, high), _mm256_sub_epi32(sum, low)};
-  const __m256i odd[4] = {
-      _mm256_add_epi32(_mm256_madd_epi16(p13, two(11363, 9633)), _mm256_madd_epi16(p57, two(6437, 2260))),
-      _mm256_add_epi32(_mm256_madd_epi16(p13, two(9633, -2259)), _mm256_madd_epi16(p57, two(-11362, -6436))),
-      _mm256_add_epi32(_mm256_madd_epi16(p13, two(6437, -11362)), _mm256_madd_epi16(p57, two(2261, 9633))),
-      _mm256_add_epi32(_mm256_madd_epi16(p13, two(2260, -6436)), _mm256_madd_epi16(p57, two(9633, -11363)))};
-  for (int i = 0; i < 4; ++i) {
-    r[i] = rounded<kShift>(_mm256_add_epi32(even[i], odd[i]));
-    r[7 - i] = rounded<kShift>(_mm256_sub_epi32(even[i], odd[i]));
-  }
-}
-
-inline void transpose(__m128i r[8]) {
-  __m128i a[8], b[8];
-  for (int i = 0; i < 4; ++i) {
-    a[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
-    a[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
-    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
-    r[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
-  }
+  const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(p[0], two(8192, 8192)), half);
+  const __m256i difference = _mm256_add_epi32(_mm256_madd_epi16(p[0], two(8192, -8192)), half);
+  const __m256i low = _mm256_madd_epi16(p[2], two(10703, 4433)), high = _mm256_madd_epi16(p[2], two(4433, -10704));
+  const __m256i e0 = _mm256_add_epi32(sum, low), e1 = _mm256_add_epi32(difference, high);
+  const __m256i e2 = _mm256_sub_epi32(difference, high), e3 = _mm256_sub_epi32(sum, low);
+  const auto odd = [&](int x1, int x5, int x3, int x7) {
+    return _mm256_add_epi32(_mm256_madd_epi16(p[1], two(x1, x5)), _mm256_madd_epi16(p[3], two(x3, x7)));
+  };
+  const __m256i o0 = odd(11363, 6437, 9633, 2260), o1 = odd(9633, -11362, -2259, -6436);
+  const __m256i o2 = odd(6437, 2261, -11362, 9633), o3 = odd(2260, 9633, -6436, -11363);
+  const __m256i r01 = rounded<kShift>(_mm256_add_epi32(e0, o0), _mm256_add_epi32(e1, o1));
+  const __m256i r23 = rounded<kShift>(_mm256_add_epi32(e2, o2), _mm256_add_epi32(e3, o3));
+  const __m256i r45 = rounded<kShift>(_mm256_sub_epi32(e3, o3), _mm256_sub_epi32(e2, o2));
+  const __m256i r67 = rounded<kShift>(_mm256_sub_epi32(e1, o1), _mm256_sub_epi32(e0, o0));
+  const __m256i even_low = _mm256_unpacklo_epi16(r01, r23), odd_low = _mm256_unpackhi_epi16(r01, r23);
+  const __m256i even_high = _mm256_unpacklo_epi16(r45, r67), odd_high = _mm256_unpackhi_epi16(r45, r67);
+  const __m256i a = _mm256_unpacklo_epi16(even_low, odd_low), b = _mm256_unpackhi_epi16(even_low, odd_low);
+  const __m256i c = _mm256_unpacklo_epi16(even_high, odd_high), d = _mm256_unpackhi_epi16(even_high, odd_high);
+  p[0] = _mm256_unpacklo_epi64(a, c);
+  p[1] = _mm256_unpackhi_epi64(a, c);
+  p[2] = _mm256_unpacklo_epi64(b, d);
+  p[3] = _mm256_unpackhi_epi64(b, d);
 }
 
 void idct8x8(const int16_t* block, uint8_t* out, ptrdiff_t stride) {
-  __m128i r[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(block + 8 * i));
-  pass<11>(r);
-  transpose(r);
-  pass<18>(r);
-  transpose(r);
-  for (int i = 0; i < 8; i += 2) {
-    const __m128i bytes = _mm_add_epi8(_mm_packs_epi16(r[i], r[i + 1]), _mm_set1_epi8(-128));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i * stride), bytes);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + (i + 1) * stride), _mm_srli_si128(bytes, 8));
+  __m256i p[4];
+  for (int i = 0; i < 2; ++i) {  // rows 2i and 2i + 1 with 4 + 2i and 5 + 2i
+    const __m256i upper = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + 16 * i));
+    const __m256i lower = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + 16 * i + 32));
+    const __m256i left = _mm256_unpacklo_epi16(upper, lower), right = _mm256_unpackhi_epi16(upper, lower);
+    p[2 * i] = _mm256_permute2x128_si256(left, right, 0x20);
+    p[2 * i + 1] = _mm256_permute2x128_si256(left, right, 0x31);
+  }
+  pass<11>(p);
+  const __m256i side_by_side = _mm256_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15, 0, 1, 8, 9, 2, 3, 10, 11,
+                                                4, 5, 12, 13, 6, 7, 14, 15);
+  for (int i = 0; i < 4; ++i) p[i] = _mm256_shuffle_epi8(_mm256_permute4x64_epi64(p[i], 0xD8), side_by_side);
+  pass<18>(p);
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i bytes = _mm256_add_epi8(_mm256_packs_epi16(p[i], p[i + 1]), _mm256_set1_epi8(-128));
+    const __m128i upper = _mm256_castsi256_si128(bytes), lower = _mm256_extracti128_si256(bytes, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i * stride), upper);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + (i + 1) * stride), _mm_unpackhi_epi64(upper, upper));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + (i + 4) * stride), lower);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out + (i + 5) * stride), _mm_unpackhi_epi64(lower, lower));
   }
 }
 

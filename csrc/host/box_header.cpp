@@ -1,4 +1,5 @@
 // JPEG markers, strictly: what is unusual or odd is left to Pillow, so nothing here has to guess.
+#include <algorithm>
 #include <cstring>
 
 #include "box.h"
@@ -14,11 +15,21 @@ struct Bytes {
 
 int32_t pair(const uint8_t* p) { return p[0] << 8 | p[1]; }
 
+// The value that `size` bits mean: the upper half of the range is itself, the lower half is negative.
+uint32_t extended(uint32_t bits, uint32_t size) { return bits >> (size - 1) ? bits : bits + 1 - (1u << size); }
+
 void fill_fast(JpegHuffman& table, int32_t code, int32_t length, uint8_t symbol, bool ac) {
   const uint32_t run = ac ? symbol >> 4 : 0, size = ac ? symbol & 15 : symbol, spare = uint32_t(kFastBits - length);
-  const uint32_t advance = ac && symbol == 0 ? kEndOfBlock : run + 1;
-  const uint32_t entry = (uint32_t(length) + size) | uint32_t(length) << 8 | size << 16 | advance << 24;
-  for (uint32_t i = 0; i < 1u << spare; ++i) table.fast[(uint32_t(code) << spare) + i] = entry;
+  const uint32_t advance = (ac && symbol == 0 ? kEndOfBlock : run + 1) << 8;
+  uint32_t* entries = table.fast + (uint32_t(code) << spare);
+  if (size > spare) {
+    std::fill_n(entries, 1u << spare, uint32_t(length) | kUnsettled | advance | size << 16);
+    return;
+  }
+  const uint32_t rest = spare - size, entry = (uint32_t(length) + size) | advance;
+  for (uint32_t bits = 0; bits < 1u << size; ++bits) {
+    std::fill_n(entries + (bits << rest), 1u << rest, entry | (size == 0 ? 0 : extended(bits, size) << 16));
+  }
 }
 
 // A symbol that a baseline picture of 8 bits may have: at most 10 bits follow (DC: 11), and run lengths alone are 0 or 15.
@@ -36,7 +47,7 @@ bool huffman(Bytes body, JpegFrame& frame) {
     int32_t total = 0;
     for (int i = 0; i < 16; ++i) total += counts[i];
     if (total == 0 || total > 256 || body.left() < size_t(17 + total)) return false;
-    std::memset(&table, 0, sizeof table);
+    std::fill_n(table.fast, 1 << kFastBits, kUnsettled);
     std::memcpy(table.values, counts + 16, size_t(total));
     int32_t code = 0, next = 0;
     for (int32_t length = 1; length <= 16; ++length, code <<= 1) {
@@ -138,13 +149,14 @@ bool is_ycc(const JpegFrame& frame, const Colour& colour) {
 
 }  // namespace
 
-const uint8_t kNatural[64 + 80] = {
+const uint8_t kNatural[192] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,
     7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46,
     53, 60, 61, 54, 47, 55, 62, 63, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64,
     64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64,
     64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64,
-    64, 64, 64, 64};
+    64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64,
+    64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64};
 
 BoxAnswer jpeg_header(const uint8_t* data, size_t bytes, uint8_t* unstuffed, JpegFrame& frame) {
   Bytes all{data, data + bytes};

@@ -21,63 +21,58 @@ struct BitReader {
   }
 };
 
-// The value whose `size` bits follow: the upper half of the range means itself, the lower half is negative.
-inline int32_t value_of(uint64_t bits, uint32_t size) {
-  const uint64_t low = int64_t(bits) < 0 ? 0 : ~uint64_t(0);
-  return int32_t((bits >> 1) >> (63 - size)) + int32_t(low & (1 - (uint64_t(1) << size)));
-}
-
-// The entry, as those of `fast`, of a code longer than kFastBits; 0 where there is none.
-__attribute__((noinline)) uint32_t long_entry(uint64_t bits, const JpegHuffman& table, bool ac) {
-  for (uint32_t length = kFastBits + 1; length <= 16; ++length) {
-    const int32_t code = int32_t(bits >> (64 - length));
-    if (code <= table.max_code[length]) {
-      const uint32_t symbol = table.values[(code + table.offset[length]) & 255];
-      const uint32_t size = ac ? symbol & 15 : symbol, run = ac ? symbol >> 4 : 0;
-      return (length + size) | length << 8 | size << 16 | (ac && symbol == 0 ? kEndOfBlock : run + 1) << 24;
-    }
+// The settled entry of a code that is longer than kFastBits or whose value is.
+__attribute__((noinline)) uint32_t long_entry(uint64_t bits, const JpegHuffman& table, uint32_t entry, bool ac) {
+  uint32_t length = entry & 63, size = entry >> 16, advance = (entry >> 8) & 255;
+  for (uint32_t longer = kFastBits + 1; length == 0; ++longer) {
+    if (longer > 16) return kNoSuchCode << 8;
+    const int32_t code = int32_t(bits >> (64 - longer));
+    if (code > table.max_code[longer]) continue;
+    const uint32_t symbol = table.values[(code + table.offset[longer]) & 255];
+    length = longer;
+    size = ac ? symbol & 15 : symbol;
+    advance = ac && symbol == 0 ? kEndOfBlock : ac ? (symbol >> 4) + 1 : 1;
   }
-  return 0;
+  const uint64_t rest = bits << length;
+  uint32_t value = size == 0 ? 0 : uint32_t(rest >> (64 - size));
+  if (int64_t(rest) >= 0 && size != 0) value += 1 - (1u << size);
+  return (length + size) | advance << 8 | value << 16;
 }
 
-// The next code and its value; `bits` has at least 27 of them. Everything but the length is off the critical path.
-struct Symbol {
-  uint32_t entry;
-  int32_t value;
-};
-inline Symbol next_symbol(BitReader& in, const JpegHuffman& table, bool ac) {
-  uint32_t entry = table.fast[in.bits >> (64 - kFastBits)];
-  if (__builtin_expect((entry & 63) == 0, 0)) entry = long_entry(in.bits, table, ac);
-  const int32_t value = value_of(in.bits << ((entry >> 8) & 63), (entry >> 16) & 63);
+// The entry of the next code, its value included; at least 27 bits are at hand.
+inline uint32_t next_entry(BitReader& in, const uint32_t* fast, const JpegHuffman& table, bool ac) {
+  uint32_t entry = fast[in.bits >> (64 - kFastBits)];
+  if (__builtin_expect(int8_t(entry) < 0, 0)) entry = long_entry(in.bits, table, entry, ac);
   in.bits <<= entry & 63;
   in.count -= entry;
-  return {entry, value};
+  return entry;
 }
 
 // Coefficients of one block to `block` (zero before, place 64 is waste): 0 where there is only the first, 1 where there
 // are more, -1 where the bits are bad.
 inline int32_t read_block(BitReader& in, JpegFrame& frame, JpegComponent& part, int16_t* block) {
-  const JpegHuffman& table = frame.ac[part.ac];
+  const JpegHuffman& dc_table = frame.dc[part.dc];
   in.refill();
-  const Symbol first = next_symbol(in, frame.dc[part.dc], false);
-  const int32_t dc = part.last_dc + first.value;
-  if (first.entry == 0 || dc < -32768 || dc > 32767) return -1;
+  uint32_t entry = next_entry(in, dc_table.fast, dc_table, false);
+  const int32_t dc = part.last_dc + (int32_t(entry) >> 16);
+  if (uint8_t(entry >> 8) == kNoSuchCode || dc < -32768 || dc > 32767) return -1;
   part.last_dc = dc;
   block[0] = int16_t(dc);
-  uint32_t place = 0, entry = 0;
-  for (;;) {  // two symbols take at most 52 of the 56 bits
+  const JpegHuffman& table = frame.ac[part.ac];
+  const uint32_t* const fast = table.fast;
+  uint64_t place = 0;
+  do {  // two codes with their values take at most 52 of the 56 bits
     in.refill();
-    for (int twice = 0; twice < 2; ++twice) {
-      const Symbol next = next_symbol(in, table, true);
-      entry = next.entry;
-      place += entry >> 24;
-      block[kNatural[place]] = int16_t(next.value);
-      if (place >= 63 || entry == 0) goto done;
-    }
-  }
-done:
-  if (entry >> 24 == kEndOfBlock) return place == kEndOfBlock ? 0 : 1;
-  return place == 63 && entry != 0 ? 1 : -1;
+    entry = next_entry(in, fast, table, true);
+    place += uint8_t(entry >> 8);
+    block[kNatural[place]] = int16_t(entry >> 16);
+    if (place >= 63) break;
+    entry = next_entry(in, fast, table, true);
+    place += uint8_t(entry >> 8);
+    block[kNatural[place]] = int16_t(entry >> 16);
+  } while (place < 63);
+  if (uint8_t(entry >> 8) == kEndOfBlock) return place == kEndOfBlock ? 0 : 1;
+  return place == 63 ? 1 : -1;
 }
 
 inline void fill_block(int32_t dc, uint8_t* out, ptrdiff_t stride) {
