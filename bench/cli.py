@@ -174,6 +174,7 @@ def _step(part: argparse.ArgumentParser) -> None:
     part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
     part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
+    part.add_argument("--networks", action="store_true", help="also our networks against timm's and torchvision's")
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Run folders -> one JSON of results: recipe, seeds, last-epoch accuracies, training time, hardware.
 
-python -m bench.collect bench/results/runs-cpu.json RUN [RUN ...]
+python -m bench.collect --json bench/results/runs-cpu.json RUN [RUN ...]
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("--json", type=Path, required=True, help="write the rows here")
     parser.add_argument("runs", type=Path, nargs="+")
     values = parser.parse_args()
     rows = [read(folder) for folder in values.runs]
-    values.out.write_text(json.dumps({"benchmark": "runs", "rows": rows}, indent=1) + "\n")
+    values.json.write_text(json.dumps({"benchmark": "runs", "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,11 @@ def step_(values: argparse.Namespace) -> Result:
 
     with device.threads(RunOptions(threads=values.threads)):
         found = bench_step.report(values.only, values.rounds, values.compile)
+    if values.networks:
+        from . import parts
+
+        both = {"step": found, "models": parts.run("bench_models")}
+        found = {"benchmark": "all", "fingerprint": found["fingerprint"], "parts": both}
     return found, probes(gate_recipes(), RunOptions(), ("model",))
 
 

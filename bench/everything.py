@@ -17,12 +17,13 @@ from .fingerprint import fingerprint
 THROUGHPUT = (("fashion-mnist/speedrun", None), ("tiny-imagenet/resnet18_64", 32))
 STEP_NETWORKS = ("speednet", "timm:resnet18")
 STEP_ROUNDS = 6
+DATA_ROUNDS = 6
 SCALING = ("fashion-mnist/speedrun", 128)
 LEFT_OUT = [
     "throughput: two recipes, the second with 32 images a step; `imnet-bench throughput --recipe NAME` takes any",
     f"step: {', '.join(STEP_NETWORKS)} only, {STEP_ROUNDS} rounds; `imnet-bench step` takes the whole table, 12 rounds",
     "kernels: fewer rounds and no compiled column; `imnet-bench kernels` takes all",
-    "data: without the peers that need files of their own; `python -m bench.bench_data --help` names them",
+    f"data: {DATA_ROUNDS} rounds, no row that needs JPEG or IDX files; `python -m bench.bench_data --help` names them",
     "scaling: up to two processes; the model on paper is `imnet-bench scaling --model 1024`",
     "published hardware: `imnet-bench throughput --against CARD`",
 ]
@@ -78,5 +79,5 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": _step,
     "scaling": _scaling,
     "kernels": lambda: parts.kernels(quick=True),
-    "data": parts.data,
+    "data": lambda: parts.data("--rounds", str(DATA_ROUNDS)),
 }
