@@ -2,7 +2,7 @@
 
 python -m bench.bench_kernels [--family augment] [--quick] [--compile-all] [--json bench/results/kernels-cpu.json]
 
-CPU time, one thread, interleaved A B A B, warm allocator; best, median, quartiles' distance and n per figure. Five
+CPU time, one thread, interleaved A B A B, freed memory kept; best, median, quartiles' distance and n per figure. Five
 minutes on two cores for everything, --quick one. `pytest bench/test_kernels_benchmark.py` times the same cases.
 """
 
@@ -29,11 +29,13 @@ QUICK_ROUNDS = 5
 
 
 def _columns(family: Family, case: Case, dtype: torch.dtype) -> kit.Columns:
-    found: kit.Columns = {name: kit.column(family, case, dtype, name) for name in ("reference", "host")}
+    call = family.make(case, dtype, "cpu")
+    found: kit.Columns = {name: kit.with_tier(call.run, name) for name in ("reference", "host")}
     if family.name == "spectral":
         found |= peers.spectral_forms(case, dtype)
     if family.name == "shake_shake" and not case.options.get("bn"):
-        found |= peers.shake_forms(case, dtype)[0]
+        x1, x2, residual = (leaf.detach() for leaf in call.leaves)
+        found |= peers.shake_forms(x1, x2, residual)
     if family.name == "sgd_ema":
         found |= peers.optimisers(case)
     return found
@@ -82,7 +84,7 @@ def shake_backward_row(case: Case, dtype: torch.dtype, rounds: int) -> dict[str,
     for got, want in zip(_host.combine_backward(grad, beta), reference.combine_backward(grad, beta), strict=True):
         if not error_ratio(got, want) <= 1e-3:
             raise kit.GateError(f"shake_shake backward {dtype} disagrees with its reference")
-    columns: kit.Columns = {"host": lambda: _host.combine_backward(grad, beta), **peers.shake_forms(case, dtype)[1]}
+    columns: kit.Columns = {"host": lambda: _host.combine_backward(grad, beta), **peers.shake_backward_forms(grad)}
     times = interleaved(columns, rounds, slice_s=SLICE_S)
     name = f"{case.name} backward"
     return {"family": "shake_shake", "case": name, "dtype": str(dtype).removeprefix("torch."), **_figures(times)}
@@ -119,6 +121,7 @@ def table(report: dict[str, Any]) -> str:
 
 def report(family: str | None, quick: bool, compile_all: bool) -> dict[str, Any]:
     """{"benchmark": "kernels", fingerprint, environment, rows}."""
+    warm = kit.keep_memory()
     rounds, rows = QUICK_ROUNDS if quick else ROUNDS, []
     for each, case, dtype in kit.real_cases(family):
         rows.append(measure(each, case, dtype, rounds, not quick and (compile_all or kit.is_first(each, case, dtype))))
@@ -127,9 +130,10 @@ def report(family: str | None, quick: bool, compile_all: bool) -> dict[str, Any]
         print(".", end="", file=sys.stderr, flush=True)
     if not quick:
         torchvision_rows(rows)
+    kept = "freed memory kept" if warm else "allocator as it is"
     environment = {
         "isa": hostlib.module().isa(),
-        "method": f"CPU time, one thread, interleaved, best of {rounds}, warm allocator",
+        "method": f"CPU time, one thread, interleaved, best of {rounds}, {kept}",
         "copy_gb_per_s": round(roof.copy_bytes_per_s("cpu") / 1e9, 2),
         **peers.absent_peers(),
     }

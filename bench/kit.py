@@ -1,10 +1,11 @@
 """What the two kernel benchmarks share: the real cases, the correctness gate that comes first, and the columns.
 
-Every column is a call on inputs of its own; its kernel tier is set inside the call, so that columns can be interleaved.
+A column sets its kernel tier inside the call, so that columns can be interleaved.
 """
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,16 @@ COMPILE_LIMIT_S = 60
 
 class GateError(RuntimeError):
     """A tier disagrees with the reference: no speed is reported for it."""
+
+
+def keep_memory() -> bool:
+    """Tell glibc to hand no freed memory back: a page that is faulted in again costs more than what is timed here.
+
+    Without it, whether a call pays for its pages hangs on what other columns have freed before. False elsewhere.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim_threshold, mmap_max = -1, -4
+    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
 
 
 def real_cases(only: str | None = None) -> Iterator[tuple[Family, Case, torch.dtype]]:
@@ -57,19 +68,20 @@ def _output(family: Family, case: Case, dtype: torch.dtype, name: str, device: s
 
 def column(family: Family, case: Case, dtype: torch.dtype, name: str, device: str = "cpu") -> Callable[[], None]:
     """The family's public function on the tier ``name``, without gradients."""
-    return _with_tier(family.make(case, dtype, device).run, name)
+    return with_tier(family.make(case, dtype, device).run, name)
 
 
 def compiled(family: Family, case: Case, dtype: torch.dtype, device: str = "cpu") -> tuple[Callable[[], None], float]:
     """torch.compile of the reference, already run once, and the seconds that took."""
     torch._dynamo.reset()
-    run = _with_tier(torch.compile(family.make(case, dtype, device).run), "reference")
+    run = with_tier(torch.compile(family.make(case, dtype, device).run), "reference")
     start = time.perf_counter()
     run()
     return run, time.perf_counter() - start
 
 
-def _with_tier(call: Callable[[], Any], name: str) -> Callable[[], None]:
+def with_tier(call: Callable[[], Any], name: str) -> Callable[[], None]:
+    """``call`` on the tier ``name``, without gradients."""
     with tier.using(name):
         chosen = tier.snapshot()
 

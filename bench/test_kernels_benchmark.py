@@ -42,6 +42,7 @@ def _rows() -> Iterator[Any]:
 def _one_thread() -> Iterator[None]:
     before, chosen = torch.get_num_threads(), tier.snapshot()
     torch.set_num_threads(1)
+    kit.keep_memory()
     yield
     torch.set_num_threads(before)
     tier.restore(chosen)
