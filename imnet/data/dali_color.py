@@ -130,13 +130,6 @@ def equalize_on_device(image: torch.Tensor) -> torch.Tensor:
     return even[0].permute(1, 2, 0).to(torch.uint8).contiguous()
 
 
-def rounded(x: Node) -> Node:
-    """Rounded to uint8, halves to even."""
-    up = dm.floor(x + 0.5)
-    odd = up - 2.0 * dm.floor(up * 0.5)
-    return _levels(up - odd * _float(up - x == 0.5))
-
-
 def _levels(x: Node) -> Node:
     """Truncated to uint8."""
     whole = fn.cast(dm.floor(dm.clamp(x, 0.0, 255.0)), dtype=types.DALIDataType.UINT8)

@@ -10,7 +10,7 @@ import numpy as np
 from nvidia.dali import Pipeline, pipeline_def, types
 
 from imnet.augmentation import Augment
-from imnet.data.dali_color import Node, color_jitter, fn, rounded, trivial_augment
+from imnet.data.dali_color import Node, color_jitter, fn, trivial_augment
 from imnet.data.dali_feeds import HUE, Feed, Feeds, Values
 from imnet.data.dali_pictures import box_resize, box_resize_on_device
 
@@ -131,7 +131,9 @@ def _resized(x: Node, plan: Plan, p: Mapping[str, Node], side: tuple[int, int]) 
         x, resize_y=side[0], resize_x=side[1], roi_start=p["part_at"], roi_end=p["part_end"], interp_type=LINEAR,
         antialias=True, dtype=types.DALIDataType.FLOAT,
     )  # fmt: skip
-    return rounded(x * _on_device(p["lack_y"], plan) * _on_device(p["lack_x"], plan))
+    # The cast rounds; halves may go to another neighbour than ours, which go to the even one.
+    lack = _on_device(p["lack_y"], plan) * _on_device(p["lack_x"], plan)
+    return fn.reshape(fn.cast(x * lack, dtype=types.DALIDataType.UINT8), layout="HWC")
 
 
 def _cropped(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:
