@@ -14,16 +14,18 @@ struct Words {
   uint32_t w[4];
 };
 
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u, kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
+
 IMNET_HD Words philox4x32(Words counter, uint32_t k0, uint32_t k1) {
   uint32_t c0 = counter.w[0], c1 = counter.w[1], c2 = counter.w[2], c3 = counter.w[3];
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
+    const uint64_t p0 = uint64_t(c0) * kPhiloxM0, p1 = uint64_t(c2) * kPhiloxM1;
     c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
     c1 = uint32_t(p1);
     c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
     c3 = uint32_t(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
   }
   return Words{{c0, c1, c2, c3}};
 }
@@ -53,21 +55,33 @@ IMNET_HD Words draw(uint64_t id, const AugmentParams& p, uint32_t epoch, uint32_
   return philox4x32(Words{{uint32_t(id), uint32_t(id >> 32), epoch, stream}}, uint32_t(p.seed), uint32_t(p.seed >> 32));
 }
 
-IMNET_HD Choice choose(uint64_t id, const AugmentParams& p) {
+// Which streams a call draws from.
+IMNET_HD bool draws_crop(const AugmentParams& p) { return p.pad_px > 0 || p.hflip == kFlipRandom; }
+IMNET_HD bool draws_phase(const AugmentParams& p) { return p.hflip == kFlipAlternating; }
+IMNET_HD bool draws_box(const AugmentParams& p) { return p.cutout_px > 0; }
+
+// The choices that a sample's draws mean; a stream that is not drawn from is not read.
+IMNET_HD Choice choice_of(const Words& crop, const Words& phase, const Words& box, const AugmentParams& p) {
   Choice c{-p.pad_px, -p.pad_px, 0, 0, 0};
-  if (p.pad_px > 0 || p.hflip == kFlipRandom) {
-    const Words r = draw(id, p, p.epoch, kStreamCropFlip);
-    c.oy += uniform_below(r.w[0], 2 * p.pad_px + 1);
-    c.ox += uniform_below(r.w[1], 2 * p.pad_px + 1);
-    c.flip = p.hflip == kFlipRandom && uint64_t(r.w[2]) < p.flip_threshold;
+  if (draws_crop(p)) {
+    c.oy += uniform_below(crop.w[0], 2 * p.pad_px + 1);
+    c.ox += uniform_below(crop.w[1], 2 * p.pad_px + 1);
+    c.flip = p.hflip == kFlipRandom && uint64_t(crop.w[2]) < p.flip_threshold;
   }
-  if (p.hflip == kFlipAlternating) c.flip = int32_t((draw(id, p, 0, kStreamFlipPhase).w[0] + p.epoch) & 1u);
-  if (p.cutout_px > 0) {
-    const Words r = draw(id, p, p.epoch, kStreamCutout);
-    c.y0 = uniform_below(r.w[0], p.box_num_y) + p.box_first_y;
-    c.x0 = uniform_below(r.w[1], p.box_num_x) + p.box_first_x;
+  if (draws_phase(p)) c.flip = int32_t((phase.w[0] + p.epoch) & 1u);
+  if (draws_box(p)) {
+    c.y0 = uniform_below(box.w[0], p.box_num_y) + p.box_first_y;
+    c.x0 = uniform_below(box.w[1], p.box_num_x) + p.box_first_x;
   }
   return c;
+}
+
+IMNET_HD Choice choose(uint64_t id, const AugmentParams& p) {
+  Words crop{}, phase{}, box{};
+  if (draws_crop(p)) crop = draw(id, p, p.epoch, kStreamCropFlip);
+  if (draws_phase(p)) phase = draw(id, p, 0, kStreamFlipPhase);
+  if (draws_box(p)) box = draw(id, p, p.epoch, kStreamCutout);
+  return choice_of(crop, phase, box, p);
 }
 
 // Reflection without the edge, for indices in -(size - 1) .. 2 (size - 1).

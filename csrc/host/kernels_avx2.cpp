@@ -1,4 +1,5 @@
 // AVX2, FMA and F16C (Haswell and Zen on). Headers first: nothing of theirs may be built for this target.
+#include "../common/choices.h"
 #include "kernels.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -26,6 +27,16 @@ inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+
+typedef __m256i U;
+constexpr int UL = 4;
+inline U set1_u(uint32_t v) { return _mm256_set1_epi64x(v); }
+inline U load_u(const uint64_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void store_u(uint64_t* p, U v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline U and_u(U a, U b) { return _mm256_and_si256(a, b); }
+inline U xor_u(U a, U b) { return _mm256_xor_si256(a, b); }
+inline U high_u(U a) { return _mm256_srli_epi64(a, 32); }
+inline U mul32(U a, U b) { return _mm256_mul_epu32(a, b); }
 
 inline V load(F32, const float* p) { return _mm256_loadu_ps(p); }
 inline V load(BF16, const uint16_t* p) {
@@ -60,9 +71,11 @@ inline void reverse16(const uint8_t* src, uint8_t* dst, __m128i order) {
 
 #include "augment.inl"
 #include "elementwise.inl"
+#include "philox.inl"
 #include "spectral.inl"
 
-const Kernels table = {"avx2", augment_image, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward, sgd_ema};
+const Kernels table = {"avx2", false, augment_image, philox, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward,
+                       sgd_ema};
 }  // namespace
 }  // namespace imnet
 

@@ -1,4 +1,5 @@
 // The portable baseline: four floats of the compiler's vector extension (SSE2 on x86-64, NEON on arm64), and the choice.
+#include "../common/choices.h"
 #include "kernels.h"
 
 #include <cstdint>
@@ -17,6 +18,16 @@ inline V add(V a, V b) { return a + b; }
 inline V sub(V a, V b) { return a - b; }
 inline V mul(V a, V b) { return a * b; }
 inline V fma(V a, V b, V c) { return a * b + c; }
+
+typedef uint64_t U;  // one counter at a time: neither SSE2 nor NEON has the product for more
+constexpr int UL = 1;
+inline U set1_u(uint32_t v) { return v; }
+inline U load_u(const uint64_t* p) { return *p; }
+inline void store_u(uint64_t* p, U v) { *p = v; }
+inline U and_u(U a, U b) { return a & b; }
+inline U xor_u(U a, U b) { return a ^ b; }
+inline U high_u(U a) { return a >> 32; }
+inline U mul32(U a, U b) { return a * b; }
 
 inline V load(F32, const float* p) {
   V v;
@@ -37,11 +48,14 @@ inline void store(F16, uint16_t* p, V v) {
 
 #include "augment.inl"
 #include "elementwise.inl"
+#include "philox.inl"
 #include "spectral.inl"
 
-const Kernels table = {"base", augment_image, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward, sgd_ema};
+const Kernels table = {"base", false, augment_image, philox, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward,
+                       sgd_ema};
 
 const Kernels* best() {
+  if (const Kernels* k = kernels_avx512bf16()) return k;
   if (const Kernels* k = kernels_avx512()) return k;
   if (const Kernels* k = kernels_avx2()) return k;
   return &table;
@@ -58,7 +72,7 @@ const Kernels& kernels() {
 }
 
 bool force_isa(const char* name) {
-  const Kernels* const all[] = {kernels_base(), kernels_avx2(), kernels_avx512()};
+  const Kernels* const all[] = {kernels_base(), kernels_avx2(), kernels_avx512(), kernels_avx512bf16()};
   if (std::strcmp(name, "auto") == 0) chosen = best();
   for (const Kernels* k : all) {
     if (k != nullptr && std::strcmp(k->name, name) == 0) chosen = k;

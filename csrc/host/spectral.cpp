@@ -10,7 +10,6 @@ namespace imnet {
 namespace {
 
 constexpr int64_t kPieceElements = 1 << 17;
-constexpr int kWindowBytes = 128;
 
 int symmetry_class(int k) { return k % 2 ? 2 : (k % 4 == 0 ? 0 : 1); }
 
@@ -22,23 +21,28 @@ struct Plan {
   std::vector<uint8_t> shuffle;
 };
 
-void add_coefficients(Plan& p, const std::vector<int32_t>& bands) {
+// 2 cos(pi m / (2 s)) for m = 0 .. 4 s - 1, made once per r.
+const std::vector<double>& cosines(int s) {
+  auto make = [](int size) {
+    std::vector<double> table(4 * size_t(size));
+    for (size_t m = 0; m < table.size(); ++m) table[m] = 2.0 * std::cos(M_PI * double(m) / (2.0 * size));
+    return table;
+  };
+  static const std::vector<double> four = make(4), sixteen = make(16), thirty_six = make(36);
+  return s == 4 ? four : (s == 16 ? sixteen : thirty_six);
+}
+
+void add_coefficients(Plan& p, const std::vector<int32_t>& bands, float unit) {
   const int s = p.plan.s;
+  const std::vector<double>& table = cosines(s);
   for (int kind = 0; kind < 3; ++kind) {
-    std::vector<int> members;
-    for (int i = 0; i < int(bands.size()); ++i) {
-      if (symmetry_class(bands[i]) == kind) members.push_back(i);
-    }
-    p.plan.num_bands[kind] = int(members.size());
-    p.order.insert(p.order.end(), members.begin(), members.end());
     const int folded = kind == 2 ? s / 2 : s / 4;
-    for (size_t first = 0; first < members.size(); first += 4) {
+    for (int i = 0; i < int(bands.size()); ++i) {
+      if (symmetry_class(bands[i]) != kind) continue;
+      ++p.plan.num_bands[kind];
+      p.order.push_back(i);
       for (int phase = 0; phase < folded; ++phase) {
-        for (size_t q = first; q < first + 4; ++q) {
-          const int k = q < members.size() ? bands[members[q]] : -1;
-          const double angle = M_PI * double(k * (2 * phase + 1) % (4 * s)) / (2.0 * s);
-          p.coefficients.push_back(k < 0 ? 0.0f : float(2.0 * std::cos(angle)));
-        }
+        p.coefficients.push_back(unit * float(table[bands[i] * (2 * phase + 1) % (4 * s)]));
       }
     }
   }
@@ -58,26 +62,35 @@ void add_patterns(Plan& p, const SpectralCall& call, int period) {
   }
 }
 
-void add_shuffle(Plan& p, int channels) {
-  const int r = p.plan.r;
+// The 16-bit lanes 2 t and 2 t + 1 get phases j0 and j1 of element c0 + t; false where a window does not hold them.
+bool add_shuffle(Plan& p, int channels) {
+  const int r = p.plan.r, limit = r == 2 ? 64 : 128;
+  p.shuffle.assign(size_t(channels) * r * 64, 0);
   for (int c0 = 0; c0 < channels; ++c0) {
-    for (int j = 0; j < r; ++j) {
-      for (int t = 0; t < 16; ++t) {
-        const int offset = (((c0 + t) / channels) * r + j) * channels + (c0 + t) % channels;
-        if (offset >= kWindowBytes) return p.shuffle.clear();
-        p.shuffle.push_back(uint8_t(offset));
-      }
+    for (int lane = 0; lane < r * 32; ++lane) {
+      const int pair = lane / 32, t = lane / 2 % 16, j = pair / 2 * 2 + (pair + lane) % 2;
+      const int offset = ((c0 + t) / channels * r + j) * channels + (c0 + t) % channels;
+      if (offset >= limit) return false;
+      p.shuffle[size_t(c0 * r * 32 + lane) * 2] = uint8_t(offset);
     }
   }
+  return true;
 }
 
-Plan make_plan(const SpectralCall& call, int period) {
+bool finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+Plan make_plan(const SpectralCall& call, int period, bool has_pairs) {
+  const int64_t out_row = int64_t(call.width) / call.r * period;
   Plan p;
   p.plan.r = call.r;
   p.plan.s = call.r * call.r;
-  add_coefficients(p, call.bands);
+  const bool shaped = call.in_dtype == kU8 && period <= 4 && out_row >= kMaxVector;
+  const bool pairs = has_pairs && shaped && finite(call.scale) && finite(call.shift) && add_shuffle(p, period);
+  if (pairs) p.plan.shuffle = p.shuffle.data();
+  add_coefficients(p, call.bands, pairs ? 1.0f / 65536 : 1.0f);
   if (!call.scale.empty()) add_patterns(p, call, period);
-  if (call.in_dtype == kU8 && period <= 4) add_shuffle(p, period);
   p.plan.coefficient = p.coefficients.data();
   return p;
 }
@@ -104,18 +117,17 @@ int bytes_of(int32_t dtype) { return dtype == kU8 ? 1 : (dtype == kF32 ? 4 : 2);
 void spectral(const SpectralCall& call, int num_threads) {
   check(call);
   const int period = call.channels_last ? call.channels : 1;
-  const Plan p = make_plan(call, period);
+  const Kernels& isa = kernels();
+  const Plan p = make_plan(call, period, isa.phase_pairs);
   const int num_bands = int(call.bands.size()), planes = call.channels_last ? 1 : call.channels;
   const int64_t in_row = int64_t(call.width) * period, out_row = in_row / call.r;
   const int64_t rows = call.height / call.r, lines = call.batch * planes * rows;
   const int64_t band_bytes = lines * out_row * bytes_of(call.out_dtype);
   const uint8_t* images = reinterpret_cast<const uint8_t*>(call.images);
   const uint8_t* end = images + call.batch * planes * call.height * in_row * bytes_of(call.in_dtype);
-  const Kernels& isa = kernels();
   auto body = [&](int64_t first, int64_t last) {
     std::vector<void*> dst(num_bands);
     SpectralPlan plan = p.plan;
-    if (!p.shuffle.empty()) plan.shuffle = p.shuffle.data();
     for (int64_t line = first; line < last; ++line) {
       const int64_t plane = line / rows % planes, floats = plane * num_bands * plan.pattern_floats;
       plan.scale_pattern = p.scale.empty() ? nullptr : p.scale.data() + floats;

@@ -27,33 +27,8 @@ inline void gather_block(const SpectralRow& row, int e0, V* x) {
   }
 }
 
-#if defined(IMNET_WINDOW_SHUFFLE)
-// uint8 with one or three channels: every phase of a block lies inside 128 bytes of each input row.
 template <int S>
-inline void shuffle_block(const SpectralPlan& plan, const SpectralRow& row, int e0, V* x) {
-  constexpr int r = root(S);
-  const int C = row.channels;
-  const uint8_t* window = static_cast<const uint8_t*>(row.src) + int64_t(e0 / C) * r * C;
-  const uint8_t* offsets = plan.shuffle + (e0 % C) * r * 16;
-  const uint8_t* end = static_cast<const uint8_t*>(row.src_end);
-  for (int i = 0; i < r; ++i, window += row.src_row_stride) {
-    uint8_t copy[128];
-    const uint8_t* from = window;
-    if (end - window < 128) {  // near the end of the tensor: read only what is there
-      __builtin_memset(copy, 0, sizeof copy);
-      __builtin_memcpy(copy, window, size_t(end - window));
-      from = copy;
-    }
-    for (int j = 0; j < r; ++j) x[i * r + j] = gather_window(from, offsets + j * 16);
-  }
-}
-#endif
-
-template <int S>
-inline void load_block(const SpectralPlan& plan, const SpectralRow& row, int e0, V* x) {
-#if defined(IMNET_WINDOW_SHUFFLE)
-  if (plan.shuffle) return shuffle_block<S>(plan, row, e0, x);
-#endif
+inline void load_block(const SpectralRow& row, int e0, V* x) {
   if (row.in_dtype == kU8) {
     gather_block<U8, S>(row, e0, x);
   } else if (row.in_dtype == kF32) {
@@ -70,35 +45,44 @@ struct Block {
   int e0, channel, live;
 };
 
+inline V normalised(const SpectralPlan& plan, int band, const Block& block, V value) {
+  if (!plan.scale_pattern) return value;
+  const int64_t at = int64_t(band) * plan.pattern_floats + block.channel;
+  return fma(value, load(F32(), plan.scale_pattern + at), load(F32(), plan.shift_pattern + at));
+}
+
 template <class E>
 inline void put_band(const SpectralPlan& plan, const SpectralRow& row, int band, const Block& block, V value) {
   typename E::T* dst = static_cast<typename E::T*>(row.dst[band]) + block.e0;
-  if (plan.scale_pattern) {
-    const int64_t at = int64_t(band) * plan.pattern_floats + block.channel;
-    value = fma(value, load(F32(), plan.scale_pattern + at), load(F32(), plan.shift_pattern + at));
-  }
+  value = normalised(plan, band, block, value);
   if (block.live == VL) return store(E(), dst, value);
   typename E::T lane[VL];
   store(E(), lane, value);
   for (int t = 0; t < block.live; ++t) dst[t] = lane[t];
 }
 
-// Four bands at a time over the N folded phases of one symmetry class; N is constant, so that the products unroll.
+// G bands over the N folded phases of one symmetry class: independent sums hide the multiplier's latency.
+template <int N, int G>
+IMNET_INLINE void sum_group(const V* folded, const float* coefficient, V* sum) {
+  for (int g = 0; g < G; ++g) sum[g] = mul(folded[0], set1(coefficient[g * N]));
+  for (int p = 1; p < N; ++p) {
+    for (int g = 0; g < G; ++g) sum[g] = fma(folded[p], set1(coefficient[g * N + p]), sum[g]);
+  }
+}
+
 template <class E, int N>
 inline void put_class(const SpectralPlan& plan, const SpectralRow& row, const V* folded, int num_bands,
                       const float*& coefficient, int& band, const Block& block) {
-  for (int done = 0; done < num_bands; done += 4, coefficient += 4 * N) {
-    V a = zero(), b = zero(), c = zero(), d = zero();
-    for (int p = 0; p < N; ++p) {
-      a = fma(folded[p], set1(coefficient[4 * p]), a);
-      b = fma(folded[p], set1(coefficient[4 * p + 1]), b);
-      c = fma(folded[p], set1(coefficient[4 * p + 2]), c);
-      d = fma(folded[p], set1(coefficient[4 * p + 3]), d);
-    }
-    put_band<E>(plan, row, band++, block, a);
-    if (done + 1 < num_bands) put_band<E>(plan, row, band++, block, b);
-    if (done + 2 < num_bands) put_band<E>(plan, row, band++, block, c);
-    if (done + 3 < num_bands) put_band<E>(plan, row, band++, block, d);
+  constexpr int kGroup = N < 4 ? N : 4;
+  V sum[kGroup];
+  int left = num_bands;
+  for (; left >= kGroup; left -= kGroup, coefficient += kGroup * N) {
+    sum_group<N, kGroup>(folded, coefficient, sum);
+    for (int g = 0; g < kGroup; ++g) put_band<E>(plan, row, band++, block, sum[g]);
+  }
+  for (; left > 0; --left, coefficient += N) {
+    sum_group<N, 1>(folded, coefficient, sum);
+    put_band<E>(plan, row, band++, block, sum[0]);
   }
 }
 
@@ -106,7 +90,7 @@ template <class E, int S>
 inline void spectral_block(const SpectralPlan& plan, const SpectralRow& row, int e0) {
   constexpr int kHalf = S / 2, kQuarter = S / 4;
   V x[S], sums[kHalf], differences[kHalf], even[kQuarter], odd[kQuarter];
-  load_block<S>(plan, row, e0, x);
+  load_block<S>(row, e0, x);
   for (int p = 0; p < kHalf; ++p) {
     sums[p] = add(x[p], x[S - 1 - p]);
     differences[p] = sub(x[p], x[S - 1 - p]);
@@ -123,8 +107,15 @@ inline void spectral_block(const SpectralPlan& plan, const SpectralRow& row, int
   put_class<E, kHalf>(plan, row, differences, plan.num_bands[2], coefficient, band, block);
 }
 
+#if defined(IMNET_AVX512)
+#include "spectral_pairs.inl"
+#endif
+
 template <class E, int S>
 inline void spectral_blocks(const SpectralPlan& plan, const SpectralRow& row) {
+#if defined(IMNET_AVX512)
+  if (plan.shuffle) return spectral_pairs<E, S>(plan, row);
+#endif
   int e0 = 0;
   for (; e0 + VL <= row.n; e0 += VL) spectral_block<E, S>(plan, row, e0);
   if (e0 == row.n) return;

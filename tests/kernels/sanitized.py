@@ -76,7 +76,7 @@ def sgd(rng: random.Random) -> None:
 
 def main() -> None:
     rng, calls = random.Random(11), 0
-    for isa in ("base", "avx2", "avx512"):
+    for isa in ("base", "avx2", "avx512", "avx512bf16"):
         try:
             _host.force_isa(isa)
         except ValueError:

@@ -43,7 +43,7 @@ def guarded(values: torch.Tensor) -> torch.Tensor:
     return flat.view(values.shape).copy_(values)
 
 
-@pytest.fixture(params=["base", "avx2", "avx512"])
+@pytest.fixture(params=["base", "avx2", "avx512", "avx512bf16"])
 def isa(request):
     try:
         host.force_isa(request.param)

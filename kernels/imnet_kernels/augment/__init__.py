@@ -64,6 +64,8 @@ def augment(
         _check_out(out, store, ids, dtype)
         # A data loop's path: no op, no copy.
         return op.implementation(store.device.type)(*call, out=out)
+    if store.device.type == "cpu" and type(store) is Tensor and op.unobserved():
+        return op.implementation("cpu")(*call)
     return (reference.augment if tier.choose("augment", store.device.type) == "reference" else op.call)(*call)
 
 
@@ -85,13 +87,17 @@ def _check_tensors(store: Tensor, ids: Tensor, sample_ids: Tensor | None) -> Non
             raise TypeError(f"{name} are {got}; allowed torch.int64 (B,) on {store.device}; call .to(store.device)")
     if sample_ids is not None and sample_ids.shape != ids.shape:
         raise ValueError(f"sample_ids have {sample_ids.numel()} entries, ids {ids.numel()}; pass one name per position")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-        # On CUDA this would be a host sync, in a graph a break: there the kernel itself refuses.
+    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling() and not _host_checks():
+        # On CUDA this would be a host sync, in a graph a break: there, and on the host tier, the kernel itself refuses.
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= store.shape[0]:
             raise ValueError(
                 f"ids span {low} .. {high}; allowed 0 .. {store.shape[0] - 1}; pass positions in the store"
             )
+
+
+def _host_checks() -> bool:
+    return tier.choose("augment", "cpu") == "host"
 
 
 def _check_spec(spec: Spec, height: int, width: int, dtype: torch.dtype) -> None:
