@@ -159,7 +159,7 @@ def small_batches(rounds: int) -> list[Row]:
     pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, 28, 28, 1), dtype=np.uint8)
     split = Split(pixels, np.zeros(len(pixels), np.int64))
     theirs = {"torchvision v2, one by one": timed(peers.torchvision(pixels, workers=0))}
-    return compared("28 px -> batch", len(pixels), batches_of(split, "resident"), theirs, max(3, rounds // 3))
+    return compared("28 px -> batch", len(pixels), batches_of(split, "resident"), theirs, max(3, rounds // 2))
 
 
 def store_reads(folder: Path, rounds: int) -> list[Row]:
