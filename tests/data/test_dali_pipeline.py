@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -99,23 +100,31 @@ def num_threads():
     return len(os.listdir("/proc/self/task"))
 
 
+def falls_to(most):
+    """Whether no more threads than that are left soon: the kernel lists one for a moment after it was joined."""
+    until = time.monotonic() + 5
+    while num_threads() > most and time.monotonic() < until:
+        time.sleep(0.01)
+    return num_threads() <= most
+
+
 def test_a_graph_serves_every_epoch_and_ends_with_its_threads_when_left():
     split = pictures(60, 8)
-    pipeline = pipelines.build("dali", split, setting(split, PLAIN, workers=3))
-    gc.collect()  # of earlier tests
-    before = num_threads()
+    pipeline = pipelines.build("dali", split, setting(split, PLAIN, workers=8))
+    gc.collect()
+    before = num_threads() + 3  # the libraries start one or two of their own, which stay
     list(pipeline.epoch(0))
     first = pipeline._idle[True].graph
     kept = num_threads()
-    assert kept >= before + 3
+    assert kept >= before + 5
     want = [x.clone() for x, _ in pipeline.epoch(1)]
     assert pipeline._idle[True].graph is first
-    assert num_threads() <= kept
+    assert falls_to(kept + 3)
     batches = pipeline.epoch(2)
     next(batches)
     del first
     batches.close()
-    assert num_threads() <= before
+    assert falls_to(before)
     assert all(torch.equal(x, y) for (x, _), y in zip(pipeline.epoch(1), want, strict=True))
     two = [pipeline.epoch(1), pipeline.epoch(1)]
     for (x, _), (y, _), z in zip(*two, want, strict=True):
@@ -123,7 +132,7 @@ def test_a_graph_serves_every_epoch_and_ends_with_its_threads_when_left():
         assert torch.equal(y, z)
     del pipeline, two
     gc.collect()
-    assert num_threads() <= before
+    assert falls_to(before)
 
 
 def test_batches_may_grow_and_keep_their_values():
