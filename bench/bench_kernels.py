@@ -31,6 +31,8 @@ QUICK_ROUNDS = 5
 def _columns(family: Family, case: Case, dtype: torch.dtype) -> kit.Columns:
     call = family.make(case, dtype, "cpu")
     found: kit.Columns = {name: kit.with_tier(call.run, name) for name in ("reference", "host")}
+    if family.name == "augment":
+        found |= peers.dali_forms(case, dtype)
     if family.name == "spectral":
         found |= peers.spectral_forms(case, dtype)
     if family.name == "shake_shake" and not case.options.get("bn"):

@@ -109,6 +109,18 @@ def optimisers(case: Case) -> Columns:
     return columns
 
 
+def dali_forms(case: Case, dtype: torch.dtype) -> Columns:
+    """augment by DALI on the CPU, to fp32 and in a bf16 row to fp16 too; none without it or where it cannot."""
+    if not _installed("nvidia.dali"):
+        return {}
+    from . import kernels_dali
+
+    if not kernels_dali.takes(case):
+        return {}
+    wanted = (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.float16)
+    return {name: run for each in wanted for name, run in kernels_dali.augment_column(case, each).items()}
+
+
 def absent_peers() -> dict[str, str]:
     """Peers of the targets that are not installed here: their columns read "not measured"."""
     peers = {"DALI CPU": "nvidia.dali", "ffcv": "ffcv"}
