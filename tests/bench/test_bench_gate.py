@@ -11,6 +11,8 @@ from bench.cli import main
 from bench.fingerprint import differences, fingerprint
 
 SLOWED = Path(__file__).with_name("slowed_probe.py")
+# A loader's score has been seen to differ by half between processes of one build on a crowded machine.
+MARGIN = 0.35
 
 
 def scripted(*takes):
@@ -120,13 +122,13 @@ def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):
 def test_real_scores_pass_the_same_build_and_fail_a_slow_loader_and_a_slow_step(monkeypatch):
     """With a wide margin, since this runs beside other tests; the narrow one is the slow test below."""
     base = {name: [score] for name, score in scores().items()}
-    same = compare.judge(base, lambda names: scores(), 0.6)
+    same = compare.judge(base, lambda names: scores(), MARGIN)
     assert [v.passed for v in same] == [True, True], same
-    slow = scores(slowed=1.5, monkeypatch=monkeypatch, parts="model")
-    assert [v.passed for v in compare.judge(base, lambda names: slow, 0.6)] == [False]
+    slow = scores(slowed=4, monkeypatch=monkeypatch, parts="model")
+    assert [v.passed for v in compare.judge(base, lambda names: slow, MARGIN)] == [False]
     monkeypatch.setenv("IMNET_KERNELS", "reference")
     slow = scores(parts="loader")
-    assert [v.passed for v in compare.judge(base, lambda names: slow, 0.6)] == [False]
+    assert [v.passed for v in compare.judge(base, lambda names: slow, MARGIN)] == [False]
 
 
 @pytest.mark.slow

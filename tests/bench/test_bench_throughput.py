@@ -36,7 +36,7 @@ def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path
     rates = {name: part["images_per_s_by_clock"] for name, part in row["rates"].items()}
     assert set(rates) == set(throughput.PARTS)
     assert all(part["n"] >= 3 and part["images_per_s"] > 0 for part in row["rates"].values())
-    assert rates["end to end"] < 1.3 * min(rates["loader"], rates["model"])
+    assert rates["end to end"] < 1.5 * min(rates["loader"], rates["model"])
     assert row["mfu"] == pytest.approx(row["train_flops_per_image"] * rates["model"] / row["matmul_flops_per_s"])
     assert 0 < row["mfu"] < 1
     assert row["first_step_s"] > 0
