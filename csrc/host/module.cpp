@@ -75,7 +75,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("sgd_ema", &sgd_ema_py, Release());
   bind_box(m);
   m.def("choices", &choices_py, "The shared header's choices for one sample: (dy, dx, flip, y0, x0).");
-  m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use: base, avx2 or avx512.");
+  m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use: base, avx2, avx512 or avx512bf16.");
   m.def("force_isa", [](const std::string& name) {
     if (!force_isa(name.c_str())) throw py::value_error("isa '" + name + "' is not on this machine; allowed auto, " + kernels().name);
   });
