@@ -118,7 +118,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def gpu(data: dict[str, Any]) -> str:
     """What python -m bench.gpu measured, as its own short table."""
-    from . import gpu_table
+    from .gpu import table as gpu_table
 
     parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in data["rows"]:

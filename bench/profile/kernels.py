@@ -100,7 +100,7 @@ def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: 
 
 def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple[float, float]:
     """Seconds on the device without the gaps between launches, on inputs in turn that together exceed the L2 cache."""
-    from ..gpu_timing import num_rotated, replayed_us
+    from ..gpu.timing import num_rotated, replayed_us
 
     calls = [family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))]
     median_us, iqr_us = replayed_us(calls)

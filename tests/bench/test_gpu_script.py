@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, gpu_recipe, gpu_table
-from bench.gpu_parts import PARTS, gpu_test_files
-from bench.gpu_rows import DEVICE_LOST, PartFile, Setting, UnfinishedError, run_tasks
-from bench.gpu_steps import NETS
+from bench.gpu import recipe as gpu_recipe
+from bench.gpu import script as gpu
+from bench.gpu import table as gpu_table
+from bench.gpu.parts import PARTS, gpu_test_files
+from bench.gpu.rows import DEVICE_LOST, PartFile, Setting, UnfinishedError, run_tasks
+from bench.gpu.steps import NETS
 from imnet.models.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +152,7 @@ def test_a_part_beyond_its_time_is_ended_with_what_it_started(tmp_path, monkeypa
 
 
 def test_a_device_that_is_lost_ends_the_process_for_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.gpu_rows.clean_up", lambda device: False)
+    monkeypatch.setattr("bench.gpu.rows.clean_up", lambda device: False)
     tasks = [("row", "cuda", lambda: {"us": 1.0}), ("next", "cuda", lambda: pytest.fail("begun"))]
     assert run_tasks(part_file(tmp_path), tasks, setting(tmp_path)) == DEVICE_LOST
     assert [r["name"] for r in part_file(tmp_path).rows] == ["row"]
@@ -169,7 +171,7 @@ def test_a_library_older_than_its_sources_is_not_built(tmp_path, monkeypatch):
     import torch
     from imnet_kernels import build
 
-    from bench.gpu_parts import built
+    from bench.gpu.parts import built
 
     monkeypatch.setattr(build, "PACKAGE", tmp_path)
     monkeypatch.setattr(build, "csrc", lambda: ROOT / "csrc")

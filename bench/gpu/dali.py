@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .gpu_rows import Setting, Task
+from .rows import Setting, Task
 
 ROUNDS, CALLS = 7, 50
 

@@ -14,7 +14,7 @@ from imnet_kernels import tier
 from imnet_kernels.family import Call, Case, Family, error_ratio, families
 from torch import Tensor
 
-from .gpu_rows import Setting, Task
+from .rows import Setting, Task
 
 NUM_SUMS_FROM = 4
 """Outputs from here on are sums over a batch, which gather more rounding: four times the tolerance."""
@@ -46,7 +46,7 @@ def tasks(setting: Setting) -> Iterator[Task]:
     for family, name in _tiers(setting):
         case = next(c for c in family.cases if not c.real)
         yield f"{family.name} {case.name} compiled", name, _compiled_work(family, case, name, setting)
-    from .gpu_opcheck import tasks as opcheck_tasks
+    from .opcheck import tasks as opcheck_tasks
 
     yield from opcheck_tasks(setting)
 

@@ -36,12 +36,12 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(f) for f in (HERE.parent / "kernels",) if f.is_dir()]
+BENCH = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
-from . import gpu_table  # noqa: E402
-from .gpu_parts import PARTS, ROOT, built, environment, tasks_of  # noqa: E402
-from .gpu_rows import DEVICE_LOST, PartFile, Setting, fingerprint, run_tasks  # noqa: E402
+from . import table  # noqa: E402
+from .parts import PARTS, ROOT, built, environment, tasks_of  # noqa: E402
+from .rows import DEVICE_LOST, PartFile, Setting, fingerprint, run_tasks  # noqa: E402
 
 MAX_STARTS = 6
 GRACE_S = 45
@@ -107,7 +107,7 @@ def worker(values: argparse.Namespace) -> int:
 
 def start_worker(part: str, values: argparse.Namespace, share_s: float, limit_s: float) -> int | None:
     """Exit code of a part's process; None where it had to be ended."""
-    command = [sys.executable, "-m", f"{__package__}.gpu", "--worker", part, "--budget", f"{max(1.0, share_s):.0f}"]
+    command = [sys.executable, "-m", str(__package__), "--worker", part, "--budget", f"{max(1.0, share_s):.0f}"]
     command += ["--out", str(values.out), "--runs", str(values.runs)]
     command += ["--dry"] if values.dry else []
     command += ["--data-dir", values.data_dir] if values.data_dir else []
@@ -178,7 +178,7 @@ def run(values: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     values = parse(argv)
     if values.merge:
-        gpu_table.merge(*values.merge)
+        table.merge(*values.merge)
         print(f"wrote {values.merge[1]}")
         return 0
     values.out = values.out.resolve()
@@ -192,9 +192,5 @@ def main(argv: list[str] | None = None) -> int:
         print("bench.gpu: got no CUDA GPU; allowed: a machine with one; or prove the parts with --dry", file=sys.stderr)
         return 69
     run(values)
-    print(gpu_table.table(gpu_table.read(values.out)))
+    print(table.table(table.read(values.out)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

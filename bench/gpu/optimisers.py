@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .gpu_rows import Setting, Task
+from .rows import Setting, Task
 
 if TYPE_CHECKING:
-    from .gpu_kernels import Job
+    from .kernels import Job
 
 
 def step_of(shapes: tuple[tuple[int, ...], ...], form: str, device: str) -> Callable[[], None]:
@@ -31,7 +31,7 @@ def step_of(shapes: tuple[tuple[int, ...], ...], form: str, device: str) -> Call
 
 def tasks(job: Job, setting: Setting) -> Iterator[Task]:
     """foreach and fused, each with the average as one more foreach pass."""
-    from .gpu_kernels import measured
+    from .kernels import measured
 
     for form in ("foreach", "fused"):
 

@@ -1,7 +1,7 @@
 """A published recipe in full on this GPU: fashion-mnist/wrn28_10, 200 epochs, over as many calls as it takes.
 
 The run is the trainer's own, in a process that is asked to stop (SIGTERM) when the time is up; the next call with the
-same --runs goes on from its checkpoint. `python -m bench.gpu_recipe RECIPE FOLDER` is that process.
+same --runs goes on from its checkpoint. `python -m bench.gpu.recipe RECIPE FOLDER` is that process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .gpu_rows import Setting, Task, UnfinishedError
+from .rows import Setting, Task, UnfinishedError
 
 RECIPE = "fashion-mnist/wrn28_10"
 STOP_S = 25
@@ -58,9 +58,9 @@ def _data_dir(setting: Setting) -> str | None:
 
 def _run(name: str, folder: Path, graphs: bool, setting: Setting) -> tuple[int, str]:
     """(exit code, last line of its error output) of the training process."""
-    from .gpu_parts import environment
+    from .parts import environment
 
-    command = [sys.executable, "-m", f"{__package__}.gpu_recipe", name, str(folder)]
+    command = [sys.executable, "-m", f"{__package__}.recipe", name, str(folder)]
     command += ["--graphs"] if graphs else []
     command += ["--small"] if setting.dry else ["--data-dir", str(_data_dir(setting))]
     env = environment(False)

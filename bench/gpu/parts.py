@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .gpu_rows import Setting, Task
+from .rows import Setting, Task
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Name -> (share of the budget, module that holds its tasks). Unused time goes to the parts that follow.
 PARTS: dict[str, tuple[float, str]] = {
-    "build": (0.12, "gpu_parts"),
-    "checks": (0.14, "gpu_check"),
-    "kernels": (0.18, "gpu_kernels"),
-    "steps": (0.34, "gpu_steps"),
-    "tests": (0.08, "gpu_parts"),
-    "recipe": (0.50, "gpu_recipe"),
-    "dali": (0.04, "gpu_dali"),
+    "build": (0.12, "parts"),
+    "checks": (0.14, "check"),
+    "kernels": (0.18, "kernels"),
+    "steps": (0.34, "steps"),
+    "tests": (0.08, "parts"),
+    "recipe": (0.50, "recipe"),
+    "dali": (0.04, "dali"),
 }
 NUM_FAILURES_SHOWN = 12
 NOTHING_COLLECTED = 5
@@ -35,7 +35,7 @@ NOTHING_COLLECTED = 5
 def tasks_of(part: str, setting: Setting) -> Iterator[Task]:
     """The rows of a part, each with the work that measures it."""
     module = importlib.import_module(f".{PARTS[part][1]}", __package__)
-    return getattr(module, f"{part}_tasks" if PARTS[part][1] == "gpu_parts" else "tasks")(setting)
+    return getattr(module, f"{part}_tasks" if PARTS[part][1] == "parts" else "tasks")(setting)
 
 
 def environment(dry: bool) -> dict[str, str]:

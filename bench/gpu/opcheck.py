@@ -13,7 +13,7 @@ from imnet_kernels.sgd_ema.op import sgd_ema_op
 from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
 from imnet_kernels.spectral.op import spectral_op
 
-from .gpu_rows import Setting, Task
+from .rows import Setting, Task
 
 USUAL = ("test_schema", "test_autograd_registration", "test_faketensor")
 AOT = "test_aot_dispatch_dynamic"

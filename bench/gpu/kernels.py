@@ -16,8 +16,8 @@ from imnet_kernels import tier
 from imnet_kernels.family import Call, Case, Family, families
 from torch import Tensor
 
-from . import gpu_timing as timing
-from .gpu_rows import Setting, Task, one_line
+from . import timing
+from .rows import Setting, Task, one_line
 
 BF16, FP32 = torch.bfloat16, torch.float32
 CROP = {"pad_px": 4, "hflip": "random", "cutout_px": 16}
@@ -95,7 +95,7 @@ def tasks(setting: Setting) -> Iterator[Task]:
         for variant in variants:
             yield job.name, variant, _work(job, by_name[job.family], variant, setting)
         if job.family == "sgd_ema":
-            from .gpu_optimisers import tasks as optimiser_tasks
+            from .optimisers import tasks as optimiser_tasks
 
             yield from optimiser_tasks(job, setting)
     for job in _compiled_jobs(setting.dry):

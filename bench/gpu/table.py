@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from .gpu_parts import PARTS
-from .gpu_rows import Row
+from .parts import PARTS
+from .rows import Row
 
 MAX_LINES = 60
 NOT_MEASURED = "not measured"

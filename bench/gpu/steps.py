@@ -21,8 +21,8 @@ from imnet.models import build
 from imnet.recipe import SGD, Augment, Constant, Data, Recipe
 from imnet.step import Batch, TrainStep
 
-from . import gpu_timing as timing
-from .gpu_rows import Setting, Task
+from . import timing
+from .rows import Setting, Task
 
 WINDOWS, WINDOW_STEPS, WARM_STEPS = 7, 10, 5
 STORED_IMAGES = 8192
