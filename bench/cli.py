@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,10 @@ def _save(path: Path, report: dict[str, Any], measure: Measure) -> None:
     from . import compare
 
     print(f"scores for the gate: {compare.SAVE_ATTEMPTS} measurements of each", flush=True)
-    report["gate"] = compare.keep(measure)
+    load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
+    if load > 1.5 * cores:
+        print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
+    report["gate"], report["load"] = compare.keep(measure), load
     _write(path, report)
     for name, entry in report["gate"].items():
         print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
