@@ -48,6 +48,8 @@ def fashion_mnist(request: Request) -> DataSet:
     if request.data_dir is not None and is_store(request.data_dir):
         stored = load_named(request.data_dir, "fashion-mnist")
         train, test = stored.train, stored.test
+        assert isinstance(train, Split), "without image_px a store of encoded pictures is refused"
+        assert isinstance(test, Split), "as above"
     else:
         train, test = read_official(find(request.data_dir) or _download(request))
     if split == "custom":

@@ -46,7 +46,9 @@ def build(kind: str, split: AnySplit, setting: Setting) -> Pipeline:
 
         return Plain(split, setting)
     if kind == "dali":
-        from imnet.data.dali import Dali
-
+        try:
+            from imnet.data.dali import Dali
+        except ImportError as error:
+            raise DeviceError(f"NVIDIA DALI does not load: {error}", hint="pip install -U 'imnet[dali]'") from error
         return Dali(split, setting)
     raise UsageError(f"got --pipeline {kind}; allowed: auto, {', '.join(KINDS)}")
