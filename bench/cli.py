@@ -76,7 +76,6 @@ def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measur
 
 def _choose_kernels() -> None:
     """$IMNET_KERNELS decides the tiers, and a wrong or missing one is said now."""
-    import os
 
     from imnet_kernels import tier
 
