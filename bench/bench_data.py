@@ -40,6 +40,7 @@ from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import open_store, split_path
 
 from . import data_peers as peers
+from . import kit
 from .timing import Timing, cpu_seconds, machine
 
 _STORE_IMAGES, _SIDE = 8192, 64
@@ -131,7 +132,8 @@ def batches_of(split: Split, kind: str) -> Clock:
 
 
 def batches(folder: Path, ffcv: str | None, rounds: int) -> list[Row]:
-    """Packed 64 px -> batches by the host pipeline, against every peer that is here."""
+    """Packed 64 px -> batches by the host pipeline, against every peer that is here; eager code, whose images lie in
+    memory, also against the resident pipeline."""
     pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, _SIDE, _SIDE, 3), dtype=np.uint8)
     store = open_store(split_path(store_of(pixels, folder), "train"))
     split = Split(store.images(), store.labels)
@@ -150,6 +152,8 @@ def batches(folder: Path, ffcv: str | None, rounds: int) -> list[Row]:
         peer = peers.Ffcv(ffcv, pixels, folder)
         rows = compared(row, count, ours, {**quick, "ffcv": peer.seconds}, rounds)
         peer.close()
+    resident = batches_of(Split(pixels, store.labels), "resident")
+    rows += compared("64 px in memory -> batch", count, resident, {"eager, batched": quick["eager, batched"]}, rounds)
     slow = {"torchvision v2, 2 workers": timed(peers.torchvision(pixels), children=True)}
     return [*rows, *absent, *compared(row, count, ours, slow, max(3, rounds // 3))]
 
@@ -273,6 +277,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[Row]:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
+    kit.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = run(args, Path(folder))
     if args.json is not None:
