@@ -8,7 +8,7 @@ Processor time, all threads and workers included, one thread; the sides alternat
 pixels (the gate), or nothing is timed. A ratio is the peer's time over ours in one round: median, quartile distance,
 and the ratio of the best times. What is not installed here is "not measured".
 
-JSON: {"benchmark": "data", "machine": {...}, "rows": [{"row", "peer", "images", "ours": Timing, "theirs": Timing or
+JSON: {"benchmark": "data", "fingerprint": {...}, "rows": [{"row", "peer", "images", "ours": Timing, "theirs": Timing or
 null, "ratio_median", "ratio_iqr", "ratio_best", "n", "why": reason where not measured}]}, times in seconds a call.
 """
 
@@ -41,7 +41,8 @@ from imnet.data.store import open_store, split_path
 
 from . import data_peers as peers
 from . import kit
-from .timing import Timing, cpu_seconds, machine
+from .fingerprint import fingerprint
+from .timing import Timing, cpu_seconds
 
 _STORE_IMAGES, _SIDE = 8192, 64
 _READ_BATCHES = 40
@@ -281,7 +282,10 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = run(args, Path(folder))
     if args.json is not None:
-        report = {"benchmark": "data", "machine": machine(), "rows": [asdict(row) for row in rows]}
+        found = fingerprint("bf16", args.rounds)
+        if args.ffcv is not None:
+            found["versions"]["ffcv"] = peers.version("ffcv", args.ffcv)
+        report = {"benchmark": "data", "fingerprint": found, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

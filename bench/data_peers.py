@@ -175,3 +175,9 @@ class Ffcv:
 def has(module: str) -> bool:
     parent = module.split(".")[0]
     return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(module) is not None
+
+
+def version(name: str, python: str) -> str:
+    """The version of a package that another interpreter has."""
+    code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+    return subprocess.run([python, "-c", code, name], check=True, capture_output=True, text=True).stdout.strip()

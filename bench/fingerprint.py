@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PEERS = ("timm", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PEERS = ("timm", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:

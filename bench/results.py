@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import result_tables as tables
+from .fingerprint import PEERS
 from .fingerprint import text as machine_text
 from .result_tables import NOT_MEASURED, table
 
@@ -55,7 +56,9 @@ def runs(data: dict[str, Any]) -> str:
 def where(data: dict[str, Any]) -> str:
     """The machine of a JSON in one line; files from before the fingerprint say it in other words."""
     if "fingerprint" in data:
-        return machine_text(data["fingerprint"])
+        versions = data["fingerprint"]["versions"]
+        peers = [f"{name} {versions[name]}" for name in PEERS if name in versions and name not in ("triton", "numpy")]
+        return f"{machine_text(data['fingerprint'])}; {', '.join(peers)}"
     found = data.get("machine", data)
     return f"{found['hardware']['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}"
 

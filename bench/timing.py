@@ -7,13 +7,11 @@ taking the core; on a GPU it is wall time between two synchronisations. ``wall=T
 from __future__ import annotations
 
 import dataclasses
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -125,10 +123,3 @@ def cpu_seconds(children: bool = False) -> float:
         return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usages)
-
-
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    from imnet.runfolder import environment
-
-    return environment() | {"system": platform.platform()}
