@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imnet.cli import guarded
-from imnet.errors import DeviceError, IOFailure, UsageError
+from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:
     from .compare import Measure
@@ -36,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     values = parser().parse_args(argv)
     _check(values)
+    from imnet.start import choose_kernels
+
     from . import commands
 
-    _choose_kernels()
+    choose_kernels("auto")
     report, measure = commands.COMMANDS[values.command](values)
     code = 0
     if values.save is not None:
@@ -72,23 +74,6 @@ def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measur
     table, passed = compare.against(values.compare, today, measure, values.fail_under, values.force)
     print(table)
     return 0 if passed else 1
-
-
-def _choose_kernels() -> None:
-    """$IMNET_KERNELS decides the tiers, and a wrong or missing one is said now."""
-
-    from imnet_kernels import tier
-
-    from imnet import device
-
-    try:
-        tier.set(os.environ.get(tier.ENV, "auto"), source=tier.ENV)
-        for family in tier.FAMILIES:
-            tier.choose(family, "cuda" if device.num_gpus() else "cpu")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except RuntimeError as error:
-        raise DeviceError(str(error)) from error
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

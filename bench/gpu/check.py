@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Call, Case, Family, error_ratio, families
+from imnet_kernels.family import Call, Case, Family, error_ratio, families, outputs
 from torch import Tensor
 
 from .rows import Setting, Task
@@ -22,19 +22,6 @@ INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
 """Triton's interpreter cuts fp32 to bf16 where the hardware rounds."""
 FP64_MARGIN = 2.0
 """The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
-
-
-def outputs(call: Call) -> list[Tensor]:
-    """The result or what was changed in place, then the gradients for a fixed gradient."""
-    result = call.run()
-    if call.in_place or result is None:
-        return [t.clone() for t in call.in_place]
-    if not call.leaves:
-        return [result]
-    generator = torch.Generator().manual_seed(8)
-    grad = torch.randn(result.shape, generator=generator).to(result)
-    grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
-    return [result, *torch.autograd.grad(result, call.leaves, grad)]
 
 
 def tasks(setting: Setting) -> Iterator[Task]:

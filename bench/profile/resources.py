@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import io
 import os
 import re
 import shutil
@@ -76,28 +75,18 @@ def triton_kernels(family: str, dtype: str | None) -> list[Resources]:
 @contextlib.contextmanager
 def _triton_cache() -> Iterator[None]:
     knobs: Any = importlib.import_module("triton.knobs")
-    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.nvidia.scope():
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
         knobs.cache.dir = folder
-        knobs.nvidia.dump_ptxas_log = True
         yield
 
 
 def _triton_kernel(variant: Any, architecture: int) -> Resources:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from imnet_kernels.tritonlib import compiled
 
-    names = variant.kernel.arg_names
-    signature = {name: variant.signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): value for name, value in variant.constants.items()}
-    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fp_fusion}
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    (used,) = parse_ptxas(log.getvalue())
-    threads = compiled.metadata.num_warps * 32
-    return Resources(variant.name, "triton", architecture, used[2], compiled.metadata.shared, used[4], threads)
+    cubin, report = compiled(variant, architecture)
+    (used,) = parse_ptxas(report)
+    threads = cubin.metadata.num_warps * 32
+    return Resources(variant.name, "triton", architecture, used[2], cubin.metadata.shared, used[4], threads)
 
 
 def cuda_kernels(family: str) -> list[Resources]:

@@ -61,11 +61,6 @@ class Pipeline(ABC):
         return len(self.split)
 
     @property
-    def device_bytes(self) -> int:
-        """Device memory that the images take for the whole run."""
-        return 0
-
-    @property
     def where(self) -> str:
         """Where the images lie, in words, for the header of a run."""
         return "memory"

@@ -32,16 +32,11 @@ class Resident(Pipeline):
         images = as_tensor(split.images).to(setting.device)
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
-        self.images = images
         self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=setting.mean)
 
     @property
-    def device_bytes(self) -> int:
-        return self.images.numel()
-
-    @property
     def where(self) -> str:
-        return f"resident on {self.setting.device} ({self.device_bytes / 2**30:.2f} GiB)"
+        return f"uint8 in the memory of {self.setting.device}, augmented there"
 
     def batch(self, ids: Tensor, epoch: int, train: bool) -> Batch:
         """One batch; ``ids`` (B,) int64 on any device."""

@@ -59,3 +59,16 @@ def error_ratio(got: Tensor, want: Tensor) -> float:
         return 0.0
     reference = want.square().mean().sqrt()
     return float((got - want).square().mean().sqrt() / reference.clamp_min(1e-30))
+
+
+def outputs(call: Call) -> list[Tensor]:
+    """The result, or copies of what was changed in place, then the leaves' gradients for a fixed gradient."""
+    result = call.run()
+    if call.in_place or result is None:
+        return [t.clone() for t in call.in_place]
+    if not call.leaves:
+        return [result]
+    generator = torch.Generator().manual_seed(8)
+    grad = torch.randn(result.shape, generator=generator).to(result)
+    grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
+    return [result, *torch.autograd.grad(result, call.leaves, grad)]

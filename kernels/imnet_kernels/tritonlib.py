@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -74,8 +74,8 @@ class Usage(NamedTuple):
     spill_bytes: int
 
 
-def compile_for(build: Build, architecture: int) -> Usage:
-    """Compile to a cubin for sm_<architecture>; registers and spilled bytes from ptxas -v."""
+def compiled(build: Build, architecture: int) -> tuple[Any, str]:
+    """The cubin for sm_<architecture>, with its metadata, and what ptxas -v said of it."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -87,8 +87,13 @@ def compile_for(build: Build, architecture: int) -> Usage:
     report = io.StringIO()
     with triton.knobs.nvidia.scope(), contextlib.redirect_stdout(report):
         triton.knobs.nvidia.dump_ptxas_log = True
-        triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    return parse_usage(report.getvalue())
+        cubin = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return cubin, report.getvalue()
+
+
+def compile_for(build: Build, architecture: int) -> Usage:
+    """Registers and spilled bytes of a kernel compiled for sm_<architecture>."""
+    return parse_usage(compiled(build, architecture)[1])
 
 
 def parse_usage(report: str) -> Usage:

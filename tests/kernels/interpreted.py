@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import error_ratio, families
-from test_contract import _outputs
+from imnet_kernels.family import error_ratio, families, outputs
 
 # The interpreter cuts fp32 to bf16 where the hardware rounds to nearest: one unit in the last of 8 bits.
 INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
@@ -24,9 +23,9 @@ ROWS = [
 def test_triton_agrees_with_the_reference(family, case, dtype):
     assert tier.missing("triton", "cpu") is None
     with tier.using("reference"):
-        want = _outputs(family.make(case, dtype, "cpu"))
+        want = outputs(family.make(case, dtype, "cpu"))
     with tier.using("triton"):
-        got = _outputs(family.make(case, dtype, "cpu"))
+        got = outputs(family.make(case, dtype, "cpu"))
     for index, (g, w) in enumerate(zip(got, want, strict=True)):
         assert (g.shape, g.dtype, g.stride()) == (w.shape, w.dtype, w.stride()), index
         allowed = family.tolerance[dtype] * (4 if index > 3 else 1) + INTERPRETER_ERROR.get(dtype, 0.0)

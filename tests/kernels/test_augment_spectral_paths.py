@@ -8,24 +8,9 @@ from imnet_kernels import augment, spectral, tier
 from imnet_kernels.family import error_ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kernels.tiers import both
+
 host = pytest.importorskip("imnet_kernels._host", reason="the host module is not built")
-
-
-@pytest.fixture(params=["base", "avx2", "avx512", "avx512bf16"])
-def isa(request):
-    try:
-        host.force_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this CPU or compiler has no {request.param}")
-    yield request.param
-    host.force_isa("auto")
-
-
-def _both(call):
-    with tier.using("reference"):
-        want = call()
-    with tier.using("host"):
-        return call(), want
 
 
 @pytest.mark.parametrize("r", [2, 4, 6])
@@ -38,9 +23,9 @@ def test_every_band_at_once(isa, r, channels, last):
         images = images.contiguous(memory_format=torch.channels_last) if last else images
         keys = {"mean": torch.rand(r * r, channels) * 9, "std": torch.rand(r * r, channels) + 0.5}
         for dtype, allowed in ((torch.float32, 1e-6), (torch.bfloat16, 5e-4), (torch.float16, 1e-4)):
-            got, want = _both(lambda i=images, d=dtype: spectral(i, r, dtype=d))
+            got, want = both(lambda i=images, d=dtype: spectral(i, r, dtype=d))
             assert error_ratio(got, want) <= allowed
-            got, want = _both(lambda i=images, d=dtype, k=keys: spectral(i, r, dtype=d, **k))
+            got, want = both(lambda i=images, d=dtype, k=keys: spectral(i, r, dtype=d, **k))
             assert error_ratio(got, want) <= allowed
 
 
@@ -51,7 +36,7 @@ def test_odd_numbers_in_a_mean_round_as_the_reference(isa, value, dtype):
     mean = torch.rand(9, 20, 3)
     mean[4, 7:12] = value
     keys = {"seed": 3, "epoch": 1, "pad_px": 2, "hflip": "random", "std": 1.0, "dtype": dtype}
-    got, want = _both(lambda: augment(store, torch.arange(3), mean=mean, **keys))
+    got, want = both(lambda: augment(store, torch.arange(3), mean=mean, **keys))
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 

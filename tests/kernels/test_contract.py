@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Call, Case, Family, error_ratio, families
+from imnet_kernels.family import Case, Family, error_ratio, families, outputs
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -23,19 +23,6 @@ def _each():
             for dtype in family.tolerance:
                 name = f"{family.name}-{case.name}-{str(dtype).removeprefix('torch.')}"
                 yield pytest.param(family, case, dtype, id=name)
-
-
-def _outputs(call: Call) -> list[torch.Tensor]:
-    """The result or what was changed in place, then the leaves' gradients for a fixed gradient."""
-    result = call.run()
-    if call.in_place or result is None:
-        return list(call.in_place)
-    if not call.leaves:
-        return [result]
-    generator = torch.Generator().manual_seed(8)
-    grad = torch.randn(result.shape, generator=generator).to(result)
-    grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
-    return [result, *torch.autograd.grad(result, call.leaves, grad)]
 
 
 @pytest.fixture
@@ -54,13 +41,13 @@ def poison(monkeypatch):
 @pytest.mark.parametrize(("family", "case", "dtype"), _rows())
 def test_tiers_agree_with_the_reference(family: Family, case: Case, dtype, device, poison):
     with tier.using("reference"):
-        want = _outputs(family.make(case, dtype, device))
+        want = outputs(family.make(case, dtype, device))
     names = family.tiers(device)
     if not names:
         pytest.skip(f"only the reference is installed for {device}")
     for name in names:
         with tier.using(name):
-            got = _outputs(family.make(case, dtype, device))
+            got = outputs(family.make(case, dtype, device))
         assert len(got) == len(want)
         for index, (g, w) in enumerate(zip(got, want, strict=True)):
             where = f"{name}, output {index}"
@@ -77,7 +64,7 @@ def test_same_call_same_bits_on_any_number_of_threads(family: Family, case: Case
         results = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(_outputs(family.make(case, dtype, "cpu")))
+            results.append(outputs(family.make(case, dtype, "cpu")))
     finally:
         torch.set_num_threads(before)
     for first, second in zip(*results, strict=True):

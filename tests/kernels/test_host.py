@@ -19,6 +19,8 @@ from imnet_kernels import augment, sgd_ema_, shake_shake, shake_shake_bn, spectr
 from imnet_kernels.augment.reference import Spec, choices
 from imnet_kernels.family import error_ratio
 
+from tests.kernels.tiers import both
+
 host = pytest.importorskip("imnet_kernels._host", reason="the host module is not built")
 PAGE = mmap.PAGESIZE
 FUZZ = settings(max_examples=60, deadline=None, derandomize=True)
@@ -41,23 +43,6 @@ def guarded(values: torch.Tensor) -> torch.Tensor:
     offset = pages - values.numel() * values.element_size()
     flat = torch.frombuffer(region, dtype=values.dtype, count=values.numel(), offset=offset)
     return flat.view(values.shape).copy_(values)
-
-
-@pytest.fixture(params=["base", "avx2", "avx512", "avx512bf16"])
-def isa(request):
-    try:
-        host.force_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this CPU or compiler has no {request.param}")
-    yield request.param
-    host.force_isa("auto")
-
-
-def _both(call):
-    with tier.using("reference"):
-        want = call()
-    with tier.using("host"):
-        return call(), want
 
 
 def test_unknown_isa_is_an_error():
@@ -119,7 +104,7 @@ def _fuzz_spectral(r, shape, last, from_u8, normalise, dtype, data):
     keys = (
         {"mean": torch.rand(len(bands), channels), "std": torch.rand(len(bands), channels) + 0.5} if normalise else {}
     )
-    got, want = _both(lambda: spectral(images, r, bands, dtype=dtype, **keys))
+    got, want = both(lambda: spectral(images, r, bands, dtype=dtype, **keys))
     assert got.stride() == want.stride()
     # Bands of a flat image are 0 but for rounding: compare with the input's own size.
     scale = float(images.double().square().mean().sqrt()) * 2 * r
@@ -153,7 +138,7 @@ def _fuzz_shake(shape, last, per_batch, dtype):
         z = shake_shake_bn(*tensors, *vectors, alpha, beta)
         return [y, z, *torch.autograd.grad(y, tensors, grad), *torch.autograd.grad(z, tensors + vectors, grad)]
 
-    for index, (g, w) in enumerate(zip(*_both(everything), strict=True)):
+    for index, (g, w) in enumerate(zip(*both(everything), strict=True)):
         assert error_ratio(g, w) <= TOLERANCE[dtype] * (1 if index < 8 else 20), index
 
 
@@ -169,7 +154,7 @@ def test_sgd_ema_lengths(isa, count):
         sgd_ema_(*lists, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2, ema_decay=0.9, grad_scale=0.5)
         return lists[0] + lists[2] + lists[3]
 
-    for got, want in zip(*_both(weights), strict=True):
+    for got, want in zip(*both(weights), strict=True):
         assert error_ratio(got, want) <= 2e-7
 
 
@@ -190,7 +175,7 @@ def test_special_values_survive_rounding(isa):
     values = special.repeat(3)[:32].view(1, 1, 1, 32)
     for dtype in (torch.bfloat16, torch.float16):
         x = values.to(dtype)
-        got, want = _both(lambda x=x: shake_shake(x, x, torch.zeros_like(x), 1.0, 1.0))
+        got, want = both(lambda x=x: shake_shake(x, x, torch.zeros_like(x), 1.0, 1.0))
         torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=0)
 
 
