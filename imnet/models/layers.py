@@ -37,6 +37,15 @@ def global_mean(x: torch.Tensor) -> torch.Tensor:
     return x.sum((2, 3), dtype=x.dtype) / (x.shape[2] * x.shape[3])
 
 
+def global_max(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C), by a max-pool over the whole map, whose backward looks positions up.
+
+    That of ``amax`` asks which elements equal the maximum. Compiled for a GPU, Inductor recomputes them without the
+    rounding to bf16 that the maximum has: none is equal, and the gradient is 0 / 0.
+    """
+    return F.max_pool2d(x, x.shape[2:]).flatten(1)
+
+
 def he_init(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
     """Convolutions ~ N(0, 2 / fan); every bias 0; norms 1 and 0; linear weights keep torch's default (He et al. 2015).
 

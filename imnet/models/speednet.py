@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import conv3x3
+from .layers import conv3x3, global_max
 from .registry import model
 
 
@@ -55,7 +55,7 @@ class SpeedNet(nn.Module):
         self.head = nn.Linear(4 * width, num_classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x).amax((2, 3))) / 8
+        return self.head(global_max(self.features(x))) / 8
 
 
 @model(options_of=SpeedNet)
