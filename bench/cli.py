@@ -36,11 +36,12 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     values = parser().parse_args(argv)
     _check(values)
-    from imnet.start import choose_kernels
+    from imnet.defaults import choose_kernels
+    from imnet.run_options import RunOptions
 
     from . import commands
 
-    choose_kernels("auto")
+    choose_kernels(RunOptions())
     report, measure = commands.COMMANDS[values.command](values)
     code = 0
     if values.save is not None:

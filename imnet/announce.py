@@ -33,13 +33,18 @@ def print_header(t: Trainer, found: checkpoint.Checkpoint | None) -> None:
     say(f"device     {where}, {place.precision} ({place.reason}), {t.threads} threads a process")
     shares = f"{t.world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
     say(f"batch      {r.data.batch_images} images a step: {shares}")
-    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in imnet_kernels.tier.report().items())
+    say(f"step       {t.execution.reason}")
+    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in _tiers(t).items())
     say(f"kernels    {tiers}")
     say(f"run folder {t.folder.path}")
     for line in found.skipped if found else ():
         say(f"skipped    checkpoint {line}")
     if found is not None:
         say(f"resuming   at step {t.step} of {t.num_steps} from {found.path.name}")
+
+
+def _tiers(t: Trainer) -> dict[str, tuple[str, str]]:
+    return imnet_kernels.tier.report(t.place.device.type)
 
 
 def run_values(t: Trainer, status: str) -> dict[str, Any]:
@@ -50,7 +55,8 @@ def run_values(t: Trainer, status: str) -> dict[str, Any]:
         "precision": t.place.precision,
         "device": str(t.place.device.type),
         "num_ranks": t.world.size,
-        "kernels": {k: {"tier": t, "reason": why} for k, (t, why) in imnet_kernels.tier.report().items()},
+        "execution": vars(t.execution),
+        "kernels": {k: {"tier": v, "reason": why} for k, (v, why) in _tiers(t).items()},
         "data": {
             "name": t.dataset.name,
             "fingerprint": t.dataset.fingerprint,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from imnet.errors import DeviceError
+from imnet.errors import DeviceError, UsageError
 from imnet.run_options import RunOptions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,6 +89,34 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+@contextlib.contextmanager
+def exact(deterministic: bool) -> Iterator[None]:
+    """Only algorithms that repeat every bit, for a block, where ``deterministic``; all is as it was afterwards.
+
+    cuBLAS reads its workspace setting when a process first uses it, so this comes before the first matrix product.
+    Raises UsageError, which names the operator, where torch has no such algorithm: the warm-up meets it before step 1.
+    """
+    if not deterministic:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        operator, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        what = f"got --deterministic, but torch has no deterministic {operator} for this device"
+        raise UsageError(what, hint="leave --deterministic out, or choose another network") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 @contextlib.contextmanager

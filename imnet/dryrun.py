@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imnet import device, models, runfolder
 from imnet.data import DataSet, pipelines
 from imnet.data.order import Order
 from imnet.errors import DataError, ImnetError
 from imnet.from_recipe import load_data
-from imnet.models.count import flops, num_params
+from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamW, Recipe
 from imnet.run_options import RunOptions
 
@@ -53,22 +53,6 @@ def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, pre
         f"memory       about {total / 2**30:.2f} GiB a rank: {fixed / 2**30:.2f} weights and optimiser, "
         f"{images * per_image / 2**30:.2f} activations ({per_image / 2**20:.1f} MiB an image)",
     ]
-
-
-def activation_bytes(net: nn.Module, shape: tuple[int, int, int]) -> int:
-    """fp32 bytes an image of ``shape`` (C, H, W) leaves behind for the backward pass, counted on the meta device."""
-    seen: dict[int, Tensor] = {}
-    params = {id(p) for p in net.parameters()}
-
-    def note(tensor: Tensor) -> Tensor:
-        if id(tensor) not in params and tensor.dim() == 4:
-            seen[id(tensor)] = tensor  # kept alive, so that an id means one tensor
-        return tensor
-
-    images = torch.empty(2, *shape, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        net.train()(images)
-    return sum(t.numel() * t.element_size() for t in seen.values()) // 2
 
 
 def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str]:

@@ -13,6 +13,7 @@ from imnet.device import Place
 from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
+from imnet.step import TrainStep
 
 
 def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
@@ -60,3 +61,16 @@ def build_network(recipe: Recipe) -> torch.nn.Module:
     """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
     torch.manual_seed(recipe.seed)
     return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+
+
+def build_step(
+    recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str = "auto"
+) -> TrainStep:
+    """The recipe's network on ``place``, in channels_last, and what trains it; with its average where it has one."""
+    net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+    step = TrainStep(net, recipe, place, world, compile=compile, graphs=graphs, backend=backend)
+    if recipe.ema_decay is not None:
+        averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+        averaged.load_state_dict(net.state_dict())
+        step.add_ema(averaged, recipe.ema_decay)
+    return step

@@ -23,9 +23,11 @@ class RunOptions:
     """How often a lost rank makes all ranks start again from the newest checkpoint (--gpus, --procs)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool | None = None
-    """torch.compile; default: on a GPU yes, on a CPU what the recipe's network gains from (no)."""
-    cuda_graphs: bool = False
-    """Capture the whole step in one CUDA graph (one GPU, static shapes)."""
+    """torch.compile; default: on a GPU where the whole run is long enough to earn its cost back, on a CPU no."""
+    cuda_graphs: bool | None = None
+    """Capture the whole step in one CUDA graph; default: wherever one GPU trains."""
+    deterministic: bool | None = None
+    """Algorithms that repeat every bit of a run on the same GPU; default: as the run began, else no."""
     pipeline: Literal["auto", "resident", "host", "dali", "torch"] = "auto"
     """auto: resident where the set fits the device, else host."""
     workers: int | None = None

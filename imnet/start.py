@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 from pathlib import Path
 
 import torch
-from imnet_kernels import tier
 
-from imnet import data, device, launch, models, runfolder
+from imnet import data, defaults, device, launch, models, runfolder
 from imnet.console import Console
 from imnet.errors import DeviceError, ImnetError, Preempted, UsageError
 from imnet.launch import World
@@ -49,8 +47,6 @@ def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     if options.cuda_graphs and (kind == "cpu" or (options.gpus or 1) > 1):
         raise UsageError("got --cuda-graphs without exactly one GPU", hint="leave --cuda-graphs out")
-    if options.cuda_graphs and not recipe.data.drop_last:
-        raise UsageError("got --cuda-graphs with data.drop_last false", hint="a captured step has one batch size")
     return device.resolve_precision(options.precision, kind)[0]
 
 
@@ -67,9 +63,17 @@ def _rank_entry(recipe: Recipe, options: RunOptions) -> int:
 
 
 def _run_rank(recipe: Recipe, options: RunOptions) -> None:
+    assert options.out is not None
+    run = runfolder.read_run(Path(options.out)) or {}
+    options = defaults.keep_deterministic(options, run.get("execution"))
     place = device.resolve(options, launch.current_world().local_rank)
-    choose_kernels(options.kernels)
-    with Signals() as signals, device.threads(options) as threads, launch.connected(place.device) as world:
+    defaults.choose_kernels(options)
+    with (
+        device.exact(bool(options.deterministic)),
+        Signals() as signals,
+        device.threads(options) as threads,
+        launch.connected(place.device) as world,
+    ):
         console = Console(enabled=world.is_main)
         try:
             Trainer(recipe, options, place, world, console, signals, threads).run()
@@ -77,19 +81,6 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
             raise _out_of_memory(recipe, options, world) from error
         finally:
             console.stop()
-
-
-def choose_kernels(spec: str) -> None:
-    """Resolve the kernel tiers once; $IMNET_KERNELS stands where --kernels is left at auto."""
-    source = tier.ENV if spec == "auto" else "--kernels"
-    try:
-        tier.set(os.environ.get(tier.ENV, "auto") if spec == "auto" else spec, source=source)
-        for family in tier.FAMILIES:
-            tier.choose(family, "cuda" if device.num_gpus() else "cpu")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except RuntimeError as error:
-        raise DeviceError(str(error)) from error
 
 
 def _out_of_memory(recipe: Recipe, options: RunOptions, world: World) -> DeviceError:

@@ -7,6 +7,8 @@ The learning rate is a pure function of the step; randomness inside networks (dr
 from __future__ import annotations
 
 import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +26,10 @@ from imnet.recipe import Recipe
 Batch = tuple[Tensor, Tensor]
 
 
+class NotCapturableError(UsageError):
+    """A CUDA graph would not repeat what the step does."""
+
+
 class TrainStep:
     """Holds the network and what changes it; calling it is one optimiser step."""
 
@@ -38,6 +44,10 @@ class TrainStep:
         self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
         self.params = [p for p in net.parameters() if p.requires_grad]
         self.graph = CapturedStep(self) if graphs else None
+        self.compiled = compile
+        self.usual: set[torch.Size] = set()
+        """Shapes of the images that ``warm_up`` saw. Compiled code serves those alone: for an odd last batch the
+        compiler would start again, in the middle of a run."""
 
     def add_ema(self, averaged: nn.Module, decay: float) -> None:
         self.ema = optimisers.Ema(self.net, averaged, decay)
@@ -51,10 +61,14 @@ class TrainStep:
         """
         self.net.train()
         optimisers.set_lr(self.optimizer, lr)
-        torch.manual_seed(_mix(self.recipe.seed, step, self.world.rank))
-        if self.graph is not None:
+        self.reseed(step)
+        if self.graph is not None and self.graph.fits(batches, num_images):
             return self.graph(batches, num_images)
         return self.compute(batches, num_images)
+
+    def reseed(self, step: int) -> None:
+        """Let the network draw what it draws in optimiser step ``step``."""
+        torch.manual_seed(_mix(self.recipe.seed, step, self.world.rank))
 
     def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         """The arithmetic of a step; what a CUDA graph captures."""
@@ -70,8 +84,14 @@ class TrainStep:
         return total, bad
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(
+            self.forward if not self.usual or images.shape in self.usual else self.parallel, images, labels
+        )
+
+    def loss(self, forward: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of ``forward(images)``, in the precision of the run."""
         with self.place.autocast:
-            logits = self.forward(images)
+            logits = forward(images)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
 
     def _no_sync(self):
@@ -111,6 +131,7 @@ class TrainStep:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.net.train()
+        self.usual = {images.shape for images, _ in batches}
         for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
             # One all-reduce: ranks may hold different numbers of micro-batches. The first pass: static_graph learns it.
             with self._no_sync() if i else contextlib.nullcontext():
@@ -157,22 +178,35 @@ class CapturedStep:
         self.keeps_gradients = isinstance(step.optimizer, optimisers.MergedSGD)
 
     def capture(self, batches: list[Batch], num_images: int) -> None:
-        """Record ``compute`` on static copies of the batch; state is put back afterwards."""
+        """Record ``compute`` on static copies of the batch; state is put back afterwards.
+
+        Raises NotCapturableError where the step waits for the device or draws random numbers on the host.
+        """
         self.static = [(images.clone(), labels.clone()) for images, labels in batches]
         self.num_images = num_images
         before = {name: {k: v.clone() for k, v in t.items()} for name, t in self.step.tensors().items()}
+        scale = self.step.scaler.state_dict()
         optimisers.set_lr(self.step.optimizer, 0.0)
+        try:
+            self._record()
+        finally:
+            self._restore(before)
+            self.step.scaler.load_state_dict(scale)
+
+    def _record(self) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
-                self.step.compute(self.static, num_images)
+            for _ in range(2):
+                self.step.compute(self.static, self.num_images)
+            with repeatable():
+                self.step.compute(self.static, self.num_images)
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Other threads may page-lock memory for the next batches meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.total, self.bad = self.step.compute(self.static, num_images)
-        self._restore(before)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.total, self.bad = self.step.compute(self.static, self.num_images)
+        self.graph = graph
 
     def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in self.step.tensors().items():
@@ -181,14 +215,49 @@ class CapturedStep:
                 old = before[name].get(key)
                 value.zero_() if old is None else value.copy_(old)
 
+    def fits(self, batches: list[Batch], num_images: int) -> bool:
+        """Whether the recorded step is one of these sizes; an odd last batch is computed without it."""
+        mine = [images.shape for images, _ in self.static]
+        return num_images == self.num_images and [images.shape for images, _ in batches] == mine
+
     def __call__(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         assert self.graph is not None
-        assert num_images == self.num_images, "a captured step has one shape"
         for (images, labels), (static_images, static_labels) in zip(batches, self.static, strict=True):
             static_images.copy_(images)
             static_labels.copy_(labels)
         self.graph.replay()
         return self.total.clone(), self.bad.clone()
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """NotCapturableError where the block waits for the device, or draws on the host what a graph would only repeat.
+
+    Found before anything is recorded, because a recording that breaks off leaves the allocator and the generator of
+    the device inside it.
+    """
+    drawn = torch.random.get_rng_state(), random.getstate()
+    strict = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else None
+    if strict is not None:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise NotCapturableError(
+            "the step waits for the device, which a CUDA graph cannot", hint=_UNCAPTURED
+        ) from error
+    finally:
+        if strict is not None:
+            torch.cuda.set_sync_debug_mode(strict)
+    if not torch.equal(drawn[0], torch.random.get_rng_state()) or drawn[1] != random.getstate():
+        raise NotCapturableError(
+            "the network draws random numbers on the host, once for every replay", hint=_UNCAPTURED
+        )
+
+
+_UNCAPTURED = "leave --cuda-graphs out, or set --no-cuda-graphs"
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

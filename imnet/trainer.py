@@ -12,20 +12,20 @@ from pathlib import Path
 
 import torch
 
-from imnet import announce, checkpoint, device, report, resume, runfolder
+from imnet import announce, checkpoint, defaults, device, report, resume, runfolder
 from imnet.console import Console
 from imnet.data.order import Order, micro_batches
 from imnet.errors import DataError, Preempted, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_network, build_pipelines, load_data
+from imnet.from_recipe import build_pipelines, build_step, load_data
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
-from imnet.step import TrainStep
-from imnet.watch import Flags, Signals, first_bad_layer
+from imnet.step import NotCapturableError, TrainStep
+from imnet.watch import Flags, Signals, not_finite
 
 
 class Trainer:
@@ -68,23 +68,15 @@ class Trainer:
         self.evaluation: Evaluation | None = None
 
     def _build_step(self) -> TrainStep:
-        recipe, place = self.recipe, self.place
-        net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-        compile = self.options.compile if self.options.compile is not None else place.device.type == "cuda"
-        step = TrainStep(
-            net,
-            recipe,
-            place,
-            self.world,
-            compile=compile,
-            graphs=self.options.cuda_graphs,
-            backend=self.options.optim_backend,
-        )
-        if recipe.ema_decay is not None:
-            averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-            averaged.load_state_dict(net.state_dict())
-            step.add_ema(averaged, recipe.ema_decay)
-        return step
+        """The step, executed as the options, this run's beginning or the measured defaults say: rank 0 decides."""
+        began = (self.folder.read_run() if self.folder is not None else None) or {}
+        began = began if began.get("device") == self.place.device.type else {}
+        images = self.order.steps_per_epoch * self.recipe.data.batch_images
+        how = (self.recipe, self.options, self.place, self.world, images, began.get("execution"))
+        self.execution = self.world.share(defaults.decide(*how) if self.world.is_main else None)
+        defaults.choose_kernels(self.options, self.execution, self.world.share(began.get("kernels")))
+        chosen = {"compile": self.execution.compile, "graphs": self.execution.cuda_graphs}
+        return build_step(self.recipe, self.place, self.world, **chosen, backend=self.options.optim_backend)
 
     @property
     def num_steps(self) -> int:
@@ -112,15 +104,26 @@ class Trainer:
             self.folder.write_config(text)
             self.folder.write_run(announce.run_values(self, "running"))
             announce.print_header(self, found)
-        images = min(self.recipe.data.batch_images, len(self.train_data))
         start = time.perf_counter()
-        with contextlib.closing(self.train_data.epoch(0)) as batches:
-            self.step_fn.warm_up(self._pieces(next(batches), 0), images)
+        self._warm_up()
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
         self.console.say(
             f"warm-up    {time.perf_counter() - start:.1f} s (compilation and allocation, not in images/s)"
         )
+
+    def _warm_up(self) -> None:
+        """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
+        images = min(self.recipe.data.batch_images, len(self.train_data))
+        with contextlib.closing(self.train_data.epoch(0)) as batches:
+            pieces = self._pieces(next(batches), 0)
+        try:
+            self.step_fn.warm_up(pieces, images)
+        except NotCapturableError as error:
+            if self.options.cuda_graphs:
+                raise
+            self.step_fn.graph = None
+            self.console.say(f"step       not captured after all: {error.what}")
 
     def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's batch, mixed where the recipe mixes, in micro-batches."""
@@ -200,10 +203,8 @@ class Trainer:
     def _nonfinite(self, step: int) -> DataError:
         epoch, offset = divmod(step, self.order.steps_per_epoch)
         with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
-            images, labels = self._pieces(next(batches), step)[0]
-        where = first_bad_layer(self.step_fn.net, images, labels, self.place.autocast)
-        what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
-        return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")
+            pieces = self._pieces(next(batches), step)
+        return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
         values = self.world.all_reduce(self.loss_sum.clone())

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from imnet.errors import DataError
 from imnet.launch import World
+
+if TYPE_CHECKING:
+    from imnet.step import TrainStep
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -73,28 +79,55 @@ class Flags:
         return (step if bad else None), bool(stop)
 
 
-def first_bad_layer(net: nn.Module, images: Tensor, labels: Tensor, autocast: torch.autocast) -> str:
-    """Where a number stops being finite: the first parameter, else input, else layer output, else gradient."""
+def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: int) -> DataError:
+    """What stops a run: where loss or gradient of optimiser step ``step`` stopped being finite, computed again."""
+    step_fn.reseed(step)
+    where = first_bad_layer(step_fn.net, batches, step_fn.loss)
+    if where is None and step_fn.compiled:
+        what = f"loss or gradient not finite at step {step}, but finite in eager: the compiled step is wrong"
+        return DataError(what, hint="run with --no-compile, and report this")
+    where = where or "no number of this rank (it does not recur)"
+    what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
+    return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")
+
+
+def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:
+    """Where a number stops being finite: the first parameter, else input, else layer output, else gradient.
+
+    ``loss(net, images, labels)`` is computed eagerly on each of this rank's ``batches``. None where all is finite.
+    """
     for name, param in net.named_parameters():
         if not torch.isfinite(param).all():
             return f"parameter {name}"
-    if not torch.isfinite(images).all():
+    if not all(bool(torch.isfinite(images).all()) for images, _ in batches):
         return "the input images"
-    found: list[str] = []
-    hooks = [m.register_forward_hook(_note_bad(found, name)) for name, m in net.named_modules() if name]
-    buffers = [b.clone() for b in net.buffers()]
-    with autocast:
-        loss = nn.functional.cross_entropy(net(images).float(), labels)
-    for hook in hooks:
-        hook.remove()
-    for buffer, old in zip(net.buffers(), buffers, strict=True):
-        buffer.copy_(old)
-    if found:
-        return f"output of {found[0]}"
-    loss.backward()
+    before = [b.clone() for b in net.buffers()]
+    try:
+        return _first_bad_number(net, batches, loss)
+    finally:
+        # Only now: a backward reads the running statistics' versions that its forward left.
+        with torch.no_grad():
+            for buffer, old in zip(net.buffers(), before, strict=True):
+                buffer.copy_(old)
+        net.zero_grad()
+
+
+def _first_bad_number(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:
+    for images, labels in batches:
+        found: list[str] = []
+        hooks = [m.register_forward_hook(_note_bad(found, name)) for name, m in net.named_modules() if name]
+        try:
+            value = loss(net, images, labels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if found:
+            return f"output of {found[0]}"
+        if not torch.isfinite(value):
+            return "the loss"
+        value.backward()
     bad = [name for name, p in net.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-    net.zero_grad()
-    return f"gradient of {bad[-1]}" if bad else "the loss of that step (it does not recur)"
+    return f"gradient of {bad[-1]}" if bad else None
 
 
 def _note_bad(found: list[str], name: str):

@@ -50,8 +50,8 @@ def _check_counts(values: argparse.Namespace) -> None:
 def _step(values: argparse.Namespace, argv: list[str]) -> int:
     import torch
 
+    from imnet.defaults import choose_kernels
     from imnet.run_options import RunOptions
-    from imnet.start import choose_kernels
 
     from .step import run
     from .work import Request, recipe_of
@@ -61,7 +61,7 @@ def _step(values: argparse.Namespace, argv: list[str]) -> int:
         device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
     )
     shown = {"nvtx": values.nvtx, "by_shape": values.by_shape, "top": values.top}
-    choose_kernels(options.kernels)
+    choose_kernels(options)
     try:
         run(Request(recipe, options, values.steps, values.out, **shown), argv)
     except torch.OutOfMemoryError as error:
@@ -80,11 +80,12 @@ def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _data(values: argparse.Namespace, argv: list[str]) -> int:
-    from imnet.start import choose_kernels
+    from imnet.defaults import choose_kernels
+    from imnet.run_options import RunOptions
 
     from .data import Request, run
 
-    choose_kernels("auto")
+    choose_kernels(RunOptions())
     names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
     run(Request(**{name: getattr(values, name) for name in names}), argv)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,3 +30,19 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
         if backward:
             logits.sum().backward()
     return counter.get_total_flops() // 2
+
+
+def activation_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """fp32 bytes that an image of ``input_shape`` (C, H, W) leaves for the backward pass; the network is a meta one."""
+    seen: dict[int, Tensor] = {}
+    params = {id(p) for p in network.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        if id(tensor) not in params and tensor.dim() == 4:
+            seen[id(tensor)] = tensor  # kept alive, so that an id means one tensor
+        return tensor
+
+    images = torch.empty(2, *input_shape, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        network.train()(images)
+    return sum(t.numel() * t.element_size() for t in seen.values()) // 2

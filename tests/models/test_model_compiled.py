@@ -10,14 +10,13 @@ import torch
 import torch._inductor.compile_fx
 import torch._inductor.lowering
 from functorch.compile import default_partition, make_boxed_func
+from test_model_properties import SMALL, TRACED, gradients, small
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 from imnet.models import build, names
 from imnet.models.catalog import CATALOG
-
-from test_model_properties import SMALL, TRACED, gradients, small
 
 ORDER_STATISTICS = ("amax", "amin", "aminmax", "max", "min", "median", "nanmedian", "kthvalue", "mode", "topk", "sort")
 

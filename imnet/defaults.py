@@ -1,0 +1,183 @@
+"""What a run leaves open, decided once from measurements, said aloud, and kept for the run's life.
+
+A captured step is one CUDA graph: the device no longer waits for the launches of hundreds of small kernels. On one
+H100 (2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
+faster, so it is taken wherever one GPU trains. Compiling gained 16 to 23 % over that and cost 18 to 101 s, so it is
+taken where the whole run is predicted to be long enough to earn them back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from imnet_kernels import tier
+
+from imnet import device
+from imnet.errors import DeviceError, UsageError
+from imnet.from_recipe import build_network
+from imnet.launch import World
+from imnet.models.count import activation_bytes, flops
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+
+COMPILE_GAIN = 0.13
+"""Share of a captured step's time that compiling saves: 0.14 WRN-28-10, 0.19 Shake-Shake 2x96d, 0.17 WRN-36-5."""
+COMPILE_S_PER_CONVOLUTION = 1.0
+"""Cold: WRN-28-10 (28 convolutions) 35 to 40 s, DenseNet-BC-100 (99) 101 s, four networks at once 32 to 54 s."""
+COMPILE_MARGIN = 1.3
+"""A prediction within 30 % must not make a run longer."""
+PASSES_OVER_ACTIVATIONS = 20
+"""How often an uncompiled step moves what the forward leaves for the backward: fitted to the same five rows, which
+FLOPs at the matrix rate and these bytes at the copy rate then predict within 30 %."""
+RATES = {"H100": (780e12, 3.0e12), "H200": (790e12, 4.3e12)}
+"""bf16 matrix product FLOP/s and copy bytes/s of cards that were measured (2026-11-26, 2026-10-28)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the steps of a run are executed."""
+
+    compile: bool
+    cuda_graphs: bool
+    deterministic: bool
+    reason: str
+
+
+def decide(recipe: Recipe, options: RunOptions, place: device.Place, world: World, train_images: int,
+           kept: Mapping[str, Any] | None) -> Execution:  # fmt: skip
+    """What ``options`` asks for; what it leaves open as the run began (``kept``, of run.json), else by the rules here.
+
+    Raises UsageError for what was asked for and cannot be.
+    """
+    kept = kept or {}
+    graphs, why_graphs = _cuda_graphs(options, place, world, kept)
+    compile, why_compile = _compile(recipe, options, place, world, train_images, kept)
+    exact = bool(options.deterministic)
+    if exact and compile:
+        what = "got --deterministic with --compile: its kernels are chosen by how fast they were at that moment"
+        raise UsageError(what, hint="leave one of them out")
+    words = [*filter(None, (why_graphs, why_compile)), *(["deterministic"] if exact else [])]
+    return Execution(compile=compile, cuda_graphs=graphs, deterministic=exact, reason="; ".join(words) or "eager")
+
+
+def keep_deterministic(options: RunOptions, kept: Mapping[str, Any] | None) -> RunOptions:
+    """``options`` with --deterministic decided: as asked, else as the run began, else not."""
+    if options.deterministic is not None:
+        return options
+    return replace(options, deterministic=bool((kept or {}).get("deterministic", False)))
+
+
+def _cuda_graphs(options: RunOptions, place: device.Place, world: World, kept: Mapping[str, Any]) -> tuple[bool, str]:
+    possible = place.device.type == "cuda" and world.size == 1
+    if options.cuda_graphs and not possible:
+        raise UsageError("got --cuda-graphs without exactly one GPU", hint="leave --cuda-graphs out")
+    if options.cuda_graphs is not None:
+        return options.cuda_graphs, f"{'captured' if options.cuda_graphs else 'not captured'} as asked"
+    if place.device.type != "cuda":
+        return False, ""
+    if world.size > 1:
+        return False, f"not captured on {world.size} ranks"
+    if options.max_skips:
+        return False, "not captured: --on-nonfinite skip:N reads every step"
+    if "cuda_graphs" in kept:
+        return bool(kept["cuda_graphs"]), f"{'captured' if kept['cuda_graphs'] else 'not captured'} as the run began"
+    return True, "captured in one CUDA graph"
+
+
+def _compile(
+    recipe: Recipe,
+    options: RunOptions,
+    place: device.Place,
+    world: World,
+    train_images: int,
+    kept: Mapping[str, Any],
+) -> tuple[bool, str]:
+    if options.compile is not None:
+        return options.compile, f"{'compiled' if options.compile else 'not compiled'} as asked"
+    if place.device.type != "cuda":
+        return False, ""
+    if options.deterministic:
+        return False, "not compiled: --deterministic"
+    if "compile" in kept:
+        return bool(kept["compile"]), f"{'compiled' if kept['compile'] else 'not compiled'} as the run began"
+    try:
+        run_s, needed_s = predicted_seconds(recipe, place, train_images) / world.size, compile_pays_from_s(recipe)
+    except NotImplementedError:  # an operator that the meta device lacks, in a network of another library
+        return False, "not compiled: its time cannot be predicted"
+    words = f"about {run_s:,.0f} s of training predicted, compiling pays from {needed_s:,.0f} s"
+    return run_s > needed_s, f"{'compiled' if run_s > needed_s else 'not compiled'}: {words}"
+
+
+def compile_pays_from_s(recipe: Recipe) -> float:
+    """Seconds of uncompiled training from which compiling earns back what it costs."""
+    with torch.device("meta"):
+        net = build_network(recipe)
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    return COMPILE_MARGIN * COMPILE_S_PER_CONVOLUTION * convolutions / COMPILE_GAIN
+
+
+def predicted_seconds(recipe: Recipe, place: device.Place, train_images: int) -> float:
+    """Seconds of the whole training, uncompiled and captured, on one GPU: arithmetic and bytes, one after the other."""
+    with torch.device("meta"):
+        net = build_network(recipe)
+    shape = (recipe.data.channels, recipe.input_px, recipe.input_px)
+    flops_per_s, bytes_per_s = rates(place)
+    kept_bytes = activation_bytes(net, shape) * (1.0 if place.precision == "fp32" else 0.5)
+    an_image = flops(net, shape, backward=True) / flops_per_s + PASSES_OVER_ACTIVATIONS * kept_bytes / bytes_per_s
+    return recipe.epochs * train_images * an_image
+
+
+def rates(place: device.Place) -> tuple[float, float]:
+    """(matrix product FLOP/s, copy bytes/s): of a measured card, else measured here in well under a second."""
+    name = torch.cuda.get_device_name(place.device)
+    known = next((value for card, value in RATES.items() if card in name), None)
+    if known is not None and place.precision != "fp32":
+        return known
+    a = torch.randn(4096, 4096, device=place.device).to(place.dtype)
+    copied = torch.empty(1 << 28, dtype=torch.uint8, device=place.device).random_()
+    return 2 * 4096**3 / _seconds(lambda: a @ a), 2 * copied.numel() / _seconds(lambda: copied.clone())
+
+
+def _seconds(call: Callable[[], object], calls: int = 10) -> float:
+    """Seconds of one call on the GPU, warm."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    call()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / calls
+
+
+def choose_kernels(
+    options: RunOptions, execution: Execution | None = None, kept: Mapping[str, Any] | None = None
+) -> None:
+    """Resolve the kernel tiers; $IMNET_KERNELS stands where --kernels is left at auto, and what a run began with there.
+
+    Before ``execution`` is known only what was asked for is checked. Raises UsageError for a word that is no tier and
+    DeviceError for a tier that is missing.
+    """
+    kind = "cuda" if device.num_gpus() and options.device != "cpu" and not options.procs else "cpu"
+    spec, source = options.kernels, "--kernels"
+    if spec == "auto":
+        spec, source = os.environ.get(tier.ENV, "auto"), tier.ENV
+    if spec == "auto" and kept:
+        began = {family: row["tier"] for family, row in kept.items() if family in tier.FAMILIES}
+        spec, source = (
+            ",".join(f"{f}={t}" for f, t in began.items() if tier.missing(t, kind) is None),
+            "the run's start",
+        )
+    captured = execution is not None and execution.cuda_graphs and not execution.compile
+    try:
+        tier.set(spec or "auto", source=source, captured=captured)
+        for family in tier.FAMILIES:
+            tier.choose(family, kind)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from error
