@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
@@ -41,7 +42,28 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
         network = network.to("meta")
     if in_channels != 3:
         _set_in_channels(network, in_channels)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+            network.set_submodule(path, EvenPool(module.output_size))
     return network
+
+
+class EvenPool(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling that is left out where the map has its size already, and plain where windows are equal.
+
+    The numbers are the same. The backward of the adaptive form has no deterministic algorithm on a GPU.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, *output_size)."""
+        size, have = self.output_size, input.shape[2:]
+        size = size if isinstance(size, tuple) else (size, size)
+        height, width = size[0] or have[0], size[1] or have[1]
+        if have == (height, width):
+            return input
+        if have[0] % height == 0 and have[1] % width == 0:
+            return F.avg_pool2d(input, (have[0] // height, have[1] // width))
+        return super().forward(input)
 
 
 def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -107,5 +129,5 @@ def resize_classifier(network: Any, index: int, channels: int, map_px: int, *, i
     if init_std is not None:
         nn.init.normal_(new.weight, 0.0, init_std)
         nn.init.zeros_(new.bias)
-    network.avgpool = nn.AdaptiveAvgPool2d(map_px)
+    network.avgpool = EvenPool(map_px)
     network.classifier[index] = new

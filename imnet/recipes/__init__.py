@@ -32,8 +32,8 @@ def by_name(name: str) -> Recipe:
 
 
 def by_model(model: str) -> Recipe | None:
-    """The one recipe whose network is ``model``; the shortest-named of a ``_as_run``-like family wins."""
-    found = [r for r in RECIPES.values() if r.model == model and not r.name.endswith("_as_run")]
+    """The one recipe whose network is ``model``, as documented: not ``_as_run`` and not ``_fast``."""
+    found = [r for r in RECIPES.values() if r.model == model and not r.name.endswith(("_as_run", "_fast"))]
     if len(found) > 1:
         names = ", ".join(r.name for r in found)
         raise UsageError(f"got --model {model}, which has {len(found)} recipes: {names}", hint="choose with --recipe")

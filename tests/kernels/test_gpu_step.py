@@ -105,6 +105,16 @@ def test_capturing_leaves_no_trace():
         assert not value.any(), name
 
 
+def test_capturing_leaves_the_loss_scale_where_it_was():
+    step = make_step(RECIPE, graphs=True, precision="fp16")
+    step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": 1024.0, "_growth_tracker": 7})
+    step.warm_up([batch(0, torch.float16)], 32)
+    assert step.scaler.state_dict()["scale"] == 1024.0
+    assert step.scaler.state_dict()["_growth_tracker"] == 7
+    step([batch(1, torch.float16)], 32, 0, 0.1)
+    assert step.scaler.state_dict()["_growth_tracker"] == 8
+
+
 def test_replays_draw_anew_and_repeat_with_the_step_number():
     """One batch, learning rate 0: the loss changes with Shake-Shake's coefficients and with nothing else."""
     step = make_step(SHAKE, graphs=True, average=False)

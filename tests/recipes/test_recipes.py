@@ -21,6 +21,7 @@ from tests.recipes.conftest import NUM_CLASSES
 
 # Recipes whose two steps take 3 seconds and more on one core, or train a network that another one trains already.
 SLOW_STEPS = (
+    r"fashion-mnist/.*_fast",
     r"fashion-mnist/(wrn28|dpn28|shake_shake26_2x96d|shake_shake26_2x64d_as_run).*",
     r"cifar10/.*(64|96)d_stem16",
     r"imagenet64/(wrn36_5|wrn36_10|wide_|davit_).*",

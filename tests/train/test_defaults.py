@@ -1,0 +1,161 @@
+"""What a run leaves open: decided from measurements, kept in run.json, and overruled by what is asked for."""
+
+import dataclasses
+import json
+import random
+import re
+
+import pytest
+import torch
+
+from imnet import defaults, device, recipes
+from imnet.device import Place
+from imnet.errors import UsageError
+from imnet.launch import World
+from imnet.run_options import RunOptions
+from imnet.start import train
+from imnet.step import NotCapturableError, repeatable
+from imnet.watch import first_bad_layer, not_finite
+
+from .conftest import TINY, options
+from .test_step import batch, make_step
+
+GPU = Place(torch.device("cuda", 0), "bf16", "test")
+FASHION, IMAGENET = 29_952, 1_281_024
+COMPILED = {
+    "quickstart": (8000, False),
+    "fashion-mnist/speedrun": (FASHION, False),
+    "fashion-mnist/speedrun_long": (FASHION, False),
+    "fashion-mnist/wrn28_10_fast": (FASHION, False),
+    "fashion-mnist/shake_shake26_2x96d_fast": (FASHION, False),
+    "fashion-mnist/wrn28_10": (FASHION, True),
+    "fashion-mnist/shake_shake26_2x96d": (FASHION, True),
+    "imagenet64/wrn36_5": (IMAGENET, True),
+}
+
+
+@pytest.fixture(autouse=True)
+def an_h100(monkeypatch):
+    """The rates of a card that was measured; the card itself is not here."""
+    monkeypatch.setattr(defaults, "rates", lambda place: defaults.RATES["H100"])
+
+
+def decide(recipe="quickstart", images=8000, world=None, kept=None, **asked):
+    return defaults.decide(recipes[recipe], RunOptions(**asked), GPU, world or World(), images, kept)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiling_is_for_runs_that_earn_it_back(name):
+    images, compiled = COMPILED[name]
+    found = decide(name, images)
+    assert found.compile == compiled
+    assert found.cuda_graphs
+    assert "s of training predicted" in found.reason
+
+
+# images/s measured on an H100 (bench/results/h100-2026-11-26.json), captured but for WRN-36-5, which was eager.
+MEASURED = {
+    "imagenet64/wrn36_5": 5394,
+    "fashion-mnist/wrn28_10": 12898,
+    "fashion-mnist/shake_shake26_2x96d": 10166,
+    "fashion-mnist/densenet_bc100_12": 7718,
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_predictions_are_within_half_of_what_was_measured(name):
+    one_epoch = dataclasses.replace(recipes[name], epochs=1)
+    assert 1 / defaults.predicted_seconds(one_epoch, GPU, 1) == pytest.approx(MEASURED[name], rel=0.5)
+
+
+def test_what_is_asked_for_is_done():
+    found = decide(compile=True, cuda_graphs=False)
+    assert (found.compile, found.cuda_graphs) == (True, False)
+    assert decide("imagenet64/wrn36_5", IMAGENET, compile=False).compile is False
+
+
+def test_a_run_goes_on_as_it_began_unless_asked_otherwise():
+    began = {"compile": True, "cuda_graphs": False, "deterministic": False}
+    assert (decide(kept=began).compile, decide(kept=began).cuda_graphs) == (True, False)
+    assert decide(kept=began, cuda_graphs=True).cuda_graphs
+    assert defaults.keep_deterministic(RunOptions(), {"deterministic": True}).deterministic
+    assert not defaults.keep_deterministic(RunOptions(deterministic=False), {"deterministic": True}).deterministic
+
+
+def test_what_a_graph_cannot_repeat_is_not_captured():
+    assert not decide(world=World(0, 2)).cuda_graphs
+    found = decide(on_nonfinite="skip:3")
+    assert not found.cuda_graphs
+    assert "skip:N" in found.reason
+    with pytest.raises(UsageError, match="exactly one GPU"):
+        decide(world=World(0, 2), cuda_graphs=True)
+
+
+def test_deterministic_and_compiled_is_refused():
+    assert not decide("imagenet64/wrn36_5", IMAGENET, deterministic=True).compile
+    with pytest.raises(UsageError, match="--deterministic with --compile"):
+        decide(compile=True, deterministic=True)
+
+
+def test_run_json_says_how_steps_were_executed_and_a_deterministic_run_resumes_so(tmp_path):
+    recipe = dataclasses.replace(TINY, epochs=1)
+    train(recipe, options(tmp_path, deterministic=True))
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["execution"] == {
+        "compile": False, "cuda_graphs": False, "deterministic": True, "reason": "deterministic"
+    }  # fmt: skip
+    assert not torch.are_deterministic_algorithms_enabled()
+    train(recipe, options(tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text())["execution"]["deterministic"]
+
+
+def test_an_operator_without_a_deterministic_form_is_one_line():
+    pooled, where = torch.nn.functional.max_pool2d(torch.randn(1, 1, 4, 4), 2, return_indices=True)
+    with pytest.raises(UsageError, match=r"no deterministic max_unpooling2d_forward_out.*leave --deterministic out"), \
+            device.exact(True):  # fmt: skip
+        torch.nn.functional.max_unpool2d(pooled, where, 2)
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="something else"), device.exact(True):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random], ids=["torch", "random"])
+def test_a_step_that_draws_on_the_host_is_not_captured(draw):
+    with pytest.raises(NotCapturableError, match="on the host"), repeatable():
+        draw()
+    with repeatable():
+        torch.randn(3, generator=torch.Generator())
+
+
+def test_an_odd_batch_is_computed_without_the_compiler():
+    step, shapes = make_step(dataclasses.replace(TINY, ema_decay=None)), []
+    step.warm_up([batch(0)], 8)
+    step.forward = lambda images: shapes.append(images.shape[0]) or step.parallel(images)
+    for images in (8, 5, 8):
+        step([batch(1, images)], images, 0, 0.01)
+    assert shapes == [8, 8]
+
+
+def test_the_diagnosis_leaves_the_network_as_it_was():
+    step = make_step(dataclasses.replace(TINY, ema_decay=None))
+    before = {k: v.clone() for k, v in step.net.state_dict().items()}
+    assert first_bad_layer(step.net, [batch(0), batch(1)], step.loss) is None
+    for name, value in step.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in step.net.parameters())
+
+
+def test_the_diagnosis_reads_every_piece_and_finds_a_gradient():
+    step = make_step(dataclasses.replace(TINY, ema_decay=None))
+    bad = batch(1)
+    bad[0][0] = float("inf")
+    assert first_bad_layer(step.net, [batch(0), bad], step.loss) == "the input images"
+    step.net.stem.weight.register_hook(lambda grad: grad.fill_(float("nan")))
+    assert first_bad_layer(step.net, [batch(0)], step.loss) == "gradient of stem.weight"
+
+
+@pytest.mark.parametrize(("compiled", "words"), [(True, "finite in eager.*--no-compile"), (False, "does not recur")])
+def test_a_number_that_does_not_recur_accuses_the_compiled_step(compiled, words):
+    step = make_step(dataclasses.replace(TINY, ema_decay=None))
+    step.compiled = compiled
+    assert re.search(words, str(not_finite(step, [batch(0)], 3)))
