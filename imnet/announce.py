@@ -67,6 +67,7 @@ def run_values(t: Trainer, status: str) -> dict[str, Any]:
         "pipeline": {"kind": t.train_data.kind, "reason": t.pipeline_reason},
         "parameters": sum(p.numel() for p in t.step_fn.params),
         "seconds": round(t.seconds, 3),
+        "warm_up_s": round(t.warm_up_s, 3),
         "skipped_steps": t.skipped_steps,
         "bad_images": t.bad_images,
     } | runfolder.environment()

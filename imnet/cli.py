@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from imnet.errors import ImnetError, IOFailure, UsageError
+
+_BEGAN = time.perf_counter()
 
 
 def train_main(argv: list[str] | None = None) -> int:
@@ -68,9 +71,13 @@ def _train(argv: list[str]) -> int:
 
         print(dryrun.text(request.recipe, request.options))
         return 0
+    from imnet.launch import current_world
     from imnet.start import train
 
-    return train(request.recipe, request.options)[0]
+    code = train(request.recipe, request.options)[0]
+    if code == 0 and current_world().is_main:
+        print(f"{'the whole command':<18} {time.perf_counter() - _BEGAN:.1f} s")
+    return code
 
 
 def _evaluate(argv: list[str]) -> int:

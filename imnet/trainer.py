@@ -61,7 +61,7 @@ class Trainer:
         self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
         self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
-        self.bad_images = 0
+        self.bad_images, self.warm_up_s = 0, 0.0
         self.loss_sum = torch.zeros((), device=place.device)
         self.loss_images = 0
         self.best = {"top1": 0.0, "epoch": 0}
@@ -108,9 +108,8 @@ class Trainer:
         self._warm_up()
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
-        self.console.say(
-            f"warm-up    {time.perf_counter() - start:.1f} s (compilation and allocation, not in images/s)"
-        )
+        self.warm_up_s = time.perf_counter() - start
+        self.console.say(f"warm-up    {self.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
 
     def _warm_up(self) -> None:
         """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""

@@ -79,7 +79,7 @@ def summary(run_dir: Path) -> str:
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
         ("published", _published(run)),
         ("images/s, median", rate(run.images_per_s)),
-        ("time", f"{duration(run.total_seconds)} on {run.hardware}"),
+        ("training time", f"{duration(run.total_seconds)} on {run.hardware}"),
         ("report", str(report) if report.is_file() else "not written yet"),
         *(("note", note) for note in run.notes),
     ]

@@ -66,7 +66,7 @@ def test_summary_is_the_same_figures(run_dir, page):
     assert told["top-1, best epoch"] == "92.50 % at epoch 2 (selected on the test set)"
     assert told["published"].startswith("93.28 %; last epoch −1.28 points")
     assert told["images/s, median"] == f"{statistics.median(2500 + step % 7 for step in range(10, 355, 10)):,.0f}"
-    assert told["time"] == "35.4 s on EPYC, 2 cores"
+    assert told["training time"] == "35.4 s on EPYC, 2 cores"
     assert told["report"] == str(run_dir / "report.html")
 
 
