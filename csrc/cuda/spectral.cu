@@ -1,5 +1,5 @@
-// spectral: a thread per output element holds its phases in registers, folded by the DCT's symmetry; the coefficients are a
-// kernel argument, which the hardware keeps in its constant bank.
+// spectral: a thread holds the phases of a few neighbouring elements in registers, folded by the DCT's symmetry; the
+// coefficients are a kernel argument, which the hardware keeps in its constant bank.
 #include <cmath>
 
 #include "elements.cuh"
@@ -10,96 +10,158 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// Elements of a band a thread makes: 16, 8 and 4 bytes of bf16, as many as the phases leave registers for. Predicted from
+// the registers on sm_90 on 2026-11-26, not measured.
+template <int R>
+constexpr int kElements = R == 2 ? 8 : (R == 4 ? 4 : 2);
+
+// The bands of one launch by k % 4: 0 and 2 see sums of mirrored phases, which fold once more, odd ones differences.
 template <int R>
 struct Plan {
   static constexpr int kS = R * R, kHalf = kS / 2, kMaxBands = kS;
   float coefficient[kMaxBands][kHalf];
-  int16_t band[kMaxBands];      // k of the i-th band computed
-  int16_t position[kMaxBands];  // where it goes
-  int32_t num_even, num_bands;  // even bands come first
+  int16_t position[kMaxBands];  // where the i-th band computed goes
+  int32_t ends[3];              // of the bands with k % 4 == 0, == 2, and of the odd ones
 };
 
+// Where an element lies; next() is its neighbour in the output.
+struct Place {
+  int c, w, h;
+
+  __device__ __forceinline__ Place(const SpectralLaunch& a, int e) {
+    const int C = a.channels, W = a.out_width, H = a.out_height;
+    if (a.channels_last) {
+      c = e % C, w = e / C % W, h = e / C / W;
+    } else {
+      w = e % W, h = e / W % H, c = e / W / H;
+    }
+  }
+  __device__ __forceinline__ void next(const SpectralLaunch& a) {
+    if (a.channels_last) {
+      if (++c == a.channels) c = 0, ++w;
+      if (w == a.out_width) w = 0, ++h;
+    } else {
+      if (++w == a.out_width) w = 0, ++h;
+      if (h == a.out_height) h = 0, ++c;
+    }
+  }
+};
+
+__device__ __forceinline__ int widened(uint8_t x) { return x; }
+template <class In>
+__device__ __forceinline__ float widened(In x) { return to_float(x); }
+
+// 1.5 * 2^23 + x as bits, less 1.5 * 2^23: exact for sums of bytes, and faster than the conversion instruction.
+__device__ __forceinline__ float as_float(int x) { return __int_as_float(x + 0x4B400000) - 12582912.0f; }
+__device__ __forceinline__ float as_float(float x) { return x; }
+
+template <int R>
+struct Folded {
+  float even[R * R / 4], odd[R * R / 4], differences[R * R / 2];
+};
+
+// One element's phases, as integers where they are bytes.
 template <int R, class In>
-__device__ __forceinline__ void load_folded(const SpectralLaunch& a, int64_t e, int& channel, float* sums, float* differences) {
-  constexpr int kS = R * R;
-  const int64_t w_h = int64_t(a.out_width) * a.out_height;
-  int64_t w, h, b;
-  if (a.channels_last) {
-    channel = int(e % a.channels);
-    const int64_t pixel = e / a.channels;
-    w = pixel % a.out_width, h = pixel / a.out_width % a.out_height, b = pixel / w_h;
-  } else {
-    channel = int(e / w_h % a.channels);
-    w = e % a.out_width, h = e / a.out_width % a.out_height, b = e / w_h / a.channels;
-  }
-  const In* base = static_cast<const In*>(a.images) + b * a.stride_b + channel * a.stride_c + h * R * a.stride_h + w * R * a.stride_w;
+__device__ __forceinline__ Folded<R> folded(const SpectralLaunch& a, const In* base) {
+  constexpr int kS = R * R, kHalf = kS / 2, kQuarter = kS / 4;
+  using Wide = decltype(widened(In()));
+  Wide sums[kHalf];
+  Folded<R> found;
 #pragma unroll
-  for (int p = 0; p < kS / 2; ++p) {
+  for (int p = 0; p < kHalf; ++p) {
     const int q = kS - 1 - p;
-    const float first = to_float(base[(p / R) * a.stride_h + (p % R) * a.stride_w]);
-    const float second = to_float(base[(q / R) * a.stride_h + (q % R) * a.stride_w]);
+    const Wide first = widened(base[(p / R) * a.stride_h + (p % R) * a.stride_w]);
+    const Wide second = widened(base[(q / R) * a.stride_h + (q % R) * a.stride_w]);
     sums[p] = first + second;
-    differences[p] = first - second;
+    found.differences[p] = as_float(first - second);
   }
+#pragma unroll
+  for (int p = 0; p < kQuarter; ++p) {
+    found.even[p] = as_float(sums[p] + sums[kHalf - 1 - p]);
+    found.odd[p] = as_float(sums[p] - sums[kHalf - 1 - p]);
+  }
+  return found;
 }
 
 template <int R, class In, class Out>
-__global__ void __launch_bounds__(kThreads) spectral_kernel(const SpectralLaunch a, const Plan<R> plan) {
-  constexpr int kHalf = R * R / 2;
-  const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (e >= a.total) return;
-  float sums[kHalf], differences[kHalf];
-  int channel;
-  load_folded<R, In>(a, e, channel, sums, differences);
-  Out* out = static_cast<Out*>(a.out) + e;
-  auto put = [&](int i, float value) {
-    const int64_t at = plan.position[i];
-    if (a.scale != nullptr) value = fmaf(value, a.scale[at * a.channels + channel], a.shift[at * a.channels + channel]);
-    out[at * a.total] = from_float<Out>(value);
-  };
-#pragma unroll 2
-  for (int i = 0; i < plan.num_even; ++i) {
-    float value = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kHalf; ++p) value = fmaf(plan.coefficient[i][p], sums[p], value);
-    put(i, value);
-  }
-#pragma unroll 2
-  for (int i = plan.num_even; i < plan.num_bands; ++i) {
-    float value = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kHalf; ++p) value = fmaf(plan.coefficient[i][p], differences[p], value);
-    put(i, value);
-  }
-}
+struct Writer {
+  static constexpr int V = kElements<R>;
+  const SpectralLaunch& a;
+  const Plan<R>& plan;
+  Out* out;
+  bool whole;
+  int left;
+  int channel[V];
 
-template <int R>
-void add_band(Plan<R>& plan, int k, int position) {
-  const int s = R * R, i = plan.num_bands++;
-  plan.band[i] = int16_t(k);
-  plan.position[i] = int16_t(position);
-  for (int p = 0; p < s / 2; ++p) {
-    plan.coefficient[i][p] = float(2.0 * std::cos(3.14159265358979323846 * double(k * (2 * p + 1) % (4 * s)) / (2.0 * s)));
+  // Bands first .. last - 1 of the plan from the N phases that `of` gives of each element.
+  template <int N, class Of>
+  __device__ __forceinline__ void bands(int first, int last, Of of) const {
+#pragma unroll 2
+    for (int i = first; i < last; ++i) {
+      const int64_t at = plan.position[i];
+      float values[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        values[v] = plan.coefficient[i][0] * of(v)[0];
+#pragma unroll
+        for (int p = 1; p < N; ++p) values[v] = fmaf(plan.coefficient[i][p], of(v)[p], values[v]);
+        const int row = int(at) * a.channels + channel[v];
+        if (a.scale != nullptr) values[v] = fmaf(values[v], a.scale[row], a.shift[row]);
+      }
+      put(rounded<V>(values, Out()), out + at * a.total, whole, left);
+    }
   }
+};
+
+template <int R, class In, class Out>
+__global__ void __launch_bounds__(kThreads) spectral_kernel(const SpectralLaunch a, const Plan<R> plan) {
+  constexpr int V = kElements<R>;
+  const int n = a.channels * a.out_height * a.out_width;  // a band's elements of one image
+  const int e = int(blockIdx.y * kThreads + threadIdx.x) * V;
+  if (e >= n) return;
+  Out* out = static_cast<Out*>(a.out) + int64_t(blockIdx.x) * n + e;
+  const bool whole = n % V == 0 && a.total % V == 0 && aligned<Out, V>(out);
+  Writer<R, In, Out> writer{a, plan, out, whole, n - e, {}};
+  Folded<R> phases[V];
+  Place place(a, e);
+  const In* image = static_cast<const In*>(a.images) + blockIdx.x * a.stride_b;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    writer.channel[v] = place.c;
+    phases[v] = folded<R, In>(a, image + place.c * a.stride_c + place.h * R * a.stride_h + place.w * R * a.stride_w);
+    if (e + v + 1 < n) place.next(a);
+  }
+  writer.template bands<R * R / 4>(0, plan.ends[0], [&](int v) { return phases[v].even; });
+  writer.template bands<R * R / 4>(plan.ends[0], plan.ends[1], [&](int v) { return phases[v].odd; });
+  writer.template bands<R * R / 2>(plan.ends[1], plan.ends[2], [&](int v) { return phases[v].differences; });
 }
 
 // At most s bands a launch (duplicates may ask for more): first .. last of the caller's list.
 template <int R>
 Plan<R> make_plan(const SpectralLaunch& a, int first, int last) {
+  constexpr int s = R * R;
   Plan<R> plan{};
-  for (int i = first; i < last; ++i) {
-    if (a.bands[i] % 2 == 0) add_band(plan, a.bands[i], i);
-  }
-  plan.num_even = plan.num_bands;
-  for (int i = first; i < last; ++i) {
-    if (a.bands[i] % 2 == 1) add_band(plan, a.bands[i], i);
+  int count = 0;
+  for (int part = 0; part < 3; ++part) {
+    for (int i = first; i < last; ++i) {
+      const int k = a.bands[i];
+      if ((k % 2 == 1 ? 2 : k % 4 / 2) != part) continue;
+      plan.position[count] = int16_t(i);
+      for (int p = 0; p < s / 2; ++p) {
+        plan.coefficient[count][p] = float(2.0 * std::cos(3.14159265358979323846 * double(k * (2 * p + 1) % (4 * s)) / (2.0 * s)));
+      }
+      ++count;
+    }
+    plan.ends[part] = count;
   }
   return plan;
 }
 
 template <int R, class In, class Out>
 void launch_all(const SpectralLaunch& a, cudaStream_t stream) {
-  const unsigned grid = unsigned((a.total + kThreads - 1) / kThreads);
+  constexpr int kBlock = kThreads * kElements<R>;
+  const int64_t n = int64_t(a.channels) * a.out_height * a.out_width;
+  const dim3 grid(unsigned(a.total / n), unsigned((n + kBlock - 1) / kBlock));
   for (int first = 0; first < a.num_bands; first += R * R) {
     const int last = first + R * R < a.num_bands ? first + R * R : a.num_bands;
     spectral_kernel<R, In, Out><<<grid, kThreads, 0, stream>>>(a, make_plan<R>(a, first, last));

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .. import tier
+from .. import calls, tier
 from . import op, reference
 from .reference import Spec
 
@@ -64,8 +64,8 @@ def augment(
         _check_out(out, store, ids, dtype)
         # A data loop's path: no op, no copy.
         return op.implementation(store.device.type)(*call, out=out)
-    if store.device.type == "cpu" and type(store) is Tensor and op.unobserved():
-        return op.implementation("cpu")(*call)
+    if type(store) is Tensor and calls.unobserved():
+        return op.implementation(store.device.type)(*call)
     return (reference.augment if tier.choose("augment", store.device.type) == "reference" else op.call)(*call)
 
 
@@ -135,7 +135,11 @@ def _scale_shift(
         got = f"{mean.dtype} {tuple(mean.shape)} on {mean.device}"
         raise TypeError(f"mean is {got}; allowed torch.float32 {tuple(store.shape[1:])} on {store.device}; convert it")
     scale, _ = _constants((0.0,) * num_channels, std_key, store.device)
-    return scale, mean.mul(-255.0 * scale)
+    return scale, calls.once(_mean_image_shift, mean, scale)
+
+
+def _mean_image_shift(mean: Tensor, scale: Tensor) -> Tensor:
+    return mean.mul(-255.0 * scale)
 
 
 def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -> tuple[float, ...]:

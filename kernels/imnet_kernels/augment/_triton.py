@@ -1,20 +1,32 @@
-"""augment as one Triton launch: a program per sample and block of output elements."""
+"""augment as one Triton launch: a program per image, or per part of its rows where the batch is small."""
 
-# ruff: noqa: N803  (Triton constants are written as constants)
+# ruff: noqa: N803, RET505  (Triton: constants are written as constants, a branch that is not taken must be an else)
 
 from __future__ import annotations
+
+import math
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import tritonlib
 from ..tritonlib import Build, below, philox, signed32
 from ._host import FLIPS
 from .reference import Spec
 
-BLOCK = 1024
+# All five are predicted from the SASS of sm_90 on 2026-11-26, not measured.
+STORE_BYTES = 16
+"""What a thread writes at once; its elements share the row's arithmetic."""
+ROWS, COLUMNS = 16, 64
+"""The tile of one iteration, at most: 32 loads in flight a thread, 64 columns because rows are multiples of that."""
+SPARE = 1.15
+"""How far tiles may overhang an image, as a factor."""
+WARPS = 1
+"""A program's. A thread draws its image's choices itself and computes its columns once, so fewer threads draw less."""
+PROGRAMS = 2048
+"""How many a launch should have at least: smaller batches split their images by rows, into no less than a tile."""
 
 
 @triton.jit
@@ -49,56 +61,127 @@ def _reflect(i, SIZE: tl.constexpr):
     return tl.where(i < SIZE, i, 2 * (SIZE - 1) - i)
 
 
-@triton.jit(do_not_specialize=["num_stored", "seed_low", "seed_high", "epoch", "threshold"])
+@triton.jit
+def _outside(i, first, SIZE: tl.constexpr, SHIFT: tl.constexpr):
+    """-1 where i is not in first .. first + SIZE - 1, else 0: the sign, instead of two comparisons.
+
+    SHIFT is 30 for rows and 29 for columns, the same for numbers this small: equal shifts, or 31, let the compiler put
+    the masks of rows and columns together before it shifts, for every element and in predicates, of which there are 7.
+    """
+    return ((i - first) | (first + SIZE - 1 - i)) >> SHIFT
+
+
+@triton.jit
+def _clamped(i, SIZE: tl.constexpr):
+    """In zero padding any pixel may be read, it is masked."""
+    return tl.minimum(tl.maximum(i, 0), SIZE - 1)
+
+
+@triton.jit
+def _masked(value, bits):
+    """value where bits are -1, 0 where they are 0."""
+    return (value.to(tl.int32, bitcast=True) & bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _of_channel(values_ptr, c, C: tl.constexpr):
+    """values[c] by selection: a load for every column would cost more."""
+    found = tl.load(values_ptr)
+    for k in tl.static_range(1, C):
+        found = tl.where(c == k, tl.load(values_ptr + k), found)
+    return found
+
+
+@triton.jit
+def _normalised(source, scale, shift, keep, PADDED: tl.constexpr):
+    """pixel * scale + shift in two roundings, shift numbers or pointers into the mean image.
+
+    Zero padding is the pixel 0 where shift is a number, the value 0 where it is of a mean image.
+    """
+    # 2^23 + pixel as bits, less 2^23: exact, and four times faster than the conversion instruction.
+    value = (tl.load(source).to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    if shift.dtype.is_ptr():
+        value = value * scale + tl.load(shift)
+        return _masked(value, keep) if PADDED else value
+    else:
+        return (_masked(value, keep) if PADDED else value) * scale + shift
+
+
+@triton.jit(do_not_specialize=["num_stored", "seed_low", "seed_high", "epoch", "threshold", "rows_each"])
 def augment_kernel(
     store_ptr, ids_ptr, sample_ids_ptr, scale_ptr, shift_ptr, out_ptr, num_stored, seed_low, seed_high, epoch,
-    threshold, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, PAD: tl.constexpr, REFLECT: tl.constexpr, HFLIP:
-    tl.constexpr, CUTOUT: tl.constexpr, FIRST_Y: tl.constexpr, NUM_Y: tl.constexpr, FIRST_X: tl.constexpr, NUM_X:
-    tl.constexpr, PER_PIXEL: tl.constexpr, BLOCK: tl.constexpr
+    threshold, rows_each, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, PAD: tl.constexpr, REFLECT: tl.constexpr,
+    HFLIP: tl.constexpr, CUTOUT: tl.constexpr, FIRST_Y: tl.constexpr, NUM_Y: tl.constexpr, FIRST_X: tl.constexpr,
+    NUM_X: tl.constexpr, PER_PIXEL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
+    WIDTH: tl.constexpr
 ):  # fmt: skip
+    """A program makes rows_each rows of one image in tiles of (ROWS, COLUMNS) elements.
+
+    What depends on the column is computed once per chunk of columns, what depends on the row once per row.
+    """
     row = tl.program_id(0)
     image = tl.load(ids_ptr + row)
     sample = tl.load(sample_ids_ptr + row)
     oy, ox, flip, y0, x0 = _choices(
         sample, seed_low, seed_high, epoch, threshold, PAD, HFLIP, CUTOUT, FIRST_Y, NUM_Y, FIRST_X, NUM_X
     )
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    c, x, y = e % C, (e // C) % W, e // (C * W)
-    # A bad id reads nothing and gives NaN: a captured graph cannot stop for it.
+    # A bad id gives NaN, from the scale, and no cutout: a captured graph cannot stop for it.
     known = (image >= 0) & (image < num_stored)
-    live = e < tl.where(known, H * W * C, 0)
-    sy = y + oy
-    sx = tl.where(flip > 0, W - 1 - x, x) + ox
-    inside = live
-    if PAD > 0:
-        if REFLECT:
-            sy = _reflect(sy, H)
-            sx = _reflect(sx, W)
-        else:
-            inside = live & (sy >= 0) & (sy < H) & (sx >= 0) & (sx < W)
-    at = (sy * W + sx) * C + c
-    pixel = tl.load(store_ptr + image * (H * W * C) + at, mask=inside, other=0).to(tl.float32)
-    scale = tl.load(scale_ptr + c)
-    if PER_PIXEL:
-        shift = tl.load(shift_ptr + at, mask=inside, other=0.0)
-    else:
-        shift = tl.load(shift_ptr + c)
-    value = pixel * scale + shift
-    if CUTOUT > 0:
-        erased = (y >= y0) & (y < y0 + CUTOUT) & (x >= x0) & (x < x0 + CUTOUT)
-        value = tl.where(erased, 0.0, value)
-    value = tl.where(known, value, float("nan"))
-    tl.store(out_ptr + row.to(tl.int64) * (H * W * C) + e, value.to(out_ptr.dtype.element_ty), mask=e < H * W * C)
+    source = store_ptr + tl.where(known, image, 0) * (H * W * C)
+    out = out_ptr + row.to(tl.int64) * (H * W * C)
+    y0 = tl.where(known, y0, H)
+    bad = tl.where(known, 0, -1)
+    step = tl.where(flip > 0, -1, 1)
+    left = tl.where(flip > 0, W - 1, 0) + ox
+    first = tl.program_id(1) * rows_each
+    for chunk in range(CHUNKS):
+        e = chunk * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        x = e // C
+        c = e - x * C
+        sx = left + x * step
+        at_x = _clamped((_reflect(sx, W) if REFLECT else sx) * C + c, W * C)
+        scale = tl.where(known, _of_channel(scale_ptr, c, C), float("nan"))
+        shift_x = scale if PER_PIXEL else _of_channel(shift_ptr, c, C)
+        keep_x = tl.where(known, ~_outside(sx, 0, W, 29), -1)
+        for y_first in range(first, tl.minimum(first + rows_each, H), ROWS):
+            y = y_first + tl.arange(0, ROWS)[:, None]
+            sy = y + oy
+            at_y = _clamped(_reflect(sy, H) if REFLECT else sy, H) * (W * C)
+            keep = (~_outside(sy, 0, H, 30) | bad) & keep_x
+            # The hints give loads the layout of the stores; they widen none, since nothing says that they are aligned.
+            pixel = tl.max_contiguous(source + at_y + at_x, [1, WIDTH])
+            shift = tl.max_contiguous(shift_ptr + at_y + at_x, [1, WIDTH]) if PER_PIXEL else shift_x
+            value = _normalised(pixel, scale, shift, keep, PAD > 0 and not REFLECT)
+            if CUTOUT > 0:
+                value = _masked(value, _outside(y, y0, CUTOUT, 30) | _outside(x, x0, CUTOUT, 29))
+            at = out + y * (W * C) + tl.max_contiguous(e, [1, WIDTH])
+            value = value.to(out_ptr.dtype.element_ty)
+            if H % ROWS == 0 and W * C == CHUNKS * COLUMNS:
+                tl.store(at, value)
+            else:
+                tl.store(at, value, mask=(y < H) & (e < W * C))
 
 
-def _constants(spec: Spec, shape: tuple[int, int, int], per_pixel: bool) -> dict[str, object]:
+def _tile(count: int, largest: int) -> int:
+    """The largest power of two up to `largest` that covers `count` in whole pieces with little to spare."""
+    sizes = [1 << k for k in range(largest.bit_length())]
+    return max(s for s in sizes if triton.cdiv(count, s) * s <= SPARE * count)
+
+
+@lru_cache(maxsize=64)
+def _constants(spec: Spec, shape: tuple[int, int, int], per_pixel: bool, itemsize: int) -> dict[str, object]:
     height, width, channels = shape
     (first_y, num_y), (first_x, num_x) = spec.box_range(height), spec.box_range(width)
     box = {"FIRST_Y": first_y, "NUM_Y": num_y, "FIRST_X": first_x, "NUM_X": num_x}
     flips, reflects = FLIPS[spec.hflip], spec.pad_mode == "reflect"
     crop = {"PAD": spec.pad_px, "REFLECT": reflects, "HFLIP": flips, "CUTOUT": spec.cutout_px}
     sizes = {"H": height, "W": width, "C": channels, "PER_PIXEL": per_pixel}
-    return {**sizes, **crop, **box, "BLOCK": tritonlib.block_for(height * width * channels, BLOCK)}
+    # A store is as wide as the row's length allows: then no group of elements straddles two rows.
+    elements = width * channels
+    columns = _tile(elements, COLUMNS)
+    tile = {"ROWS": _tile(height, ROWS), "COLUMNS": columns, "CHUNKS": triton.cdiv(elements, columns)}
+    tile["WIDTH"] = math.gcd(elements, columns, STORE_BYTES // itemsize)
+    return {**sizes, **crop, **box, **tile}
 
 
 def augment(
@@ -116,13 +199,18 @@ def augment(
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
     if out is None:
         out = torch.empty((ids.numel(), height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
-    constants = _constants(spec, (height, width, channels), shift.dim() == 3)
+    constants = _constants(spec, (height, width, channels), shift.dim() == 3, dtype.itemsize)
+    if num_stored == 0:
+        return out.fill_(float("nan"))  # there is no pixel that a bad id could read instead
     if ids.numel():
-        grid = (ids.numel(), triton.cdiv(height * width * channels, constants["BLOCK"]))
+        num_tiles = triton.cdiv(height, constants["ROWS"])
+        parts = min(num_tiles, max(1, PROGRAMS // ids.numel()))
+        rows_each = triton.cdiv(num_tiles, parts) * constants["ROWS"]
         seed = (signed32(spec.seed), signed32(spec.seed >> 32), signed32(spec.epoch))
-        arguments = (store, ids, sample_ids, scale, shift, out, num_stored, *seed, spec.flip_threshold)
+        arguments = (store, ids, sample_ids, scale, shift, out, num_stored, *seed, spec.flip_threshold, rows_each)
         # Without fusion: multiply and add are two roundings in the reference.
-        augment_kernel[grid](*arguments, **constants, enable_fp_fusion=False)
+        grid = (ids.numel(), triton.cdiv(height, rows_each))
+        augment_kernel[grid](*arguments, **constants, enable_fp_fusion=False, num_warps=WARPS)
     return out
 
 
@@ -131,14 +219,15 @@ def builds() -> list[Build]:
     pointers = {"store_ptr": "*u8", "ids_ptr": "*i64", "sample_ids_ptr": "*i64"}
     pointers |= {"scale_ptr": "*fp32", "shift_ptr": "*fp32"}
     scalars = {"num_stored": "i32", "seed_low": "i32", "seed_high": "i32", "epoch": "i32", "threshold": "i64"}
+    scalars["rows_each"] = "i32"
     imagenet = Spec(0, 0, 4, "zero", "random", 0.5, 16, False)
     fashion = Spec(0, 0, 4, "reflect", "alternating", 0.5, 16, True)
     variants = [("imagenet64", imagenet, (64, 64, 3), False), ("fashion", fashion, (28, 28, 1), False)]
     variants.append(("mean_image", imagenet._replace(cutout_px=0), (64, 64, 3), True))
     found = []
     for name, spec, shape, per_pixel in variants:
-        constants = _constants(spec, shape, per_pixel)
         for out in ("*fp32", "*bf16", "*fp16"):
+            constants = _constants(spec, shape, per_pixel, 4 if out == "*fp32" else 2)
             signature = {**pointers, **scalars, "out_ptr": out}
-            found.append(Build(f"augment {name} {out}", augment_kernel, signature, constants, fp_fusion=False))
+            found.append(Build(f"augment {name} {out}", augment_kernel, signature, constants, WARPS, fp_fusion=False))
     return found

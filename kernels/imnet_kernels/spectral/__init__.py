@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import tier
+from .. import calls, tier
 from . import op, reference
 from .reference import inverse
 
@@ -44,11 +44,13 @@ def spectral(
     dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
     if dtype not in _OUT_DTYPES:
         raise TypeError(f"dtype = {dtype}; allowed {_OUT_DTYPES}; pass one of them")
-    scale, shift = _scale_shift(mean, std, len(wanted), images)
-    if images.device.type == "cpu" and type(images) is Tensor and op.unobserved():
-        with torch.no_grad():
-            return op.implementation("cpu")(images, r, wanted, scale, shift, dtype)
+    scale = shift = None
     with torch.no_grad():
+        if mean is not None or std is not None:
+            given = (m if m is None or isinstance(m, (int, float, Tensor)) else tuple(m) for m in (mean, std))
+            scale, shift = calls.once(_scale_shift, *given, len(wanted), images.shape[1], images.device)
+        if type(images) is Tensor and calls.unobserved():
+            return op.implementation(images.device.type)(images, r, wanted, scale, shift, dtype)
         if tier.choose("spectral", images.device.type) == "reference":
             return reference.spectral(images, r, wanted, scale, shift, dtype)
         return op.spectral_op(images.detach(), r, list(wanted), scale, shift, dtype)
@@ -70,23 +72,21 @@ def _check(images: Tensor, r: int, bands: Sequence[int] | None) -> tuple[int, ..
 
 
 def _scale_shift(
-    mean: PerBand | None, std: PerBand | None, num_bands: int, images: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """(K, C) fp32 scale = 1 / std and shift = -mean / std, or (None, None)."""
-    if mean is None and std is None:
-        return None, None
-    m = _per_band("mean", 0.0 if mean is None else mean, num_bands, images)
-    s = _per_band("std", 1.0 if std is None else std, num_bands, images)
-    return s.reciprocal(), -m / s
+    mean: PerBand | None, std: PerBand | None, num_bands: int, num_channels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(K, C) fp32 scale = 1 / std and shift = -mean / std, of stride 0 along what they share."""
+    shape = (num_bands, num_channels)
+    m = _per_band("mean", 0.0 if mean is None else mean, shape, device)
+    s = _per_band("std", 1.0 if std is None else std, shape, device)
+    return s.reciprocal().expand(shape), (-m / s).expand(shape)
 
 
-def _per_band(name: str, value: PerBand, num_bands: int, images: Tensor) -> Tensor:
-    given = torch.as_tensor(value, dtype=torch.float32, device=images.device)
-    shape = (num_bands, images.shape[1])
+def _per_band(name: str, value: PerBand, shape: tuple[int, int], device: torch.device) -> Tensor:
+    given = torch.as_tensor(value, dtype=torch.float32, device=device)
     if given.dim() == 1:
         given = given[:, None]
     if given.dim() > 2 or (given.dim() == 2 and (given.shape[0] != shape[0] or given.shape[1] not in (1, shape[1]))):
         raise ValueError(
             f"{name} is {tuple(given.shape)}; allowed a number, ({shape[0]},) or {shape}; pass one of them"
         )
-    return given.expand(shape).contiguous()
+    return given

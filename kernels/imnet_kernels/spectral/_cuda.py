@@ -17,5 +17,6 @@ def spectral(
         return reference.spectral(images, r, bands, scale, shift, dtype)
     out = reference.empty_like_bands(images, len(bands), r, dtype)
     last = reference.is_channels_last(images)
+    scale, shift = (None if values is None else values.contiguous() for values in (scale, shift))
     cudalib.ops().spectral(images, r, list(bands), scale, shift, last, out)
     return out

@@ -1,12 +1,11 @@
-"""spectral as one Triton launch: a program per block of output elements makes every band from one read of its
+"""spectral as one Triton launch: a program per block of one band's elements makes every band from one read of their
 phases."""
 
-# ruff: noqa: N803  (Triton constants are written as constants)
+# ruff: noqa: N803, N806, RET505, RUF005  (Triton: constants, branches not taken are an else, tuples grow by +)
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
@@ -16,78 +15,115 @@ from torch import Tensor
 from ..tritonlib import Build
 from . import reference
 
+# Both are predicted from the SASS of sm_90 on 2026-11-26, not measured.
+WARPS = 4
+ELEMENTS = {2: 8, 4: 4, 6: 2}
+"""A thread's elements of a band by r, stored as one word of 16, 8 and 4 bytes in bf16: at twice as many, s = 16 and
+s = 36 need all 255 registers where 96 suffice."""
 
-@triton.jit
-def _write(
-    acc, bands_ptr, scale_ptr, shift_ptr, out_ptr, e, c, total, C: tl.constexpr, ROWS: tl.constexpr,
-    NORMALISE: tl.constexpr
-):  # fmt: skip
-    """acc (ROWS, BLOCK): row i is output band bands[i], -1 for padding."""
-    band = tl.load(bands_ptr + tl.arange(0, ROWS))
-    live = (band[:, None] >= 0) & (e[None, :] < total)
-    if NORMALISE:
-        at = band[:, None] * C + c[None, :]
-        acc = acc * tl.load(scale_ptr + at, mask=live, other=0.0) + tl.load(shift_ptr + at, mask=live, other=0.0)
-    where = band[:, None].to(tl.int64) * total + e[None, :]
-    tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
+
+@triton.constexpr_function
+def _coefficient(k, p, s):
+    """2 cos(pi k (2 p + 1) / (2 s))."""
+    return 2.0 * math.cos(math.pi * (k * (2 * p + 1) % (4 * s)) / (2 * s))
 
 
 @triton.jit
-def spectral_kernel(
-    images_ptr, even_ptr, odd_ptr, even_bands_ptr, odd_bands_ptr, scale_ptr, shift_ptr, out_ptr, total,
-    stride_b, stride_c, stride_h, stride_w, OH, OW,
-    R: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr, ODD: tl.constexpr, LAST: tl.constexpr,
-    NORMALISE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Even bands see sums of mirrored phases, odd bands differences: half the products."""
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = e < total
-    if LAST:
-        c = e % C
-        w = (e // C) % OW
-        h = (e // C // OW) % OH
-        b = e // C // OW // OH
+def _load_phases(base, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, R: tl.constexpr):
+    """The R * R phases; bytes as integers, whose sums and differences are exact and cheap."""
+    found = ()
+    for p in tl.static_range(R * R):
+        x = tl.load(base + ((p // R) * STRIDE_H + (p % R) * STRIDE_W))
+        found = found + (x.to(tl.int32) if x.dtype.is_int() else x.to(tl.float32),)
+    return found
+
+
+@triton.jit
+def _floats(x):
+    """1.5 * 2^23 + x as bits, less 1.5 * 2^23: exact for |x| < 2^22, and faster than the conversion instruction."""
+    found = ()
+    for p in tl.static_range(len(x)):
+        if x[p].dtype == tl.int32:
+            found = found + ((x[p] + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0,)
+        else:
+            found = found + (x[p],)
+    return found
+
+
+@triton.jit
+def _folded(x):
+    """x[p] + x[-1 - p] and x[p] - x[-1 - p]."""
+    sums = ()
+    differences = ()
+    for p in tl.static_range(len(x) // 2):
+        sums = sums + (x[p] + x[len(x) - 1 - p],)
+        differences = differences + (x[p] - x[len(x) - 1 - p],)
+    return sums, differences
+
+
+@triton.jit
+def _band(x, k: tl.constexpr, S: tl.constexpr):
+    value = x[0] * _coefficient(k, 0, S)
+    for p in tl.static_range(1, len(x)):
+        value += x[p] * _coefficient(k, p, S)
+    return value
+
+
+@triton.jit
+def _of_band(values_ptr, i: tl.constexpr, c, STRIDES: tl.constexpr):
+    """values[i, c], one load a thread where all channels share it."""
+    if STRIDES[1] == 0:
+        return tl.load(values_ptr + i * STRIDES[0])
     else:
-        w = e % OW
-        h = (e // OW) % OH
-        c = (e // OW // OH) % C
-        b = e // OW // OH // C
-    base = images_ptr + b * stride_b + c * stride_c + h * R * stride_h + w * R * stride_w
-    acc_even = tl.zeros((EVEN, BLOCK), tl.float32)
-    acc_odd = tl.zeros((ODD, BLOCK), tl.float32)
-    for p in tl.static_range(R * R // 2):
-        first = tl.load(base + (p // R) * stride_h + (p % R) * stride_w, mask=live, other=0).to(tl.float32)
-        second = tl.load(
-            base + ((R * R - 1 - p) // R) * stride_h + ((R * R - 1 - p) % R) * stride_w, mask=live, other=0
-        ).to(tl.float32)
-        acc_even += tl.load(even_ptr + p * EVEN + tl.arange(0, EVEN))[:, None] * (first + second)[None, :]
-        acc_odd += tl.load(odd_ptr + p * ODD + tl.arange(0, ODD))[:, None] * (first - second)[None, :]
-    _write(acc_even, even_bands_ptr, scale_ptr, shift_ptr, out_ptr, e, c, total, C, EVEN, NORMALISE)
-    _write(acc_odd, odd_bands_ptr, scale_ptr, shift_ptr, out_ptr, e, c, total, C, ODD, NORMALISE)
+        return tl.load(values_ptr + (i * STRIDES[0] + c * STRIDES[1]))
 
 
-@lru_cache(maxsize=64)
-def _tables(r: int, bands: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """Coefficients (s / 2, rows) and output positions (rows,) of even and odd bands; rows padded to powers of 2."""
-    s, coefficients, positions, sizes = r * r, [], [], []
-    for parity in (0, 1):
-        members = [(i, k) for i, k in enumerate(bands) if k % 2 == parity]
-        rows = triton.next_power_of_2(max(len(members), 1))
-        table = torch.zeros((s // 2, rows), dtype=torch.float64)
-        where = torch.full((rows,), -1, dtype=torch.int32)
-        for row, (i, k) in enumerate(members):
-            where[row] = i
-            turns = [(k * (2 * p + 1) % (4 * s)) / (2 * s) for p in range(s // 2)]
-            table[:, row] = 2.0 * (math.pi * torch.tensor(turns, dtype=torch.float64)).cos()
-        coefficients.append(table.float().to(device))
-        positions.append(where.to(device))
-        sizes.append(rows)
-    return (*coefficients, *positions), (sizes[0], sizes[1])
+@triton.jit(do_not_specialize=["batch", "stride_b"])
+def spectral_kernel(
+    images_ptr, scale_ptr, shift_ptr, out_ptr, batch, stride_b, STRIDE_C: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, R: tl.constexpr, C: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, BANDS: tl.constexpr,
+    LAST: tl.constexpr, NORMALISE: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Odd bands see the differences of mirrored phases, even ones the sums, which fold once more by k % 4."""
+    b = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    N: tl.constexpr = C * OH * OW
+    at = tl.minimum(e, N - 1)
+    if LAST:
+        c = at % C
+        w = at // C % OW
+        h = at // (C * OW)
+    else:
+        w = at % OW
+        h = at // OW % OH
+        c = at // (OW * OH)
+    base = images_ptr + b * stride_b + (c * STRIDE_C + h * (R * STRIDE_H) + w * (R * STRIDE_W))
+    sums, differences = _folded(_load_phases(base, STRIDE_H, STRIDE_W, R))
+    even, odd = _folded(sums)
+    differences, even, odd = _floats(differences), _floats(even), _floats(odd)
+    where = out_ptr + b * N + e
+    for i in tl.static_range(len(BANDS)):
+        if BANDS[i] % 2 == 1:
+            value = _band(differences, BANDS[i], R * R)
+        elif BANDS[i] % 4 == 2:
+            value = _band(odd, BANDS[i], R * R)
+        else:
+            value = _band(even, BANDS[i], R * R)
+        if NORMALISE:
+            value = value * _of_band(scale_ptr, i, c, SCALE) + _of_band(shift_ptr, i, c, SHIFT)
+        tl.store(where, value.to(out_ptr.dtype.element_ty), mask=e < N)
+        where += batch.to(tl.int64) * N
 
 
-def _shape_constants(r: int, rows: tuple[int, int]) -> dict[str, int]:
-    """BLOCK keeps both accumulators in registers: 32 x 64 floats over 128 threads for s = 36."""
-    return {"R": r, "EVEN": rows[0], "ODD": rows[1], "BLOCK": {2: 256, 4: 128, 6: 64}[r]}
+def _constants(
+    images: Tensor, r: int, bands: tuple[int, ...], scale: Tensor | None, shift: Tensor | None
+) -> dict[str, object]:
+    _, channels, height, width = images.shape
+    sizes = {"R": r, "C": channels, "OH": height // r, "OW": width // r, "BANDS": bands}
+    strides = dict(zip(("STRIDE_C", "STRIDE_H", "STRIDE_W"), images.stride()[1:], strict=True))
+    layout = {"LAST": reference.is_channels_last(images), "NORMALISE": scale is not None}
+    layout |= {name: t if t is None else t.stride() for name, t in (("SCALE", scale), ("SHIFT", shift))}
+    return {**sizes, **strides, **layout, "BLOCK": WARPS * 32 * ELEMENTS[r]}
 
 
 def spectral(
@@ -99,29 +135,26 @@ def spectral(
     out = reference.empty_like_bands(images, len(bands), r, dtype)
     if out.numel() == 0:
         return out
-    tables, rows = _tables(r, bands, images.device)
-    _, channels, height, width = images.shape
-    total = out.numel() // len(bands)
-    constants = _shape_constants(r, rows)
-    spare = tables[0]
-    spectral_kernel[(triton.cdiv(total, constants["BLOCK"]),)](
-        images, *tables, spare if scale is None else scale.contiguous(), spare if shift is None else shift.contiguous(),
-        out, total, *images.stride(), height // r, width // r, C=channels,
-        LAST=reference.is_channels_last(images), NORMALISE=scale is not None, **constants
-    )  # fmt: skip
+    constants = _constants(images, r, bands, scale, shift)
+    batch = images.shape[0]
+    grid = (batch, triton.cdiv(out.numel() // (len(bands) * batch), constants["BLOCK"]))
+    # Without statistics any pointer will do.
+    pointers = (images, *(out if t is None else t for t in (scale, shift)), out)
+    spectral_kernel[grid](*pointers, batch, images.stride(0), **constants, num_warps=WARPS)
     return out
 
 
 def builds() -> list[Build]:
     """The systems' variants, to compile without a GPU."""
-    pointers = {"even_ptr": "*fp32", "odd_ptr": "*fp32", "even_bands_ptr": "*i32", "odd_bands_ptr": "*i32"}
-    pointers |= {"scale_ptr": "*fp32", "shift_ptr": "*fp32", "images_ptr": "*u8"}
-    scalars = dict.fromkeys(("total", "stride_b", "stride_c", "stride_h", "stride_w", "OH", "OW"), "i32")
+    pointers = {"scale_ptr": "*fp32", "shift_ptr": "*fp32", "images_ptr": "*u8"}
+    scalars = {"batch": "i32", "stride_b": "i32"}
     found = []
-    for r in (2, 4, 6):
-        rows = triton.next_power_of_2(r * r // 2)
-        constants = {**_shape_constants(r, (rows, rows)), "C": 3, "NORMALISE": True}
+    for r, side in ((2, 224), (4, 224), (6, 336)):
         for last, out in ((True, "*bf16"), (False, "*fp32")):
+            layout = torch.channels_last if last else torch.contiguous_format
+            images = torch.empty((2, 3, side, side), dtype=torch.uint8, device="meta", memory_format=layout)
+            values = torch.empty((r * r, 3), device="meta") if last else torch.empty((r * r, 1)).expand(r * r, 3)
+            constants = _constants(images, r, tuple(range(r * r)), values, values)
             signature = {**pointers, **scalars, "out_ptr": out}
-            found.append(Build(f"spectral s={r * r} {out}", spectral_kernel, signature, {**constants, "LAST": last}))
+            found.append(Build(f"spectral s={r * r} {out}", spectral_kernel, signature, constants, WARPS))
     return found

@@ -6,7 +6,6 @@ import importlib
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .. import tier
 from . import reference
@@ -18,12 +17,6 @@ def implementation(device_type: str):
     return importlib.import_module(
         f"imnet_kernels.spectral.{'reference' if name == 'reference' else '_' + name}"
     ).spectral
-
-
-def unobserved() -> bool:
-    """True where neither a compiler nor a dispatch mode watches: then the op itself, whose Python wrappers take 15 to
-    20 us of a CPU's call, has nothing to tell and its implementation is called directly."""
-    return not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
 @torch.library.custom_op("imnet::spectral", mutates_args=())
