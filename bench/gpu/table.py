@@ -1,159 +1,190 @@
-"""The parts' rows as a table of at most 60 lines, and as the one file that is committed."""
+"""A file's rows as Markdown: what a run prints at its end, and the section of RESULTS.md."""
 
 from __future__ import annotations
 
-import json
+import statistics
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .parts import PARTS
-from .rows import Row
+from ..result_tables import NOT_MEASURED, short, table
+from .files import condensed
+from .plan import Figures
 
-MAX_LINES = 60
-NOT_MEASURED = "not measured"
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Every part file in the folder, in the parts' order."""
-    paths = [folder / f"{part}.json" for part in PARTS]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
+KERNELS = ("reference", "compiled", "triton", "cuda", "host")
+NUM_KERNELS_SHOWN, NUM_FAILED_SHOWN = 6, 12
 
 
-def table(parts: list[dict[str, Any]]) -> str:
-    """The short table."""
-    lines: list[str] = []
-    for part in parts:
-        state = "complete" if part["complete"] else f"INCOMPLETE ({part.get('paused', 'out of time')})"
-        failed = [r for r in part["rows"] if "error" in r]
-        lines.append(f"== {part['part']}: {state}, {len(part['rows'])} rows, {len(failed)} failed")
-        lines += LINES[part["part"]](part["rows"])
-        lines += [f"   ! {r['name']}, {r['variant']}: {r['error'][:110]}" for r in failed[:3]]
-    if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], f"... {len(lines) - MAX_LINES + 1} more lines in the JSON files"]
-    return "\n".join(line[:180] for line in lines)
+def document(values: dict[str, Any]) -> str:
+    """``## On a GPU: card, date`` and a table for every part that has rows."""
+    found, versions = values["fingerprint"], values["fingerprint"]["versions"]
+    where = f"{found['device']}, {found['date']}"
+    card = found["gpu"] if isinstance(found["gpu"], dict) else {}  # of files before 2026-11-27
+    driver = found.get("driver") or card.get("driver_version") or NOT_MEASURED
+    others = ", ".join(f"{name} {versions[name]}" for name in ("triton", "cuda", "cudnn") if versions.get(name))
+    commit = (found.get("git_sha") or "no commit")[:10]
+    parts: dict[str, list[Figures]] = defaultdict(list)
+    for row in values["rows"]:
+        parts[row["part"]].append(row)
+    lines = [f"## On a GPU: {where}"]
+    lines.append(f"`python -m bench.gpu` at {commit}, torch {versions['torch']}, {others}, driver {driver}.")
+    for part, (title, section) in SECTIONS.items():
+        good = [row for row in parts[part] if "error" not in row and "skipped" not in row]
+        if good:
+            lines.append(f"### {title} ({where})\n\n{section(good)}")
+    return "\n\n".join([*lines, *_failed(values["rows"])])
 
 
-def merge(folder: Path, target: Path) -> None:
-    """One file of every part's rows. Raises SystemExit for a dry run, or for parts of different machines."""
-    parts = read(folder)
-    if not parts:
-        raise SystemExit(
-            f"{folder}: got no part files; allowed: an --out folder of a run; run python -m bench.gpu first"
-        )
-    if any(part["dry"] for part in parts):
-        raise SystemExit(
-            f"{folder}: got a dry run; allowed: a run on a GPU, since nothing here was measured; leave it out"
-        )
-    devices = sorted({part["fingerprint"]["device"] for part in parts})
-    if len(devices) > 1:
-        raise SystemExit(f"{folder}: got parts of {' and '.join(devices)}; allowed: one device; merge them apart")
-    rows = [row for part in parts for row in part["rows"]]
-    complete = {part["part"]: part["complete"] for part in parts}
-    values = {"benchmark": "gpu", "fingerprint": parts[-1]["fingerprint"], "complete": complete, "rows": rows}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(values, indent=1) + "\n")
-
-
-def _number(value: float | None, form: str = "{:,.1f}") -> str:
-    return NOT_MEASURED if value is None else form.format(value)
-
-
-def _build(rows: list[Row]) -> list[str]:
-    return [f"   {r['name']} by {r['variant']}: {_number(r['seconds'])} s" for r in rows if "seconds" in r]
-
-
-def _checks(rows: list[Row]) -> list[str]:
-    """One line a family and tier: how many agree, and the largest errors."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+def _failed(rows: list[Figures]) -> list[str]:
+    failed = [f"- {r['part']}: {r['name']}, {r['variant']}: {r['error'][:160]}" for r in rows if "error" in r]
+    skipped: dict[str, int] = defaultdict(int)
     for row in rows:
-        groups[row["name"].split(" ")[0], row["variant"]].append(row)
-    lines = []
-    for (family, tier), members in groups.items():
-        good = [r for r in members if "error" not in r]
-        worst = {k: max((r[k] for r in good if r.get(k) is not None), default=None) for k in (
-            "error_forward", "error_gradient", "error_fp64")}  # fmt: skip
-        shown = ", ".join(f"{k.removeprefix('error_')} {v:.1e}" for k, v in worst.items() if v is not None)
-        replayed = sum(r.get("graph_replay_equal") is True for r in good)
-        lines.append(
-            f"   {family} {tier}: {len(good)} of {len(members)} agree; largest {shown}; {replayed} graph replays equal"
-        )
-    return lines
+        skipped[row["part"]] += "skipped" in row
+    left = ", ".join(f"{part} {count}" for part, count in skipped.items() if count)
+    more = [f"- and {len(failed) - NUM_FAILED_SHOWN} more"] if len(failed) > NUM_FAILED_SHOWN else []
+    found = ["\n".join(["Failed:", "", *failed[:NUM_FAILED_SHOWN], *more])] if failed else []
+    return [*found, *([f"Rows left out: {left}."] if left else [])]
 
 
-def _by_name(rows: list[Row]) -> dict[str, dict[str, Row]]:
-    found: dict[str, dict[str, Row]] = defaultdict(dict)
+def _grouped(rows: list[Figures], *names: str) -> dict[tuple[Any, ...], list[Figures]]:
+    found: dict[tuple[Any, ...], list[Figures]] = defaultdict(list)
     for row in rows:
-        found[row["name"]][row["variant"]] = row
+        found[tuple(row.get(name) for name in names)].append(row)
     return found
 
 
-def _kernels(rows: list[Row]) -> list[str]:
+def _percent(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _each(rows: list[Figures], name: str) -> str:
+    """Every run's value: a mean would hide which run shared the card."""
+    values = [row.get(name) for row in rows]
+    return NOT_MEASURED if all(v is None for v in values) else " / ".join(short(v) for v in values)
+
+
+def _recipes(rows: list[Figures]) -> str:
+    lines, notes = [], []
+    for (name, epochs, schedule), runs in _grouped(rows, "name", "epochs", "schedule").items():
+        first = runs[0]
+        accuracy = first.get("published_top1")
+        published = NOT_MEASURED if accuracy is None else f"{100 * accuracy:.2f} in {first['published_hours']:g} h, "
+        published += first["published_hardware"] if accuracy is not None else ""
+        how = f"{epochs} epochs, {schedule}" + (f", {first['how']}" if first.get("how") else "")
+        figures = [_percent([r["top1"] for r in runs]), _each(runs, "seconds"), _each(runs, "wall_s")]
+        lines.append([name, how, *figures, _each(runs, "images_per_s"), str(len(runs)), published])
+        notes += [f"- {name}, seed {r['seed']}: {r['note']}" for r in runs if r.get("note")]
+    head = ["recipe", "schedule", "top-1 %, last epoch", "training, s", "prompt to summary, s", "images/s", "n"]
+    text = table([*head, "published top-1 %, best epoch"], lines)
+    return "\n".join([text, "", *notes]) if notes else text
+
+
+def _commands(rows: list[Figures]) -> str:
     lines = []
-    for name, by_variant in _by_name(rows).items():
-        shown = []
-        for variant, r in by_variant.items():
-            rate = r.get("gb_per_s", r.get("tflop_per_s"))
-            if "error" in r:
-                shown.append(f"{variant} failed")
-            elif "us" in r:
-                share = "" if r.get("share_of_copy") is None else f" {r['share_of_copy']:.0%}"
-                shown.append(f"{variant} {_number(r['us'])}{share} ({_number(r.get('us_launched'))})")
-            else:
-                shown.append(f"{variant} {_number(rate)}")
-        lines.append(f"   {name}: {' | '.join(shown)}")
-    return ["   us a call on the device, share of copy bandwidth (us launched from Python)", *lines]
+    for (name,), runs in _grouped(rows, "name").items():
+        top1 = _percent([r["top1"] for r in runs])
+        figures = [_each(runs, key) for key in ("wall_s", "seconds", "warm_up_s", "start_up_s")]
+        lines.append([f"`{name}`", *figures, top1, str(len(runs))])
+    head = ["command", "prompt to summary, s", "training, s", "warm-up, s", "all but training, s", "top-1 %", "n"]
+    return "Each run in turn; the first with an empty cache of compiled kernels.\n\n" + table(head, lines)
 
 
-def _steps(rows: list[Row]) -> list[str]:
+def _steps(rows: list[Figures]) -> str:
+    by_name = {name: {r["variant"]: r for r in found} for (name,), found in _grouped(rows, "name").items()}
+    shown = [v for v in STEPS if any(v in found for found in by_name.values())]
+    shown += sorted({r["variant"] for r in rows} - {*shown})
     lines = []
-    for name, by_variant in _by_name([r for r in rows if r["name"] != "peak"]).items():
-        rates = {v: r["images_per_s"] for v, r in by_variant.items() if r.get("images_per_s") is not None}
-        if not rates:
-            lines.append(f"   {name}: {NOT_MEASURED} ({len(by_variant)} variants ran)")
-            continue
-        best = max(rates, key=lambda v: rates[v])
-        r = by_variant[best]
-        others = ", ".join(f"{v} {rate:,.0f}" for v, rate in rates.items())
-        lines.append(
-            f"   {name}: best {best} {rates[best]:,.0f} img/s, MFU {r['mfu']:.1%}, {r['of_target']:.2f} of target"
-        )
-        lines.append(f"      {others}")
-    return lines
+    for name, found in by_name.items():
+        cells = [_step_cell(found.get(variant)) for variant in shown]
+        rates = [r for r in found.values() if r.get("images_per_s")]
+        best = max(rates, key=lambda r: r["images_per_s"], default={})
+        mfu = NOT_MEASURED if best.get("mfu") is None else f"{best['mfu']:.1%} ({best['variant']})"
+        lines.append([name, *cells, mfu])
+    n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
+    text = f"Images/s, median of {n}, bf16, channels last; (ms a step). MFU is of a measured 8192 matrix product."
+    return f"{text}\n\n" + table(["network, batch", *shown, "best MFU"], lines)
 
 
-def _tests(rows: list[Row]) -> list[str]:
+def _step_cell(row: Figures | None) -> str:
+    if row is None or row.get("images_per_s") is None:
+        return NOT_MEASURED
+    beside = f", beside {len(row['beside'])} other processes" if row.get("beside") else ""
+    return f"{short(row['images_per_s'])} ({row['step_ms']:.1f}{beside})"
+
+
+def _kernels(rows: list[Figures]) -> str:
+    roofs = [f"copy {short(r['gb_per_s'])} GB/s" for r in rows if r["name"] == "copy" and r.get("gb_per_s")]
+    roofs += [f"bf16 matrix product {short(r['tflop_per_s'])} TFLOP/s" for r in rows if r.get("tflop_per_s")]
+    timed = [r for r in rows if "us" in r]
+    shown = [v for v in KERNELS if any(r["variant"] == v for r in timed)]
     lines = []
-    for r in rows:
-        lines.append(f"   {r['name']}: {r.get('summary', r.get('collected', 'failed'))}")
-        lines += [f"      {text[:150]}" for text in r.get("failed", [])[:3]]
-    return lines
+    for (name,), found in _grouped(timed, "name").items():
+        by_variant = {r["variant"]: r for r in found}
+        others = [f"{v} {_kernel_cell(r)}" for v, r in by_variant.items() if v not in shown]
+        lines.append([name, *(_kernel_cell(by_variant.get(v)) for v in shown), "; ".join(others) or "-"])
+    text = "us a call of the device's own time, share of the copy's bandwidth, (us launched from Python)"
+    return f"{text}; {', '.join(roofs) or NOT_MEASURED}.\n\n" + table(["kernel", *shown, "peers"], lines)
 
 
-def _recipe(rows: list[Row]) -> list[str]:
+def _kernel_cell(row: Figures | None) -> str:
+    if row is None or row.get("us") is None:
+        return NOT_MEASURED
+    return f"{short(row['us'])}, {row['share_of_copy']:.0%} ({short(row['us_launched'])})"
+
+
+def _checks(rows: list[Figures]) -> str:
+    counted = [row for row in rows if "agree" in row] + condensed([row for row in rows if "agree" not in row])
     lines = []
-    for r in (r for r in rows if "top1" in r):
-        minutes = None if r["seconds"] is None else r["seconds"] / 60
-        published = (
-            "" if r["published_top1"] is None else f"; published {r['published_top1']:.2%} in {r['published_hours']} h"
-        )
-        text = f"{r['epochs']} epochs, last-epoch top-1 {r['top1']:.2%}, {_number(minutes)} min"
-        lines.append(f"   {r['name']}: {text}, {_number(r['images_per_s'])} img/s{published}")
-    return lines
+    for r in counted:
+        errors = [NOT_MEASURED if r[f"error_{k}"] is None else f"{r[f'error_{k}']:.1e}" for k in ERROR_NAMES]
+        lines.append([r["name"], r["variant"], f"{r['agree']} of {r['of']}", str(r["graph_replays_equal"]), *errors])
+    head = ["family", "tier", "cases that agree", "graph replays equal"]
+    return table([*head, *(f"largest error, {name}" for name in ERROR_NAMES)], lines)
 
 
-def _dali(rows: list[Row]) -> list[str]:
-    return [
-        f"   {r['name']}: {r.get('note') or _number(r.get('us')) + ' us a batch'}" for r in rows if "error" not in r
-    ]
+ERROR_NAMES = ("forward", "gradient", "fp64")
 
 
-LINES = {
-    "build": _build,
-    "checks": _checks,
-    "kernels": _kernels,
-    "steps": _steps,
-    "tests": _tests,
-    "recipe": _recipe,
-    "dali": _dali,
+def _profile(rows: list[Figures]) -> str:
+    lines = []
+    for row in rows:
+        for k in row["top"][:NUM_KERNELS_SHOWN]:
+            share, of_roof = ("-" if k[n] is None else f"{k[n]:.0%}" for n in ("share", "of_roof"))
+            moved, flops = (None if k[n] is None else k[n] / 1e9 for n in ("bytes", "flops"))
+            size = ["-" if v is None else short(v) for v in (moved, flops)]
+            name = k["name"][:60].replace("|", "/")
+            lines.append(
+                [row["name"], row["variant"], f"`{name}`", f"{k['calls']:g}", short(k["us"]), share, *size, of_roof]
+            )
+        step = f"{short(row['step_ms'])} ms a step, {short(row['device_ms'])} of kernels, {row['launches']} launches"
+        lines.append([row["name"], row["variant"], f"all: {step}", "", "", "", "", "", ""])
+    head = ["network", "step", "kernel", "calls", "us a step", "share", "GB", "GFLOP", "of roof"]
+    return table(head, lines)
+
+
+def _tests(rows: list[Figures]) -> str:
+    lines = [[r["name"], r.get("summary") or r.get("collected", ""), "; ".join(r.get("failed", [])[:3])] for r in rows]
+    return table(["file", "pytest -m gpu", "failures"], lines)
+
+
+def _build(rows: list[Figures]) -> str:
+    return table(["job", "seconds"], [[r["name"], short(r["seconds"])] for r in rows])
+
+
+def _dali(rows: list[Figures]) -> str:
+    return table(["work", "us a batch", "n"], [[r["name"], short(r["us"]), str(r.get("n", "-"))] for r in rows])
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
+    "recipes": ("Whole trainings", _recipes),
+    "commands": ("Commands, from the prompt to the summary", _commands),
+    "steps": ("Training steps", _steps),
+    "profile": ("Where the device's time of a step goes", _profile),
+    "kernels": ("Kernels", _kernels),
+    "checks": ("Checks against the definition", _checks),
+    "tests": ("Tests marked gpu", _tests),
+    "dali": ("DALI", _dali),
+    "build": ("Building and compiling, in the background", _build),
 }
