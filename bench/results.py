@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import gpu_tables
 from . import result_tables as tables
 from .fingerprint import PEERS
 from .fingerprint import text as machine_text
-from .gpu import table as gpu_table
 from .result_tables import NOT_MEASURED, table
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +107,7 @@ def host_us(row: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "gpu": gpu_table.document,
+    "gpu": gpu_tables.document,
     "runs": runs,
     "throughput": lambda data: tables.throughput(data, where(data)),
     "reference": lambda data: tables.reference(data, where(data)),

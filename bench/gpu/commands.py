@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from .plan import UNTIMED, Row, Setting, UnavailableError, UnfinishedError
 from .processes import ERROR_CHARACTERS, ROOT, environment
@@ -39,8 +38,8 @@ FLOPS_PER_S_GUESSED = 1.8e14
 """Of other networks: not measured, a little under what the slower of the wide ones reached."""
 DRY = ["--device", "cpu", "--threads", "1", "--epochs", "1", "--data.train_images", "128", "--data.test_images", "64"]
 NUM_FAILURES_SHOWN = 12
-NOTHING_COLLECTED = 5
-"""pytest's exit code where a whole file is skipped, for a package that is not here."""
+SOME_FAILED, NOTHING_COLLECTED = 1, 5
+"""pytest's exit codes; the second where a whole file is skipped, for a package that is not here."""
 
 
 def command_rows(setting: Setting) -> Iterator[Row]:
@@ -119,11 +118,10 @@ def recipe_names() -> list[str]:
 def recipe_rows(setting: Setting) -> Iterator[Row]:
     """A fast form begins where it can end; a documented recipe takes what is left, and goes on in a later call."""
     for name in ["quickstart"] if setting.dry else recipe_names():
-        fast = name in FAST
-        cost_s = 10.0 if setting.dry else predicted_s(name) if fast else 2 * STOP_S + START_UP_S
-        yield Row(
-            "recipes", name, "in full", cost_s, functools.partial(_recipe, name, setting), goes_on=not setting.dry
-        )
+        whole = setting.dry or name in FAST
+        cost_s = 10.0 if setting.dry else predicted_s(name) if whole else 2 * STOP_S + START_UP_S
+        work = functools.partial(_recipe, name, 2.0 if whole else STOP_S, setting)
+        yield Row("recipes", name, "in full", cost_s, work, goes_on=not whole)
 
 
 @functools.cache
@@ -141,7 +139,7 @@ def predicted_s(name: str) -> float:
     return START_UP_S + 1.1 * recipe.epochs * 30_000 / rate
 
 
-def _recipe(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[str, Any]:
     """The run's figures once it is complete; UnfinishedError where it was stopped and saved."""
     from imnet.recipes import RECIPES
 
@@ -156,9 +154,7 @@ def _recipe(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
         words += ["--data-dir", data_dir, "--checkpoint-every-epochs", "20"]
     env = environment(setting.dry, setting.out / "cache" / "recipes")
     start = time.perf_counter()
-    code, _, errors = _train(
-        [*words, "--out", str(folder)], env, limit_s if setting.dry else limit_s - STOP_S, limit_s - 2
-    )
+    code, _, errors = _train([*words, "--out", str(folder)], env, limit_s - stop_s, limit_s - 1)
     wall_s = round(time.perf_counter() - start, 1)
     if code == REQUEUE:
         raise UnfinishedError(errors)
@@ -230,31 +226,17 @@ def test_rows(setting: Setting) -> Iterator[Row]:
     for some in [files] if setting.dry else [[path] for path in files]:
         name = "all files" if setting.dry else some[0].relative_to(ROOT).as_posix()
         work = functools.partial(_run_tests, some, setting)
-        yield Row("tests", name, "pytest -m gpu", 12.0, work, timed=UNTIMED)
+        yield Row("tests", name, "pytest -m gpu", 10.0, work, timed=UNTIMED)
 
 
 def _run_tests(paths: list[Path], setting: Setting, limit_s: float) -> dict[str, Any]:
-    """Counts and failures; in a dry run tests are only collected. Raises where pytest cannot run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        command += ["--collect-only"] if setting.dry else []
-        done = subprocess.run(
-            [*command, *map(str, paths)], cwd=ROOT, env=environment(False), capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=limit_s, check=False
-        )  # fmt: skip
-        last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1]
-        if setting.dry:
-            if done.returncode not in (0, NOTHING_COLLECTED):
-                raise RuntimeError(f"pytest could not collect: {done.stdout[-300:]}{done.stderr[-300:]}")
-            return {"collected": last}
-        if not report.exists():
-            raise RuntimeError(f"pytest ended with {done.returncode}: {last}")
-        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
-    counts = {k: int(suite.get(k, "0")) for k in ("tests", "failures", "errors", "skipped")}
-    failed = []
-    for case in suite.iter("testcase"):
-        for problem in [*case.findall("failure"), *case.findall("error")]:
-            message = " ".join((problem.get("message") or "").split())[:200]
-            failed.append(f"{case.get('name')}: {message}")
-    return counts | {"failed": failed[:NUM_FAILURES_SHOWN], "summary": last}
+    """pytest's last line and its failures; in a dry run tests are only collected. Raises where pytest cannot run."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
+    command += ["--collect-only"] if setting.dry else []
+    options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": limit_s}
+    done = subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=environment(False), check=False, **options)
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
+    if done.returncode not in (0, SOME_FAILED, NOTHING_COLLECTED):
+        raise RuntimeError(f"pytest ended with {done.returncode}: {' '.join(lines[-3:])}")
+    failed = [line[:200] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"summary": lines[-1], "failed": failed[:NUM_FAILURES_SHOWN]}

@@ -18,6 +18,12 @@ Figures = dict[str, Any]
 UNTIMED, DEVICE, HOST = 0, 1, 2
 OVERRUN, OVERRUN_S = 4.0, 10.0
 """A row is ended after so many times its cost and so many seconds more; not measured, generous on purpose."""
+BREATH, BREATH_S = 1.25, 3.0
+"""So much it may always take, the end of the budget aside: to end a worker costs more than the breath."""
+MOST_BESIDE = {UNTIMED: 1 << 20, DEVICE: 1, HOST: 0}
+"""Jobs of the background that may run beside a row: one compilation uses the device for some seconds of its minute."""
+FILL_S = 5.0
+"""Rows of at most this cost fill the time in which all else waits, whatever their part has taken."""
 POLL_S = 0.1
 
 
@@ -84,11 +90,11 @@ class Plan:
         clock: Callable[[], float],
         start: float | None = None,
     ):
-        self.pending, self.clock, self.budget_s = list(rows), clock, budget_s
+        self.pending, self.clock = list(rows), clock
         self.end = (clock() if start is None else start) + budget_s
         wanted = {row.part for row in self.pending}
         total = sum(shares[part] for part in wanted)
-        self.share_s = {part: budget_s * shares[part] / total for part in wanted}
+        self.share_s = {part: self.left_s * shares[part] / total for part in wanted}
         self.spent_s: dict[str, float] = defaultdict(float)
         self.took_s: dict[tuple[str, str], float] = {}
 
@@ -109,7 +115,7 @@ class Plan:
         """(row, seconds that it may take); ``"wait"`` for the background; None where nothing fits any more."""
         blocked, free = [], []
         for row in self.pending:
-            waits = row.needs & set(running) or (running and row.timed == HOST)
+            waits = row.needs & set(running) or len(running) > MOST_BESIDE[row.timed]
             (blocked if waits else free).append(row)
         if running:
             free.sort(key=lambda row: row.timed)  # what is no time cannot be disturbed
@@ -118,14 +124,19 @@ class Plan:
             if self.cost_s(row) <= room:
                 return row, self._limit_s(row, room)
         if any(self.cost_s(row) <= self.left_s for row in blocked):
-            return "wait"
+            short = [row for row in free if row.timed == UNTIMED and self.cost_s(row) <= min(FILL_S, self.left_s)]
+            return (short[0], self._limit_s(short[0], FILL_S)) if short else "wait"
         for row in free:
             if self.cost_s(row) <= self.left_s:
                 return row, self._limit_s(row, self.left_s)
         return None
 
     def _limit_s(self, row: Row, room: float) -> float:
-        return room if row.goes_on else min(room, OVERRUN * self.cost_s(row) + OVERRUN_S)
+        if row.goes_on:
+            return room
+        cost = self.cost_s(row)
+        most = min(room, OVERRUN * cost + OVERRUN_S)
+        return min(self.left_s, max(most, BREATH * cost + BREATH_S))
 
     def done(self, row: Row, took_s: float) -> None:
         self.pending.remove(row)

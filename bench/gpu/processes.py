@@ -73,6 +73,8 @@ class Worker:
 
     def ready(self, timeout_s: float = STARTED_WITHIN_S) -> Figures:
         """What the worker says of its machine, once it has imported all; raises RuntimeError where it ends instead."""
+        if self.process is None:
+            self._start()
         if self.hello is None:
             self.hello = self._reply(timeout_s)
         if self.hello is None or "error" in self.hello:
@@ -81,17 +83,13 @@ class Worker:
 
     def run(self, row: Row, limit_s: float) -> Figures:
         """The row's figures, or its error: also where the process died of it, or had to be ended for time."""
-        until = time.monotonic() + limit_s
-        if self.process is None:
-            self._start()
-        assert self.process is not None
-        assert self.process.stdin is not None
         try:
-            self.ready(min(STARTED_WITHIN_S, limit_s))
-            left = max(0.0, until - time.monotonic())
-            self.process.stdin.write(json.dumps([list(row.key), left]).encode() + b"\n")
+            self.ready()
+            assert self.process is not None
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps([list(row.key), limit_s]).encode() + b"\n")
             self.process.stdin.flush()
-            found = self._reply(left)
+            found = self._reply(limit_s)
         except (OSError, RuntimeError) as error:
             found = {"error": one_line(error)}
             self.close()

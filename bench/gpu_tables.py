@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..result_tables import NOT_MEASURED, short, table
-from .files import condensed
-from .plan import Figures
+from .gpu.files import condensed
+from .gpu.plan import Figures
+from .result_tables import NOT_MEASURED, short, table
 
 STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
 KERNELS = ("reference", "compiled", "triton", "cuda", "host")
@@ -165,7 +165,7 @@ def _profile(rows: list[Figures]) -> str:
 
 
 def _tests(rows: list[Figures]) -> str:
-    lines = [[r["name"], r.get("summary") or r.get("collected", ""), "; ".join(r.get("failed", [])[:3])] for r in rows]
+    lines = [[r["name"], r["summary"], "; ".join(r.get("failed", [])[:3])] for r in rows]
     return table(["file", "pytest -m gpu", "failures"], lines)
 
 
