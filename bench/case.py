@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from imnet.step import TrainStep
 
 # Random images of about this many bytes stand in for a set: more than any cache holds.
 SYNTHETIC_BYTES = 128 << 20
+Step = TypeVar("Step", bound=TrainStep)
 
 
 @dataclass
@@ -81,9 +83,15 @@ def _of_model(model: str) -> Recipe:
         models.build(model, 10)  # raises with the suggestion
     entry = CATALOG.get(model)
     px, channels, classes = (entry.image_px, entry.in_channels, entry.num_classes) if entry else (224, 3, 1000)
-    data = Data(name="synthetic", image_px=px, channels=channels, num_classes=classes, batch_images=128)
-    optim = SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)
-    return Recipe(name=f"no recipe: {model}", model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
+    return plain(model, px, channels, classes, batch_images=128)
+
+
+def plain(model: str, px: int, channels: int, classes: int, batch_images: int) -> Recipe:
+    """A recipe around a network that no recipe has: synthetic images as they are, SGD with Nesterov momentum."""
+    data = Data(name="synthetic", image_px=px, channels=channels, num_classes=classes, batch_images=batch_images)
+    optim = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    name = f"no recipe: {model}"
+    return Recipe(name=name, model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
 
 
 def synthetic(recipe: Recipe, num_ranks: int = 1) -> Recipe:
@@ -106,15 +114,21 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
         what = f"got a batch of {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller")
     train, _, reason = build_pipelines(recipe, options, dataset, place, world, order)
-    step = _step(recipe, options, place, world)
+    step = make_step(recipe, options, place, world)
     return Case(recipe, place, world, train, reason, step, Mixing(recipe, world.rank), lr=recipe.optim.lr * 0.01)
 
 
-def _step(recipe: Recipe, options: RunOptions, place: device.Place, world: World) -> TrainStep:
+def make_step(
+    recipe: Recipe, options: RunOptions, place: device.Place, world: World, kind: type[Step] = TrainStep
+) -> Step:
+    """The step as the trainer makes it, of a class that may mark its phases; all of this folder's steps are made here.
+
+    ``options`` should say whether to compile and to capture: what is left open here is not chosen by a rule.
+    """
     net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
     compile = options.compile if options.compile is not None else place.device.type == "cuda"
-    chosen = {"compile": compile, "graphs": options.cuda_graphs, "backend": options.optim_backend}
-    step = TrainStep(net, recipe, place, world, **chosen)
+    chosen = {"compile": compile, "graphs": bool(options.cuda_graphs), "backend": options.optim_backend}
+    step = kind(net, recipe, place, world, **chosen)
     if recipe.ema_decay is not None:
         averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
         averaged.load_state_dict(net.state_dict())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import gpu_tables
 from . import result_tables as tables
 from .fingerprint import PEERS
 from .fingerprint import text as machine_text
@@ -106,7 +107,7 @@ def host_us(row: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "gpu": lambda data: gpu(data),
+    "gpu": gpu_tables.document,
     "runs": runs,
     "throughput": lambda data: tables.throughput(data, where(data)),
     "reference": lambda data: tables.reference(data, where(data)),
@@ -117,19 +118,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling model": tables.scaling_model,
     "kernels": kernels,
 }
-
-
-def gpu(data: dict[str, Any]) -> str:
-    """What python -m bench.gpu measured, as its own short table."""
-    from .gpu import table as gpu_table
-
-    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in data["rows"]:
-        parts[row["part"]].append(row)
-    read = [{"part": name, "complete": data["complete"].get(name, False), "rows": rows} for name, rows in parts.items()]
-    found = data["fingerprint"]
-    about = f"{found['device']}, torch {found['versions']['torch']}, {found['date']}"
-    return f"## On a GPU\n\n{about}; `python -m bench.gpu`.\n\n```\n{gpu_table.table(read)}\n```"
 
 
 def kind(data: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from .timing import interleaved
+from .timing import event_s, interleaved
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 MATMUL = {"cpu": 2048, "cuda": 8192}
@@ -55,13 +55,3 @@ def median_s(call: Callable[[], object], device: torch.device | str) -> float:
     for _ in range(WARM_UP_CALLS):
         call()
     return statistics.median(event_s(call) for _ in range(ROUNDS[kind]))
-
-
-def event_s(call: Callable[[], object]) -> float:
-    """Seconds on the current CUDA stream between two events around the call."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3

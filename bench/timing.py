@@ -7,15 +7,20 @@ taking the core; on a GPU it is wall time between two synchronisations. ``wall=T
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 WARM_UP_ROUNDS = 2
+EVENT_ROUNDS, EVENT_WARM_UP_ROUNDS = 30, 3
+L2_MULTIPLE = 3
+"""Inputs and outputs of all rotated calls together, in sizes of a GPU's L2 cache."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +128,50 @@ def cpu_seconds(children: bool = False) -> float:
         return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usages)
+
+
+def event_s(call: Callable[[], object]) -> float:
+    """Seconds on the current CUDA stream between two events around the call."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
+def num_rotated(bytes_per_call: int) -> int:
+    """How many calls on inputs of their own exceed the GPU's L2 cache by far."""
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(64, max(1, math.ceil(L2_MULTIPLE * l2 / max(1, bytes_per_call))))
+
+
+def launched(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
+    """Seconds a call on a GPU, launched one by one from Python, on each call's inputs in turn; results are kept."""
+    kept: list[Any] = []
+
+    def once() -> None:
+        kept[:] = [call() for call in calls]
+
+    return _events(once, len(calls), rounds)
+
+
+def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
+    """The same with all calls in one CUDA graph: the device's own time, without the gaps between launches."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call() for call in calls]
+    found = _events(graph.replay, len(calls), rounds)
+    del kept
+    return found
+
+
+def _events(work: Callable[[], object], num_calls: int, rounds: int) -> Timing:
+    taken = [event_s(work) / num_calls for _ in range(rounds + EVENT_WARM_UP_ROUNDS)]
+    return Timing.of(taken[EVENT_WARM_UP_ROUNDS:])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from .rows import Setting, Task
+from ..timing import Timing, windows
+from .plan import Row, Setting, UnavailableError
 
 ROUNDS, CALLS = 7, 50
 
 
-def tasks(setting: Setting) -> Iterator[Task]:
+def dali_rows(setting: Setting) -> Iterator[Row]:
     for px, channels in ((64, 3), (28, 1)):
-        yield f"augment {px}px 256", "DALI", lambda px=px, channels=channels: measure(px, channels, setting)
+        yield Row("dali", f"augment {px}px 256", "DALI", 8.0, functools.partial(measure, px, channels, setting))
 
 
 def _pipeline(images: torch.Tensor, pad: int, on_gpu: bool) -> Any:
@@ -43,10 +44,10 @@ def _pipeline(images: torch.Tensor, pad: int, on_gpu: bool) -> Any:
     return make()
 
 
-def measure(px: int, channels: int, setting: Setting) -> dict[str, Any]:
-    """Microseconds a batch of 256, all of it in DALI; a note where it is not installed."""
-    if importlib.util.find_spec("nvidia.dali") is None:
-        return {"note": "not measured: nvidia-dali is not installed"}
+def measure(px: int, channels: int, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """Microseconds a batch of 256, all of it in DALI."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        raise UnavailableError("nvidia-dali is not installed")
     import nvidia.dali
 
     batch = 4 if setting.dry else 256
@@ -57,12 +58,6 @@ def measure(px: int, channels: int, setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"version": nvidia.dali.__version__, "shape": shape, "us": None}
     if setting.dry:
         return found
-    samples = []
-    for _ in range(ROUNDS):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            pipeline.run()
-        torch.cuda.synchronize()
-        samples.append((time.perf_counter() - start) / CALLS * 1e6)
-    return found | {"us": round(sorted(samples)[ROUNDS // 2], 2), "n": ROUNDS, "dtype": "float16"}
+    times = Timing.of([w.wall_s for w in windows({"dali": pipeline.run}, ROUNDS, CALLS)["dali"]])
+    figures = {"us": round(times.median_s * 1e6, 2), "us_iqr": round(times.iqr_s * 1e6, 2), "n": times.n}
+    return found | figures | {"dtype": "float16"}

@@ -6,9 +6,9 @@ Python, which is what counts for sizes bound by their launch; both are medians. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from imnet_kernels import tier
 from imnet_kernels.family import Call, Case, Family, families
 from torch import Tensor
 
-from . import timing
-from .rows import Setting, Task, one_line
+from .. import roof
+from ..timing import EVENT_ROUNDS, launched, num_rotated, replayed
+from .plan import UNTIMED, Row, Setting
+from .processes import one_line
 
 BF16, FP32 = torch.bfloat16, torch.float32
 CROP = {"pad_px": 4, "hflip": "random", "cutout_px": 16}
@@ -27,17 +29,13 @@ WRN28_10 = (
     *((640, 640, 3, 3),) * 7, (160, 16, 1, 1), (320, 160, 1, 1), (640, 320, 1, 1), (10, 640)
 )  # fmt: skip
 SGD = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "ema_decay": 0.999}
-# Targets of performance.md section 2: share of copy bandwidth, or microseconds.
-TARGETS = {
-    "augment 64px 256": {"us": 8.0}, "augment 64px 8192": {"share": 0.85}, "spectral sub4": {"share": 0.80},
-    "spectral sub16": {"share": 0.80}, "spectral sub36": {"share": 0.55}, "shake stage1": {"share": 0.90},
-    "shake stage1 backward": {"share": 0.90}
-}  # fmt: skip
+COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
+"""Seconds a row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shape: ``call`` makes fresh inputs; ``pieces`` is the backward alone, where that is what is timed."""
+    """One shape of a family; ``backward``: the backward alone is timed."""
 
     name: str
     family: str
@@ -73,7 +71,7 @@ def jobs(dry: bool) -> list[Job]:
     stages = [(n, 8, 4, 4), (n, 8, 2, 2)] if dry else [(n, 96, 28, 28), (n, 384, 7, 7)]
     side = 24 if dry else 224
     return [
-        *(_augment(label, shape, batch) for label, shape in crops for batch in (n, big)),
+        *(_augment(label, shape, batch) for label, shape in crops[: 1 if dry else None] for batch in (n, big)),
         _spectral(4, 2, (images, 3, side, side)),
         _spectral(16, 4, (images, 3, side, side)),
         _spectral(36, 6, (images, 3, px[1], px[1])),
@@ -85,21 +83,26 @@ def jobs(dry: bool) -> list[Job]:
     ]
 
 
-def tasks(setting: Setting) -> Iterator[Task]:
+def kernel_rows(setting: Setting) -> Iterator[Row]:
     """Ceilings first; then every shape in every tier; what torch compiles last, because compiling takes seconds."""
-    yield "copy", "torch", lambda: _ceiling(setting, "copy")
-    yield "matmul 8192 bf16", "torch", lambda: _ceiling(setting, "matmul")
+    for name in ("copy", "matmul 8192 bf16"):
+        yield Row("kernels", name, "torch", 1.0, functools.partial(_ceiling, name, setting))
     by_name = {f.name: f for f in families()}
-    variants = ["reference", *(t for t in ("cuda", "triton", "host") if t in by_name["augment"].tiers(setting.device))]
+    ours = by_name["augment"].tiers("cpu") if setting.dry else ["cuda", "triton"]
     for job in jobs(setting.dry):
-        for variant in variants:
-            yield job.name, variant, _work(job, by_name[job.family], variant, setting)
-        if job.family == "sgd_ema":
-            from .optimisers import tasks as optimiser_tasks
-
-            yield from optimiser_tasks(job, setting)
+        for variant in ("reference", *ours):
+            yield _row(job, by_name[job.family], variant, setting)
+        for form in ("foreach", "fused") if job.family == "sgd_ema" else ():
+            work = functools.partial(_optimiser, job, form, setting)
+            yield Row("kernels", job.name, f"torch {form} + EMA", 2.0, work)
     for job in _compiled_jobs(setting.dry):
-        yield job.name, "compiled", _work(job, by_name[job.family], "compiled", setting)
+        yield _row(job, by_name[job.family], "compiled", setting)
+
+
+def _row(job: Job, family: Family, variant: str, setting: Setting) -> Row:
+    needs, timed = frozenset({"_C"} if variant == "cuda" else ()), UNTIMED if setting.dry else Row.timed
+    work = functools.partial(_measure, job, family, variant, setting)
+    return Row("kernels", job.name, variant, COST_S[variant], work, timed=timed, needs=needs)
 
 
 def _compiled_jobs(dry: bool) -> list[Job]:
@@ -108,17 +111,13 @@ def _compiled_jobs(dry: bool) -> list[Job]:
     return list({job.family: job for job in reversed(found)}.values()) if dry else found
 
 
-@lru_cache(maxsize=1)
-def copy_rate() -> float:
-    return timing.copy_bytes_per_s()
-
-
-def _ceiling(setting: Setting, which: str) -> dict[str, Any]:
+def _ceiling(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """What every share refers to."""
     if setting.dry:
-        return {"note": "not measured"}
-    if which == "copy":
-        return {"gb_per_s": copy_rate() / 1e9}
-    return {"tflop_per_s": timing.matmul_flops_per_s() / 1e12}
+        return {"gb_per_s" if name == "copy" else "tflop_per_s": None}
+    if name == "copy":
+        return {"gb_per_s": round(roof.copy_bytes_per_s("cuda") / 1e9, 1)}
+    return {"tflop_per_s": round(roof.matmul_flops_per_s("cuda", BF16) / 1e12, 1)}
 
 
 def num_bytes(job: Job, family: Family) -> int:
@@ -128,23 +127,34 @@ def num_bytes(job: Job, family: Family) -> int:
     return 3 * torch.Size(job.case.options["shape"]).numel() * job.dtype.itemsize
 
 
-def _work(job: Job, family: Family, variant: str, setting: Setting) -> Callable[[], dict[str, Any]]:
-    def work() -> dict[str, Any]:
-        torch._dynamo.reset()
-        count = 1 if setting.dry else timing.num_rotated(num_bytes(job, family))
-        error = gate(job, family, variant, setting)
-        with tier.using("reference" if variant == "compiled" else variant), torch.no_grad():
-            calls = rotated(job, family, variant, count, setting)
-            figures = measured(calls, num_bytes(job, family), setting)
-        target = {f"target_{k}": v for k, v in TARGETS.get(job.name, {}).items()}
-        return {"gate_error": error, **figures, **target}
+def _measure(job: Job, family: Family, variant: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+    torch._dynamo.reset()
+    count = 1 if setting.dry else num_rotated(num_bytes(job, family))
+    error = gate(job, family, variant, setting)
+    with tier.using("reference" if variant == "compiled" else variant), torch.no_grad():
+        calls = rotated(job, family, variant, count, setting)
+        return {"gate_error": error, **measured(calls, num_bytes(job, family), setting)}
 
-    return work
+
+def _optimiser(job: Job, form: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """A peer of sgd_ema: torch's SGD in the ``form`` of one of its flags, and the average as one more foreach pass."""
+    params = [torch.randn(shape, device=setting.device) for shape in job.case.options["shapes"]]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    averages = [p.clone() for p in params]
+    optimiser = torch.optim.SGD(params, 0.1, 0.9, weight_decay=5e-4, nesterov=True, **{form: True})
+
+    def run() -> None:
+        with torch.no_grad():
+            optimiser.step()
+            torch._foreach_lerp_(averages, params, 1e-3)
+
+    return measured([run], 28 * sum(p.numel() for p in params), setting)
 
 
 def rotated(job: Job, family: Family, variant: str, count: int, setting: Setting) -> list[Callable[[], Any]]:
     """``count`` calls on inputs of their own; compiled ones share one compilation."""
-    runs = [make(job, family, setting.device) for _ in range(count)]
+    runs = [make(job, family, setting.device)[0] for _ in range(count)]
     if variant != "compiled":
         return runs
     shared = torch.compile(lambda run: run(), backend="aot_eager" if setting.dry else "inductor")
@@ -153,18 +163,18 @@ def rotated(job: Job, family: Family, variant: str, count: int, setting: Setting
     return calls
 
 
-def make(job: Job, family: Family, device: str) -> Callable[[], Any]:
-    """A call with inputs of its own."""
+def make(job: Job, family: Family, device: str) -> tuple[Callable[[], Any], Call]:
+    """(a call with inputs of its own, what it was made of)."""
     call = family.make(job.case, job.dtype, device)
     if not job.backward:
-        return call.run
+        return call.run, call
     from imnet_kernels.shake_shake import op, reference
 
     grad, generator = call.leaves[0].detach(), torch.Generator().manual_seed(9)
     beta = torch.rand(grad.shape[0], generator=generator).to(device)
     if tier.choose("shake_shake", device) == "reference":
-        return lambda: reference.combine_backward(grad, beta)
-    return lambda: op.shake_backward_op(grad, beta)
+        return lambda: reference.combine_backward(grad, beta), call
+    return lambda: op.shake_backward_op(grad, beta), call
 
 
 def gate(job: Job, family: Family, variant: str, setting: Setting) -> float:
@@ -172,16 +182,14 @@ def gate(job: Job, family: Family, variant: str, setting: Setting) -> float:
     found: list[list[Tensor]] = []
     for name in ("reference", variant):
         with tier.using("reference" if name == "compiled" else name), torch.no_grad():
-            call = family.make(job.case, job.dtype, setting.device)
-            if job.backward:
-                result = make(job, family, setting.device)()
-            else:
-                result = rotated_one(call, name, setting)
+            run, call = make(job, family, setting.device)
+            if name == "compiled":
+                run = torch.compile(run, backend="aot_eager" if setting.dry else "inductor")
+            result = run()
         found.append(list(call.in_place) if result is None else list(result) if isinstance(result, tuple) else [result])
     error = max(_error(g, w) for g, w in zip(found[1], found[0], strict=True))
     # Compiled arithmetic may fuse a multiply and an add, and Triton's interpreter cuts where hardware rounds.
-    slack = 2.0**-7 if variant == "compiled" or setting.dry else 0.0
-    allowed = family.tolerance[job.dtype] + slack
+    allowed = family.tolerance[job.dtype] + (2.0**-7 if variant == "compiled" or setting.dry else 0.0)
     if not error <= allowed:
         raise ArithmeticError(f"gate: error {error:.2e}, allowed {allowed:.2e}; nothing was timed")
     return error
@@ -193,34 +201,28 @@ def _error(got: Tensor, want: Tensor) -> float:
     return float((got - want).square().mean().sqrt() / want.square().mean().sqrt().clamp_min(1e-30))
 
 
-def rotated_one(call: Call, variant: str, setting: Setting) -> Any:
-    if variant != "compiled":
-        return call.run()
-    return torch.compile(call.run, backend="aot_eager" if setting.dry else "inductor")()
-
-
 def measured(calls: list[Callable[[], Any]], moved: int, setting: Setting) -> dict[str, Any]:
     """Figures of the calls; in a dry run they are made once and not timed."""
     if setting.dry:
         for call in calls:
             call()
         return {"us": None, "us_launched": None, "gb_per_s": None, "share_of_copy": None, "floor_bytes": moved}
-    launched, launched_iqr = timing.launched_us(calls)
-    us, iqr, problem = launched, launched_iqr, {}
+    one_by_one = launched(calls)
+    times, problem = one_by_one, {}
     try:
-        us, iqr = timing.replayed_us(calls)
+        times = replayed(calls)
     except RuntimeError as error:
         problem = {"not_captured": one_line(error)}
-    rate = moved / (us * 1e-6)
+    rate = moved / times.median_s
     return {
         **problem,
-        "us": round(us, 2),
-        "us_iqr": round(iqr, 2),
-        "us_launched": round(launched, 2),
-        "us_launched_iqr": round(launched_iqr, 2),
+        "us": round(times.median_s * 1e6, 2),
+        "us_iqr": round(times.iqr_s * 1e6, 2),
+        "us_launched": round(one_by_one.median_s * 1e6, 2),
+        "us_launched_iqr": round(one_by_one.iqr_s * 1e6, 2),
         "gb_per_s": round(rate / 1e9, 1),
-        "share_of_copy": round(rate / copy_rate(), 3),
+        "share_of_copy": round(rate / roof.copy_bytes_per_s("cuda"), 3),
         "floor_bytes": moved,
         "rotated": len(calls),
-        "n": timing.ROUNDS,
+        "n": EVENT_ROUNDS,
     }

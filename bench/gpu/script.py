@@ -1,51 +1,58 @@
 """Everything that needs a GPU, in one command, on a bare machine: torch, torchvision, timm and pytest will do.
 
-    python -m bench.gpu --budget 9m [--out DIR] [--part N|NAME] [--data-dir DIR]     on a machine with a CUDA GPU
-    python -m bench.gpu ... --out runs/gpu; cp runs/gpu/*.json $OUT              where only $OUT comes back: seven files
-    python -m bench.gpu --dry                                   the same on a CPU with tiny shapes; nothing is timed
-    python -m bench.gpu --merge DIR bench/results/h200-2026-11-21.json               the file that is committed
+    python -m bench.gpu --budget 5m [--out DIR] [--part NAME] [--data-dir DIR]   on a machine with a CUDA GPU
+    python -m bench.gpu --dry                             the same on a CPU with tiny shapes; nothing is timed
+    python -m bench.gpu --merge DIR bench/results/h100-2026-11-26.json [--runs RUN ...]   the file that is committed
 
-Parts, in order of value: build (nvcc), checks (every kernel against its definition), kernels, steps, tests (those
-marked gpu), recipe (fashion-mnist/wrn28_10, 200 epochs), dali. Each writes <out>/<part>.json after every row, and the
-next call with the same --out goes on where it stopped; a complete part is skipped, --fresh measures it again. A row
-that failed says why in "error". A part whose process dies is started again behind the row that killed it.
+Parts, in order of value: commands (the default commands, from the prompt to the summary), checks (every kernel against
+its definition), profile (the kernels of a step), steps, kernels, tests (those marked gpu), recipes, dali. What has no
+figure in bench/results comes before what has one. The CUDA library is built and the networks are compiled beside what
+is no time (checks, tests); what the processor's load would disturb waits until they are done.
 
-Schema of the merged file, which bench/results.py turns into a section of RESULTS.md:
-
-    {"benchmark": "gpu", "complete": {part: bool},
-     "fingerprint": {"device", "gpu", "versions", "hardware", "git_sha", "date"},
-     "rows": [{"part", "name", "variant", "took_s", ...}]}
-
-    kernels   us, us_iqr, us_launched, gb_per_s, share_of_copy, gate_error, n; target_us or target_share
-    steps     images_per_s, step_ms, step_ms_iqr, mfu, peak_gib, warm_up_s, target_images_per_s, of_target, n
-    checks    error_forward, error_gradient, error_fp64, graph_replay_equal
-    recipe    top1, seconds, images_per_s, epochs, curve, published_top1, published_hours
-    any       error (one line) instead of figures; null where nothing was measured
+<out>/<device>.json holds every row as soon as it is known, and the next call with the same --out does not repeat what
+is measured there. A row that failed says why in "error", one that was left out in "skipped". Times are kept within the
+budget: see bench/gpu/plan.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import functools
+import gc
+import importlib
 import os
 import re
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+STARTED = time.monotonic()
 BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
-from . import table  # noqa: E402
-from .parts import PARTS, ROOT, built, environment, tasks_of  # noqa: E402
-from .rows import DEVICE_LOST, PartFile, Setting, fingerprint, run_tasks  # noqa: E402
+from .files import ResultFile, fingerprint, has_result, known, merge  # noqa: E402
+from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
+from .processes import Jobs, Worker, end, environment, serve  # noqa: E402
 
-MAX_STARTS = 6
-GRACE_S = 45
-"""A row that is at work when its part's time is up may take so long more."""
+# Part -> (share of the budget, where its rows come from). Shares are of the parts that are asked for.
+PARTS: dict[str, tuple[float, str]] = {
+    "commands": (0.24, "commands.command_rows"),
+    "checks": (0.13, "checks.check_rows"),
+    "profile": (0.25, "steps.profile_rows"),
+    "steps": (0.15, "steps.step_rows"),
+    "kernels": (0.10, "kernels.kernel_rows"),
+    "tests": (0.10, "commands.test_rows"),
+    "recipes": (0.50, "commands.recipe_rows"),
+    "dali": (0.04, "dali.dali_rows"),
+}
+BACKGROUND_SHARE = 0.40
+"""Of the budget: what is not built or compiled by then is ended, and its rows are left out. An H100's processor took
+54 s for four networks at once and 101 s for DenseNet (2026-11-26)."""
+END_SHARE, END_S = 0.01, 2.0
+"""Kept for the last file and the table."""
 
 
 def seconds(text: str) -> float:
@@ -56,14 +63,12 @@ def seconds(text: str) -> float:
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
-def part_name(text: str) -> str:
-    """A part by name or by number, from 1."""
-    names = list(PARTS)
-    if text in names:
-        return text
-    if text.isdigit() and 1 <= int(text) <= len(names):
-        return names[int(text) - 1]
-    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 .. {len(names)} or {', '.join(names)}")
+def named(text: str) -> tuple[str, str]:
+    """``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: RUN=VALUE, RUN the name of a run's folder")
+    return name, value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -71,126 +76,184 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--budget", type=seconds, default=540.0, help="time for all of it, e.g. 9m (default)")
-    parser.add_argument("--part", type=part_name, action="append", help="only this part; may be given again")
-    parser.add_argument("--skip", type=part_name, action="append", default=[], help="leave this part out")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the parts' JSON files")
-    parser.add_argument("--runs", type=Path, help="folder of the recipe's run (default: recipe-runs beside --out)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
+    parser.add_argument("--skip", choices=PARTS, action="append", default=[], help="leave this part out")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the result file")
+    parser.add_argument("--runs", type=Path, nargs="+", help="folder of the recipes' runs; with --merge: run folders")
     parser.add_argument("--data-dir", help="folder with Fashion-MNIST's four files (also: $IMNET_DATA)")
+    parser.add_argument("--host", action="store_true", help="also build the CPU module")
     parser.add_argument("--dry", action="store_true", help="on the CPU, tiny, nothing timed")
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds of these parts")
+    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
     parser.add_argument("--git-sha", help="commit of this checkout, where it came without its .git")
-    parser.add_argument("--merge", nargs=2, type=Path, metavar=("DIR", "FILE"), help="write one file of all parts")
-    parser.add_argument("--worker", type=part_name, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    parser.add_argument("--merge", nargs=2, type=Path, metavar=("FROM", "FILE"), help="write the file to commit")
+    parser.add_argument("--wall", type=named, action="append", default=[], help="RUN=SECONDS from the prompt, by hand")
+    parser.add_argument("--note", type=named, action="append", default=[], help="RUN=TEXT, beside a merged run")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    argv = sys.argv[1:] if argv is None else argv
+    return argparse.Namespace(**vars(parser.parse_args(argv)), argv=argv)
+
+
+def setting_of(values: argparse.Namespace) -> Setting:
+    runs = values.runs[0] if values.runs else values.out.parent / "recipe-runs"
+    data_dir = str(Path(values.data_dir).resolve()) if values.data_dir else None
+    return Setting(dry=values.dry, out=values.out.resolve(), runs=runs.resolve(), data_dir=data_dir)
+
+
+def rows_of(values: argparse.Namespace, setting: Setting) -> list[Row]:
+    """The rows of all parts that are asked for, in their order."""
+    found: list[Row] = []
+    for part, (_, place) in PARTS.items():
+        if (not values.part or part in values.part) and part not in values.skip:
+            module, _, name = place.partition(".")
+            found += getattr(importlib.import_module(f".{module}", __package__), name)(setting)
+    return found
+
+
+def in_order(rows: list[Row], file: ResultFile) -> list[Row]:
+    """Part by part: what has no figure anywhere, what only bench/results has, what failed before; the rest is done."""
+    results, measured, tried = known(), file.measured(), file.tried()
+    parts = list(PARTS)
+
+    def order(row: Row) -> tuple[int, int]:
+        return parts.index(row.part), 2 if row.key in tried else int(has_result(row, results))
+
+    return sorted((row for row in rows if row.key not in measured), key=order)
 
 
 def worker(values: argparse.Namespace) -> int:
-    """One part, in this process."""
+    """A process that measures the rows it is told."""
     import torch
 
     if not values.dry:
         torch.cuda.set_device(0)
-    setting = Setting(
-        device="cpu" if values.dry else "cuda",
-        dry=values.dry,
-        out=values.out,
-        runs=values.runs,
-        data_dir=values.data_dir,
-        deadline=time.monotonic() + values.budget,
-    )
     torch.manual_seed(0)
-    file = PartFile(values.out, values.worker, values.dry, fingerprint(values.dry, values.git_sha))
-    if values.worker == "build" and not values.dry and not built():
-        file.reset()
-    return 0 if file.complete else run_tasks(file, tasks_of(values.worker, setting), setting)
+    work_of = {row.key: row for row in rows_of(values, setting_of(values))}
+    hello = fingerprint(values.dry, values.git_sha)
+    return serve(work_of, hello, values.worker, functools.partial(clean_up, values.dry))
 
 
-def start_worker(part: str, values: argparse.Namespace, share_s: float, limit_s: float) -> int | None:
-    """Exit code of a part's process; None where it had to be ended."""
-    command = [sys.executable, "-m", str(__package__), "--worker", part, "--budget", f"{max(1.0, share_s):.0f}"]
-    command += ["--out", str(values.out), "--runs", str(values.runs)]
-    command += ["--dry"] if values.dry else []
-    command += ["--data-dir", values.data_dir] if values.data_dir else []
-    command += ["--git-sha", values.git_sha] if values.git_sha else []
-    env = environment(values.dry)
-    if ROOT.name != "site-packages" and values.dry:
-        env["OMP_NUM_THREADS"] = env.get("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
+def clean_up(dry: bool) -> bool:
+    """Give memory back between rows; whether the device still answers."""
+    gc.collect()
+    if dry:
+        return True
+    import torch
+
     try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        end(process)
-        note_cut(values.out / f"{part}.json")
-        return None
-    except KeyboardInterrupt:
-        end(process)
-        raise
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a part's process and those that it started: none may hold the device any longer."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+def built() -> bool:
+    """Whether the CUDA library lies here for this torch, and is no older than its sources."""
+    import torch
+    from imnet_kernels import build
+
+    library = build.PACKAGE / build.CUDA_MODULE.format(torch.__version__)
+    sources = [p for folder in ("cuda", "common") for p in (build.csrc() / folder).iterdir()]
+    return library.is_file() and library.stat().st_mtime >= max(p.stat().st_mtime for p in sources)
 
 
-def note_cut(path: Path) -> None:
-    """Say in a part's file which row was at work when its process was ended."""
-    if not path.exists():
-        return
-    values = json.loads(path.read_text())
-    about, running = values["fingerprint"], values["running"]
-    PartFile(path.parent, values["part"], values["dry"], about).cut_off(running)
+def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> list[tuple[str, list[str]]]:
+    """(name, command) of what the background does for these rows; the slowest to compile do not come last."""
+    from . import steps
+
+    wanted = {name for row in rows for name in row.needs}
+    build = [sys.executable, "-m", "imnet_kernels.build"]
+    found: list[tuple[str, list[str]]] = []
+    if values.dry:
+        one = "from pathlib import Path; from imnet_kernels import build as b; "
+        one += f"b.nvcc() and b.compile_cuda(b.csrc() / 'cuda' / 'sgd_ema.cu', Path({str(setting.out)!r}) / 'one.o')"
+        found.append(("_C", [sys.executable, "-c", one]))
+    elif "_C" in wanted and not built():
+        found.append(("_C", [*build, "--cuda"]))
+    if values.host:
+        out = ["--out", str(setting.out / "cache")] if values.dry else []
+        found.append(("_host", [*build, "--host", *out]))
+    return [*found, *steps.jobs(wanted, setting)]
 
 
-def run_part(part: str, values: argparse.Namespace, share_s: float, left_s: float) -> None:
-    """Start the part's process, and again where it died, within its time."""
-    end, limit = time.monotonic() + share_s, time.monotonic() + min(left_s, share_s + GRACE_S)
-    for _ in range(MAX_STARTS):
-        code = start_worker(part, values, end - time.monotonic(), max(5.0, limit - time.monotonic()))
-        if code == 0:
-            return
-        why = {None: "was ended: out of time", DEVICE_LOST: "lost the device"}.get(code, f"ended with code {code}")
-        print(f"{part}: the process {why}", flush=True)
-        if code is None or time.monotonic() > end:
-            return
+def measure(values: argparse.Namespace, setting: Setting) -> ResultFile:
+    """Start the workers and the background, carry out the plan, end everything."""
+    cache = setting.out / "cache"
+    shutil.rmtree(cache / "logs", ignore_errors=True)
+    env = environment(values.dry, cache)
+    command = [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
+    workers = {"main": Worker(command, env)}
+    rows = rows_of(values, setting)
+    if any(row.part == "profile" for row in rows) and not values.dry:
+        workers["profile"] = Worker(command, env)
+    jobs = Jobs(cache / "logs", _compiler_env(env), STARTED + BACKGROUND_SHARE * values.budget)
+    try:
+        file = ResultFile(setting.out, values.dry, workers["main"].ready(), values.fresh)
+        rows = in_order(rows, file)
+        jobs.start(jobs_of(rows, values, setting))
+        budget = values.budget * (1 - END_SHARE) - END_S
+        plan = Plan(rows, {part: share for part, (share, _) in PARTS.items()}, budget, time.monotonic, STARTED)
+
+        def run(row: Row, limit_s: float) -> Figures:
+            one = workers.get(row.part, workers["main"])
+            with contextlib.suppress(RuntimeError):  # the row says it again
+                one.ready(plan.left_s)  # starting anew after a row that was ended is not the next row's time
+            found = one.run(row, min(limit_s, plan.left_s))
+            print(
+                f"{time.monotonic() - STARTED:5.0f} s {row.part}: {row.name}, {row.variant}: {brief(found)}", flush=True
+            )
+            return found
+
+        carry_out(plan, file, run, jobs, time.sleep)
+        for name, took_s in jobs.took_s.items():
+            why = {"error": jobs.why[name]} if name in jobs.why else {}
+            file.add(("build", name, "in the background"), {"seconds": None if values.dry else took_s, **why})
+    finally:
+        jobs.close()
+        for one in workers.values():
+            if one.process is not None:
+                end(one.process)
+    return file
 
 
-def run(values: argparse.Namespace) -> None:
-    """Every wanted part in turn; what a part leaves of its time goes to those after it."""
-    wanted = [p for p in PARTS if (not values.part or p in values.part) and p not in values.skip]
-    values.out.mkdir(parents=True, exist_ok=True)
-    if values.fresh:
-        for part in wanted:
-            (values.out / f"{part}.json").unlink(missing_ok=True)
-    end = time.monotonic() + values.budget
-    for i, part in enumerate(wanted):
-        left = end - time.monotonic()
-        if left < 5:
-            print(f"{part}: no time left", flush=True)
-            break
-        weights = [PARTS[p][0] for p in wanted[i:]]
-        run_part(part, values, left * weights[0] / sum(weights), left)
+def _compiler_env(env: dict[str, str]) -> dict[str, str]:
+    """Compilations share the cores: each starts a pool of its own, by default as large as the machine."""
+    cores = len(os.sched_getaffinity(0))
+    return env | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // 5)), "OMP_NUM_THREADS": "1"}
+
+
+def brief(figures: dict[str, Any]) -> str:
+    """A row's figures in a few words, for the log."""
+    plain = {k: v for k, v in figures.items() if v is not None and not isinstance(v, (list, dict))}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())[:200]
+
+
+def merged_runs(values: argparse.Namespace) -> list[Figures]:
+    """Run folders as rows of the part recipes; what was noted by hand says so."""
+    from .commands import run_row
+
+    walls, notes = dict(values.wall), dict(values.note)
+    return [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs or ()]
 
 
 def main(argv: list[str] | None = None) -> int:
     values = parse(argv)
     if values.merge:
-        table.merge(*values.merge)
-        print(f"wrote {values.merge[1]}")
+        source, target = values.merge
+        merge(source, target, merged_runs(values))
+        print(f"wrote {target}")
         return 0
     values.out = values.out.resolve()
-    values.runs = (values.runs or values.out.parent / "recipe-runs").resolve()
-    values.data_dir = str(Path(values.data_dir).resolve()) if values.data_dir else None
-    if values.worker:
+    values.out.mkdir(parents=True, exist_ok=True)
+    if values.worker is not None:
         return worker(values)
+    os.environ.update(environment(values.dry))
     import torch
 
     if not values.dry and not torch.cuda.is_available():
         print("bench.gpu: got no CUDA GPU; allowed: a machine with one; or prove the parts with --dry", file=sys.stderr)
         return 69
-    run(values)
-    print(table.table(table.read(values.out)))
+    from ..gpu_tables import document
+
+    print(document(measure(values, setting_of(values)).values))
     return 0

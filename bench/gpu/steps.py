@@ -1,197 +1,227 @@
-"""Training steps: images/s and MFU of the systems' networks, bf16 channels_last, in six variants.
+"""Training steps: images/s and MFU of the systems' networks in bf16, and where the device's time of a step goes.
 
-The step is the trainer's own (imnet.step.TrainStep: forward, loss, backward, norm of the gradient, fused SGD). Batches
-are made once on the device; the last variant also gathers and augments each batch there from a resident uint8 store.
+The step is the trainer's own (bench.case.make_step): forward, loss, backward, norm of the gradient, fused SGD, on
+batches of random images that lie on the device. `python -m bench.gpu.steps NETWORK [--dry]` is the process that
+compiles one network ahead, into the cache of compiled code that the timed rows find.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from imnet_kernels import augment, tier
+from imnet_kernels import tier
 
-from imnet.device import Place
+from imnet import device
 from imnet.launch import World
-from imnet.models import build
-from imnet.recipe import SGD, Augment, Constant, Data, Recipe
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
 from imnet.step import Batch, TrainStep
 
-from . import timing
-from .rows import Setting, Task
+from .. import roof
+from ..case import make_step, plain, train_flops
+from ..timing import Timing, windows
+from .plan import DEVICE, HOST, Row, Setting
 
-WINDOWS, WINDOW_STEPS, WARM_STEPS = 7, 10, 5
-STORED_IMAGES = 8192
+ROUNDS, WINDOW_STEPS, WARM_STEPS, PROFILED_STEPS, TOP = 7, 10, 5, 3, 15
 
 
 @dataclass(frozen=True)
 class Net:
-    """One line of performance.md section 1. Rates are images/s on one H200 (790 TFLOP/s, 4.3 TB/s), predicted.
-
-    ``gflop`` to train on one image; ``ideal`` (unfused, with BN fused): the byte model's floor.
-    """
+    """A network and its training batch, as its system trains it."""
 
     model: str
     px: int
     channels: int
     classes: int
     batch: int
-    gflop: float
-    compute_limit: int
-    ideal: tuple[int, int]
-    target: int
-    stretch: int | None = None
 
     @property
     def label(self) -> str:
         return f"{self.model}@{self.px}, {self.batch}"
 
+    @property
+    def job(self) -> str:
+        """The background's job that compiles it."""
+        return f"compiled {self.label}"
 
-# performance.md section 1, in its order.
+    @property
+    def recipe(self) -> Recipe:
+        return plain(self.model, self.px, self.channels, self.classes, self.batch)
+
+
 NETS = (
-    Net("wrn36_5", 64, 3, 1000, 256, 42.32, 18_667, (10_800, 12_800), 8_800, 9_700),
-    Net("wrn28_10", 28, 1, 10, 256, 24.09, 32_801, (22_700, 25_500), 18_000),
-    Net("shake_shake26_2x96d", 28, 1, 10, 256, 17.35, 45_537, (24_800, 30_200), 20_500),
-    Net("densenet_bc100_12", 28, 1, 10, 128, 1.32, 598_000, (33_000, 44_000), 45_000),
-    Net("resnet50", 64, 3, 1000, 512, 1.99, 398_000, (100_000, 130_000), 105_000),
-    Net("resnet50", 224, 3, 1000, 256, 24.30, 32_512, (8_200, 10_600), 8_500, 9_900),
+    Net("wrn36_5", 64, 3, 1000, 256),
+    Net("wrn28_10", 28, 1, 10, 256),
+    Net("shake_shake26_2x96d", 28, 1, 10, 256),
+    Net("densenet_bc100_12", 28, 1, 10, 128),
+    Net("resnet50", 224, 3, 1000, 256),
 )
-DRY_NETS = (
-    Net("wrn10_1", 16, 3, 10, 8, 0.05, 1, (1, 1), 1),
-    Net("shake_shake26_2x32d", 8, 3, 10, 4, 0.05, 1, (1, 1), 1),
-)
+DRY_NETS = (Net("wrn10_1", 16, 3, 10, 8), Net("shake_shake26_2x32d", 8, 3, 10, 4))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """``kernels``: a tier for every family, "best" for the fastest that is built; ``data``: augment in every step."""
+    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most."""
 
     name: str
+    cost_s: float
     compile: bool = False
     graphs: bool = False
     kernels: str = "reference"
-    data: bool = False
+
+    @property
+    def timed(self) -> int:
+        """A replayed graph needs the processor once a step; all else launches kernel by kernel."""
+        return DEVICE if self.graphs else HOST
 
 
 VARIANTS = (
-    Variant("eager"),
-    Variant("graphs", graphs=True),
-    Variant("graphs + kernels", graphs=True, kernels="best"),
-    Variant("compile", compile=True),
-    Variant("compile + graphs", compile=True, graphs=True),
-    Variant("compile + kernels", compile=True, kernels="best"),
-    Variant("compile + graphs + kernels + data", compile=True, graphs=True, kernels="best", data=True),
+    Variant("eager", 8.0),
+    Variant("captured", 6.0, graphs=True),
+    Variant("captured + kernels", 6.0, graphs=True, kernels="cuda"),
+    Variant("captured + Triton kernels", 8.0, graphs=True, kernels="triton"),
+    Variant("compiled", 7.0, compile=True),
+    Variant("compiled + captured", 8.0, compile=True, graphs=True),
 )
 
 
-def tasks(setting: Setting) -> Iterator[Task]:
-    """What needs no compiler first, for every network; compiling costs a minute or so each."""
-    yield "peak", "matmul 8192 bf16", lambda: {"tflop_per_s": None if setting.dry else peak_flops_per_s() / 1e12}
+def _variants(net: Net, names: tuple[str, ...] = ()) -> Iterator[Variant]:
+    """Our own kernels are part of Shake-Shake's step only."""
     for variant in VARIANTS:
-        for net in DRY_NETS[: 1 if variant.compile else 2] if setting.dry else NETS:
-            yield net.label, variant.name, _work(net, variant, setting)
+        ours = variant.kernels != "reference"
+        if (not names or variant.name in names) and (not ours or "shake" in net.model):
+            yield variant
 
 
-@lru_cache(maxsize=1)
-def peak_flops_per_s() -> float:
-    return timing.matmul_flops_per_s()
+def _needs(net: Net, variant: Variant, dry: bool) -> frozenset[str]:
+    found = {net.job} if variant.compile else set()
+    return frozenset(found | ({"_C"} if variant.kernels == "cuda" and not dry else set()))
 
 
-def best_tier(device: str) -> str:
-    """cuda where it is built, else triton, else (on a CPU) what there is."""
-    found = [name for name in ("cuda", "triton", "host") if tier.missing(name, device) is None]
-    return found[0] if found else "reference"
+def step_rows(setting: Setting) -> Iterator[Row]:
+    for net in DRY_NETS if setting.dry else NETS:
+        for variant in _variants(net):
+            if setting.dry and variant.compile and net is not DRY_NETS[0]:
+                continue
+            work = functools.partial(_in_tier, measure, net, variant, setting)
+            needs = _needs(net, variant, setting.dry)
+            yield Row("steps", net.label, variant.name, variant.cost_s, work, variant.timed, needs)
 
 
-def _work(net: Net, variant: Variant, setting: Setting) -> Callable[[], dict[str, Any]]:
-    def work() -> dict[str, Any]:
-        torch._dynamo.reset()
-        kernels = best_tier(setting.device) if variant.kernels == "best" else variant.kernels
-        with tier.using(kernels):
-            return measure(net, variant, setting) | {"kernels": kernels}
-
-    return work
-
-
-def recipe_of(net: Net) -> Recipe:
-    """What the step reads: SGD with Nesterov momentum, as the systems train."""
-    return Recipe(
-        name="bench",
-        model=net.model,
-        data=Data(
-            name="synthetic", image_px=net.px, channels=net.channels, num_classes=net.classes, batch_images=net.batch
-        ),
-        augment=Augment(mean=(0.5,), std=(0.25,)),
-        optim=SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
-        schedule=Constant(),
-        epochs=1,
-    )
+def profile_rows(setting: Setting) -> Iterator[Row]:
+    """The kernels of a step by their time: uncaptured, in the replayed graph, and as compiled."""
+    for net in DRY_NETS[:1] if setting.dry else NETS:
+        for variant in _variants(net, ("eager", "captured", "compiled")):
+            work = functools.partial(_in_tier, profiled, net, variant, setting)
+            cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
+            needs = _needs(net, variant, setting.dry)
+            yield Row("profile", net.label, variant.name, cost_s, work, variant.timed, needs)
 
 
-def make_step(net: Net, variant: Variant, setting: Setting) -> TrainStep:
+def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
+    """(name, command) of the compilations among the background's jobs that rows wait for."""
+    for net in DRY_NETS if setting.dry else NETS:
+        if net.job in wanted:
+            command = [sys.executable, "-m", f"{__package__}.steps", net.label, *(["--dry"] if setting.dry else [])]
+            yield net.job, command
+
+
+def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> dict[str, Any]:
+    torch._dynamo.reset()
+    kernels = "host" if setting.dry and variant.kernels == "cuda" else variant.kernels
+    kernels = "reference" if tier.missing(kernels, setting.device) and setting.dry else kernels
+    with tier.using(kernels):
+        return work(net, variant, setting) | {"kernels": kernels}
+
+
+def _options(variant: Variant, setting: Setting) -> RunOptions:
+    """In a dry run nothing is captured, and compiling stops before the C++ of a CPU build, which takes a minute."""
+    real = not setting.dry
+    chosen: dict[str, Any] = {"device": setting.device, "precision": "bf16"}
+    return RunOptions(**chosen, compile=variant.compile and real, cuda_graphs=variant.graphs and real)
+
+
+def open_step(net: Net, variant: Variant, setting: Setting) -> tuple[TrainStep, Batch]:
+    """The step and one batch, before any warm-up."""
     torch.manual_seed(0)
-    place = Place(torch.device(setting.device), "bf16", "benchmark")
-    network = build(net.model, net.classes, net.channels).to(place.device).to(memory_format=torch.channels_last)
-    graphs = variant.graphs and not setting.dry
-    compile = variant.compile and not setting.dry
-    step = TrainStep(network, recipe_of(net), place, World(), compile=compile, graphs=graphs, backend="auto")
+    options = _options(variant, setting)
+    place = device.resolve(options)
+    step = make_step(net.recipe, options, place, World())
     if variant.compile and setting.dry:
-        step.forward = torch.compile(step.parallel, backend="aot_eager")  # the C++ of a CPU build would take a minute
-    return step
-
-
-def batches_of(net: Net, setting: Setting, data: bool) -> Callable[[int], Batch]:
-    """Step number -> a batch: one made once, or a fresh one gathered and augmented on the device."""
-    device = setting.device
-    num_stored = 4 * net.batch if setting.dry else max(STORED_IMAGES, 2 * net.batch)
-    labels = torch.randint(0, net.classes, (num_stored,), device=device)
-    store = torch.randint(0, 256, (num_stored, net.px, net.px, net.channels), dtype=torch.uint8, device=device)
-    common = {"mean": 0.5, "std": 0.25, "dtype": torch.bfloat16, "hflip": "random", "pad_px": 4, "seed": 1}
-
-    def fresh(number: int) -> Batch:
-        ids = torch.randint(0, num_stored, (net.batch,), device=device)
-        return augment(store, ids, epoch=number, **common), labels[ids]
-
-    once = fresh(0)
-    return fresh if data else lambda number: once
+        step.forward = torch.compile(step.parallel, backend="aot_eager")
+    shape = (net.batch, net.channels, net.px, net.px)
+    images = torch.randn(shape, device=place.device).to(torch.bfloat16, memory_format=torch.channels_last)
+    return step, (images, torch.randint(0, net.classes, (net.batch,), device=place.device))
 
 
 def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
     """Rates of one network in one variant; raises where a loss or gradient is not finite."""
-    torch.backends.cudnn.benchmark = True
-    step, batch = make_step(net, variant, setting), batches_of(net, setting, variant.data)
     if not setting.dry:
         torch.cuda.reset_peak_memory_stats()
+    step, batch = open_step(net, variant, setting)
     start = time.perf_counter()
-    step.warm_up([batch(0)], net.batch)
+    step.warm_up([batch], net.batch)
     warm_s = time.perf_counter() - start
-    losses = [step([batch(i)], net.batch, i, 0.01) for i in range(1 if setting.dry else WARM_STEPS)]
-    if not all(bool(torch.isfinite(loss)) and not bool(bad) for loss, bad in losses):
+    losses = [step([batch], net.batch, i, 0.01) for i in range(1 if setting.dry else WARM_STEPS)]
+    if not all(math.isfinite(float(loss)) and not bool(bad) for loss, bad in losses):
         raise ArithmeticError("a loss or gradient is not finite; nothing was timed")
-    found: dict[str, Any] = {
-        "batch": net.batch,
-        "warm_up_s": round(warm_s, 1),
-        "loss": float(losses[-1][0]) / net.batch,
-    }
+    found: dict[str, Any] = {"batch": net.batch, "loss": float(losses[-1][0]) / net.batch}
     if setting.dry:
-        return found | {"images_per_s": None, "mfu": None}
-    seconds, iqr = timing.window_s(lambda i: step([batch(i)], net.batch, i, 0.01), WINDOWS, WINDOW_STEPS)
-    rate = net.batch / seconds
+        return found | {"warm_up_s": None, "images_per_s": None, "mfu": None}
+    taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, ROUNDS, WINDOW_STEPS)["step"]
+    times = Timing.of([window.wall_s for window in taken])
+    peak = roof.matmul_flops_per_s("cuda", torch.bfloat16)
     return found | {
-        "step_ms": round(seconds * 1e3, 3),
-        "step_ms_iqr": round(iqr * 1e3, 3),
-        "images_per_s": round(rate, 1),
-        "mfu": round(rate * net.gflop * 1e9 / peak_flops_per_s(), 4),
+        "warm_up_s": round(warm_s, 1),
+        "step_ms": round(times.median_s * 1e3, 3),
+        "step_ms_iqr": round(times.iqr_s * 1e3, 3),
+        "images_per_s": round(net.batch / times.median_s, 1),
+        "mfu": round(net.batch * train_flops(net.recipe) / times.median_s / peak, 4),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        "of_target": round(rate / net.target, 3),
-        "target_images_per_s": net.target,
-        "stretch_images_per_s": net.stretch,
-        "floor_ms": round(net.batch / net.compute_limit * 1e3, 3),
-        "ideal_images_per_s": net.ideal,
-        "n": WINDOWS,
+        "n": times.n,
         "steps_a_window": WINDOW_STEPS,
     }
+
+
+def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
+    """imnet-profile's table of kernels, cut to the ones that take the most time."""
+    from ..profile.step import top_kernels
+    from ..profile.work import Request, Work
+
+    options = _options(variant, setting)
+    steps = 1 if setting.dry else PROFILED_STEPS
+    if setting.dry:
+        roof.COPY_BYTES["cpu"], roof.MATMUL["cpu"] = 1 << 20, 64
+    work = Work(Request(net.recipe, options, steps, setting.out), device.resolve(options))
+    if variant.compile and setting.dry:
+        work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")
+    found = top_kernels(work, TOP)
+    if not setting.dry:
+        return found | {"batch": net.batch, "n": steps}
+    untimed = dict.fromkeys(("warm_up_s", "step_ms", "device_ms"))
+    return found | untimed | {"top": [{**k, "us": None, "share": None, "of_roof": None} for k in found["top"]]}
+
+
+def compile_ahead(label: str, dry: bool) -> int:
+    """Compile a network's forward and backward pass as the timed rows will; the cache is what stays."""
+    net = next(net for net in (DRY_NETS if dry else NETS) if net.label == label)
+    variant = next(variant for variant in VARIANTS if variant.name == "compiled")
+    setting = Setting(dry=dry, out=Path(), runs=Path())
+    with tier.using(variant.kernels):
+        step, batch = open_step(net, variant, setting)
+        step.warm_up([batch], net.batch)
+        loss, _ = step([batch], net.batch, 0, 0.01)
+    print(f"{label}: loss {float(loss) / net.batch:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(compile_ahead(sys.argv[1], "--dry" in sys.argv))

@@ -19,7 +19,7 @@ from imnet.files import write_json
 from imnet.run_options import RunOptions
 
 from .. import roof
-from ..timing import interleaved
+from ..timing import interleaved, num_rotated, replayed
 from . import commands, resources, roofline
 from .report import clipped, duration, percent, plural, scaled, table, usable_folder
 
@@ -100,11 +100,8 @@ def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: 
 
 def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple[float, float]:
     """Seconds on the device without the gaps between launches, on inputs in turn that together exceed the L2 cache."""
-    from ..gpu.timing import num_rotated, replayed_us
-
-    calls = [family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))]
-    median_us, iqr_us = replayed_us(calls)
-    return median_us * 1e-6, iqr_us * 1e-6
+    found = replayed([family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))])
+    return found.median_s, found.iqr_s
 
 
 def flops(family: str, case: Case) -> int:

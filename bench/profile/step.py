@@ -18,7 +18,7 @@ from . import commands
 from .memory import peak_bytes
 from .ops import OpCall, count
 from .report import clipped, duration, percent, plural, saved, scaled, table, usable_folder
-from .trace import STEP, Roofs, kernels, phases, rows
+from .trace import STEP, Roofs, Row, argument_costs, kernel_costs, kernels, phases, rows
 from .work import Request, Work
 
 NAME_CHARACTERS = 64
@@ -74,15 +74,11 @@ def _held(work: Work) -> list[torch.Tensor]:
 def _profiled(work: Work, folder: Path) -> dict[str, Any]:
     request, on_gpu = work.request, work.place.device.type == "cuda"
     calls = _calls(work)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        for i in range(request.steps):
-            work.once(i)
-        work.synchronize()
+    profiler = _steps_profiled(work)
     trace = saved(folder / "step-trace.json", profiler.export_chrome_trace)
     events = profiler.events() or []
     found = rows(events, calls, steps=request.steps, on_gpu=on_gpu, by_shape=request.by_shape)
-    run_kernels = kernels(events) if on_gpu else []
+    run_kernels = kernels(events, _costs(profiler, calls, request.steps)) if on_gpu else []
     total_s = sum(row.seconds for row in (run_kernels or found))
     roofs = _roofs(work.place.device, calls)
     return {
@@ -98,13 +94,71 @@ def _profiled(work: Work, folder: Path) -> dict[str, Any]:
     }
 
 
+def _steps_profiled(work: Work) -> profile:
+    """torch's profiler over the request's steps."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.place.device.type == "cuda" else [])]
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+        for i in range(work.request.steps):
+            work.once(i)
+        work.synchronize()
+    return profiler
+
+
+def _costs(profiler: profile, calls: Sequence[OpCall], steps: int) -> dict[str, Row]:
+    """What each kernel of the profiled steps moves and computes, where an operator or its arguments tell."""
+    inner = profiler.profiler
+    generated = argument_costs(inner.kineto_results.events()) if inner is not None and inner.kineto_results else {}
+    return generated | kernel_costs(profiler.events() or [], calls, steps=steps)
+
+
+def top_kernels(work: Work, top: int) -> dict[str, Any]:
+    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step.
+
+    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured. On
+    a CPU, which has no kernels, operators stand in their place.
+    """
+    steps, on_gpu = work.request.steps, work.place.device.type == "cuda"
+    warm_s, step_s = work.warm_up(), work.seconds_per_step(steps)
+    calls = _calls(work)
+    costs: dict[str, Row] = {}
+    if work.step.graph is not None:
+        with work.eager():
+            costs = _costs(_steps_profiled(work), calls, steps)
+    profiler = _steps_profiled(work)
+    events = profiler.events() or []
+    costs = costs or _costs(profiler, calls, steps)
+    found = kernels(events, costs) if on_gpu else rows(events, calls, steps=steps)
+    roofs, total_s = _roofs(work.place.device, calls), sum(row.seconds for row in found)
+    shown = [_short(row.as_dict(total_s, roofs), steps) for row in found[:top]]
+    return {
+        "warm_up_s": round(warm_s, 2),
+        "step_ms": round(step_s * 1e3, 3),
+        "device_ms": round(total_s / steps * 1e3, 3),
+        "launches": sum(row.calls for row in found) // steps,
+        "flops": sum(c.flops or 0 for c in calls),
+        "top": shown,
+        "share_of_others": round(max(0.0, 1 - sum(row["share"] for row in shown)), 4),
+    }
+
+
+def _short(row: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A kernel's line for a table: per step, digits that mean something."""
+    per_step = {key: None if row[key] is None else row[key] // steps for key in ("bytes", "flops")}
+    of_roof = None if row["of_roof"] is None else round(row["of_roof"], 3)
+    figures = {"calls": round(row["calls"] / steps, 2), "us": round(row["seconds"] / steps * 1e6, 1)}
+    return {
+        "name": clipped(row["name"], 96),
+        **figures,
+        "share": round(row["share"], 4),
+        **per_step,
+        "of_roof": of_roof,
+    }
+
+
 def _calls(work: Work) -> list[OpCall]:
-    """The operators of one eager step: compiled code hides them, and those that it keeps are the same."""
-    compiled, work.step.forward = work.step.forward, work.step.parallel
-    try:
+    """The operators of one eager step: compiled and captured code hides them, and those that it keeps are the same."""
+    with work.eager():
         return count(work.once)
-    finally:
-        work.step.forward = compiled
 
 
 def _roofs(place: torch.device, calls: Sequence[OpCall]) -> Roofs:
@@ -137,7 +191,7 @@ def text(found: dict[str, Any], top: int, folder: Path) -> str:
     if found["kernels"]:
         busy = found["total_s"] / found["phases_s"][STEP]
         lines += ["", f"kernels (the device was busy {percent(busy)} of the step)"]
-        lines += [_kernels(found["kernels"][:top], steps), *_left_out(found["kernels"], top)]
+        lines += [_table(found["kernels"][:top], steps, "kernel"), *_left_out(found["kernels"], top)]
     products = [f"{name} matrix product {scaled(v, 'FLOP/s')}" for name, v in found["matmul_flops_per_s"].items()]
     lines.append(", ".join([f"roofs: copy {scaled(found['copy_bytes_per_s'], 'B/s')}", *products]))
     if any((row["of_roof"] or 0) > 1 for row in found["rows"][:top]):
@@ -164,8 +218,8 @@ def _head(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(found: Sequence[dict[str, Any]], steps: int) -> str:
-    head = ["operator", "calls", "time", "share", "FLOP", "bytes", "bytes/s", "of roof"]
+def _table(found: Sequence[dict[str, Any]], steps: int, what: str = "operator") -> str:
+    head = [what, "calls", "time", "share", "FLOP", "bytes", "bytes/s", "of roof"]
     return table(head, [_cells(row, steps) for row in found])
 
 
@@ -177,10 +231,6 @@ def _cells(row: dict[str, Any], steps: int) -> list[str]:
     moved = None if row["bytes"] is None else row["bytes"] / steps
     figures = [scaled(flops), scaled(moved, "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["of_roof"])]
     return [name, f"{row['calls'] / steps:g}", duration(row["seconds"] / steps), percent(row["share"]), *figures]
-
-
-def _kernels(found: Sequence[dict[str, Any]], steps: int) -> str:
-    return table(["kernel", "calls", "time", "share"], [_cells(row, steps)[:4] for row in found])
 
 
 def _left_out(found: Sequence[dict[str, Any]], top: int) -> list[str]:

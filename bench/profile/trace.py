@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,18 +85,11 @@ def rows(
 
     Time is what the operator kept its thread busy (CPU), or its kernels the device (GPU).
     """
-    names = {call.name for call in calls}
-    claimed: dict[str, list[Any]] = defaultdict(list)
+    claimed, rest = _claimed(events, {call.name for call in calls})
     table: dict[tuple[str, Any], Row] = {}
-    for event in _roots(events):
-        for inner, operator in _partition(event, names):
-            if operator is not None:
-                claimed[operator].append(inner)
-            else:
-                seconds = _own_s(inner, on_gpu)
-                table.setdefault((inner.name, ()), Row(inner.name)).add(seconds, None)
+    for event in rest:
+        table.setdefault((event.name, ()), Row(event.name)).add(_own_s(event, on_gpu), None)
     for name, found in claimed.items():
-        found.sort(key=lambda e: e.time_range.start)
         known = _matched(name, found, calls, steps)
         for event, call in zip(found, known, strict=True):
             shapes = call.shapes if by_shape and call is not None else ()
@@ -104,12 +97,79 @@ def rows(
     return sorted((row.close() for row in table.values()), key=lambda row: -row.seconds)
 
 
-def kernels(events: Iterable[Any]) -> list[Row]:
-    """What ran on the GPU, by the kernel's own name (copies and fills included), the slowest first."""
+def _claimed(events: Iterable[Any], names: set[str]) -> tuple[dict[str, list[Any]], list[Any]]:
+    """({operator: its events in the order of time}, the events outside of every operator)."""
+    claimed: dict[str, list[Any]] = defaultdict(list)
+    rest: list[Any] = []
+    for event in _roots(events):
+        for inner, operator in _partition(event, names):
+            (rest if operator is None else claimed[operator]).append(inner)
+    for found in claimed.values():
+        found.sort(key=lambda e: e.time_range.start)
+    return claimed, rest
+
+
+def kernel_costs(events: Iterable[Any], calls: Sequence[OpCall], *, steps: int) -> dict[str, Row]:
+    """{kernel: calls, and what they move and compute}: an operator's bytes and FLOPs, divided over the kernels that it
+    launches by their time. Kernels of operators of which nothing is known are left out."""
+    table: dict[str, Row] = {}
+    claimed, _ = _claimed(events, {call.name for call in calls})
+    for name, found in claimed.items():
+        for event, call in zip(found, _matched(name, found, calls, steps), strict=True):
+            launched = _kernels_of(event)
+            total = sum(kernel.duration for kernel in launched)
+            if call is None or not total:
+                continue
+            for kernel in launched:
+                share, row = kernel.duration / total, table.setdefault(kernel.name, Row(kernel.name, dtype=call.dtype))
+                row.calls += 1
+                row.bytes_moved = (row.bytes_moved or 0) + round(share * call.bytes_moved)
+                row.flops = (row.flops or 0) + round(share * (call.flops or 0))
+    return table
+
+
+def _kernels_of(event: Any) -> list[Any]:
+    """What an event and all below it launched."""
+    return [*event.kernels, *(kernel for child in event.cpu_children for kernel in _kernels_of(child))]
+
+
+def argument_costs(kineto_events: Iterable[Any]) -> dict[str, Row]:
+    """The same of the kernels that Inductor generated: the bytes of their tensor arguments, each touched once.
+
+    An estimate: a kernel may read a part of an argument only, or read and write it.
+    """
+    table: dict[str, Row] = {}
+    for event in kineto_events:
+        if event.name().startswith("triton_") and (shapes := event.shapes()):
+            sizes = zip(shapes, event.dtypes(), strict=False)
+            row = table.setdefault(event.name(), Row(event.name(), bytes_moved=0))
+            row.calls += 1
+            row.bytes_moved = (row.bytes_moved or 0) + sum(_argument_bytes(*size) for size in sizes)
+    return table
+
+
+def _argument_bytes(shape: Any, dtype: str) -> int:
+    """Of one argument, whose type the profiler names as C++ does; scalars have no shape."""
+    item = next((size for word, size in _BYTES_OF.items() if word in dtype), 0)
+    return item * torch.Size(shape).numel() if shape and all(isinstance(n, int) for n in shape) else 0
+
+
+_BYTES_OF = {"BFloat16": 2, "Half": 2, "float": 4, "double": 8, "long": 8, "unsigned char": 1, "bool": 1, "int": 4}
+
+
+def kernels(events: Iterable[Any], costs: Mapping[str, Row] | None = None) -> list[Row]:
+    """What ran on the GPU, by the kernel's own name (copies and fills included), the slowest first; with the bytes and
+    FLOPs of ``costs``, call for call, where a kernel is among them."""
     table: dict[str, Row] = {}
     for event in events:
         if _is_kernel(event):
             table.setdefault(event.name, Row(event.name)).add(event.time_range.elapsed_us() * 1e-6, None)
+    for name, row in table.items():
+        cost = (costs or {}).get(name)
+        if cost is not None and cost.calls:
+            row.dtype = cost.dtype
+            row.bytes_moved = round((cost.bytes_moved or 0) * row.calls / cost.calls)
+            row.flops = round(cost.flops * row.calls / cost.calls) if cost.flops else None
     return sorted(table.values(), key=lambda row: -row.seconds)
 
 

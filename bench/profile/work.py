@@ -19,14 +19,15 @@ from imnet.data.order import Order, micro_batches
 from imnet.data.pipeline import Setting
 from imnet.data.resident import Resident
 from imnet.errors import UsageError
-from imnet.from_recipe import build_network, load_data
+from imnet.from_recipe import load_data
 from imnet.launch import World
 from imnet.mixing import Mixing
-from imnet.recipe import SGD, Constant, Data, Recipe, replace
+from imnet.recipe import Recipe, replace
 from imnet.recipes import RECIPES, by_name
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
+from ..case import make_step, plain
 from .trace import PHASES, STEP
 
 _DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
@@ -71,9 +72,7 @@ def recipe_of(name: str | None, model: str | None, *, batch_images: int | None, 
 def _around(model: str) -> Recipe:
     if not models.known(model):
         models.build(model, 10)  # raises with the suggestion
-    data = Data(name="synthetic", image_px=64, num_classes=1000, batch_images=64)
-    optim = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return Recipe(name=model, model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
+    return plain(model, px=64, channels=3, classes=1000, batch_images=64)
 
 
 class RangedStep(TrainStep):
@@ -123,14 +122,8 @@ class Work:
         self.mixing = Mixing(request.recipe, rank=0)
 
     def _build_step(self) -> RangedStep:
-        recipe, options, place = self.request.recipe, self.request.options, self.place
-        net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-        compile, backend = bool(options.compile), options.optim_backend
-        step = RangedStep(net, recipe, place, World(), compile=compile, graphs=False, backend=backend)
+        step = make_step(self.request.recipe, self.request.options, self.place, World(), RangedStep)
         step.nvtx = self.request.nvtx
-        if recipe.ema_decay is not None:
-            averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-            step.add_ema(averaged, recipe.ema_decay)
         return step
 
     def _build_data(self) -> tuple[Resident, list[Tensor]]:
@@ -143,22 +136,40 @@ class Work:
         ids = order.epoch(0)
         return Resident(split, Setting(**about, device=self.place.device)), [order.batch(ids, i) for i in (0, 1)]
 
+    def _pieces(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        batch = self.mixing(*self.data.batch(self.ids[number % 2], 0, True), number)
+        most = self.request.options.micro_batch_images
+        return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
+
     def once(self, number: int = 0) -> None:
         """One step, with the batch it needs."""
-        recipe, most = self.request.recipe, self.request.options.micro_batch_images
         with record_function(STEP):
             with self.step.phase(_DATA):
-                batch = self.mixing(*self.data.batch(self.ids[number % 2], 0, True), number)
-                pieces = list(zip(*(micro_batches(t, most) for t in batch), strict=True))
-            self.step(pieces, self.request.batch_images, number, recipe.lr_at(number, _STEPS_PER_EPOCH))
+                pieces = self._pieces(number)
+            lr = self.request.recipe.lr_at(number, _STEPS_PER_EPOCH)
+            self.step(pieces, self.request.batch_images, number, lr)
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Steps in this block run operator by operator, whatever the request compiles or captures."""
+        before = self.step.forward, self.step.graph
+        self.step.forward, self.step.graph = self.step.parallel, None
+        try:
+            yield
+        finally:
+            self.step.forward, self.step.graph = before
 
     def synchronize(self) -> None:
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
 
     def warm_up(self) -> float:
-        """Seconds of the first steps: compilation, allocation, the optimiser's state."""
-        return WARM_UP_STEPS * self.seconds_per_step(WARM_UP_STEPS)
+        """Seconds of the first steps: compilation, capture, allocation, the optimiser's state."""
+        start = time.perf_counter()
+        if self.step.graph is not None:
+            self.step.warm_up(self._pieces(0), self.request.batch_images)
+        self.seconds_per_step(WARM_UP_STEPS)
+        return time.perf_counter() - start
 
     def seconds_per_step(self, steps: int) -> float:
         """Wall seconds without a profiler, the device idle at both ends."""

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -42,9 +44,24 @@ def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -
         raise RuntimeError("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
     target = (out_dir or PACKAGE) / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    flags = [*HOST_FLAGS, *extra_flags, "-fPIC", "-shared"]
-    _run([*compiler.split(), *flags, *includes, *map(str, host_sources()), "-o", str(target)])
+    flags = [*HOST_FLAGS, *extra_flags, "-fPIC"]
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def to_object(source: Path) -> str:
+            found = str(Path(scratch) / f"{source.stem}.o")
+            _run([*compiler.split(), *flags, *includes, "-c", str(source), "-o", found])
+            return found
+
+        objects = _at_once([lambda s=source: to_object(s) for source in host_sources()])
+        _run([*compiler.split(), *flags, "-shared", *objects, "-o", str(target)])
     return target
+
+
+def _at_once(works: Iterable[Callable[[], str]]) -> list[str]:
+    """The results of all works, which run side by side: one compiler a core and a file, since files need no order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        return [future.result() for future in [pool.submit(work) for work in works]]
 
 
 def _run(command: list[str]) -> str:
@@ -87,40 +104,43 @@ def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CU
 
 def build_cuda(out_dir: Path | None = None) -> Path:
     """Compile csrc/cuda against the torch that is installed here into out_dir (default: the package); returns its
-    path."""
+    path. Every file is compiled beside the others: bind.cpp, with torch's headers, takes as long as a kernel."""
     try:
         import torch
-        from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
         hint = "add --no-build-isolation: the CUDA kernels are compiled against the torch that you run"
         raise SystemExit(f"IMNET_BUILD_CUDA=1 needs torch at build time and this build has none; {hint}") from error
     compiler = nvcc()
     if compiler is None:
         raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
-    home, target = toolkit(compiler), (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__)
+    includes, libraries = _torch_folders(toolkit(compiler))
+    target, host = (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__), os.environ.get("CXX", "c++").split()
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     with tempfile.TemporaryDirectory() as scratch:
-        objects = []
-        for source in sorted((csrc() / "cuda").glob("*.cu")):
-            objects.append(str(Path(scratch) / f"{source.stem}.o"))
-            compile_cuda(source, Path(objects[-1]))
-        # torch's headers ask for cusparse and others, which a bare toolkit lacks: they lie in torch's own wheels.
-        wheels = sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/include"))
-        includes = [*include_paths(), str(home / "include"), *map(str, wheels)]
-        libraries = [*library_paths(), str(home / "lib64"), *(str(w.parent / "lib") for w in wheels)]
-        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-        command = [os.environ.get("CXX", "c++"), "-O2", "-std=c++20", "-fPIC", "-shared", abi]
-        command += [str(csrc() / "cuda" / "bind.cpp"), *objects, *(f"-I{p}" for p in includes)]
-        command += [
-            *(f"-L{p}" for p in libraries),
-            "-lc10",
-            "-lc10_cuda",
-            "-ltorch",
-            "-ltorch_cpu",
-            "-ltorch_cuda",
-            _cudart(libraries),
-        ]
-        _run([*command, "-o", str(target)])
+        folder, bound = Path(scratch), str(Path(scratch) / "bind.o")
+        command = [*host, "-O2", "-std=c++20", "-fPIC", abi, *(f"-I{p}" for p in includes)]
+        sources = {source: folder / f"{source.stem}.o" for source in sorted((csrc() / "cuda").glob("*.cu"))}
+        _at_once(
+            [
+                lambda: _run([*command, "-c", str(csrc() / "cuda" / "bind.cpp"), "-o", bound]),
+                *(lambda s=source, o=found: compile_cuda(s, o) for source, found in sources.items()),
+            ]
+        )
+        linked = ["-lc10", "-lc10_cuda", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", _cudart(libraries)]
+        objects = [bound, *map(str, sources.values())]
+        _run([*host, "-shared", *objects, *(f"-L{p}" for p in libraries), *linked, "-o", str(target)])
     return target
+
+
+def _torch_folders(home: Path) -> tuple[list[str], list[str]]:
+    """(folders of headers, folders of libraries) of torch and of the toolkit in ``home``."""
+    import torch
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    # torch's headers ask for cusparse and others, which a bare toolkit lacks: they lie in torch's own wheels.
+    wheels = sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/include"))
+    includes = [*include_paths(), str(home / "include"), *map(str, wheels)]
+    return includes, [*library_paths(), str(home / "lib64"), *(str(w.parent / "lib") for w in wheels)]
 
 
 def _cudart(folders: list[str]) -> str:

@@ -54,12 +54,28 @@ SCALING = {
          "n": 20, "oversubscribed": False}
     ],
 }  # fmt: skip
-GPU = {
-    "benchmark": "gpu",
-    "fingerprint": {"device": "NVIDIA Something", "versions": {"torch": "2.11.0"}, "date": "2026-11-22"},
-    "complete": {"build": True},
-    "rows": [{"part": "build", "name": "_C", "variant": "nvcc", "seconds": 61.5, "took_s": 61.5}],
-}
+
+
+def gpu(device, rate):
+    about = {"device": device, "gpu": device, "driver": "1.2", "versions": {"torch": "2.11.0"}, "date": "2026-11-22"}
+    step = {"part": "steps", "name": "wrn28_10@28, 256", "images_per_s": rate, "step_ms": 20.0, "mfu": 0.4, "n": 7}
+    common = {"epochs": 20, "schedule": "onecycle", "published_top1": None, "images_per_s": 9e3, "wall_s": 96.0}
+    run = {"part": "recipes", "name": "fashion-mnist/wrn28_10", "top1": 0.9427, "seconds": 44.5, **common}
+    kernel = {"part": "kernels", "name": "augment", "us": 8.48, "share_of_copy": 0.371, "us_launched": 89.0}
+    rows = [
+        step | {"variant": "captured", "steps_a_window": 10},
+        run | {"variant": "seed 0", "seed": 0},
+        run | {"variant": "seed 1", "seed": 1, "top1": 0.9433, "note": "beside another run"},
+        kernel | {"variant": "triton"},
+        kernel | {"variant": "cuda", "us": None},
+        {"part": "build", "name": "_C", "variant": "in the background", "seconds": 61.5},
+        {"part": "steps", "name": "resnet50@224, 256", "variant": "eager", "error": "out of memory"},
+        {"part": "steps", "name": "resnet50@224, 256", "variant": "compiled", "skipped": "no time"},
+    ]
+    return {"benchmark": "gpu", "fingerprint": about, "rows": rows}
+
+
+GPU = gpu("NVIDIA Something", 12898.4)
 
 
 def committed():
@@ -82,7 +98,20 @@ def test_a_gpu_is_not_measured_until_its_file_is_there():
     assert "On a GPU: not measured." in without
     assert "On a GPU: not measured." not in with_gpu
     assert "NVIDIA Something" in with_gpu
-    assert "61.5 s" in with_gpu
+    for figure in ("12,898 (20.0)", "40.0% (captured)", "94.30 ± 0.04", "44.5 / 44.5", "8.48, 37% (89)", "61.5"):
+        assert figure in with_gpu, figure
+    assert "- steps: resnet50@224, 256, eager: out of memory" in with_gpu
+    assert "Rows left out: steps 1." in with_gpu
+
+
+def test_cards_stand_beside_each_other_each_with_its_name():
+    text = results.document([GPU, gpu("NVIDIA Other", 20000.0)], "notes")
+    sections = text.split("## On a GPU: ")[1:]
+    assert [section.split(",")[0] for section in sections] == ["NVIDIA Something", "NVIDIA Other"]
+    for section, rate in zip(sections, ("12,898", "20,000"), strict=True):
+        assert rate in section
+        heads = [line for line in section.splitlines() if line.startswith("### ")]
+        assert all("2026-11-22" in head for head in heads)
 
 
 @pytest.mark.parametrize(

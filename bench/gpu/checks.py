@@ -1,4 +1,5 @@
-"""Every kernel family x case x dtype x tier against its definition: forward, gradients, graph capture, compilation.
+"""Every kernel family x case x dtype x tier against its definition: forward, gradients, graph capture, compilation;
+and torch.library.opcheck of every op (schema, fake tensors, autograd registration, AOT dispatch).
 
 The reference runs on the CPU in the same dtype; fp32 is also held to the reference in fp64, whose inputs are the same
 numbers. Used by `python -m bench.gpu` (rows) and by the tests marked gpu (assertions).
@@ -11,10 +12,14 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
+from imnet_kernels.augment.op import augment_op
 from imnet_kernels.family import Call, Case, Family, error_ratio, families, outputs
+from imnet_kernels.sgd_ema.op import sgd_ema_op
+from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
+from imnet_kernels.spectral.op import spectral_op
 from torch import Tensor
 
-from .rows import Setting, Task
+from .plan import UNTIMED, Row, Setting
 
 NUM_SUMS_FROM = 4
 """Outputs from here on are sums over a batch, which gather more rounding: four times the tolerance."""
@@ -22,37 +27,45 @@ INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
 """Triton's interpreter cuts fp32 to bf16 where the hardware rounds."""
 FP64_MARGIN = 2.0
 """The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
+NUMBERS_S = {"host": 0.2, "cuda": 0.2, "triton": 1.5}
+"""Seconds a case on an H100, 2026-11-26: Triton compiles its kernel first (spectral up to 4)."""
+COMPILED_S, OPCHECK_S = 5.0, 1.0
+USUAL = ("test_schema", "test_autograd_registration", "test_faketensor")
+AOT = "test_aot_dispatch_dynamic"
 
 
-def tasks(setting: Setting) -> Iterator[Task]:
+def check_rows(setting: Setting) -> Iterator[Row]:
     """Numbers of every case first, then capture, compilation and registration of one case a family."""
-    for family, name in _tiers(setting):
+    pairs = [(family, name) for family in families() for name in tiers(family, setting)]
+    for family, name in pairs:
         for case, dtype in _cases(family, setting.dry):
             label = f"{family.name} {case.name} {str(dtype).removeprefix('torch.')}"
-            yield label, name, _numbers_work(family, case, dtype, name, setting)
-    for family, name in _tiers(setting):
+            yield _row(label, name, NUMBERS_S[name], setting, numbers, family, case, dtype, name, setting.device)
+    for family, name in pairs:
         case = next(c for c in family.cases if not c.real)
-        yield f"{family.name} {case.name} compiled", name, _compiled_work(family, case, name, setting)
-    from .opcheck import tasks as opcheck_tasks
+        yield _row(
+            f"{family.name} {case.name} compiled", name, COMPILED_S, setting, compiled, family, case, name, setting
+        )
+    for family, name in pairs:
+        for op in (op for op in op_calls("cpu") if op.split(" ")[0] == family.name):
+            yield _row(f"{op} opcheck", name, OPCHECK_S, setting, opcheck, op, name, setting.device)
 
-    yield from opcheck_tasks(setting)
+
+def tiers(family: Family, setting: Setting) -> list[str]:
+    """Those that can run; the CUDA library may still be compiling."""
+    return family.tiers("cpu") if setting.dry else ["triton", "cuda"]
 
 
-def _tiers(setting: Setting) -> Iterator[tuple[Family, str]]:
-    for family in families():
-        for name in family.tiers(setting.device):
-            yield family, name
+def _row(label: str, tier_name: str, cost_s: float, setting: Setting, work: Any, *arguments: Any) -> Row:
+    needs = frozenset({"_C"} if tier_name == "cuda" else ())
+    return Row("checks", label, tier_name, cost_s, lambda limit_s: work(*arguments), timed=UNTIMED, needs=needs)
 
 
 def _cases(family: Family, dry: bool) -> Iterator[tuple[Case, torch.dtype]]:
     cases = [c for c in family.cases if not c.real]
-    for case in cases[:2] if dry else family.cases:
-        for dtype in family.tolerance:
+    for case in cases[:1] if dry else family.cases:
+        for dtype in list(family.tolerance)[: 2 if dry else None]:
             yield case, dtype
-
-
-def _numbers_work(family: Family, case: Case, dtype: torch.dtype, name: str, setting: Setting):
-    return lambda: numbers(family, case, dtype, name, setting.device)
 
 
 def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, device: str) -> dict[str, Any]:
@@ -132,19 +145,52 @@ def _on_device(call: Call) -> list[Tensor]:
     return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result))]
 
 
-def _compiled_work(family: Family, case: Case, name: str, setting: Setting):
-    def work() -> dict[str, Any]:
-        dtype = torch.float32
-        backend = "aot_eager" if setting.dry else "inductor"
-        torch._dynamo.reset()
-        with tier.using(name):
-            want = outputs(family.make(case, dtype, setting.device))
-            call = family.make(case, dtype, setting.device)
-            run = torch.compile(call.run, fullgraph=True, backend=backend)
-            got = outputs(Call(run=run, leaves=call.leaves, in_place=call.in_place))
-        _assert_alike(got, want)
-        errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
-        _assert_small(errors, family.tolerance[dtype], 1e-7)
-        return {"error_forward": max(errors), "backend": backend, "fullgraph": True}
+def compiled(family: Family, case: Case, name: str, setting: Setting) -> dict[str, Any]:
+    """The call under torch.compile in one piece, forward and backward, against itself as it is."""
+    backend = "aot_eager" if setting.dry else "inductor"
+    torch._dynamo.reset()
+    with tier.using(name):
+        want = outputs(family.make(case, torch.float32, setting.device))
+        call = family.make(case, torch.float32, setting.device)
+        run = torch.compile(call.run, fullgraph=True, backend=backend)
+        got = outputs(Call(run=run, leaves=call.leaves, in_place=call.in_place))
+    _assert_alike(got, want)
+    errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
+    _assert_small(errors, family.tolerance[torch.float32], 1e-7)
+    return {"error_forward": max(errors), "backend": backend, "fullgraph": True}
 
-    return work
+
+def op_calls(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """{op: (op, arguments)} on small random tensors; the first word of a name is the family's."""
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    images = [random(2, 4, 6, 6).to(memory_format=torch.channels_last) for _ in range(3)]
+    leaves = [t.clone().requires_grad_() for t in images]
+    vectors = [random(4).abs() + 0.5 for _ in range(4)]
+    alpha, beta = torch.rand(2, 2, generator=generator).to(device).unbind()
+    store = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=generator).to(device)
+    ids = torch.tensor([2, 0, 1, 1], device=device)
+    lists = [[random(5), random(2, 3)] for _ in range(4)]
+    crop = (5, 1, 2, "zero", "random", 0.5, 3, False, torch.bfloat16)
+    return {
+        "augment": (augment_op, (store, ids, ids, vectors[0][:3], vectors[1][:3], *crop)),
+        "spectral": (spectral_op, (images[0], 2, [0, 3], None, None, torch.float32)),
+        "shake_shake": (shake_op, (*leaves, alpha, beta)),
+        "shake_shake backward": (shake_backward_op, (images[0], beta)),
+        "shake_shake bn": (shake_bn_op, (*leaves, *(v.clone().requires_grad_() for v in vectors), alpha, beta)),
+        "shake_shake bn backward": (shake_bn_backward_op, (*images, vectors[0], vectors[1], beta)),
+        "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1, device=device), None, None, 0.9, 1e-4, 0.99, True)),
+    }
+
+
+def opcheck(name: str, tier_name: str, device: str) -> dict[str, Any]:
+    """opcheck one op with one tier behind it; raises torch's OpCheckError."""
+    op, arguments = op_calls(device)[name]
+    # AOT dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested elsewhere.
+    utils = USUAL if name.startswith("shake") else (*USUAL, AOT)
+    with tier.using(tier_name):
+        torch.library.opcheck(op, arguments, test_utils=utils)
+    return {"opcheck": ", ".join(u.removeprefix("test_") for u in utils)}

@@ -1,0 +1,242 @@
+"""Rows that are processes: the default commands from the prompt to the summary, recipes in full, the GPU's tests."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .plan import UNTIMED, Row, Setting, UnavailableError, UnfinishedError
+from .processes import ERROR_CHARACTERS, ROOT, environment
+
+QUICK, LONG = "imnet-train", "imnet-train --recipe fashion-mnist/speedrun_long"
+# Seconds from the prompt to the summary on an H100, 2026-11-26: speedrun_long 25; quickstart is a guess from it.
+COMMANDS = {QUICK: 15.0, LONG: 25.0}
+NUM_RUNS = 3
+FAST = tuple(
+    f"fashion-mnist/{network}_fast"
+    for network in ("wrn28_10", "densenet_bc100_12", "dpn28_10", "shake_shake26_2x64d", "shake_shake26_2x96d")
+)
+STOP_S = 25.0
+"""A run is asked to stop so long before its time is up: it writes and verifies 36 million parameters and momenta."""
+REQUEUE = 75
+START_UP_S = 20.0
+IMAGES_PER_S_GUESSED = {"densenet_bc100_12": 7718.0, "wrn28_10": 12898.0, "shake_shake26_2x96d": 11861.0}
+"""Captured on an H100, 2026-11-26."""
+FLOPS_PER_S_GUESSED = 1.8e14
+"""Of other networks: not measured, a little under what the slower of the wide ones reached."""
+DRY = ["--device", "cpu", "--threads", "1", "--epochs", "1", "--data.train_images", "128", "--data.test_images", "64"]
+NUM_FAILURES_SHOWN = 12
+SOME_FAILED, NOTHING_COLLECTED = 1, 5
+"""pytest's exit codes; the second where a whole file is skipped, for a package that is not here."""
+
+
+def command_rows(setting: Setting) -> Iterator[Row]:
+    """Each command in a process of its own and in a folder of its own, the first of all commands before the second."""
+    commands = {QUICK: 10.0} if setting.dry else COMMANDS
+    for number in range(1, 2 if setting.dry else NUM_RUNS + 1):
+        for name, cost_s in commands.items():
+            work = functools.partial(_prompt_to_summary, name, number, setting)
+            yield Row("commands", name, f"run {number}", cost_s, work, repeats=True)
+
+
+def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """Wall seconds of the command; training seconds and accuracy as the run says; the rest is start-up and report."""
+    words, data_dir = name.split()[1:], _data_dir(setting)
+    if any("fashion-mnist" in word for word in words):
+        if data_dir is None:
+            raise UnavailableError("no fashion-mnist files; give --data-dir or $IMNET_DATA")
+        words += ["--data-dir", data_dir]
+    words += DRY if setting.dry else []
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    # The first run of a command meets an empty cache of compiled kernels, as on a new machine; the others its own.
+    with tempfile.TemporaryDirectory() as scratch:
+        env = environment(setting.dry, setting.out / "cache" / slug)
+        start = time.perf_counter()
+        code, printed, errors = _train([*words, "--out", scratch], env, limit_s, limit_s)
+        wall_s = time.perf_counter() - start
+        if code:
+            raise RuntimeError(f"exit code {code}: {errors}")
+        found = run_figures(Path(scratch), curve=False)
+    warm_up = re.search(r"warm-up\s+([\d.]+) s", printed)
+    times: dict[str, Any] = {"wall_s": wall_s, "start_up_s": wall_s - (found["seconds"] or 0.0)}
+    times["warm_up_s"] = float(warm_up[1]) if warm_up else None
+    rounded = {key: None if setting.dry or value is None else round(value, 2) for key, value in times.items()}
+    return {**found, **rounded, "cold_cache": number == 1}
+
+
+def _train(words: Sequence[str], env: dict[str, str], limit_s: float, kill_s: float) -> tuple[int, str, str]:
+    """(exit code, what it printed, its last line of errors) of the real command, asked to stop at ``limit_s``."""
+    for package in ("jsonargparse", "rich"):
+        if importlib.util.find_spec(package) is None:
+            raise UnavailableError(f"{package} is not installed")
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        command = [sys.executable, "-m", "imnet.cli", *words]
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        try:
+            process.wait(max(1.0, limit_s))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(max(1.0, kill_s - limit_s))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for file in (out, err):
+            file.seek(0)
+        lines = [line for line in err.read().splitlines() if line.strip()]
+        return process.returncode, out.read(), " ".join(lines[-1:])[:ERROR_CHARACTERS]
+
+
+def _data_dir(setting: Setting) -> str | None:
+    """The folder with Fashion-MNIST's files; nothing is downloaded on a bare machine."""
+    wanted = setting.data_dir or os.environ.get("IMNET_DATA")
+    found = sorted(Path(wanted).rglob("train-images-idx3-ubyte*")) if wanted else []
+    return str(found[0].parent) if found else None
+
+
+def recipe_names() -> list[str]:
+    """The fast forms of the five networks, then all documented recipes by the time that they will take."""
+    from imnet.recipes import RECIPES
+
+    documented = [r.name for r in RECIPES.values() if r.name.startswith("fashion-mnist/") and r.published is not None]
+    documented = [name for name in documented if not name.endswith("_as_run") and name not in FAST]
+    return [*FAST, *sorted(documented, key=predicted_s)]
+
+
+def recipe_rows(setting: Setting) -> Iterator[Row]:
+    """A fast form begins where it can end; a documented recipe takes what is left, and goes on in a later call."""
+    for name in ["quickstart"] if setting.dry else recipe_names():
+        whole = setting.dry or name in FAST
+        cost_s = 10.0 if setting.dry else predicted_s(name) if whole else 2 * STOP_S + START_UP_S
+        work = functools.partial(_recipe, name, 2.0 if whole else STOP_S, setting)
+        yield Row("recipes", name, "in full", cost_s, work, goes_on=not whole)
+
+
+@functools.cache
+def predicted_s(name: str) -> float:
+    """Seconds from the prompt, by measured rates where there are some; an unknown recipe costs next to nothing."""
+    from imnet.recipes import RECIPES
+
+    from ..case import train_flops
+
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        return 1.0
+    rate = IMAGES_PER_S_GUESSED.get(recipe.model) or FLOPS_PER_S_GUESSED / train_flops(recipe)
+    # A tenth more for ten evaluations on 40,000 images.
+    return START_UP_S + 1.1 * recipe.epochs * 30_000 / rate
+
+
+def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """The run's figures once it is complete; UnfinishedError where it was stopped and saved."""
+    from imnet.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise LookupError(f"no recipe is called {name}")
+    folder, words = setting.runs / name.replace("/", "-"), ["--recipe", name]
+    if setting.dry:
+        words = DRY
+    elif (data_dir := _data_dir(setting)) is None:
+        raise UnavailableError("no fashion-mnist files; give --data-dir or $IMNET_DATA")
+    else:
+        words += ["--data-dir", data_dir, "--checkpoint-every-epochs", "20"]
+    env = environment(setting.dry, setting.out / "cache" / "recipes")
+    start = time.perf_counter()
+    code, _, errors = _train([*words, "--out", str(folder)], env, limit_s - stop_s, limit_s - 1)
+    wall_s = round(time.perf_counter() - start, 1)
+    if code == REQUEUE:
+        raise UnfinishedError(errors)
+    if code:
+        raise RuntimeError(f"exit code {code}: {errors}")
+    return {**run_figures(folder), "wall_s": None if setting.dry else wall_s}
+
+
+def run_figures(folder: Path, curve: bool = True) -> dict[str, Any]:
+    """Last epoch's accuracy, training seconds and rate of a complete run folder, beside what was published.
+
+    Raises RuntimeError where the run is not complete.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    if run["status"] != "complete":
+        raise RuntimeError(f"{folder}: the run is {run['status']}")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evals, on_cpu = [r for r in rows if r["kind"] == "eval"], run["device"] == "cpu"
+    rates = [r["images_per_s"] for r in rows if r["kind"] == "train"]
+    published, recipe = run["recipe"].get("published") or {}, run["recipe"]
+    found = {
+        "recipe": recipe["name"],
+        "epochs": recipe["epochs"],
+        "schedule": recipe["schedule"]["kind"],
+        "seed": recipe["seed"],
+        "precision": run["precision"],
+        "top1": evals[-1]["top1"],
+        "seconds": None if on_cpu else run["seconds"],
+        "images_per_s": None if on_cpu or not rates else statistics.median(rates),
+        "kernels": {k: v["tier"] for k, v in run["kernels"].items()},
+    }
+    if curve:
+        found["curve"] = [[r["epoch"], round(r["top1"], 4)] for r in evals][-40:]
+        found |= {f"published_{key}": published.get(key) for key in ("top1", "hours", "hardware")}
+    return found
+
+
+def run_row(folder: Path, wall_s: str | None, note: str | None) -> dict[str, Any]:
+    """A row of the part recipes from a run folder; ``wall_s`` was noted by hand."""
+    import yaml
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    found = run_figures(folder)
+    words = {"compile": "compiled", "cuda_graphs": "captured"}
+    found["how"] = ", ".join(word for key, word in words.items() if config.get(key)) or "eager"
+    notes = [note] if note else []
+    if wall_s is not None:
+        found["wall_s"] = float(wall_s)
+        notes.append("the seconds from the prompt were noted by hand")
+    name, variant = found.pop("recipe"), f"{found['epochs']} epochs, {found['schedule']}, seed {found['seed']}"
+    return {
+        "part": "recipes",
+        "name": name,
+        "variant": variant,
+        **found,
+        **({"note": "; ".join(notes)} if notes else {}),
+    }
+
+
+def gpu_test_files() -> list[Path]:
+    """Test files with tests marked gpu; others are not collected, since they may import what is not installed."""
+    marked = re.compile(r"mark\.gpu\b")
+    return [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if marked.search(p.read_text())]
+
+
+def test_rows(setting: Setting) -> Iterator[Row]:
+    """One row a file; in a dry run they are collected together."""
+    files = gpu_test_files()
+    for some in [files] if setting.dry else [[path] for path in files]:
+        name = "all files" if setting.dry else some[0].relative_to(ROOT).as_posix()
+        work = functools.partial(_run_tests, some, setting)
+        yield Row("tests", name, "pytest -m gpu", 10.0, work, timed=UNTIMED)
+
+
+def _run_tests(paths: list[Path], setting: Setting, limit_s: float) -> dict[str, Any]:
+    """pytest's last line and its failures; in a dry run tests are only collected. Raises where pytest cannot run."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
+    command += ["--collect-only"] if setting.dry else []
+    options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": limit_s}
+    done = subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=environment(False), check=False, **options)
+    lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
+    if done.returncode not in (0, SOME_FAILED, NOTHING_COLLECTED):
+        raise RuntimeError(f"pytest ended with {done.returncode}: {' '.join(lines[-3:])}")
+    failed = [line[:200] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"summary": lines[-1], "failed": failed[:NUM_FAILURES_SHOWN]}

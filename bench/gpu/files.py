@@ -1,0 +1,175 @@
+"""The file of a device: every row is on disk as soon as it is known, and a later call goes on where it stopped.
+
+    {"benchmark": "gpu", "dry": false, "running": null, "fingerprint": {...}, "rows": [...]}
+
+A row is {"part", "name", "variant", figures ..., "took_s"}; one that failed has "error", one line, instead of figures,
+one that was left out "skipped". ``running`` names the row at work, should everything end there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .plan import Figures, Key, Row
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+ERRORS = ("error_forward", "error_gradient", "error_fp64")
+# What the committed file keeps of a row; a part that is not named here keeps all.
+KEPT: dict[str, tuple[str, ...]] = {
+    "steps": (
+        "batch", "images_per_s", "step_ms", "step_ms_iqr", "mfu", "peak_gib", "warm_up_s", "loss", "n",
+        "steps_a_window", "kernels", "beside", "error", "git_sha"
+    ),
+    "kernels": (
+        "us", "us_iqr", "us_launched", "us_launched_iqr", "gb_per_s", "tflop_per_s", "share_of_copy", "gate_error",
+        "floor_bytes", "rotated", "n", "not_captured", "error", "git_sha"
+    ),
+}  # fmt: skip
+
+
+def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
+    """What a figure needs beside it: device, driver, clocks, versions, commit, date (UTC)."""
+    import torch
+
+    from ..fingerprint import fingerprint as common
+
+    found = common("bf16")
+    found["git_sha"] = found["git_sha"] or git_sha
+    found["device"] = "CPU, dry run: no GPU figure"
+    if not dry:
+        p = torch.cuda.get_device_properties(0)
+        memory, l2 = round(p.total_memory / 2**30, 1), round(p.L2_cache_size / 2**20, 1)
+        found |= {"device": p.name, "multiprocessors": p.multi_processor_count, "memory_gib": memory, "l2_mib": l2}
+        found["versions"]["cudnn"] = torch.backends.cudnn.version()
+    return found
+
+
+class ResultFile:
+    """``<out>/<device>.json``; a machine with another card begins another file."""
+
+    def __init__(self, folder: Path, dry: bool, about: dict[str, Any], fresh: bool = False):
+        slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+        self.path, self.git_sha = folder / f"{slug}.json", about.get("git_sha")
+        self.values: dict[str, Any] = {"benchmark": "gpu", "dry": dry, "running": None, "fingerprint": about}
+        self.values["rows"] = []
+        if self.path.exists() and not fresh:
+            self._take_up(json.loads(self.path.read_text()))
+
+    def _take_up(self, old: dict[str, Any]) -> None:
+        """What was left out is tried again, and what failed too, after all else (see ``tried``)."""
+        self.values |= {"fingerprint": old["fingerprint"], "rows": [r for r in old["rows"] if "skipped" not in r]}
+        if old["running"] is not None:
+            part, name, variant = old["running"]
+            self.add((part, name, variant), {"error": "everything ended here"})
+
+    @property
+    def rows(self) -> list[Figures]:
+        return self.values["rows"]
+
+    def measured(self) -> set[Key]:
+        return {key_of(row) for row in self.rows if "error" not in row}
+
+    def tried(self) -> set[Key]:
+        """Rows that failed."""
+        return {key_of(row) for row in self.rows if "error" in row}
+
+    def begin(self, row: Row) -> None:
+        self.values["running"] = list(row.key)
+        self._write()
+
+    def add(self, key: Key, figures: Figures) -> None:
+        self.rows[:] = [row for row in self.rows if key_of(row) != key]
+        elsewhere = {"git_sha": self.git_sha} if self.git_sha != self.values["fingerprint"].get("git_sha") else {}
+        self.rows.append({**dict(zip(("part", "name", "variant"), key, strict=True)), **figures, **elsewhere})
+        self.values["running"] = None
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.values, indent=1) + "\n")
+        os.replace(temporary, self.path)
+
+
+def key_of(row: Figures) -> Key:
+    return row["part"], row["name"], row["variant"]
+
+
+def known() -> set[Key]:
+    """The rows that have figures in bench/results, of whatever card; checks by family and tier."""
+    found: set[Key] = set()
+    for path in sorted(RESULTS.glob("*.json")):
+        values = json.loads(path.read_text())
+        if values.get("benchmark") == "gpu":
+            found |= {key_of(row) for row in values["rows"] if "error" not in row}
+    return found
+
+
+def has_result(row: Row, found: set[Key]) -> bool:
+    if row.part != "checks":
+        return row.key in found
+    return ("checks", row.name.split(" ")[0], row.variant) in found
+
+
+def read(source: Path) -> list[dict[str, Any]]:
+    """The result files of a folder, or the one file; rows of older files take their part from its head."""
+    paths = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    found = [values for values in (json.loads(path.read_text()) for path in paths) if values.get("benchmark") == "gpu"]
+    for values in found:
+        for row in values["rows"]:
+            row.setdefault("part", values.get("part"))
+    return found
+
+
+def merge(source: Path, target: Path, runs: Iterable[Figures] = ()) -> None:
+    """One file to commit; ``runs`` are rows of whole trainings. Raises SystemExit for a dry run, or for two devices."""
+    files = read(source)
+    if not files:
+        raise SystemExit(f"{source}: got no result files; allowed: an --out of a run; run python -m bench.gpu first")
+    if any(values["dry"] for values in files):
+        raise SystemExit(f"{source}: got a dry run; allowed: a run on a GPU, since nothing here was measured")
+    devices = sorted({values["fingerprint"]["device"] for values in files})
+    if len(devices) > 1:
+        raise SystemExit(f"{source}: got {' and '.join(devices)}; allowed: one device; merge each file by itself")
+    rows = [row for values in files for row in values["rows"] if "skipped" not in row]
+    checks = [row for row in rows if row["part"] == "checks"]
+    kept = [_kept(row) for row in rows if row["part"] != "checks"]
+    values = {"benchmark": "gpu", "fingerprint": files[0]["fingerprint"], "rows": [*condensed(checks), *kept, *runs]}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n  ".join(json.dumps(row) for row in values.pop("rows"))
+    head = json.dumps(values, indent=1).removesuffix("\n}")
+    target.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
+
+
+def _kept(row: Figures) -> Figures:
+    """The row's lasting figures. The first files called steps compile and graphs; they are compiled and captured."""
+    names = KEPT.get(row["part"], tuple(row))
+    variant = row["variant"]
+    if row["part"] == "steps":
+        variant = variant.replace("compile ", "compiled ").replace("graphs", "captured")
+        variant = "compiled" if variant == "compile" else variant
+    head = {"part": row["part"], "name": row["name"], "variant": variant}
+    return head | {name: row[name] for name in names if name in row and name not in (*head, "took_s")}
+
+
+def condensed(checks: list[Figures]) -> list[Figures]:
+    """A row a family and tier: how many cases agree, the largest errors, how many replayed graphs are equal."""
+    groups: dict[tuple[str, str], list[Figures]] = defaultdict(list)
+    for row in checks:
+        groups[row["name"].split(" ")[0], row["variant"]].append(row)
+    found = []
+    for (family, tier), rows in groups.items():
+        good = [row for row in rows if "error" not in row]
+        largest = {k: max((r[k] for r in good if r.get(k) is not None), default=None) for k in ERRORS}
+        counts = {"of": len(rows), "agree": len(good)}
+        counts["graph_replays_equal"] = sum(row.get("graph_replay_equal") is True for row in good)
+        failed = [f"{row['name']}: {row['error']}" for row in rows if "error" in row][:5]
+        head = {"part": "checks", "name": family, "variant": tier}
+        found.append(head | counts | largest | ({"failed": failed} if failed else {}))
+    return found

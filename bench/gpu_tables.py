@@ -1,0 +1,190 @@
+"""A file's rows as Markdown: what a run prints at its end, and the section of RESULTS.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .gpu.files import condensed
+from .gpu.plan import Figures
+from .result_tables import NOT_MEASURED, short, table
+
+STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
+KERNELS = ("reference", "compiled", "triton", "cuda", "host")
+NUM_KERNELS_SHOWN, NUM_FAILED_SHOWN = 6, 12
+
+
+def document(values: dict[str, Any]) -> str:
+    """``## On a GPU: card, date`` and a table for every part that has rows."""
+    found, versions = values["fingerprint"], values["fingerprint"]["versions"]
+    where = f"{found['device']}, {found['date']}"
+    card = found["gpu"] if isinstance(found["gpu"], dict) else {}  # of files before 2026-11-27
+    driver = found.get("driver") or card.get("driver_version") or NOT_MEASURED
+    others = ", ".join(f"{name} {versions[name]}" for name in ("triton", "cuda", "cudnn") if versions.get(name))
+    commit = (found.get("git_sha") or "no commit")[:10]
+    parts: dict[str, list[Figures]] = defaultdict(list)
+    for row in values["rows"]:
+        parts[row["part"]].append(row)
+    lines = [f"## On a GPU: {where}"]
+    lines.append(f"`python -m bench.gpu` at {commit}, torch {versions['torch']}, {others}, driver {driver}.")
+    for part, (title, section) in SECTIONS.items():
+        good = [row for row in parts[part] if "error" not in row and "skipped" not in row]
+        if good:
+            lines.append(f"### {title} ({where})\n\n{section(good)}")
+    return "\n\n".join([*lines, *_failed(values["rows"])])
+
+
+def _failed(rows: list[Figures]) -> list[str]:
+    failed = [f"- {r['part']}: {r['name']}, {r['variant']}: {r['error'][:160]}" for r in rows if "error" in r]
+    skipped: dict[str, int] = defaultdict(int)
+    for row in rows:
+        skipped[row["part"]] += "skipped" in row
+    left = ", ".join(f"{part} {count}" for part, count in skipped.items() if count)
+    more = [f"- and {len(failed) - NUM_FAILED_SHOWN} more"] if len(failed) > NUM_FAILED_SHOWN else []
+    found = ["\n".join(["Failed:", "", *failed[:NUM_FAILED_SHOWN], *more])] if failed else []
+    return [*found, *([f"Rows left out: {left}."] if left else [])]
+
+
+def _grouped(rows: list[Figures], *names: str) -> dict[tuple[Any, ...], list[Figures]]:
+    found: dict[tuple[Any, ...], list[Figures]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row.get(name) for name in names)].append(row)
+    return found
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _each(rows: list[Figures], name: str) -> str:
+    """Every run's value: a mean would hide which run shared the card."""
+    values = [row.get(name) for row in rows]
+    return NOT_MEASURED if all(v is None for v in values) else " / ".join(short(v) for v in values)
+
+
+def _recipes(rows: list[Figures]) -> str:
+    lines, notes = [], []
+    for (name, epochs, schedule), runs in _grouped(rows, "name", "epochs", "schedule").items():
+        first = runs[0]
+        accuracy = first.get("published_top1")
+        published = NOT_MEASURED if accuracy is None else f"{100 * accuracy:.2f} in {first['published_hours']:g} h, "
+        published += first["published_hardware"] if accuracy is not None else ""
+        how = f"{epochs} epochs, {schedule}" + (f", {first['how']}" if first.get("how") else "")
+        figures = [_percent([r["top1"] for r in runs]), _each(runs, "seconds"), _each(runs, "wall_s")]
+        lines.append([name, how, *figures, _each(runs, "images_per_s"), str(len(runs)), published])
+        notes += [f"- {name}, seed {r['seed']}: {r['note']}" for r in runs if r.get("note")]
+    head = ["recipe", "schedule", "top-1 %, last epoch", "training, s", "prompt to summary, s", "images/s", "n"]
+    text = table([*head, "published top-1 %, best epoch"], lines)
+    return "\n".join([text, "", *notes]) if notes else text
+
+
+def _commands(rows: list[Figures]) -> str:
+    lines = []
+    for (name,), runs in _grouped(rows, "name").items():
+        top1 = _percent([r["top1"] for r in runs])
+        figures = [_each(runs, key) for key in ("wall_s", "seconds", "warm_up_s", "start_up_s")]
+        lines.append([f"`{name}`", *figures, top1, str(len(runs))])
+    head = ["command", "prompt to summary, s", "training, s", "warm-up, s", "all but training, s", "top-1 %", "n"]
+    return "Each run in turn; the first with an empty cache of compiled kernels.\n\n" + table(head, lines)
+
+
+def _steps(rows: list[Figures]) -> str:
+    by_name = {name: {r["variant"]: r for r in found} for (name,), found in _grouped(rows, "name").items()}
+    shown = [v for v in STEPS if any(v in found for found in by_name.values())]
+    shown += sorted({r["variant"] for r in rows} - {*shown})
+    lines = []
+    for name, found in by_name.items():
+        cells = [_step_cell(found.get(variant)) for variant in shown]
+        rates = [r for r in found.values() if r.get("images_per_s")]
+        best = max(rates, key=lambda r: r["images_per_s"], default={})
+        mfu = NOT_MEASURED if best.get("mfu") is None else f"{best['mfu']:.1%} ({best['variant']})"
+        lines.append([name, *cells, mfu])
+    n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
+    text = f"Images/s, median of {n}, bf16, channels last; (ms a step). MFU is of a measured 8192 matrix product."
+    return f"{text}\n\n" + table(["network, batch", *shown, "best MFU"], lines)
+
+
+def _step_cell(row: Figures | None) -> str:
+    if row is None or row.get("images_per_s") is None:
+        return NOT_MEASURED
+    beside = f", beside {len(row['beside'])} other processes" if row.get("beside") else ""
+    return f"{short(row['images_per_s'])} ({row['step_ms']:.1f}{beside})"
+
+
+def _kernels(rows: list[Figures]) -> str:
+    roofs = [f"copy {short(r['gb_per_s'])} GB/s" for r in rows if r["name"] == "copy" and r.get("gb_per_s")]
+    roofs += [f"bf16 matrix product {short(r['tflop_per_s'])} TFLOP/s" for r in rows if r.get("tflop_per_s")]
+    timed = [r for r in rows if "us" in r]
+    shown = [v for v in KERNELS if any(r["variant"] == v for r in timed)]
+    lines = []
+    for (name,), found in _grouped(timed, "name").items():
+        by_variant = {r["variant"]: r for r in found}
+        others = [f"{v} {_kernel_cell(r)}" for v, r in by_variant.items() if v not in shown]
+        lines.append([name, *(_kernel_cell(by_variant.get(v)) for v in shown), "; ".join(others) or "-"])
+    text = "us a call of the device's own time, share of the copy's bandwidth, (us launched from Python)"
+    return f"{text}; {', '.join(roofs) or NOT_MEASURED}.\n\n" + table(["kernel", *shown, "peers"], lines)
+
+
+def _kernel_cell(row: Figures | None) -> str:
+    if row is None or row.get("us") is None:
+        return NOT_MEASURED
+    return f"{short(row['us'])}, {row['share_of_copy']:.0%} ({short(row['us_launched'])})"
+
+
+def _checks(rows: list[Figures]) -> str:
+    counted = [row for row in rows if "agree" in row] + condensed([row for row in rows if "agree" not in row])
+    lines = []
+    for r in counted:
+        errors = [NOT_MEASURED if r[f"error_{k}"] is None else f"{r[f'error_{k}']:.1e}" for k in ERROR_NAMES]
+        lines.append([r["name"], r["variant"], f"{r['agree']} of {r['of']}", str(r["graph_replays_equal"]), *errors])
+    head = ["family", "tier", "cases that agree", "graph replays equal"]
+    return table([*head, *(f"largest error, {name}" for name in ERROR_NAMES)], lines)
+
+
+ERROR_NAMES = ("forward", "gradient", "fp64")
+
+
+def _profile(rows: list[Figures]) -> str:
+    lines = []
+    for row in rows:
+        for k in row["top"][:NUM_KERNELS_SHOWN]:
+            share, of_roof = ("-" if k[n] is None else f"{k[n]:.0%}" for n in ("share", "of_roof"))
+            moved, flops = (None if k[n] is None else k[n] / 1e9 for n in ("bytes", "flops"))
+            size = ["-" if v is None else short(v) for v in (moved, flops)]
+            name = k["name"][:60].replace("|", "/")
+            lines.append(
+                [row["name"], row["variant"], f"`{name}`", f"{k['calls']:g}", short(k["us"]), share, *size, of_roof]
+            )
+        step = f"{short(row['step_ms'])} ms a step, {short(row['device_ms'])} of kernels, {row['launches']} launches"
+        lines.append([row["name"], row["variant"], f"all: {step}", "", "", "", "", "", ""])
+    head = ["network", "step", "kernel", "calls", "us a step", "share", "GB", "GFLOP", "of roof"]
+    return table(head, lines)
+
+
+def _tests(rows: list[Figures]) -> str:
+    lines = [[r["name"], r["summary"], "; ".join(r.get("failed", [])[:3])] for r in rows]
+    return table(["file", "pytest -m gpu", "failures"], lines)
+
+
+def _build(rows: list[Figures]) -> str:
+    return table(["job", "seconds"], [[r["name"], short(r["seconds"])] for r in rows])
+
+
+def _dali(rows: list[Figures]) -> str:
+    return table(["work", "us a batch", "n"], [[r["name"], short(r["us"]), str(r.get("n", "-"))] for r in rows])
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
+    "recipes": ("Whole trainings", _recipes),
+    "commands": ("Commands, from the prompt to the summary", _commands),
+    "steps": ("Training steps", _steps),
+    "profile": ("Where the device's time of a step goes", _profile),
+    "kernels": ("Kernels", _kernels),
+    "checks": ("Checks against the definition", _checks),
+    "tests": ("Tests marked gpu", _tests),
+    "dali": ("DALI", _dali),
+    "build": ("Building and compiling, in the background", _build),
+}
