@@ -121,7 +121,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
 def make_step(
     recipe: Recipe, options: RunOptions, place: device.Place, world: World, kind: type[Step] = TrainStep
 ) -> Step:
-    """The step as the trainer makes it, of a class that may mark its phases; all of this folder's steps are made here.
+    """The step as the trainer makes it, of a class that may mark its phases.
 
     ``options`` should say whether to compile and to capture: what is left open here is not chosen by a rule.
     """

@@ -62,7 +62,8 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     # The first run of a command meets an empty cache of compiled kernels, as on a new machine; the others its own.
     with tempfile.TemporaryDirectory() as scratch:
-        env = environment(setting.dry, setting.out / "cache" / slug)
+        cache = setting.scratch / slug
+        env, cold = environment(setting.dry, cache), not cache.exists()
         start = time.perf_counter()
         code, printed, errors = _train([*words, "--out", scratch], env, limit_s, limit_s)
         wall_s = time.perf_counter() - start
@@ -73,7 +74,7 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
     times: dict[str, Any] = {"wall_s": wall_s, "start_up_s": wall_s - (found["seconds"] or 0.0)}
     times["warm_up_s"] = float(warm_up[1]) if warm_up else None
     rounded = {key: None if setting.dry or value is None else round(value, 2) for key, value in times.items()}
-    return {**found, **rounded, "cold_cache": number == 1}
+    return {**found, **rounded, "cold_cache": cold}
 
 
 def _train(words: Sequence[str], env: dict[str, str], limit_s: float, kill_s: float) -> tuple[int, str, str]:
@@ -145,14 +146,14 @@ def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[
 
     if name not in RECIPES:
         raise LookupError(f"no recipe is called {name}")
-    folder, words = setting.runs / name.replace("/", "-"), ["--recipe", name]
+    folder, words = setting.scratch / "runs" / name.replace("/", "-"), ["--recipe", name]
     if setting.dry:
         words = DRY
     elif (data_dir := _data_dir(setting)) is None:
         raise UnavailableError("no fashion-mnist files; give --data-dir or $IMNET_DATA")
     else:
         words += ["--data-dir", data_dir, "--checkpoint-every-epochs", "20"]
-    env = environment(setting.dry, setting.out / "cache" / "recipes")
+    env = environment(setting.dry)
     start = time.perf_counter()
     code, _, errors = _train([*words, "--out", str(folder)], env, limit_s - stop_s, limit_s - 1)
     wall_s = round(time.perf_counter() - start, 1)

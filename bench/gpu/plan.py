@@ -37,11 +37,10 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What every part is told. ``dry``: tiny shapes on the CPU, nothing timed."""
+    """What every part is told. ``dry``: tiny shapes on the CPU, nothing timed. ``scratch``: all but the figures."""
 
     dry: bool
-    out: Path
-    runs: Path
+    scratch: Path
     data_dir: str | None = None
 
     @property

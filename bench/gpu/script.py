@@ -23,8 +23,8 @@ import gc
 import importlib
 import os
 import re
-import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given again")
     parser.add_argument("--skip", choices=PARTS, action="append", default=[], help="leave this part out")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the result file")
-    parser.add_argument("--runs", type=Path, nargs="+", help="folder of the recipes' runs; with --merge: run folders")
+    scratch = Path(tempfile.gettempdir()) / "imnet-bench-gpu"
+    parser.add_argument("--scratch", type=Path, default=scratch, help=f"compiled code, logs, runs (default {scratch})")
     parser.add_argument("--data-dir", help="folder with Fashion-MNIST's four files (also: $IMNET_DATA)")
     parser.add_argument("--host", action="store_true", help="also build the CPU module")
     parser.add_argument("--dry", action="store_true", help="on the CPU, tiny, nothing timed")
     parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
     parser.add_argument("--git-sha", help="commit of this checkout, where it came without its .git")
     parser.add_argument("--merge", nargs=2, type=Path, metavar=("FROM", "FILE"), help="write the file to commit")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="with --merge: folders of whole trainings")
     parser.add_argument("--wall", type=named, action="append", default=[], help="RUN=SECONDS from the prompt, by hand")
     parser.add_argument("--note", type=named, action="append", default=[], help="RUN=TEXT, beside a merged run")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -94,9 +96,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def setting_of(values: argparse.Namespace) -> Setting:
-    runs = values.runs[0] if values.runs else values.out.parent / "recipe-runs"
+    scratch = values.out / "scratch" if values.dry else values.scratch
     data_dir = str(Path(values.data_dir).resolve()) if values.data_dir else None
-    return Setting(dry=values.dry, out=values.out.resolve(), runs=runs.resolve(), data_dir=data_dir)
+    return Setting(dry=values.dry, scratch=scratch.resolve(), data_dir=data_dir)
 
 
 def rows_of(values: argparse.Namespace, setting: Setting) -> list[Row]:
@@ -165,30 +167,29 @@ def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> li
     build = [sys.executable, "-m", "imnet_kernels.build"]
     found: list[tuple[str, list[str]]] = []
     if values.dry:
-        one = "from pathlib import Path; from imnet_kernels import build as b; "
-        one += f"b.nvcc() and b.compile_cuda(b.csrc() / 'cuda' / 'sgd_ema.cu', Path({str(setting.out)!r}) / 'one.o')"
-        found.append(("_C", [sys.executable, "-c", one]))
+        one = "import sys, pathlib; from imnet_kernels import build as b; "
+        one += "b.nvcc() and b.compile_cuda(b.csrc() / 'cuda' / 'sgd_ema.cu', pathlib.Path(sys.argv[1]))"
+        found.append(("_C", [sys.executable, "-c", one, str(setting.scratch / "one.o")]))
     elif "_C" in wanted and not built():
         found.append(("_C", [*build, "--cuda"]))
     if values.host:
-        out = ["--out", str(setting.out / "cache")] if values.dry else []
+        out = ["--out", str(setting.scratch)] if values.dry else []
         found.append(("_host", [*build, "--host", *out]))
     return [*found, *steps.jobs(wanted, setting)]
 
 
 def measure(values: argparse.Namespace, setting: Setting) -> ResultFile:
     """Start the workers and the background, carry out the plan, end everything."""
-    cache = setting.out / "cache"
-    shutil.rmtree(cache / "logs", ignore_errors=True)
-    env = environment(values.dry, cache)
+    setting.scratch.mkdir(parents=True, exist_ok=True)
+    env = environment(values.dry, setting.scratch)
     command = [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
     workers = {"main": Worker(command, env)}
     rows = rows_of(values, setting)
     if any(row.part == "profile" for row in rows) and not values.dry:
         workers["profile"] = Worker(command, env)
-    jobs = Jobs(cache / "logs", _compiler_env(env), STARTED + BACKGROUND_SHARE * values.budget)
+    jobs = Jobs(setting.scratch / "logs", _compiler_env(env), STARTED + BACKGROUND_SHARE * values.budget)
     try:
-        file = ResultFile(setting.out, values.dry, workers["main"].ready(), values.fresh)
+        file = ResultFile(values.out, values.dry, workers["main"].ready(), values.fresh)
         rows = in_order(rows, file)
         jobs.start(jobs_of(rows, values, setting))
         budget = values.budget * (1 - END_SHARE) - END_S
@@ -233,7 +234,7 @@ def merged_runs(values: argparse.Namespace) -> list[Figures]:
     from .commands import run_row
 
     walls, notes = dict(values.wall), dict(values.note)
-    return [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs or ()]
+    return [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
 
 
 def main(argv: list[str] | None = None) -> int:

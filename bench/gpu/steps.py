@@ -200,7 +200,7 @@ def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
     steps = 1 if setting.dry else PROFILED_STEPS
     if setting.dry:
         roof.COPY_BYTES["cpu"], roof.MATMUL["cpu"] = 1 << 20, 64
-    work = Work(Request(net.recipe, options, steps, setting.out), device.resolve(options))
+    work = Work(Request(net.recipe, options, steps, setting.scratch), device.resolve(options))
     if variant.compile and setting.dry:
         work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")
     found = top_kernels(work, TOP)
@@ -214,7 +214,7 @@ def compile_ahead(label: str, dry: bool) -> int:
     """Compile a network's forward and backward pass as the timed rows will; the cache is what stays."""
     net = next(net for net in (DRY_NETS if dry else NETS) if net.label == label)
     variant = next(variant for variant in VARIANTS if variant.name == "compiled")
-    setting = Setting(dry=dry, out=Path(), runs=Path())
+    setting = Setting(dry=dry, scratch=Path())
     with tier.using(variant.kernels):
         step, batch = open_step(net, variant, setting)
         step.warm_up([batch], net.batch)

@@ -219,7 +219,7 @@ def test_files_with_gpu_tests_are_found():
 
 
 def test_a_part_that_is_not_there_is_said(tmp_path):
-    setting = Setting(dry=False, out=tmp_path, runs=tmp_path, data_dir=str(tmp_path))
+    setting = Setting(dry=False, scratch=tmp_path, data_dir=str(tmp_path))
     with pytest.raises(processes.UnavailableError, match="no fashion-mnist files"):
         commands._prompt_to_summary(commands.LONG, 1, setting, 10.0)
 
