@@ -107,6 +107,24 @@ def _steps(rows: list[Figures]) -> str:
     return f"{text}\n\n" + table(["network, batch", *shown, "best MFU"], lines)
 
 
+def _floor(rows: list[Figures]) -> str:
+    keys = ("forward_ms", "data_ms", "weight_ms", "rest_ms", "floor_ms", "floor_images_per_s")
+    lines = [
+        [r["name"], *(short(r[k]) for k in keys), f"{r['mfu_of_convolutions']:.1%}"] for r in rows if r["floor_ms"]
+    ]
+    head = [
+        "network, batch",
+        "forward",
+        "data gradient",
+        "weight gradient",
+        "all else",
+        "floor",
+        "images/s at the floor",
+    ]
+    text = "Milliseconds a step of every convolution alone, and of the bytes of all else at the copy's rate."
+    return f"{text}\n\n" + table([*head, "MFU of the convolutions"], lines)
+
+
 def _step_cell(row: Figures | None) -> str:
     if row is None or row.get("images_per_s") is None:
         return NOT_MEASURED
@@ -181,6 +199,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
     "recipes": ("Whole trainings", _recipes),
     "commands": ("Commands, from the prompt to the summary", _commands),
     "steps": ("Training steps", _steps),
+    "floor": ("The measured floor of a step", _floor),
     "profile": ("Where the device's time of a step goes", _profile),
     "kernels": ("Kernels", _kernels),
     "checks": ("Checks against the definition", _checks),

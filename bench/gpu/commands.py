@@ -227,15 +227,17 @@ def test_rows(setting: Setting) -> Iterator[Row]:
     for some in [files] if setting.dry else [[path] for path in files]:
         name = "all files" if setting.dry else some[0].relative_to(ROOT).as_posix()
         work = functools.partial(_run_tests, some, setting)
-        yield Row("tests", name, "pytest -m gpu", 10.0, work, timed=UNTIMED)
+        yield Row("tests", name, "pytest -m gpu", 20.0, work, timed=UNTIMED)
 
 
 def _run_tests(paths: list[Path], setting: Setting, limit_s: float) -> dict[str, Any]:
     """pytest's last line and its failures; in a dry run tests are only collected. Raises where pytest cannot run."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
     command += ["--collect-only"] if setting.dry else []
     options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": limit_s}
     done = subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=environment(False), check=False, **options)
+    with (setting.scratch / "tests.log").open("a") as log:
+        log.write(done.stdout)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
     if done.returncode not in (0, SOME_FAILED, NOTHING_COLLECTED):
         raise RuntimeError(f"pytest ended with {done.returncode}: {' '.join(lines[-3:])}")

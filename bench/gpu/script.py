@@ -5,9 +5,9 @@
     python -m bench.gpu --merge DIR bench/results/h100-2026-11-26.json [--runs RUN ...]   the file that is committed
 
 Parts, in order of value: commands (the default commands, from the prompt to the summary), checks (every kernel against
-its definition), profile (the kernels of a step), steps, kernels, tests (those marked gpu), recipes, dali. What has no
-figure in bench/results comes before what has one. The CUDA library is built and the networks are compiled beside what
-is no time (checks, tests); what the processor's load would disturb waits until they are done.
+its definition), profile (the kernels of a step), floor (what bounds it), steps, kernels, tests (those marked gpu),
+recipes, dali. What has no figure in bench/results comes before what has one. The CUDA library is built and the networks
+are compiled beside what is no time (checks, tests); what the processor's load would disturb waits until they are done.
 
 <out>/<device>.json holds every row as soon as it is known, and the next call with the same --out does not repeat what
 is measured there. A row that failed says why in "error", one that was left out in "skipped". Times are kept within the
@@ -42,6 +42,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "commands": (0.24, "commands.command_rows"),
     "checks": (0.13, "checks.check_rows"),
     "profile": (0.25, "steps.profile_rows"),
+    "floor": (0.10, "floor.floor_rows"),
     "steps": (0.15, "steps.step_rows"),
     "kernels": (0.10, "kernels.kernel_rows"),
     "tests": (0.10, "commands.test_rows"),

@@ -27,8 +27,8 @@ def once(make: Callable[..., Made], *given: Any) -> Made:
     Tensors are the same while they are the same object, not written to since. What is made while a CUDA graph is
     captured is not kept: its memory is filled by replays only.
     """
-    plain = all(type(g) is Tensor and not g.is_inference() for g in given if isinstance(g, Tensor))
-    if not plain or not unobserved():
+    # A compiler that watches refuses even the question after an inference tensor.
+    if not unobserved() or any(type(g) is not Tensor or g.is_inference() for g in given if isinstance(g, Tensor)):
         return make(*given)
     key = (make, *((id(g), g._version) if isinstance(g, Tensor) else g for g in given))
     found = _kept.get(key)
