@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from imnet.recipe import Recipe
 
@@ -21,8 +22,7 @@ class Mixing:
 
     def __init__(self, recipe: Recipe, rank: int):
         self.seed, self.rank = recipe.seed, rank
-        kinds = {v2.MixUp: recipe.mixup_alpha, v2.CutMix: recipe.cutmix_alpha}
-        self.ways = [kind(alpha=alpha, num_classes=recipe.num_outputs) for kind, alpha in kinds.items() if alpha]
+        self.ways = [_way(*named, recipe.num_outputs) for named in _alphas(recipe) if named[1]]
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) and labels (B,) of this rank; unchanged where the recipe mixes nothing."""
@@ -33,3 +33,14 @@ class Mixing:
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             mixed, targets = way(images, labels)
         return mixed.contiguous(memory_format=torch.channels_last), targets
+
+
+def _alphas(recipe: Recipe) -> list[tuple[str, float]]:
+    return [("MixUp", recipe.mixup_alpha), ("CutMix", recipe.cutmix_alpha)]
+
+
+def _way(name: str, alpha: float, num_classes: int) -> Any:
+    # Here, because it takes seconds: torchvision brings torch's compiler with it.
+    from torchvision.transforms import v2
+
+    return getattr(v2, name)(alpha=alpha, num_classes=num_classes)

@@ -5,6 +5,7 @@ NVIDIA's apex FusedSGD where it is really installed and asked for.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
     if backend == "imnet" and not isinstance(optim, SGD):
         raise UsageError(f"got --optim-backend imnet for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
     if isinstance(optim, SGD):
-        kind = MergedSGD if backend == "imnet" or (backend == "auto" and _merging_pays(model)) else torch.optim.SGD
+        kind = MergedSGD if backend == "imnet" or (backend == "auto" and _merging_pays(model)) else PlainSGD
         sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
         # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
         for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
@@ -66,7 +67,25 @@ def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimiz
     return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
-class MergedSGD(torch.optim.SGD):
+class PlainSGD(torch.optim.SGD):
+    """torch's SGD, bit for bit, without the wrappers that tell torch's compiler to leave an optimiser alone.
+
+    At their first call they import the compiler: 5 of the 12 seconds that a short run took on a machine with an H200
+    (2026-11-26), for a run that compiles nothing. What is compiled here is the network, never its optimiser.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As torch's."""
+        return inspect.unwrap(torch.optim.SGD.step)(self, closure)
+
+
+class MergedSGD(PlainSGD):
     """torch's SGD, parameter groups and state the same, that also moves the average of ``Ema.merge`` in its pass.
 
     Before a ``merge`` it is torch's fused step, bit for bit. After it, ``found_inf`` (read on the device) leaves

@@ -117,9 +117,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[
 
 def environment() -> dict[str, Any]:
     """Versions and hardware that a number was measured with."""
-    import numpy
+    from importlib.metadata import version
+
     import torch
-    import torchvision
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -129,8 +129,8 @@ def environment() -> dict[str, Any]:
             "imnet": _own_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
+            "torchvision": version("torchvision"),
+            "numpy": version("numpy"),
             "cuda": torch.version.cuda,
         },
         "git_sha": _git_sha(),

@@ -151,7 +151,7 @@ def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -
     return values
 
 
-@torch.compiler.assume_constant_result
+@calls.constant_result
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     return _made(mean, std, device)
 

@@ -12,8 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .. import calls
 
-@torch.compiler.assume_constant_result
+
+@calls.constant_result
 def matrix(r: int, bands: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """See _matrix; a constant to torch.compile."""
     return _matrix(r, bands, dtype, device)
