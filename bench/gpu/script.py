@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "kernels": (0.10, "kernels.kernel_rows"),
     "tests": (0.10, "commands.test_rows"),
     "recipes": (0.50, "commands.recipe_rows"),
-    "dali": (0.04, "dali.dali_rows"),
+    "dali": (0.04, "kernels.dali_rows"),
 }
 BACKGROUND_SHARE = 0.40
 """Of the budget: what is not built or compiled by then is ended, and its rows are left out. An H100's processor took
@@ -184,8 +184,8 @@ def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Wor
     file = ResultFile(values.out, values.dry, workers["main"].ready(), values.fresh)
     rows = in_order(rows, file)
     jobs.start(jobs_of(rows, values, setting))
-    budget = values.budget * (1 - END_SHARE) - END_S
-    plan = Plan(rows, {part: share for part, (share, _) in PARTS.items()}, budget, time.monotonic, STARTED)
+    end = STARTED + values.budget * (1 - END_SHARE) - END_S
+    plan = Plan(rows, {part: share for part, (share, _) in PARTS.items()}, end, time.monotonic)
 
     def run(row: Row, limit_s: float) -> Figures:
         one = workers.get(row.part, workers["main"])
