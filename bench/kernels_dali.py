@@ -100,3 +100,27 @@ def _source(fn: Any, name: str, array: np.ndarray):
     """The same batch again and again, not copied."""
     layout = "HWC" if name == "images" else None
     return fn.external_source(source=lambda: array, batch=True, no_copy=True, layout=layout)
+
+
+def random_pipeline(images: torch.Tensor, pad: int, on_gpu: bool) -> Any:
+    """A DALI pipeline over one batch (B, H, W, C) that is fed again and again; fp16 out, since it has no bf16."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    batch, height, width, channels = images.shape
+    # A torch tensor on the CPU would make DALI ask torch for a CUDA stream.
+    fed = images if on_gpu else images.numpy()
+    device = "gpu" if on_gpu else "cpu"
+
+    @pipeline_def(batch_size=batch, num_threads=4, device_id=0 if on_gpu else None)  # pyright: ignore[reportArgumentType]
+    def make() -> Any:
+        x = fn.external_source(source=lambda: fed, device=device, layout="HWC", batch=True)
+        x = fn.pad(x, axes=(0, 1), shape=(height + pad, width + pad))
+        where = [fn.random.uniform(range=(0.0, 1.0)) for _ in range(2)]
+        x = fn.crop_mirror_normalize(
+            x, crop=(height, width), crop_pos_x=where[0], crop_pos_y=where[1], mirror=fn.random.coin_flip(),
+            mean=[127.5] * channels, std=[64.0] * channels, output_layout="HWC", dtype=types.DALIDataType.FLOAT16
+        )  # fmt: skip
+        corner = fn.random.uniform(range=(0.0, 1.0), shape=(2,))
+        return fn.erase(x, anchor=corner, shape=(height / 4, width / 4), normalized_anchor=True, axis_names="HW")
+
+    return make()

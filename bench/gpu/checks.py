@@ -1,8 +1,7 @@
-"""Every kernel family x case x dtype x tier against its definition: forward, gradients, graph capture, compilation;
-and torch.library.opcheck of every op (schema, fake tensors, autograd registration, AOT dispatch).
+"""Every kernel family x case x dtype x tier against its definition: forward, gradients, graph capture, compilation.
 
 The reference runs on the CPU in the same dtype; fp32 is also held to the reference in fp64, whose inputs are the same
-numbers. Used by `python -m bench.gpu` (rows) and by the tests marked gpu (assertions).
+numbers. How ops are registered is for the tests marked gpu to check.
 """
 
 from __future__ import annotations
@@ -12,11 +11,7 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.augment.op import augment_op
 from imnet_kernels.family import Call, Case, Family, error_ratio, families, outputs
-from imnet_kernels.sgd_ema.op import sgd_ema_op
-from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
-from imnet_kernels.spectral.op import spectral_op
 from torch import Tensor
 
 from .plan import UNTIMED, Row, Setting
@@ -29,13 +24,11 @@ FP64_MARGIN = 2.0
 """The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
 NUMBERS_S = {"host": 0.2, "cuda": 0.2, "triton": 1.5}
 """Seconds a case on an H100, 2026-11-26: Triton compiles its kernel first (spectral up to 4)."""
-COMPILED_S, OPCHECK_S = 5.0, 1.0
-USUAL = ("test_schema", "test_autograd_registration", "test_faketensor")
-AOT = "test_aot_dispatch_dynamic"
+COMPILED_S = 5.0
 
 
 def check_rows(setting: Setting) -> Iterator[Row]:
-    """Numbers of every case first, then capture, compilation and registration of one case a family."""
+    """Numbers of every case first, captured too, then the compilation of one case a family."""
     pairs = [(family, name) for family in families() for name in tiers(family, setting)]
     for family, name in pairs:
         for case, dtype in _cases(family, setting.dry):
@@ -46,9 +39,6 @@ def check_rows(setting: Setting) -> Iterator[Row]:
         yield _row(
             f"{family.name} {case.name} compiled", name, COMPILED_S, setting, compiled, family, case, name, setting
         )
-    for family, name in pairs:
-        for op in (op for op in op_calls("cpu") if op.split(" ")[0] == family.name):
-            yield _row(f"{op} opcheck", name, OPCHECK_S, setting, opcheck, op, name, setting.device)
 
 
 def tiers(family: Family, setting: Setting) -> list[str]:
@@ -158,39 +148,3 @@ def compiled(family: Family, case: Case, name: str, setting: Setting) -> dict[st
     errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
     _assert_small(errors, family.tolerance[torch.float32], 1e-7)
     return {"error_forward": max(errors), "backend": backend, "fullgraph": True}
-
-
-def op_calls(device: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """{op: (op, arguments)} on small random tensors; the first word of a name is the family's."""
-    generator = torch.Generator().manual_seed(5)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device)
-
-    images = [random(2, 4, 6, 6).to(memory_format=torch.channels_last) for _ in range(3)]
-    leaves = [t.clone().requires_grad_() for t in images]
-    vectors = [random(4).abs() + 0.5 for _ in range(4)]
-    alpha, beta = torch.rand(2, 2, generator=generator).to(device).unbind()
-    store = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=generator).to(device)
-    ids = torch.tensor([2, 0, 1, 1], device=device)
-    lists = [[random(5), random(2, 3)] for _ in range(4)]
-    crop = (5, 1, 2, "zero", "random", 0.5, 3, False, torch.bfloat16)
-    return {
-        "augment": (augment_op, (store, ids, ids, vectors[0][:3], vectors[1][:3], *crop)),
-        "spectral": (spectral_op, (images[0], 2, [0, 3], None, None, torch.float32)),
-        "shake_shake": (shake_op, (*leaves, alpha, beta)),
-        "shake_shake backward": (shake_backward_op, (images[0], beta)),
-        "shake_shake bn": (shake_bn_op, (*leaves, *(v.clone().requires_grad_() for v in vectors), alpha, beta)),
-        "shake_shake bn backward": (shake_bn_backward_op, (*images, vectors[0], vectors[1], beta)),
-        "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1, device=device), None, None, 0.9, 1e-4, 0.99, True)),
-    }
-
-
-def opcheck(name: str, tier_name: str, device: str) -> dict[str, Any]:
-    """opcheck one op with one tier behind it; raises torch's OpCheckError."""
-    op, arguments = op_calls(device)[name]
-    # AOT dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested elsewhere.
-    utils = USUAL if name.startswith("shake") else (*USUAL, AOT)
-    with tier.using(tier_name):
-        torch.library.opcheck(op, arguments, test_utils=utils)
-    return {"opcheck": ", ".join(u.removeprefix("test_") for u in utils)}

@@ -7,6 +7,7 @@ Python, which is what counts for sizes bound by their launch; both are medians. 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from imnet_kernels.family import Call, Case, Family, families
 from torch import Tensor
 
 from .. import roof
-from ..timing import EVENT_ROUNDS, launched, num_rotated, replayed
-from .plan import UNTIMED, Row, Setting
+from ..timing import EVENT_ROUNDS, Timing, launched, num_rotated, replayed, windows
+from .plan import UNTIMED, Row, Setting, UnavailableError
 from .processes import one_line
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -55,10 +56,8 @@ def _spectral(s: int, r: int, shape: tuple[int, int, int, int]) -> Job:
 
 
 def _shake(name: str, shape: tuple[int, int, int, int], **more: Any) -> Job:
-    bn = {"bn": True} if name.endswith("bn") else {}
-    return Job(
-        f"shake {name}", "shake_shake", Case(name=name, options={"shape": shape, "channels_last": True, **bn}), **more
-    )
+    options = {"shape": shape, "channels_last": True, **({"bn": True} if name.endswith("bn") else {})}
+    return Job(f"shake {name}", "shake_shake", Case(name=name, options=options), **more)
 
 
 def jobs(dry: bool) -> list[Job]:
@@ -226,3 +225,26 @@ def measured(calls: list[Callable[[], Any]], moved: int, setting: Setting) -> di
         "rotated": len(calls),
         "n": EVENT_ROUNDS,
     }
+
+
+def dali_rows(setting: Setting) -> Iterator[Row]:
+    for px, channels in ((64, 3), (28, 1)):
+        yield Row("dali", f"augment {px}px 256", "DALI", 8.0, functools.partial(_dali, px, channels, setting))
+
+
+def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> dict[str, Any]:
+    """Microseconds a batch of 256, all of it in DALI."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        raise UnavailableError("nvidia-dali is not installed")
+    from ..kernels_dali import random_pipeline
+
+    shape = (4 if setting.dry else 256, px, px, channels)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=setting.device)
+    pipeline = random_pipeline(images, 4, setting.device == "cuda")
+    pipeline.build()
+    found: dict[str, Any] = {"shape": list(pipeline.run()[0].as_tensor().shape()), "us": None}
+    if setting.dry:
+        return found
+    times = Timing.of([w.wall_s for w in windows({"dali": pipeline.run}, rounds=7, inner=50)["dali"]])
+    figures = {"us": round(times.median_s * 1e6, 2), "us_iqr": round(times.iqr_s * 1e6, 2), "n": times.n}
+    return found | figures | {"dtype": "float16"}

@@ -79,18 +79,10 @@ class Background(Protocol):
 
 
 class Plan:
-    """Rows that are not measured yet, and the seconds that are left for them. ``start``: when the budget began."""
+    """Rows that are not measured yet, and the seconds that are left for them until ``end`` on the clock."""
 
-    def __init__(
-        self,
-        rows: Iterable[Row],
-        shares: Mapping[str, float],
-        budget_s: float,
-        clock: Callable[[], float],
-        start: float | None = None,
-    ):
-        self.pending, self.clock = list(rows), clock
-        self.end = (clock() if start is None else start) + budget_s
+    def __init__(self, rows: Iterable[Row], shares: Mapping[str, float], end: float, clock: Callable[[], float]):
+        self.pending, self.clock, self.end = list(rows), clock, end
         wanted = {row.part for row in self.pending}
         total = sum(shares[part] for part in wanted)
         self.share_s = {part: self.left_s * shares[part] / total for part in wanted}

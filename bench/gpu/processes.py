@@ -126,6 +126,7 @@ class Worker:
 
 def serve(work_of: dict[Key, Row], hello: Figures, reply_to: int, clean_up: Callable[[], bool]) -> int:
     """A worker's life: read which row, measure it, answer; until the other side closes."""
+    os.set_inheritable(reply_to, False)
     with os.fdopen(reply_to, "wb", buffering=0) as replies:
         replies.write(json.dumps(hello).encode() + b"\n")
         for line in sys.stdin:

@@ -35,7 +35,7 @@ sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
 from .files import ResultFile, fingerprint, has_result, known, merge  # noqa: E402
 from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
-from .processes import Jobs, Worker, end, environment, serve  # noqa: E402
+from .processes import Jobs, Worker, environment, serve  # noqa: E402
 
 # Part -> (share of the budget, where its rows come from). Shares are of the parts that are asked for.
 PARTS: dict[str, tuple[float, str]] = {
@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "kernels": (0.10, "kernels.kernel_rows"),
     "tests": (0.10, "commands.test_rows"),
     "recipes": (0.50, "commands.recipe_rows"),
-    "dali": (0.04, "dali.dali_rows"),
+    "dali": (0.04, "kernels.dali_rows"),
 }
 BACKGROUND_SHARE = 0.40
 """Of the budget: what is not built or compiled by then is ended, and its rows are left out. An H100's processor took
@@ -179,42 +179,28 @@ def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> li
     return [*found, *steps.jobs(wanted, setting)]
 
 
-def measure(values: argparse.Namespace, setting: Setting) -> ResultFile:
-    """Start the workers and the background, carry out the plan, end everything."""
-    setting.scratch.mkdir(parents=True, exist_ok=True)
-    env = environment(values.dry, setting.scratch)
-    command = [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
-    workers = {"main": Worker(command, env)}
+def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Worker], jobs: Jobs) -> ResultFile:
+    """Start the background and carry out the plan."""
     rows = rows_of(values, setting)
-    if any(row.part == "profile" for row in rows) and not values.dry:
-        workers["profile"] = Worker(command, env)
-    jobs = Jobs(setting.scratch / "logs", _compiler_env(env), STARTED + BACKGROUND_SHARE * values.budget)
-    try:
-        file = ResultFile(values.out, values.dry, workers["main"].ready(), values.fresh)
-        rows = in_order(rows, file)
-        jobs.start(jobs_of(rows, values, setting))
-        budget = values.budget * (1 - END_SHARE) - END_S
-        plan = Plan(rows, {part: share for part, (share, _) in PARTS.items()}, budget, time.monotonic, STARTED)
+    file = ResultFile(values.out, values.dry, workers["main"].ready(), values.fresh)
+    rows = in_order(rows, file)
+    jobs.start(jobs_of(rows, values, setting))
+    end = STARTED + values.budget * (1 - END_SHARE) - END_S
+    plan = Plan(rows, {part: share for part, (share, _) in PARTS.items()}, end, time.monotonic)
 
-        def run(row: Row, limit_s: float) -> Figures:
-            one = workers.get(row.part, workers["main"])
-            with contextlib.suppress(RuntimeError):  # the row says it again
-                one.ready(plan.left_s)  # starting anew after a row that was ended is not the next row's time
-            found = one.run(row, min(limit_s, plan.left_s))
-            print(
-                f"{time.monotonic() - STARTED:5.0f} s {row.part}: {row.name}, {row.variant}: {brief(found)}", flush=True
-            )
-            return found
+    def run(row: Row, limit_s: float) -> Figures:
+        one = workers.get(row.part, workers["main"])
+        with contextlib.suppress(RuntimeError):  # the row says it again
+            one.ready(plan.left_s)  # starting anew after a row that was ended is not the next row's time
+        found = one.run(row, min(limit_s, plan.left_s))
+        at = f"{time.monotonic() - STARTED:5.0f} s"
+        print(f"{at} {row.part}: {row.name}, {row.variant}: {brief(found)}", flush=True)
+        return found
 
-        carry_out(plan, file, run, jobs, time.sleep)
-        for name, took_s in jobs.took_s.items():
-            why = {"error": jobs.why[name]} if name in jobs.why else {}
-            file.add(("build", name, "in the background"), {"seconds": None if values.dry else took_s, **why})
-    finally:
-        jobs.close()
-        for one in workers.values():
-            if one.process is not None:
-                end(one.process)
+    carry_out(plan, file, run, jobs, time.sleep)
+    for name, took_s in jobs.took_s.items():
+        why = {"error": jobs.why[name]} if name in jobs.why else {}
+        file.add(("build", name, "in the background"), {"seconds": None if values.dry else took_s, **why})
     return file
 
 
@@ -230,32 +216,41 @@ def brief(figures: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())[:200]
 
 
-def merged_runs(values: argparse.Namespace) -> list[Figures]:
-    """Run folders as rows of the part recipes; what was noted by hand says so."""
-    from .commands import run_row
+def start(values: argparse.Namespace) -> int:
+    """Workers first, whose imports take as long as this process's own; all that was started is ended."""
+    setting = setting_of(values)
+    setting.scratch.mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment(values.dry, setting.scratch))
+    env, command = dict(os.environ), [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
+    profiles = not values.dry and "profile" in (values.part or PARTS) and "profile" not in values.skip
+    workers = {name: Worker(command, env) for name in ("main", *(["profile"] if profiles else []))}
+    jobs = Jobs(setting.scratch / "logs", _compiler_env(env), STARTED + BACKGROUND_SHARE * values.budget)
+    try:
+        import torch
 
-    walls, notes = dict(values.wall), dict(values.note)
-    return [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
+        if not values.dry and not torch.cuda.is_available():
+            print("bench.gpu: got no CUDA GPU; allowed: a machine with one, or --dry", file=sys.stderr)
+            return 69
+        from ..gpu_tables import document
+
+        print(document(measure(values, setting, workers, jobs).values))
+    finally:
+        jobs.close()
+        for one in workers.values():
+            one.close()
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     values = parse(argv)
     if values.merge:
-        source, target = values.merge
-        merge(source, target, merged_runs(values))
-        print(f"wrote {target}")
+        from .commands import run_row
+
+        walls, notes = dict(values.wall), dict(values.note)
+        runs = [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
+        merge(values.merge[0], values.merge[1], runs)
+        print(f"wrote {values.merge[1]}")
         return 0
     values.out = values.out.resolve()
     values.out.mkdir(parents=True, exist_ok=True)
-    if values.worker is not None:
-        return worker(values)
-    os.environ.update(environment(values.dry))
-    import torch
-
-    if not values.dry and not torch.cuda.is_available():
-        print("bench.gpu: got no CUDA GPU; allowed: a machine with one; or prove the parts with --dry", file=sys.stderr)
-        return 69
-    from ..gpu_tables import document
-
-    print(document(measure(values, setting_of(values)).values))
-    return 0
+    return start(values) if values.worker is None else worker(values)

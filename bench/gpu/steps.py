@@ -136,10 +136,11 @@ def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
 
 def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> dict[str, Any]:
     torch._dynamo.reset()
-    kernels = "host" if setting.dry and variant.kernels == "cuda" else variant.kernels
-    kernels = "reference" if tier.missing(kernels, setting.device) and setting.dry else kernels
-    with tier.using(kernels):
-        return work(net, variant, setting) | {"kernels": kernels}
+    dry = {"cuda": "host", "triton": "host" if tier.missing("triton", "cpu") else "triton"} if setting.dry else {}
+    # A profile's step has its data path in it, and is to show what training takes: there the tiers choose themselves.
+    chosen = "auto" if work is profiled else dry.get(variant.kernels, variant.kernels)
+    with tier.using(chosen):
+        return work(net, variant, setting) | {"kernels": tier.choose("shake_shake", setting.device)}
 
 
 def _options(variant: Variant, setting: Setting) -> RunOptions:

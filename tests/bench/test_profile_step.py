@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from bench.profile import commands as profile_commands
 from bench.profile.cli import main
 from bench.profile.memory import peak_bytes, running_sums, storage_bytes
 from bench.profile.ops import OpCall, count
-from bench.profile.trace import STEP, Roofs, kernels, rows
+from bench.profile.trace import STEP, Roofs, argument_costs, kernel_costs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
 
@@ -125,6 +126,35 @@ def test_time_on_a_gpu_goes_to_the_operator_that_launched_it():
     by_kernel = {row.name: row.seconds for row in kernels(events)}
     assert by_kernel == pytest.approx({"sm90_gemm": 70e-6, "pad": 10e-6, "memset": 5e-6})
     assert sum(row.seconds for row in found.values()) == pytest.approx(sum(by_kernel.values()))
+
+
+def test_kernels_take_their_share_of_what_their_operator_moves():
+    inner = event("aten::cudnn_convolution", 2, 8)
+    inner.append_kernel("sm90_gemm", 0, 75)
+    inner.append_kernel("pad", 0, 25)
+    tree = [event(STEP, 0, 30, [event("aten::convolution", 1, 9, [inner], input_shapes=[[2, 3]])])]
+    call = OpCall("aten::convolution", ((2, 3),), torch.bfloat16, 1000, 6000)
+    costs = kernel_costs(tree, [call], steps=1)
+    assert {k: (c.calls, c.bytes_moved, c.flops) for k, c in costs.items()} == {
+        "sm90_gemm": (1, 750, 4500), "pad": (1, 250, 1500)}  # fmt: skip
+    replays = [event("sm90_gemm", 10 * i, 10 * i + 5, on_gpu=True) for i in range(2)]
+    replays.append(event("other", 50, 51, on_gpu=True))
+    found = {row.name: row for row in kernels(replays, costs)}
+    assert (found["sm90_gemm"].bytes_moved, found["sm90_gemm"].flops) == (1500, 9000)
+    assert found["sm90_gemm"].dtype == torch.bfloat16
+    assert found["other"].bytes_moved is None
+
+
+def test_generated_kernels_move_their_tensor_arguments():
+    def one(name, *arguments):
+        shapes, dtypes = zip(*arguments, strict=True)
+        return SimpleNamespace(name=lambda: name, shapes=lambda: shapes, dtypes=lambda: dtypes)
+
+    arguments = ([[2, 3], "c10::BFloat16"], [[6], "float"], [[], "Scalar"], [[2], "long int"])
+    found = argument_costs([one("triton_poi_fused_add_0", *arguments)] * 2 + [one("aten::add", ([9], "float"))])
+    assert {k: (c.calls, c.bytes_moved) for k, c in found.items()} == {
+        "triton_poi_fused_add_0": (2, 2 * (12 + 24 + 16))
+    }
 
 
 def test_custom_operators_go_by_their_own_name():

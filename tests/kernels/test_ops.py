@@ -13,6 +13,7 @@ from imnet_kernels.augment.op import augment_op
 from imnet_kernels.sgd_ema.op import sgd_ema_op
 from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
 from imnet_kernels.spectral.op import spectral_op
+from torch.utils._pytree import tree_map_only
 
 STORE = torch.arange(3 * 8 * 8 * 3).remainder(251).to(torch.uint8).view(3, 8, 8, 3)
 IDS = torch.tensor([2, 0, 1, 1])
@@ -42,12 +43,23 @@ def _op_calls():
     }
 
 
+def _on(device, value):
+    """The tensors of an op's arguments on a device, as leaves that want what they wanted."""
+    return tree_map_only(torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), value)
+
+
+@pytest.mark.parametrize("spec", ["auto", *(pytest.param(t, marks=pytest.mark.gpu) for t in ("triton", "cuda"))])
 @pytest.mark.parametrize("name", list(_op_calls()))
-def test_opcheck(name):
+def test_opcheck(name, spec):
+    device = "cpu" if spec == "auto" else "cuda"
+    why = None if spec == "auto" else tier.missing(spec, device)
+    if why is not None:
+        pytest.skip(why)
     op, args = _op_calls()[name]
     # aot_dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested.
     utils = ["test_schema", "test_faketensor"] + ([] if name.startswith("shake") else ["test_aot_dispatch_dynamic"])
-    torch.library.opcheck(op, args, test_utils=utils)
+    with tier.using(spec):
+        torch.library.opcheck(op, _on(device, args), test_utils=utils)
 
 
 @pytest.mark.parametrize("spec", ["reference", "auto"])
