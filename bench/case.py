@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
-from imnet import device, models
+from imnet import defaults, device, models
 from imnet.data.order import Order
 from imnet.data.pipeline import Batch, Pipeline
 from imnet.errors import UsageError
-from imnet.from_recipe import build_network, build_pipelines, load_data
+from imnet.from_recipe import Step, build_network, build_pipelines, build_step, load_data
 from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.models.catalog import CATALOG
@@ -25,7 +24,6 @@ from imnet.step import TrainStep
 
 # Random images of about this many bytes stand in for a set: more than any cache holds.
 SYNTHETIC_BYTES = 128 << 20
-Step = TypeVar("Step", bound=TrainStep)
 
 
 @dataclass
@@ -114,23 +112,16 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
         what = f"got a batch of {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller")
     train, _, reason = build_pipelines(recipe, options, dataset, place, world, order)
-    step = make_step(recipe, options, place, world)
+    net = build_network(recipe, place)
+    found = defaults.decide(recipe, net, options, place, world, order.steps_per_epoch * recipe.data.batch_images)
+    chosen = {"compile": found.compile, "graphs": found.cuda_graphs, "backend": options.optim_backend}
+    step = build_step(recipe, net, place, world, **chosen)
     return Case(recipe, place, world, train, reason, step, Mixing(recipe, world.rank), lr=recipe.optim.lr * 0.01)
 
 
 def make_step(
     recipe: Recipe, options: RunOptions, place: device.Place, world: World, kind: type[Step] = TrainStep
 ) -> Step:
-    """The step as the trainer makes it, of a class that may mark its phases.
-
-    ``options`` should say whether to compile and to capture: what is left open here is not chosen by a rule.
-    """
-    net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-    compile = options.compile if options.compile is not None else place.device.type == "cuda"
-    chosen = {"compile": compile, "graphs": bool(options.cuda_graphs), "backend": options.optim_backend}
-    step = kind(net, recipe, place, world, **chosen)
-    if recipe.ema_decay is not None:
-        averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-        averaged.load_state_dict(net.state_dict())
-        step.add_ema(averaged, recipe.ema_decay)
-    return step
+    """The trainer's step, of a class that may mark its phases; nothing is compiled or captured that is not asked for."""
+    chosen = {"compile": bool(options.compile), "graphs": bool(options.cuda_graphs), "backend": options.optim_backend}
+    return build_step(recipe, build_network(recipe, place), place, world, kind, **chosen)

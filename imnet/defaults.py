@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
+from torch import nn
 
 from imnet import device
 from imnet.errors import DeviceError, UsageError
-from imnet.from_recipe import build_network
 from imnet.launch import World
-from imnet.models.count import activation_bytes, flops
+from imnet.models.count import sizes
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
@@ -30,9 +30,9 @@ COMPILE_S_PER_CONVOLUTION = 1.0
 """Cold: WRN-28-10 (28 convolutions) 35 to 40 s, DenseNet-BC-100 (99) 101 s, four networks at once 32 to 54 s."""
 COMPILE_MARGIN = 1.3
 """A prediction within 30 % must not make a run longer."""
-PASSES_OVER_ACTIVATIONS = 20
-"""How often an uncompiled step moves what the forward leaves for the backward: fitted to the same five rows, which
-FLOPs at the matrix rate and these bytes at the copy rate then predict within 30 %."""
+BYTES_PER_ELEMENT = 40
+"""What an uncompiled bf16 step moves for every element that a layer writes: fitted to the captured rows, of which it
+predicts the wide networks within 20 %, and DenseNet, whose kernels are small, at twice its rate."""
 RATES = {"H100": (780e12, 3.0e12), "H200": (790e12, 4.3e12)}
 """bf16 matrix product FLOP/s and copy bytes/s of cards that were measured (2026-11-26, 2026-10-28)."""
 
@@ -47,15 +47,22 @@ class Execution:
     reason: str
 
 
-def decide(recipe: Recipe, options: RunOptions, place: device.Place, world: World, train_images: int,
-           kept: Mapping[str, Any] | None) -> Execution:  # fmt: skip
+def decide(
+    recipe: Recipe,
+    net: nn.Module,
+    options: RunOptions,
+    place: device.Place,
+    world: World,
+    train_images: int,
+    kept: Mapping[str, Any] | None = None,
+) -> Execution:
     """What ``options`` asks for; what it leaves open as the run began (``kept``, of run.json), else by the rules here.
 
     Raises UsageError for what was asked for and cannot be.
     """
     kept = kept or {}
     graphs, why_graphs = _cuda_graphs(options, place, world, kept)
-    compile, why_compile = _compile(recipe, options, place, world, train_images, kept)
+    compile, why_compile = _compile(recipe, net, options, place, world, train_images, kept)
     exact = bool(options.deterministic)
     if exact and compile:
         what = "got --deterministic with --compile: its kernels are chosen by how fast they were at that moment"
@@ -90,6 +97,7 @@ def _cuda_graphs(options: RunOptions, place: device.Place, world: World, kept: M
 
 def _compile(
     recipe: Recipe,
+    net: nn.Module,
     options: RunOptions,
     place: device.Place,
     world: World,
@@ -104,31 +112,23 @@ def _compile(
         return False, "not compiled: --deterministic"
     if "compile" in kept:
         return bool(kept["compile"]), f"{'compiled' if kept['compile'] else 'not compiled'} as the run began"
-    try:
-        run_s, needed_s = predicted_seconds(recipe, place, train_images) / world.size, compile_pays_from_s(recipe)
-    except NotImplementedError:  # an operator that the meta device lacks, in a network of another library
-        return False, "not compiled: its time cannot be predicted"
+    run_s, needed_s = seconds_of_training(recipe, net, place, train_images) / world.size, compile_pays_from_s(net)
     words = f"about {run_s:,.0f} s of training predicted, compiling pays from {needed_s:,.0f} s"
     return run_s > needed_s, f"{'compiled' if run_s > needed_s else 'not compiled'}: {words}"
 
 
-def compile_pays_from_s(recipe: Recipe) -> float:
+def compile_pays_from_s(net: nn.Module) -> float:
     """Seconds of uncompiled training from which compiling earns back what it costs."""
-    with torch.device("meta"):
-        net = build_network(recipe)
-    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in net.modules())
     return COMPILE_MARGIN * COMPILE_S_PER_CONVOLUTION * convolutions / COMPILE_GAIN
 
 
-def predicted_seconds(recipe: Recipe, place: device.Place, train_images: int) -> float:
-    """Seconds of the whole training, uncompiled and captured, on one GPU: arithmetic and bytes, one after the other."""
-    with torch.device("meta"):
-        net = build_network(recipe)
-    shape = (recipe.data.channels, recipe.input_px, recipe.input_px)
+def seconds_of_training(recipe: Recipe, net: nn.Module, place: device.Place, train_images: int) -> float:
+    """Of the whole run, uncompiled and captured, on one GPU: the arithmetic and the bytes, one after the other."""
     flops_per_s, bytes_per_s = rates(place)
-    kept_bytes = activation_bytes(net, shape) * (1.0 if place.precision == "fp32" else 0.5)
-    an_image = flops(net, shape, backward=True) / flops_per_s + PASSES_OVER_ACTIVATIONS * kept_bytes / bytes_per_s
-    return recipe.epochs * train_images * an_image
+    flops, elements = sizes(net, (recipe.data.channels, recipe.input_px, recipe.input_px))
+    moved = elements * BYTES_PER_ELEMENT * (2 if place.precision == "fp32" else 1)
+    return recipe.epochs * train_images * (3 * flops / flops_per_s + moved / bytes_per_s)
 
 
 def rates(place: device.Place) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from imnet import data, models
@@ -14,6 +16,8 @@ from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
+
+Step = TypeVar("Step", bound=TrainStep)
 
 
 def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
@@ -57,20 +61,31 @@ def build_pipelines(
     return train, test, reason
 
 
-def build_network(recipe: Recipe) -> torch.nn.Module:
-    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device."""
+def build_network(recipe: Recipe, place: Place | None = None) -> torch.nn.Module:
+    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device.
+
+    With ``place`` it lies there, in channels_last.
+    """
     torch.manual_seed(recipe.seed)
-    return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+    net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+    return net if place is None else net.to(place.device).to(memory_format=torch.channels_last)
 
 
 def build_step(
-    recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str = "auto"
-) -> TrainStep:
-    """The recipe's network on ``place``, in channels_last, and what trains it; with its average where it has one."""
-    net = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
-    step = TrainStep(net, recipe, place, world, compile=compile, graphs=graphs, backend=backend)
+    recipe: Recipe,
+    net: torch.nn.Module,
+    place: Place,
+    world: World,
+    kind: type[Step] = TrainStep,
+    *,
+    compile: bool,
+    graphs: bool,
+    backend: str = "auto",
+) -> Step:
+    """What trains ``net``, with an average of its weights where the recipe has one."""
+    step = kind(net, recipe, place, world, compile=compile, graphs=graphs, backend=backend)
     if recipe.ema_decay is not None:
-        averaged = build_network(recipe).to(place.device).to(memory_format=torch.channels_last)
+        averaged = build_network(recipe, place)
         averaged.load_state_dict(net.state_dict())
         step.add_ema(averaged, recipe.ema_decay)
     return step

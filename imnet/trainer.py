@@ -17,7 +17,7 @@ from imnet.console import Console
 from imnet.data.order import Order, micro_batches
 from imnet.errors import DataError, Preempted, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_pipelines, build_step, load_data
+from imnet.from_recipe import build_network, build_pipelines, build_step, load_data
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
@@ -72,11 +72,12 @@ class Trainer:
         began = (self.folder.read_run() if self.folder is not None else None) or {}
         began = began if began.get("device") == self.place.device.type else {}
         images = self.order.steps_per_epoch * self.recipe.data.batch_images
-        how = (self.recipe, self.options, self.place, self.world, images, began.get("execution"))
+        net = build_network(self.recipe, self.place)
+        how = (self.recipe, net, self.options, self.place, self.world, images, began.get("execution"))
         self.execution = self.world.share(defaults.decide(*how) if self.world.is_main else None)
         defaults.choose_kernels(self.options, self.execution, self.world.share(began.get("kernels")))
         chosen = {"compile": self.execution.compile, "graphs": self.execution.cuda_graphs}
-        return build_step(self.recipe, self.place, self.world, **chosen, backend=self.options.optim_backend)
+        return build_step(self.recipe, net, self.place, self.world, **chosen, backend=self.options.optim_backend)
 
     @property
     def num_steps(self) -> int:

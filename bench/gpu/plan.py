@@ -94,8 +94,8 @@ class Plan:
         return self.end - self.clock()
 
     def room_s(self, part: str) -> float:
-        """What is left for a part: all but what the other parts with rows to measure still have of their shares."""
-        others = {row.part for row in self.pending} - {part}
+        """What is left for a part: all but what the others still have of their shares, and can still use."""
+        others = {row.part for row in self.pending if self.cost_s(row) <= self.left_s} - {part}
         return self.left_s - sum(max(0.0, self.share_s[p] - self.spent_s[p]) for p in others)
 
     def cost_s(self, row: Row) -> float:
@@ -117,7 +117,8 @@ class Plan:
         if any(self.cost_s(row) <= self.left_s for row in blocked):
             short = [row for row in free if row.timed == UNTIMED and self.cost_s(row) <= min(FILL_S, self.left_s)]
             return (short[0], self._limit_s(short[0], FILL_S)) if short else "wait"
-        for row in free:
+        # Nothing keeps within its share any more: first what has had the least of it.
+        for row in sorted(free, key=lambda row: self.spent_s[row.part] / self.share_s[row.part]):
             if self.cost_s(row) <= self.left_s:
                 return row, self._limit_s(row, self.left_s)
         return None

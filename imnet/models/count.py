@@ -32,6 +32,33 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
     return counter.get_total_flops() // 2
 
 
+@torch.no_grad()
+def sizes(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
+    """(forward FLOPs, elements that convolutions, linear layers and norms write) of one image, where the network lies.
+
+    The layers are asked while two images pass in evaluation mode, so torch's compiler, which the meta device and
+    ``flops`` bring along, is not imported. Products without a layer of their own (attention) are not seen.
+    """
+    found = [0, 0]
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[1] += output.numel()
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            found[0] += 2 * output.numel() * module.weight[0].numel()
+
+    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm)
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, *norms))]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    training = network.training
+    try:
+        network.eval()(torch.zeros(2, *input_shape, device=next(network.parameters()).device))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found[0] // 2, found[1] // 2
+
+
 def activation_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
     """fp32 bytes that an image of ``input_shape`` (C, H, W) leaves for the backward pass; the network is a meta one."""
     seen: dict[int, Tensor] = {}

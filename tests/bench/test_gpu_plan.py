@@ -69,6 +69,16 @@ def test_parts_keep_to_their_shares_and_the_rest_says_why():
     assert world.rows["a5"] == {"skipped": "costs about 10 s, 0 s were left"}
 
 
+def test_a_part_that_took_too_much_does_not_take_the_rest_too():
+    """Rows of a take twice what they say; c's one row is too large to begin, so nothing is kept for it."""
+    rows = [row("a", f"a{i}", 10.0) for i in range(9)] + [row("b", f"b{i}", 10.0) for i in range(9)]
+    rows.append(row("c", "c0", 90.0))
+    world, plan = carried_out(rows, 100.0, takes={f"a{i}": 20.0 for i in range(9)})
+    assert plan.spent_s["b"] >= 30
+    assert world.now <= 105.0
+    assert "skipped" in world.rows["c0"]
+
+
 def test_a_slow_row_takes_nothing_from_the_other_parts():
     rows = [row("a", "slow", 10.0), row("a", "a1", 1.0), row("b", "b0", 30.0), row("c", "c0", 20.0)]
     world, _ = carried_out(rows, 100.0, takes={"slow": 1e6})
