@@ -122,6 +122,6 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
 def make_step(
     recipe: Recipe, options: RunOptions, place: device.Place, world: World, kind: type[Step] = TrainStep
 ) -> Step:
-    """The trainer's step, of a class that may mark its phases; nothing is compiled or captured that is not asked for."""
+    """The trainer's step, of a class that may mark its phases; compiled and captured only where that is asked for."""
     chosen = {"compile": bool(options.compile), "graphs": bool(options.cuda_graphs), "backend": options.optim_backend}
     return build_step(recipe, build_network(recipe, place), place, world, kind, **chosen)

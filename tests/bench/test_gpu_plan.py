@@ -69,14 +69,22 @@ def test_parts_keep_to_their_shares_and_the_rest_says_why():
     assert world.rows["a5"] == {"skipped": "costs about 10 s, 0 s were left"}
 
 
-def test_a_part_that_took_too_much_does_not_take_the_rest_too():
-    """Rows of a take twice what they say; c's one row is too large to begin, so nothing is kept for it."""
-    rows = [row("a", f"a{i}", 10.0) for i in range(9)] + [row("b", f"b{i}", 10.0) for i in range(9)]
-    rows.append(row("c", "c0", 90.0))
-    world, plan = carried_out(rows, 100.0, takes={f"a{i}": 20.0 for i in range(9)})
-    assert plan.spent_s["b"] >= 30
-    assert world.now <= 105.0
-    assert "skipped" in world.rows["c0"]
+def test_where_nothing_keeps_within_its_share_the_one_that_had_least_of_it_comes_first():
+    world = World()
+    plan = Plan([row("a", "a0", 20.0), row("b", "b0", 20.0), row("c", "c0", 20.0)], SHARES, 100.0, world.clock)
+    plan.spent_s.update(a=60.0, b=5.0, c=1.0)
+    world.now = 66.0
+    assert plan.next([])[0].name == "c0"
+    plan.spent_s.update(c=40.0)
+    assert plan.next([])[0].name == "b0"
+
+
+def test_nothing_is_kept_for_a_part_whose_rows_are_too_large():
+    world = World()
+    plan = Plan([row("a", "a0", 40.0), row("c", "c0", 90.0)], {"a": 0.2, "c": 0.8}, 100.0, world.clock)
+    assert plan.room_s("a") == 20.0
+    world.now = 50.0
+    assert plan.room_s("a") == 50.0
 
 
 def test_a_slow_row_takes_nothing_from_the_other_parts():
