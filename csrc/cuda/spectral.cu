@@ -101,7 +101,7 @@ __device__ __forceinline__ void put_bands(const SpectralLaunch& a, const Plan<R>
       const int row = int(at) * a.channels + channel[v];
       if (a.scale != nullptr) values[v] = fmaf(values[v], a.scale[row], a.shift[row]);
     }
-    put(rounded<V>(values, Out()), out + at * a.total, whole, left);
+    put(rounded<Out>(values), out + at * a.total, whole, left);
   }
 }
 

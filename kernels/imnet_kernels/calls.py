@@ -21,14 +21,18 @@ def unobserved() -> bool:
     return not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
+def _is_known(tensor: Tensor) -> bool:
+    """Whether its version tells of writes: an inference tensor has none."""
+    return type(tensor) is Tensor and not tensor.is_inference()
+
+
 def once(make: Callable[..., Made], *given: Any) -> Made:
     """make(*given), kept for the next call with the same: a few tiny launches a batch would cost as much as a kernel.
 
     Tensors are the same while they are the same object, not written to since. What is made while a CUDA graph is
     captured is not kept: its memory is filled by replays only.
     """
-    plain = all(type(g) is Tensor and not g.is_inference() for g in given if isinstance(g, Tensor))
-    if not plain or not unobserved():
+    if not unobserved() or not all(_is_known(g) for g in given if isinstance(g, Tensor)):
         return make(*given)
     key = (make, *((id(g), g._version) if isinstance(g, Tensor) else g for g in given))
     found = _kept.get(key)
