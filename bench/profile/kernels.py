@@ -218,16 +218,17 @@ def _resource_table(found: Sequence[dict[str, Any]]) -> str:
     merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
         merged.setdefault((row["tier"], row["name"]), []).append(row)
-    names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit")
+    names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit", *_COUNTED)
     lines = []
     for (kind, name), rows in merged.items():
-        cells = [" / ".join(dict.fromkeys(str(row[column]) for row in rows)) for column in names]
+        cells = [" / ".join(dict.fromkeys(str(row.get(column, "-")) for row in rows)) for column in names]
         lines.append([clipped(name, NAME_CHARACTERS), kind, *cells])
     sm = " / ".join(dict.fromkeys(f"sm_{row['architecture']}" for row in found))
     head = [f"kernel ({sm})", "tier", "registers", "shared B", "spilled B", "threads", "warps of 64", "limited by"]
-    return table(head, lines)
+    return table([*head, *_COUNTED.values()], lines)
 
 
+_COUNTED = {"per_element": "instr/element", "load_bytes": "load B", "store_bytes": "store B", "local": "local"}
 _CPP_TYPES = {"fp32": "float", "bf16": "__nv_bfloat16", "fp16": "__half"}
 
 

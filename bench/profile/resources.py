@@ -1,4 +1,5 @@
-"""What the compilers give a family's GPU kernels, without a GPU: registers, shared memory, spills, threads a block."""
+"""What the compilers give a family's GPU kernels, without a GPU: registers, shared memory, spills, threads a block, and
+what is counted in their machine code."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from imnet_kernels import build
 
+from . import sass
 from .occupancy import ARCHITECTURES, Occupancy, occupancy
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
@@ -35,6 +37,7 @@ class Resources:
     shared_bytes: int
     spill_bytes: int
     threads: int
+    code: sass.Counts | None = None
 
     @property
     def occupancy(self) -> Occupancy:
@@ -42,7 +45,9 @@ class Resources:
 
     def as_dict(self) -> dict[str, Any]:
         found = self.occupancy
-        return {**vars(self), "active_warps": found.active_warps, "occupancy": found.share, "limit": found.limit}
+        row = {**vars(self), "active_warps": found.active_warps, "occupancy": found.share, "limit": found.limit}
+        code = row.pop("code")
+        return row | (vars(code) if code else {})
 
 
 def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], list[str]]:
@@ -86,21 +91,32 @@ def _triton_kernel(variant: Any, architecture: int) -> Resources:
     cubin, report = compiled(variant, architecture)
     (used,) = parse_ptxas(report)
     threads = cubin.metadata.num_warps * 32
-    return Resources(variant.name, "triton", architecture, used[2], cubin.metadata.shared, used[4], threads)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin.asm["cubin"])
+        file.flush()
+        (code,) = sass.disassembled(Path(file.name)).values()
+    counted = sass.counts(code, sass.itemsize(variant.name))
+    return Resources(variant.name, "triton", architecture, used[2], cubin.metadata.shared, used[4], threads, counted)
 
 
-def cuda_kernels(family: str) -> list[Resources]:
-    """Every kernel of csrc/cuda/<family>.cu, from the report of ptxas."""
+def cuda_kernels(family: str, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
+    """Every kernel of csrc/cuda/<family>.cu, from the report of ptxas and, where its reader is, the machine code."""
     source = build.csrc() / "cuda" / f"{family}.cu"
     with tempfile.TemporaryDirectory() as folder:
-        report = build.compile_cuda(source, Path(folder) / "kernels.o", tuple(map(str, ARCHITECTURES)))
+        target = Path(folder) / "kernels.o"
+        report = build.compile_cuda(source, target, tuple(map(str, architectures)))
+        readable = importlib.util.find_spec("triton") is not None
+        code = {a: sass.disassembled(target, a) if readable else {} for a in architectures}
     threads = launch_bounds(source.read_text())
+    entries = parse_ptxas(report)
+    names = demangled([entry[0] for entry in entries])
     found = []
-    for symbol, architecture, registers, shared, spills in parse_ptxas(report):
+    for (symbol, architecture, registers, shared, spills), name in zip(entries, names, strict=True):
         bound = next((n for kernel, n in threads.items() if re.search(rf"\d{kernel}[IE]", symbol)), 1024)
-        found.append(Resources(symbol, "cuda", architecture, registers, shared, spills, bound))
-    readable = demangled([r.name for r in found])
-    return [Resources(**(vars(r) | {"name": name})) for r, name in zip(found, readable, strict=True)]
+        lines = code[architecture].get(symbol)
+        counted = None if lines is None else sass.counts(lines, sass.itemsize(name))
+        found.append(Resources(name, "cuda", architecture, registers, shared, spills, bound, counted))
+    return found
 
 
 def parse_ptxas(report: str) -> list[tuple[str, int, int, int, int]]:

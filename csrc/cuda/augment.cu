@@ -99,7 +99,7 @@ __device__ __forceinline__ Vector<T, V> row_of(const AugmentLaunch& a, const Cho
     }
     values[j] = masked(value, keep | columns.keep[j]);
   }
-  return rounded<V>(values, T());
+  return rounded<T>(values);
 }
 
 template <class T, int CHANNELS, int V, bool PER_PIXEL>

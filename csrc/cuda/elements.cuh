@@ -34,26 +34,22 @@ __device__ __forceinline__ bool aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T, N>) == 0;
 }
 
+__device__ __forceinline__ __nv_bfloat162 paired(float a, float b, __nv_bfloat16) { return __floats2bfloat162_rn(a, b); }
+__device__ __forceinline__ __half2 paired(float a, float b, __half) { return __floats2half2_rn(a, b); }
+
 // N floats rounded to T, two at a time where the hardware packs two.
-template <int N>
-__device__ __forceinline__ Vector<float, N> rounded(const float (&f)[N], float) {
-  Vector<float, N> found;
+template <class T, int N>
+__device__ __forceinline__ Vector<T, N> rounded(const float (&f)[N]) {
+  Vector<T, N> found;
 #pragma unroll
-  for (int i = 0; i < N; ++i) found.v[i] = f[i];
-  return found;
-}
-template <int N>
-__device__ __forceinline__ Vector<__nv_bfloat16, N> rounded(const float (&f)[N], __nv_bfloat16) {
-  Vector<__nv_bfloat16, N> found;
-#pragma unroll
-  for (int i = 0; i < N; i += 2) reinterpret_cast<__nv_bfloat162*>(found.v)[i / 2] = __floats2bfloat162_rn(f[i], f[i + 1]);
-  return found;
-}
-template <int N>
-__device__ __forceinline__ Vector<__half, N> rounded(const float (&f)[N], __half) {
-  Vector<__half, N> found;
-#pragma unroll
-  for (int i = 0; i < N; i += 2) reinterpret_cast<__half2*>(found.v)[i / 2] = __floats2half2_rn(f[i], f[i + 1]);
+  for (int i = 0; i < N; i += 2) {
+    if constexpr (sizeof(T) == 4) {
+      found.v[i] = f[i], found.v[i + 1] = f[i + 1];
+    } else {
+      using Pair = decltype(paired(0.0f, 0.0f, T()));
+      reinterpret_cast<Pair*>(found.v)[i / 2] = paired(f[i], f[i + 1], T());
+    }
+  }
   return found;
 }
 

@@ -55,85 +55,76 @@ __device__ __forceinline__ float widened(In x) { return to_float(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x + 0x4B400000) - 12582912.0f; }
 __device__ __forceinline__ float as_float(float x) { return x; }
 
-template <int R>
+// The phases of a thread's elements, folded, and their channels.
+template <int R, int V = kElements<R>>
 struct Folded {
-  float even[R * R / 4], odd[R * R / 4], differences[R * R / 2];
+  int channel[V];
+  float even[V][R * R / 4], odd[V][R * R / 4], differences[V][R * R / 2];
 };
 
-// One element's phases, as integers where they are bytes.
+// Sums and differences are of integers where the phases are bytes.
 template <int R, class In>
-__device__ __forceinline__ Folded<R> folded(const SpectralLaunch& a, const In* base) {
+__device__ __forceinline__ void fold(const SpectralLaunch& a, const Place& at, const In* image, int v, Folded<R>& into) {
   constexpr int kS = R * R, kHalf = kS / 2, kQuarter = kS / 4;
   using Wide = decltype(widened(In()));
+  const In* base = image + at.c * a.stride_c + at.h * R * a.stride_h + at.w * R * a.stride_w;
   Wide sums[kHalf];
-  Folded<R> found;
+  into.channel[v] = at.c;
 #pragma unroll
   for (int p = 0; p < kHalf; ++p) {
     const int q = kS - 1 - p;
     const Wide first = widened(base[(p / R) * a.stride_h + (p % R) * a.stride_w]);
     const Wide second = widened(base[(q / R) * a.stride_h + (q % R) * a.stride_w]);
     sums[p] = first + second;
-    found.differences[p] = as_float(first - second);
+    into.differences[v][p] = as_float(first - second);
   }
 #pragma unroll
   for (int p = 0; p < kQuarter; ++p) {
-    found.even[p] = as_float(sums[p] + sums[kHalf - 1 - p]);
-    found.odd[p] = as_float(sums[p] - sums[kHalf - 1 - p]);
+    into.even[v][p] = as_float(sums[p] + sums[kHalf - 1 - p]);
+    into.odd[v][p] = as_float(sums[p] - sums[kHalf - 1 - p]);
   }
-  return found;
+}
+
+// Bands first .. last - 1 of the plan, from the N folded phases of their class.
+template <int R, int N, class Out, int V>
+__device__ __forceinline__ void put_bands(const SpectralLaunch& a, const Plan<R>& plan, int first, int last,
+                                          const int (&channel)[V], const float (&phases)[V][N], Out* out, bool whole, int left) {
+#pragma unroll 2
+  for (int i = first; i < last; ++i) {
+    const int64_t at = plan.position[i];
+    float values[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      values[v] = plan.coefficient[i][0] * phases[v][0];
+#pragma unroll
+      for (int p = 1; p < N; ++p) values[v] = fmaf(plan.coefficient[i][p], phases[v][p], values[v]);
+      const int row = int(at) * a.channels + channel[v];
+      if (a.scale != nullptr) values[v] = fmaf(values[v], a.scale[row], a.shift[row]);
+    }
+    put(rounded<Out>(values), out + at * a.total, whole, left);
+  }
 }
 
 template <int R, class In, class Out>
-struct Writer {
-  static constexpr int V = kElements<R>;
-  const SpectralLaunch& a;
-  const Plan<R>& plan;
-  Out* out;
-  bool whole;
-  int left;
-  int channel[V];
-
-  // Bands first .. last - 1 of the plan from the N phases that `of` gives of each element.
-  template <int N, class Of>
-  __device__ __forceinline__ void bands(int first, int last, Of of) const {
-#pragma unroll 2
-    for (int i = first; i < last; ++i) {
-      const int64_t at = plan.position[i];
-      float values[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        values[v] = plan.coefficient[i][0] * of(v)[0];
-#pragma unroll
-        for (int p = 1; p < N; ++p) values[v] = fmaf(plan.coefficient[i][p], of(v)[p], values[v]);
-        const int row = int(at) * a.channels + channel[v];
-        if (a.scale != nullptr) values[v] = fmaf(values[v], a.scale[row], a.shift[row]);
-      }
-      put(rounded<V>(values, Out()), out + at * a.total, whole, left);
-    }
-  }
-};
-
-template <int R, class In, class Out>
-__global__ void __launch_bounds__(kThreads) spectral_kernel(const SpectralLaunch a, const Plan<R> plan) {
+__global__ void __launch_bounds__(kThreads) spectral_kernel(const __grid_constant__ SpectralLaunch a,
+                                                             const __grid_constant__ Plan<R> plan) {
   constexpr int V = kElements<R>;
   const int n = a.channels * a.out_height * a.out_width;  // a band's elements of one image
   const int e = int(blockIdx.y * kThreads + threadIdx.x) * V;
   if (e >= n) return;
   Out* out = static_cast<Out*>(a.out) + int64_t(blockIdx.x) * n + e;
-  const bool whole = n % V == 0 && a.total % V == 0 && aligned<Out, V>(out);
-  Writer<R, In, Out> writer{a, plan, out, whole, n - e, {}};
-  Folded<R> phases[V];
-  Place place(a, e);
+  const bool whole = n % V == 0 && aligned<Out, V>(out);
   const In* image = static_cast<const In*>(a.images) + blockIdx.x * a.stride_b;
+  Folded<R> phases;
+  Place place(a, e);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    writer.channel[v] = place.c;
-    phases[v] = folded<R, In>(a, image + place.c * a.stride_c + place.h * R * a.stride_h + place.w * R * a.stride_w);
+    fold<R>(a, place, image, v, phases);
     if (e + v + 1 < n) place.next(a);
   }
-  writer.template bands<R * R / 4>(0, plan.ends[0], [&](int v) { return phases[v].even; });
-  writer.template bands<R * R / 4>(plan.ends[0], plan.ends[1], [&](int v) { return phases[v].odd; });
-  writer.template bands<R * R / 2>(plan.ends[1], plan.ends[2], [&](int v) { return phases[v].differences; });
+  put_bands(a, plan, 0, plan.ends[0], phases.channel, phases.even, out, whole, n - e);
+  put_bands(a, plan, plan.ends[0], plan.ends[1], phases.channel, phases.odd, out, whole, n - e);
+  put_bands(a, plan, plan.ends[1], plan.ends[2], phases.channel, phases.differences, out, whole, n - e);
 }
 
 // At most s bands a launch (duplicates may ask for more): first .. last of the caller's list.
@@ -148,7 +139,8 @@ Plan<R> make_plan(const SpectralLaunch& a, int first, int last) {
       if ((k % 2 == 1 ? 2 : k % 4 / 2) != part) continue;
       plan.position[count] = int16_t(i);
       for (int p = 0; p < s / 2; ++p) {
-        plan.coefficient[count][p] = float(2.0 * std::cos(3.14159265358979323846 * double(k * (2 * p + 1) % (4 * s)) / (2.0 * s)));
+        const double turns = double(k * (2 * p + 1) % (4 * s)) / (2.0 * s);
+        plan.coefficient[count][p] = float(2.0 * std::cos(3.14159265358979323846 * turns));
       }
       ++count;
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from imnet_kernels import augment, spectral, tier
+from imnet_kernels import augment, calls, spectral, tier
 from imnet_kernels.family import error_ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,3 +57,21 @@ def test_a_dispatch_mode_sees_the_ops():
     assert "imnet.spectral.default" in seen
     with tier.using("host"), pytest.raises(ValueError, match=r"ids span 0 \.\. 2; allowed 0 \.\. 1"):
         augment(store, torch.arange(3), seed=0, epoch=0, mean=0.5, std=0.5)
+
+
+def test_statistics_are_made_once_until_they_are_written_to():
+    images, mean = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8), torch.rand(4)
+    made: list[torch.Tensor] = []
+
+    def negative(values):
+        made.append(-values)
+        return made[-1]
+
+    assert calls.once(negative, mean) is calls.once(negative, mean)
+    before = spectral(images, 2, mean=mean)
+    mean.add_(1.0)
+    calls.once(negative, mean)
+    assert len(made) == 2
+    torch.testing.assert_close(spectral(images, 2, mean=mean), before - 1.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(spectral(images, 2, mean=torch.ones(4)), spectral(images, 2, mean=1.0))

@@ -1,0 +1,78 @@
+"""The machine code of augment's and spectral's GPU kernels for sm_90, read without a GPU: how long the main path is for
+an element, how wide its accesses are, and that nothing lies in local memory.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+import pytest
+from imnet_kernels import build
+
+from bench.profile import resources, sass
+
+pytest.importorskip("triton", reason="triton is not installed")
+SLACK = 1.5
+# Instructions an element of bf16 on the main path, and the bytes of its stores: what the compilers gave on 2026-11-26.
+TRITON = {
+    "augment imagenet64 *bf16": (12.4, 16), "augment mean_image *bf16": (15.7, 16), "augment fashion *bf16": (15.6, 8),
+    "spectral s=4 *bf16": (17.6, 16), "spectral s=16 *bf16": (16.7, 8), "spectral s=36 *bf16": (24.2, 4),
+}  # fmt: skip
+CUDA = {
+    "augment_kernel<__nv_bfloat16, 3, 8, false>": (14.1, 16), "augment_kernel<__nv_bfloat16, 3, 8, true>": (17.1, 16),
+    "augment_kernel<__nv_bfloat16, 1, 4, false>": (18.0, 8),
+    "spectral_kernel<2, unsigned char, __nv_bfloat16>": (13.9, 16),
+    "spectral_kernel<4, unsigned char, __nv_bfloat16>": (22.5, 8),
+    "spectral_kernel<6, unsigned char, __nv_bfloat16>": (40.3, 4),
+}  # fmt: skip
+
+
+def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[float, int]]) -> None:
+    for name, (per_element, store_bytes) in expected.items():
+        code = found[name].code
+        assert code is not None, name
+        assert 0 < code.per_element <= SLACK * per_element, (name, code)
+        assert code.store_bytes == store_bytes, (name, code)
+    for name, kernel in found.items():
+        assert kernel.code is not None, name
+        assert (kernel.code.local, kernel.code.byte_stores, kernel.spill_bytes) == (0, 0, 0), (name, kernel)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
+@pytest.mark.parametrize("family", ["augment", "spectral"])
+def test_triton_kernels(family):
+    found = {k.name: k for k in resources.triton_kernels(family, "bf16") if k.architecture == 90}
+    _check(found, {name: limits for name, limits in TRITON.items() if name.startswith(family)})
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
+@pytest.mark.parametrize("family", ["augment", "spectral"])
+def test_cuda_kernels(family):
+    found = {k.name: k for k in resources.cuda_kernels(family, (90,))}
+    _check(found, {name: limits for name, limits in CUDA.items() if name.startswith(family)})
+    if family == "augment":
+        # Pixels come into shared memory as 16-byte words, never as bytes from global memory.
+        assert all(k.code and k.code.load_bytes == 16 and k.code.byte_loads == 0 for k in found.values())
+
+
+def test_the_main_path_is_the_shortest_one_through_the_widest_store():
+    """A loop with a narrow remainder beside its wide store, local memory outside it, padding after the end."""
+    listing = """
+        /*0000*/   STL [R1], R2 ;
+        /*0010*/   LDG.E.U8 R0, desc[UR4][R2.64] ;
+        /*0020*/   @!P1 BRA 0x0060 ;
+        /*0030*/   ISETP.GE.AND P2, PT, R0, 0x1, PT ;
+        /*0040*/   @P2 STG.E.U8 desc[UR4][R2.64], R0 ;
+        /*0050*/   BRA 0x0080 ;
+        /*0060*/   LDG.E.64 R4, desc[UR4][R2.64] ;
+        /*0070*/   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0080*/   @P0 BRA 0x0010 ;
+        /*0090*/   EXIT ;
+        /*00a0*/   NOP ;
+    """
+    code = sass.parsed(textwrap.dedent(listing))
+    found = sass.counts(code, 2)
+    assert found == sass.Counts(10, round(5 / 8, 2), 16, 8, 1, 1, 0)
+    assert sass.itemsize("spectral_kernel<2, float, __half>") == 2
+    assert sass.itemsize("sgd_ema") == 4
