@@ -178,7 +178,8 @@ def _constants(spec: Spec, shape: tuple[int, int, int], per_pixel: bool, itemsiz
     sizes = {"H": height, "W": width, "C": channels, "PER_PIXEL": per_pixel}
     # A store is as wide as the row's length allows: then no group of elements straddles two rows.
     elements = width * channels
-    columns = _tile(elements, COLUMNS)
+    # A tile of one element fails in Triton 3.6's own passes.
+    columns = max(2, _tile(elements, COLUMNS))
     tile = {"ROWS": _tile(height, ROWS), "COLUMNS": columns, "CHUNKS": triton.cdiv(elements, columns)}
     tile["WIDTH"] = math.gcd(elements, columns, STORE_BYTES // itemsize)
     return {**sizes, **crop, **box, **tile}
