@@ -31,7 +31,8 @@ def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
     from ..fingerprint import fingerprint as common
 
     found = common("bf16")
-    found["git_sha"] = found["git_sha"] or git_sha
+    # What the user says: a copied checkout may have kept the .git of an older commit.
+    found["git_sha"] = git_sha or found["git_sha"]
     found["device"] = "CPU, dry run: no GPU figure"
     if not dry:
         p = torch.cuda.get_device_properties(0)
