@@ -10,6 +10,7 @@ report.html    see imnet.report
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -148,6 +149,7 @@ def _own_version() -> str:
         return "source tree"
 
 
+@functools.cache
 def _git_sha() -> str | None:
     """The commit of this source tree, with ``+`` where it has changes; None where it is installed without one."""
     here = Path(__file__).resolve().parent.parent

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def num_params(network: nn.Module) -> int:
@@ -21,6 +19,10 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
     Of the forward pass, or with ``backward`` of both passes: three times as many, less that of the images,
     which nobody asks for. Works for networks on any device and leaves them as they are.
     """
+    # Here, because they take a tenth of a second, which a run that only trains need not wait for.
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
     state = {name: torch.empty_like(p, device="meta", requires_grad=True) for name, p in network.named_parameters()}
     state |= {name: torch.empty_like(b, device="meta") for name, b in network.named_buffers()}
     # Two images: BatchNorm in training mode refuses one image on a 1 x 1 map.

@@ -198,7 +198,7 @@ def contact_sheet(images_uint8: np.ndarray, captions: Sequence[str], columns: in
         sheet.paste(tile, (left + (TILE_PX - tile.width) // 2, top + (TILE_PX - tile.height) // 2))
         _write_caption(draw, caption, left, top + TILE_PX + 2)
     out = io.BytesIO()
-    sheet.save(out, format="PNG", optimize=True)
+    sheet.save(out, format="PNG")
     return out.getvalue()
 
 
