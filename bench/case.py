@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from imnet import defaults, device, models
-from imnet.data.order import Order
+from imnet import device, models
 from imnet.data.pipeline import Batch, Pipeline
 from imnet.errors import UsageError
-from imnet.from_recipe import Step, build_network, build_pipelines, build_step, load_data
+from imnet.from_recipe import Step, build_network, build_step, prepare
 from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.models.catalog import CATALOG
 from imnet.models.count import flops
 from imnet.recipe import SGD, Constant, Data, Recipe, replace
-from imnet.recipes import RECIPES, by_name
+from imnet.recipes import by_model, by_name
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
@@ -60,23 +59,29 @@ def train_flops(recipe: Recipe) -> int:
     return flops(net, (recipe.data.channels, recipe.input_px, recipe.input_px), backward=True)
 
 
-def find_recipe(recipe: str | None, model: str | None, batch_images: int | None = None) -> Recipe:
-    """The recipe of a name; else the first of a network, or a plain one around a network that no recipe has."""
+def find_recipe(
+    recipe: str | None,
+    model: str | None,
+    *,
+    batch_images: int | None = None,
+    image_px: int | None = None,
+    default: str = "fashion-mnist/speedrun",
+) -> Recipe:
+    """The recipe that imnet-train would take, or a plain one around a network that no recipe has.
+
+    With ``image_px`` the network gets the images as they are: a recipe's crops and resizing would not fit.
+    """
     if recipe is not None and model is not None:
         raise UsageError(f"got --recipe {recipe} and --model {model}; allowed: one of them", hint="leave one out")
-    found = by_name(recipe) if recipe is not None else _of_model(model) if model is not None else by_name(DEFAULT)
-    if batch_images is None:
-        return found
-    return replace(found, data=replace(found.data, batch_images=batch_images))
+    found = by_name(recipe or default) if model is None else by_model(model) or _around(model)
+    data = replace(found.data, batch_images=batch_images or found.data.batch_images)
+    if image_px is None:
+        return replace(found, data=data)
+    whole = replace(found.augment, resize_px=None, resize_eval_px=None, crop_px=None, crop_scale=None)
+    return replace(found, data=replace(data, image_px=image_px), augment=whole)
 
 
-DEFAULT = "fashion-mnist/speedrun"
-
-
-def _of_model(model: str) -> Recipe:
-    for recipe in RECIPES.values():
-        if recipe.model == model:
-            return recipe
+def _around(model: str) -> Recipe:
     if not models.known(model):
         models.build(model, 10)  # raises with the suggestion
     entry = CATALOG.get(model)
@@ -106,17 +111,10 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     """Everything a step needs; the data set is loaded as ``options.data_dir`` and the recipe say."""
     world = world or World()
     place = device.resolve(options, world.local_rank)
-    dataset = load_data(recipe, options, world)
-    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
-    if order.steps_per_epoch == 0:
-        what = f"got a batch of {recipe.data.batch_images} for {len(dataset.train)} training images"
-        raise UsageError(what, hint="make --batch-size smaller")
-    train, _, reason = build_pipelines(recipe, options, dataset, place, world, order)
-    net = build_network(recipe, place)
-    found = defaults.decide(recipe, net, options, place, world, order.steps_per_epoch * recipe.data.batch_images)
-    chosen = {"compile": found.compile, "graphs": found.cuda_graphs, "backend": options.optim_backend}
-    step = build_step(recipe, net, place, world, **chosen)
-    return Case(recipe, place, world, train, reason, step, Mixing(recipe, world.rank), lr=recipe.optim.lr * 0.01)
+    setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
+    mixing = Mixing(recipe, world.rank)
+    lr = recipe.optim.lr * 0.01
+    return Case(recipe, place, world, setup.train_data, setup.pipeline_reason, step, mixing, lr)
 
 
 def make_step(

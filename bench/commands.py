@@ -41,7 +41,7 @@ def throughput_(values: argparse.Namespace) -> Result:
     for name in ("models", "picture"):
         if getattr(values, name) is not None:
             raise UsageError(f"got --{name} without --against", hint='e.g. --against "GTX 1080 Ti"')
-    recipe = find_recipe(values.recipe, values.model, values.batch_size)
+    recipe = find_recipe(values.recipe, values.model, batch_images=values.batch_size)
     found = throughput.report([recipe], options, values.seconds)
     return found, probes([recipe], options)
 
@@ -108,7 +108,7 @@ def step_(values: argparse.Namespace) -> Result:
 
 def gate_recipes() -> list[Recipe]:
     """Small cases of a narrow and of a wide network, for the gate of the step."""
-    return [find_recipe(name, None, batch) for name, batch in GATE_RECIPES]
+    return [find_recipe(name, None, batch_images=batch) for name, batch in GATE_RECIPES]
 
 
 GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
@@ -160,7 +160,7 @@ def scaling_(values: argparse.Namespace) -> Result:
     most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
     if not on_gpu:
         options = dataclasses.replace(options, device="cpu")
-    recipe = find_recipe(values.recipe, None, values.batch_size)
+    recipe = find_recipe(values.recipe, None, batch_images=values.batch_size)
     found = scaling.report(recipe, options, scaling.parse_ranks(most), values.steps)
     print(scaling.text(found))
     return found, _no_scores

@@ -50,7 +50,7 @@ def report() -> dict[str, Any]:
 
 
 def _throughput() -> dict[str, Any]:
-    recipes = [find_recipe(name, None, batch) for name, batch in THROUGHPUT]
+    recipes = [find_recipe(name, None, batch_images=batch) for name, batch in THROUGHPUT]
     return throughput.report(recipes, RunOptions(), seconds=15)
 
 
@@ -66,7 +66,7 @@ def _step() -> dict[str, Any]:
 
 
 def _scaling() -> dict[str, Any]:
-    recipe = find_recipe(SCALING[0], None, SCALING[1])
+    recipe = find_recipe(SCALING[0], None, batch_images=SCALING[1])
     gpus = device.num_gpus()
     options = RunOptions() if gpus else RunOptions(device="cpu")
     found = scaling.report(recipe, options, scaling.parse_ranks(max(2, gpus)), steps=12)

@@ -61,7 +61,7 @@ def scores(recipe_name: str, batch_images: int | None, parts: tuple[str, ...], r
     from .case import build, find_recipe, synthetic
     from .timing import samples
 
-    recipe = find_recipe(recipe_name, None, batch_images)
+    recipe = find_recipe(recipe_name, None, batch_images=batch_images)
     with device.threads(RunOptions(threads=1)):
         case = build(synthetic(recipe), RunOptions(threads=1, compile=False))
         batches = case.batches()

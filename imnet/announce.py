@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import imnet_kernels.tier
 import torch
@@ -13,63 +13,63 @@ from imnet import checkpoint, data, report, runfolder
 from imnet.data.order import micro_batches
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
-from imnet.recipe_json import config_hash, to_dict
-
-if TYPE_CHECKING:
-    from imnet.trainer import Trainer
+from imnet.recipe_json import to_dict
+from imnet.run_state import RunState, Setup
 
 
-def print_header(t: Trainer, found: checkpoint.Checkpoint | None) -> None:
-    assert t.folder is not None
-    r, place, say = t.recipe, t.place, t.console.say
-    per_rank = math.ceil(r.data.batch_images / t.world.size)
-    passes = len(micro_batches(torch.arange(per_rank), t.options.micro_batch_images))
-    parameters = sum(p.numel() for p in t.step_fn.params)
-    say(f"recipe     {r.name}: {r.model}, {parameters:,} parameters, {r.epochs} epochs")
-    train, test = len(t.train_data), len(t.test_data)
-    say(f"data       {r.data.name}: {train:,} train, {test:,} test images")
-    say(f"pipeline   {t.train_data.kind} ({t.pipeline_reason}): {t.train_data.where}")
-    where = f"{t.world.size} x {place.device.type}" if t.world.size > 1 else str(place.device)
-    say(f"device     {where}, {place.precision} ({place.reason}), {t.threads} threads a process")
-    shares = f"{t.world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
-    say(f"batch      {r.data.batch_images} images a step: {shares}")
-    say(f"step       {t.execution.reason}")
-    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in _tiers(t).items())
-    say(f"kernels    {tiers}")
-    say(f"run folder {t.folder.path}")
-    for line in found.skipped if found else ():
-        say(f"skipped    checkpoint {line}")
-    if found is not None:
-        say(f"resuming   at step {t.step} of {t.num_steps} from {found.path.name}")
+def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None) -> list[str]:
+    """The lines that a run begins with."""
+    r, place, world = setup.recipe, setup.place, setup.world
+    per_rank = math.ceil(r.data.batch_images / world.size)
+    passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
+    train, test = len(setup.train_data), len(setup.test_data)
+    where = f"{world.size} x {place.device.type}" if world.size > 1 else str(place.device)
+    shares = f"{world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
+    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in _tiers(setup).items())
+    lines = [
+        f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
+        f"data       {r.data.name}: {train:,} train, {test:,} test images",
+        f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
+        f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
+        f"batch      {r.data.batch_images} images a step: {shares}",
+        f"step       {setup.execution.reason}",
+        f"kernels    {tiers}",
+        f"run folder {folder}",
+    ]
+    if found is None:
+        return lines
+    lines += [f"skipped    checkpoint {line}" for line in found.skipped]
+    return [*lines, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
 
 
-def _tiers(t: Trainer) -> dict[str, tuple[str, str]]:
-    return imnet_kernels.tier.report(t.place.device.type)
+def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:
+    return imnet_kernels.tier.report(setup.place.device.type)
 
 
-def run_values(t: Trainer, status: str) -> dict[str, Any]:
+def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
+    """run.json."""
     return {
         "status": status,
-        "config_hash": config_hash(t.recipe, t.place.precision),
-        "recipe": to_dict(t.recipe),
-        "precision": t.place.precision,
-        "device": str(t.place.device.type),
-        "num_ranks": t.world.size,
-        "execution": vars(t.execution),
-        "kernels": {k: {"tier": v, "reason": why} for k, (v, why) in _tiers(t).items()},
+        "config_hash": setup.config_hash,
+        "recipe": to_dict(setup.recipe),
+        "precision": setup.place.precision,
+        "device": str(setup.place.device.type),
+        "num_ranks": setup.world.size,
+        "execution": vars(setup.execution),
+        "kernels": {k: {"tier": tier, "reason": why} for k, (tier, why) in _tiers(setup).items()},
         "data": {
-            "name": t.dataset.name,
-            "fingerprint": t.dataset.fingerprint,
-            "train_images": len(t.train_data),
-            "test_images": len(t.test_data),
-            "class_names": list(t.dataset.class_names),
+            "name": setup.dataset.name,
+            "fingerprint": setup.dataset.fingerprint,
+            "train_images": len(setup.train_data),
+            "test_images": len(setup.test_data),
+            "class_names": list(setup.dataset.class_names),
         },
-        "pipeline": {"kind": t.train_data.kind, "reason": t.pipeline_reason},
-        "parameters": sum(p.numel() for p in t.step_fn.params),
-        "seconds": round(t.seconds, 3),
-        "warm_up_s": round(t.warm_up_s, 3),
-        "skipped_steps": t.skipped_steps,
-        "bad_images": t.bad_images,
+        "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},
+        "parameters": setup.parameters,
+        "seconds": round(state.seconds, 3),
+        "warm_up_s": round(state.warm_up_s, 3),
+        "skipped_steps": state.skipped_steps,
+        "bad_images": state.bad_images,
     } | runfolder.environment()
 
 

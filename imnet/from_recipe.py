@@ -1,23 +1,68 @@
-"""What a recipe names, made: its data set and its network."""
+"""What a recipe names, made: its data set, its network, its step, its pipelines."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 
-from imnet import data, models
+from imnet import data, defaults, models
 from imnet.data import pipelines
 from imnet.data.batches import mean_image
 from imnet.data.order import Order
 from imnet.data.pipeline import Pipeline, Setting
 from imnet.device import Place
+from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
+from imnet.run_state import Setup
 from imnet.step import TrainStep
 
 Step = TypeVar("Step", bound=TrainStep)
+
+
+def prepare(
+    recipe: Recipe,
+    options: RunOptions,
+    place: Place,
+    world: World,
+    threads: int,
+    began: Mapping[str, Any] | None = None,
+) -> tuple[Setup, TrainStep]:
+    """All that a rank needs before its first step; ``began`` is run.json of a run that goes on, at rank 0.
+
+    Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
+    """
+    dataset = load_data(recipe, options, world)
+    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    if order.steps_per_epoch == 0:
+        what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
+        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+    kept = began if began is not None and began.get("device") == place.device.type else {}
+    net, images = build_network(recipe, place), order.steps_per_epoch * recipe.data.batch_images
+    how = (recipe, net, options, place, world, images, kept.get("execution"))
+    execution = world.share(defaults.decide(*how) if world.is_main else None)
+    defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
+    chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
+    step = build_step(recipe, net, place, world, **chosen)
+    train, test, reason = build_pipelines(recipe, options, dataset, place, world, order)
+    setup = Setup(
+        recipe=recipe,
+        options=options,
+        place=place,
+        world=world,
+        threads=threads,
+        dataset=dataset,
+        order=order,
+        train_data=train,
+        test_data=test,
+        pipeline_reason=reason,
+        execution=execution,
+        parameters=sum(p.numel() for p in step.params),
+    )
+    return setup, step
 
 
 def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:

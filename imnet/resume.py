@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from imnet import checkpoint
 from imnet.errors import UsageError
-from imnet.recipe_json import config_hash
-
-if TYPE_CHECKING:
-    from imnet.trainer import Trainer
+from imnet.run_state import RunState, Setup
+from imnet.step import TrainStep
 
 
-def save(t: Trainer) -> None:
-    t.tick()
-    total = t.world.all_reduce(t.loss_sum.clone())
-    if t.folder is None or t.log is None:
-        return
-    state = {
-        "step": t.step,
-        "seconds": t.seconds,
-        "loss_sum": float(total),
-        "loss_images": t.loss_images,
-        "best": t.best,
-        "skipped_steps": t.skipped_steps,
-        "metrics_bytes": t.log.sync(),
-        "data_fingerprint": t.dataset.fingerprint,
-        "config_hash": config_hash(t.recipe, t.place.precision),
-        "scaler": t.step_fn.scaler.state_dict(),
+def save(checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float) -> None:
+    """Rank 0's checkpoint; ``loss_sum`` is that of all ranks."""
+    values = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "loss_sum": loss_sum,
+        "loss_images": state.loss_images,
+        "best": state.best,
+        "skipped_steps": state.skipped_steps,
+        "metrics_bytes": state.metrics_bytes,
+        "data_fingerprint": setup.dataset.fingerprint,
+        "config_hash": setup.config_hash,
+        "scaler": step_fn.scaler.state_dict(),
         "versions": {"torch": torch.__version__},
     }
-    checkpoint.save(t.folder.checkpoints, t.step, t.step_fn.tensors(), state)
+    checkpoint.save(checkpoints, state.step, step_fn.tensors(), values)
 
 
-def resume(t: Trainer) -> checkpoint.Checkpoint | None:
-    """Take up the newest good checkpoint on every rank; rank 0 chooses it."""
-    found = checkpoint.load(t.folder.checkpoints) if t.folder is not None else None
-    path = t.world.share(found.path if found else None)
+def resume(checkpoints: Path | None, setup: Setup, state: RunState, step_fn: TrainStep) -> checkpoint.Checkpoint | None:
+    """Take up the newest good checkpoint on every rank; rank 0, which has the folder, chooses it."""
+    found = checkpoint.load(checkpoints) if checkpoints is not None else None
+    path = setup.world.share(found.path if found else None)
     if path is None:
         return None
     found = found or checkpoint.load_one(path)
-    state = found.state
-    if state["data_fingerprint"] != t.dataset.fingerprint and not t.options.allow_change:
+    saved = found.state
+    if saved["data_fingerprint"] != setup.dataset.fingerprint and not setup.options.allow_change:
         raise UsageError("the data differ from the checkpoint's", file=path, hint="--allow-change, or another --out")
-    t.step_fn.load_tensors(found.tensors)
-    t.step_fn.scaler.load_state_dict(state["scaler"])
-    t.step, t.seconds, t.best = state["step"], state["seconds"], state["best"]
-    t.skipped_steps, t.metrics_bytes = state["skipped_steps"], state["metrics_bytes"]
-    t.loss_images = state["loss_images"]
-    if t.world.is_main:
-        t.loss_sum.fill_(state["loss_sum"])
+    step_fn.load_tensors(found.tensors)
+    step_fn.scaler.load_state_dict(saved["scaler"])
+    for name in ("step", "seconds", "best", "skipped_steps", "metrics_bytes", "loss_images"):
+        setattr(state, name, saved[name])
+    if setup.world.is_main:
+        state.loss_sum.fill_(saved["loss_sum"])
     return found

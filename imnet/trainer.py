@@ -12,19 +12,20 @@ from pathlib import Path
 
 import torch
 
-from imnet import announce, checkpoint, defaults, device, report, resume, runfolder
+from imnet import announce, checkpoint, device, report, resume, runfolder
 from imnet.console import Console
-from imnet.data.order import Order, micro_batches
-from imnet.errors import DataError, Preempted, UsageError
+from imnet.data.order import micro_batches
+from imnet.errors import DataError, Preempted
 from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_network, build_pipelines, build_step, load_data
+from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
-from imnet.step import NotCapturableError, TrainStep
+from imnet.run_state import RunState
+from imnet.step import NotCapturableError
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -42,56 +43,32 @@ class Trainer:
         threads: int,
     ):
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
-        self.console, self.signals, self.threads = console, signals, threads
+        self.console, self.signals = console, signals
         self.folder: runfolder.RunFolder | None = None
         assert options.out is not None
         if world.is_main:
             self.folder = runfolder.RunFolder(Path(options.out))
             self.folder.check_same(recipe, options, place.precision)
-        self.dataset = load_data(recipe, options, world)
-        self.order = Order(
-            len(self.dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last
-        )
-        if self.order.steps_per_epoch == 0:
-            what = f"got batch_images = {recipe.data.batch_images} for {len(self.dataset.train)} training images"
-            raise UsageError(what, hint="make --batch-size smaller, or set --data.drop_last false")
-        self.step_fn = self._build_step()
-        found = build_pipelines(recipe, options, self.dataset, place, world, self.order)
-        self.train_data, self.test_data, self.pipeline_reason = found
+        began = self.folder.read_run() if self.folder is not None else None
+        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, began)
+        self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
+        self.train_data, self.test_data = self.setup.train_data, self.setup.test_data
+        self.state = RunState(loss_sum=torch.zeros((), device=place.device))
         self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
-        self.step, self.seconds, self.skipped_steps, self.metrics_bytes = 0, 0.0, 0, 0
-        self.bad_images, self.warm_up_s = 0, 0.0
-        self.loss_sum = torch.zeros((), device=place.device)
-        self.loss_images = 0
-        self.best = {"top1": 0.0, "epoch": 0}
         self.evaluation: Evaluation | None = None
-
-    def _build_step(self) -> TrainStep:
-        """The step, executed as the options, this run's beginning or the measured defaults say: rank 0 decides."""
-        began = (self.folder.read_run() if self.folder is not None else None) or {}
-        began = began if began.get("device") == self.place.device.type else {}
-        images = self.order.steps_per_epoch * self.recipe.data.batch_images
-        net = build_network(self.recipe, self.place)
-        how = (self.recipe, net, self.options, self.place, self.world, images, began.get("execution"))
-        self.execution = self.world.share(defaults.decide(*how) if self.world.is_main else None)
-        defaults.choose_kernels(self.options, self.execution, self.world.share(began.get("kernels")))
-        chosen = {"compile": self.execution.compile, "graphs": self.execution.cuda_graphs}
-        return build_step(self.recipe, net, self.place, self.world, **chosen, backend=self.options.optim_backend)
-
-    @property
-    def num_steps(self) -> int:
-        return self.recipe.epochs * self.order.steps_per_epoch
 
     def run(self) -> None:
         """Resume or begin, train to the last epoch, evaluate, report."""
-        found = resume.resume(self)
-        if self.step >= self.num_steps and self.folder is not None and (self.folder.path / "evaluation.json").exists():
+        checkpoints = self.folder.checkpoints if self.folder is not None else None
+        found = resume.resume(checkpoints, self.setup, self.state, self.step_fn)
+        done = self.state.step >= self.num_steps
+        if done and self.folder is not None and (self.folder.path / "evaluation.json").exists():
             self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
             self._finish(report_only=True)
             return
         self._begin(found)
-        self.log = MetricsLog(self.folder.metrics, self.metrics_bytes) if self.folder is not None else None
+        self.log = MetricsLog(self.folder.metrics, self.state.metrics_bytes) if self.folder is not None else None
         try:
             self._fit()
         finally:
@@ -103,14 +80,15 @@ class Trainer:
         if self.folder is not None:
             text = dump_config(self.recipe, self.options)
             self.folder.write_config(text)
-            self.folder.write_run(announce.run_values(self, "running"))
-            announce.print_header(self, found)
+            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
+            for line in announce.header(self.setup, self.state, self.folder.path, found):
+                self.console.say(line)
         start = time.perf_counter()
         self._warm_up()
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
-        self.warm_up_s = time.perf_counter() - start
-        self.console.say(f"warm-up    {self.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
+        self.state.warm_up_s = time.perf_counter() - start
+        self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
 
     def _warm_up(self) -> None:
         """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
@@ -133,17 +111,17 @@ class Trainer:
     def _fit(self) -> None:
         per_epoch = self.order.steps_per_epoch
         log_every = self.options.log_every_steps or max(1, per_epoch // 20)
-        self.console.start(self.num_steps, self.step)
+        self.console.start(self.num_steps, self.state.step)
         self._clock = time.perf_counter()
-        self._interval = (self._clock, self.step)
-        if self.step == self.num_steps:
+        self._interval = (self._clock, self.state.step)
+        if self.state.step == self.num_steps:
             self._evaluate_now(log=False)  # killed between the last checkpoint and the end
-        while self.step < self.num_steps:
-            epoch, offset = divmod(self.step, per_epoch)
+        while self.state.step < self.num_steps:
+            epoch, offset = divmod(self.state.step, per_epoch)
             with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
                 for i, batch in enumerate(batches, offset):
                     stop = self._one_step(batch, self.order.size(i))
-                    if self.step % log_every == 0:
+                    if self.state.step % log_every == 0:
                         self._write_train_line()
                     if i < per_epoch - 1:
                         self._within_epoch(stop)
@@ -152,17 +130,17 @@ class Trainer:
 
     def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
         """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
-        lr = self.recipe.lr_at(self.step, self.order.steps_per_epoch)
-        batches = self._pieces(batch, self.step)
+        lr = self.recipe.lr_at(self.state.step, self.order.steps_per_epoch)
+        batches = self._pieces(batch, self.state.step)
         backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
-        loss, bad = self.step_fn(batches, num_images, self.step, lr)
+        loss, bad = self.step_fn(batches, num_images, self.state.step, lr)
         if backup is not None:
             self._skip_if_bad(bad, backup)
             loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
-        self.loss_sum += loss
-        self.loss_images += num_images
-        self.step += 1
-        bad_step, stop = self.flags.push(self.step - 1, bad)
+        self.state.loss_sum += loss
+        self.state.loss_images += num_images
+        self.state.step += 1
+        bad_step, stop = self.flags.push(self.state.step - 1, bad)
         if bad_step is not None:
             raise self._nonfinite(bad_step)
         return stop
@@ -173,18 +151,18 @@ class Trainer:
             return
         for buffer, old in zip(self.step_fn.net.buffers(), backup, strict=True):
             buffer.copy_(old)
-        self.skipped_steps += 1
-        self.console.say(f"skipped    step {self.step}: loss or gradient is not finite")
-        if self.skipped_steps > self.options.max_skips:
-            raise self._nonfinite(self.step)
+        self.state.skipped_steps += 1
+        self.console.say(f"skipped    step {self.state.step}: loss or gradient is not finite")
+        if self.state.skipped_steps > self.options.max_skips:
+            raise self._nonfinite(self.state.step)
 
     def _within_epoch(self, stop: bool) -> None:
         """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
         every = self.options.checkpoint_every_steps
         if stop:
             self._check_last_step()
-        if stop or (every and self.step % every == 0):
-            resume.save(self)
+        if stop or (every and self.state.step % every == 0):
+            self._save()
         if stop:
             self._raise_preempted()
 
@@ -197,7 +175,7 @@ class Trainer:
 
     def _raise_preempted(self) -> None:
         name = self.signals.name or "a signal at another rank"
-        what = f"{name}: saved at step {self.step} of {self.num_steps}"
+        what = f"{name}: saved at step {self.state.step} of {self.num_steps}"
         raise Preempted(what, hint="run the same command to go on")
 
     def _nonfinite(self, step: int) -> DataError:
@@ -207,26 +185,34 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
-        values = self.world.all_reduce(self.loss_sum.clone())
-        loss = float(values) / self.loss_images  # the host waits here
+        values = self.world.all_reduce(self.state.loss_sum.clone())
+        loss = float(values) / self.state.loss_images  # the host waits here
         now = time.perf_counter()
         since, first = self._interval
-        rate = (self.step - first) * self.recipe.data.batch_images / (now - since)
-        self._interval = (now, self.step)
-        self.loss_sum.zero_()
-        self.loss_images = 0
+        rate = (self.state.step - first) * self.recipe.data.batch_images / (now - since)
+        self._interval = (now, self.state.step)
+        self.state.loss_sum.zero_()
+        self.state.loss_images = 0
         self.tick()
-        epoch = self.step / self.order.steps_per_epoch
-        lr = self.recipe.lr_at(self.step - 1, self.order.steps_per_epoch)
+        epoch = self.state.step / self.order.steps_per_epoch
+        lr = self.recipe.lr_at(self.state.step - 1, self.order.steps_per_epoch)
         if self.log is not None:
-            common = {"kind": "train", "step": self.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
-            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.seconds, 3))
-        left_s = (self.num_steps - self.step) * self.recipe.data.batch_images / rate
-        self.console.progress(self.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
+            common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
+            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3))
+        left_s = (self.num_steps - self.state.step) * self.recipe.data.batch_images / rate
+        self.console.progress(self.state.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
+
+    def _save(self) -> None:
+        self.tick()
+        total = self.world.all_reduce(self.state.loss_sum.clone())
+        if self.folder is None or self.log is None:
+            return
+        self.state.metrics_bytes = self.log.sync()
+        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, float(total))
 
     def tick(self) -> None:
         now = time.perf_counter()
-        self.seconds += now - self._clock
+        self.state.seconds += now - self._clock
         self._clock = now
 
     def _end_epoch(self, epoch: int) -> None:
@@ -238,10 +224,10 @@ class Trainer:
             self._evaluate_now()
         self._count_bad_images()
         if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
-            resume.save(self)
+            self._save()
         if stop and not last:
             self._raise_preempted()
-        self._interval = (time.perf_counter(), self.step)
+        self._interval = (time.perf_counter(), self.state.step)
 
     def _count_bad_images(self) -> None:
         """Over all ranks and both splits: pictures that could not be decoded; another took their place."""
@@ -250,10 +236,10 @@ class Trainer:
             return
         count = torch.tensor(float(sum(len(d.bad) for d in decoders)), device=self.place.device)
         total = int(self.world.all_reduce(count))
-        if total > self.bad_images:
+        if total > self.state.bad_images:
             first = next((f"; picture {i}: {why}" for d in decoders for i, why in d.bad.items()), "")
             self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
-        self.bad_images = total
+        self.state.bad_images = total
 
     def _default_eval_every(self) -> int:
         """About ten evaluations a run, and at most a tenth of its time: an image costs a third of a training image."""
@@ -268,18 +254,18 @@ class Trainer:
         batch = min(1000, max(self.recipe.data.batch_images, 256))
         result = evaluate(net, self.test_data, self.place, self.world, len(self.dataset.class_names), batch)
         self.tick()
-        epoch = self.step // self.order.steps_per_epoch
+        epoch = self.state.step // self.order.steps_per_epoch
         self.evaluation = result
-        if result.top1 > self.best["top1"]:
-            self.best = {"top1": result.top1, "epoch": epoch}
+        if result.top1 > self.state.best["top1"]:
+            self.state.best = {"top1": result.top1, "epoch": epoch}
         if self.log is None or not log:
             return
         values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-        self.log.write(kind="eval", step=self.step, epoch=epoch, **values, seconds=round(self.seconds, 3))
+        self.log.write(kind="eval", step=self.state.step, epoch=epoch, **values, seconds=round(self.state.seconds, 3))
         took = time.perf_counter() - start
         self.console.say(
             f"epoch {epoch}/{self.recipe.epochs}  test top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
-            f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.seconds:.0f} s in all)"
+            f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.state.seconds:.0f} s in all)"
         )
 
     def _finish(self, report_only: bool = False) -> None:
@@ -288,7 +274,7 @@ class Trainer:
         if not report_only:
             assert self.evaluation is not None
             announce.write_evaluation(self.folder.path, self.evaluation, self.dataset)
-            self.folder.write_run(announce.run_values(self, "complete"))
+            self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
         report.render(self.folder.path)
         self.console.say("")
         self.console.say(report.summary(self.folder.path))

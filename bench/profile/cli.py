@@ -53,10 +53,12 @@ def _step(values: argparse.Namespace, argv: list[str]) -> int:
     from imnet.defaults import choose_kernels
     from imnet.run_options import RunOptions
 
+    from ..case import find_recipe
     from .step import run
-    from .work import Request, recipe_of
+    from .work import Request
 
-    recipe = recipe_of(values.recipe, values.model, batch_images=values.batch_size, image_px=values.image_px)
+    sizes = {"batch_images": values.batch_size, "image_px": values.image_px}
+    recipe = find_recipe(values.recipe, values.model, **sizes, default="quickstart")
     options = RunOptions(
         device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
     )

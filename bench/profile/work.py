@@ -13,21 +13,19 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from imnet import device, models
+from imnet import device
 from imnet.data.batches import mean_image
 from imnet.data.order import Order, micro_batches
 from imnet.data.pipeline import Setting
 from imnet.data.resident import Resident
-from imnet.errors import UsageError
 from imnet.from_recipe import load_data
 from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.recipe import Recipe, replace
-from imnet.recipes import RECIPES, by_name
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
-from ..case import make_step, plain
+from ..case import make_step
 from .trace import PHASES, STEP
 
 _DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
@@ -51,28 +49,6 @@ class Request:
     @property
     def batch_images(self) -> int:
         return self.recipe.data.batch_images
-
-
-def recipe_of(name: str | None, model: str | None, *, batch_images: int | None, image_px: int | None) -> Recipe:
-    """The recipe called ``name``, or the first one of ``model``, or one made around it (64 px, 1000 classes)."""
-    if name is not None and model is not None:
-        raise UsageError("got --recipe and --model", hint="give one of them")
-    if model is None:
-        found = by_name(name or "quickstart")
-    else:
-        found = next((r for r in RECIPES.values() if r.model == model), None) or _around(model)
-    data = replace(found.data, batch_images=batch_images or found.data.batch_images)
-    if image_px is None:
-        return replace(found, data=data)
-    # At another size the recipe's crops and resizing would not fit: the network gets the images as they are.
-    plain = replace(found.augment, resize_px=None, resize_eval_px=None, crop_px=None, crop_scale=None)
-    return replace(found, data=replace(data, image_px=image_px), augment=plain)
-
-
-def _around(model: str) -> Recipe:
-    if not models.known(model):
-        models.build(model, 10)  # raises with the suggestion
-    return plain(model, px=64, channels=3, classes=1000, batch_images=64)
 
 
 class RangedStep(TrainStep):

@@ -70,12 +70,12 @@ def test_a_rate_is_the_median_of_windows_and_the_best_by_the_clock():
 
 
 def test_the_case_is_the_recipe_on_images_of_its_shape():
-    recipe = find_recipe("imagenet64/wrn36_2", None, 4)
+    recipe = find_recipe("imagenet64/wrn36_2", None, batch_images=4)
     assert recipe.data.batch_images == 4
     stand_in = synthetic(recipe)
     assert (stand_in.data.name, stand_in.data.image_px, stand_in.data.num_classes) == ("synthetic", 64, 1000)
     assert stand_in.optim == recipe.optim
-    case = build(synthetic(find_recipe("quickstart", None, 8)), RunOptions(device="cpu", precision="fp32"))
+    case = build(synthetic(find_recipe("quickstart", None, batch_images=8)), RunOptions(device="cpu", precision="fp32"))
     batches = case.batches()
     seen = [next(batches) for _ in range(20)]  # more than an epoch of the 128 images
     assert {tuple(images.shape) for images, _ in seen} == {(8, 3, 32, 32)}
@@ -86,7 +86,7 @@ def test_the_case_is_the_recipe_on_images_of_its_shape():
 
 def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion():
     assert find_recipe(None, "wrn28_10").name == "fashion-mnist/wrn28_10"
-    plain = find_recipe(None, "resnet101_64", 4)
+    plain = find_recipe(None, "resnet101_64", batch_images=4)
     assert plain.data.batch_images == 4
     with pytest.raises(UsageError, match="did you mean"):
         find_recipe(None, "wrn28_1o")
@@ -95,7 +95,7 @@ def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion()
 
 
 def test_two_real_ranks_scale_weakly_and_strongly(tmp_path):
-    recipe = find_recipe("quickstart", None, 16)
+    recipe = find_recipe("quickstart", None, batch_images=16)
     found = scaling.report(recipe, RunOptions(device="cpu", precision="fp32"), [1, 2], steps=3)
     kinds = [(row["kind"], row["ranks"], row["batch_images"]) for row in found["rows"]]
     assert kinds == [("weak", 1, 16), ("weak", 2, 32), ("strong", 1, 16), ("strong", 2, 16)]

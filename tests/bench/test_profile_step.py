@@ -236,7 +236,7 @@ def test_peak_memory_of_a_known_sequence():
     [
         (["--recipe", "fashion-mnist/speedrunn"], 2, "did you mean fashion-mnist/speedrun"),
         (["--model", "wnr28_10"], 2, "wrn28_10"),
-        (["--model", "wrn10_1", "--recipe", "quickstart"], 2, "give one of them"),
+        (["--model", "wrn10_1", "--recipe", "quickstart"], 2, "leave one out"),
         (["--nvtx"], 2, "need CUDA"),
         (["--steps", "0"], 2, "allowed: 1 or more"),
         (["--precision", "fp61"], 2, "did you mean fp16"),

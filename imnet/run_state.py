@@ -1,0 +1,62 @@
+"""What a run is while it goes on: what does not change, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from imnet.data import DataSet
+from imnet.data.order import Order
+from imnet.data.pipeline import Pipeline
+from imnet.defaults import Execution
+from imnet.device import Place
+from imnet.launch import World
+from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash
+from imnet.run_options import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One rank's share of a run, decided before the first step."""
+
+    recipe: Recipe
+    options: RunOptions
+    place: Place
+    world: World
+    threads: int
+    dataset: DataSet
+    order: Order
+    train_data: Pipeline
+    test_data: Pipeline
+    pipeline_reason: str
+    execution: Execution
+    parameters: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.epochs * self.order.steps_per_epoch
+
+    @property
+    def config_hash(self) -> str:
+        return config_hash(self.recipe, self.place.precision)
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """How far a run has come: what a checkpoint holds beside weights and optimiser."""
+
+    loss_sum: Tensor
+    """Of this rank's images since the last line of the log, on the device."""
+    loss_images: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    warm_up_s: float = 0.0
+    skipped_steps: int = 0
+    bad_images: int = 0
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl at the checkpoint; what was written after it is taken back."""
+    best: dict[str, Any] = field(default_factory=lambda: {"top1": 0.0, "epoch": 0})
