@@ -75,12 +75,27 @@ def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
 
 
 def config_hash(recipe: Recipe, precision: str) -> str:
-    """Identity of an experiment: the recipe without its provenance, and the resolved precision."""
-    body = to_dict(recipe)
+    """Identity of an experiment: the recipe without its provenance, and the resolved precision.
+
+    A field that recipes gained later (``metadata={"later": True}``) counts only where it is not at its default, so
+    that a new option does not send an old command to a new folder.
+    """
+    body = _identity(recipe)
     for provenance in ("source", "published"):
         body.pop(provenance)
     text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    """``to_dict`` without the later fields that are at their defaults."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return to_dict(value)
+    mine = dataclasses.fields(value)
+    unset = {f.name for f in mine if f.metadata.get("later") and getattr(value, f.name) == f.default}
+    found = {f.name: _identity(getattr(value, f.name)) for f in mine if f.name not in unset}
+    word = getattr(value, "kind", None)
+    return found if word is None else {"kind": word} | found
 
 
 def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:

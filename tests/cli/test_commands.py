@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field, fields
 
 import pytest
 
 import imnet
-from imnet import cli, options
-from imnet.recipe import replace
+from imnet import cli, options, recipes
+from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, from_dict, to_dict
 
 
@@ -73,6 +74,32 @@ def test_provenance_does_not_change_the_identity_but_a_value_does():
     assert config_hash(replace(recipe, source="x", published=None), "fp32") == config_hash(recipe, "fp32")
     assert config_hash(replace(recipe, seed=1), "fp32") != config_hash(recipe, "fp32")
     assert config_hash(recipe, "bf16") != config_hash(recipe, "fp32")
+
+
+# Made by the first version, whose run folders are still found by these names.
+FIRST = {
+    "quickstart": "40b5c103",
+    "fashion-mnist/wrn28_10": "3366afc0",
+    "imagenet64/davit_tiny": "c4f60222",
+    "spectral/resnet34_sub16": "54f052af",
+    "tiny-imagenet/resnet50_augmented": "fce4e5e5",
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_run_folders_keep_the_names_of_the_first_version(name):
+    assert config_hash(recipes[name], "bf16").startswith(FIRST[name])
+
+
+def test_a_later_field_counts_only_where_it_is_set():
+    @dataclass(frozen=True, kw_only=True)
+    class Wider(Recipe):
+        sam_rho: float = field(default=0.0, metadata={"later": True})
+
+    old = recipes["quickstart"]
+    new = Wider(**{f.name: getattr(old, f.name) for f in fields(old)})
+    assert config_hash(new, "bf16") == config_hash(old, "bf16")
+    assert config_hash(replace(new, sam_rho=0.1), "bf16") != config_hash(old, "bf16")
 
 
 def test_dry_run_counts_what_the_facts_say(capsys, tmp_path, monkeypatch):

@@ -104,6 +104,23 @@ def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, s
     assert digests(tmp_path) == expected
 
 
+def test_a_run_of_the_first_version_goes_on(uninterrupted, spawn, tmp_path):
+    """run.json said nothing of how steps were executed; the folder and the checkpoint were what they are."""
+    recipe, expected, _ = uninterrupted
+    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
+    wait_for_step(tmp_path, process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    run = json.loads((tmp_path / "run.json").read_text())
+    first = {key: value for key, value in run.items() if key not in ("execution", "warm_up_s")}
+    assert len(first) == len(run) - 2
+    (tmp_path / "run.json").write_text(json.dumps(first))
+    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
+    process.join(120)
+    assert process.exitcode == 0
+    assert digests(tmp_path) == expected
+
+
 def test_a_second_run_in_the_same_folder_gets_one_line(uninterrupted, spawn, tmp_path):
     recipe, _, _ = uninterrupted
     process = spawn(dataclasses.replace(recipe, epochs=500), options(tmp_path))
