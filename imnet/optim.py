@@ -13,11 +13,42 @@ from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
-from imnet.models.layers import param_groups
 from imnet.recipe import SGD, Optim
 
 MERGED_MEAN_ELEMENTS = 16384
 """Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. Level at about 8,800."""
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def no_decay(network: nn.Module) -> set[str]:
+    """Names of the parameters that take no weight decay: those of norms, every bias, and what the network itself names.
+
+    timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
+    under the first of their names, as in ``named_parameters``.
+    """
+    own: Any = getattr(network, "no_weight_decay", set)
+    found: set[str] = set(own())
+    for prefix, module in network.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, _NORMS):
+                found.add(f"{prefix}.{name}" if prefix else name)
+    return found & {name for name, _ in network.named_parameters()}
+
+
+def param_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
+    """Two groups for an optimiser: the rest with ``weight_decay``, those of :func:`no_decay` with 0.
+
+    ``decay_all`` puts every parameter in the first, as most of the published runs did. Frozen parameters are left out.
+    """
+    skip = set() if decay_all else no_decay(network)
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if name not in skip], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name in skip], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False) -> torch.optim.Optimizer:

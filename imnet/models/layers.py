@@ -1,16 +1,14 @@
-"""What several networks share: convolutions, initialisation, and which parameters take no weight decay."""
+"""What several networks share: convolutions, pooling, initialisation."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -56,35 +54,6 @@ def he_init(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") 
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def no_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters that take no weight decay: those of norms, every bias, and what the network itself names.
-
-    timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
-    under the first of their names, as in ``named_parameters``.
-    """
-    own: Any = getattr(network, "no_weight_decay", set)
-    found: set[str] = set(own())
-    for prefix, module in network.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, _NORMS):
-                found.add(f"{prefix}.{name}" if prefix else name)
-    return found & {name for name, _ in network.named_parameters()}
-
-
-def param_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: the rest with ``weight_decay``, those of :func:`no_decay` with 0.
-
-    ``decay_all`` puts every parameter in the first, as most of the published runs did. Frozen parameters are left out.
-    """
-    skip = set() if decay_all else no_decay(network)
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if name not in skip], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name in skip], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def check_rate(name: str, rate: float) -> None:

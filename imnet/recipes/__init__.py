@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
-from imnet.recipes import cifar10, fashion_mnist, imagenet64, quickstart, spectral, tiny_imagenet
 
 RECIPES: dict[str, Recipe] = {}
-for _module in (quickstart, fashion_mnist, cifar10, imagenet64, tiny_imagenet, spectral):
-    for _value in vars(_module).values():
+# Every module of this folder, the first run's first: a new file needs no line here.
+for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), key=lambda n: (n != "quickstart", n)):
+    for _value in vars(importlib.import_module(f"{__name__}.{_name}")).values():
         if isinstance(_value, Recipe):
             if _value.name in RECIPES:
                 raise ValueError(f"two recipes are called {_value.name}")

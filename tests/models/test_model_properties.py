@@ -11,9 +11,9 @@ from imnet.models import build, names
 from imnet.models.catalog import CATALOG
 from imnet.models.densenet import DenseNetBC
 from imnet.models.dpn import DualPathNet
-from imnet.models.layers import no_decay, param_groups
 from imnet.models.shake_shake import ShakeShake26
 from imnet.models.wrn import LasagneWideResNet
+from imnet.optim import no_decay, param_groups
 
 # One of each file, small enough for the default run: (builder, image size in pixels).
 SMALL = {
