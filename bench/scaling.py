@@ -19,6 +19,7 @@ import torch
 
 from imnet import device, launch
 from imnet.errors import DeviceError, UsageError
+from imnet.ranks import run_ranks
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
@@ -76,7 +77,7 @@ def _run(recipe: Recipe, batches: list[int], options: RunOptions, steps: int) ->
         device.check_gpus(options.gpus)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rank0.json"
-        code = launch.run_ranks(_rank, (recipe, batches, options, steps, str(out)), num, 0)
+        code = run_ranks(_rank, (recipe, batches, options, steps, str(out)), num, 0)
         if code or not out.is_file():
             raise DeviceError(f"{num} ranks ended with exit code {code}", hint="the rank's own line is above")
         return json.loads(out.read_text())

@@ -55,7 +55,8 @@ def evaluate(
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
     losses = torch.zeros(len(mine), device=device)
     predicted = torch.zeros(len(mine), dtype=torch.int64, device=device)
-    pieces = mine.split(batch_images)
+    # No piece for a rank that has no image: a split of nothing is one empty piece.
+    pieces = mine.split(batch_images) if len(mine) else ()
     for start, (images, labels) in zip(range(0, len(mine), batch_images), data.stream(pieces, 0, False), strict=True):
         count = len(labels)
         scores = _log_probabilities(net, images, place, flip)

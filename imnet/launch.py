@@ -1,22 +1,22 @@
-"""One process per rank: started by us (--gpus N, --procs N), by torchrun or by srun; the rest sees a World."""
+"""One process per rank, started by us (imnet.ranks), by torchrun or by srun; the rest sees a World."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from imnet.errors import DeviceError, Preempted
+from imnet.errors import DeviceError, UsageError
 
 INIT_TIMEOUT_S = 30
 COLLECTIVE_TIMEOUT_S = 600
+SLURM_SPECIAL_STEPS = 0xFFFFFFF0
+"""Numbers of steps from here on are Slurm's own: batch script, interactive shell, external processes."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,66 @@ class World:
         return box[0]
 
 
-def inside_launcher() -> bool:
-    """Whether torchrun or srun (with several tasks) started this process."""
-    return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+def current_world(asked: int | None = None) -> World:
+    """What the environment says, without connecting to anyone; ``asked`` is the number of --procs or --gpus.
+
+    Who decides, in this order: torchrun's RANK, LOCAL_RANK and WORLD_SIZE; a Slurm step of several tasks (srun); else
+    this process is alone, and may start ranks itself. Shells inside an allocation (salloc, the script of sbatch) are
+    alone whatever SLURM_NTASKS says. An empty variable is an unset one. Raises UsageError where ranks would be missing.
+    """
+    world = _torchrun_world() or _slurm_world() or World()
+    if asked is not None and asked > 1 and world.size > 1 and asked != world.size:
+        who = "WORLD_SIZE" if _number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
+        what = f"got {asked} processes to start inside a launch of {world.size} ({who}={world.size})"
+        raise UsageError(what, hint=f"leave --procs and --gpus out there, or unset {who}")
+    return world
 
 
-def current_world() -> World:
-    """What the environment says, without connecting to anyone."""
-    env = os.environ
-    if "LOCAL_RANK" in env:
-        life = int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), life)
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        return World(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
-    return World()
+def _number(name: str) -> int | None:
+    """An environment variable's number; None where it is unset or empty. Raises UsageError for another word."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isdigit():
+        raise UsageError(f"got {name}={text} in the environment; allowed: a number", hint=f"unset {name}")
+    return int(text)
+
+
+def _torchrun_world() -> World | None:
+    rank, size, local = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank is not None and size is not None and local is not None:
+        if rank >= size:
+            raise UsageError(
+                f"got RANK={rank} with WORLD_SIZE={size}", hint="ranks count from 0; correct or unset both"
+            )
+        if size > 1:
+            for name in ("MASTER_ADDR", "MASTER_PORT"):
+                if not os.environ.get(name):
+                    raise UsageError(
+                        f"got WORLD_SIZE={size} without {name}", hint="start ranks with torchrun or --procs"
+                    )
+        return World(rank, size, local, _number("TORCHELASTIC_RESTART_COUNT") or 0)
+    if (size or 1) > 1:
+        missing = next(n for n, v in {"RANK": rank, "LOCAL_RANK": local}.items() if v is None)
+        what = f"got WORLD_SIZE={size} without {missing}: another {size - 1 if size else 0} rank(s) would be missing"
+        hint = f"set {missing} (LOCAL_RANK is 0 with one process a machine), or unset WORLD_SIZE to train alone"
+        raise UsageError(what, hint=hint)
+    if rank or local:
+        name, value = ("RANK", rank) if rank else ("LOCAL_RANK", local)
+        raise UsageError(f"got {name}={value} without WORLD_SIZE", hint=f"unset {name} to train alone, or use torchrun")
+    return None
+
+
+def _slurm_world() -> World | None:
+    """A step of several tasks. Batch scripts and interactive shells have steps of their own, numbered from the top."""
+    step, tasks = _number("SLURM_STEP_ID"), _number("SLURM_STEP_NUM_TASKS")
+    if step is None or step >= SLURM_SPECIAL_STEPS or (tasks or 1) <= 1:
+        return None
+    rank, local = _number("SLURM_PROCID"), _number("SLURM_LOCALID")
+    if rank is None or local is None:
+        what = f"got SLURM_STEP_NUM_TASKS={tasks} without SLURM_PROCID and SLURM_LOCALID"
+        raise UsageError(what, hint="start with srun, or unset SLURM_STEP_NUM_TASKS to train alone")
+    return World(rank, tasks or 1, local)
 
 
 @contextlib.contextmanager
@@ -124,41 +170,3 @@ def _first_host(nodes: str) -> str:
     if not bracket or "," in head:
         return head.split(",")[0]
     return head + rest.split("]")[0].split(",")[0].split("-")[0]
-
-
-def run_ranks(entry: Callable[..., int], args: tuple[Any, ...], num_ranks: int, max_restarts: int) -> int:
-    """Run ``entry(*args)`` in ``num_ranks`` processes of this machine; the exit code of the first that failed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The agent's own log repeats, in dozens of lines, what a rank has already said in one.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"imnet-{os.getpid()}",
-        max_restarts=max_restarts,
-        monitor_interval=0.2,
-        start_method="spawn",
-    )
-    try:
-        codes = elastic_launch(config, entry)(*args)
-    except ChildFailedError as error:
-        return _first_failure(error)
-    except SignalException:
-        return Preempted.exit_code
-    return max(codes.values(), default=0)
-
-
-def _first_failure(error: Any) -> int:
-    """The exit code of the rank that failed by itself; the agent ends the others with a signal."""
-    codes = [failure.exitcode for failure in error.failures.values()]
-    own = [code for code in codes if code > 0]
-    return own[0] if own else 1

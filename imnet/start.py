@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 
 import torch
 
 from imnet import data, defaults, device, launch, models, runfolder
 from imnet.console import Console
-from imnet.errors import DeviceError, ImnetError, Preempted, UsageError
+from imnet.errors import DeviceError, UsageError
 from imnet.launch import World
+from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.trainer import Trainer
@@ -20,24 +20,24 @@ from imnet.watch import Signals
 
 
 def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
-    """Train ``recipe``; returns the exit code (0, or a failed rank's) and the run folder.
+    """Train ``recipe``; returns the exit code (0, or 1 where a rank failed with a traceback) and the run folder.
 
-    Raises ImnetError in a single process; with several ranks each has printed its own line.
+    Raises ImnetError, a rank's as well as this process's.
     """
     precision = _check_before_start(recipe, options)
     if options.out is None:
         options = dataclasses.replace(options, out=str(runfolder.default_path(recipe, precision)))
     assert options.out is not None
     num_ranks = options.gpus or options.procs or 1
-    if num_ranks > 1 and not launch.inside_launcher():
-        code = launch.run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts)
-        return code, Path(options.out)
+    if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
+        return run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts), Path(options.out)
     _run_rank(recipe, options)
     return 0, Path(options.out)
 
 
 def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     """What can be known wrong before any process or file is made; returns the resolved precision."""
+    launch.current_world(options.gpus or options.procs)
     if options.gpus:
         device.check_gpus(options.gpus)
     if not models.known(recipe.model):
@@ -51,14 +51,8 @@ def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
 
 
 def _rank_entry(recipe: Recipe, options: RunOptions) -> int:
-    """A rank that ``launch.run_ranks`` started: errors become one line and the exit code."""
-    try:
-        _run_rank(recipe, options)
-    except ImnetError as error:
-        world = launch.current_world()
-        if world.is_main or not isinstance(error, Preempted):
-            print(f"imnet-train: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+    """A rank that ``run_ranks`` started."""
+    _run_rank(recipe, options)
     return 0
 
 
@@ -66,11 +60,12 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
     assert options.out is not None
     run = runfolder.read_run(Path(options.out)) or {}
     options = defaults.keep_deterministic(options, run.get("execution"))
-    place = device.resolve(options, launch.current_world().local_rank)
+    world = launch.current_world()
+    place = device.resolve(options, world.local_rank)
     defaults.choose_kernels(options)
     with (
         device.exact(bool(options.deterministic)),
-        Signals() as signals,
+        Signals(alone=world.size == 1) as signals,
         device.threads(options) as threads,
         launch.connected(place.device) as world,
     ):

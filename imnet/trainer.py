@@ -21,6 +21,7 @@ from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
+from imnet.ranks import ELSEWHERE
 from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
@@ -174,7 +175,7 @@ class Trainer:
         return stop or (self.world.size == 1 and self.signals.name is not None)
 
     def _raise_preempted(self) -> None:
-        name = self.signals.name or "a signal at another rank"
+        name = self.signals.name or ELSEWHERE
         what = f"{name}: saved at step {self.state.step} of {self.num_steps}"
         raise Preempted(what, hint="run the same command to go on")
 

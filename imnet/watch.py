@@ -16,14 +16,19 @@ from imnet.launch import World
 if TYPE_CHECKING:
     from imnet.step import TrainStep
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGUSR1 set ``name``; a second SIGINT ends the process at once."""
+    """SIGTERM, SIGINT, SIGUSR1 set ``name``, and so does SIGUSR2, as which imnet.ranks passes a Ctrl-C on.
 
-    def __init__(self) -> None:
+    A second SIGINT ends a process that is ``alone`` at once. One of several ranks may get one from the terminal and
+    one from whoever started it, for a single Ctrl-C, and must not lose its work for that.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
         self.name: str | None = None
+        self.alone = alone
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
@@ -39,9 +44,9 @@ class Signals:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def _note(self, number: int, _frame: object) -> None:
-        if number == signal.SIGINT and self.name == "SIGINT":
+        if number == signal.SIGINT and self.name == "SIGINT" and self.alone:
             os._exit(130)
-        self.name = signal.Signals(number).name
+        self.name = "SIGINT" if number == signal.SIGUSR2 else signal.Signals(number).name
 
 
 class Flags:

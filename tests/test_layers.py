@@ -11,7 +11,7 @@ ROOMS = {
     "kernels": ("imnet_kernels", ""),
     "ground": ("errors files augmentation", ""),
     "recipes": ("recipe recipes recipe_json run_options", "ground"),
-    "machine": ("device launch", "ground recipes"),
+    "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),

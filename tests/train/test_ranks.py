@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imnet.errors import UsageError
+from imnet.launch import current_world
 from imnet.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,115 @@ def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
     assert process.returncode == 75, errors
     assert errors.count("\n") == 1
     assert "SIGTERM: saved at step" in errors
+
+
+SMALL = ["--data.train_images", "4000", "--data.test_images", "33", "--data.image_px", "12", "--batch-size", "4"]
+SMALL += ["--epochs", "2", "--precision", "fp32", "--threads", "1", "--model-options", '{"width": 8}']
+TWO = [sys.executable, "-m", "imnet.cli", "--device", "cpu", "--procs", "2", *SMALL]
+
+
+def press_ctrl_c(folder, delay_s):
+    """SIGINT to the whole foreground group, as a terminal sends it; (exit code, what was said)."""
+    command = {"env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*TWO, "--out", str(folder)], start_new_session=True, **command) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("warm-up"):
+                time.sleep(delay_s)
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        return process.wait(60), process.stdout.read()
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, 50))])
+def test_ctrl_c_saves_with_several_ranks(tmp_path, number):
+    code, said = press_ctrl_c(tmp_path, 0.5 + 0.17 * (number % 10))
+    assert code == 75, said
+    assert len(list(tmp_path.glob("checkpoints/step-????????"))) == 1
+    assert "SIGINT: saved at step" in said
+    assert said.count("imnet-train:") == 1
+
+
+def failing(folder, *words):
+    started = time.monotonic()
+    done = subprocess.run(
+        [*TWO, "--out", str(folder), *words], env=ENV, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stderr, time.monotonic() - started
+
+
+def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_path):
+    code, errors, _ = failing(tmp_path, "--data.image_px", "8")
+    assert code == 2
+    assert errors == "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
+
+
+def test_an_unexpected_error_shows_its_traceback_once(tmp_path):
+    code, errors, _ = failing(tmp_path, "--schedule.kind", "step", "--schedule.every_epochs", "0")
+    assert code == 1
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("ZeroDivisionError: float floor division by zero")
+    assert "frame #" not in errors
+
+
+def test_ranks_may_be_more_than_test_images(tmp_path):
+    code, errors, _ = failing(tmp_path, "--data.test_images", "1", "--data.train_images", "64", "--epochs", "1")
+    assert code == 0, errors
+
+
+WORLDS = [
+    ({}, (0, 1, 0)),
+    ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, (1, 2, 1)),
+    ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, (0, 1, 0)),
+    ({"LOCAL_RANK": "0"}, (0, 1, 0)),
+    ({"WORLD_SIZE": "1", "RANK": "0"}, (0, 1, 0)),
+    ({"SLURM_NTASKS": "2"}, (0, 1, 0)),
+    ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, (0, 1, 0)),
+    ({"SLURM_NTASKS": ""}, (0, 1, 0)),
+    ({"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, (0, 1, 0)),
+    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, (0, 1, 0)),
+    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1)),
+]
+REFUSED = [
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, None, "WORLD_SIZE=2 without LOCAL_RANK"),
+    ({"WORLD_SIZE": "2"}, None, "WORLD_SIZE=2 without RANK"),
+    ({"LOCAL_RANK": "1"}, None, "LOCAL_RANK=1 without WORLD_SIZE"),
+    ({"RANK": "3"}, None, "RANK=3 without WORLD_SIZE"),
+    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None, "RANK=2"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None, "without MASTER_ADDR"),
+    ({"WORLD_SIZE": "two"}, None, "WORLD_SIZE=two"),
+    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, None, "without SLURM_PROCID"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 3, "3 processes"),
+    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 2, "TASKS=4"),
+]  # fmt: skip
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
+NAMES += ("SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RESTART_COUNT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def put(values):
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.mark.parametrize(("values", "expected"), WORLDS)
+def test_who_decides_how_many_ranks_there_are(environment, values, expected):
+    environment(values)
+    world = current_world()
+    assert (world.rank, world.size, world.local_rank) == expected
+    assert current_world(asked=world.size) == world
+
+
+@pytest.mark.parametrize(("values", "asked", "words"), REFUSED)
+def test_a_launch_that_would_lack_ranks_is_refused(environment, values, asked, words):
+    environment(values)
+    with pytest.raises(UsageError, match=words):
+        current_world(asked)
 
 
 def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
