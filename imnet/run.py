@@ -52,10 +52,20 @@ class Run:
         return self.path / "report.html"
 
     def model(self) -> nn.Module:
-        """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU."""
+        """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU.
+
+        Raises DataError where they are damaged, or gone from a complete run: older ones would pass for them.
+        """
         found = checkpoint.load(self.path / "checkpoints")
         if found is None:
             raise DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
+        again = "imnet-train goes on from the one before: run the training's command again"
+        if found.skipped:
+            raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
+        last = max((line["step"] for line in self.metrics), default=0)
+        if self.info["status"] == "complete" and found.state["step"] < last:
+            what = f"the checkpoint of the last step, {last}, is gone; the newest is {found.path.name}"
+            raise DataError(what, file=self.path, hint=again)
         net = build_network(self.recipe)
         net.load_state_dict(found.tensors["ema" if self.recipe.ema_decay is not None else "model"])
         return net.eval()

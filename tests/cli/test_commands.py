@@ -1,6 +1,7 @@
 """What the commands print, and that asking is cheap."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -140,6 +141,28 @@ def test_train_evaluate_report_from_the_command_line_and_from_python(tmp_path, c
     assert second.model()(__import__("torch").zeros(2, 3, 16, 16)).shape == (2, 10)
     assert cli.report_main([str(folder), str(tmp_path / "b"), "--out", str(tmp_path / "c.html")]) == 0
     assert (tmp_path / "c.html").exists()
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_an_older_checkpoint_does_not_pass_for_the_last(tmp_path, capsys, harm):
+    folder = tmp_path / "run"
+    quick = ["--data.train_images", "256", "--data.test_images", "64", "--data.image_px", "16", "--epochs", "2"]
+    assert cli.train_main([*quick, "--device", "cpu", "--threads", "1", "--out", str(folder)]) == 0
+    evaluation = (folder / "evaluation.json").read_bytes()
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    if harm == "remove":
+        shutil.rmtree(newest)
+    else:
+        weights = newest / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    capsys.readouterr()
+    assert cli.eval_main([str(folder)]) == 65
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert newest.name in said or "the last step, 4, is gone" in said
+    assert (folder / "evaluation.json").read_bytes() == evaluation
 
 
 @pytest.mark.parametrize("main", [cli.eval_main, cli.report_main])
