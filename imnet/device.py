@@ -59,11 +59,13 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     if kind == "cuda":
         check_gpus(max(options.gpus or 1, local_rank + 1))
         torch.cuda.set_device(local_rank)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     precision, reason = resolve_precision(options.precision, kind)
+    if kind == "cuda":
+        # What little stays fp32 beside half precision may as well be fast; a run in fp32 is one.
+        fast = options.tf32 or precision != "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     return Place(device, precision, reason)
 
 

@@ -38,6 +38,7 @@ HELP = {
     "data.name": "data set (--data); `shapes` and `synthetic` need no files",
     "data.batch_images": "images an optimiser step sees over all ranks (--batch-size)",
     "max_restarts": "how often a lost rank makes all ranks go on from the newest checkpoint",
+    "tf32": "with --precision fp32: products in a GPU's TF32 units, 10 bits of mantissa, several times faster",
     "compile": "torch.compile (default: on a GPU, where the run is long enough to earn its cost back)",
     "cuda_graphs": "capture the whole step in one CUDA graph (default: wherever one GPU trains)",
     "deterministic": "repeat every bit of a run on the same GPU; what cannot is refused before the first step",

@@ -22,6 +22,8 @@ class RunOptions:
     max_restarts: int = 0
     """How often a lost rank makes all ranks start again from the newest checkpoint (--gpus, --procs)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False
+    """fp32 products in a GPU's TF32 units, with 10 bits of mantissa; without it fp32 is fp32."""
     compile: bool | None = None
     """torch.compile; default: on a GPU where the whole run is long enough to earn its cost back, on a CPU no."""
     cuda_graphs: bool | None = None

@@ -46,7 +46,7 @@ RESNET34_SUB4 = replace(
     published=Published(
         top1=0.7631,
         hardware=GPU,
-        note="band 0, by 600 epochs of another recipe (ResNet strikes back), 281 h for the four; bands 1..3 "
+        note="band 0, by 600 epochs of another recipe (ResNet strikes back), 281 h (of what, it does not say); bands 1..3 "
         "74.39 68.79 74.82 %; ensemble of 0, 1, 3 78.29 %",
     ),
 )

@@ -12,9 +12,10 @@ import torch
 from imnet_kernels import augment, tier
 
 from imnet import models
-from imnet.device import Place
+from imnet.device import Place, resolve
 from imnet.launch import World
 from imnet.recipe import SGD, AdamW, Constant, Data, Recipe
+from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
 pytestmark = [
@@ -194,3 +195,10 @@ def test_views_that_start_at_odd_addresses(name):
     with tier.using(name):
         torch.testing.assert_close(shake_shake(*x, alpha, alpha), want)
         torch.testing.assert_close(shake_shake(*big, alpha, alpha), wide)
+
+
+@pytest.mark.parametrize(("asked", "fast"), [({}, False), ({"tf32": True}, True), ({"precision": "bf16"}, True)])
+def test_fp32_is_fp32_unless_tf32_is_asked_for(asked, fast):
+    resolve(RunOptions(**({"precision": "fp32"} | asked)))
+    assert torch.backends.cuda.matmul.allow_tf32 == fast
+    assert torch.backends.cudnn.allow_tf32 == fast
