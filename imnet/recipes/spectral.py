@@ -46,8 +46,8 @@ RESNET34_SUB4 = replace(
     published=Published(
         top1=0.7631,
         hardware=GPU,
-        note="band 0, by 600 epochs of another recipe (ResNet strikes back), 281 h (of what, it does not say); bands 1..3 "
-        "74.39 68.79 74.82 %; ensemble of 0, 1, 3 78.29 %",
+        note="band 0, by 600 epochs of another recipe (ResNet strikes back), 281 h (of what, it does not say); "
+        "bands 1..3 74.39 68.79 74.82 %; ensemble of 0, 1, 3 78.29 %",
     ),
 )
 RESNET34_SUB16 = replace(
@@ -150,7 +150,9 @@ RESNET34_21K_224 = Recipe(
     schedule=Step(every_epochs=30, gamma=0.1),
     epochs=100,
     source=f"{SOURCE}; the flip, and 224 pixels for whole images, are inferred",
-    published=Published(top1=0.4045, hardware=GPU, note="more than 246 h"),
+    published=Published(
+        top1=0.4045, note="quoted from Ridnik et al. 2021, not a run of the document's; more than 246 h"
+    ),
 )
 RESNET34_21K_SUB36 = replace(
     RESNET34_21K_224,
