@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data import box
 from imnet.data.files import locked, make_dir
 from imnet.data.progress import Progress
 from imnet.data.readers import Blocks, Found, Items
@@ -177,7 +176,6 @@ def _results(content: Items, starts: range, options: Options) -> Iterator[Result
     if workers == 1:
         yield from map(_chunk, starts)
         return
-    box.jpeg()  # found and compared with Pillow here, once for all workers
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("fork"), initializer=_worker, initargs=(os.getpid(),)
     )
