@@ -10,7 +10,7 @@ import torch
 
 from imnet import defaults, device, models
 from imnet.data.order import Order
-from imnet.data.pipeline import Batch, Pipeline
+from imnet.data.pipelines import Batch, Pipeline
 from imnet.errors import UsageError
 from imnet.from_recipe import Step, build_network, build_pipelines, build_step, load_data
 from imnet.launch import World

@@ -8,9 +8,9 @@ import torch
 
 from imnet import data, models
 from imnet.data import pipelines
-from imnet.data.batches import mean_image
 from imnet.data.order import Order
-from imnet.data.pipeline import Pipeline, Setting
+from imnet.data.pipelines import Pipeline, Setting
+from imnet.data.pipelines.batches import mean_image
 from imnet.device import Place
 from imnet.launch import World
 from imnet.recipe import Recipe

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from imnet.data.idx import write_idx
+from imnet.data.readers.idx import write_idx
 from tests.data import making
 from tests.data.damage_table import case
 

@@ -2,14 +2,17 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from imnet.data import fashion_mnist, load
-from imnet.data.idx import write_idx
-from imnet.data.pack import Options, pack
+from imnet.data import load
 from imnet.data.readers import recognise
+from imnet.data.readers.idx import read_idx, write_idx
+from imnet.data.sets import fashion_mnist
+from imnet.data.sets.fashion_mnist import FASHION_MNIST
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, UsageError
 
 TRAIN_COUNTS = [2945, 3015, 2989, 3017, 2960, 3030, 3081, 3021, 2972, 2970]
@@ -85,8 +88,7 @@ def test_missing_is_one_line_with_everything_in_it(tmp_path, monkeypatch):
 
 
 def test_failed_download_is_the_same_line(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(fashion_mnist, "BASE_URL", server.url)
-    monkeypatch.setattr(fashion_mnist.download, "__defaults__", (server.url, None))
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", replace(FASHION_MNIST, base_url=server.url))
     with pytest.raises(DataError, match=r"Not Found.*--data shapes"):
         load("fashion-mnist", tmp_path)
     with pytest.raises(DataError, match="does not exist"):
@@ -95,9 +97,9 @@ def test_failed_download_is_the_same_line(tmp_path, monkeypatch, server):
 
 
 def test_downloaded_from_a_server(shared, server, tmp_path):
-    for name in fashion_mnist.FILES:
+    for name in FASHION_MNIST.files:
         server.files[name] = (shared("fashion-mnist") / name).read_bytes()
-    fashion_mnist.download(tmp_path / "fashion-mnist", server.url)
+    FASHION_MNIST.download(tmp_path / "fashion-mnist", server.url)
     data = load("fashion-mnist", tmp_path, download=False)
     assert data.fingerprint == FINGERPRINT_CUSTOM
 
@@ -134,4 +136,4 @@ def test_label_out_of_range_and_wrong_size(small):
 def test_gz_and_raw_read_the_same(shared, tmp_path):
     source = shared("fashion-mnist") / "t10k-labels-idx1-ubyte.gz"
     (tmp_path / "raw").write_bytes(gzip.decompress(source.read_bytes()))
-    assert np.array_equal(fashion_mnist.read_idx(source, 1), fashion_mnist.read_idx(tmp_path / "raw", 1))
+    assert np.array_equal(read_idx(source, 1), read_idx(tmp_path / "raw", 1))

@@ -12,8 +12,8 @@ import resource
 import numpy as np
 import pytest
 
-from imnet.data.idx import read_idx, write_idx
 from imnet.data.readers import recognise
+from imnet.data.readers.idx import read_idx, write_idx
 from imnet.data.readers.items import Items
 from imnet.data.readers.pickles import RefusedError, read_batch
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode

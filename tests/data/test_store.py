@@ -13,11 +13,11 @@ import pytest
 from imnet.data import load
 from imnet.data.base import Split
 from imnet.data.files import locked
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import BLOCK_BYTES, PAGE, load_store, open_store, split_path
-from imnet.data.store_write import Writer
+from imnet.data.store.pack import Options, pack
+from imnet.data.store.write import Writer
 from imnet.errors import DataError
 from tests.data import making
 

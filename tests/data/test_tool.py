@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imnet.data import fashion_mnist
-from imnet.data.export import folder_names
-from imnet.data.idx import write_idx
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
+from imnet.data.readers.idx import write_idx
 from imnet.data.readers.picture import ResizeRule
+from imnet.data.sets.fashion_mnist import FASHION_MNIST
 from imnet.data.store import load_store, open_store, split_path
+from imnet.data.store.export import folder_names
+from imnet.data.store.pack import Options, pack
 from imnet.data.tool import main
 from tests.data import making
 
@@ -93,10 +93,10 @@ def test_grey_export(tmp_path):
 
 
 def test_download_command(shared, server, tmp_path, capsys):
-    for name in fashion_mnist.FILES:
+    for name in FASHION_MNIST.files:
         server.files[name] = (shared("fashion-mnist") / name).read_bytes()
     assert main(["download", "fashion-mnist", str(tmp_path / "f"), "--url", server.url]) == 0
-    assert sorted(os.listdir(tmp_path / "f")) == sorted(fashion_mnist.FILES)
+    assert sorted(os.listdir(tmp_path / "f")) == sorted(FASHION_MNIST.files)
     server.files.clear()
     assert main(["download", "fashion-mnist", str(tmp_path / "g"), "--url", server.url]) == 74
     assert "Not Found" in capsys.readouterr().err

@@ -18,7 +18,6 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif")
 # ImageNet-1K's largest picture has 40 million pixels.
 MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.

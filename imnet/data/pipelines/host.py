@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import Batches, as_tensor
-from imnet.data.encoded import Decoder
-from imnet.data.pipeline import Batch, Pipeline, Setting
+from imnet.data.pipelines import Batch, Pipeline, Setting
+from imnet.data.pipelines.batches import Batches, as_tensor
+from imnet.data.pipelines.encoded import Decoder
 
 T = TypeVar("T")
 U = TypeVar("U")

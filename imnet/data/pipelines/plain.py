@@ -14,15 +14,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from imnet.augmentation import Augment
-from imnet.data import transforms
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import as_tensor
-from imnet.data.color import draw_jitter
-from imnet.data.draws import Key
-from imnet.data.encoded import Decoder
-from imnet.data.host import Copier, ahead
-from imnet.data.pipeline import Batch, Pipeline, Setting
-from imnet.data.trivial_augment import OPERATIONS, draw_trivial
+from imnet.data.pipelines import Batch, Pipeline, Setting, transforms
+from imnet.data.pipelines.batches import as_tensor
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.encoded import Decoder
+from imnet.data.pipelines.host import Copier, ahead
+from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, draw_trivial
 
 BILINEAR = InterpolationMode.BILINEAR
 _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
