@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imnet.data import sets
 from imnet.data.readers import recognise
 from imnet.data.readers.idx import write_idx
 from imnet.data.readers.picture import ResizeRule
@@ -149,3 +150,16 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_no_torch_in_the_data_modules():
     code = "import sys, imnet.data, imnet.data.tool; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_data_set_is_one_file(tmp_path, monkeypatch):
+    """A module in the folder ``sets`` is enough: nothing else knows of it."""
+    body = "from imnet.data import sets\n@sets.dataset\ndef brand_new(request): return request.seed\n"
+    (tmp_path / "brand_new.py").write_text(body)
+    monkeypatch.setattr(sets, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(sets, "_SETS", dict(sets.all_sets()))
+    sets.all_sets.cache_clear()
+    assert sets.all_sets()["brand-new"](sets.Request(seed=7)) == 7
+    with pytest.raises(ValueError, match="registered twice"):
+        sets.dataset(sets.all_sets()["brand-new"])
+    sets.all_sets.cache_clear()
