@@ -9,11 +9,12 @@ import pytest
 
 from imnet.data import load
 from imnet.data.readers import recognise
-from imnet.data.readers.idx import read_idx, write_idx
+from imnet.data.readers.idx import read_idx
 from imnet.data.sets import fashion_mnist
 from imnet.data.sets.fashion_mnist import FASHION_MNIST
 from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, UsageError
+from tests.data import making
 
 TRAIN_COUNTS = [2945, 3015, 2989, 3017, 2960, 3030, 3081, 3021, 2972, 2970]
 TEST_COUNTS = [4055, 3985, 4011, 3983, 4040, 3970, 3919, 3979, 4028, 4030]
@@ -26,8 +27,8 @@ def small(tmp_path):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for part, count in (("train", 40), ("t10k", 10)):
-        write_idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), folder / f"{part}-images-idx3-ubyte")
-        write_idx(np.arange(count, dtype=np.uint8) % 10, folder / f"{part}-labels-idx1-ubyte.gz")
+        making.write_idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), folder / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.arange(count, dtype=np.uint8) % 10, folder / f"{part}-labels-idx1-ubyte.gz")
     return folder
 
 
@@ -125,10 +126,10 @@ def test_wrong_options(small, bad):
 def test_label_out_of_range_and_wrong_size(small):
     labels = np.zeros(40, dtype=np.uint8)
     labels[17] = 10
-    write_idx(labels, small / "train-labels-idx1-ubyte.gz")
+    making.write_idx(labels, small / "train-labels-idx1-ubyte.gz")
     with pytest.raises(DataError, match=r"byte 25.*label 10 of image 17"):
         load("fashion-mnist", small, split="official")
-    write_idx(np.zeros((40, 28, 27), dtype=np.uint8), small / "train-images-idx3-ubyte")
+    making.write_idx(np.zeros((40, 28, 27), dtype=np.uint8), small / "train-images-idx3-ubyte")
     with pytest.raises(DataError, match="28 x 27, expected 28 x 28"):
         load("fashion-mnist", small, split="official")
 

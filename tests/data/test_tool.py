@@ -11,7 +11,6 @@ from PIL import Image
 
 from imnet.data import sets
 from imnet.data.readers import recognise
-from imnet.data.readers.idx import write_idx
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.sets.fashion_mnist import FASHION_MNIST
 from imnet.data.store import load_store, open_store, split_path
@@ -84,8 +83,8 @@ def test_grey_export(tmp_path):
     for part in ("train", "t10k"):
         file = tmp_path / "mnist" / f"{part}-images-idx3-ubyte"
         file.parent.mkdir(exist_ok=True)
-        write_idx(rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), file)
-        write_idx(np.array([7, 0, 1], np.uint8), tmp_path / "mnist" / f"{part}-labels-idx1-ubyte")
+        making.write_idx(rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), file)
+        making.write_idx(np.array([7, 0, 1], np.uint8), tmp_path / "mnist" / f"{part}-labels-idx1-ubyte")
     assert main(["pack", str(tmp_path / "mnist"), str(tmp_path / "out")]) == 0
     assert main(["export", str(tmp_path / "out"), str(tmp_path / "png")]) == 0
     with Image.open(tmp_path / "png" / "train" / "7" / "00000000.png") as image:

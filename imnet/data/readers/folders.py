@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from imnet.data.readers.base import Found
@@ -43,17 +44,12 @@ def _texts(source: Tree, root: str) -> list[str]:
 
 
 def _words(source: Tree, root: str) -> dict[str, str]:
-    words: dict[str, str] = {}
+    words: dict[str, str] = defaultdict(str)
     if f"{root}words.txt" in _texts(source, root):
         for line in source.text(f"{root}words.txt").splitlines():
             wnid, _, text = line.partition("\t")
             words[wnid] = text.split(",")[0].strip()
-    return _Default(words)
-
-
-class _Default(dict):
-    def __missing__(self, key: str) -> str:
-        return ""
+    return words
 
 
 def _tiny_train(source: Tree, root: str, number: dict[str, int]) -> Items:

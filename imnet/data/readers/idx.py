@@ -8,7 +8,6 @@ Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned byte
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import struct
 import zlib
@@ -89,17 +88,6 @@ def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tupl
     if len(sizes) < 4 * num_dims:
         raise DataError(f"header ends after {4 + len(sizes)} bytes, expected {4 + 4 * num_dims}", file=path, offset=4)
     return struct.unpack(f">{num_dims}I", sizes)
-
-
-def write_idx(array: np.ndarray, path: Path) -> None:
-    """Write a uint8 array as an IDX file, gzipped (without a time stamp) where the name ends in .gz."""
-    body = bytes([0, 0, _UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    if path.name.endswith(".gz"):
-        buffer = io.BytesIO()
-        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1) as stream:
-            stream.write(body)
-        body = buffer.getvalue()
-    path.write_bytes(body)
 
 
 def find_idx(path: Path) -> Found | None:
