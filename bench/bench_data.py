@@ -31,13 +31,12 @@ from PIL import Image
 
 from imnet.augmentation import Augment
 from imnet.data.base import Split
-from imnet.data.fashion_mnist import read_official
-from imnet.data.pack import Options, pack
-from imnet.data.pipeline import Setting
-from imnet.data.pipelines import build
+from imnet.data.pipelines import Setting, build
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
+from imnet.data.sets.fashion_mnist import read_official
 from imnet.data.store import open_store, split_path
+from imnet.data.store.pack import Options, pack
 
 from . import data_peers as peers
 from . import kit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from imnet import device, models
-from imnet.data.pipeline import Batch, Pipeline
+from imnet.data.pipelines import Batch, Pipeline
 from imnet.errors import UsageError
 from imnet.from_recipe import Step, build_network, build_step, prepare
 from imnet.launch import World

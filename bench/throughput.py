@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from imnet import device
-from imnet.data.pipeline import Batch
+from imnet.data.pipelines import Batch
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imnet.data.order import shard
-from imnet.data.pipeline import Pipeline
+from imnet.data.pipelines import Pipeline
 from imnet.device import Place
 from imnet.launch import World
 

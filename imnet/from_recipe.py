@@ -9,9 +9,9 @@ import torch
 
 from imnet import data, defaults, models
 from imnet.data import pipelines
-from imnet.data.batches import mean_image
 from imnet.data.order import Order
-from imnet.data.pipeline import Pipeline, Setting
+from imnet.data.pipelines import Pipeline, Setting
+from imnet.data.pipelines.batches import mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imnet.data import DataSet
 from imnet.data.order import Order
-from imnet.data.pipeline import Pipeline
+from imnet.data.pipelines import Pipeline
 from imnet.defaults import Execution
 from imnet.device import Place
 from imnet.launch import World

@@ -16,10 +16,10 @@ from torch import Tensor
 from imnet import device
 from imnet.data import pipelines
 from imnet.data.base import AnySplit, EncodedSplit, Split
-from imnet.data.batches import Batches, as_tensor, mean_image
-from imnet.data.encoded import Decoder
 from imnet.data.order import Order
-from imnet.data.pipeline import Batch, Pipeline, Setting
+from imnet.data.pipelines import Batch, Pipeline, Setting
+from imnet.data.pipelines.batches import Batches, as_tensor, mean_image
+from imnet.data.pipelines.encoded import Decoder
 from imnet.errors import UsageError
 from imnet.files import write_json
 from imnet.from_recipe import load_data

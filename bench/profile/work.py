@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from imnet import device
-from imnet.data.batches import mean_image
 from imnet.data.order import Order, micro_batches
-from imnet.data.pipeline import Setting
-from imnet.data.resident import Resident
+from imnet.data.pipelines import Setting
+from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.resident import Resident
 from imnet.from_recipe import load_data
 from imnet.launch import World
 from imnet.mixing import Mixing

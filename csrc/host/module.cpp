@@ -8,10 +8,6 @@
 namespace py = pybind11;
 using namespace imnet;
 
-namespace imnet {
-void bind_box(py::module_& m);
-}
-
 namespace {
 
 using Release = py::call_guard<py::gil_scoped_release>;
@@ -73,7 +69,6 @@ PYBIND11_MODULE(_host, m) {
   m.def("shake", &shake_py, Release());
   m.def("shake_bn", &shake_bn_py, Release());
   m.def("sgd_ema", &sgd_ema_py, Release());
-  bind_box(m);
   m.def("choices", &choices_py, "The shared header's choices for one sample: (dy, dx, flip, y0, x0).");
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use: base, avx2, avx512 or avx512bf16.");
   m.def("force_isa", [](const std::string& name) {

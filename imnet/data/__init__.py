@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data import cifar, fashion_mnist, packed, shapes, synthetic  # noqa: F401  (importing a source registers it)
-from imnet.data.base import DATASETS, AnySplit, DataSet, EncodedSplit, Request, Split, dataset, did_you_mean, make
+from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, make
+from imnet.data.sets import Request, all_sets, dataset, did_you_mean
 from imnet.errors import UsageError
 
-__all__ = ["DATASETS", "DataSet", "Request", "Split", "dataset", "load", "names"]
+__all__ = ["DataSet", "Request", "Split", "dataset", "load", "names"]
 
 _GENERATED = ("shapes", "synthetic")
 
 
 def names() -> tuple[str, ...]:
-    """The registered data set names, sorted."""
-    return tuple(sorted(DATASETS))
+    """The names of all data sets, sorted."""
+    return tuple(sorted(all_sets()))
 
 
 def load(
@@ -57,10 +57,10 @@ def load(
         channels=channels,
         download=download,
     )
-    if name not in DATASETS:
+    if name not in all_sets():
         hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
-    loaded = DATASETS[name](request)
+    loaded = all_sets()[name](request)
     return loaded if name in _GENERATED else _thin(loaded, train_images, test_images)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError
 
 _DIGEST_CHUNK_BYTES = 8 << 20
 
@@ -115,40 +113,6 @@ class DataSet:
         return self.train.image_shape
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a source is asked for; None leaves the choice to the source. See ``imnet.data.load``."""
-
-    data_dir: Path | None = None
-    image_px: int | None = None
-    split: str | None = None
-    num_classes: int | None = None
-    seed: int = 0
-    train_images: int | None = None
-    test_images: int | None = None
-    channels: int | None = None
-    download: bool = True
-
-
-Source = Callable[[Request], DataSet]
-DATASETS: dict[str, Source] = {}
-
-
-def dataset(source: Source) -> Source:
-    """Register ``source`` under its function name, underscores turned into hyphens (the ``--data`` string)."""
-    name = source.__name__.replace("_", "-")
-    if name in DATASETS:
-        raise ValueError(f"data set {name!r} is registered twice")
-    DATASETS[name] = source
-    return source
-
-
-def did_you_mean(got: str, allowed: list[str]) -> str:
-    """``; did you mean 'x'`` or nothing: one place, so that every unknown name is answered alike."""
-    near = get_close_matches(got, allowed, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
 def split_hash(shape: tuple[int, ...]) -> hashlib._Hash:
     """The hash object of one split, seeded with its shape; feed pixels in order, then labels as little-endian int64."""
     return hashlib.sha256(f"imnet-split uint8 {tuple(int(n) for n in shape)}".encode())
@@ -175,20 +139,3 @@ def chunks(images: np.ndarray, chunk_bytes: int = _DIGEST_CHUNK_BYTES) -> Iterat
     step = max(1, chunk_bytes // per_image)
     for start in range(0, images.shape[0], step):
         yield np.ascontiguousarray(images[start : start + step])
-
-
-def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
-    """Folders to look into, in order: ``data_dir``, then ``$IMNET_DATA``; each itself and each with ``names`` below."""
-    roots = [Path(data_dir)] if data_dir is not None else []
-    if os.environ.get("IMNET_DATA"):
-        roots.append(Path(os.environ["IMNET_DATA"]))
-    found: list[Path] = []
-    for root in roots:
-        found += [path for path in (root, *(root / name for name in names)) if path not in found]
-    return found
-
-
-def require(option: str, got: object, allowed: object, name: str) -> None:
-    """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
-    if got is not None and got != allowed:
-        raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=f"leave out {option}")

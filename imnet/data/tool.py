@@ -12,17 +12,19 @@ from typing import NoReturn
 
 import numpy as np
 
-from imnet.data import cifar, fashion_mnist
-from imnet.data.base import chunks, did_you_mean
-from imnet.data.export import export
-from imnet.data.pack import Options, pack
+from imnet.data.base import chunks
 from imnet.data.readers import recognise
+from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
-from imnet.data.select import select
+from imnet.data.sets import did_you_mean
+from imnet.data.sets.remote import remote_sets
 from imnet.data.store import Store, is_store, open_store, split_path
+from imnet.data.store.export import export
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, ImnetError, UsageError
 
 _INTERRUPTED = 75
+_REMOTE = remote_sets()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             command.add_argument("target", type=Path)
     command = commands.add_parser("download", help="fetch a set whose licence allows it (resumable, checked)")
-    command.add_argument("name", choices=["fashion-mnist", *cifar.FORMS])
+    command.add_argument("name", choices=sorted(_REMOTE))
     command.add_argument("target", type=Path, help="the folder for its files")
     command.add_argument("--url", help="another server with the same files")
     command.set_defaults(run=_download)
@@ -175,12 +177,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    form = cifar.FORMS.get(arguments.name)
-    url = (arguments.url or (fashion_mnist.BASE_URL if form is None else cifar.BASE_URL)).rstrip("/") + "/"
-    if form is None:
-        print(fashion_mnist.download(arguments.target, url))
-    else:
-        print(cifar.download(form, arguments.target, url))
+    url = arguments.url and arguments.url.rstrip("/") + "/"
+    print(_REMOTE[arguments.name].download(arguments.target, url))
     return 0
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from bench.profile.cli import main
 from bench.profile.data import stages, timed
 from imnet.data.base import EncodedSplit
-from imnet.data.batches import Batches
-from imnet.data.encoded import Decoder
 from imnet.data.order import Order
-from imnet.data.pipeline import Setting
+from imnet.data.pipelines import Setting
+from imnet.data.pipelines.batches import Batches
+from imnet.data.pipelines.encoded import Decoder
 from imnet.recipe import Augment, replace
 from imnet.recipes import by_name
 

@@ -8,7 +8,6 @@ import zipfile
 
 import numpy as np
 
-from imnet.data.idx import write_idx
 from tests.data import making
 from tests.data.damage_table import case
 
@@ -16,8 +15,8 @@ from tests.data.damage_table import case
 def idx_set(folder, name, change):
     """The four files of a sound small set, one of them changed: ``change(bytes) -> bytes``."""
     for part, count in (("train", 8), ("t10k", 4)):
-        write_idx(np.zeros((count, 28, 28), np.uint8), folder / f"{part}-images-idx3-ubyte")
-        write_idx(np.zeros(count, np.uint8), folder / f"{part}-labels-idx1-ubyte")
+        making.write_idx(np.zeros((count, 28, 28), np.uint8), folder / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.zeros(count, np.uint8), folder / f"{part}-labels-idx1-ubyte")
     (folder / name).write_bytes(change((folder / name).read_bytes()))
     return folder
 

@@ -1,7 +1,9 @@
 """Small sources of every format, made with plain Pillow, pickle, numpy, zipfile and tarfile: nothing of ours."""
 
+import gzip
 import io
 import pickle
+import struct
 import tarfile
 import zipfile
 
@@ -113,3 +115,9 @@ def imagenet64_expected(side=16):
     planar = np.concatenate([part[0] for part in parts]).reshape(-1, 3, side, side)
     labels = np.concatenate([part[1] for part in parts])
     return np.stack([planar[:, c] for c in range(3)], axis=-1), labels - 1
+
+
+def write_idx(array, path):
+    """A uint8 array as an IDX file, gzipped where the name ends in .gz."""
+    body = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(body, 1, mtime=0) if path.name.endswith(".gz") else body)

@@ -2,14 +2,17 @@
 
 import gzip
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from imnet.data import cifar, load
-from imnet.data.pack import Options, pack
+from imnet.data import load
 from imnet.data.readers import recognise
+from imnet.data.readers.cifar import FORMS
+from imnet.data.sets.remote import remote_sets
 from imnet.data.store import load_store
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, UsageError
 from tests.data import making
 
@@ -28,7 +31,7 @@ def files(form):
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def form(request):
-    return cifar.FORMS[request.param]
+    return FORMS[request.param]
 
 
 @pytest.mark.parametrize("where", ["folder", "parent", "archive"])
@@ -90,7 +93,7 @@ def test_missing_and_wrong_options(form, tmp_path):
 def test_download(form, server, tmp_path):
     archive = gzip.compress(making.tar_bytes(files(form)[0]))
     server.files[form.archive] = archive
-    wanted = cifar.Form(**{**form.__dict__, "size_bytes": len(archive),
-                           "checksum": "md5:" + hashlib.md5(archive).hexdigest()})  # fmt: skip
-    assert cifar.download(wanted, tmp_path, server.url).read_bytes() == archive
+    changed = {form.archive: (len(archive), "md5:" + hashlib.md5(archive).hexdigest())}
+    folder = replace(remote_sets()[form.name], files=changed).download(tmp_path, server.url)
+    assert (folder / form.archive).read_bytes() == archive
     assert len(load(form.name, tmp_path, download=False).test) == 6

@@ -90,7 +90,7 @@ def test_a_damaged_picture_is_named_or_left_out(coded, damage):
 
 def test_what_only_pillow_decodes_is_decoded_by_pillow(coded, monkeypatch):
     """DALI is handed bytes that it refuses, once; Pillow reads the picture, so training goes on with its pixels."""
-    from imnet.data.dali_pictures import Pictures
+    from imnet.data.pipelines.dali_pictures import Pictures
 
     given = Pictures._decoded
 
@@ -142,7 +142,7 @@ def packed(root):
 
 @pytest.mark.parametrize("make", [shapes, packed, store], ids=["shapes", "packed", "encoded"])
 def test_a_training_that_is_interrupted_ends_with_the_same_weights(tmp_path, monkeypatch, make):
-    from imnet.data.dali import Dali
+    from imnet.data.pipelines.dali import Dali
 
     recipe = make(tmp_path)
     whole = train(recipe, out=tmp_path / "whole", **OPTIONS)

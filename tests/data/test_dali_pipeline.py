@@ -154,8 +154,8 @@ def test_an_error_in_making_a_feed_comes_out_at_its_place():
 
 
 def test_what_a_gpu_runs_in_place_of_pillow():
-    from imnet.data.dali_color import equalize_on_device
-    from imnet.data.dali_pictures import box_resize_on_device
+    from imnet.data.pipelines.dali_color import equalize_on_device
+    from imnet.data.pipelines.dali_pictures import box_resize_on_device
 
     rng = np.random.default_rng(1)
     for height, width in ((40, 30), (24, 24), (17, 90), (10, 11)):

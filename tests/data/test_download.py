@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from imnet.data.download import Patience, Remote, fetch
+from imnet.data.sets.remote import Patience, Remote, fetch
 from imnet.errors import IOFailure
 from tests.data.conftest import send
 
@@ -157,7 +157,7 @@ def test_killed_ten_times_then_whole(server, tmp_path):
 
     wanted = remote(server)
     code = (
-        "from imnet.data.download import *; from pathlib import Path; import sys; "
+        "from imnet.data.sets.remote import *; from pathlib import Path; import sys; "
         "fetch(Remote(sys.argv[1], int(sys.argv[2]), sys.argv[3]), Path(sys.argv[4]))"
     )
     arguments = [wanted.url, str(wanted.size_bytes), wanted.checksum, str(tmp_path / "file.bin")]
@@ -180,7 +180,7 @@ def test_killed_ten_times_then_whole(server, tmp_path):
 def test_four_at_once_download_once(server, tmp_path):
     wanted = remote(server)
     code = (
-        "from imnet.data.download import *; from pathlib import Path; import sys; "
+        "from imnet.data.sets.remote import *; from pathlib import Path; import sys; "
         "fetch(Remote(sys.argv[1], int(sys.argv[2]), sys.argv[3]), Path(sys.argv[4]))"
     )
     arguments = [wanted.url, str(wanted.size_bytes), wanted.checksum, str(tmp_path / "file.bin")]

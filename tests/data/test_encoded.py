@@ -13,12 +13,12 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from imnet import data, recipes
-from imnet.data import pipelines, transforms
+from imnet.data import pipelines
 from imnet.data.base import EncodedSplit, Split
-from imnet.data.batches import mean_image
-from imnet.data.draws import Key
 from imnet.data.order import Order
-from imnet.data.pipeline import Setting
+from imnet.data.pipelines import Setting, transforms
+from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.draws import Key
 from imnet.data.tool import main as imnet_data
 from imnet.errors import DataError, UsageError
 from imnet.recipe import Augment

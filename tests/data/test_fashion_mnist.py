@@ -2,15 +2,19 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from imnet.data import fashion_mnist, load
-from imnet.data.idx import write_idx
-from imnet.data.pack import Options, pack
+from imnet.data import load
 from imnet.data.readers import recognise
+from imnet.data.readers.idx import read_idx
+from imnet.data.sets import fashion_mnist
+from imnet.data.sets.fashion_mnist import FASHION_MNIST
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, UsageError
+from tests.data import making
 
 TRAIN_COUNTS = [2945, 3015, 2989, 3017, 2960, 3030, 3081, 3021, 2972, 2970]
 TEST_COUNTS = [4055, 3985, 4011, 3983, 4040, 3970, 3919, 3979, 4028, 4030]
@@ -23,8 +27,8 @@ def small(tmp_path):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for part, count in (("train", 40), ("t10k", 10)):
-        write_idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), folder / f"{part}-images-idx3-ubyte")
-        write_idx(np.arange(count, dtype=np.uint8) % 10, folder / f"{part}-labels-idx1-ubyte.gz")
+        making.write_idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), folder / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.arange(count, dtype=np.uint8) % 10, folder / f"{part}-labels-idx1-ubyte.gz")
     return folder
 
 
@@ -85,8 +89,7 @@ def test_missing_is_one_line_with_everything_in_it(tmp_path, monkeypatch):
 
 
 def test_failed_download_is_the_same_line(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(fashion_mnist, "BASE_URL", server.url)
-    monkeypatch.setattr(fashion_mnist.download, "__defaults__", (server.url, None))
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", replace(FASHION_MNIST, base_url=server.url))
     with pytest.raises(DataError, match=r"Not Found.*--data shapes"):
         load("fashion-mnist", tmp_path)
     with pytest.raises(DataError, match="does not exist"):
@@ -95,9 +98,9 @@ def test_failed_download_is_the_same_line(tmp_path, monkeypatch, server):
 
 
 def test_downloaded_from_a_server(shared, server, tmp_path):
-    for name in fashion_mnist.FILES:
+    for name in FASHION_MNIST.files:
         server.files[name] = (shared("fashion-mnist") / name).read_bytes()
-    fashion_mnist.download(tmp_path / "fashion-mnist", server.url)
+    FASHION_MNIST.download(tmp_path / "fashion-mnist", server.url)
     data = load("fashion-mnist", tmp_path, download=False)
     assert data.fingerprint == FINGERPRINT_CUSTOM
 
@@ -123,10 +126,10 @@ def test_wrong_options(small, bad):
 def test_label_out_of_range_and_wrong_size(small):
     labels = np.zeros(40, dtype=np.uint8)
     labels[17] = 10
-    write_idx(labels, small / "train-labels-idx1-ubyte.gz")
+    making.write_idx(labels, small / "train-labels-idx1-ubyte.gz")
     with pytest.raises(DataError, match=r"byte 25.*label 10 of image 17"):
         load("fashion-mnist", small, split="official")
-    write_idx(np.zeros((40, 28, 27), dtype=np.uint8), small / "train-images-idx3-ubyte")
+    making.write_idx(np.zeros((40, 28, 27), dtype=np.uint8), small / "train-images-idx3-ubyte")
     with pytest.raises(DataError, match="28 x 27, expected 28 x 28"):
         load("fashion-mnist", small, split="official")
 
@@ -134,4 +137,4 @@ def test_label_out_of_range_and_wrong_size(small):
 def test_gz_and_raw_read_the_same(shared, tmp_path):
     source = shared("fashion-mnist") / "t10k-labels-idx1-ubyte.gz"
     (tmp_path / "raw").write_bytes(gzip.decompress(source.read_bytes()))
-    assert np.array_equal(fashion_mnist.read_idx(source, 1), fashion_mnist.read_idx(tmp_path / "raw", 1))
+    assert np.array_equal(read_idx(source, 1), read_idx(tmp_path / "raw", 1))

@@ -14,7 +14,7 @@ from tests.data.test_tars import imagenet_tars
 from tests.recipes.conftest import _MAKERS
 
 PIPELINES = ["resident", "host", "torch"]
-if has_dali() and importlib.util.find_spec("imnet.data.dali") is not None:
+if has_dali() and importlib.util.find_spec("imnet.data.pipelines.dali") is not None:
     PIPELINES.append("dali")
 
 

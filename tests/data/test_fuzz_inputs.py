@@ -12,8 +12,8 @@ import resource
 import numpy as np
 import pytest
 
-from imnet.data.idx import read_idx, write_idx
 from imnet.data.readers import recognise
+from imnet.data.readers.idx import read_idx
 from imnet.data.readers.items import Items
 from imnet.data.readers.pickles import RefusedError, read_batch
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
@@ -64,7 +64,7 @@ def fuzz(raws, attempt, rounds, seed, allowed=(DataError,)):
 
 def test_idx(tmp_path):
     path = tmp_path / "x"
-    write_idx(np.arange(5 * 7 * 7, dtype=np.uint8).reshape(5, 7, 7), path)
+    making.write_idx(np.arange(5 * 7 * 7, dtype=np.uint8).reshape(5, 7, 7), path)
     raws = [path.read_bytes(), gzip.compress(path.read_bytes())]
 
     def attempt(raw):

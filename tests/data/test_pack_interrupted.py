@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from imnet.data.files import locked
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import open_store, split_path
+from imnet.data.store.pack import Options, pack
 from imnet.data.tool import main
 from imnet.errors import IOFailure
 from tests.data import making
 
 PACK = (
-    "import sys, imnet.data.store_write as w; w.JOURNAL_EVERY_S = 0.02; "
+    "import sys, imnet.data.store.write as w; w.JOURNAL_EVERY_S = 0.02; "
     "from imnet.data.tool import main; sys.exit(main(sys.argv[1:]))"
 )
 

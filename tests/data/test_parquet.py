@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
+from imnet.data.readers.base import select
 from imnet.data.readers.picture import ResizeRule
-from imnet.data.select import select
 from imnet.data.store import load_store, open_store, split_path
+from imnet.data.store.pack import Options, pack
 from imnet.data.tool import main
 from tests.data import making
 from tests.data.damage_parquet import WNIDS, table, write

@@ -11,10 +11,10 @@ import torch
 
 from imnet.data import pipelines
 from imnet.data.base import Split
-from imnet.data.batches import mean_image
-from imnet.data.host import ahead
 from imnet.data.order import Order
-from imnet.data.pipeline import Setting
+from imnet.data.pipelines import Setting
+from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.host import ahead
 from imnet.errors import DeviceError
 from imnet.recipe import Augment
 
@@ -99,7 +99,7 @@ def test_every_image_once_an_epoch_at_any_world_size_and_number_of_workers(kind,
 def test_auto_says_why(monkeypatch):
     split = pictures(4)
     assert pipelines.choose("auto", [split, split], CPU) == ("resident", "0.00 GiB fit cpu")
-    monkeypatch.setattr("imnet.data.resident.free_bytes", lambda device: 2**10)
+    monkeypatch.setattr("imnet.data.pipelines.free_bytes", lambda device: 2**10)
     kind, reason = pipelines.choose("auto", [split], CPU)
     assert kind == "host"
     assert "do not fit" in reason

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from imnet.data import load
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
+from imnet.data.readers.base import select
 from imnet.data.readers.picture import ResizeRule
-from imnet.data.select import select
 from imnet.data.store import load_store, open_store, split_path
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError, UsageError
 from tests.data import making
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imnet.data import load, names
-from imnet.data import shapes as shapes_module
-from imnet.data.shapes import MAX_CLASSES, class_digits, class_name, render
+from imnet.data.sets import shapes as shapes_module
+from imnet.data.sets.shapes import MAX_CLASSES, class_digits, class_name, render
 from imnet.errors import UsageError
 
 

@@ -1,5 +1,6 @@
 """The packed store: what goes in comes out, every damage is seen, a kill costs nothing, races have one winner."""
 
+import base64
 import hashlib
 import json
 import os
@@ -13,11 +14,11 @@ import pytest
 from imnet.data import load
 from imnet.data.base import Split
 from imnet.data.files import locked
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import BLOCK_BYTES, PAGE, load_store, open_store, split_path
-from imnet.data.store_write import Writer
+from imnet.data.store.pack import Options, pack
+from imnet.data.store.write import Writer
 from imnet.errors import DataError
 from tests.data import making
 
@@ -211,3 +212,38 @@ def test_missing_source_is_one_line(tmp_path):
         with pytest.raises(DataError, match="not found: looked for") as caught:
             load(name, tmp_path / "nowhere")
         assert "\n" not in str(caught.value)
+
+
+# Two stores of two images as they were written on 2026-11-26, before this package had its folders: zlib, then base85.
+OLD_PIXELS = (
+    "c-rmSKTE?v6aa9m_5XicbuG8rA%CuE&e;k@EDlbJl*{F!p=nZ*6s+1w#8LbLZo1Y{KSnnPKZJuQIC(D)f*(QNkC5a&-"
+    "n)C;7D#=!QQP0!(Tk;#%xUiDd5{jH5rhyz2qA<JLJ0j2xzVxw_{8MY^vvws{KDeW@=Bq&y0(r7gAhUpA%qY@2>qka|3C5Y?f&tcguE@uW{I@9D"
+    "@nOTl1|{KkVs?hhma8gPm(6oB`SYNI3yi%r0%gy{4;0|yFmcWQ8yM4pOcm!y4f-^Nui-7dl0rrUj<$iw>j*h!}?J-"
+    "gm(iLIN=@WKUBfbWx_s*6saGDNw%`fQw}9mW0oqRP!MoO2HAMF&QzCfK~{|*PqU<<+2xW3IT4HB3_XHrT>lt`RMUBu%^Bl{R-"
+    "q0P)R7fo7_`E5Ms2A}+cr!pscA|{nJH{xab{Kx;W1%&Rdvr!CWu6<>Gaa<xO9!$m8u0JN-u3jUD!wKyLWu!sdzPfzIp9EREvYJkL%-"
+    "nSs!e_Tz<Y6ZZGQauSTu0^$jB+gp2"
+)
+OLD_ENCODED = (
+    "c-rmSze~eF6bEpNLs#(+kZ?Fjhg`_73T_rDVsQ`^q?F6ui-x92O|Jf=gNw7exH;=4=<49)=zrk9;Nq_LQUw?P0eK%tF8Af`-"
+    "Q(u8*E+3@^;JG^O;z@5lksZd{A`L4LI@#*5JCtc|H8C+@(k)`(1*EY9=a1k2qA<JLI@$`zp4F^*T2WP`{&@4Wnutq(P9IkfHf>u4%0+qpbL>?n"
+    "8;L=We?YtCf{KK!-"
+    "#dwyMQt|!R^^7O>uKRDkRQNSwG2CRR&6p8~SjJ(>@!UNt_o0fv0e+pN}&9cCf&n82+vYQYU#<Ruz@d0vmAcrr)r5hz+D7g0yNY<V{n6`<R-"
+    "e;iw87JNyY{At#aJHY~S`ZKz}yyEARc2xJ&LLUGQ0Pbmqm2$W||ia`bf98ZYAjvxXr^v$Yfr~=L%?s3QWe2A(mNpsonMaR0jCvLl;7x>sC#JZP"
+    "{@Em)*{h{AKFSjo4#t(0egPHVpdtl8zs_T`do0rX}*P@L-ZL~VeUvNK$i~"
+)
+
+
+@pytest.mark.parametrize("text", [OLD_PIXELS, OLD_ENCODED], ids=["pixels", "encoded"])
+def test_an_old_store_opens_and_is_written_the_same_today(tmp_path, text):
+    old = zlib.decompress(base64.b85decode(text))
+    (tmp_path / "train.imnet").write_bytes(old)
+    store = open_store(tmp_path / "train.imnet")
+    images = [b"one", b"two two"] if store.is_encoded else np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    assert store.verify() == 1
+    assert store.labels.tolist() == [1, 0]
+    if store.is_encoded:
+        assert [store.encoded(i) for i in range(2)] == images
+    else:
+        assert np.array_equal(store.images(), images)
+    again = write(tmp_path / "again", images, [1, 0], about={**ABOUT, "class_names": ["a", "b"]})
+    assert again.read_bytes() == old

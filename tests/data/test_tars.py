@@ -5,10 +5,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from imnet.data.pack import Options, pack
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import load_store
+from imnet.data.store.pack import Options, pack
 from imnet.errors import DataError
 from tests.data import making
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imnet.data import fashion_mnist
-from imnet.data.export import folder_names
-from imnet.data.idx import write_idx
-from imnet.data.pack import Options, pack
+from imnet.data import sets
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
+from imnet.data.sets.fashion_mnist import FASHION_MNIST
 from imnet.data.store import load_store, open_store, split_path
+from imnet.data.store.export import folder_names
+from imnet.data.store.pack import Options, pack
 from imnet.data.tool import main
 from tests.data import making
 
@@ -83,8 +83,8 @@ def test_grey_export(tmp_path):
     for part in ("train", "t10k"):
         file = tmp_path / "mnist" / f"{part}-images-idx3-ubyte"
         file.parent.mkdir(exist_ok=True)
-        write_idx(rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), file)
-        write_idx(np.array([7, 0, 1], np.uint8), tmp_path / "mnist" / f"{part}-labels-idx1-ubyte")
+        making.write_idx(rng.integers(0, 256, (3, 28, 28), dtype=np.uint8), file)
+        making.write_idx(np.array([7, 0, 1], np.uint8), tmp_path / "mnist" / f"{part}-labels-idx1-ubyte")
     assert main(["pack", str(tmp_path / "mnist"), str(tmp_path / "out")]) == 0
     assert main(["export", str(tmp_path / "out"), str(tmp_path / "png")]) == 0
     with Image.open(tmp_path / "png" / "train" / "7" / "00000000.png") as image:
@@ -93,10 +93,10 @@ def test_grey_export(tmp_path):
 
 
 def test_download_command(shared, server, tmp_path, capsys):
-    for name in fashion_mnist.FILES:
+    for name in FASHION_MNIST.files:
         server.files[name] = (shared("fashion-mnist") / name).read_bytes()
     assert main(["download", "fashion-mnist", str(tmp_path / "f"), "--url", server.url]) == 0
-    assert sorted(os.listdir(tmp_path / "f")) == sorted(fashion_mnist.FILES)
+    assert sorted(os.listdir(tmp_path / "f")) == sorted(FASHION_MNIST.files)
     server.files.clear()
     assert main(["download", "fashion-mnist", str(tmp_path / "g"), "--url", server.url]) == 74
     assert "Not Found" in capsys.readouterr().err
@@ -149,3 +149,16 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_no_torch_in_the_data_modules():
     code = "import sys, imnet.data, imnet.data.tool; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_data_set_is_one_file(tmp_path, monkeypatch):
+    """A module in the folder ``sets`` is enough: nothing else knows of it."""
+    body = "from imnet.data import sets\n@sets.dataset\ndef brand_new(request): return request.seed\n"
+    (tmp_path / "brand_new.py").write_text(body)
+    monkeypatch.setattr(sets, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(sets, "_SETS", dict(sets.all_sets()))
+    sets.all_sets.cache_clear()
+    assert sets.all_sets()["brand-new"](sets.Request(seed=7)) == 7
+    with pytest.raises(ValueError, match="registered twice"):
+        sets.dataset(sets.all_sets()["brand-new"])
+    sets.all_sets.cache_clear()

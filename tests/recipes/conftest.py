@@ -44,7 +44,7 @@ def stand_in(tmp_path_factory):
 def own_cache(monkeypatch, tmp_path_factory):
     """Packed stores go to a folder of the test run, one, so that a set is packed once. Not by $XDG_CACHE_HOME:
     matplotlib would look for every font of the machine anew."""
-    monkeypatch.setattr("imnet.data.packed.cache_dir", lambda: tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("imnet.data.sets.packed.cache_dir", lambda: tmp_path_factory.getbasetemp() / "cache")
     monkeypatch.delenv("IMNET_DATA", raising=False)
 
 

@@ -9,11 +9,10 @@ from scipy.fft import dct
 from torchvision.transforms.v2 import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as tv
 
-from imnet.data import color, transforms, trivial_augment
 from imnet.data.base import Split
-from imnet.data.draws import Key
-from imnet.data.pipeline import Setting
-from imnet.data.resident import Resident
+from imnet.data.pipelines import Setting, recolor, transforms
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.resident import Resident
 from imnet.recipe import Augment, replace
 
 BILINEAR = tv.InterpolationMode.BILINEAR
@@ -85,14 +84,14 @@ def test_random_crops_are_the_drawn_ones_and_uniform():
 
 def test_color_jitter_is_torchvisions_in_the_drawn_order():
     images, strengths, who = pictures(96), (0.4, 0.5, 0.6, 0.3), key(96)
-    factors, order = color.draw_jitter(strengths, who)
+    factors, order = recolor.draw_jitter(strengths, who)
     apply = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     want = []
     for image, factor, places in zip(images, factors.tolist(), order.tolist(), strict=True):
         for kind in places:
             image = apply[kind](image, factor[kind])
         want.append(image)
-    got = color.color_jitter(levels(images), strengths, who)
+    got = recolor.color_jitter(levels(images), strengths, who)
     # One level lost in one operation may become two or three in the next ones.
     difference = (got - torch.stack(want).float()).abs()
     assert difference.max() <= 4
@@ -108,14 +107,14 @@ def test_each_color_operation_is_torchvisions(kind):
     want = torch.stack([apply(image, float(f)) for image, f in zip(images, factors, strict=True)])
     column = factors[:, None, None, None]
     if kind == 3:
-        got = color.adjust_hue(levels(images), column)
+        got = recolor.adjust_hue(levels(images), column)
     else:
-        got = color.blend(levels(images), torch.tensor(kind), column)
+        got = recolor.blend(levels(images), torch.tensor(kind), column)
     assert_levels(got, want, share=0.005)
 
 
 def test_jitter_draws_fill_their_ranges():
-    factors, order = color.draw_jitter((0.1, 0.2, 1.5, 0.05), key(4000))
+    factors, order = recolor.draw_jitter((0.1, 0.2, 1.5, 0.05), key(4000))
     low, high = factors.amin(0), factors.amax(0)
     assert torch.allclose(low, torch.tensor([0.9, 0.8, 0.0, -0.05]), atol=0.005)
     assert torch.allclose(high, torch.tensor([1.1, 1.2, 2.5, 0.05]), atol=0.005)
@@ -127,20 +126,20 @@ SPACE = TrivialAugmentWide._AUGMENTATION_SPACE
 
 
 def test_the_operations_are_torchvisions():
-    assert tuple(SPACE) == trivial_augment.OPERATIONS
+    assert tuple(SPACE) == recolor.OPERATIONS
     for code, (make, signed) in enumerate(SPACE.values()):
         theirs = make(31, 40, 40)
-        ours = trivial_augment._STRENGTHS[code]
+        ours = recolor._STRENGTHS[code]
         assert torch.equal(ours, torch.zeros(31).double() if theirs is None else theirs.double())
-        assert bool(trivial_augment._SIGNED[code]) == signed
+        assert bool(recolor._SIGNED[code]) == signed
 
 
 @pytest.mark.parametrize("name", list(SPACE))
 @pytest.mark.parametrize("shape", [(40, 40), (31, 44)])
 def test_each_operation_is_torchvisions_at_every_strength(name, shape):
-    code = trivial_augment.OPERATIONS.index(name)
-    strengths = trivial_augment._STRENGTHS[code]
-    if trivial_augment._SIGNED[code]:
+    code = recolor.OPERATIONS.index(name)
+    strengths = recolor._STRENGTHS[code]
+    if recolor._SIGNED[code]:
         strengths = torch.cat([strengths, -strengths])
     images = pictures(len(strengths), *shape)
     theirs = TrivialAugmentWide(interpolation=BILINEAR)
@@ -148,24 +147,24 @@ def test_each_operation_is_torchvisions_at_every_strength(name, shape):
         theirs._apply_image_or_video_transform(i, name, float(m), BILINEAR, {}) if name != "Posterize"
         else tv.posterize(i, int(m)) for i, m in zip(images, strengths, strict=True)
     ]  # fmt: skip
-    family = int(trivial_augment._FAMILIES[code])
+    family = int(recolor._FAMILIES[code])
     codes = torch.full((len(strengths),), code)
-    got = trivial_augment._apply(family, levels(images), codes, strengths) if family else levels(images)
+    got = recolor._apply(family, levels(images), codes, strengths) if family else levels(images)
     exact = name in ("Identity", "TranslateX", "TranslateY", "Posterize", "Solarize", "Equalize", "Brightness")
     assert_levels(got, torch.stack(want), share=0.0 if exact else 0.005)
 
 
 def test_trivial_augment_applies_what_was_drawn():
     images, who = pictures(200), key(200)
-    codes, strengths = trivial_augment.draw_trivial(who)
+    codes, strengths = recolor.draw_trivial(who)
     theirs = TrivialAugmentWide(interpolation=BILINEAR)
-    got = trivial_augment.trivial_augment(levels(images), who)
+    got = recolor.trivial_augment(levels(images), who)
     want = []
     for image, code, strength in zip(images, codes.tolist(), strengths.tolist(), strict=True):
-        name = trivial_augment.OPERATIONS[code]
+        name = recolor.OPERATIONS[code]
         want.append(theirs._apply_image_or_video_transform(image, name, strength, BILINEAR, {}))
     assert_levels(got, torch.stack(want), share=0.005)
-    assert (torch.bincount(trivial_augment.draw_trivial(key(14000))[0], minlength=14) - 1000).abs().max() < 200
+    assert (torch.bincount(recolor.draw_trivial(key(14000))[0], minlength=14) - 1000).abs().max() < 200
 
 
 EVERYTHING = Augment(
@@ -216,7 +215,7 @@ def test_training_as_the_tiny_imagenet_notebook_did_it():
     top, left = transforms.draw_crop(50, 50, 44, who)
     big = tv.resize(plain.mul(255).round(), [50, 50]).round()
     cropped = torch.stack([tv.crop(b, int(t), int(x), 44, 44) for b, t, x in zip(big, top, left, strict=True)])
-    assert torch.allclose(got * 255, color.color_jitter(cropped, (0.1,) * 4, who), atol=1e-3)
+    assert torch.allclose(got * 255, recolor.color_jitter(cropped, (0.1,) * 4, who), atol=1e-3)
 
 
 @pytest.mark.parametrize(("r", "band"), [(2, 0), (2, 3), (4, 0), (4, 9), (6, 20)])

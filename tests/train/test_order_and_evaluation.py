@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from imnet.data.base import Split
-from imnet.data.batches import mean_image
 from imnet.data.order import Order, micro_batches, shard
-from imnet.data.pipeline import Setting
-from imnet.data.resident import Resident
+from imnet.data.pipelines import Setting
+from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.resident import Resident
 from imnet.device import Place
 from imnet.evaluate import evaluate
 from imnet.launch import World

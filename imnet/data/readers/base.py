@@ -1,14 +1,19 @@
-"""What a reader finds at a path: splits of encoded pictures (Items) or of pixel blocks (Blocks), and class names."""
+"""What a reader finds at a path: splits of encoded pictures (Items) or of pixel blocks (Blocks), and class names.
+
+``select`` chooses classes and held-out pictures by rule, as ImageNet-21K does it (500 pictures a class, 50 held out).
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from imnet.data.readers.items import Items
+from imnet.errors import DataError, UsageError
 
 # images uint8 (n, H, W, C) and labels int64 (n,)
 Block = tuple[np.ndarray, np.ndarray]
@@ -57,3 +62,50 @@ def _some(names: tuple[str, ...]) -> str:
 def stat_key(paths: list[Path]) -> str:
     """A key that changes when one of the files does: names, sizes, times."""
     return "|".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
+
+
+def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
+    """Classes with at least ``min_images`` training pictures; ``hold_out`` of each become the test split.
+
+    Which ones: those whose names have the smallest sha256, so that the choice does not depend on order or on the other
+    pictures. Only for pictures without a test split of their own.
+    """
+    if not min_images and not hold_out:
+        return found
+    train = found.splits.get("train")
+    if not isinstance(train, Items) or (hold_out and "test" in found.splits):
+        what = "has a test split already" if isinstance(train, Items) else "holds pixels, not pictures"
+        raise UsageError(f"--min-images and --hold-out are for pictures without a test split; {found.path} {what}")
+    labels = train.labels()
+    counts = np.bincount(labels, minlength=len(found.class_names))
+    kept = np.flatnonzero(counts >= max(min_images, hold_out + 1))
+    if not len(kept):
+        raise DataError(f"no class has {max(min_images, hold_out + 1)} pictures; the largest has {counts.max()}",
+                        file=found.path)  # fmt: skip
+    renumbered = np.full(len(counts), -1, dtype=np.int64)
+    renumbered[kept] = np.arange(len(kept))
+    held = _held_out(train, labels, renumbered, hold_out)
+    rest = np.flatnonzero((renumbered[labels] >= 0) & ~held)
+    splits: dict = {"train": train.take(rest, renumbered[labels[rest]])}
+    if hold_out:
+        rows = np.flatnonzero(held)
+        splits["test"] = train.take(rows, renumbered[labels[rows]])
+    names = tuple(found.class_names[i] for i in kept)
+    notes = [*found.notes, f"{len(kept)} of {len(counts)} classes kept, {hold_out} pictures of each held out"]
+    return replace(found, class_names=names, splits={**found.splits, **splits}, notes=notes)
+
+
+def _held_out(train: Items, labels: np.ndarray, renumbered: np.ndarray, hold_out: int) -> np.ndarray:
+    held = np.zeros(len(labels), dtype=bool)
+    if not hold_out:
+        return held
+    ranks = np.array(
+        [int.from_bytes(hashlib.sha256(train.name(i).encode(errors="surrogateescape")).digest()[:8], "big")
+         for i in range(len(labels))], dtype=np.uint64,
+    )  # fmt: skip
+    order = np.lexsort((ranks, labels))
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1])
+    for start in starts.tolist():
+        rows = order[start : start + hold_out]
+        held[rows] = renumbered[labels[rows[0]]] >= 0
+    return held

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from imnet.data import box
-
 FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -20,7 +18,6 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif")
 # ImageNet-1K's largest picture has 40 million pixels.
 MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
@@ -44,21 +41,10 @@ class ResizeRule:
 
 def decode(data: bytes, rule: ResizeRule) -> np.ndarray:
     """uint8 (size_px, size_px, channels); BadPictureError when ``data`` is not a whole, decent picture."""
-    small = _small(data, rule)
-    if small is not None:
-        return small
     with _loaded(data) as picture:
         mode = "RGB" if rule.channels == 3 else "L"
         plain = picture if picture.mode == mode else picture.convert(mode)
         return _resized(plain, rule)
-
-
-def _small(data: bytes, rule: ResizeRule) -> np.ndarray | None:
-    """The same pixels from the native kernel, for usual JPEGs straight to BOX; None where Pillow has to decode."""
-    if rule.filter != "box" or rule.shorter_px is not None or data[:3] != b"\xff\xd8\xff" or box.jpeg() is None:
-        return None
-    opened(data).close()  # Pillow's own checks of the header come first
-    return box.small(data, rule.size_px, rule.channels)
 
 
 def check(data: bytes) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from imnet.data.readers.archive import TarMember, list_tar
 from imnet.data.readers.base import Found
-from imnet.data.readers.folders import TEST_NAMES
+from imnet.data.readers.folders import LABEL_FILES, TEST_NAMES, VAL_PICTURE, validation_wnids
 from imnet.data.readers.items import Items
 from imnet.data.readers.tree import FolderTree, is_picture
-from imnet.data.readers.validation import LABEL_FILES, VAL_PICTURE, validation_wnids
 from imnet.errors import DataError, IOFailure
 
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from imnet.data.readers.archive import list_zip
 from imnet.data.readers.items import Items, ZipMember
-from imnet.data.readers.picture import SUFFIXES
 from imnet.errors import DataError, IOFailure
 
 _MAX_TEXT_BYTES = 16 << 20
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif")
 
 
 class Tree(Protocol):
@@ -106,7 +106,7 @@ def tree(path: Path) -> FolderTree | ZipTree:
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _hidden(name: str) -> bool:

@@ -11,10 +11,10 @@ from imnet_kernels import augment as augment_kernel
 from torch import Tensor
 
 from imnet.augmentation import Augment
-from imnet.data import transforms
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.draws import Key
-from imnet.data.encoded import Decoder
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.encoded import Decoder
 from imnet.errors import UsageError
 
 

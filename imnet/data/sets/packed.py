@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imnet.data.base import DataSet, Request, dataset, require, search_path
-from imnet.data.fashion_mnist import fashion_mnist
+from imnet.data.base import DataSet
 from imnet.data.files import cache_dir
+from imnet.data.sets import Request, dataset, require, search_path
+from imnet.data.sets.fashion_mnist import fashion_mnist
 from imnet.data.store import is_store, load_named, load_store
 from imnet.errors import DataError, DeviceError, ImnetError, IOFailure, UsageError
 
@@ -99,7 +100,7 @@ def _pack_once(source: Path, name: str, size: int | None) -> Path:
     sys.stderr.write(f"packing {source} once into {target}\n")
     command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target), "--name", name]
     command += [] if size is None else ["--size", str(size)]
-    root = os.fspath(Path(__file__).resolve().parents[2])
+    root = os.fspath(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}, check=False)
     lines = done.stderr.decode(errors="replace").strip().splitlines()

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imnet.augmentation import Augment
-from imnet.data.color import color_jitter
-from imnet.data.draws import STREAM_CROP, STREAM_RESIZED_CROP, Key, unit
-from imnet.data.trivial_augment import trivial_augment
+from imnet.data.pipelines.draws import STREAM_CROP, STREAM_RESIZED_CROP, Key, unit
+from imnet.data.pipelines.recolor import color_jitter, trivial_augment
 
 
 def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bool = False) -> Tensor:

@@ -1,12 +1,13 @@
 """IDX files (MNIST's format), gz or raw: two zero bytes, a type byte, a dimension count, big-endian sizes, then bytes.
 
+A set in IDX files has four of them: images and labels, to train and to test.
+
 Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned bytes are read; that is all these sets have.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import struct
 import zlib
@@ -15,6 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from imnet.data.base import Split
+from imnet.data.readers.base import Blocks, Found, stat_key
+from imnet.data.readers.items import Items
 from imnet.errors import DataError, IOFailure
 
 _UINT8 = 0x08
@@ -22,6 +26,10 @@ _BLOCK_BYTES = 1 << 20
 # Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
 _MAX_DEFLATE_RATIO = 1032
 MAX_IDX_BYTES = 4 << 30
+_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
 
 def read_idx(path: Path, num_dims: int, max_bytes: int = MAX_IDX_BYTES) -> np.ndarray:
@@ -82,12 +90,52 @@ def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tupl
     return struct.unpack(f">{num_dims}I", sizes)
 
 
-def write_idx(array: np.ndarray, path: Path) -> None:
-    """Write a uint8 array as an IDX file, gzipped (without a time stamp) where the name ends in .gz."""
-    body = bytes([0, 0, _UINT8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    if path.name.endswith(".gz"):
-        buffer = io.BytesIO()
-        with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=1) as stream:
-            stream.write(body)
-        body = buffer.getvalue()
-    path.write_bytes(body)
+def find_idx(path: Path) -> Found | None:
+    """Fashion-MNIST, or any set in its four files (MNIST, KMNIST), told apart by nothing but the folder's name."""
+    if not path.is_dir() or not holds_idx(path):
+        return None
+    train, test = read_official(path)
+    files = sorted(p for p in path.iterdir() if p.is_file())
+
+    def blocks(split) -> Blocks:
+        return Blocks(len(split), split.images.shape[1:], lambda: iter([(split.images, split.labels)]), stat_key(files))
+
+    fashion = "fashion" in str(path.resolve()).lower()
+    names = FASHION_CLASSES if fashion else tuple(str(digit) for digit in range(10))
+    name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("mnist", "MNIST-like")
+    splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
+    return Found(name, f"{kind} IDX files", path, names, splits)
+
+
+def holds_idx(folder: Path) -> bool:
+    """Whether any of the four files lies in ``folder``."""
+    return any(_file(folder, name) for name in _FILES)
+
+
+def read_official(folder: Path) -> tuple[Split, Split]:
+    """(train, test) from the four files, gz or raw, in ``folder``."""
+    return _read_pair(folder, "train"), _read_pair(folder, "t10k")
+
+
+def _read_pair(folder: Path, part: str) -> Split:
+    image_file, label_file = (_file(folder, f"{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    if image_file is None or label_file is None:
+        raise DataError(f"no {part}-images-idx3-ubyte[.gz] and {part}-labels-idx1-ubyte[.gz]", file=folder)
+    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{len(labels)} labels for {len(images)} images of {image_file.name}", file=label_file, offset=4
+        )
+    if images.shape[1:] != (28, 28):
+        raise DataError(
+            f"images are {images.shape[1]} x {images.shape[2]}, expected 28 x 28", file=image_file, offset=8
+        )
+    wrong = np.flatnonzero(labels >= 10)
+    if len(wrong):
+        got = f"label {labels[wrong[0]]} of image {wrong[0]}; allowed 0..9"
+        raise DataError(got, file=label_file, offset=8 + int(wrong[0]))
+    return Split(images[..., None], labels.astype(np.int64))
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)

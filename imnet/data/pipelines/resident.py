@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-import torch
 from torch import Tensor
 
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import Batches, as_tensor
-from imnet.data.pipeline import Batch, Pipeline, Setting
+from imnet.data.pipelines import Batch, Pipeline, Setting, too_large
+from imnet.data.pipelines.batches import Batches, as_tensor
 from imnet.errors import DeviceError, UsageError
-
-# Share of the free device memory that the images may take; the rest is for the step.
-MEMORY_SHARE = 0.6
 
 
 class Resident(Pipeline):
@@ -47,21 +43,3 @@ class Resident(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         for ids in pieces:
             yield self.batch(ids, epoch, train)
-
-
-def too_large(num_bytes: int, device: torch.device) -> str | None:
-    """None, or why ``num_bytes`` of images should not be kept on ``device``."""
-    free = free_bytes(device)
-    if num_bytes <= MEMORY_SHARE * free:
-        return None
-    where = "the device" if device.type == "cuda" else "memory"
-    return f"{num_bytes / 2**30:.1f} GiB of images do not fit {where} ({free / 2**30:.1f} GiB free)"
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or of this machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["MemAvailable"].split()[0]) * 1024

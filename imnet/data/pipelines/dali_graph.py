@@ -10,9 +10,9 @@ import numpy as np
 from nvidia.dali import Pipeline, pipeline_def, types
 
 from imnet.augmentation import Augment
-from imnet.data.dali_color import Node, color_jitter, fn, trivial_augment
-from imnet.data.dali_feeds import HUE, Feed, Feeds, Values
-from imnet.data.dali_pictures import box_resize, box_resize_on_device
+from imnet.data.pipelines.dali_color import Node, color_jitter, fn, trivial_augment
+from imnet.data.pipelines.dali_feeds import HUE, Feed, Feeds, Values
+from imnet.data.pipelines.dali_pictures import box_resize, box_resize_on_device
 
 LINEAR = types.DALIInterpType.INTERP_LINEAR
 _TYPES = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from imnet.data.base import DataSet, Request, Split, dataset, make
+from imnet.data.base import DataSet, Split, make
+from imnet.data.sets import Request, dataset
 
 _DEFAULT_TRAIN_IMAGES = 4096
 _DEFAULT_TEST_IMAGES = 1024

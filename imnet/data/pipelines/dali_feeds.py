@@ -15,13 +15,12 @@ from imnet_kernels.augment.reference import Spec, choices
 from torch import Tensor
 
 from imnet.augmentation import Augment
-from imnet.data import transforms
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import as_tensor
-from imnet.data.color import draw_jitter
-from imnet.data.dali_pictures import Pictures
-from imnet.data.draws import Key
-from imnet.data.trivial_augment import OPERATIONS, draw_trivial, inverse_matrices
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.batches import as_tensor
+from imnet.data.pipelines.dali_pictures import Pictures
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, draw_trivial, inverse_matrices
 
 Values = np.ndarray | list[np.ndarray]
 HUE = 3

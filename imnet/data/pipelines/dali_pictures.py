@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imnet.augmentation import Augment
 from imnet.data.base import EncodedSplit
-from imnet.data.encoded import Decoder, loaded
+from imnet.data.pipelines.encoded import Decoder, loaded
 from imnet.data.readers.picture import BadPictureError, check, opened
 
 _END_OF_IMAGE = b"\xff\xd9"

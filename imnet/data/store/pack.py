@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,18 +23,17 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data import box
 from imnet.data.files import locked, make_dir
-from imnet.data.progress import Progress
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode
 from imnet.data.store import FORMAT, open_store, split_path
-from imnet.data.store_write import Writer
+from imnet.data.store.write import Writer
 from imnet.errors import DataError, IOFailure, UsageError
 
 _CHUNK_IMAGES = 64
 _BAD_SHARE = 1000
 _PR_SET_PDEATHSIG = 1
+_TTY_S, _PLAIN_S = 0.2, 10.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,6 @@ def _results(content: Items, starts: range, options: Options) -> Iterator[Result
     if workers == 1:
         yield from map(_chunk, starts)
         return
-    box.jpeg()  # found and compared with Pillow here, once for all workers
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("fork"), initializer=_worker, initargs=(os.getpid(),)
     )
@@ -227,3 +226,31 @@ def _one(content: Items, number: int, rule: ResizeRule | None):
         check(data)
         return data
     return decode(data, rule)
+
+
+class Progress:
+    """How far a pack is, on stderr: one line rewritten on a terminal, a plain line now and then elsewhere.
+
+    ``update(done)`` as work goes on; rates count only what this run did.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
+        self._what, self._total, self._first, self._quiet = what, total, done, quiet
+        self._tty = sys.stderr.isatty()
+        self._began = self._shown = time.monotonic()
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if self._quiet or now - self._shown < (_TTY_S if self._tty else _PLAIN_S):
+            return
+        self._shown = now
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        left = (self._total - done) / rate if rate > 0 else float("inf")
+        line = f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
+        sys.stderr.write(f"\r\x1b[K{line}" if self._tty else line + "\n")
+        sys.stderr.flush()
+
+    def close(self, line: str) -> None:
+        """The last line, always shown unless quiet."""
+        if not self._quiet:
+            sys.stderr.write(f"\r\x1b[K{line}\n" if self._tty else line + "\n")

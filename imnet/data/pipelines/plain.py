@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from imnet_kernels.augment.reference import Spec, choices
@@ -14,43 +13,29 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from imnet.augmentation import Augment
-from imnet.data import transforms
-from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import as_tensor
-from imnet.data.color import draw_jitter
-from imnet.data.draws import Key
-from imnet.data.encoded import Decoder
-from imnet.data.host import Copier, ahead
-from imnet.data.pipeline import Batch, Pipeline, Setting
-from imnet.data.trivial_augment import OPERATIONS, draw_trivial
+from imnet.data.base import EncodedSplit
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.batches import as_tensor
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.host import Prepared
+from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, draw_trivial
 
 BILINEAR = InterpolationMode.BILINEAR
 _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
 
 
-class Plain(Pipeline):
+class Plain(Prepared):
     """Per-sample torchvision v2 in threads; the random choices are drawn beforehand, as for every pipeline."""
 
     kind = "torch"
-
-    def __init__(self, split: AnySplit, setting: Setting):
-        super().__init__(split, setting)
-        if isinstance(split, EncodedSplit):
-            self.decoder = Decoder(split, setting.augment, setting.seed, setting.on_bad)
-        self.cpu_labels = as_tensor(split.labels)
-        self.copier = Copier(setting.device)
 
     @property
     def where(self) -> str:
         return f"one by one through torchvision in {self.setting.workers} thread(s)"
 
-    def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        def prepare(ids: Tensor) -> Batch:
-            images, taken = self._images(ids, epoch, train)
-            return self._batch(images, taken, epoch, train), self.cpu_labels[taken]
-
-        with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.setting.workers)) as prepared:
-            yield from self.copier.copied(prepared)
+    def made(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        images, taken = self._images(ids, epoch, train)
+        return self._batch(images, taken, epoch, train), taken
 
     def _images(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[Tensor], Tensor]:
         """uint8 (C, H, W) each, before any augmentation but a resized crop, and the ids that were taken."""

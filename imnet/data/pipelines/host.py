@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,46 +13,60 @@ import torch
 from torch import Tensor
 
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.batches import Batches, as_tensor
-from imnet.data.encoded import Decoder
-from imnet.data.pipeline import Batch, Pipeline, Setting
+from imnet.data.pipelines import Batch, Pipeline, Setting
+from imnet.data.pipelines.batches import Batches, as_tensor
+from imnet.data.pipelines.encoded import Decoder
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Host(Pipeline):
+class Prepared(Pipeline):
+    """Batches made on the CPU by threads, ``ahead`` of the step, and copied to the device."""
+
+    def __init__(self, split: AnySplit, setting: Setting):
+        super().__init__(split, setting)
+        if isinstance(split, EncodedSplit):
+            self.decoder = Decoder(split, setting.augment, setting.seed, setting.on_bad)
+        self.pinned = setting.device.type == "cuda"
+        self.threads = setting.workers
+        self.cpu_labels = as_tensor(split.labels)
+        self.copier = Copier(setting.device)
+
+    @abstractmethod
+    def made(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        """The images of ``ids`` (B,) int64, and the ids that were taken, both on the CPU."""
+
+    def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
+        def prepare(ids: Tensor) -> Batch:
+            images, names = self.made(ids, epoch, train)
+            labels = self.cpu_labels[names]
+            return images, labels.pin_memory() if self.pinned else labels
+
+        with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.threads)) as prepared:
+            yield from self.copier.copied(prepared)
+
+
+class Host(Prepared):
     """For sets that do not fit the device: the images stay in the file, the CPU prepares ``ahead`` batches."""
 
     kind = "host"
 
     def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
-        if isinstance(split, EncodedSplit):
-            self.decoder = images = Decoder(split, setting.augment, setting.seed, setting.on_bad)
-        else:
-            images = as_tensor(split.images)
+        if self.decoder is None:
+            self.threads = 1  # the kernel itself has threads; Pillow has none, so each of ours decodes a batch
+        images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
+        assert images is not None
         mean = None if setting.mean is None else setting.mean.cpu()
         self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=mean)
-        self.cpu_labels = as_tensor(split.labels)
-        self.copier = Copier(setting.device)
 
     @property
     def where(self) -> str:
         return f"read on the CPU by {self.setting.workers} thread(s), {self.setting.ahead} batches ahead"
 
-    def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        pinned = self.setting.device.type == "cuda"
-
-        def prepare(ids: Tensor) -> Batch:
-            images, names = self.batches.batch(ids, epoch, train, pinned=pinned)
-            labels = self.cpu_labels[names]
-            return images, labels.pin_memory() if pinned else labels
-
-        # The kernel itself has threads; Pillow has none, so each decodes a batch of its own.
-        workers = self.setting.workers if self.decoder else 1
-        with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, workers)) as prepared:
-            yield from self.copier.copied(prepared)
+    def made(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        return self.batches.batch(ids, epoch, train, pinned=self.pinned)
 
 
 class Copier:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from imnet.augmentation import Augment
 from imnet.data.base import EncodedSplit
-from imnet.data.draws import Key
+from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.transforms import draw_resized_crop
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode, opened
-from imnet.data.transforms import draw_resized_crop
 from imnet.errors import DataError
 
 _BAD_SHARE = 1000

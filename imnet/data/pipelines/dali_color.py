@@ -17,7 +17,7 @@ from nvidia.dali import math as dm
 from nvidia.dali import types
 from PIL import Image, ImageOps
 
-from imnet.data.trivial_augment import equalize
+from imnet.data.pipelines.recolor import equalize
 
 Node = Any  # a DataNode
 # The stubs have every operator return a node or a list of nodes, so no result could be used.

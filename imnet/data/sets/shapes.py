@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imnet.data.base import DataSet, Request, Split, dataset, make
-from imnet.data.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
+from imnet.data.base import DataSet, Split, make
+from imnet.data.sets import Request, dataset
+from imnet.data.sets.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
 from imnet.errors import UsageError
 
 _DEFAULT_PX = 32

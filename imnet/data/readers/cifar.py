@@ -1,7 +1,7 @@
-"""``cifar10`` and ``cifar100``: the binary version, from its folder, its ``.tar.gz``, or downloaded.
+"""CIFAR's binary version, from its folder or its ``.tar.gz``.
 
-Source: Krizhevsky 2009; the page of the set gives layout and checksums. A record is the label (CIFAR-100: coarse, then
-fine), then 3072 bytes of planar R, G, B, 32 x 32.
+Source: Krizhevsky 2009, and the page of the set. A record is the label (CIFAR-100: coarse, then fine), then 3072 bytes
+of planar R, G, B, 32 x 32.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import DataSet, Request, Split, dataset, make, require, search_path
-from imnet.data.download import Patience, Remote, fetch
-from imnet.data.files import cache_dir
-from imnet.data.store import is_store, load_named
+from imnet.data.base import Split
+from imnet.data.readers.base import Blocks, Found, stat_key
+from imnet.data.readers.items import Items
 from imnet.errors import DataError, IOFailure
 
-BASE_URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXEL_BYTES = 3072
 _MAX_FILE_BYTES = 512 << 20
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -26,64 +24,46 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 
 @dataclass(frozen=True)
 class Form:
-    """One of the two sets: where its bytes lie and what a record looks like."""
+    """One of the two sets: the names of its files and what a record looks like."""
 
     name: str
     folder: str
     archive: str
-    size_bytes: int
-    checksum: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     label_bytes: int
     names_file: str
 
 
-FORMS = {
-    "cifar10": Form(
-        "cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", 170_052_171,
-        "md5:c32a1d4ab5d03f1284b67883e8d87530", tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        ("test_batch.bin",), 1, "batches.meta.txt",
-    ),
-    "cifar100": Form(
-        "cifar100", "cifar-100-binary", "cifar-100-binary.tar.gz", 168_513_733,
-        "md5:03b5dce01913d631647c71ecec9e9cb8", ("train.bin",), ("test.bin",), 2, "fine_label_names.txt",
-    ),
-}  # fmt: skip
+_BATCHES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+CIFAR10 = Form(
+    "cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", _BATCHES, ("test_batch.bin",), 1, "batches.meta.txt"
+)
+CIFAR100 = Form(
+    "cifar100", "cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), ("test.bin",), 2, "fine_label_names.txt"
+)
+FORMS = {form.name: form for form in (CIFAR10, CIFAR100)}
 
 
-@dataset
-def cifar10(request: Request) -> DataSet:
-    """CIFAR-10: 50,000 / 10,000 images, 32 px RGB, 10 classes."""
-    return _load(FORMS["cifar10"], request, 10)
+def find_cifar(path: Path) -> Found | None:
+    form = next((form for form in FORMS.values() if path.is_dir() and (path / form.train[0]).is_file()), None)
+    if form is None:
+        return None
+    train, test, names = read(form, path)
+    key = stat_key([path / name for name in (*form.train, *form.test)])
+    splits: dict[str, Items | Blocks] = {
+        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), key),
+        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), key),
+    }
+    return Found(form.name, f"{form.name} binary files", path, names, splits)
 
 
-@dataset
-def cifar100(request: Request) -> DataSet:
-    """CIFAR-100: 50,000 / 10,000 images, 32 px RGB, 100 fine classes."""
-    return _load(FORMS["cifar100"], request, 100)
-
-
-def _load(form: Form, request: Request, num_classes: int) -> DataSet:
-    options = (("split", request.split, None), ("image_px", request.image_px, 32), ("channels", request.channels, 3))
-    for option, got, allowed in (*options, ("num_classes", request.num_classes, num_classes)):
-        require(option, got, allowed, form.name)
-    if request.data_dir is not None and is_store(request.data_dir):
-        return load_named(request.data_dir, form.name)
-    place = find(form, request.data_dir) or _download(form, request)
-    train, test, names = read(form, place)
-    return make(form.name, train, test, names)
-
-
-def find(form: Form, data_dir: Path | None) -> Path | None:
-    """The folder of binary files or the archive, on the search path or in the cache."""
-    for root in [*search_path(data_dir, (form.folder, form.name)), cache_dir() / form.name]:
-        for place in (root, root / form.folder):
-            if (place / form.train[0]).is_file() and (place / form.test[0]).is_file():
-                return place
-        if (root / form.archive).is_file():
-            return root / form.archive
-    return None
+def place(form: Form, root: Path) -> Path | None:
+    """The folder of binary files, which is ``root`` or lies in it, or the archive in it."""
+    for folder in (root, root / form.folder):
+        if (folder / form.train[0]).is_file() and (folder / form.test[0]).is_file():
+            return folder
+    return root / form.archive if (root / form.archive).is_file() else None
 
 
 def read(form: Form, place: Path) -> tuple[Split, Split, tuple[str, ...]]:
@@ -144,23 +124,3 @@ def _split(form: Form, files: list[tuple[str, bytes]], place: Path, num_classes:
     rows = np.concatenate(parts)
     images = rows[:, form.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(images), rows[:, form.label_bytes - 1].astype(np.int64))
-
-
-def download(form: Form, folder: Path, base_url: str = BASE_URL, patience: Patience | None = None) -> Path:
-    """Fetch the archive into ``folder``, resuming; its path. IOFailure (one line) where that fails."""
-    return fetch(Remote(base_url + form.archive, form.size_bytes, form.checksum), folder / form.archive, patience)
-
-
-def _download(form: Form, request: Request) -> Path:
-    why = "no download asked"
-    target = (request.data_dir or cache_dir()) / form.name
-    if request.data_dir is not None and not request.data_dir.is_dir():
-        why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
-    elif request.download:
-        try:
-            return download(form, target)
-        except IOFailure as error:
-            why = str(error)
-    looked = ", ".join(map(str, [*search_path(request.data_dir, (form.name,)), cache_dir() / form.name]))
-    hint = f"put {BASE_URL}{form.archive} into {target}, or train on --data shapes, which needs nothing"
-    raise DataError(f"{form.name} not found: looked for {form.folder} or {form.archive} in {looked}; {why}", hint=hint)

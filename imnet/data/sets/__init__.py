@@ -1,0 +1,77 @@
+"""Where the bytes of each set lie: a module a set or a family of sets, found by listing this folder.
+
+A set is a function with ``@dataset`` that takes a Request and returns a DataSet; nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from imnet.data.base import DataSet
+from imnet.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a source is asked for; None leaves the choice to the source. See ``imnet.data.load``."""
+
+    data_dir: Path | None = None
+    image_px: int | None = None
+    split: str | None = None
+    num_classes: int | None = None
+    seed: int = 0
+    train_images: int | None = None
+    test_images: int | None = None
+    channels: int | None = None
+    download: bool = True
+
+
+Source = Callable[[Request], DataSet]
+_SETS: dict[str, Source] = {}
+
+
+def dataset(source: Source) -> Source:
+    """Mark ``source`` as the set of its name, underscores turned into hyphens (the ``--data`` string)."""
+    name = source.__name__.replace("_", "-")
+    if name in _SETS:
+        raise ValueError(f"data set {name!r} is registered twice")
+    _SETS[name] = source
+    return source
+
+
+@lru_cache(maxsize=1)
+def all_sets() -> dict[str, Source]:
+    """Every set by name: all modules of this folder are imported, and their functions with ``@dataset`` are there."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    return _SETS
+
+
+def did_you_mean(got: str, allowed: list[str]) -> str:
+    """``; did you mean 'x'`` or nothing: one place, so that every unknown name is answered alike."""
+    near = get_close_matches(got, allowed, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
+    """Folders to look into, in order: ``data_dir``, then ``$IMNET_DATA``; each itself and each with ``names`` below."""
+    roots = [Path(data_dir)] if data_dir is not None else []
+    if os.environ.get("IMNET_DATA"):
+        roots.append(Path(os.environ["IMNET_DATA"]))
+    found: list[Path] = []
+    for root in roots:
+        found += [path for path in (root, *(root / name for name in names)) if path not in found]
+    return found
+
+
+def require(option: str, got: object, allowed: object, name: str) -> None:
+    """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
+    if got is not None and got != allowed:
+        raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=f"leave out {option}")

@@ -1,0 +1,245 @@
+"""Sets that lie on a server: what they are, where they are looked for, and how their files are fetched.
+
+A file over HTTP is checked by size and checksum, resumed from ``.part``, never hangs, and is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imnet.data.base import DataSet, Split, make
+from imnet.data.files import cache_dir, io_errors, locked, make_dir, publish
+from imnet.data.sets import Request, all_sets, did_you_mean, require, search_path
+from imnet.data.store import is_store, load_named
+from imnet.errors import DataError, IOFailure, UsageError
+
+if TYPE_CHECKING:  # imported where they are used: http and ssl are a third of the time to import imnet.data
+    import http.client
+
+_BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file elsewhere: its address, exact size, and ``algorithm:hex`` checksum."""
+
+    url: str
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to give up: silence in seconds, attempts, and the least bytes wanted in any ``window_s`` seconds."""
+
+    silence_s: float = 10.0
+    attempts: int = 3
+    window_s: float = 30.0
+    window_bytes: int = 32_768
+
+
+Cut = Callable[[Split, Split], tuple[Split, Split]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSet:
+    """A set in files of a server; ``load`` finds it on the search path or in the cache, or downloads it there.
+
+    ``files`` has size and ``algorithm:hex`` checksum of each file below ``base_url``; ``folders`` are the names that
+    its folder may have, ``wanted`` says in words what is looked for. ``place`` gives what ``read`` can read in a
+    folder, or None; ``read`` gives (train, test, class names). ``splits`` are the names that ``Request.split`` may
+    have, the first by default, each with what it makes of the official (train, test), or None to leave them.
+    """
+
+    name: str
+    base_url: str
+    files: Mapping[str, tuple[int, str]]
+    folders: tuple[str, ...]
+    wanted: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    place: Callable[[Path], Path | None]
+    read: Callable[[Path], tuple[Split, Split, tuple[str, ...]]]
+    splits: Mapping[str, Cut | None] = field(default_factory=dict)
+
+    def load(self, request: Request) -> DataSet:
+        """The set from a packed store in ``data_dir``, else from its files; UsageError for another form than it has."""
+        cut = self._checked(request)
+        if request.data_dir is not None and is_store(request.data_dir):
+            held = load_named(request.data_dir, self.name)
+            if cut is None:
+                return held
+            train, test, names = held.train, held.test, held.class_names
+            assert isinstance(train, Split), "without image_px a store of encoded pictures is refused"
+            assert isinstance(test, Split), "as above"
+        else:
+            train, test, names = self.read(self.find(request.data_dir) or self._downloaded(request))
+        return make(self.name, *(cut(train, test) if cut else (train, test)), names)
+
+    def _checked(self, request: Request) -> Cut | None:
+        """How the splits are cut, once every option of the request is known to fit."""
+        require("image_px", request.image_px, self.image_shape[0], self.name)
+        require("num_classes", request.num_classes, self.num_classes, self.name)
+        require("channels", request.channels, self.image_shape[2], self.name)
+        if not self.splits:
+            require("split", request.split, None, self.name)
+            return None
+        split = request.split or next(iter(self.splits))
+        if split not in self.splits:
+            hint = did_you_mean(split, list(self.splits)).strip()
+            what = f"split is {split!r} for data set {self.name}; allowed {', '.join(self.splits)}"
+            raise UsageError(what, hint=hint)
+        return self.splits[split]
+
+    def find(self, data_dir: Path | None) -> Path | None:
+        """Where any of it lies: the first place on the search path, then in the cache; the reader names what lacks."""
+        folders = [*search_path(data_dir, self.folders), cache_dir() / self.name]
+        return next((place for place in map(self.place, folders) if place is not None), None)
+
+    def download(self, folder: Path, base_url: str | None = None, patience: Patience | None = None) -> Path:
+        """Fetch the files into ``folder``, resuming; the folder. IOFailure (one line) where that fails."""
+        for name, (size_bytes, checksum) in self.files.items():
+            fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name, patience)
+        return folder
+
+    def _downloaded(self, request: Request) -> Path:
+        """The place after a download, or ONE DataError: what was looked for, where, and what to do."""
+        why = "no download asked"
+        target = (request.data_dir or cache_dir()) / self.name
+        if request.data_dir is not None and not request.data_dir.is_dir():
+            why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
+        elif request.download:
+            try:
+                return self.place(self.download(target)) or target
+            except IOFailure as error:
+                why = str(error)
+        looked = ", ".join(map(str, [*search_path(request.data_dir, (self.name,)), cache_dir() / self.name]))
+        raise DataError(
+            f"{self.name} not found: looked for {self.wanted} in {looked}; {why}",
+            hint=f"put {', '.join(self.files)} of {self.base_url} into {target}, or train on --data shapes, which "
+            "needs nothing",
+        )
+
+
+def remote_sets() -> dict[str, RemoteSet]:
+    """Every set that can be downloaded, by name: the RemoteSet values of the modules that hold the sets."""
+    modules = {source.__module__: None for source in all_sets().values()}
+    values = (value for name in modules for value in vars(sys.modules[name]).values())
+    return {value.name: value for value in values if isinstance(value, RemoteSet)}
+
+
+class _Retry(Exception):  # noqa: N818  (control flow inside this module)
+    """This attempt failed; what arrived is kept and the next attempt goes on from there."""
+
+
+def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path:
+    """Download ``remote`` to ``final`` unless it is there; several processes may ask at once, one downloads.
+
+    IOFailure, one line, when the server cannot be reached, lies about sizes, loops, is too slow, or sends other bytes.
+    """
+    if final.exists():
+        return final
+    patience = patience or Patience()
+    make_dir(final.parent)
+    part = final.with_name(final.name + ".part")
+    with locked(part) as descriptor:
+        if not final.exists():
+            _attempts(remote, descriptor, part, patience)
+            publish(part, final, descriptor)
+            return final
+        part.unlink(missing_ok=True)
+    return final
+
+
+def _attempts(remote: Remote, descriptor: int, part: Path, patience: Patience) -> None:
+    import http.client
+    import urllib.error
+
+    why = ""
+    for attempt in range(1, patience.attempts + 1):
+        try:
+            _one_attempt(remote, descriptor, part, patience)
+            return
+        except urllib.error.URLError as error:
+            why = f"{error.reason} (not tried again)"
+            break
+        except (_Retry, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            why = f"{str(error) or type(error).__name__} (attempt {attempt} of {patience.attempts})"
+            time.sleep(min(0.5, patience.silence_s / 10))
+    got = os.fstat(descriptor).st_size
+    if got == 0:
+        part.unlink(missing_ok=True)
+    detail = f"got {got} of {remote.size_bytes} bytes, then: {why}"
+    raise IOFailure(f"download failed: {detail}", file=remote.url, hint="run again to go on from there")
+
+
+def _one_attempt(remote: Remote, descriptor: int, part: Path, patience: Patience) -> None:
+    have = os.fstat(descriptor).st_size
+    if have > remote.size_bytes:
+        have = _truncate(descriptor, part)
+    if have < remote.size_bytes:
+        _receive(remote, descriptor, part, have, patience)
+    got = _checksum(descriptor, remote.checksum.partition(":")[0])
+    if got != remote.checksum:
+        _truncate(descriptor, part)
+        raise _Retry(f"checksum is {got}, expected {remote.checksum}")
+
+
+def _receive(remote: Remote, descriptor: int, part: Path, have: int, patience: Patience) -> None:
+    """Append what the server sends after byte ``have``; a server that ignores the range starts the file anew."""
+    import urllib.request
+
+    request = urllib.request.Request(remote.url, headers={"User-Agent": "imnet", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=patience.silence_s) as response:
+        if response.status == 200:
+            have = _truncate(descriptor, part)
+        elif response.status != 206 or _range_start(response) != have:
+            _truncate(descriptor, part)
+            raise _Retry(f"status {response.status} with range {response.headers.get('Content-Range')!r}")
+        _copy(response, descriptor, part, remote.size_bytes - have, patience)
+
+
+def _range_start(response: http.client.HTTPResponse) -> int | None:
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range") or "")
+    return int(match[1]) if match else None
+
+
+def _copy(response: http.client.HTTPResponse, descriptor: int, part: Path, missing: int, patience: Patience) -> None:
+    os.lseek(descriptor, 0, os.SEEK_END)
+    window_end, window_bytes = time.monotonic() + patience.window_s, 0
+    while missing > 0:
+        block = response.read1(min(_BLOCK_BYTES, missing))
+        if not block:
+            raise _Retry(f"the server closed {missing} bytes early")
+        with io_errors(part, "write"):
+            os.write(descriptor, block)
+        missing -= len(block)
+        window_bytes += len(block)
+        if time.monotonic() > window_end:
+            if window_bytes < patience.window_bytes:
+                raise _Retry(f"only {window_bytes} bytes in {patience.window_s:g} s")
+            window_end, window_bytes = time.monotonic() + patience.window_s, 0
+
+
+def _truncate(descriptor: int, part: Path) -> int:
+    with io_errors(part, "write"):
+        os.ftruncate(descriptor, 0)
+    return 0
+
+
+def _checksum(descriptor: int, algorithm: str) -> str:
+    state = hashlib.new(algorithm, usedforsecurity=False)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while block := os.read(descriptor, 1 << 20):
+        state.update(block)
+    return f"{algorithm}:{state.hexdigest()}"
