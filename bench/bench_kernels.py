@@ -35,7 +35,7 @@ def _columns(family: Family, case: Case, dtype: torch.dtype) -> kit.Columns:
         found |= peers.dali_forms(case, dtype)
     if family.name == "spectral":
         found |= peers.spectral_forms(case, dtype)
-    if family.name == "shake_shake" and not case.options.get("bn"):
+    if family.name == "shake_shake":
         x1, x2, residual = (leaf.detach() for leaf in call.leaves)
         found |= peers.shake_forms(x1, x2, residual)
     if family.name == "sgd_ema":
@@ -127,7 +127,7 @@ def report(family: str | None, quick: bool, compile_all: bool) -> dict[str, Any]
     rounds, rows = QUICK_ROUNDS if quick else ROUNDS, []
     for each, case, dtype in kit.real_cases(family):
         rows.append(measure(each, case, dtype, rounds, not quick and (compile_all or kit.is_first(each, case, dtype))))
-        if each.name == "shake_shake" and not case.options.get("bn"):
+        if each.name == "shake_shake":
             rows.append(shake_backward_row(case, dtype, rounds))
         print(".", end="", file=sys.stderr, flush=True)
     if not quick:

@@ -56,7 +56,7 @@ def _spectral(s: int, r: int, shape: tuple[int, int, int, int]) -> Job:
 
 
 def _shake(name: str, shape: tuple[int, int, int, int], **more: Any) -> Job:
-    options = {"shape": shape, "channels_last": True, **({"bn": True} if name.endswith("bn") else {})}
+    options = {"shape": shape, "channels_last": True}
     return Job(f"shake {name}", "shake_shake", Case(name=name, options=options), **more)
 
 
@@ -76,7 +76,6 @@ def jobs(dry: bool) -> list[Job]:
         _spectral(36, 6, (images, 3, px[1], px[1])),
         _shake("stage1", stages[0]),
         _shake("stage1 backward", stages[0], backward=True),
-        _shake("stage1 bn", stages[0]),
         _shake("stage3", stages[1]),
         Job("sgd_ema wrn28_10", "sgd_ema", Case(name="wrn28_10", options={"shapes": tuple(wide), **SGD}), FP32),
     ]

@@ -107,7 +107,7 @@ def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple
 def flops(family: str, case: Case) -> int:
     """The arithmetic of the family's definition for one call, a multiply-add as two.
 
-    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2, and two scale-and-shifts with batch norm.
+    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2.
     sgd_ema: each of weight decay, momentum, Nesterov and update is a multiply-add, the average one more addition.
     spectral: s = r r inputs folded by the DCT's even-odd symmetry, then s / 2 multiply-adds a band, and normalised.
     """
@@ -116,7 +116,7 @@ def flops(family: str, case: Case) -> int:
         _, height, width, channels = o["shape"]
         return 2 * o["batch"] * height * width * channels
     if family == "shake_shake":
-        return (8 if o.get("bn") else 4) * torch.Size(o["shape"]).numel()
+        return 4 * torch.Size(o["shape"]).numel()
     if family == "sgd_ema":
         per_element = 2 + 2 * bool(o["weight_decay"]) + 2 * (o["momentum"] > 0) + 2 * o["nesterov"]
         per_element += 3 * (o["ema_decay"] is not None)

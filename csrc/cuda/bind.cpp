@@ -144,51 +144,6 @@ void shake_backward(const Tensor& grad, const Tensor& beta, const Tensor& d1, co
   finish(imnet::launch_shake_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake backward");
 }
 
-imnet::ShakeBnLaunch bn_launch(const Tensor& x1, const Tensor& x2, const Tensor& other, const Tensor& scale1,
-                               const Tensor& scale2, const Tensor& coefficient) {
-  check_dense(x1, "x1");
-  check_alike(x2, x1, "x2");
-  check_alike(other, x1, "residual or grad");
-  imnet::ShakeBnLaunch a{};
-  a.x1 = x1.const_data_ptr();
-  a.x2 = x2.const_data_ptr();
-  a.residual_or_grad = other.const_data_ptr();
-  a.scale1 = floats(scale1, "scale1", x1.size(1));
-  a.scale2 = floats(scale2, "scale2", x1.size(1));
-  a.coefficient = floats(coefficient, "coefficient", coefficient.numel());
-  a.batch = x1.size(0);
-  a.channels = int32_t(x1.size(1));
-  a.plane = int32_t(x1.size(2) * x1.size(3));
-  a.per_image = one_or(coefficient, a.batch);
-  a.channels_last = !x1.is_contiguous();
-  a.dtype = code(x1);
-  return a;
-}
-
-void shake_bn(const Tensor& x1, const Tensor& x2, const Tensor& residual, const Tensor& scale1, const Tensor& shift1,
-              const Tensor& scale2, const Tensor& shift2, const Tensor& alpha, const Tensor& out) {
-  const at::cuda::CUDAGuard guard(x1.device());
-  imnet::ShakeBnLaunch a = bn_launch(x1, x2, residual, scale1, scale2, alpha);
-  check_alike(out, x1, "out");
-  a.shift1 = floats(shift1, "shift1", x1.size(1));
-  a.shift2 = floats(shift2, "shift2", x1.size(1));
-  a.y1 = out.data_ptr();
-  finish(imnet::launch_shake_bn(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn");
-}
-
-void shake_bn_backward(const Tensor& grad, const Tensor& x1, const Tensor& x2, const Tensor& scale1, const Tensor& scale2,
-                       const Tensor& beta, const Tensor& d1, const Tensor& d2, const Tensor& sums) {
-  const at::cuda::CUDAGuard guard(x1.device());
-  imnet::ShakeBnLaunch a = bn_launch(x1, x2, grad, scale1, scale2, beta);
-  check_alike(d1, x1, "d1");
-  check_alike(d2, x1, "d2");
-  a.y1 = d1.data_ptr();
-  a.y2 = d2.data_ptr();
-  floats(sums, "sums", x1.size(0) * 3 * x1.size(1));
-  a.sums = sums.data_ptr<float>();
-  finish(imnet::launch_shake_bn_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn backward");
-}
-
 // The table holds addresses: the caller keeps those tensors alive and has checked them.
 void sgd_ema(const Tensor& table, const Tensor& chunks, int64_t chunk, const Tensor& lr, const Tensor& grad_scale,
              const Tensor& skip, bool has_momenta, bool has_emas, double momentum, double weight_decay, double ema_weight,
@@ -209,10 +164,6 @@ TORCH_LIBRARY(imnet_cuda, m) {
   m.def("spectral(Tensor images, int r, int[] bands, Tensor? scale, Tensor? shift, bool channels_last, Tensor(a!) out) -> ()");
   m.def("shake(Tensor x1, Tensor x2, Tensor residual, Tensor alpha, Tensor(a!) out) -> ()");
   m.def("shake_backward(Tensor grad, Tensor beta, Tensor(a!) d1, Tensor(b!) d2) -> ()");
-  m.def("shake_bn(Tensor x1, Tensor x2, Tensor residual, Tensor scale1, Tensor shift1, Tensor scale2, Tensor shift2, "
-        "Tensor alpha, Tensor(a!) out) -> ()");
-  m.def("shake_bn_backward(Tensor grad, Tensor x1, Tensor x2, Tensor scale1, Tensor scale2, Tensor beta, Tensor(a!) d1, "
-        "Tensor(b!) d2, Tensor(c!) sums) -> ()");
   m.def("sgd_ema(Tensor table, Tensor chunks, int chunk, Tensor lr, Tensor grad_scale, Tensor skip, bool has_momenta, "
         "bool has_emas, float momentum, float weight_decay, float ema_weight, bool nesterov) -> ()");
 }
@@ -222,7 +173,5 @@ TORCH_LIBRARY_IMPL(imnet_cuda, CUDA, m) {
   m.impl("spectral", &spectral);
   m.impl("shake", &shake);
   m.impl("shake_backward", &shake_backward);
-  m.impl("shake_bn", &shake_bn);
-  m.impl("shake_bn_backward", &shake_bn_backward);
   m.impl("sgd_ema", &sgd_ema);
 }

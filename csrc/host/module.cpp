@@ -40,15 +40,6 @@ void shake_py(bool backward, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t ou
   (backward ? shake_backward : shake_forward)(call, num_threads);
 }
 
-void shake_bn_py(bool backward, uintptr_t x1, uintptr_t x2, uintptr_t residual_or_grad, uintptr_t out1, uintptr_t out2,
-                 uintptr_t coefficient, std::vector<uintptr_t> scale_shift, uintptr_t sums, std::vector<int64_t> sizes,
-                 int32_t dtype, bool channels_last, int num_threads) {
-  if (scale_shift.size() != 4 || sizes.size() != 4) throw py::value_error("shake_bn: 4 vectors and 4 sizes needed");
-  const ShakeBnCall call{x1, x2, residual_or_grad, out1, out2, coefficient, scale_shift[0], scale_shift[1], scale_shift[2],
-                         scale_shift[3], sums, sizes[0], sizes[1], sizes[2], sizes[3], dtype, channels_last};
-  (backward ? shake_bn_backward : shake_bn_forward)(call, num_threads);
-}
-
 void sgd_ema_py(std::vector<uintptr_t> params, std::vector<uintptr_t> grads, std::vector<uintptr_t> momenta,
                 std::vector<uintptr_t> emas, std::vector<int64_t> sizes, float lr, float grad_scale, float momentum,
                 float weight_decay, float ema_weight, bool nesterov, int num_threads) {
@@ -71,7 +62,6 @@ PYBIND11_MODULE(_host, m) {
   m.def("augment", &augment_py, Release());
   m.def("spectral", &spectral_py, Release());
   m.def("shake", &shake_py, Release());
-  m.def("shake_bn", &shake_bn_py, Release());
   m.def("sgd_ema", &sgd_ema_py, Release());
   bind_box(m);
   m.def("choices", &choices_py, "The shared header's choices for one sample: (dy, dx, flip, y0, x0).");

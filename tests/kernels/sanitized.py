@@ -48,21 +48,14 @@ def spectral(rng: random.Random) -> None:
 
 
 def shake(rng: random.Random) -> None:
-    batch, channels, plane, code = rng.randint(0, 4), rng.randint(1, 40), rng.randint(1, 50), rng.randint(0, 2)
-    n = channels * plane
-    blocks = [block(batch * n, code) for _ in range(5)]
-    a, b, c, d, e = (x.ctypes.data for x in blocks)
+    batch, n, code = rng.randint(0, 4), rng.randint(1, 40) * rng.randint(1, 50), rng.randint(0, 2)
+    blocks = [block(batch * n, code) for _ in range(4)]
+    a, b, c, d = (x.ctypes.data for x in blocks)
     count = rng.choice([1, batch])
     coefficient = np.full(max(count, 1), 0.25, dtype=np.float32)
-    vectors = [np.ones(channels, dtype=np.float32) for _ in range(4)]
-    sums = np.zeros((4, channels), dtype=np.float32)
-    addresses, threads = [v.ctypes.data for v in vectors], rng.randint(1, 3)
-    sizes, last = [batch, channels, plane, count], rng.random() < 0.5
+    threads = rng.randint(1, 3)
     for backward in (False, True):
         _host.shake(backward, a, b, c, 0 if backward else d, batch, n, coefficient.ctypes.data, count, code, threads)
-        _host.shake_bn(
-            backward, a, b, c, d, e, coefficient.ctypes.data, addresses, sums.ctypes.data, sizes, code, last, threads
-        )
 
 
 def sgd(rng: random.Random) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imnet_kernels import augment, sgd_ema_, shake_shake, shake_shake_bn, spectral, tier
+from imnet_kernels import augment, sgd_ema_, shake_shake, spectral, tier
 from imnet_kernels.augment.reference import Spec, choices
 from imnet_kernels.family import error_ratio
 
@@ -128,18 +128,16 @@ def _fuzz_shake(shape, last, per_batch, dtype):
     sizes = [shape[i] for i in order]
     tensors = [guarded(torch.randn(sizes).to(dtype)) for _ in range(3)]
     tensors = [(t.permute(0, 3, 1, 2) if last else t).requires_grad_() for t in tensors]
-    vectors = [torch.rand(shape[1]).add_(0.5).requires_grad_() for _ in range(4)]
     alpha, beta = torch.rand(1 if per_batch else shape[0]), torch.rand(1 if per_batch else shape[0])
     grad = guarded(torch.randn(sizes).to(dtype))
     grad = grad.permute(0, 3, 1, 2) if last else grad
 
     def everything():
         y = shake_shake(*tensors, alpha, beta)
-        z = shake_shake_bn(*tensors, *vectors, alpha, beta)
-        return [y, z, *torch.autograd.grad(y, tensors, grad), *torch.autograd.grad(z, tensors + vectors, grad)]
+        return [y, *torch.autograd.grad(y, tensors, grad)]
 
     for index, (g, w) in enumerate(zip(*both(everything), strict=True)):
-        assert error_ratio(g, w) <= TOLERANCE[dtype] * (1 if index < 8 else 20), index
+        assert error_ratio(g, w) <= TOLERANCE[dtype], index
 
 
 def test_fuzzed_shake_is_the_reference(isa):

@@ -11,7 +11,7 @@ from .. import tier
 
 
 def implementation(device_type: str):
-    """The tier's module, with the reference's four functions."""
+    """The tier's module, with the reference's two functions."""
     name = tier.choose("shake_shake", device_type)
     return importlib.import_module(f"imnet_kernels.shake_shake.{'reference' if name == 'reference' else '_' + name}")
 
@@ -48,52 +48,3 @@ def _shake_gradient(ctx, grad: Tensor):
 
 
 shake_op.register_autograd(_shake_gradient, setup_context=_shake_context)
-
-
-@torch.library.custom_op("imnet::shake_shake_bn", mutates_args=())
-def shake_bn_op(
-    x1: Tensor,
-    x2: Tensor,
-    residual: Tensor,
-    scale1: Tensor,
-    shift1: Tensor,
-    scale2: Tensor,
-    shift2: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-) -> Tensor:
-    """See reference.combine_bn."""
-    module = implementation(x1.device.type)
-    return module.combine_bn(x1, x2, residual, scale1, shift1, scale2, shift2, alpha)
-
-
-@shake_bn_op.register_fake
-def _(x1, x2, residual, scale1, shift1, scale2, shift2, alpha, beta):
-    return torch.empty_like(x1)
-
-
-@torch.library.custom_op("imnet::shake_shake_bn_backward", mutates_args=())
-def shake_bn_backward_op(
-    grad: Tensor, x1: Tensor, x2: Tensor, scale1: Tensor, scale2: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See reference.combine_bn_backward."""
-    return implementation(x1.device.type).combine_bn_backward(grad, x1, x2, scale1, scale2, beta)
-
-
-@shake_bn_backward_op.register_fake
-def _(grad, x1, x2, scale1, scale2, beta):
-    vectors = [torch.empty_like(scale1) for _ in range(4)]
-    return torch.empty_like(x1), torch.empty_like(x2), vectors[0], vectors[1], vectors[2], vectors[3]
-
-
-def _bn_context(ctx, inputs, output) -> None:
-    x1, x2, _, scale1, _, scale2, _, _, beta = inputs
-    ctx.save_for_backward(x1, x2, scale1, scale2, beta)
-
-
-def _bn_gradient(ctx, grad: Tensor):
-    d1, d2, *sums = shake_bn_backward_op(grad, *ctx.saved_tensors)
-    return d1, d2, grad, *sums, None, None
-
-
-shake_bn_op.register_autograd(_bn_gradient, setup_context=_bn_context)
