@@ -1,4 +1,4 @@
-"""What the families' host tiers share: the module, dtype codes, addresses and the number of threads."""
+"""What the families' tiers share: the module, dtype codes, addresses and the number of threads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import tier
+from .implementations import TIERS, find_host
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 
 
 def module() -> ModuleType:
-    """imnet_kernels._host, which tier.choose has already found."""
-    found = tier.find_host()
+    """imnet_kernels._host, which choosing the tier has already found."""
+    found = find_host()
     if found is None:
-        raise RuntimeError(f"the host kernels are not installed; {tier.REMEDY['host']}")
+        raise RuntimeError(f"the host kernels are not installed; {TIERS['host'].remedy}")
     return found
 
 
@@ -28,6 +28,11 @@ def address(tensor: Tensor | None) -> int:
 def threads() -> int:
     """torch's own setting, so that torch.set_num_threads and OMP_NUM_THREADS hold here too."""
     return torch.get_num_threads()
+
+
+def dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in like's layout, copied where they have another one."""
+    return [t.contiguous(memory_format=memory_format(like)) for t in tensors]
 
 
 def memory_format(like: Tensor) -> torch.memory_format:

@@ -8,7 +8,7 @@ import sys
 import imnet_kernels as kernels
 import pytest
 import torch
-from imnet_kernels import tier
+from imnet_kernels import implementations, tier
 from imnet_kernels.augment.op import augment_op
 from imnet_kernels.sgd_ema.op import sgd_ema_op
 from imnet_kernels.shake_shake.op import shake_backward_op, shake_op
@@ -82,7 +82,7 @@ def test_whole_graph_compiles(spec):
 
 
 def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(tier, "find_host", lambda: None)
+    monkeypatch.setattr(implementations, "find_host", lambda: None)
     with tier.using("host"):
         assert "not installed" in tier.report("cpu")["augment"][1]
         with pytest.raises(RuntimeError, match=r"not installed; .*compiler"):
@@ -95,12 +95,22 @@ def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
 
 
 def test_a_broken_module_is_raised_not_hidden(monkeypatch):
-    def broken(name):
-        raise ImportError("undefined symbol", name=name)
+    class Broken:
+        def find_spec(self, name, path, target=None):
+            if name == "imnet_kernels._host":
+                raise ImportError("undefined symbol", name=name)
 
-    monkeypatch.setattr(tier.importlib, "import_module", broken)
+    monkeypatch.delitem(sys.modules, "imnet_kernels._host", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(ImportError, match="undefined symbol"):
-        tier.find_host()
+        implementations.find_host()
+
+
+def test_every_row_of_the_table_has_its_file():
+    for row in implementations.IMPLEMENTATIONS:
+        if row.tier == "triton":
+            pytest.importorskip("triton", reason="triton is not installed")
+        assert implementations.module(row.family, row.tier).__name__.startswith(f"imnet_kernels.{row.family}.")
 
 
 def test_tier_spec():

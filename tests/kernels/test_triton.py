@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from imnet_kernels import tier
+from imnet_kernels import implementations, tier
 
 pytest.importorskip("triton", reason="triton is not installed")
 HERE = Path(__file__).parent
 
 
 def _builds():
-    from imnet_kernels import tritonlib  # noqa: F401  (importing triton costs seconds: only here)
-
     for family in tier.FAMILIES:
-        yield from importlib.import_module(f"imnet_kernels.{family}._triton").builds()
+        yield from implementations.module(family, "triton").builds()
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -63,9 +63,9 @@ def augment(
     if out is not None:
         _check_out(out, store, ids, dtype)
         # A data loop's path: no op, no copy.
-        return op.implementation(store.device.type)(*call, out=out)
+        return tier.implementation("augment", store.device.type).augment(*call, out=out)
     if type(store) is Tensor and calls.unobserved():
-        return op.implementation(store.device.type)(*call)
+        return tier.implementation("augment", store.device.type).augment(*call)
     return (reference.augment if tier.choose("augment", store.device.type) == "reference" else op.call)(*call)
 
 

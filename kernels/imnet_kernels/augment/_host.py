@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import hostlib
-from .reference import Spec
+from .reference import Spec, empty_batch
 
 FLIPS = {"none": 0, "random": 1, "alternating": 2}
 
@@ -29,8 +29,7 @@ def augment(
     """See reference.augment; out (B, C, H, W) channels_last is written where given."""
     num_stored, height, width, channels = store.shape
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
-    if out is None:
-        out = torch.empty((ids.numel(), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    out = empty_batch(store, ids, dtype) if out is None else out
     per_pixel = shift.dim() == 3
     crop = (spec.pad_px, spec.pad_mode == "reflect", FLIPS[spec.hflip], spec.flip_threshold, spec.cutout_px)
     hostlib.module().augment(

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from .. import tier
-from .reference import Spec
+from .reference import Spec, empty_batch
 
 _SIGN = 1 << 63
-
-
-def implementation(device_type: str):
-    """The tier's function with reference.augment's signature."""
-    name = tier.choose("augment", device_type)
-    return importlib.import_module(
-        f"imnet_kernels.augment.{'reference' if name == 'reference' else '_' + name}"
-    ).augment
 
 
 @torch.library.custom_op("imnet::augment", mutates_args=())
@@ -40,13 +30,12 @@ def augment_op(
 ) -> Tensor:
     """seed is signed here (an op's int is 64 bits with a sign)."""
     spec = Spec(seed % (2 * _SIGN), epoch, pad_px, pad_mode, hflip, hflip_p, cutout_px, cutout_inside)
-    return implementation(store.device.type)(store, ids, sample_ids, scale, shift, spec, dtype)
+    return tier.implementation("augment", store.device.type).augment(store, ids, sample_ids, scale, shift, spec, dtype)
 
 
 @augment_op.register_fake
 def _(store, ids, sample_ids, scale, shift, seed, epoch, pad_px, pad_mode, hflip, hflip_p, cutout_px, inside, dtype):
-    _, height, width, channels = store.shape
-    return store.new_empty((ids.shape[0], height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return empty_batch(store, ids, dtype)
 
 
 def call(store: Tensor, ids: Tensor, sample_ids: Tensor, scale: Tensor, shift: Tensor, spec: Spec, dtype: torch.dtype):

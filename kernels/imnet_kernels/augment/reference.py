@@ -70,6 +70,12 @@ def choices(sample_ids: Tensor, height_px: int, width_px: int, spec: Spec) -> Ch
     return Choices(dy, dx, flip, y0, x0)
 
 
+def empty_batch(store: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised (B, C, H, W), channels_last, on the store's device."""
+    _, height, width, channels = store.shape
+    return torch.empty((ids.shape[0], height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
+
+
 def _reflect(index: Tensor, size_px: int) -> Tensor:
     return (size_px - 1) - ((size_px - 1) - index.abs()).abs()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import tier
-from . import op
+from . import op, reference
 from .reference import Lists, Step
 
 __all__ = ["sgd_ema_"]
@@ -49,14 +49,14 @@ def sgd_ema_(
     device = lists.params[0].device
     scale, bad = (None if v is None else _scalar(v, device) for v in (grad_scale, skip))
     step = Step(_scalar(lr, device), scale, bad, momentum, weight_decay, ema_decay, nesterov)
-    name = tier.choose("sgd_ema", device.type)
     with torch.no_grad():
-        if name != "reference" and torch.compiler.is_compiling():
+        if tier.choose("sgd_ema", device.type) == "reference":
+            reference.sgd_ema_(lists, step)
+        elif torch.compiler.is_compiling():
             op.sgd_ema_op(*lists, *step)
-            return
-        # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
-        op.implementation(device.type)(lists, step)
-        if name != "reference":
+        else:
+            # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
+            tier.implementation("sgd_ema", device.type).sgd_ema_(lists, step)
             torch.autograd.graph.increment_version([*lists.params, *lists.momenta, *lists.emas])
 
 

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from .. import tier
 from .reference import Lists, Step
-
-
-def implementation(device_type: str):
-    """The tier's function, with reference.sgd_ema_'s signature."""
-    name = tier.choose("sgd_ema", device_type)
-    return importlib.import_module(
-        f"imnet_kernels.sgd_ema.{'reference' if name == 'reference' else '_' + name}"
-    ).sgd_ema_
 
 
 @torch.library.custom_op("imnet::sgd_ema_", mutates_args=("params", "momenta", "emas"))
@@ -35,4 +25,4 @@ def sgd_ema_op(
 ) -> None:
     """See reference.sgd_ema_."""
     step = Step(lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
-    implementation(params[0].device.type)(Lists(params, grads, momenta, emas), step)
+    tier.implementation("sgd_ema", params[0].device.type).sgd_ema_(Lists(params, grads, momenta, emas), step)

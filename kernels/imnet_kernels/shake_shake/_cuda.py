@@ -9,15 +9,11 @@ from .. import cudalib, hostlib
 from . import reference
 
 
-def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [t.contiguous(memory_format=hostlib.memory_format(like)) for t in tensors]
-
-
 def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine."""
     if x1.dtype == torch.float64:
         return reference.combine(x1, x2, residual, alpha)
-    x1, x2, residual = _dense(x1, x1, x2, residual)
+    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     cudalib.ops().shake(x1, x2, residual, alpha.contiguous(), out)
     return out
@@ -27,7 +23,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward."""
     if grad.dtype == torch.float64:
         return reference.combine_backward(grad, beta)
-    (grad,) = _dense(grad, grad)
+    (grad,) = hostlib.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
     cudalib.ops().shake_backward(grad, beta.contiguous(), d1, d2)
     return d1, d2

@@ -13,8 +13,7 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine."""
     if x1.dtype not in hostlib.CODES:
         return reference.combine(x1, x2, residual, alpha)
-    layout = hostlib.memory_format(x1)
-    x1, x2, residual = (t.contiguous(memory_format=layout) for t in (x1, x2, residual))
+    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     _shake(False, (x1, x2, residual, out), alpha.contiguous(), x1)
     return out
@@ -24,7 +23,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward."""
     if grad.dtype not in hostlib.CODES:
         return reference.combine_backward(grad, beta)
-    grad = grad.contiguous(memory_format=hostlib.memory_format(grad))
+    (grad,) = hostlib.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
     _shake(True, (grad, d1, d2, None), beta.contiguous(), grad)
     return d1, d2

@@ -42,10 +42,6 @@ def combine_backward_kernel(grad_ptr, beta_ptr, d1_ptr, d2_ptr, n, per_image, BL
     tl.store(d2_ptr + at, ((1 - b) * g).to(d2_ptr.dtype.element_ty), mask=live)
 
 
-def _dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    return [t.contiguous(memory_format=hostlib.memory_format(like)) for t in tensors]
-
-
 def _sizes(x: Tensor, coefficient: Tensor) -> tuple[int, tuple[int, int], int]:
     """Elements an image, the grid, the coefficient's stride."""
     n = x.numel() // x.shape[0]
@@ -56,7 +52,7 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine; fp64 goes there."""
     if x1.dtype == torch.float64:
         return reference.combine(x1, x2, residual, alpha)
-    x1, x2, residual = _dense(x1, x1, x2, residual)
+    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     if out.numel():
         n, grid, per_image = _sizes(x1, alpha)
@@ -68,7 +64,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward; fp64 goes there."""
     if grad.dtype == torch.float64:
         return reference.combine_backward(grad, beta)
-    (grad,) = _dense(grad, grad)
+    (grad,) = hostlib.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
     if grad.numel():
         n, grid, per_image = _sizes(grad, beta)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from .. import tier
 
 
-def implementation(device_type: str):
-    """The tier's module, with the reference's two functions."""
-    name = tier.choose("shake_shake", device_type)
-    return importlib.import_module(f"imnet_kernels.shake_shake.{'reference' if name == 'reference' else '_' + name}")
-
-
 @torch.library.custom_op("imnet::shake_shake", mutates_args=())
 def shake_op(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """beta is used by the gradient alone."""
-    return implementation(x1.device.type).combine(x1, x2, residual, alpha)
+    return tier.implementation("shake_shake", x1.device.type).combine(x1, x2, residual, alpha)
 
 
 @shake_op.register_fake
@@ -30,7 +22,7 @@ def _(x1, x2, residual, alpha, beta):
 @torch.library.custom_op("imnet::shake_shake_backward", mutates_args=())
 def shake_backward_op(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward."""
-    return implementation(grad.device.type).combine_backward(grad, beta)
+    return tier.implementation("shake_shake", grad.device.type).combine_backward(grad, beta)
 
 
 @shake_backward_op.register_fake

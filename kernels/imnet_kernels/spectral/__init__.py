@@ -50,7 +50,7 @@ def spectral(
             given = (m if m is None or isinstance(m, (int, float, Tensor)) else tuple(m) for m in (mean, std))
             scale, shift = calls.once(_scale_shift, *given, len(wanted), images.shape[1], images.device)
         if type(images) is Tensor and calls.unobserved():
-            return op.implementation(images.device.type)(images, r, wanted, scale, shift, dtype)
+            return tier.implementation("spectral", images.device.type).spectral(images, r, wanted, scale, shift, dtype)
         if tier.choose("spectral", images.device.type) == "reference":
             return reference.spectral(images, r, wanted, scale, shift, dtype)
         return op.spectral_op(images.detach(), r, list(wanted), scale, shift, dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
@@ -11,20 +9,12 @@ from .. import tier
 from . import reference
 
 
-def implementation(device_type: str):
-    """The tier's function with reference.spectral's signature."""
-    name = tier.choose("spectral", device_type)
-    return importlib.import_module(
-        f"imnet_kernels.spectral.{'reference' if name == 'reference' else '_' + name}"
-    ).spectral
-
-
 @torch.library.custom_op("imnet::spectral", mutates_args=())
 def spectral_op(
     images: Tensor, r: int, bands: list[int], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """See reference.spectral."""
-    return implementation(images.device.type)(images, r, tuple(bands), scale, shift, dtype)
+    return tier.implementation("spectral", images.device.type).spectral(images, r, tuple(bands), scale, shift, dtype)
 
 
 @spectral_op.register_fake
