@@ -27,14 +27,14 @@ struct SpectralCall {
 void spectral(const SpectralCall& call, int num_threads);
 
 struct ShakeCall {
-  uintptr_t x1, x2, residual, out;
+  uintptr_t x1, x2, residual, out;  // forward
+  uintptr_t grad, d1, d2;           // backward: the gradient, and the branches' gradients
   int64_t batch, image_elements;
   uintptr_t coefficient;  // fp32, num_coefficients of them: 1 or batch
   int64_t num_coefficients;
   int32_t dtype;
 };
 void shake_forward(const ShakeCall& call, int num_threads);
-// grad in x1, the branches' gradients to x2 and residual.
 void shake_backward(const ShakeCall& call, int num_threads);
 
 struct SgdCall {

@@ -51,7 +51,7 @@ void shake_backward(const ShakeCall& call, int num_threads) {
   const Kernels& isa = kernels();
   over_pieces(call, num_threads, [&](int64_t offset, int64_t n, float b) {
     auto out = [&](uintptr_t p) { return reinterpret_cast<void*>(p + offset); };
-    isa.shake_backward(reinterpret_cast<const void*>(call.x1 + offset), out(call.x2), out(call.residual), n, b, call.dtype);
+    isa.shake_backward(reinterpret_cast<const void*>(call.grad + offset), out(call.d1), out(call.d2), n, b, call.dtype);
   });
 }
 

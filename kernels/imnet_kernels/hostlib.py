@@ -1,4 +1,4 @@
-"""What the families' tiers share: the module, dtype codes, addresses and the number of threads."""
+"""What the families' tiers share: the module, dtype codes, layouts and the number of threads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ def module() -> ModuleType:
     if found is None:
         raise RuntimeError(f"the host kernels are not installed; {TIERS['host'].remedy}")
     return found
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where the tensor's bytes start; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def threads() -> int:

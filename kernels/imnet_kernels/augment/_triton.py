@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tritonlib import Build, below, philox, signed32
-from ._host import FLIPS
-from .reference import Spec, empty_batch
+from .reference import FLIPS, Spec, empty_batch
 
 # All five are predicted from the SASS of sm_90 on 2026-11-26, not measured.
 STORE_BYTES = 16

@@ -8,12 +8,15 @@ and 0 inside the cutout box, which lies in output coordinates.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..philox import STREAM_CROP_FLIP, STREAM_CUTOUT, STREAM_FLIP_PHASE, philox, uniform_below
+
+FLIPS = {"none": 0, "random": 1, "alternating": 2}
+"""The kernels' numbers of the flips."""
 
 
 class Choices(NamedTuple):
@@ -42,6 +45,19 @@ class Spec(NamedTuple):
     def flip_threshold(self) -> int:
         """A word below this flips: 0 .. 2^32."""
         return round(self.hflip_p * 2.0**32)
+
+    def arguments(self, height_px: int, width_px: int) -> dict[str, Any]:
+        """The fields of csrc's AugmentParams by name; box: first and count of the cutout box's starts, y, then x."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "pad_px": self.pad_px,
+            "reflect": int(self.pad_mode == "reflect"),
+            "hflip": FLIPS[self.hflip],
+            "flip_threshold": self.flip_threshold,
+            "cutout_px": self.cutout_px,
+            "box": [*self.box_range(height_px), *self.box_range(width_px)],
+        }
 
     def box_range(self, size_px: int) -> tuple[int, int]:
         """(first, count) of the box's possible starts along an axis of size_px (hysts' Cutout)."""

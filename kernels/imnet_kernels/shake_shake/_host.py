@@ -15,7 +15,10 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
         return reference.combine(x1, x2, residual, alpha)
     x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
-    _shake(False, (x1, x2, residual, out), alpha.contiguous(), x1)
+    alpha = alpha.contiguous()
+    addresses = {"x1": x1.data_ptr(), "x2": x2.data_ptr(), "residual": residual.data_ptr(), "out": out.data_ptr()}
+    if out.numel():
+        hostlib.module().shake(**addresses, **_common(x1, alpha))
     return out
 
 
@@ -25,16 +28,20 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         return reference.combine_backward(grad, beta)
     (grad,) = hostlib.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
-    _shake(True, (grad, d1, d2, None), beta.contiguous(), grad)
+    beta = beta.contiguous()
+    addresses = {"grad": grad.data_ptr(), "d1": d1.data_ptr(), "d2": d2.data_ptr()}
+    if grad.numel():
+        hostlib.module().shake_backward(**addresses, **_common(grad, beta))
     return d1, d2
 
 
-def _shake(backward: bool, tensors: tuple[Tensor | None, ...], coefficient: Tensor, like: Tensor) -> None:
-    if like.numel() == 0:
-        return
-    addresses = [hostlib.address(t) for t in tensors]
-    batch, image_elements = like.shape[0], like.numel() // like.shape[0]
-    count, code = coefficient.numel(), hostlib.CODES[like.dtype]
-    hostlib.module().shake(
-        backward, *addresses, batch, image_elements, coefficient.data_ptr(), count, code, hostlib.threads()
-    )
+def _common(like: Tensor, coefficient: Tensor) -> dict[str, int]:
+    """What both directions tell the kernel; an empty batch has images of no elements."""
+    return {
+        "batch": like.shape[0],
+        "image_elements": like.numel() // max(like.shape[0], 1),
+        "coefficient": coefficient.data_ptr(),
+        "num_coefficients": coefficient.numel(),
+        "dtype": hostlib.CODES[like.dtype],
+        "num_threads": hostlib.threads(),
+    }

@@ -20,19 +20,19 @@ def spectral(
     batch, channels, height, width = images.shape
     if out.numel():
         hostlib.module().spectral(
-            images.data_ptr(),
-            out.data_ptr(),
-            batch,
-            channels,
-            height,
-            width,
-            r,
-            hostlib.CODES[images.dtype],
-            hostlib.CODES[dtype],
-            reference.is_channels_last(images),
-            list(bands),
-            [] if scale is None else scale.flatten().tolist(),
-            [] if shift is None else shift.flatten().tolist(),
-            hostlib.threads(),
+            images=images.data_ptr(),
+            out=out.data_ptr(),
+            batch=batch,
+            channels=channels,
+            height=height,
+            width=width,
+            r=r,
+            in_dtype=hostlib.CODES[images.dtype],
+            out_dtype=hostlib.CODES[dtype],
+            channels_last=reference.is_channels_last(images),
+            bands=list(bands),
+            scale=[] if scale is None else scale.flatten().tolist(),
+            shift=[] if shift is None else shift.flatten().tolist(),
+            num_threads=hostlib.threads(),
         )
     return out
