@@ -1,4 +1,4 @@
-"""What the two kernel benchmarks share: the real cases, the correctness gate that comes first, and the columns.
+"""What the two kernel benchmarks share: the real cases and the columns. Family.check is the gate that comes first.
 
 A column sets its kernel tier inside the call, so that columns can be interleaved.
 """
@@ -12,16 +12,12 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Case, Family, error_ratio, families
+from imnet_kernels.family import Case, Family, families
 
 Columns = dict[str, Callable[[], Any]]
 
 DTYPES = (torch.float32, torch.bfloat16)
 COMPILE_LIMIT_S = 60
-
-
-class GateError(RuntimeError):
-    """A tier disagrees with the reference: no speed is reported for it."""
 
 
 def keep_memory() -> bool:
@@ -47,23 +43,6 @@ def is_first(family: Family, case: Case, dtype: torch.dtype) -> bool:
     """Whether this is the case for which a family's compiled reference is shown."""
     first = next(c for c in family.cases if c.real)
     return case is first and dtype is next(d for d in DTYPES if d in family.tolerance)
-
-
-def gate(family: Family, case: Case, dtype: torch.dtype, name: str = "host", device: str = "cpu") -> float:
-    """The tier's error against the reference; raises GateError above the family's tolerance."""
-    want, got = (_output(family, case, dtype, each, device) for each in ("reference", name))
-    error = error_ratio(got, want)
-    if not error <= family.tolerance[dtype]:
-        allowed = f"allowed {family.tolerance[dtype]:.2e}"
-        raise GateError(f"{family.name} {case.name} {dtype} {name}: error {error:.2e}, {allowed}; no speed is reported")
-    return error
-
-
-def _output(family: Family, case: Case, dtype: torch.dtype, name: str, device: str) -> torch.Tensor:
-    with tier.using(name), torch.no_grad():
-        call = family.make(case, dtype, device)
-        result = call.run()
-        return result if result is not None else torch.cat([t.flatten() for t in call.in_place])
 
 
 def column(family: Family, case: Case, dtype: torch.dtype, name: str, device: str = "cpu") -> Callable[[], None]:

@@ -135,10 +135,10 @@ def _family(name: str) -> Family:
 
 
 def _cases(family: Family, name: str | None) -> list[Case]:
-    """All that move anything, or the one that was asked for."""
+    """All of the contract that move anything, or the one that was asked for, which may be of a GPU's own size."""
     known = {case.name: case for case in family.cases}
     if name is None:
-        return [case for case in family.cases if family.bytes_moved(case, torch.float32)]
+        return [case for case in family.contract if family.bytes_moved(case, torch.float32)]
     if name not in known:
         what = f"got unknown case {name!r} of {family.name}; allowed: {', '.join(known)}"
         raise UsageError(what, hint=_near(name, known))

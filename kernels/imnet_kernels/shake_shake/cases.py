@@ -8,8 +8,10 @@ from ..family import Call, Case, Family
 from . import shake_shake
 
 
-def _case(name: str, shape: tuple[int, int, int, int], real: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, **keys}, real=real)
+def _case(
+    name: str, shape: tuple[int, int, int, int], *, real: bool = False, gpu: bool = False, **keys: object
+) -> Case:
+    return Case(name=name, options={"shape": shape, **keys}, real=real, gpu=gpu)
 
 
 CASES = (
@@ -19,6 +21,8 @@ CASES = (
     _case("one_image", (1, 3, 5, 7), channels_last=True),
     _case("mixed_layouts", (2, 8, 6, 6), channels_last=True, mixed=True),
     _case("empty_batch", (0, 4, 3, 3)),
+    _case("stage1 256", (256, 96, 28, 28), gpu=True, channels_last=True),
+    _case("stage3 256", (256, 384, 7, 7), gpu=True, channels_last=True),
 )
 
 
