@@ -40,9 +40,8 @@ from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import open_store, split_path
 
 from . import data_peers as peers
-from . import kit
 from .fingerprint import fingerprint
-from .timing import Timing, cpu_seconds
+from .timing import Timing, cpu_seconds, keep_memory
 
 _STORE_IMAGES, _SIDE = 8192, 64
 _READ_BATCHES = 40
@@ -278,7 +277,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[Row]:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
-    kit.keep_memory()
+    keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = run(args, Path(folder))
     if args.json is not None:

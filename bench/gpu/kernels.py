@@ -130,13 +130,13 @@ def _call(job: Job, device: str) -> Callable[[], Any]:
     call = job.family.make(job.case, job.dtype, device)
     if not job.backward:
         return call.run
-    from imnet_kernels.shake_shake import op, reference
+    from imnet_kernels.shake_shake import reference, shake_backward_op
 
     grad, generator = call.leaves[0].detach(), torch.Generator().manual_seed(9)
     beta = torch.rand(grad.shape[0], generator=generator).to(device)
     if tier.choose("shake_shake", device) == "reference":
         return lambda: reference.combine_backward(grad, beta)
-    return lambda: op.shake_backward_op(grad, beta)
+    return lambda: shake_backward_op(grad, beta)
 
 
 def measured(calls: list[Callable[[], Any]], moved: int, setting: Setting) -> dict[str, Any]:

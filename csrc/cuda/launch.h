@@ -8,8 +8,6 @@
 
 namespace imnet {
 
-enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kU8 = 3 };
-
 struct AugmentLaunch {
   const uint8_t* store;        // (N, H, W, C)
   const int64_t *ids, *names;  // (B,)

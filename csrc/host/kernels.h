@@ -3,11 +3,11 @@
 #pragma once
 #include <cstdint>
 
+#include "../common/choices.h"
+
 #define IMNET_INLINE inline __attribute__((always_inline))  // where a call would send vectors through memory
 
 namespace imnet {
-
-enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kU8 = 3 };
 
 constexpr int kPhiloxIds = 16;
 constexpr int kMaxVector = 16;  // floats in the widest vector; constant patterns are laid out for it

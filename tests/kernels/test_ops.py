@@ -9,10 +9,10 @@ import imnet_kernels as kernels
 import pytest
 import torch
 from imnet_kernels import implementations, tier
-from imnet_kernels.augment.op import augment_op
-from imnet_kernels.sgd_ema.op import sgd_ema_op
-from imnet_kernels.shake_shake.op import shake_backward_op, shake_op
-from imnet_kernels.spectral.op import spectral_op
+from imnet_kernels.augment import augment_op
+from imnet_kernels.sgd_ema import sgd_ema_op
+from imnet_kernels.shake_shake import shake_backward_op, shake_op
+from imnet_kernels.spectral import spectral_op
 from torch.utils._pytree import tree_map_only
 
 STORE = torch.arange(3 * 8 * 8 * 3).remainder(251).to(torch.uint8).view(3, 8, 8, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cudalib
+from .. import native
 from .reference import Spec, empty_batch
 
 
@@ -25,5 +25,5 @@ def augment(
     given = spec.arguments(height, width)
     given["seed"] -= given["seed"] >> 63 << 64  # an op's int has a sign
     arguments = (store, ids.contiguous(), sample_ids.contiguous(), scale, shift.contiguous())
-    cudalib.ops().augment(*arguments, **given, out=out)
+    native.cuda().augment(*arguments, **given, out=out)
     return out

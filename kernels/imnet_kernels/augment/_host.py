@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from .reference import Spec, empty_batch
 
 
@@ -24,7 +24,7 @@ def augment(
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
     out = empty_batch(store, ids, dtype) if out is None else out
     per_pixel = shift.dim() == 3
-    hostlib.module().augment(
+    native.host().augment(
         store=store.data_ptr(),
         ids=ids.data_ptr(),
         sample_ids=sample_ids.data_ptr(),
@@ -35,10 +35,10 @@ def augment(
         height=height,
         width=width,
         channels=channels,
-        dtype=hostlib.CODES[dtype],
+        dtype=native.CODES[dtype],
         scale=scale.tolist(),
         shift=[0.0] * channels if per_pixel else shift.tolist(),
-        num_threads=hostlib.threads(),
+        num_threads=native.threads(),
         **spec.arguments(height, width),
     )
     return out

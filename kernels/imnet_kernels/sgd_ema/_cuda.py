@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import cudalib
+from .. import native
 from . import reference
 from ._host import fitting
 from .reference import Lists, Step
@@ -16,7 +16,7 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
     if not all(fitting(lists)):
         reference.sgd_ema_(lists, step)
         return
-    cudalib.ops().sgd_ema(
+    native.cuda().sgd_ema(
         *tables(lists, CHUNK),
         *on_device(step, lists.params[0].device),
         chunk=CHUNK,

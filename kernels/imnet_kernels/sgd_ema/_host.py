@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from . import reference
 from .reference import Lists, Step
 
@@ -34,7 +34,7 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
         reference.sgd_ema_(rest, step)
     if not ours.params or (step.skip is not None and float(step.skip) != 0.0):
         return
-    hostlib.module().sgd_ema(
+    native.host().sgd_ema(
         **{name: [t.data_ptr() for t in items] for name, items in ours._asdict().items()},
         sizes=[t.numel() for t in ours.params],
         lr=float(step.lr),
@@ -43,5 +43,5 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
         weight_decay=step.weight_decay,
         ema_weight=1.0 - step.ema_decay,
         nesterov=step.nesterov,
-        num_threads=hostlib.threads(),
+        num_threads=native.threads(),
     )

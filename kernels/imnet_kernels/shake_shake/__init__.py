@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tier
-from . import op, reference
+from . import reference
 
 __all__ = ["shake_shake"]
 
@@ -28,7 +28,7 @@ def shake_shake(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Coefficient, be
     a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
     if tier.choose("shake_shake", x1.device.type) == "reference":
         return reference.Combine.apply(x1, x2, residual, a, b)
-    return op.shake_op(x1, x2, residual, a, b)
+    return shake_op(x1, x2, residual, a, b)
 
 
 def _check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
@@ -49,3 +49,37 @@ def _coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
         got = f"{value.dtype} {tuple(value.shape)} on {value.device}"
         raise ValueError(f"{name} is {got}; allowed 1 or {like.shape[0]} floats on {like.device}; draw that many")
     return value.detach().reshape(-1).to(reference.compute_dtype(like))
+
+
+@torch.library.custom_op("imnet::shake_shake", mutates_args=())
+def shake_op(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """beta is used by the gradient alone."""
+    return tier.implementation("shake_shake", x1.device.type).combine(x1, x2, residual, alpha)
+
+
+@shake_op.register_fake
+def _(x1, x2, residual, alpha, beta):
+    return torch.empty_like(x1)
+
+
+@torch.library.custom_op("imnet::shake_shake_backward", mutates_args=())
+def shake_backward_op(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.combine_backward."""
+    return tier.implementation("shake_shake", grad.device.type).combine_backward(grad, beta)
+
+
+@shake_backward_op.register_fake
+def _(grad, beta):
+    return torch.empty_like(grad), torch.empty_like(grad)
+
+
+def _shake_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[-1])
+
+
+def _shake_gradient(ctx, grad: Tensor):
+    (beta,) = ctx.saved_tensors
+    return *shake_backward_op(grad, beta), grad, None, None
+
+
+shake_op.register_autograd(_shake_gradient, setup_context=_shake_context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cudalib, hostlib
+from .. import native
 from . import reference
 
 
@@ -13,9 +13,9 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine."""
     if x1.dtype == torch.float64:
         return reference.combine(x1, x2, residual, alpha)
-    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
+    x1, x2, residual = native.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
-    cudalib.ops().shake(x1, x2, residual, alpha.contiguous(), out)
+    native.cuda().shake(x1, x2, residual, alpha.contiguous(), out)
     return out
 
 
@@ -23,7 +23,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward."""
     if grad.dtype == torch.float64:
         return reference.combine_backward(grad, beta)
-    (grad,) = hostlib.dense(grad, grad)
+    (grad,) = native.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
-    cudalib.ops().shake_backward(grad, beta.contiguous(), d1, d2)
+    native.cuda().shake_backward(grad, beta.contiguous(), d1, d2)
     return d1, d2

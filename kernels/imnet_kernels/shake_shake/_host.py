@@ -5,33 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from . import reference
 
 
 def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine."""
-    if x1.dtype not in hostlib.CODES:
+    if x1.dtype not in native.CODES:
         return reference.combine(x1, x2, residual, alpha)
-    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
+    x1, x2, residual = native.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     alpha = alpha.contiguous()
     addresses = {"x1": x1.data_ptr(), "x2": x2.data_ptr(), "residual": residual.data_ptr(), "out": out.data_ptr()}
     if out.numel():
-        hostlib.module().shake(**addresses, **_common(x1, alpha))
+        native.host().shake(**addresses, **_common(x1, alpha))
     return out
 
 
 def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward."""
-    if grad.dtype not in hostlib.CODES:
+    if grad.dtype not in native.CODES:
         return reference.combine_backward(grad, beta)
-    (grad,) = hostlib.dense(grad, grad)
+    (grad,) = native.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
     beta = beta.contiguous()
     addresses = {"grad": grad.data_ptr(), "d1": d1.data_ptr(), "d2": d2.data_ptr()}
     if grad.numel():
-        hostlib.module().shake_backward(**addresses, **_common(grad, beta))
+        native.host().shake_backward(**addresses, **_common(grad, beta))
     return d1, d2
 
 
@@ -42,6 +42,6 @@ def _common(like: Tensor, coefficient: Tensor) -> dict[str, int]:
         "image_elements": like.numel() // max(like.shape[0], 1),
         "coefficient": coefficient.data_ptr(),
         "num_coefficients": coefficient.numel(),
-        "dtype": hostlib.CODES[like.dtype],
-        "num_threads": hostlib.threads(),
+        "dtype": native.CODES[like.dtype],
+        "num_threads": native.threads(),
     }

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from ..tritonlib import Build
 from . import reference
 
@@ -52,7 +52,7 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine; fp64 goes there."""
     if x1.dtype == torch.float64:
         return reference.combine(x1, x2, residual, alpha)
-    x1, x2, residual = hostlib.dense(x1, x1, x2, residual)
+    x1, x2, residual = native.dense(x1, x1, x2, residual)
     out = torch.empty_like(x1)
     if out.numel():
         n, grid, per_image = _sizes(x1, alpha)
@@ -64,7 +64,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward; fp64 goes there."""
     if grad.dtype == torch.float64:
         return reference.combine_backward(grad, beta)
-    (grad,) = hostlib.dense(grad, grad)
+    (grad,) = native.dense(grad, grad)
     d1, d2 = torch.empty_like(grad), torch.empty_like(grad)
     if grad.numel():
         n, grid, per_image = _sizes(grad, beta)

@@ -1,3 +1,4 @@
+// shake_shake and sgd_ema: pieces of tensors for the pool.
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
@@ -37,6 +38,13 @@ void over_pieces(const ShakeCall& call, int num_threads, const F& piece) {
   });
 }
 
+constexpr int64_t kStepElements = 1 << 15;
+
+struct Piece {
+  size_t tensor;
+  int64_t begin, count;
+};
+
 }  // namespace
 
 void shake_forward(const ShakeCall& call, int num_threads) {
@@ -52,6 +60,32 @@ void shake_backward(const ShakeCall& call, int num_threads) {
   over_pieces(call, num_threads, [&](int64_t offset, int64_t n, float b) {
     auto out = [&](uintptr_t p) { return reinterpret_cast<void*>(p + offset); };
     isa.shake_backward(reinterpret_cast<const void*>(call.grad + offset), out(call.d1), out(call.d2), n, b, call.dtype);
+  });
+}
+
+void sgd_ema(const SgdCall& call, int num_threads) {
+  const size_t n = call.params.size();
+  const bool momenta = !call.momenta.empty(), emas = !call.emas.empty();
+  if (call.grads.size() != n || call.sizes.size() != n || (momenta && call.momenta.size() != n) ||
+      (emas && call.emas.size() != n)) {
+    throw std::invalid_argument("sgd_ema: the lists differ in length");
+  }
+  std::vector<Piece> pieces;
+  for (size_t t = 0; t < n; ++t) {
+    for (int64_t b = 0; b < call.sizes[t]; b += kStepElements) {
+      pieces.push_back({t, b, std::min(kStepElements, call.sizes[t] - b)});
+    }
+  }
+  const SgdParams options{call.lr, call.grad_scale, call.momentum, call.weight_decay, call.ema_weight, call.nesterov};
+  const Kernels& isa = kernels();
+  parallel_for(int64_t(pieces.size()), 8, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& piece = pieces[i];
+      auto pointer = [&](const std::vector<uintptr_t>& list) {
+        return list.empty() ? nullptr : reinterpret_cast<float*>(list[piece.tensor]) + piece.begin;
+      };
+      isa.sgd_ema(pointer(call.params), pointer(call.grads), pointer(call.momenta), pointer(call.emas), piece.count, options);
+    }
   });
 }
 
