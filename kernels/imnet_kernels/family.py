@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import tier
-from .implementations import IMPLEMENTATIONS
+from .implementations import tiers_of
 
 INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
 """Triton's interpreter cuts fp32 to bf16 where the hardware rounds to nearest: one unit in the last of 8 bits."""
@@ -70,8 +70,7 @@ class Family:
 
     def tiers(self, device: str) -> list[str]:
         """The tiers that can run on the device type here, without the reference."""
-        ours = dict.fromkeys(row.tier for row in IMPLEMENTATIONS if row.family == self.name)
-        return [name for name in tier.TIERS if name in ours and tier.missing(name, device) is None]
+        return [name for name in tiers_of(self.name)[1:] if tier.missing(name, device) is None]
 
     def check(
         self,

@@ -150,6 +150,12 @@ IMPLEMENTATIONS = (
 FAMILIES = tuple(dict.fromkeys(row.family for row in IMPLEMENTATIONS))
 
 
+def tiers_of(family: str) -> tuple[str, ...]:
+    """The tiers that a family has, installed or not, in the order of TIERS."""
+    ours = {"reference", *(row.tier for row in IMPLEMENTATIONS if row.family == family)}
+    return tuple(name for name in TIERS if name in ours)
+
+
 @cache
 def module(family: str, tier: str) -> ModuleType:
     """The file with a family's functions in one tier."""

@@ -56,7 +56,9 @@ def _forced(spec: str) -> dict[str, str]:
 
 def _choose(family: str, device: str, forced: str | None, source: str, captured: bool) -> Choice:
     if forced is not None:
-        problem = missing(forced, device)
+        ours = implementations.tiers_of(family)
+        absent = f"there is no {forced} tier of it; allowed {', '.join(ours)}; force {forced} for other families only"
+        problem = missing(forced, device) if forced in ours else absent
         return Choice(forced, f"forced by {source}", problem and f"{family}: {problem}")
     skipped = []
     for row in IMPLEMENTATIONS:

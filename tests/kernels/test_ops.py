@@ -106,6 +106,15 @@ def test_a_broken_module_is_raised_not_hidden(monkeypatch):
         implementations.find_host()
 
 
+def test_a_tier_that_a_family_lacks_is_an_error_of_that_family_alone(monkeypatch):
+    rows = [row for row in implementations.IMPLEMENTATIONS if (row.family, row.tier) != ("spectral", "host")]
+    monkeypatch.setattr(implementations, "IMPLEMENTATIONS", tuple(rows))
+    with tier.using("host"):
+        with pytest.raises(RuntimeError, match="spectral: there is no host tier of it; allowed ref"):
+            tier.choose("spectral", "cpu")
+        assert "there is no" not in tier.report("cpu")["augment"][1]
+
+
 def test_every_row_of_the_table_has_its_file():
     for row in implementations.IMPLEMENTATIONS:
         if row.tier == "triton":
