@@ -39,9 +39,8 @@ from imnet.data.store import open_store, split_path
 from imnet.data.store.pack import Options, pack
 
 from . import data_peers as peers
-from . import kit
 from .fingerprint import fingerprint
-from .timing import Timing, cpu_seconds
+from .timing import Timing, cpu_seconds, keep_memory
 
 _STORE_IMAGES, _SIDE = 8192, 64
 _READ_BATCHES = 40
@@ -277,7 +276,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[Row]:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
-    kit.keep_memory()
+    keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = run(args, Path(folder))
     if args.json is not None:

@@ -17,7 +17,8 @@ import torch
 from imnet_kernels import tier
 from imnet_kernels.family import Case, Family
 
-from . import kit, roof
+from . import bench_kernels, roof
+from .timing import keep_memory
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (it comes with the dev extra)")
 
@@ -27,9 +28,9 @@ SLICE_S = 0.02
 
 def _rows() -> Iterator[Any]:
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for family, case, dtype in kit.real_cases():
+        for family, case, dtype in bench_kernels.real_cases():
             names = ["reference", *family.tiers(device)]
-            names += ["compiled"] if kit.is_first(family, case, dtype) else []
+            names += ["compiled"] if bench_kernels.is_first(family, case, dtype) else []
             for name in names:
                 at = f"{family.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{device}"
                 mark = pytest.mark.benchmark(
@@ -42,7 +43,7 @@ def _rows() -> Iterator[Any]:
 def _one_thread() -> Iterator[None]:
     before, chosen = torch.get_num_threads(), tier.snapshot()
     torch.set_num_threads(1)
-    kit.keep_memory()
+    keep_memory()
     yield
     torch.set_num_threads(before)
     tier.restore(chosen)
@@ -52,10 +53,10 @@ def _one_thread() -> Iterator[None]:
 def test_kernel(benchmark, family: Family, case: Case, dtype: torch.dtype, device: str, name: str):
     info = benchmark.extra_info
     if name == "compiled":
-        call, info["compile_s"] = kit.compiled(family, case, dtype, device)
+        call, info["compile_s"] = bench_kernels.compiled(family, case, dtype, device)
     else:
-        info["gate_error"] = kit.gate(family, case, dtype, name, device)
-        call = kit.column(family, case, dtype, name, device)
+        info["gate_error"] = family.check(case, dtype, name, device).forward
+        call = bench_kernels.column(family, case, dtype, name, device)
 
     def run() -> None:
         call()

@@ -6,6 +6,7 @@ taking the core; on a GPU it is wall time between two synchronisations. ``wall=T
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 import resource
@@ -128,6 +129,16 @@ def cpu_seconds(children: bool = False) -> float:
         return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usages)
+
+
+def keep_memory() -> bool:
+    """Tell glibc to hand no freed memory back: a page that is faulted in again costs more than what is timed here.
+
+    Without it, whether a call pays for its pages hangs on what other columns have freed before. False elsewhere.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim_threshold, mmap_max = -1, -4
+    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
 
 
 def event_s(call: Callable[[], object]) -> float:

@@ -107,7 +107,7 @@ def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple
 def flops(family: str, case: Case) -> int:
     """The arithmetic of the family's definition for one call, a multiply-add as two.
 
-    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2, and two scale-and-shifts with batch norm.
+    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2.
     sgd_ema: each of weight decay, momentum, Nesterov and update is a multiply-add, the average one more addition.
     spectral: s = r r inputs folded by the DCT's even-odd symmetry, then s / 2 multiply-adds a band, and normalised.
     """
@@ -116,7 +116,7 @@ def flops(family: str, case: Case) -> int:
         _, height, width, channels = o["shape"]
         return 2 * o["batch"] * height * width * channels
     if family == "shake_shake":
-        return (8 if o.get("bn") else 4) * torch.Size(o["shape"]).numel()
+        return 4 * torch.Size(o["shape"]).numel()
     if family == "sgd_ema":
         per_element = 2 + 2 * bool(o["weight_decay"]) + 2 * (o["momentum"] > 0) + 2 * o["nesterov"]
         per_element += 3 * (o["ema_decay"] is not None)
@@ -135,10 +135,10 @@ def _family(name: str) -> Family:
 
 
 def _cases(family: Family, name: str | None) -> list[Case]:
-    """All that move anything, or the one that was asked for."""
+    """All of the contract that move anything, or the one that was asked for, which may be of a GPU's own size."""
     known = {case.name: case for case in family.cases}
     if name is None:
-        return [case for case in family.cases if family.bytes_moved(case, torch.float32)]
+        return [case for case in family.contract if family.bytes_moved(case, torch.float32)]
     if name not in known:
         what = f"got unknown case {name!r} of {family.name}; allowed: {', '.join(known)}"
         raise UsageError(what, hint=_near(name, known))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imnet_kernels import build
+from imnet_kernels import build, implementations
 
 from . import sass
 from .occupancy import ARCHITECTURES, Occupancy, occupancy
@@ -71,7 +71,7 @@ def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], l
 
 def triton_kernels(family: str, dtype: str | None) -> list[Resources]:
     """Every variant of the recipes, compiled to cubins in a cache of its own (a warm one would report nothing)."""
-    builds = importlib.import_module(f"imnet_kernels.{family}._triton").builds()
+    builds = implementations.module(family, "triton").builds()
     named = [b for b in builds if dtype is None or f"*{dtype}" in b.name or not re.search(r"\*\w*\d", b.name)]
     with _triton_cache():
         return [_triton_kernel(b, architecture) for architecture in ARCHITECTURES for b in named]

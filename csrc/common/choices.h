@@ -1,4 +1,4 @@
-// The random choices of augment: one source for the host and the CUDA tier; the same integers as augment/reference.py.
+// What the host and the CUDA tier share: dtype codes, and the random choices of augment, the same integers as its reference's.
 #pragma once
 #include <cstdint>
 
@@ -9,6 +9,8 @@
 #endif
 
 namespace imnet {
+
+enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kU8 = 3 };  // native.py's CODES
 
 struct Words {
   uint32_t w[4];

@@ -56,13 +56,13 @@ int32_t one_or(const Tensor& coefficient, int64_t batch) {
   return coefficient.numel() > 1 ? 1 : 0;
 }
 
-// integers: seed, epoch, pad_px, reflect, hflip, flip_threshold, cutout_px, first_y, num_y, first_x, num_x
 void augment(const Tensor& store, const Tensor& ids, const Tensor& names, const Tensor& scale, const Tensor& shift,
-             std::vector<int64_t> integers, const Tensor& out) {
+             int64_t seed, int64_t epoch, int64_t pad_px, int64_t reflect, int64_t hflip, int64_t flip_threshold,
+             int64_t cutout_px, at::IntArrayRef box, const Tensor& out) {
   const at::cuda::CUDAGuard guard(store.device());
   TORCH_CHECK_TYPE(store.is_cuda() && store.scalar_type() == at::kByte && store.dim() == 4 && store.is_contiguous(),
                    "store must be contiguous CUDA uint8 (N, H, W, C)");
-  TORCH_CHECK_VALUE(integers.size() == 11, "augment: 11 integers needed");
+  TORCH_CHECK_VALUE(box.size() == 4, "augment: box needs first and count per axis");
   const int64_t batch = ids.numel(), channels = store.size(3), image = store.numel() / std::max<int64_t>(store.size(0), 1);
   const bool per_pixel = shift.dim() == 3;
   TORCH_CHECK_VALUE(image < (int64_t(1) << 30) && out.numel() == batch * image, "augment: sizes do not fit");
@@ -81,9 +81,11 @@ void augment(const Tensor& store, const Tensor& ids, const Tensor& names, const 
   a.channels = int32_t(channels);
   a.per_pixel = per_pixel;
   a.dtype = code(out);
-  auto small = [&](int i) { return int32_t(integers[i]); };
-  a.params = {uint64_t(integers[0]), uint64_t(integers[5]), uint32_t(integers[1]), small(2), small(3), small(4),
-              small(6), small(7), small(8), small(9), small(10)};
+  imnet::AugmentParams& p = a.params;
+  p.seed = uint64_t(seed), p.flip_threshold = uint64_t(flip_threshold), p.epoch = uint32_t(epoch);
+  p.pad_px = int32_t(pad_px), p.reflect = int32_t(reflect), p.hflip = int32_t(hflip), p.cutout_px = int32_t(cutout_px);
+  p.box_first_y = int32_t(box[0]), p.box_num_y = int32_t(box[1]);
+  p.box_first_x = int32_t(box[2]), p.box_num_x = int32_t(box[3]);
   finish(imnet::launch_augment(a, at::cuda::getCurrentCUDAStream()), "augment");
 }
 
@@ -119,16 +121,28 @@ void spectral(const Tensor& images, int64_t r, std::vector<int64_t> bands, const
   finish(imnet::launch_spectral(a, at::cuda::getCurrentCUDAStream()), "spectral");
 }
 
+// What both directions tell the launcher.
+imnet::ShakeLaunch shake_launch(const Tensor& like, const Tensor& coefficient) {
+  imnet::ShakeLaunch a{};
+  a.coefficient = floats(coefficient, "the coefficient", coefficient.numel());
+  a.batch = like.size(0);
+  a.image = like.numel() / std::max<int64_t>(a.batch, 1);
+  a.per_image = one_or(coefficient, a.batch);
+  a.dtype = code(like);
+  return a;
+}
+
 void shake(const Tensor& x1, const Tensor& x2, const Tensor& residual, const Tensor& alpha, const Tensor& out) {
   const at::cuda::CUDAGuard guard(x1.device());
   check_dense(x1, "x1");
   check_alike(x2, x1, "x2");
   check_alike(residual, x1, "residual");
   check_alike(out, x1, "out");
-  const int64_t batch = x1.size(0);
-  const imnet::ShakeLaunch a{x1.const_data_ptr(), x2.const_data_ptr(), residual.const_data_ptr(), out.data_ptr(), nullptr,
-                             floats(alpha, "alpha", alpha.numel()), batch, x1.numel() / std::max<int64_t>(batch, 1),
-                             one_or(alpha, batch), code(x1)};
+  imnet::ShakeLaunch a = shake_launch(x1, alpha);
+  a.x1 = x1.const_data_ptr();
+  a.x2 = x2.const_data_ptr();
+  a.residual = residual.const_data_ptr();
+  a.y1 = out.data_ptr();
   finish(imnet::launch_shake(a, at::cuda::getCurrentCUDAStream()), "shake_shake");
 }
 
@@ -137,84 +151,47 @@ void shake_backward(const Tensor& grad, const Tensor& beta, const Tensor& d1, co
   check_dense(grad, "grad");
   check_alike(d1, grad, "d1");
   check_alike(d2, grad, "d2");
-  const int64_t batch = grad.size(0);
-  const imnet::ShakeLaunch a{grad.const_data_ptr(), nullptr, nullptr, d1.data_ptr(), d2.data_ptr(),
-                             floats(beta, "beta", beta.numel()), batch, grad.numel() / std::max<int64_t>(batch, 1),
-                             one_or(beta, batch), code(grad)};
+  imnet::ShakeLaunch a = shake_launch(grad, beta);
+  a.x1 = grad.const_data_ptr();
+  a.y1 = d1.data_ptr();
+  a.y2 = d2.data_ptr();
   finish(imnet::launch_shake_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake backward");
 }
 
-imnet::ShakeBnLaunch bn_launch(const Tensor& x1, const Tensor& x2, const Tensor& other, const Tensor& scale1,
-                               const Tensor& scale2, const Tensor& coefficient) {
-  check_dense(x1, "x1");
-  check_alike(x2, x1, "x2");
-  check_alike(other, x1, "residual or grad");
-  imnet::ShakeBnLaunch a{};
-  a.x1 = x1.const_data_ptr();
-  a.x2 = x2.const_data_ptr();
-  a.residual_or_grad = other.const_data_ptr();
-  a.scale1 = floats(scale1, "scale1", x1.size(1));
-  a.scale2 = floats(scale2, "scale2", x1.size(1));
-  a.coefficient = floats(coefficient, "coefficient", coefficient.numel());
-  a.batch = x1.size(0);
-  a.channels = int32_t(x1.size(1));
-  a.plane = int32_t(x1.size(2) * x1.size(3));
-  a.per_image = one_or(coefficient, a.batch);
-  a.channels_last = !x1.is_contiguous();
-  a.dtype = code(x1);
-  return a;
-}
-
-void shake_bn(const Tensor& x1, const Tensor& x2, const Tensor& residual, const Tensor& scale1, const Tensor& shift1,
-              const Tensor& scale2, const Tensor& shift2, const Tensor& alpha, const Tensor& out) {
-  const at::cuda::CUDAGuard guard(x1.device());
-  imnet::ShakeBnLaunch a = bn_launch(x1, x2, residual, scale1, scale2, alpha);
-  check_alike(out, x1, "out");
-  a.shift1 = floats(shift1, "shift1", x1.size(1));
-  a.shift2 = floats(shift2, "shift2", x1.size(1));
-  a.y1 = out.data_ptr();
-  finish(imnet::launch_shake_bn(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn");
-}
-
-void shake_bn_backward(const Tensor& grad, const Tensor& x1, const Tensor& x2, const Tensor& scale1, const Tensor& scale2,
-                       const Tensor& beta, const Tensor& d1, const Tensor& d2, const Tensor& sums) {
-  const at::cuda::CUDAGuard guard(x1.device());
-  imnet::ShakeBnLaunch a = bn_launch(x1, x2, grad, scale1, scale2, beta);
-  check_alike(d1, x1, "d1");
-  check_alike(d2, x1, "d2");
-  a.y1 = d1.data_ptr();
-  a.y2 = d2.data_ptr();
-  floats(sums, "sums", x1.size(0) * 3 * x1.size(1));
-  a.sums = sums.data_ptr<float>();
-  finish(imnet::launch_shake_bn_backward(a, at::cuda::getCurrentCUDAStream()), "shake_shake_bn backward");
-}
-
 // The table holds addresses: the caller keeps those tensors alive and has checked them.
-void sgd_ema(const Tensor& table, const Tensor& chunks, int64_t chunk, const Tensor& lr, const Tensor& grad_scale,
-             const Tensor& skip, bool has_momenta, bool has_emas, double momentum, double weight_decay, double ema_weight,
+void sgd_ema(const Tensor& table, const Tensor& chunks, const Tensor& lr, const Tensor& grad_scale, const Tensor& skip,
+             int64_t chunk, bool has_momenta, bool has_emas, double momentum, double weight_decay, double ema_weight,
              bool nesterov) {
   const at::cuda::CUDAGuard guard(table.device());
   TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) == 5 && chunk > 0, "sgd_ema: the table is (5, tensors)");
-  const imnet::SgdLaunch a{longs(table, "table", table.numel()), longs(chunks, "chunks", chunks.numel()), floats(lr, "lr", 1),
-                           floats(grad_scale, "grad_scale", 1), floats(skip, "skip", 1), chunks.numel() / 2, table.size(1),
-                           int32_t(chunk), has_momenta, has_emas, nesterov, float(momentum), float(weight_decay),
-                           float(ema_weight)};
+  imnet::SgdLaunch a{};
+  a.table = longs(table, "table", table.numel());
+  a.chunks = longs(chunks, "chunks", chunks.numel());
+  a.lr = floats(lr, "lr", 1);
+  a.grad_scale = floats(grad_scale, "grad_scale", 1);
+  a.skip = floats(skip, "skip", 1);
+  a.num_chunks = chunks.numel() / 2;
+  a.num_tensors = table.size(1);
+  a.chunk = int32_t(chunk);
+  a.has_momenta = has_momenta;
+  a.has_emas = has_emas;
+  a.nesterov = nesterov;
+  a.momentum = float(momentum);
+  a.weight_decay = float(weight_decay);
+  a.ema_weight = float(ema_weight);
   finish(imnet::launch_sgd_ema(a, at::cuda::getCurrentCUDAStream()), "sgd_ema");
 }
 
 }  // namespace
 
 TORCH_LIBRARY(imnet_cuda, m) {
-  m.def("augment(Tensor store, Tensor ids, Tensor names, Tensor scale, Tensor shift, int[] integers, Tensor(a!) out) -> ()");
+  m.def("augment(Tensor store, Tensor ids, Tensor names, Tensor scale, Tensor shift, *, int seed, int epoch, "
+        "int pad_px, int reflect, int hflip, int flip_threshold, int cutout_px, int[] box, Tensor(a!) out) -> ()");
   m.def("spectral(Tensor images, int r, int[] bands, Tensor? scale, Tensor? shift, bool channels_last, Tensor(a!) out) -> ()");
   m.def("shake(Tensor x1, Tensor x2, Tensor residual, Tensor alpha, Tensor(a!) out) -> ()");
   m.def("shake_backward(Tensor grad, Tensor beta, Tensor(a!) d1, Tensor(b!) d2) -> ()");
-  m.def("shake_bn(Tensor x1, Tensor x2, Tensor residual, Tensor scale1, Tensor shift1, Tensor scale2, Tensor shift2, "
-        "Tensor alpha, Tensor(a!) out) -> ()");
-  m.def("shake_bn_backward(Tensor grad, Tensor x1, Tensor x2, Tensor scale1, Tensor scale2, Tensor beta, Tensor(a!) d1, "
-        "Tensor(b!) d2, Tensor(c!) sums) -> ()");
-  m.def("sgd_ema(Tensor table, Tensor chunks, int chunk, Tensor lr, Tensor grad_scale, Tensor skip, bool has_momenta, "
-        "bool has_emas, float momentum, float weight_decay, float ema_weight, bool nesterov) -> ()");
+  m.def("sgd_ema(Tensor table, Tensor chunks, Tensor lr, Tensor grad_scale, Tensor skip, *, int chunk, "
+        "bool has_momenta, bool has_emas, float momentum, float weight_decay, float ema_weight, bool nesterov) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(imnet_cuda, CUDA, m) {
@@ -222,7 +199,5 @@ TORCH_LIBRARY_IMPL(imnet_cuda, CUDA, m) {
   m.impl("spectral", &spectral);
   m.impl("shake", &shake);
   m.impl("shake_backward", &shake_backward);
-  m.impl("shake_bn", &shake_bn);
-  m.impl("shake_bn_backward", &shake_bn_backward);
   m.impl("sgd_ema", &sgd_ema);
 }

@@ -8,8 +8,6 @@
 
 namespace imnet {
 
-enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kU8 = 3 };
-
 struct AugmentLaunch {
   const uint8_t* store;        // (N, H, W, C)
   const int64_t *ids, *names;  // (B,)
@@ -41,17 +39,6 @@ struct ShakeLaunch {
 };
 cudaError_t launch_shake(const ShakeLaunch& a, cudaStream_t stream);
 cudaError_t launch_shake_backward(const ShakeLaunch& a, cudaStream_t stream);
-
-struct ShakeBnLaunch {
-  const void *x1, *x2, *residual_or_grad;
-  void *y1, *y2;
-  const float *scale1, *shift1, *scale2, *shift2, *coefficient;
-  float* sums;  // backward: (B, 3, C)
-  int64_t batch;
-  int32_t channels, plane, per_image, channels_last, dtype;
-};
-cudaError_t launch_shake_bn(const ShakeBnLaunch& a, cudaStream_t stream);
-cudaError_t launch_shake_bn_backward(const ShakeBnLaunch& a, cudaStream_t stream);
 
 struct SgdLaunch {
   const int64_t* table;   // (5, T): addresses of p, g, m, e, and sizes

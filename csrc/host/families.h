@@ -27,26 +27,15 @@ struct SpectralCall {
 void spectral(const SpectralCall& call, int num_threads);
 
 struct ShakeCall {
-  uintptr_t x1, x2, residual, out;
+  uintptr_t x1, x2, residual, out;  // forward
+  uintptr_t grad, d1, d2;           // backward: the gradient, and the branches' gradients
   int64_t batch, image_elements;
   uintptr_t coefficient;  // fp32, num_coefficients of them: 1 or batch
   int64_t num_coefficients;
   int32_t dtype;
 };
 void shake_forward(const ShakeCall& call, int num_threads);
-// grad in x1, the branches' gradients to x2 and residual.
 void shake_backward(const ShakeCall& call, int num_threads);
-
-struct ShakeBnCall {
-  uintptr_t x1, x2, residual_or_grad, out1, out2, coefficient;
-  uintptr_t scale1, shift1, scale2, shift2;  // fp32 (C,)
-  uintptr_t sums;                            // backward: fp32 (4, C): dscale1, dshift1, dscale2, dshift2
-  int64_t batch, channels, plane, num_coefficients;
-  int32_t dtype;
-  bool channels_last;
-};
-void shake_bn_forward(const ShakeBnCall& call, int num_threads);
-void shake_bn_backward(const ShakeBnCall& call, int num_threads);
 
 struct SgdCall {
   std::vector<uintptr_t> params, grads, momenta, emas;  // the last two may be empty

@@ -3,11 +3,11 @@
 #pragma once
 #include <cstdint>
 
+#include "../common/choices.h"
+
 #define IMNET_INLINE inline __attribute__((always_inline))  // where a call would send vectors through memory
 
 namespace imnet {
-
-enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kU8 = 3 };
 
 constexpr int kPhiloxIds = 16;
 constexpr int kMaxVector = 16;  // floats in the widest vector; constant patterns are laid out for it
@@ -65,12 +65,6 @@ struct Kernels {
   void (*spectral_row)(const SpectralPlan&, const SpectralRow&);
   void (*shake)(const void* x1, const void* x2, const void* residual, void* y, int64_t n, float a, int32_t dtype);
   void (*shake_backward)(const void* grad, void* d1, void* d2, int64_t n, float b, int32_t dtype);
-  // y = residual + w1[c] x1 + w2[c] x2 + w0[c]; n elements whose channel is e % channels (period 1: one plane).
-  void (*shake_bn)(const void* x1, const void* x2, const void* residual, void* y, int64_t n, int32_t channels,
-                   const float* w1, const float* w2, const float* w0, int32_t dtype);
-  // d1 = w1[c] g, d2 = w2[c] g; adds the sums of g, g x1, g x2 per channel to sums (3, channels).
-  void (*shake_bn_backward)(const void* grad, const void* x1, const void* x2, void* d1, void* d2, int64_t n,
-                            int32_t channels, const float* w1, const float* w2, float* sums, int32_t dtype);
   void (*sgd_ema)(float* p, const float* g, float* m, float* e, int64_t n, const SgdParams&);
 };
 

@@ -74,8 +74,7 @@ inline void reverse16(const uint8_t* src, uint8_t* dst, __m128i order) {
 #include "philox.inl"
 #include "spectral.inl"
 
-const Kernels table = {"avx2", false, augment_image, philox, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward,
-                       sgd_ema};
+const Kernels table = {"avx2", false, augment_image, philox, spectral_row, shake, shake_backward, sgd_ema};
 }  // namespace
 }  // namespace imnet
 

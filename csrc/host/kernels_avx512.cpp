@@ -26,8 +26,7 @@ namespace {
 #include "philox.inl"
 #include "spectral.inl"
 
-const Kernels table = {"avx512", true, augment_blocks, philox, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward,
-                       sgd_ema};
+const Kernels table = {"avx512", true, augment_blocks, philox, spectral_row, shake, shake_backward, sgd_ema};
 }  // namespace
 }  // namespace imnet
 

@@ -51,8 +51,7 @@ inline void store(F16, uint16_t* p, V v) {
 #include "philox.inl"
 #include "spectral.inl"
 
-const Kernels table = {"base", false, augment_image, philox, spectral_row, shake, shake_backward, shake_bn, shake_bn_backward,
-                       sgd_ema};
+const Kernels table = {"base", false, augment_image, philox, spectral_row, shake, shake_backward, sgd_ema};
 
 const Kernels* best() {
   if (const Kernels* k = kernels_avx512bf16()) return k;

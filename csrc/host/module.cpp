@@ -10,65 +10,104 @@ using namespace imnet;
 
 namespace {
 
-using Release = py::call_guard<py::gil_scoped_release>;
+// Fills a call's fields from Python's keyword arguments, each by its name: with a dozen addresses and sizes, a mistaken
+// position would be read as memory.
+class Named {
+ public:
+  explicit Named(const py::kwargs& given) : given_(given), num_left_(given.size()) {}
 
-void augment_py(uintptr_t store, uintptr_t ids, uintptr_t sample_ids, uintptr_t out, uintptr_t mean_shift,
-                int64_t num_stored, int64_t batch, int32_t height, int32_t width, int32_t channels, int32_t dtype,
-                std::vector<float> scale, std::vector<float> shift, uint64_t seed, uint32_t epoch, int32_t pad_px,
-                bool reflected, int32_t hflip, uint64_t flip_threshold, int32_t cutout_px, std::vector<int32_t> box,
-                int num_threads) {
-  if (box.size() != 4) throw py::value_error("augment: box needs first and count per axis");
-  const AugmentParams params{seed, flip_threshold, epoch, pad_px, reflected, hflip, cutout_px, box[0], box[1], box[2], box[3]};
-  augment({store, ids, sample_ids, out, mean_shift, num_stored, batch, height, width, channels, dtype, std::move(scale),
-           std::move(shift), params}, num_threads);
+  template <class T>
+  Named& operator()(const char* name, T& field) {
+    if (!given_.contains(name)) throw py::type_error(std::string("the argument ") + name + " is missing");
+    field = given_[name].cast<T>();
+    --num_left_;
+    return *this;
+  }
+
+  void done() const {
+    if (num_left_ != 0) throw py::type_error("there is an argument that this kernel does not take");
+  }
+
+ private:
+  const py::kwargs& given_;
+  size_t num_left_;
+};
+
+// `launch(call, num_threads)` of a call filled by `fields`; Python goes on meanwhile.
+template <class Call, class Fields, class Launch>
+void run(const py::kwargs& given, const Fields& fields, const Launch& launch) {
+  Call call{};
+  int num_threads = 1;
+  Named named(given);
+  fields(named, call);
+  named("num_threads", num_threads).done();
+  const py::gil_scoped_release release;
+  launch(call, num_threads);
 }
 
-void spectral_py(uintptr_t images, uintptr_t out, int64_t batch, int32_t channels, int32_t height, int32_t width, int32_t r,
-                 int32_t in_dtype, int32_t out_dtype, bool channels_last, std::vector<int32_t> bands,
-                 std::vector<float> scale, std::vector<float> shift, int num_threads) {
-  spectral({images, out, batch, channels, height, width, r, in_dtype, out_dtype, channels_last, std::move(bands),
-            std::move(scale), std::move(shift)}, num_threads);
+void params_of(Named& named, AugmentParams& p) {
+  std::vector<int32_t> box;
+  named("seed", p.seed)("epoch", p.epoch)("pad_px", p.pad_px)("reflect", p.reflect)("hflip", p.hflip);
+  named("flip_threshold", p.flip_threshold)("cutout_px", p.cutout_px)("box", box);
+  if (box.size() != 4) throw py::value_error("box needs first and count per axis");
+  p.box_first_y = box[0], p.box_num_y = box[1], p.box_first_x = box[2], p.box_num_x = box[3];
 }
 
-void shake_py(bool backward, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t out, int64_t batch, int64_t image_elements,
-              uintptr_t coefficient, int64_t num_coefficients, int32_t dtype, int num_threads) {
-  const ShakeCall call{a, b, c, out, batch, image_elements, coefficient, num_coefficients, dtype};
-  (backward ? shake_backward : shake_forward)(call, num_threads);
+void augment_py(const py::kwargs& given) {
+  run<AugmentCall>(given, [](Named& named, AugmentCall& c) {
+    named("store", c.store)("ids", c.ids)("sample_ids", c.sample_ids)("out", c.out)("mean_shift", c.mean_shift);
+    named("num_stored", c.num_stored)("batch", c.batch)("height", c.height)("width", c.width)("channels", c.channels);
+    named("dtype", c.dtype)("scale", c.scale)("shift", c.shift);
+    params_of(named, c.params);
+  }, &augment);
 }
 
-void shake_bn_py(bool backward, uintptr_t x1, uintptr_t x2, uintptr_t residual_or_grad, uintptr_t out1, uintptr_t out2,
-                 uintptr_t coefficient, std::vector<uintptr_t> scale_shift, uintptr_t sums, std::vector<int64_t> sizes,
-                 int32_t dtype, bool channels_last, int num_threads) {
-  if (scale_shift.size() != 4 || sizes.size() != 4) throw py::value_error("shake_bn: 4 vectors and 4 sizes needed");
-  const ShakeBnCall call{x1, x2, residual_or_grad, out1, out2, coefficient, scale_shift[0], scale_shift[1], scale_shift[2],
-                         scale_shift[3], sums, sizes[0], sizes[1], sizes[2], sizes[3], dtype, channels_last};
-  (backward ? shake_bn_backward : shake_bn_forward)(call, num_threads);
+void spectral_py(const py::kwargs& given) {
+  run<SpectralCall>(given, [](Named& named, SpectralCall& c) {
+    named("images", c.images)("out", c.out)("batch", c.batch)("channels", c.channels)("height", c.height)("width", c.width);
+    named("r", c.r)("in_dtype", c.in_dtype)("out_dtype", c.out_dtype)("channels_last", c.channels_last);
+    named("bands", c.bands)("scale", c.scale)("shift", c.shift);
+  }, &spectral);
 }
 
-void sgd_ema_py(std::vector<uintptr_t> params, std::vector<uintptr_t> grads, std::vector<uintptr_t> momenta,
-                std::vector<uintptr_t> emas, std::vector<int64_t> sizes, float lr, float grad_scale, float momentum,
-                float weight_decay, float ema_weight, bool nesterov, int num_threads) {
-  sgd_ema({std::move(params), std::move(grads), std::move(momenta), std::move(emas), std::move(sizes), lr, grad_scale,
-           momentum, weight_decay, ema_weight, nesterov}, num_threads);
+void shake_py(bool backward, const py::kwargs& given) {
+  run<ShakeCall>(given, [backward](Named& named, ShakeCall& c) {
+    if (backward) {
+      named("grad", c.grad)("d1", c.d1)("d2", c.d2);
+    } else {
+      named("x1", c.x1)("x2", c.x2)("residual", c.residual)("out", c.out);
+    }
+    named("batch", c.batch)("image_elements", c.image_elements)("coefficient", c.coefficient)("num_coefficients", c.num_coefficients);
+    named("dtype", c.dtype);
+  }, backward ? &shake_backward : &shake_forward);
 }
 
-std::vector<int64_t> choices_py(int64_t id, uint64_t seed, uint32_t epoch, int32_t pad_px, int32_t hflip,
-                                uint64_t flip_threshold, int32_t cutout_px, std::vector<int32_t> box) {
-  if (box.size() != 4) throw py::value_error("choices: box needs first and count per axis");
-  const AugmentParams params{seed, flip_threshold, epoch, pad_px, 0, hflip, cutout_px, box[0], box[1], box[2], box[3]};
+void sgd_ema_py(const py::kwargs& given) {
+  run<SgdCall>(given, [](Named& named, SgdCall& c) {
+    named("params", c.params)("grads", c.grads)("momenta", c.momenta)("emas", c.emas)("sizes", c.sizes)("lr", c.lr);
+    named("grad_scale", c.grad_scale)("momentum", c.momentum)("weight_decay", c.weight_decay);
+    named("ema_weight", c.ema_weight)("nesterov", c.nesterov);
+  }, &sgd_ema);
+}
+
+std::vector<int64_t> choices_py(int64_t id, const py::kwargs& given) {
+  AugmentParams params{};
+  Named named(given);
+  params_of(named, params);
+  named.done();
   const Choice c = choose(uint64_t(id), params);
-  return {c.oy + pad_px, c.ox + pad_px, c.flip, c.y0, c.x0};
+  return {c.oy + params.pad_px, c.ox + params.pad_px, c.flip, c.y0, c.x0};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
   m.doc() = "CPU kernels of imnet_kernels; call them through the package, which checks the tensors.";
-  m.def("augment", &augment_py, Release());
-  m.def("spectral", &spectral_py, Release());
-  m.def("shake", &shake_py, Release());
-  m.def("shake_bn", &shake_bn_py, Release());
-  m.def("sgd_ema", &sgd_ema_py, Release());
+  m.def("augment", &augment_py);
+  m.def("spectral", &spectral_py);
+  m.def("shake", [](const py::kwargs& given) { shake_py(false, given); });
+  m.def("shake_backward", [](const py::kwargs& given) { shake_py(true, given); });
+  m.def("sgd_ema", &sgd_ema_py);
   m.def("choices", &choices_py, "The shared header's choices for one sample: (dy, dx, flip, y0, x0).");
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use: base, avx2, avx512 or avx512bf16.");
   m.def("force_isa", [](const std::string& name) {

@@ -4,7 +4,7 @@ from . import tier
 from .augment import augment
 from .philox import philox, philox_permutation
 from .sgd_ema import sgd_ema_
-from .shake_shake import shake_shake, shake_shake_bn
+from .shake_shake import shake_shake
 from .spectral import spectral
 
-__all__ = ["augment", "philox", "philox_permutation", "sgd_ema_", "shake_shake", "shake_shake_bn", "spectral", "tier"]
+__all__ = ["augment", "philox", "philox_permutation", "sgd_ema_", "shake_shake", "spectral", "tier"]

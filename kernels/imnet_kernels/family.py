@@ -1,25 +1,39 @@
-"""Family and Case: the table that the contract test and the benchmarks both read."""
+"""Family and Case, the table that tests and benchmarks read; Family.check, the one gate that every tier passes."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import tier
+from .implementations import tiers_of
+
+INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
+"""Triton's interpreter cuts fp32 to bf16 where the hardware rounds to nearest: one unit in the last of 8 bits."""
+COMPILED_ERROR = {torch.float32: 1e-7, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-7}
+"""Compiled arithmetic may fuse a multiply and an add, after which a value may round the other way."""
+SINGLE_MARGIN = 4.0
+"""A lone element's error is not evened out by others: so many tolerances."""
+FP64_MARGIN = 2.0
+"""The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One call: the shape's name and what make() needs; real marks the recipes' own shapes, which are benchmarked."""
+    """One call: the shape's name and what make() needs.
+
+    ``real`` marks the recipes' own shapes, which are benchmarked on a CPU; ``gpu`` sizes that only a GPU is timed at.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     real: bool = False
+    gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +43,14 @@ class Call:
     run: Callable[[], Any]
     leaves: tuple[Tensor, ...] = ()
     in_place: tuple[Tensor, ...] = ()
+
+
+class Errors(NamedTuple):
+    """rms(error) / rms(reference), the largest of each kind; None where a case has no such outputs."""
+
+    forward: float
+    gradient: float | None
+    fp64: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +63,86 @@ class Family:
     make: Callable[[Case, torch.dtype, str], Call]
     bytes_moved: Callable[[Case, torch.dtype], int]
 
+    @property
+    def contract(self) -> tuple[Case, ...]:
+        """The cases that every tier is held to: all but a GPU's own sizes, which take a CPU too long."""
+        return tuple(case for case in self.cases if not case.gpu)
+
     def tiers(self, device: str) -> list[str]:
         """The tiers that can run on the device type here, without the reference."""
-        return [name for name in tier.TIERS[1:] if tier.missing(name, device) is None]
+        return [name for name in tiers_of(self.name)[1:] if tier.missing(name, device) is None]
+
+    def check(
+        self,
+        case: Case,
+        dtype: torch.dtype,
+        name: str,
+        device: str = "cpu",
+        *,
+        reference_on: str | None = None,
+        compiled: str | None = None,
+    ) -> Errors:
+        """Hold the tier ``name`` to the reference on one case; AssertionError where an output is not as it must be.
+
+        Results, what is changed in place and every gradient have the reference's shape, dtype and layout, and its
+        values within the tolerance. fp32 is also held to the definition in fp64, whose inputs are the same numbers.
+        The reference runs on the same device, or on ``reference_on``. ``compiled`` names a backend of torch.compile
+        through which the tier is called, as one graph.
+        """
+        where = f"{self.name} {case.name} {str(dtype).removeprefix('torch.')} {name} on {device}"
+        with tier.using("reference"):
+            want = outputs(self.make(case, dtype, reference_on or device))
+        with tier.using(name):
+            call = self.make(case, dtype, device)
+            got = outputs(call if compiled is None else _compiled(call, compiled))
+        for index, (g, w) in enumerate(zip(got, want, strict=True)):
+            mine, theirs = (g.shape, g.dtype, g.stride()), (w.shape, w.dtype, w.stride())
+            assert mine == theirs, f"{where}: output {index} is {mine}; the reference's is {theirs}"
+        slack = INTERPRETER_ERROR.get(dtype, 0.0) if (name, device) == ("triton", "cpu") else 0.0
+        slack += 0.0 if compiled is None else COMPILED_ERROR[dtype]
+        errors = _within(where, got, want, self.tolerance[dtype] + slack)
+        num_results = 1 if call.leaves else len(errors)
+        return Errors(
+            max(errors[:num_results], default=0.0),
+            max(errors[1:]) if call.leaves else None,
+            self._fp64_error(where, case, dtype, got, reference_on or device) if compiled is None else None,
+        )
+
+    def _fp64_error(self, where: str, case: Case, dtype: torch.dtype, got: list[Tensor], device: str) -> float | None:
+        """A family whose tiers equal the reference bit for bit has nothing to learn from fp64."""
+        if dtype != torch.float32 or self.tolerance[dtype] == 0.0:
+            return None
+        with tier.using("reference"):
+            exact = outputs(self.make(case, torch.float64, device))
+        return max(_within(f"{where}, fp64", got, exact, FP64_MARGIN * self.tolerance[dtype]), default=0.0)
 
 
-def families() -> Iterator[Family]:
-    """Every family, from <family>/cases.py."""
-    for name in tier.FAMILIES:
-        yield importlib.import_module(f"imnet_kernels.{name}.cases").FAMILY
+def _compiled(call: Call, backend: str) -> Call:
+    torch._dynamo.reset()
+    return dataclasses.replace(call, run=torch.compile(call.run, fullgraph=True, backend=backend))
+
+
+def _within(where: str, got: Sequence[Tensor], want: Sequence[Tensor], allowed: float) -> list[float]:
+    errors = [error_ratio(g, w) for g, w in zip(got, want, strict=True)]
+    for index, (error, tensor) in enumerate(zip(errors, want, strict=True)):
+        limit = allowed * (SINGLE_MARGIN if tensor.numel() == 1 else 1.0)
+        assert error <= limit, f"{where}: output {index}: error {error:.2e}, allowed {limit:.2e}"
+    return errors
+
+
+def families() -> tuple[Family, ...]:
+    """Every family, from <family>/cases.py; imported here because cases are for tests and benchmarks alone."""
+    from .augment import cases as augment
+    from .sgd_ema import cases as sgd_ema
+    from .shake_shake import cases as shake_shake
+    from .spectral import cases as spectral
+
+    return augment.FAMILY, spectral.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:
-    """rms(got - want) / rms(want) in fp64; NaN where got has one that want has not."""
-    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    """rms(got - want) / rms(want) in fp64, where want lies; NaN where got has one that want has not."""
+    got, want = got.detach().to(want.device).double(), want.detach().double()
     if got.numel() == 0:
         return 0.0
     reference = want.square().mean().sqrt()

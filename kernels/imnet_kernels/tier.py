@@ -1,63 +1,25 @@
 """Which implementation runs: reference | host | triton | cuda, decided once per family and device type, with the
 reason.
 
-`auto` takes the fastest tier that is installed and was measured or predicted to pay; IMNET_KERNELS or set() force one:
+`auto` takes the first installed tier of the table in implementations.py; IMNET_KERNELS or set() force one:
 "host", or per family "augment=host,shake_shake=reference". A forced tier that is missing is an error at its first use,
 and only "not installed" counts as missing: a broken import is raised.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
-TIERS = ("reference", "host", "triton", "cuda")
+from . import implementations
+from .implementations import ALWAYS, CAPTURED, FAMILIES, IMPLEMENTATIONS
+
+TIERS = tuple(implementations.TIERS)
 DEVICES = ("cpu", "cuda")
 ENV = "IMNET_KERNELS"
-PACKAGE = Path(__file__).resolve().parent
-
-REMEDY = {
-    "host": "install a C++ compiler and reinstall, or run `python -m imnet_kernels.build --host`",
-    "triton": "install triton (it comes with torch's CUDA builds for Linux); on a CPU also set TRITON_INTERPRET=1",
-    "cuda": "run `python -m imnet_kernels.build` where the CUDA toolkit is",
-}
-_DEVICE_OF = {
-    "host": "cpu tensors",
-    "cuda": "CUDA tensors",
-    "triton": "CUDA tensors (cpu ones with TRITON_INTERPRET=1)",
-}
-
-
-class Auto(NamedTuple):
-    """What auto takes for a family on one device type: the first installed of ``tiers``, because of ``measured``."""
-
-    family: str
-    device: str
-    tiers: tuple[str, ...]
-    measured: str
-    only_captured: bool = False
-    """Whether that holds only of steps that are one CUDA graph and not compiled."""
-
-
-_H100 = "H100, 2026-11-26, bench/results/h100-2026-11-26.json"
-_CPU = "faster than eager in every recipe's shape (bench/results/kernels-cpu.json)"
-_AUTO = (
-    Auto("augment", "cuda", ("triton", "cuda"), f"256 x 64 px: Triton 8.5 us, CUDA 15.1 us ({_H100})"),
-    Auto("spectral", "cuda", ("triton", "cuda"), f"sub4, sub16: Triton 26 % of a copy's rate, CUDA 18 % ({_H100})"),
-    Auto("shake_shake", "cuda", ("cuda", "triton"), f"a captured step of 2x96d 17 % faster ({_H100})", True),
-    Auto("augment", "cpu", ("host",), _CPU),
-    Auto("spectral", "cpu", ("host",), _CPU),
-    Auto("shake_shake", "cpu", ("host",), _CPU),
-    Auto("sgd_ema", "cpu", ("host",), _CPU),
-)
-"""Shake-Shake stays at the traceable reference in a compiled step: an opaque op costs torch.compile its fusions."""
 
 
 class Choice(NamedTuple):
@@ -71,37 +33,13 @@ class Choice(NamedTuple):
 _choices: dict[tuple[str, str], Choice] = {}
 
 
-def find_host() -> ModuleType | None:
-    try:
-        return importlib.import_module("imnet_kernels._host")
-    except ModuleNotFoundError as error:
-        if error.name != "imnet_kernels._host":
-            raise
-        return None
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def missing(tier: str, device: str) -> str | None:
     """None where the tier can run on the device type, else what is missing and what to do."""
-    wrong_device = {
-        "host": device != "cpu",
-        "cuda": device != "cuda",
-        "triton": device == "cpu" and not _interpreting(),
-    }
-    if wrong_device.get(tier, False):
-        return (
-            f"tier {tier} runs on {_DEVICE_OF[tier]}, got {device}; {REMEDY[tier] if device == 'cpu' else 'use auto'}"
-        )
-    installed = {
-        "reference": lambda: True,
-        "host": lambda: find_host() is not None,
-        "triton": lambda: importlib.util.find_spec("triton") is not None,
-        "cuda": lambda: any(PACKAGE.glob("_C.torch*.so")),
-    }
-    return None if installed[tier]() else f"tier {tier} is not installed; {REMEDY[tier]}"
+    kind = implementations.TIERS[tier]
+    if device not in kind.devices():
+        remedy = kind.remedy if device == "cpu" else "use auto"
+        return f"tier {tier} runs on {kind.runs_on}, got {device}; {remedy}"
+    return None if kind.installed() else f"tier {tier} is not installed; {kind.remedy}"
 
 
 def _forced(spec: str) -> dict[str, str]:
@@ -118,15 +56,18 @@ def _forced(spec: str) -> dict[str, str]:
 
 def _choose(family: str, device: str, forced: str | None, source: str, captured: bool) -> Choice:
     if forced is not None:
-        problem = missing(forced, device)
+        ours = implementations.tiers_of(family)
+        absent = f"there is no {forced} tier of it; allowed {', '.join(ours)}; force {forced} for other families only"
+        problem = missing(forced, device) if forced in ours else absent
         return Choice(forced, f"forced by {source}", problem and f"{family}: {problem}")
-    rows = [row for row in _AUTO if (row.family, row.device) == (family, device)]
-    rows = [row for row in rows if captured or not row.only_captured]
     skipped = []
-    for tier in (tier for row in rows for tier in row.tiers):
-        problem = missing(tier, device)
+    for row in IMPLEMENTATIONS:
+        wanted = row.auto == ALWAYS or (captured and row.auto == CAPTURED)
+        if (row.family, row.device) != (family, device) or not wanted:
+            continue
+        problem = missing(row.tier, device)
         if problem is None:
-            return Choice(tier, f"auto: {rows[0].measured}" + "".join(f"; {text}" for text in skipped))
+            return Choice(row.tier, "; ".join([f"auto: {row.why}", *skipped]))
         skipped.append(problem)
     return Choice("reference", "; ".join(["auto", *skipped]) if skipped else "auto: nothing faster was measured")
 
@@ -171,6 +112,11 @@ def choose(family: str, device_type: str) -> str:
     if choice.error:
         raise RuntimeError(choice.error)
     return choice.tier
+
+
+def implementation(family: str, device_type: str) -> ModuleType:
+    """The file whose functions run for tensors of this device type; they have the signatures of the reference's."""
+    return implementations.module(family, choose(family, device_type))
 
 
 def report(device_type: str | None = None) -> dict[str, tuple[str, str]]:

@@ -26,10 +26,12 @@ def augment(rng: random.Random) -> None:
     ids = np.random.randint(0, 3, batch)
     mean = np.zeros(image, dtype=np.float32) if rng.random() < 0.3 else None
     _host.augment(
-        store.ctypes.data, ids.ctypes.data, ids.ctypes.data, out.ctypes.data, 0 if mean is None else mean.ctypes.data,
-        3, batch, height, width, channels, code, [1.0] * channels, [0.5] * channels, rng.getrandbits(64), 3,
-        rng.randint(0, limit - 1), rng.random() < 0.5, rng.randint(0, 2), 1 << 31, cutout,
-        [first, counts[0], first, counts[1]], rng.randint(1, 3)
+        store=store.ctypes.data, ids=ids.ctypes.data, sample_ids=ids.ctypes.data, out=out.ctypes.data,
+        mean_shift=0 if mean is None else mean.ctypes.data, num_stored=3, batch=batch, height=height, width=width,
+        channels=channels, dtype=code, scale=[1.0] * channels, shift=[0.5] * channels, seed=rng.getrandbits(64),
+        epoch=3, pad_px=rng.randint(0, limit - 1), reflect=rng.randint(0, 1), hflip=rng.randint(0, 2),
+        flip_threshold=1 << 31, cutout_px=cutout, box=[first, counts[0], first, counts[1]],
+        num_threads=rng.randint(1, 3)
     )  # fmt: skip
 
 
@@ -42,36 +44,35 @@ def spectral(rng: random.Random) -> None:
     out = block(batch * channels * height * width // (r * r) * len(bands), out_code)
     numbers = [0.5] * (len(bands) * channels) if rng.random() < 0.5 else []
     _host.spectral(
-        images.ctypes.data, out.ctypes.data, batch, channels, height, width, r, in_code, out_code,
-        rng.random() < 0.5, bands, numbers, numbers, rng.randint(1, 3)
+        images=images.ctypes.data, out=out.ctypes.data, batch=batch, channels=channels, height=height, width=width, r=r,
+        in_dtype=in_code, out_dtype=out_code, channels_last=rng.random() < 0.5, bands=bands, scale=numbers,
+        shift=numbers, num_threads=rng.randint(1, 3)
     )  # fmt: skip
 
 
 def shake(rng: random.Random) -> None:
-    batch, channels, plane, code = rng.randint(0, 4), rng.randint(1, 40), rng.randint(1, 50), rng.randint(0, 2)
-    n = channels * plane
-    blocks = [block(batch * n, code) for _ in range(5)]
-    a, b, c, d, e = (x.ctypes.data for x in blocks)
+    batch, n, code = rng.randint(0, 4), rng.randint(1, 40) * rng.randint(1, 50), rng.randint(0, 2)
+    blocks = [block(batch * n, code) for _ in range(4)]
+    a, b, c, d = (x.ctypes.data for x in blocks)
     count = rng.choice([1, batch])
     coefficient = np.full(max(count, 1), 0.25, dtype=np.float32)
-    vectors = [np.ones(channels, dtype=np.float32) for _ in range(4)]
-    sums = np.zeros((4, channels), dtype=np.float32)
-    addresses, threads = [v.ctypes.data for v in vectors], rng.randint(1, 3)
-    sizes, last = [batch, channels, plane, count], rng.random() < 0.5
-    for backward in (False, True):
-        _host.shake(backward, a, b, c, 0 if backward else d, batch, n, coefficient.ctypes.data, count, code, threads)
-        _host.shake_bn(
-            backward, a, b, c, d, e, coefficient.ctypes.data, addresses, sums.ctypes.data, sizes, code, last, threads
-        )
+    common = {"batch": batch, "image_elements": n, "coefficient": coefficient.ctypes.data, "num_coefficients": count}
+    common |= {"dtype": code, "num_threads": rng.randint(1, 3)}
+    _host.shake(x1=a, x2=b, residual=c, out=d, **common)
+    _host.shake_backward(grad=a, d1=b, d2=c, **common)
 
 
 def sgd(rng: random.Random) -> None:
     sizes = [rng.randint(0, 70) for _ in range(rng.randint(0, 5))]
     lists = [[block(n, 0) for n in sizes] for _ in range(4)]
-    pointers = [[x.ctypes.data for x in arrays] for arrays in lists]
+    pointers = {name: [x.ctypes.data for x in arrays] for name, arrays in zip(("params", "grads"), lists, strict=False)}
     momenta, emas = rng.random() < 0.5, rng.random() < 0.5
-    pointers[2], pointers[3] = pointers[2] if momenta else [], pointers[3] if emas else []
-    _host.sgd_ema(*pointers, sizes, 0.1, 1.0, 0.9, 1e-4, 0.01, momenta and rng.random() < 0.5, rng.randint(1, 3))
+    pointers["momenta"] = [x.ctypes.data for x in lists[2]] if momenta else []
+    pointers["emas"] = [x.ctypes.data for x in lists[3]] if emas else []
+    _host.sgd_ema(
+        **pointers, sizes=sizes, lr=0.1, grad_scale=1.0, momentum=0.9, weight_decay=1e-4, ema_weight=0.01,
+        nesterov=momenta and rng.random() < 0.5, num_threads=rng.randint(1, 3)
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def test_library_builds_and_registers_its_ops(tmp_path):
     if torch.version.cuda is None:
         pytest.skip("this torch has no CUDA headers")
     library = build.build_cuda(tmp_path)
-    code = "import sys, pathlib; from imnet_kernels import cudalib; ops = cudalib.ops(pathlib.Path(sys.argv[1])); "
+    code = "import sys, pathlib; from imnet_kernels import native; ops = native.cuda(pathlib.Path(sys.argv[1])); "
     code += "print([str(getattr(ops, n).default._schema) for n in ('augment', 'spectral', 'shake', 'sgd_ema')])"
     path = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
     done = subprocess.run(
@@ -63,11 +63,11 @@ def test_library_builds_and_registers_its_ops(tmp_path):
 
 
 def test_a_library_for_another_torch_is_one_clear_line(tmp_path):
-    from imnet_kernels import cudalib
+    from imnet_kernels import native
 
     (tmp_path / "_C.torch0.0.so").write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"_C\.torch0\.0\.so; allowed .*build` again"):
-        cudalib.ops(tmp_path)
+        native.cuda(tmp_path)
 
 
 def test_cuda_wheel_in_isolation_says_what_to_add(monkeypatch):

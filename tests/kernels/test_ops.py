@@ -8,11 +8,11 @@ import sys
 import imnet_kernels as kernels
 import pytest
 import torch
-from imnet_kernels import tier
-from imnet_kernels.augment.op import augment_op
-from imnet_kernels.sgd_ema.op import sgd_ema_op
-from imnet_kernels.shake_shake.op import shake_backward_op, shake_bn_backward_op, shake_bn_op, shake_op
-from imnet_kernels.spectral.op import spectral_op
+from imnet_kernels import implementations, tier
+from imnet_kernels.augment import augment_op
+from imnet_kernels.sgd_ema import sgd_ema_op
+from imnet_kernels.shake_shake import shake_backward_op, shake_op
+from imnet_kernels.spectral import spectral_op
 from torch.utils._pytree import tree_map_only
 
 STORE = torch.arange(3 * 8 * 8 * 3).remainder(251).to(torch.uint8).view(3, 8, 8, 3)
@@ -28,7 +28,6 @@ def _op_calls():
     x = [_image() for _ in range(3)]
     plain = [t.detach() for t in x]
     coefficients = torch.rand(2), torch.rand(2)
-    vectors = [VECTOR.clone().requires_grad_() for _ in range(4)]
     keys = (5, 1, 2, "zero", "random", 0.5, 3, False, torch.bfloat16)
     weights = [torch.randn(5), torch.randn(2, 3)]
     lists = [[w.clone() for w in weights] for _ in range(4)]
@@ -37,8 +36,6 @@ def _op_calls():
         "spectral": (spectral_op, (plain[0], 2, [0, 3], None, None, torch.float32)),
         "shake": (shake_op, (*x, *coefficients)),
         "shake_backward": (shake_backward_op, (plain[0], coefficients[1])),
-        "shake_bn": (shake_bn_op, (*x, *vectors, *coefficients)),
-        "shake_bn_backward": (shake_bn_backward_op, (*plain, VECTOR, VECTOR, coefficients[1])),
         "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1), None, None, 0.9, 1e-4, 0.99, True)),
     }
 
@@ -64,20 +61,20 @@ def test_opcheck(name, spec):
 
 @pytest.mark.parametrize("spec", ["reference", "auto"])
 def test_whole_graph_compiles(spec):
-    def step(x1, x2, residual, alpha, beta, vectors, store, ids):
+    def step(x1, x2, residual, alpha, beta, store, ids):
         y = kernels.shake_shake(x1, x2, residual, alpha, beta)
-        y = kernels.shake_shake_bn(y, x2, residual, *vectors, alpha, beta)
+        y = kernels.shake_shake(y, x2, residual, alpha, beta)
         bands = kernels.spectral(y, 2)
         batch = kernels.augment(store, ids, seed=1, epoch=2, pad_px=2, hflip="random", cutout_px=3, mean=0.5, std=0.2)
         return y.square().sum(), bands, batch
 
     torch._dynamo.reset()
-    arguments = ([_image() for _ in range(3)], (torch.rand(2), torch.rand(2)), [VECTOR.clone() for _ in range(4)])
+    arguments = ([_image() for _ in range(3)], (torch.rand(2), torch.rand(2)))
     with tier.using(spec):
-        want = step(*arguments[0], *arguments[1], arguments[2], STORE, IDS)
+        want = step(*arguments[0], *arguments[1], STORE, IDS)
         want_grads = torch.autograd.grad(want[0], arguments[0])
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-        got = compiled(*arguments[0], *arguments[1], arguments[2], STORE, IDS)
+        got = compiled(*arguments[0], *arguments[1], STORE, IDS)
         got_grads = torch.autograd.grad(got[0], arguments[0])
     for g, w in zip((*got, *got_grads), (*want, *want_grads), strict=True):
         torch.testing.assert_close(g, w)
@@ -85,7 +82,7 @@ def test_whole_graph_compiles(spec):
 
 
 def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(tier, "find_host", lambda: None)
+    monkeypatch.setattr(implementations, "find_host", lambda: None)
     with tier.using("host"):
         assert "not installed" in tier.report("cpu")["augment"][1]
         with pytest.raises(RuntimeError, match=r"not installed; .*compiler"):
@@ -98,12 +95,31 @@ def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
 
 
 def test_a_broken_module_is_raised_not_hidden(monkeypatch):
-    def broken(name):
-        raise ImportError("undefined symbol", name=name)
+    class Broken:
+        def find_spec(self, name, path, target=None):
+            if name == "imnet_kernels._host":
+                raise ImportError("undefined symbol", name=name)
 
-    monkeypatch.setattr(tier.importlib, "import_module", broken)
+    monkeypatch.delitem(sys.modules, "imnet_kernels._host", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(ImportError, match="undefined symbol"):
-        tier.find_host()
+        implementations.find_host()
+
+
+def test_a_tier_that_a_family_lacks_is_an_error_of_that_family_alone(monkeypatch):
+    rows = [row for row in implementations.IMPLEMENTATIONS if (row.family, row.tier) != ("spectral", "host")]
+    monkeypatch.setattr(implementations, "IMPLEMENTATIONS", tuple(rows))
+    with tier.using("host"):
+        with pytest.raises(RuntimeError, match="spectral: there is no host tier of it; allowed ref"):
+            tier.choose("spectral", "cpu")
+        assert "there is no" not in tier.report("cpu")["augment"][1]
+
+
+def test_every_row_of_the_table_has_its_file():
+    for row in implementations.IMPLEMENTATIONS:
+        if row.tier == "triton":
+            pytest.importorskip("triton", reason="triton is not installed")
+        assert implementations.module(row.family, row.tier).__name__.startswith(f"imnet_kernels.{row.family}.")
 
 
 def test_tier_spec():

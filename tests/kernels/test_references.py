@@ -1,4 +1,4 @@
-"""The references against other makers' oracles: scipy's DCT, torch.optim.SGD, AveragedModel, BatchNorm2d, gradcheck."""
+"""The references against other makers' oracles: scipy's DCT, torch.optim.SGD, AveragedModel, gradcheck."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from imnet_kernels import sgd_ema_, shake_shake, shake_shake_bn, spectral
+from imnet_kernels import sgd_ema_, shake_shake, spectral
 from imnet_kernels.spectral import inverse
 
 
@@ -55,28 +55,8 @@ def test_shake_shake_forward_and_backward_are_independent(level):
 
 def test_shake_gradcheck_where_both_coefficients_agree():
     inputs = [torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    vectors = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     alpha = torch.rand(2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *t: shake_shake(*t, alpha, alpha), inputs)
-    assert torch.autograd.gradcheck(lambda *t: shake_shake_bn(*t, alpha, alpha), inputs + vectors)
-
-
-def test_shake_bn_form_is_batch_norm():
-    bn = [torch.nn.BatchNorm2d(3).double().train() for _ in range(2)]
-    raw = [torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    alpha, beta = torch.rand(4), torch.rand(4)
-    shake_shake(bn[0](raw[0]), bn[1](raw[1]), raw[2], alpha, beta).square().sum().backward()
-    want = [t.grad.clone() for t in (*raw, *bn[0].parameters(), *bn[1].parameters())]
-    for leaf in (*raw, *bn[0].parameters(), *bn[1].parameters()):
-        leaf.grad = None
-    folded = []
-    for x, layer in zip(raw, bn, strict=False):
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        scale = layer.weight * torch.rsqrt(var + layer.eps)
-        folded += [scale, layer.bias - mean * scale]
-    shake_shake_bn(*raw, *folded, alpha, beta).square().sum().backward()
-    for leaf, expected in zip((*raw, *bn[0].parameters(), *bn[1].parameters()), want, strict=True):
-        torch.testing.assert_close(leaf.grad, expected)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
@@ -119,8 +99,6 @@ def test_bad_input_is_named():
         shake_shake(x, x[:1], x, 0.5, 0.5)
     with pytest.raises(ValueError, match="alpha"):
         shake_shake(x, x, x, torch.rand(3), 0.5)
-    with pytest.raises(TypeError, match="scale1"):
-        shake_shake_bn(x, x, x, torch.ones(2), *[torch.ones(3)] * 3, 0.5, 0.5)
     with pytest.raises(ValueError, match="r = 3"):
         spectral(x, 3)
     with pytest.raises(ValueError, match="px"):

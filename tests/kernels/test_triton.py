@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from imnet_kernels import tier
+from imnet_kernels import implementations, tier
 
 pytest.importorskip("triton", reason="triton is not installed")
 HERE = Path(__file__).parent
 
 
 def _builds():
-    from imnet_kernels import tritonlib  # noqa: F401  (importing triton costs seconds: only here)
-
     for family in tier.FAMILIES:
-        yield from importlib.import_module(f"imnet_kernels.{family}._triton").builds()
+        yield from implementations.module(family, "triton").builds()
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -29,7 +26,7 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     usages = {build.name: compile_for(build, architecture) for build in _builds()}
-    assert len(usages) >= 24
+    assert len(usages) >= 20
     for name, usage in usages.items():
         assert usage.spill_bytes == 0, (name, usage)
         assert 0 < usage.registers <= 255, (name, usage)
@@ -40,4 +37,4 @@ def test_contract_under_the_interpreter():
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(child, env=env, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.count(".") > 90, done.stdout
+    assert done.stdout.count(".") > 80, done.stdout

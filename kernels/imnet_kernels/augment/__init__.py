@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import calls, tier
-from . import op, reference
-from .reference import Spec
+from . import reference
+from .reference import Spec, empty_batch
 
 __all__ = ["augment"]
 
@@ -63,10 +63,10 @@ def augment(
     if out is not None:
         _check_out(out, store, ids, dtype)
         # A data loop's path: no op, no copy.
-        return op.implementation(store.device.type)(*call, out=out)
+        return tier.implementation("augment", store.device.type).augment(*call, out=out)
     if type(store) is Tensor and calls.unobserved():
-        return op.implementation(store.device.type)(*call)
-    return (reference.augment if tier.choose("augment", store.device.type) == "reference" else op.call)(*call)
+        return tier.implementation("augment", store.device.type).augment(*call)
+    return (reference.augment if tier.choose("augment", store.device.type) == "reference" else _op_call)(*call)
 
 
 def _check_out(out: Tensor, store: Tensor, ids: Tensor, dtype: torch.dtype) -> None:
@@ -162,3 +162,41 @@ def _made(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device)
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=torch.float32)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
     return scale.to(device), shift.to(device)
+
+
+_SIGN = 1 << 63
+
+
+@torch.library.custom_op("imnet::augment", mutates_args=())
+def augment_op(
+    store: Tensor,
+    ids: Tensor,
+    sample_ids: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    seed: int,
+    epoch: int,
+    pad_px: int,
+    pad_mode: str,
+    hflip: str,
+    hflip_p: float,
+    cutout_px: int,
+    cutout_inside: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """seed is signed here (an op's int is 64 bits with a sign)."""
+    spec = Spec(seed % (2 * _SIGN), epoch, pad_px, pad_mode, hflip, hflip_p, cutout_px, cutout_inside)
+    return tier.implementation("augment", store.device.type).augment(store, ids, sample_ids, scale, shift, spec, dtype)
+
+
+@augment_op.register_fake
+def _(store, ids, sample_ids, scale, shift, seed, epoch, pad_px, pad_mode, hflip, hflip_p, cutout_px, inside, dtype):
+    return empty_batch(store, ids, dtype)
+
+
+def _op_call(
+    store: Tensor, ids: Tensor, sample_ids: Tensor, scale: Tensor, shift: Tensor, spec: Spec, dtype: torch.dtype
+):
+    """The op with reference.augment's signature."""
+    seed = spec.seed - 2 * _SIGN if spec.seed >= _SIGN else spec.seed
+    return augment_op(store, ids, sample_ids, scale, shift, seed, *spec[1:], dtype)

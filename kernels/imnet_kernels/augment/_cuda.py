@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cudalib
-from ._host import FLIPS, box
-from .reference import Spec
+from .. import native
+from .reference import Spec, empty_batch
 
 
 def augment(
@@ -21,11 +20,10 @@ def augment(
     out: Tensor | None = None,
 ) -> Tensor:
     """See reference.augment. An id out of range gives an image of NaN."""
-    _, height, width, channels = store.shape
-    if out is None:
-        out = torch.empty((ids.numel(), height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
-    seed = spec.seed - (1 << 64) if spec.seed >> 63 else spec.seed
-    crop = [seed, spec.epoch, spec.pad_px, int(spec.pad_mode == "reflect"), FLIPS[spec.hflip], spec.flip_threshold]
-    integers = [*crop, spec.cutout_px, *box(spec, height, width)]
-    cudalib.ops().augment(store, ids.contiguous(), sample_ids.contiguous(), scale, shift.contiguous(), integers, out)
+    _, height, width, _ = store.shape
+    out = empty_batch(store, ids, dtype) if out is None else out
+    given = spec.arguments(height, width)
+    given["seed"] -= given["seed"] >> 63 << 64  # an op's int has a sign
+    arguments = (store, ids.contiguous(), sample_ids.contiguous(), scale, shift.contiguous())
+    native.cuda().augment(*arguments, **given, out=out)
     return out

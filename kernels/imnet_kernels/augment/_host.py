@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
-from .reference import Spec
-
-FLIPS = {"none": 0, "random": 1, "alternating": 2}
-
-
-def box(spec: Spec, height: int, width: int) -> list[int]:
-    """first and count of the cutout box's starts: y, then x."""
-    return [*spec.box_range(height), *spec.box_range(width)]
+from .. import native
+from .reference import Spec, empty_batch
 
 
 def augment(
@@ -29,28 +22,23 @@ def augment(
     """See reference.augment; out (B, C, H, W) channels_last is written where given."""
     num_stored, height, width, channels = store.shape
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
-    if out is None:
-        out = torch.empty((ids.numel(), height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    out = empty_batch(store, ids, dtype) if out is None else out
     per_pixel = shift.dim() == 3
-    crop = (spec.pad_px, spec.pad_mode == "reflect", FLIPS[spec.hflip], spec.flip_threshold, spec.cutout_px)
-    hostlib.module().augment(
-        store.data_ptr(),
-        ids.data_ptr(),
-        sample_ids.data_ptr(),
-        out.data_ptr(),
-        shift.data_ptr() if per_pixel else 0,
-        num_stored,
-        ids.numel(),
-        height,
-        width,
-        channels,
-        hostlib.CODES[dtype],
-        scale.tolist(),
-        [0.0] * channels if per_pixel else shift.tolist(),
-        spec.seed,
-        spec.epoch,
-        *crop,
-        box(spec, height, width),
-        hostlib.threads(),
+    native.host().augment(
+        store=store.data_ptr(),
+        ids=ids.data_ptr(),
+        sample_ids=sample_ids.data_ptr(),
+        out=out.data_ptr(),
+        mean_shift=shift.data_ptr() if per_pixel else 0,
+        num_stored=num_stored,
+        batch=ids.numel(),
+        height=height,
+        width=width,
+        channels=channels,
+        dtype=native.CODES[dtype],
+        scale=scale.tolist(),
+        shift=[0.0] * channels if per_pixel else shift.tolist(),
+        num_threads=native.threads(),
+        **spec.arguments(height, width),
     )
     return out

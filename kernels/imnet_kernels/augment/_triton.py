@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tritonlib import Build, below, philox, signed32
-from ._host import FLIPS
-from .reference import Spec
+from .reference import FLIPS, Spec, empty_batch
 
 # All five are predicted from the SASS of sm_90 on 2026-11-26, not measured.
 STORE_BYTES = 16
@@ -198,8 +197,7 @@ def augment(
     """See reference.augment. On CUDA an id out of range gives an image of NaN."""
     num_stored, height, width, channels = store.shape
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
-    if out is None:
-        out = torch.empty((ids.numel(), height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
+    out = empty_batch(store, ids, dtype) if out is None else out
     constants = _constants(spec, (height, width, channels), shift.dim() == 3, dtype.itemsize)
     if num_stored == 0:
         return out.fill_(float("nan"))  # there is no pixel that a bad id could read instead

@@ -10,8 +10,10 @@ from . import augment
 _CIFAR = {"pad_px": 4, "hflip": "random", "cutout_px": 16}
 
 
-def _case(name: str, shape: tuple[int, int, int, int], batch: int, real: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, "batch": batch, **keys}, real=real)
+def _case(
+    name: str, shape: tuple[int, int, int, int], batch: int, *, real: bool = False, gpu: bool = False, **keys: object
+) -> Case:
+    return Case(name=name, options={"shape": shape, "batch": batch, **keys}, real=real, gpu=gpu)
 
 
 CASES = (
@@ -28,6 +30,10 @@ CASES = (
     _case("one_pixel", (3, 1, 1, 3), 2, hflip="random"),
     _case("shard", (6, 12, 12, 3), 3, pad_px=4, hflip="random", offset=(1 << 40) + 5),
     _case("empty_batch", (3, 8, 8, 3), 0, **_CIFAR | {"cutout_px": 4}),  # pyright: ignore[reportArgumentType]
+    _case("64px 256", (512, 64, 64, 3), 256, gpu=True, **_CIFAR),
+    _case("64px 8192", (8192, 64, 64, 3), 8192, gpu=True, **_CIFAR),
+    _case("28px 256", (512, 28, 28, 1), 256, gpu=True, **_CIFAR),
+    _case("28px 8192", (8192, 28, 28, 1), 8192, gpu=True, **_CIFAR),
 )
 
 

@@ -8,12 +8,15 @@ and 0 inside the cutout box, which lies in output coordinates.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..philox import STREAM_CROP_FLIP, STREAM_CUTOUT, STREAM_FLIP_PHASE, philox, uniform_below
+
+FLIPS = {"none": 0, "random": 1, "alternating": 2}
+"""The kernels' numbers of the flips."""
 
 
 class Choices(NamedTuple):
@@ -43,6 +46,19 @@ class Spec(NamedTuple):
         """A word below this flips: 0 .. 2^32."""
         return round(self.hflip_p * 2.0**32)
 
+    def arguments(self, height_px: int, width_px: int) -> dict[str, Any]:
+        """The fields of csrc's AugmentParams by name; box: first and count of the cutout box's starts, y, then x."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "pad_px": self.pad_px,
+            "reflect": int(self.pad_mode == "reflect"),
+            "hflip": FLIPS[self.hflip],
+            "flip_threshold": self.flip_threshold,
+            "cutout_px": self.cutout_px,
+            "box": [*self.box_range(height_px), *self.box_range(width_px)],
+        }
+
     def box_range(self, size_px: int) -> tuple[int, int]:
         """(first, count) of the box's possible starts along an axis of size_px (hysts' Cutout)."""
         if self.cutout_inside:
@@ -68,6 +84,12 @@ def choices(sample_ids: Tensor, height_px: int, width_px: int, spec: Spec) -> Ch
         (first_y, num_y), (first_x, num_x) = spec.box_range(height_px), spec.box_range(width_px)
         y0, x0 = uniform_below(r0, num_y) + first_y, uniform_below(r1, num_x) + first_x
     return Choices(dy, dx, flip, y0, x0)
+
+
+def empty_batch(store: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised (B, C, H, W), channels_last, on the store's device."""
+    _, height, width, channels = store.shape
+    return torch.empty((ids.shape[0], height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
 
 
 def _reflect(index: Tensor, size_px: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import tier
-from . import op
+from . import reference
 from .reference import Lists, Step
 
 __all__ = ["sgd_ema_"]
@@ -49,14 +49,14 @@ def sgd_ema_(
     device = lists.params[0].device
     scale, bad = (None if v is None else _scalar(v, device) for v in (grad_scale, skip))
     step = Step(_scalar(lr, device), scale, bad, momentum, weight_decay, ema_decay, nesterov)
-    name = tier.choose("sgd_ema", device.type)
     with torch.no_grad():
-        if name != "reference" and torch.compiler.is_compiling():
-            op.sgd_ema_op(*lists, *step)
-            return
-        # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
-        op.implementation(device.type)(lists, step)
-        if name != "reference":
+        if tier.choose("sgd_ema", device.type) == "reference":
+            reference.sgd_ema_(lists, step)
+        elif torch.compiler.is_compiling():
+            sgd_ema_op(*lists, *step)
+        else:
+            # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
+            tier.implementation("sgd_ema", device.type).sgd_ema_(lists, step)
             torch.autograd.graph.increment_version([*lists.params, *lists.momenta, *lists.emas])
 
 
@@ -87,3 +87,22 @@ def _check(lists: Lists, momentum: float, nesterov: bool, weight_decay: float, e
         raise ValueError(f"{got}; allowed 0 <= momentum < 1, 0 <= ema_decay <= 1, weight_decay >= 0; correct them")
     if nesterov and params and not momenta:
         raise ValueError("nesterov without momenta; allowed with momenta only; pass zeros like params")
+
+
+@torch.library.custom_op("imnet::sgd_ema_", mutates_args=("params", "momenta", "emas"))
+def sgd_ema_op(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    emas: list[Tensor],
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    skip: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    ema_decay: float,
+    nesterov: bool,
+) -> None:
+    """See reference.sgd_ema_."""
+    step = Step(lr, grad_scale, skip, momentum, weight_decay, ema_decay, nesterov)
+    tier.implementation("sgd_ema", params[0].device.type).sgd_ema_(Lists(params, grads, momenta, emas), step)

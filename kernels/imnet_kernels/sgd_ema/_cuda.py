@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import cudalib
+from .. import native
 from . import reference
 from ._host import fitting
 from .reference import Lists, Step
@@ -16,6 +16,14 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
     if not all(fitting(lists)):
         reference.sgd_ema_(lists, step)
         return
-    lr, scale, skip = on_device(step, lists.params[0].device)
-    flags = (bool(lists.momenta), bool(lists.emas), step.momentum, step.weight_decay, 1.0 - step.ema_decay)
-    cudalib.ops().sgd_ema(*tables(lists, CHUNK), CHUNK, lr, scale, skip, *flags, step.nesterov)
+    native.cuda().sgd_ema(
+        *tables(lists, CHUNK),
+        *on_device(step, lists.params[0].device),
+        chunk=CHUNK,
+        has_momenta=bool(lists.momenta),
+        has_emas=bool(lists.emas),
+        momentum=step.momentum,
+        weight_decay=step.weight_decay,
+        ema_weight=1.0 - step.ema_decay,
+        nesterov=step.nesterov,
+    )

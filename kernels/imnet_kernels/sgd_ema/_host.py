@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from . import reference
 from .reference import Lists, Step
 
@@ -34,14 +34,14 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
         reference.sgd_ema_(rest, step)
     if not ours.params or (step.skip is not None and float(step.skip) != 0.0):
         return
-    hostlib.module().sgd_ema(
-        *([t.data_ptr() for t in items] for items in ours),
-        [t.numel() for t in ours.params],
-        float(step.lr),
-        1.0 if step.grad_scale is None else float(step.grad_scale),
-        step.momentum,
-        step.weight_decay,
-        1.0 - step.ema_decay,
-        step.nesterov,
-        hostlib.threads(),
+    native.host().sgd_ema(
+        **{name: [t.data_ptr() for t in items] for name, items in ours._asdict().items()},
+        sizes=[t.numel() for t in ours.params],
+        lr=float(step.lr),
+        grad_scale=1.0 if step.grad_scale is None else float(step.grad_scale),
+        momentum=step.momentum,
+        weight_decay=step.weight_decay,
+        ema_weight=1.0 - step.ema_decay,
+        nesterov=step.nesterov,
+        num_threads=native.threads(),
     )

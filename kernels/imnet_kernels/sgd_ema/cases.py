@@ -9,6 +9,11 @@ from . import sgd_ema_
 
 _SHAPES = ((64, 32, 3, 3), (64,), (10, 64), (10,), (1,), (0,), (3, 5, 7))
 _LARGE = ((320, 160, 3, 3), (320, 320, 3, 3), (320,), (640, 320, 3, 3), (640,))
+# Parameters of wrn28_10 as shapes: the convolutions of its three groups, projections and head (norms: 0.05 % of them).
+_WRN28_10 = (
+    *((160, 160, 3, 3),) * 7, (160, 16, 3, 3), (320, 160, 3, 3), *((320, 320, 3, 3),) * 7, (640, 320, 3, 3),
+    *((640, 640, 3, 3),) * 7, (160, 16, 1, 1), (320, 160, 1, 1), (640, 320, 1, 1), (10, 640)
+)  # fmt: skip
 _USUAL = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "ema_decay": 0.999}
 
 CASES = (
@@ -25,6 +30,7 @@ CASES = (
     Case(name="channels_last", options={"shapes": _SHAPES, **_USUAL, "channels_last": True}),
     Case(name="mixed_layouts", options={"shapes": _SHAPES, **_USUAL, "mixed": True}),
     Case(name="no_params", options={"shapes": (), **_USUAL}),
+    Case(name="wrn28_10", options={"shapes": _WRN28_10, **_USUAL}, gpu=True),
 )
 
 

@@ -1,7 +1,7 @@
 """Shake-Shake's combine: two branches and the residual in one pass, independent backward coefficients.
 
-Why a family: eager PyTorch moves 20 to 34 bytes per element where 8 do, and with the branches' last batch norm inside
-(shake_shake_bn) two more passes over each branch go. Under torch.compile the traced reference is as good: see tier.
+Why a family: eager PyTorch moves 20 to 34 bytes per element where 8 do. Under torch.compile the traced reference is as
+good: see tier.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import tier
-from . import op, reference
+from . import reference
 
-__all__ = ["shake_shake", "shake_shake_bn"]
+__all__ = ["shake_shake"]
 
 Coefficient = Tensor | float
 
@@ -28,36 +28,7 @@ def shake_shake(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Coefficient, be
     a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
     if tier.choose("shake_shake", x1.device.type) == "reference":
         return reference.Combine.apply(x1, x2, residual, a, b)
-    return op.shake_op(x1, x2, residual, a, b)
-
-
-def shake_shake_bn(
-    x1: Tensor,
-    x2: Tensor,
-    residual: Tensor,
-    scale1: Tensor,
-    shift1: Tensor,
-    scale2: Tensor,
-    shift2: Tensor,
-    alpha: Coefficient,
-    beta: Coefficient,
-) -> Tensor:
-    """shake_shake of scale_i x_i + shift_i, (C,) fp32 each: the branches' last batch norm applied in the same pass.
-
-    With scale = weight * rsqrt(var + eps), shift = bias - mean * scale of the batch's own statistics, autograd through
-    them is batch norm's gradient. fp32 scale and shift, also for bf16 and fp16 tensors (fp64 for fp64).
-    """
-    _check_branches(x1, x2, residual)
-    for name, vector in (("scale1", scale1), ("shift1", shift1), ("scale2", scale2), ("shift2", shift2)):
-        wanted = reference.compute_dtype(x1)
-        if vector.shape != x1.shape[1:2] or vector.dtype != wanted or vector.device != x1.device:
-            got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
-            raise TypeError(f"{name} is {got}; allowed {wanted} ({x1.shape[1]},) on {x1.device}; convert it")
-    a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
-    call = (x1, x2, residual, scale1, shift1, scale2, shift2, a, b)
-    if tier.choose("shake_shake", x1.device.type) == "reference":
-        return reference.CombineBN.apply(*call)
-    return op.shake_bn_op(*call)
+    return shake_op(x1, x2, residual, a, b)
 
 
 def _check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
@@ -78,3 +49,37 @@ def _coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
         got = f"{value.dtype} {tuple(value.shape)} on {value.device}"
         raise ValueError(f"{name} is {got}; allowed 1 or {like.shape[0]} floats on {like.device}; draw that many")
     return value.detach().reshape(-1).to(reference.compute_dtype(like))
+
+
+@torch.library.custom_op("imnet::shake_shake", mutates_args=())
+def shake_op(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """beta is used by the gradient alone."""
+    return tier.implementation("shake_shake", x1.device.type).combine(x1, x2, residual, alpha)
+
+
+@shake_op.register_fake
+def _(x1, x2, residual, alpha, beta):
+    return torch.empty_like(x1)
+
+
+@torch.library.custom_op("imnet::shake_shake_backward", mutates_args=())
+def shake_backward_op(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.combine_backward."""
+    return tier.implementation("shake_shake", grad.device.type).combine_backward(grad, beta)
+
+
+@shake_backward_op.register_fake
+def _(grad, beta):
+    return torch.empty_like(grad), torch.empty_like(grad)
+
+
+def _shake_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[-1])
+
+
+def _shake_gradient(ctx, grad: Tensor):
+    (beta,) = ctx.saved_tensors
+    return *shake_backward_op(grad, beta), grad, None, None
+
+
+shake_op.register_autograd(_shake_gradient, setup_context=_shake_context)

@@ -3,7 +3,7 @@
     y = residual + a x1 + (1 - a) x2            dx1 = b g,  dx2 = (1 - b) g,  dresidual = g
 
 Plain ops inside an autograd.Function, so torch.compile traces it. Arithmetic in fp32 (fp64 for fp64 tensors), rounded
-once. The bn form has x_i replaced by scale_i x_i + shift_i per channel: the branches' last batch norm.
+once.
 """
 
 from __future__ import annotations
@@ -44,39 +44,6 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     return cast(b * g, grad.dtype), cast((1 - b) * g, grad.dtype)
 
 
-def _per_channel(vector: Tensor, like: Tensor) -> Tensor:
-    return cast(vector, compute_dtype(like)).view(1, -1, 1, 1)
-
-
-def combine_bn(
-    x1: Tensor,
-    x2: Tensor,
-    residual: Tensor,
-    scale1: Tensor,
-    shift1: Tensor,
-    scale2: Tensor,
-    shift2: Tensor,
-    alpha: Tensor,
-) -> Tensor:
-    """As combine, with scale_i and shift_i (C,) fp32 applied to x_i first."""
-    dtype, a = compute_dtype(x1), per_image(alpha, x1)
-    b1 = cast(x1, dtype) * _per_channel(scale1, x1) + _per_channel(shift1, x1)
-    b2 = cast(x2, dtype) * _per_channel(scale2, x2) + _per_channel(shift2, x2)
-    return cast(cast(residual, dtype) + a * b1 + (1 - a) * b2, x1.dtype)
-
-
-def combine_bn_backward(
-    grad: Tensor, x1: Tensor, x2: Tensor, scale1: Tensor, scale2: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> (dx1, dx2, dscale1, dshift1, dscale2, dshift2); the sums run over B, H, W in the compute dtype."""
-    dtype, b = compute_dtype(x1), per_image(beta, x1)
-    g1, g2 = b * cast(grad, dtype), (1 - b) * cast(grad, dtype)
-    dx1, dx2 = cast(g1 * _per_channel(scale1, x1), x1.dtype), cast(g2 * _per_channel(scale2, x2), x2.dtype)
-    over = (0, 2, 3)
-    dscale1, dscale2 = (g1 * cast(x1, dtype)).sum(over), (g2 * cast(x2, dtype)).sum(over)
-    return dx1, dx2, dscale1, g1.sum(over), dscale2, g2.sum(over)
-
-
 class Combine(torch.autograd.Function):
     """combine with combine_backward as its gradient; the coefficients get none."""
 
@@ -89,17 +56,3 @@ class Combine(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (beta,) = ctx.saved_tensors
         return *combine_backward(grad, beta), grad, None, None
-
-
-class CombineBN(torch.autograd.Function):
-    """combine_bn with combine_bn_backward as its gradient; the coefficients get none."""
-
-    @staticmethod
-    def forward(ctx, x1, x2, residual, scale1, shift1, scale2, shift2, alpha, beta) -> Tensor:
-        ctx.save_for_backward(x1, x2, scale1, scale2, beta)
-        return combine_bn(x1, x2, residual, scale1, shift1, scale2, shift2, alpha)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        dx1, dx2, *sums = combine_bn_backward(grad, *ctx.saved_tensors)
-        return dx1, dx2, grad, *sums, None, None

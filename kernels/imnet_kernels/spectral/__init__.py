@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import calls, tier
-from . import op, reference
+from . import reference
 from .reference import inverse
 
 __all__ = ["inverse", "spectral"]
@@ -50,10 +50,10 @@ def spectral(
             given = (m if m is None or isinstance(m, (int, float, Tensor)) else tuple(m) for m in (mean, std))
             scale, shift = calls.once(_scale_shift, *given, len(wanted), images.shape[1], images.device)
         if type(images) is Tensor and calls.unobserved():
-            return op.implementation(images.device.type)(images, r, wanted, scale, shift, dtype)
+            return tier.implementation("spectral", images.device.type).spectral(images, r, wanted, scale, shift, dtype)
         if tier.choose("spectral", images.device.type) == "reference":
             return reference.spectral(images, r, wanted, scale, shift, dtype)
-        return op.spectral_op(images.detach(), r, list(wanted), scale, shift, dtype)
+        return spectral_op(images.detach(), r, list(wanted), scale, shift, dtype)
 
 
 def _check(images: Tensor, r: int, bands: Sequence[int] | None) -> tuple[int, ...]:
@@ -90,3 +90,16 @@ def _per_band(name: str, value: PerBand, shape: tuple[int, int], device: torch.d
             f"{name} is {tuple(given.shape)}; allowed a number, ({shape[0]},) or {shape}; pass one of them"
         )
     return given
+
+
+@torch.library.custom_op("imnet::spectral", mutates_args=())
+def spectral_op(
+    images: Tensor, r: int, bands: list[int], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """See reference.spectral."""
+    return tier.implementation("spectral", images.device.type).spectral(images, r, tuple(bands), scale, shift, dtype)
+
+
+@spectral_op.register_fake
+def _(images, r, bands, scale, shift, dtype):
+    return reference.empty_like_bands(images, len(bands), r, dtype)

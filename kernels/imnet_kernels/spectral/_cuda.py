@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cudalib
+from .. import native
 from . import reference
 
 
@@ -18,5 +18,5 @@ def spectral(
     out = reference.empty_like_bands(images, len(bands), r, dtype)
     last = reference.is_channels_last(images)
     scale, shift = (None if values is None else values.contiguous() for values in (scale, shift))
-    cudalib.ops().spectral(images, r, list(bands), scale, shift, last, out)
+    native.cuda().spectral(images, r, list(bands), scale, shift, last, out)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import hostlib
+from .. import native
 from . import reference
 
 
@@ -13,26 +13,26 @@ def spectral(
     images: Tensor, r: int, bands: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """See reference.spectral; fp64 goes there."""
-    if images.dtype not in hostlib.CODES or dtype not in hostlib.CODES:
+    if images.dtype not in native.CODES or dtype not in native.CODES:
         return reference.spectral(images, r, bands, scale, shift, dtype)
-    images = images.contiguous(memory_format=hostlib.memory_format(images))
+    images = images.contiguous(memory_format=native.memory_format(images))
     out = reference.empty_like_bands(images, len(bands), r, dtype)
     batch, channels, height, width = images.shape
     if out.numel():
-        hostlib.module().spectral(
-            images.data_ptr(),
-            out.data_ptr(),
-            batch,
-            channels,
-            height,
-            width,
-            r,
-            hostlib.CODES[images.dtype],
-            hostlib.CODES[dtype],
-            reference.is_channels_last(images),
-            list(bands),
-            [] if scale is None else scale.flatten().tolist(),
-            [] if shift is None else shift.flatten().tolist(),
-            hostlib.threads(),
+        native.host().spectral(
+            images=images.data_ptr(),
+            out=out.data_ptr(),
+            batch=batch,
+            channels=channels,
+            height=height,
+            width=width,
+            r=r,
+            in_dtype=native.CODES[images.dtype],
+            out_dtype=native.CODES[dtype],
+            channels_last=reference.is_channels_last(images),
+            bands=list(bands),
+            scale=[] if scale is None else scale.flatten().tolist(),
+            shift=[] if shift is None else shift.flatten().tolist(),
+            num_threads=native.threads(),
         )
     return out

@@ -8,8 +8,10 @@ from ..family import Call, Case, Family
 from . import spectral
 
 
-def _case(name: str, shape: tuple[int, int, int, int], r: int, real: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, "r": r, **keys}, real=real)
+def _case(
+    name: str, shape: tuple[int, int, int, int], r: int, *, real: bool = False, gpu: bool = False, **keys: object
+) -> Case:
+    return Case(name=name, options={"shape": shape, "r": r, **keys}, real=real, gpu=gpu)
 
 
 CASES = (
@@ -27,6 +29,9 @@ CASES = (
     _case("float_planar", (2, 3, 24, 36), 6, float_input=True),
     _case("one_output", (1, 3, 6, 6), 6, channels_last=True),
     _case("empty_batch", (0, 3, 8, 8), 2),
+    _case("sub4 64", (64, 3, 224, 224), 2, gpu=True, channels_last=True, normalise="band"),
+    _case("sub16 64", (64, 3, 224, 224), 4, gpu=True, channels_last=True, normalise="band"),
+    _case("sub36 64", (64, 3, 336, 336), 6, gpu=True, channels_last=True, normalise="band"),
 )
 
 

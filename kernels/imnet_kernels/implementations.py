@@ -1,0 +1,161 @@
+"""The one table of the kernels: every implementation of every family, where it runs, and when `auto` takes it and why.
+
+To add a tier to a family, write `<family>/_<tier>.py` with the functions of the family's reference.py, and name it
+here, in the tier's list of modules and in IMPLEMENTATIONS. A tier that no family had before is one more entry of TIERS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def find_host() -> ModuleType | None:
+    """imnet_kernels._host, or None where it was not built; one that is there and broken is raised."""
+    try:
+        import imnet_kernels._host as host  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        if error.name != "imnet_kernels._host":
+            raise
+        return None
+    return host
+
+
+Modules = dict[str, ModuleType]
+
+# Plain imports, so that a reader and an editor can follow a call. They stand inside functions because importing triton
+# alone takes seconds, which a run on another tier should not pay.
+
+
+def _reference_modules() -> Modules:
+    from .augment import reference as augment
+    from .sgd_ema import reference as sgd_ema
+    from .shake_shake import reference as shake_shake
+    from .spectral import reference as spectral
+
+    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+
+
+def _host_modules() -> Modules:
+    from .augment import _host as augment
+    from .sgd_ema import _host as sgd_ema
+    from .shake_shake import _host as shake_shake
+    from .spectral import _host as spectral
+
+    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+
+
+def _triton_modules() -> Modules:
+    from .augment import _triton as augment
+    from .sgd_ema import _triton as sgd_ema
+    from .shake_shake import _triton as shake_shake
+    from .spectral import _triton as spectral
+
+    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+
+
+def _cuda_modules() -> Modules:
+    from .augment import _cuda as augment
+    from .sgd_ema import _cuda as sgd_ema
+    from .shake_shake import _cuda as shake_shake
+    from .spectral import _cuda as spectral
+
+    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """A kind of implementation: its families' files, the devices it runs on, in words too, and what it needs."""
+
+    modules: Callable[[], Modules]
+    devices: Callable[[], tuple[str, ...]]
+    runs_on: str
+    remedy: str
+    installed: Callable[[], bool]
+
+
+TIERS = {
+    "reference": Tier(
+        modules=_reference_modules,
+        devices=lambda: ("cpu", "cuda"),
+        runs_on="all tensors",
+        remedy="",
+        installed=lambda: True,
+    ),
+    "host": Tier(
+        modules=_host_modules,
+        devices=lambda: ("cpu",),
+        runs_on="cpu tensors",
+        remedy="install a C++ compiler and reinstall, or run `python -m imnet_kernels.build --host`",
+        installed=lambda: find_host() is not None,
+    ),
+    "triton": Tier(
+        modules=_triton_modules,
+        devices=lambda: ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",),
+        runs_on="CUDA tensors (cpu ones with TRITON_INTERPRET=1)",
+        remedy="install triton (it comes with torch's CUDA builds for Linux); on a CPU also set TRITON_INTERPRET=1",
+        installed=lambda: importlib.util.find_spec("triton") is not None,
+    ),
+    "cuda": Tier(
+        modules=_cuda_modules,
+        devices=lambda: ("cuda",),
+        runs_on="CUDA tensors",
+        remedy="run `python -m imnet_kernels.build` where the CUDA toolkit is",
+        installed=lambda: any(PACKAGE.glob("_C.torch*.so")),
+    ),
+}
+
+
+class Implementation(NamedTuple):
+    """A family in one tier. ``auto`` takes the first row of a family and device that is installed and not NEVER."""
+
+    family: str
+    tier: str
+    device: str
+    auto: str
+    why: str
+    """The measurement that says so, or what is missing for one."""
+
+
+ALWAYS, CAPTURED, NEVER = "always", "captured", "never"
+"""When auto takes a row: CAPTURED is for steps that are one CUDA graph each and not compiled."""
+
+_H100 = "H100, 2026-11-26, bench/results/h100-2026-11-26.json"
+_CPU = "faster than eager in every recipe's shape (bench/results/kernels-cpu.json)"
+# A compiled step stays at the traceable reference, because an opaque op costs torch.compile its fusions.
+_STEP = f"a captured step of 2x96d 17 % faster ({_H100})"
+IMPLEMENTATIONS = (
+    Implementation("augment", "triton", "cuda", ALWAYS, f"256 x 64 px: Triton 8.5 us, CUDA 15.1 us ({_H100})"),
+    Implementation("augment", "cuda", "cuda", ALWAYS, f"256 x 64 px: CUDA 15.1 us, Triton 8.5 us ({_H100})"),
+    Implementation("augment", "host", "cpu", ALWAYS, _CPU),
+    Implementation("spectral", "triton", "cuda", ALWAYS, f"sub4, sub16: 26 % of a copy's rate, CUDA 18 % ({_H100})"),
+    Implementation("spectral", "cuda", "cuda", ALWAYS, f"sub4, sub16: 18 % of a copy's rate, Triton 26 % ({_H100})"),
+    Implementation("spectral", "host", "cpu", ALWAYS, _CPU),
+    Implementation("shake_shake", "cuda", "cuda", CAPTURED, _STEP),
+    Implementation("shake_shake", "triton", "cuda", CAPTURED, f"not measured; with the CUDA tier {_STEP}"),
+    Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
+    Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
+    Implementation("sgd_ema", "triton", "cuda", NEVER, "not measured"),
+    Implementation("sgd_ema", "cuda", "cuda", NEVER, "not measured"),
+)
+FAMILIES = tuple(dict.fromkeys(row.family for row in IMPLEMENTATIONS))
+
+
+def tiers_of(family: str) -> tuple[str, ...]:
+    """The tiers that a family has, installed or not, in the order of TIERS."""
+    ours = {"reference", *(row.tier for row in IMPLEMENTATIONS if row.family == family)}
+    return tuple(name for name in TIERS if name in ours)
+
+
+@cache
+def module(family: str, tier: str) -> ModuleType:
+    """The file with a family's functions in one tier."""
+    return TIERS[tier].modules()[family]
