@@ -60,7 +60,14 @@ class Trainer:
         self.evaluation: Evaluation | None = None
 
     def run(self) -> None:
-        """Resume or begin, train to the last epoch, evaluate, report."""
+        """Resume or begin, train to the last epoch, evaluate, report; the folder is free for others afterwards."""
+        try:
+            self._run()
+        finally:
+            if self.folder is not None:
+                self.folder.close()
+
+    def _run(self) -> None:
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found = resume.resume(checkpoints, self.setup, self.state, self.step_fn)
         done = self.state.step >= self.num_steps
