@@ -130,7 +130,7 @@ ALWAYS, CAPTURED, NEVER = "always", "captured", "never"
 
 _H100 = "H100, 2026-11-26, bench/results/h100-2026-11-26.json"
 # augment and spectral were rewritten later that day. The new kernels are exact on an H200 and predicted to be two to
-# four times faster (bench/NEGATIVES.md), Triton's ahead of CUDA's but for many large images; their times are not measured.
+# four times faster (bench/NEGATIVES.md), Triton ahead of CUDA but for many large images. Their times are not measured.
 _CPU = "faster than eager in every recipe's shape (bench/results/kernels-cpu.json)"
 # A compiled step stays at the traceable reference, because an opaque op costs torch.compile its fusions.
 _STEP = f"a captured step of 2x96d 17 % faster ({_H100})"
