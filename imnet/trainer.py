@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -110,6 +111,10 @@ class Trainer:
                 raise
             self.step_fn.graph = None
             self.console.say(f"step       not captured after all: {error.what}")
+            found = replace(self.setup.execution, cuda_graphs=False, reason=f"not captured: {error.what}")
+            self.setup = replace(self.setup, execution=found)
+            if self.folder is not None:
+                self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
 
     def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's batch, mixed where the recipe mixes, in micro-batches."""

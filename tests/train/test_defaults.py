@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import subprocess
@@ -18,7 +19,7 @@ from imnet.launch import World
 from imnet.models.count import flops, sizes
 from imnet.run_options import RunOptions
 from imnet.start import train
-from imnet.step import NotCapturableError, repeatable
+from imnet.step import NotCapturableError, TrainStep, repeatable
 from imnet.watch import first_bad_layer, not_finite
 
 from .conftest import TINY, options
@@ -139,7 +140,8 @@ def test_deterministic_and_compiled_is_refused():
         decide(compile=True, deterministic=True)
 
 
-def test_run_json_says_how_steps_were_executed_and_a_deterministic_run_resumes_so(tmp_path):
+def test_run_json_says_how_steps_were_executed_and_a_deterministic_run_resumes_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     recipe = dataclasses.replace(TINY, epochs=1)
     train(recipe, options(tmp_path, deterministic=True))
     run = json.loads((tmp_path / "run.json").read_text())
@@ -147,6 +149,7 @@ def test_run_json_says_how_steps_were_executed_and_a_deterministic_run_resumes_s
         "compile": False, "cuda_graphs": False, "deterministic": True, "reason": "deterministic"
     }  # fmt: skip
     assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     train(recipe, options(tmp_path))
     assert json.loads((tmp_path / "run.json").read_text())["execution"]["deterministic"]
 
@@ -201,3 +204,19 @@ def test_a_number_that_does_not_recur_accuses_the_compiled_step(compiled, words)
     step = make_step(dataclasses.replace(TINY, ema_decay=None))
     step.compiled = compiled
     assert re.search(words, str(not_finite(step, [batch(0)], 3)))
+
+
+def test_run_json_does_not_claim_a_capture_that_could_not_be(tmp_path, monkeypatch, capsys):
+    """The decision is a GPU's; what the run then does with it is the same here."""
+
+    def warm_up(self, batches, num_images):
+        raise NotCapturableError("the step waits for the device")
+
+    decided = defaults.Execution(compile=False, cuda_graphs=False, deterministic=False, reason="as on a GPU")
+    monkeypatch.setattr(defaults, "decide", lambda *_: dataclasses.replace(decided, reason="captured"))
+    monkeypatch.setattr(TrainStep, "warm_up", warm_up)
+    train(dataclasses.replace(TINY, epochs=1), options(tmp_path))
+    assert "not captured after all: the step waits for the device" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run.json").read_text())["execution"]
+    assert not found["cuda_graphs"]
+    assert found["reason"] == "not captured: the step waits for the device"

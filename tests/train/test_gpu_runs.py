@@ -123,5 +123,6 @@ def test_a_network_that_reads_the_device_trains_uncaptured_and_says_so(tmp_path,
     run = dataclasses.replace(QUICK, model="reads", epochs=1)
     train(run, on_gpu(tmp_path / "auto"))
     assert "not captured after all: the step waits for the device" in capsys.readouterr().out
+    assert not execution(tmp_path / "auto")["cuda_graphs"]
     with pytest.raises(UsageError, match="waits for the device"):
         train(run, on_gpu(tmp_path / "asked", cuda_graphs=True))
