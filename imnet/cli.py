@@ -15,8 +15,12 @@ _BEGAN = time.perf_counter()
 
 
 def train_main(argv: list[str] | None = None) -> int:
-    """imnet-train."""
-    return guarded("imnet-train", _train, sys.argv[1:] if argv is None else argv)
+    """imnet-train. A rank of torchrun or srun ends its process here."""
+    code = guarded("imnet-train", _train, sys.argv[1:] if argv is None else argv)
+    launch = sys.modules.get("imnet.launch")  # absent where torch was not needed
+    if argv is None and launch is not None and launch.connections:
+        launch.leave(code)
+    return code
 
 
 def eval_main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from imnet.errors import DeviceError, ImnetError, Preempted
+from imnet.launch import leave
 
 POLL_S = 0.2
 REPORTS_S = 0.5
@@ -166,7 +167,7 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
         pipe.send(Report(time.monotonic(), None, traceback.format_exc()))
         code = 1
     pipe.close()
-    sys.exit(code)
+    leave(code)
 
 
 @contextlib.contextmanager
