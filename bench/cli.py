@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .compare import Measure
 
 FAIL_UNDER = 0.97
+FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
 GATED = ("throughput", "kernels", "data", "step", "all")
 
 
@@ -154,7 +155,7 @@ def _throughput(part: argparse.ArgumentParser) -> None:
 
 
 def _kernels(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--family", metavar="NAME", help="augment | spectral | shake_shake | sgd_ema")
+    part.add_argument("--family", choices=FAMILIES, help="one kernel family (all)")
     part.add_argument("--quick", action="store_true", help="fewer rounds, no compiled column")
 
 
@@ -163,7 +164,6 @@ def _step(part: argparse.ArgumentParser) -> None:
     part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
     part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
-    part.add_argument("--networks", action="store_true", help="also our networks against timm's and torchvision's")
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:
@@ -174,6 +174,16 @@ def _scaling(part: argparse.ArgumentParser) -> None:
     part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
     part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
     part.add_argument("--plot", type=Path, metavar="FILE", help="with --model: draw it")
+
+
+def _data(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
+    part.add_argument("--idx", type=Path, metavar="DIR", help="Fashion-MNIST's four files: also reading IDX")
+
+
+def _runs(part: argparse.ArgumentParser) -> None:
+    part.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of complete runs")
 
 
 def _nothing(part: argparse.ArgumentParser) -> None:
@@ -193,8 +203,9 @@ def _count(text: str) -> int:
 _PARTS = {
     "throughput": ("images a second of a recipe: loader, model, both; which of them bounds", _throughput),
     "kernels": ("every kernel family against its reference and peers", _kernels),
-    "data": ("packing, reading and augmenting against their peers", _nothing),
+    "data": ("packing, reading and augmenting against their peers", _data),
     "step": ("the training step against timm's", _step),
     "scaling": ("1 to N ranks, weak and strong; or the model of it on paper", _scaling),
+    "runs": ("accuracies and seconds of whole trainings, from their run folders", _runs),
     "all": ("small cases of everything, under ten minutes on two cores", _nothing),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from .gpu.files import condensed
 from .gpu.plan import Figures
-from .result_tables import NOT_MEASURED, short, table
+from .tables import NOT_MEASURED, short, table
 
 STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
 KERNELS = ("reference", "compiled", "triton", "cuda", "host")

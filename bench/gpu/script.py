@@ -244,10 +244,10 @@ def start(values: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     values = parse(argv)
     if values.merge:
-        from .commands import run_row
+        from ..runs import gpu_row
 
         walls, notes = dict(values.wall), dict(values.note)
-        runs = [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
+        runs = [gpu_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
         merge(values.merge[0], values.merge[1], runs)
         print(f"wrote {values.merge[1]}")
         return 0

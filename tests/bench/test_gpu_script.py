@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bench import runs
 from bench.gpu import commands, files, processes
 from bench.gpu import script as gpu
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
+from imnet.errors import DataError
 from imnet.models.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,12 +193,12 @@ def test_recipes_are_named_in_order_and_a_run_becomes_a_row(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "config.yaml").write_text("compile: false\ncuda_graphs: true\n")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "epoch": 2, "top1": 0.5}\n')
-    found = commands.run_row(tmp_path, "20", None)
+    found = runs.gpu_row(tmp_path, "20", None)
     assert (found["variant"], found["how"], found["top1"]) == ("2 epochs, onecycle, seed 3", "captured", 0.5)
     assert (found["wall_s"], found["note"]) == (20.0, "the seconds from the prompt were noted by hand")
     (tmp_path / "run.json").write_text(json.dumps(run | {"status": "running"}))
-    with pytest.raises(RuntimeError, match="the run is running"):
-        commands.run_figures(tmp_path)
+    with pytest.raises(DataError, match="the run is running"):
+        runs.figures(tmp_path)
 
 
 @pytest.mark.skipif(not list(DATA.rglob("train-images-idx3-ubyte*")), reason="no Fashion-MNIST files here")
