@@ -41,23 +41,6 @@ def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
     return found
 
 
-def gpu_row(folder: Path, wall_s: str | None, note: str | None) -> dict[str, Any]:
-    """A row of bench.gpu's part recipes from a run folder; ``wall_s`` was noted by hand."""
-    import yaml
-
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    found = figures(folder)
-    words = {"compile": "compiled", "cuda_graphs": "captured"}
-    found["how"] = ", ".join(word for key, word in words.items() if config.get(key)) or "eager"
-    notes = [note] if note else []
-    if wall_s is not None:
-        found["wall_s"] = float(wall_s)
-        notes.append("the seconds from the prompt were noted by hand")
-    found |= {"note": "; ".join(notes)} if notes else {}
-    variant = f"{found['epochs']} epochs, {found['schedule']}, seed {found['seed']}"
-    return {"part": "recipes", "name": found["recipe"], "variant": variant} | found
-
-
 def report(folders: Iterable[Path]) -> dict[str, Any]:
     """The JSON of ``imnet-bench runs``: recipe, seeds, last-epoch accuracies, training time, hardware."""
     rows = []
