@@ -182,6 +182,16 @@ def _data(part: argparse.ArgumentParser) -> None:
     part.add_argument("--idx", type=Path, metavar="DIR", help="Fashion-MNIST's four files: also reading IDX")
 
 
+def _whole(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--timm-script", type=Path, required=True, metavar="FILE", help="train.py of timm's repository")
+    part.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="train/ and val/ of class folders")
+    part.add_argument("--model", default="resnet18", metavar="NAME", help="a network of timm (resnet18)")
+    part.add_argument("--image-px", type=_count, default=64, metavar="N", help="side of the images (64)")
+    part.add_argument("--batch-size", type=_count, default=128, metavar="N", help="images a step (128)")
+    part.add_argument("--epochs", type=_count, default=2, metavar="N", help="of each run (2)")
+    part.add_argument("--rounds", type=_count, default=2, metavar="N", help="runs of each side (2)")
+
+
 def _runs(part: argparse.ArgumentParser) -> None:
     part.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of complete runs")
 
@@ -205,6 +215,7 @@ _PARTS = {
     "kernels": ("every kernel family against its reference and peers", _kernels),
     "data": ("packing, reading and augmenting against their peers", _data),
     "step": ("the training step against timm's", _step),
+    "whole": ("the whole command against timm's own train.py", _whole),
     "scaling": ("1 to N ranks, weak and strong; or the model of it on paper", _scaling),
     "runs": ("accuracies and seconds of whole trainings, from their run folders", _runs),
     "all": ("small cases of everything, under ten minutes on two cores", _nothing),

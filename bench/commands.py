@@ -15,7 +15,7 @@ from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
-from . import data, kernels, probe, reference, runs, scaling, scaling_model, step, tables, throughput
+from . import data, kernels, probe, reference, runs, scaling, scaling_model, step, tables, throughput, whole
 from .case import find_recipe
 from .compare import Measure
 from .fingerprint import fingerprint, text
@@ -117,6 +117,14 @@ def data_(values: argparse.Namespace) -> Result:
     take = functools.partial(data.report, values.rounds, values.jpegs, values.idx)
     found = take()
     return found, again(found, take, data.scores)
+
+
+def whole_(values: argparse.Namespace) -> Result:
+    """Two commands of many minutes, in turn."""
+    case = {"model": values.model, "image_px": values.image_px, "batch_images": values.batch_size}
+    found = whole.report(values.timm_script.resolve(), values.pictures.resolve(), values.rounds, values.epochs, **case)
+    print(tables.whole(found))
+    return found, _no_scores
 
 
 def runs_(values: argparse.Namespace) -> Result:
@@ -230,6 +238,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "kernels": kernels_,
     "data": data_,
     "step": step_,
+    "whole": whole_,
     "scaling": scaling_,
     "runs": runs_,
     "all": all_,

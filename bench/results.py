@@ -16,6 +16,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "runs": tables.runs,
     "throughput": tables.throughput,
     "reference": tables.reference,
+    "whole": tables.whole,
     "step": tables.step,
     "data": tables.data,
     "scaling": tables.scaling,

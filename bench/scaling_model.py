@@ -78,13 +78,13 @@ class Point:
     efficiency: float
 
 
-# The scenario of performance.md section 5: section 1's target rate on one H200, bf16 gradients. ``fixed_s`` (the
+# The scenario that the project was planned with: a target rate on one H200, bf16 gradients. ``fixed_s`` (the
 # optimiser's 28 bytes a parameter alone take 0.25 ms) and the bandwidths (of NVLink's 450 GB/s and a 400 Gb/s adapter a
-# GPU) were chosen so that section 5's seven efficiencies come out within a point: its figures hide no communication.
+# GPU) were chosen so that the plan's seven efficiencies come out within a point: its figures hide no communication.
 WRN36_5 = Job(name="wrn36_5", num_params=37_633_464, images_per_s=8_800, fixed_s=0.2e-3)
 H200 = Cluster(name="8 x H200 a node", intra_bytes_per_s=400e9, inter_bytes_per_s=30e9, latency_s=0.5e-6)
 PLAN_STRAGGLER = 0.009
-"""Brings the weak-scaling efficiencies to performance.md's plan with stragglers (97 / 93 / 88 %)."""
+"""Brings the weak-scaling efficiencies to that plan's with stragglers (97 / 93 / 88 %)."""
 WEAK_IMAGES = 256
 
 
@@ -135,7 +135,7 @@ def strong(job: Job, cluster: Cluster, gpus: Sequence[int], global_batch: int) -
 
 
 def curves(job: Job, cluster: Cluster, gpus: Sequence[int], global_batch: int) -> dict[str, list[Point]]:
-    """The scenarios of performance.md section 5, by name."""
+    """The scenarios of the plan, by name."""
     waiting = replace(cluster, straggler=PLAN_STRAGGLER)
     return {
         f"weak, {WEAK_IMAGES} images a GPU": weak(job, cluster, gpus),

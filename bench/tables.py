@@ -199,3 +199,20 @@ def host_us(row: dict[str, Any]) -> str:
     times = row.get("times", {}).get("host")
     spread = f" (median {1e6 * times['median_s']:,.0f}, IQR {1e6 * times['iqr_s']:,.0f})" if times else ""
     return f"{best:,.0f}{spread}"
+
+
+def whole(data: dict[str, Any]) -> str:
+    """The whole command against timm's own script."""
+    lines = []
+    for row in data["rows"]:
+        about = f"{row['model']}, {row['image_px']} px, {row['train_images']:,} pictures, {row['epochs']} epochs"
+        for name, label in (("wall", "wall s"), ("cpu", "CPU s")):
+            found = row[name]
+            sides = [f"{found[side]['median_s']:.1f} (IQR {found[side]['iqr_s']:.1f})" for side in ("imnet", "timm")]
+            lines.append([about, label, *sides, f"{found['ratio_median']:.2f}x", str(found["imnet"]["n"])])
+    head = ["what", "clock", "imnet", "timm", "timm's over ours", "n"]
+    text = (
+        "From class folders to a judged network, start-up, packing, evaluation and checkpoints too; bf16, channels "
+        f"last, batch {data['rows'][0]['batch_images']}, in turn. {where(data)}."
+    )
+    return f"## The whole command against timm's train.py\n\n{text}\n\n" + table(head, lines)

@@ -1,4 +1,4 @@
-"""The scaling model against what was published for 2, 4 and 8 GPUs, and against performance.md's own figures."""
+"""The scaling model against what was published for 2, 4 and 8 GPUs, and against the figures of the plan."""
 
 from __future__ import annotations
 
