@@ -16,8 +16,8 @@ from imnet.errors import UsageError
 from imnet.recipe import SGD, Optim
 
 MERGED_MEAN_ELEMENTS = 16384
-"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. Both take
-the same time at about 8,800 (two cores of an Intel Xeon with AMX, 2026-11-21: against torch's fused SGD and average)."""
+"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
+it takes as long as torch's fused SGD and average (two cores of an Intel Xeon with AMX, 2026-11-21)."""
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
