@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imnet.cli import guarded
+from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ GATED = ("throughput", "kernels", "data", "step", "all")
 
 def main(argv: list[str] | None = None) -> int:
     """imnet-bench. Exit code 1: the gate failed; the others are those of imnet/errors.py."""
-    return guarded("imnet-bench", _main, sys.argv[1:] if argv is None else argv)
+    return guarded("imnet-bench", _main, argv)
 
 
 def _main(argv: list[str]) -> int:
@@ -105,17 +104,10 @@ def _check(values: argparse.Namespace) -> None:
         picture.check(values.picture)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line."""
-
-    def error(self, message: str):
-        raise UsageError(message, hint=f"{self.prog} --help lists every option")
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = _Parser("imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
-    parts = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    top = Parser("imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    parts = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, (text, extend) in _PARTS.items():
         part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
         _common(part)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
-from imnet.recipe import SGD, Optim
+from imnet.recipe import SGD, AdamW, Optim
 
 MERGED_MEAN_ELEMENTS = 16384
 """Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
@@ -57,23 +58,40 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
 
     ``graphs`` makes the learning rate a device tensor, so that a captured CUDA graph sees it change.
     """
+    if type(optim) not in BUILDERS:
+        allowed = ", ".join(known.kind for known in BUILDERS)
+        raise UsageError(f"got optimiser {optim.kind}; allowed: {allowed}", hint="add its builder to BUILDERS")
+    if backend in ("imnet", "apex") and not isinstance(optim, SGD):
+        what = f"got --optim-backend {backend} for {optim.kind}; allowed: sgd"
+        raise UsageError(what, hint="use --optim-backend torch")
     device = next(model.parameters()).device
     # Norms and biases are spared the decay only where the recipe says so; the published runs decayed everything.
     groups = param_groups(model, optim.weight_decay, decay_all=optim.decay_norms)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
+    if backend == "auto":
+        backend = "imnet" if isinstance(optim, SGD) and _merging_pays(model) else "torch"
+    return BUILDERS[type(optim)](groups, optim, lr, backend)
+
+
+def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> torch.optim.Optimizer:
     if backend == "apex":
         return _apex_sgd(groups, optim)
-    if backend == "imnet" and not isinstance(optim, SGD):
-        raise UsageError(f"got --optim-backend imnet for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
-    if isinstance(optim, SGD):
-        kind = MergedSGD if backend == "imnet" or (backend == "auto" and _merging_pays(model)) else PlainSGD
-        sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
-        # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
-        for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
-            sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        return sgd
+    kind = MergedSGD if backend == "imnet" else PlainSGD
+    sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+    # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
+    for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
+        sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    return sgd
+
+
+def _adamw(groups: list[dict[str, Any]], optim: AdamW, lr: Any, backend: str) -> torch.optim.Optimizer:
     betas = (optim.beta1, optim.beta2)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=graphs)
+    capturable = isinstance(lr, Tensor)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
+
+
+BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGD: _sgd, AdamW: _adamw}
+"""By kind of a recipe's optimiser: called with the parameter groups, that part of the recipe, lr and backend."""
 
 
 def _merging_pays(model: nn.Module) -> bool:
@@ -87,13 +105,11 @@ def _merging_pays(model: nn.Module) -> bool:
     return large and device == "cpu" and tier.choose("sgd_ema", device) == "host"
 
 
-def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+def _apex_sgd(groups: list[dict[str, Any]], optim: SGD) -> torch.optim.Optimizer:
     # The package of that name on PyPI is a web toolkit; only NVIDIA's has `optimizers`.
     found = importlib.util.find_spec("apex") is not None and importlib.util.find_spec("apex.optimizers") is not None
     if not found:
         raise UsageError("got --optim-backend apex, but NVIDIA apex is not installed", hint="use --optim-backend torch")
-    if not isinstance(optim, SGD):
-        raise UsageError(f"got --optim-backend apex for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
     from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
 
     return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)

@@ -13,6 +13,7 @@ from torch import nn
 
 from imnet import checkpoint, device
 from imnet.announce import write_evaluation
+from imnet.command import suggest
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.from_recipe import build_network, build_pipelines, load_data
@@ -20,7 +21,7 @@ from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
 from imnet.recipe_json import from_dict
-from imnet.recipes import by_name, suggest
+from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 from imnet.runfolder import read_run
 from imnet.start import train
