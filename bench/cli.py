@@ -106,7 +106,7 @@ def _check(values: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = Parser("imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    top = Parser(prog="imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
     parts = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, (text, extend) in _PARTS.items():
         part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -115,13 +115,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _common(part: argparse.ArgumentParser) -> None:
+def _common(part: Parser) -> None:
     part.add_argument("--json", type=Path, metavar="FILE", help="write the figures with the machine's fingerprint")
     part.add_argument("--save", type=Path, metavar="FILE", help="the same with scores that --compare reads")
     part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
     part.add_argument("--fail-under", type=float, default=FAIL_UNDER, metavar="R", help="exit 1 below this (0.97)")
     part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
-    part.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    part.add_debug()
 
 
 def _run(part: argparse.ArgumentParser) -> None:
