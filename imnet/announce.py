@@ -36,6 +36,8 @@ def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkp
         f"kernels    {tiers}",
         f"run folder {folder}",
     ]
+    if setup.weights is not None:
+        lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
@@ -66,6 +68,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         },
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},
         "parameters": setup.parameters,
+        "weights": setup.weights,
         "seconds": round(state.seconds, 3),
         "warm_up_s": round(state.warm_up_s, 3),
         "skipped_steps": state.skipped_steps,

@@ -67,14 +67,14 @@ MEANINGS = {
     "augment.std": "std norm_std",
     "list": "list_models list_recipes list_data",
     "dry_run": "dryrun check fast_dev_run",
+    "weights": "pretrained pretrained_path initial_checkpoint init finetune transfer load_weights backbone_weights",
+    "freeze": "freeze_backbone freeze_layers frozen",
     "deterministic": "cudnn_deterministic reproducible",
     "on_nonfinite": "nan skip_nan",
     "threads": "num_threads omp_num_threads cpu_threads",
 }
 # What is wanted and is no option: the answer in its place.
 ANSWERS = {
-    "pretrained weights initial_checkpoint init finetune transfer load_weights backbone_weights": "networks start from "
-    "random weights: there is no option for others; a run that stopped goes on by the same command",
     "resume_from resume_from_checkpoint checkpoint ckpt ckpt_path load auto_resume": "nothing to name: the same "
     "command goes on with its run folder (--out)",
     "eval evaluate eval_only test test_only val validate validate_only": "imnet-eval RUN evaluates a run",

@@ -14,6 +14,7 @@ from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
+from imnet.models.head import head_name, is_head
 from imnet.recipe import SGD, AdamW, Optim
 
 MERGED_MEAN_ELEMENTS = 16384
@@ -39,22 +40,30 @@ def no_decay(network: nn.Module) -> set[str]:
     return found & {name for name, _ in network.named_parameters()}
 
 
-def param_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
+def param_groups(
+    network: nn.Module, weight_decay: float, decay_all: bool = False, body_lr: float = 1.0
+) -> list[dict[str, Any]]:
     """Two groups for an optimiser: the rest with ``weight_decay``, those of :func:`no_decay` with 0.
 
     ``decay_all`` puts every parameter in the first, as most of the published runs did. Frozen parameters are left out.
+    With ``body_lr`` other than 1, each is divided again: the layers before the head train at that share of the rate.
     """
     skip = set() if decay_all else no_decay(network)
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if name not in skip], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name in skip], "weight_decay": 0.0},
+    head = head_name(network) if body_lr != 1.0 else ""
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, p in ((name, p) for name, p in network.named_parameters() if p.requires_grad):
+        factor = 1.0 if not head or is_head(name, head) else body_lr
+        groups.setdefault((factor, name in skip), []).append(p)
+    return [
+        {"params": params, "weight_decay": 0.0 if spared else weight_decay, "lr_factor": factor}
+        for (factor, spared), params in sorted(groups.items())
     ]
-    return [group for group in groups if group["params"]]
 
 
-def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over the parameters of ``model``.
+def build(
+    model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False, body_lr: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the parameters of ``model``; ``body_lr`` as in ``param_groups``.
 
     ``graphs`` makes the learning rate a device tensor, so that a captured CUDA graph sees it change.
     """
@@ -66,8 +75,10 @@ def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool
         raise UsageError(what, hint="use --optim-backend torch")
     device = next(model.parameters()).device
     # Norms and biases are spared the decay only where the recipe says so; the published runs decayed everything.
-    groups = param_groups(model, optim.weight_decay, decay_all=optim.decay_norms)
+    groups = param_groups(model, optim.weight_decay, optim.decay_norms, body_lr)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
+    for group in groups if graphs else ():
+        group["lr"] = lr.clone()  # its own: groups may have different shares of it
     if backend == "auto":
         backend = "imnet" if isinstance(optim, SGD) and _merging_pays(model) else "torch"
     return BUILDERS[type(optim)](groups, optim, lr, backend)
@@ -97,7 +108,7 @@ BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGD: _sgd, AdamW: 
 def _merging_pays(model: nn.Module) -> bool:
     """On a CPU with the host kernel, and weights of some size: each tensor costs microseconds of Python.
 
-    Per step, `python -m bench.bench_kernels` has the figures; no GPU has shown that it pays there.
+    Per step, `imnet-bench kernels` has the figures; no GPU has shown that it pays there.
     """
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device.type
@@ -179,12 +190,13 @@ class MergedSGD(PlainSGD):
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, in place where it is a device tensor."""
+    """Set the learning rate of every group, its own share of it, in place where it is a device tensor."""
     for group in optimizer.param_groups:
+        mine = lr * group.get("lr_factor", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(mine)
         else:
-            group["lr"] = lr
+            group["lr"] = mine
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

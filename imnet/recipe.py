@@ -1,18 +1,19 @@
 """A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
 
-This module, ``augmentation`` and ``fields`` need the standard library only. Everyone may read them; they read no one.
+This module, ``augmentation``, ``schedules`` and ``fields`` need the standard library only. Everyone may read them; they
+read no one.
 Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from imnet.augmentation import Augment
-from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, about, check, check_ranges
+from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
+from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
 
 __all__ = [
     "SGD",
@@ -91,86 +92,6 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Schedule:
-    """``factor(t, epochs)`` multiplies the base learning rate at time ``t`` (epochs, fractional): a pure function."""
-
-    warmup_epochs: float = field(
-        default=0.0, metadata=about("linear from ~0 over this long, times what the schedule says", NOT_NEGATIVE)
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "schedule.")
-
-    def factor(self, t: float, epochs: float) -> float:
-        warm = min(1.0, (t + 1e-9) / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
-        return warm * self._shape(t, epochs)
-
-    def _shape(self, t: float, epochs: float) -> float:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant(_Schedule):
-    kind: ClassVar[str] = "constant"
-
-    def _shape(self, t: float, epochs: float) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step(_Schedule):
-    """Times ``gamma`` every ``every_epochs``."""
-
-    kind: ClassVar[str] = "step"
-    every_epochs: int = field(default=30, metadata=about("epochs between two drops", COUNT))
-    gamma: float = field(default=0.1, metadata=about("factor of a drop", POSITIVE))
-
-    def _shape(self, t: float, epochs: float) -> float:
-        return self.gamma ** int(t // self.every_epochs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiStep(_Schedule):
-    """Times ``gamma`` at each milestone."""
-
-    kind: ClassVar[str] = "multistep"
-    milestones_epochs: tuple[int, ...] = field(default=(60, 120, 160), metadata=about("epochs of the drops", COUNT))
-    gamma: float = field(default=0.2, metadata=about("factor of a drop", POSITIVE))
-
-    def _shape(self, t: float, epochs: float) -> float:
-        return self.gamma ** sum(t >= m for m in self.milestones_epochs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine(_Schedule):
-    """Half a cosine from 1 to ``final_factor``; ``per`` says whether it moves every step or every epoch."""
-
-    kind: ClassVar[str] = "cosine"
-    final_factor: float = field(default=0.0, metadata=about("share of the learning rate at the end", SHARE))
-    per: Literal["step", "epoch"] = field(default="step", metadata=about("when the learning rate moves"))
-
-    def _shape(self, t: float, epochs: float) -> float:
-        t = math.floor(t) if self.per == "epoch" else t
-        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t / epochs)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneCycle(_Schedule):
-    """A triangle: ``start_factor`` up to 1 at ``peak_fraction`` of the run, then down to ``final_factor``."""
-
-    kind: ClassVar[str] = "onecycle"
-    peak_fraction: float = field(default=0.25, metadata=about("where in the run the peak is", Range(above=0, below=1)))
-    start_factor: float = field(default=0.1, metadata=about("share of the learning rate at the start", SHARE))
-    final_factor: float = field(default=0.0, metadata=about("share of the learning rate at the end", SHARE))
-
-    def _shape(self, t: float, epochs: float) -> float:
-        x = min(1.0, t / epochs)
-        if x < self.peak_fraction:
-            return self.start_factor + (1 - self.start_factor) * x / self.peak_fraction
-        return self.final_factor + (1 - self.final_factor) * (1 - x) / (1 - self.peak_fraction)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Published:
     """What the source reports; fractions, hours, and the hardware they were measured on."""
 
@@ -231,6 +152,20 @@ class Recipe:
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata=about("keyword arguments of the network; also --model_options.NAME VALUE")
     )
+    weights: str | None = field(
+        default=None,
+        metadata=about(
+            "first weights: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder", later=True
+        ),
+    )
+    freeze: str | None = field(
+        default=None,
+        metadata=about("all-but-head, or N: the first N parts of the network are not trained", later=True),
+    )
+    body_lr: float = field(
+        default=1.0,
+        metadata=about("learning rate of all layers but the head, as a share of the head's", POSITIVE, later=True),
+    )
     label_smoothing: float = field(
         default=0.0, metadata=about("share of the target given to all classes", Range(low=0, below=1))
     )
@@ -268,6 +203,9 @@ class Recipe:
         check(warm <= self.epochs, got, f"at most {self.epochs}", "set --schedule.warmup_epochs or --epochs")
         head, classes = self.head_outputs, self.data.num_classes
         check(head is None or head >= classes, f"head_outputs = {head}", f"{classes} or more", "null means one a class")
+        frozen = self.freeze
+        ok = frozen in (None, "all-but-head") or (frozen.isdigit() and int(frozen) > 0)
+        check(ok, f"freeze = {frozen}", "all-but-head, or a number from 1, or null", "null means all is trained")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property

@@ -34,6 +34,8 @@ class Setup:
     pipeline_reason: str
     execution: Execution
     parameters: int
+    weights: dict[str, Any] | None = None
+    """Where the first weights came from and what fitted, at rank 0; None where they were drawn."""
 
     @property
     def num_steps(self) -> int:

@@ -52,7 +52,8 @@ class Trainer:
             self.folder = runfolder.RunFolder(Path(options.out))
             self.folder.check_same(recipe, options, place.precision)
         began = self.folder.read_run() if self.folder is not None else None
-        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, began)
+        saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
+        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, began, saved)
         self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
         self.train_data, self.test_data = self.setup.train_data, self.setup.test_data
         self.state = RunState(loss_sum=torch.zeros((), device=place.device))

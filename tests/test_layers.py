@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
     "ground": ("errors files fields command augmentation", ""),
-    "recipes": ("recipe recipes recipe_json run_options", "ground"),
+    "recipes": ("recipe schedules recipes recipe_json run_options", "ground"),
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state from_recipe evaluate announce resume console trainer start",
+        "run_state weights from_recipe evaluate announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": ("run doctor dryrun listing", "ground recipes machine data models folder run kernels"),
@@ -27,6 +27,7 @@ ROOMS = {
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}
 # Standard library alone: read before torch is there.
 WITHOUT_TORCH = (
+    "schedules.py",
     "recipe.py",
     "augmentation.py",
     "fields.py",
