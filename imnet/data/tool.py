@@ -12,7 +12,7 @@ import numpy as np
 
 from imnet.command import Parser, guarded
 from imnet.data.base import chunks
-from imnet.data.readers import recognise
+from imnet.data.readers import Choice, recognise
 from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
 from imnet.data.sets.remote import remote_sets
@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--mean-image", type=Path, metavar="FILE", help="write the mean image, .npy float64")
         if name == "export":
             command.add_argument("target", type=Path)
+        if name == "inspect":
+            _choice_options(command)
     command = commands.add_parser("download", help="fetch a set whose licence allows it (resumable, checked)")
     command.add_argument("name", choices=sorted(_REMOTE))
     command.add_argument("target", type=Path, help="the folder for its files")
@@ -79,7 +81,17 @@ def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
     command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip at most 0.1 %%")
     command.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: one per core)")
+    _choice_options(command)
     command.set_defaults(run=_pack)
+
+
+def _choice_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--image-key", metavar="KEY", help="which picture of a sample: jpg, or a column of Parquet")
+    command.add_argument("--allow-missing", action="store_true", help="take a set whose shards are not all there")
+
+
+def _choice(arguments: argparse.Namespace) -> Choice:
+    return Choice(arguments.image_key, arguments.allow_missing)
 
 
 def _positive(text: str) -> int:
@@ -90,7 +102,7 @@ def _positive(text: str) -> int:
 
 def _pack(arguments: argparse.Namespace) -> int:
     rule = _rule(arguments)
-    found = select(recognise(arguments.source), arguments.min_images, arguments.hold_out)
+    found = select(recognise(arguments.source, _choice(arguments)), arguments.min_images, arguments.hold_out)
     found = replace(found, name=arguments.name or found.name)
     headers = pack(found, arguments.target, Options(rule, arguments.on_bad_image, arguments.workers))
     for split, header in headers.items():
@@ -126,7 +138,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             print(f"{store.path}: packed {header['name']} {header['split']}, {len(store)} images, {form}, "
                   f"{len(store.class_names)} classes, from {header['source']['kind']}")  # fmt: skip
         return 0
-    print("\n".join(recognise(path).describe()))
+    print("\n".join(recognise(path, _choice(arguments)).describe()))
     return 0
 
 

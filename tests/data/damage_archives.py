@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import lzma
 import tarfile
 import zipfile
 
@@ -142,9 +143,19 @@ def tar_checksum(folder):
     return shard(folder, b"9" + raw[1:])
 
 
-@case(r"gunzip it first", shown=SHARD)
-def tar_gzipped(folder):
-    return shard(folder, gzip.compress(making.tar_bytes(shard_files())))
+@case(r"gzip stream ends early", shown=SHARD)
+def tar_gz_truncated(folder):
+    return shard(folder, gzip.compress(making.tar_bytes(shard_files()))[:-900])
+
+
+@case(r"tar bomb", shown=SHARD)
+def tar_gz_bomb(folder):
+    return shard(folder, gzip.compress(making.tar_bytes({"0.jpg": bytes(30_000_000)})))
+
+
+@case(r"compressed with xz; allowed none or gzip", shown=SHARD)
+def tar_xz(folder):
+    return shard(folder, lzma.compress(making.tar_bytes(shard_files())))
 
 
 @case(r"type b'2'; allowed regular", shown="2.jpg")
@@ -213,11 +224,16 @@ def webdataset_without_label(folder):
     return shard(folder, making.tar_bytes(files))
 
 
-@case(r"label is not a number", shown="1.cls")
+@case(r"labels are numbers and words: 0 .* and 'cat'", shown=SHARD)
 def webdataset_label_text(folder):
     return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"cat"}))
 
 
-@case(r"label is -1", shown="1.cls")
+@case(r"label is -2", shown="1.cls")
 def webdataset_label_range(folder):
-    return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"-1"}))
+    return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"-2"}))
+
+
+@case(r"label is neither a number nor a word", shown="1.cls")
+def webdataset_label_binary(folder):
+    return shard(folder, making.tar_bytes({**shard_files(), "1.cls": b"\xff\xfe"}))

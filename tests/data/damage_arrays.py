@@ -79,11 +79,6 @@ def idx_labels_not_images(folder):
     return idx_set(folder, LABELS, lambda raw: raw[:4] + struct.pack(">I", 7) + raw[8:-1])
 
 
-@case(r"\(byte 11\).*label 10 of image 3; allowed 0..9", shown=LABELS)
-def idx_label_range(folder):
-    return idx_set(folder, LABELS, lambda raw: raw[:11] + b"\x0a" + raw[12:])
-
-
 def batch(folder, raw):
     (folder / "train_data_batch_1").write_bytes(raw)
     return folder

@@ -32,7 +32,11 @@ def hook(event, args):
     if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"):
         path, flags = args[0], args[2] if event == "open" else os.O_WRONLY
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes and isinstance(path, (str, bytes)) and not os.fsdecode(path).startswith((inside, "/dev/null")):
+        # A file without a name is opened as its folder, which nothing else can be written to.
+        nameless = path == tempfile.gettempdir()
+        if writes and isinstance(path, (str, bytes)) and not nameless and not os.fsdecode(path).startswith(
+            (inside, "/dev/null")
+        ):
             events.append([current, event, repr(args)[:200]])
 
 sys.addaudithook(hook)

@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from imnet.data.readers import imagenet64
-from imnet.data.readers.base import Block, Blocks, Found
+from imnet.data.readers.base import Block, Blocks, Choice, Found
 from imnet.data.readers.cifar import find_cifar
-from imnet.data.readers.folders import find_folders, find_tiny
+from imnet.data.readers.folders import find_folders
 from imnet.data.readers.idx import find_idx
 from imnet.data.readers.items import Items
 from imnet.data.readers.parquet import find_parquet
-from imnet.data.readers.tars import find_tars
-from imnet.data.readers.tree import tree
+from imnet.data.readers.rule import is_picture, shown, suffix_reason
+from imnet.data.readers.tars import find_tars, is_tar
+from imnet.data.readers.tree import FolderTree, JoinedTree, Tree, ZipTree
 from imnet.errors import DataError, IOFailure
 
-__all__ = ["Block", "Blocks", "Found", "Items", "recognise"]
+__all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
 
 _KNOWN = (
-    "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200 (folder or zip), class "
-    "folders (folder or zip), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
+    "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200, class folders (folder, "
+    "zip or tar), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
 )
+_DEEP = {0: "", 1: " one folder down", 2: " two folders down"}
 
 
-def recognise(path: Path) -> Found:
-    """What lies at ``path``; DataError where it is nothing known or is damaged, IOFailure where it cannot be read."""
-    path = Path(path)
+def recognise(path: Path, choice: Choice | None = None) -> Found:
+    """What lies at ``path``; DataError where it is nothing known, can be read in two ways or is damaged, IOFailure
+    where it cannot be read. ``choice`` decides what a source leaves open."""
+    path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise DataError("no such file or folder", file=path, hint=f"known: {_KNOWN}")
     try:
-        found = _find(path)
+        found = _in_folder(path, choice) if path.is_dir() else _in_file(path, choice)
     except OSError as error:
         raise IOFailure(f"cannot read: {error.strerror or error}", file=error.filename or path) from error
     if found is None or not found.splits:
-        raise DataError("no known data set here", file=path, hint=f"known: {_KNOWN}")
+        seen = _seen(path)
+        hint = "docs/data.md has the layouts that are read" if seen else f"known: {_KNOWN}"
+        raise DataError(f"no known data set here{seen}", file=path, hint=hint)
+    if choice.image_key and found.name not in ("webdataset", "parquet"):
+        raise DataError("no sample here has several pictures", file=path, hint="leave out --image-key")
     return found
 
 
-def _find(path: Path) -> Found | None:
-    if path.is_file() and path.suffix == ".tar":
-        return find_tars(path)
-    if path.is_file() and path.suffix == ".parquet":
-        return find_parquet(path)
-    if path.is_file() and path.suffix != ".zip" and imagenet64.batch_order(path.name) is None:
+def _in_file(path: Path, choice: Choice) -> Found | None:
+    if is_tar(path.name):
+        return find_tars(FolderTree(path), choice)
+    if path.suffix.lower() == ".parquet":
+        return find_parquet(FolderTree(path), choice)
+    if imagenet64.batch_order(path.name) is not None:
+        return imagenet64.find(FolderTree(path))
+    if path.suffix.lower() != ".zip":
         return None
-    found = find_idx(path) or find_cifar(path) or imagenet64.find(path)
+    return imagenet64.find(FolderTree(path)) or find_folders(ZipTree(path))
+
+
+def _in_folder(path: Path, choice: Choice) -> Found | None:
+    """Pixels first, then pictures in folders; archives that lie beside them are counted, not read."""
+    source = FolderTree.walked(path)
+    found = find_idx(source) or find_cifar(source) or imagenet64.find(source) or find_folders(source)
     if found is not None:
         return found
-    if path.is_dir() and any(path.glob("*.tar")):
-        return find_tars(path)
-    if path.is_dir() and any(any(folder.glob("*.parquet")) for folder in (path, path / "data")):
-        return find_parquet(path)
-    source = tree(path)
-    return find_tiny(source) or find_folders(source)
+    kinds = [("tars", is_tar), ("Parquet files", lambda name: name.lower().endswith(".parquet"))]
+    both = [what for what, is_one in kinds if any(map(is_one, source.names))]
+    if len(both) > 1:
+        raise DataError(f"two ways to read it: {' and '.join(both)}", file=path, hint="give one of them")
+    return find_tars(source, choice) or find_parquet(source, choice) or _zips(source)
+
+
+def _zips(source: FolderTree) -> Found | None:
+    """One zip in a folder, or several that stand for folders (train.zip and val.zip)."""
+    zips = [name for name in source.names if name.lower().endswith(".zip")]
+    if not zips:
+        return None
+    inside: Tree
+    inside = JoinedTree(source.path, {name[:-4]: ZipTree(source.path / name) for name in zips}) if len(zips) > 1 else (
+        ZipTree(source.path / zips[0]))  # fmt: skip
+    found = find_folders(inside)
+    if found is not None:
+        found.left.update(source.left)
+        found.left.update(suffix_reason(name) for name in source.names if name not in zips)
+    return found
+
+
+def _seen(path: Path) -> str:
+    """What lies there after all: ``; seen: 3 .parquet files two folders down``."""
+    if not path.is_dir():
+        return ""
+    source = FolderTree.walked(path)
+    kinds: Counter[tuple[str, int]] = Counter((suffix_reason(name), name.count("/")) for name in source.names)
+    pieces = [f"{count} {suffix} file{'s' * (count > 1)}{_DEEP.get(deep, f' {deep} folders down')}"
+              for (suffix, deep), count in kinds.most_common(3)]  # fmt: skip
+    if source.names and all(map(is_picture, source.names)):
+        pieces.append("pictures need one folder a class")
+    return f"; seen: {shown(', '.join(pieces))}" if pieces else ""

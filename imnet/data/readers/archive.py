@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,10 +19,12 @@ _MAX_LONG_NAME_BYTES = 1 << 16
 # A member that inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
+_UTF8_FLAG = 0x800
 
 
-def list_zip(path: Path) -> list[ZipMember]:
-    """The regular members of a zip in archive order; DataError on damage, encryption, links, traversal and bombs."""
+def list_zip(path: Path) -> tuple[list[ZipMember], set[str]]:
+    """The regular members of a zip in archive order, and the folders that it names; DataError on damage, encryption,
+    links, traversal and bombs."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -32,16 +35,25 @@ def list_zip(path: Path) -> list[ZipMember]:
     if len(infos) > MAX_MEMBERS:
         raise DataError(f"zip has {len(infos)} members; allowed {MAX_MEMBERS}", file=path)
     end = os.path.getsize(path)
-    members = [_zip_member(info, path, end) for info in infos if not info.filename.endswith("/")]
+    members = [_zip_member(info, path, end) for info in infos if not info.filename.endswith(("/", "\\"))]
     packed = sum(member.size for member in members)
     if packed > end:
         raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
     _refuse_twins([member.name for member in members], path)
-    return members
+    return members, {_zip_name(info, path).rstrip("/") for info in infos if info.filename.endswith(("/", "\\"))}
+
+
+def _zip_name(info: zipfile.ZipInfo, path: Path) -> str:
+    """The name with ``/``, which Windows programs may have written as ``\\``, and as UTF-8, often unmarked."""
+    name = info.filename
+    if not info.flag_bits & _UTF8_FLAG:
+        with suppress(UnicodeEncodeError):
+            name = os.fsdecode(name.encode("cp437"))
+    return check_name(name, path).replace("\\", "/")
 
 
 def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> ZipMember:
-    name = check_name(info.filename, path)
+    name = _zip_name(info, path)
     if not 0 <= info.header_offset <= end - info.compress_size:
         raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
     if info.flag_bits & 1:
@@ -113,7 +125,12 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         count += 1
         if count > MAX_MEMBERS:
             raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
-        yield TarMember(check_name(name, path), body, size)
+        yield TarMember(_plain(check_name(name, path)), body, size)
+
+
+def _plain(name: str) -> str:
+    """``./cat//1.jpg`` -> ``cat/1.jpg``: tars made with ``tar -C folder .`` name it the first way."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:
@@ -122,7 +139,7 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
 
 def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
     """(name, size, type) of one header block whose checksum holds."""
-    hint = "gunzip it first" if head[:2] == b"\x1f\x8b" else "get the file again"
+    hint = "get the file again"
     try:
         stored = int(head[148:156].split(b"\0")[0].strip() or b"-1", 8)
         size = int.from_bytes(head[125:136], "big") if head[124] == 0x80 else int(

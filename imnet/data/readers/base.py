@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.readers.items import Items
+from imnet.data.readers.rule import LeftOut
 from imnet.errors import DataError, UsageError
 
 # images uint8 (n, H, W, C) and labels int64 (n,)
@@ -35,6 +36,15 @@ class Blocks:
         return self.key
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a user decides where a source leaves it open: which picture of a sample (``jpg``, or a column), and whether
+    a set whose shards are not all there is taken."""
+
+    image_key: str | None = None
+    allow_missing: bool = False
+
+
 @dataclass
 class Found:
     """A recognised source: its kind in words, class names in label order, and its splits (train, test)."""
@@ -45,6 +55,11 @@ class Found:
     class_names: tuple[str, ...]
     splits: dict[str, Items | Blocks]
     notes: list[str] = field(default_factory=list)
+    left: LeftOut = field(default_factory=LeftOut)
+
+    def remarks(self) -> list[str]:
+        """What inspect, pack, training and --dry-run say alike: the notes, and one line of what was left out."""
+        return self.notes + ([self.left.line()] if self.left.line() else [])
 
     def describe(self) -> list[str]:
         """Lines for ``imnet-data inspect``."""
@@ -52,7 +67,7 @@ class Found:
         for split, content in self.splits.items():
             what = "pictures" if isinstance(content, Items) else "images of {}x{}x{}".format(*content.shape)
             lines.append(f"{split}: {len(content)} {what}")
-        return lines + [f"note: {note}" for note in self.notes]
+        return lines + [f"note: {note}" for note in self.remarks()]
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 from imnet.data.base import Split
 from imnet.data.readers.base import Blocks, Found, stat_key
 from imnet.data.readers.items import Items
+from imnet.data.readers.rule import LeftOut, suffix_reason
+from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure
 
 _PIXEL_BYTES = 3072
@@ -45,17 +47,30 @@ CIFAR100 = Form(
 FORMS = {form.name: form for form in (CIFAR10, CIFAR100)}
 
 
-def find_cifar(path: Path) -> Found | None:
-    form = next((form for form in FORMS.values() if path.is_dir() and (path / form.train[0]).is_file()), None)
-    if form is None:
+def find_cifar(source: Tree) -> Found | None:
+    """CIFAR-10 or CIFAR-100 in a folder of binary files, or in one below it; None where there is none."""
+    names = set(source.names)
+    places = [(form, name.rpartition("/")[0]) for form in FORMS.values() for name in source.names
+              if name.rpartition("/")[2] == form.train[0]
+              and name.removesuffix(form.train[0]) + form.test[0] in names]  # fmt: skip
+    if not places:
         return None
-    train, test, names = read(form, path)
-    key = stat_key([path / name for name in (*form.train, *form.test)])
+    if len(places) > 1:
+        seen = " and ".join(f"{form.name} in {inside or '.'}" for form, inside in places)
+        raise DataError(f"two sets: {seen}", file=source.path, hint="give the folder of one")
+    form, inside = places[0]
+    folder = source.path / inside
+    train, test, class_names = read(form, folder)
+    files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
+    key = stat_key([folder / name for name in files])
     splits: dict[str, Items | Blocks] = {
         "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), key),
         "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), key),
     }
-    return Found(form.name, f"{form.name} binary files", path, names, splits)
+    used = {f"{inside}/{name}".lstrip("/") for name in files}
+    left = LeftOut(source.left)
+    left.update(suffix_reason(name) for name in source.names if name not in used)
+    return Found(form.name, f"{form.name} binary files", source.path, class_names, splits, left=left)
 
 
 def place(form: Form, root: Path) -> Path | None:

@@ -1,206 +1,238 @@
-"""Class folders of pictures (ImageFolder, ImageNet-1K and -21K as folders) and tiny-imagenet-200; folder or zip."""
+"""Class folders of pictures (ImageFolder, ImageNet-1K and -21K as folders, tiny-imagenet-200); folder, zip or tar."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from imnet.data.readers.base import Found
 from imnet.data.readers.items import Items
-from imnet.data.readers.tree import FolderTree, Tree, is_picture
+from imnet.data.readers.labels import ANNOTATIONS, LABEL_FILES, Listed, listed_labels
+from imnet.data.readers.layout import Layout, find_layout, join
+from imnet.data.readers.rule import NEUTRAL, TEST, TRAIN, VAL, is_picture, shown, suffix_reason
+from imnet.data.readers.tree import LeftOut, Tree, text
 from imnet.errors import DataError
 
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("val", "valid", "validation", "test", "testing")
 TINY = "tiny-imagenet-200"
-# Labels of ImageNet-1K's validation pictures, which come in one flat folder or tar, lie in one of three files.
-VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
-_SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
-_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_SOLUTION = "LOC_val_solution.csv"
-LABEL_FILES = f"{_SYNSETS[0]}, {_SOLUTION}, or {_TRUTH} with map_clsloc.txt,"
 
 
-def find_tiny(source: Tree) -> Found | None:
-    """tiny-imagenet-200: 200 classes in ``wnids.txt`` order sorted, val labels from ``val_annotations.txt``."""
-    names = source.folders()
-    root = "" if {"train", "val"} <= set(names) else f"{TINY}/" if TINY in names else None
-    if root is None or f"{root}wnids.txt" not in _texts(source, root):
-        return None
-    wnids = sorted(set(source.text(f"{root}wnids.txt").split()))
-    words = _words(source, root)
-    number = {wnid: i for i, wnid in enumerate(wnids)}
-    splits = {"train": _tiny_train(source, root, number), "test": _tiny_val(source, root, number)}
-    class_names = tuple(f"{wnid} {words[wnid]}".strip() for wnid in wnids)
-    return Found("tiny-imagenet", TINY, source.path, class_names, dict(splits))
+@dataclass
+class _Reading:
+    """A tree on its way to a Found: where its parts lie, its classes, and what became of each file."""
 
+    source: Tree
+    layout: Layout
+    number: dict[str, int] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    left: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
 
-def _texts(source: Tree, root: str) -> list[str]:
-    """The text files right under ``root``; a folder is not walked for it."""
-    if source.path.is_dir():
-        return [root + file.name for file in (source.path / root).glob("*.txt")]
-    return [name for name in source.names() if name.startswith(root) and name.endswith(".txt")]
+    def below(self, folder: str) -> Iterator[tuple[str, list[str]]]:
+        """(name, folders between ``folder`` and the file) of every picture below a folder."""
+        skip = len(folder) + 1 if folder else 0
+        for name in self.source.names:
+            if (not folder or name.startswith(folder + "/")) and is_picture(name):
+                yield name, name[skip:].split("/")[:-1]
 
+    def part_folder(self, part: str) -> str:
+        """The folder that is called as the part, which may lie above its class folders."""
+        level, root = self.layout.parts[part], self.layout.root
+        skip = len(root) + 1 if root else 0
+        return level if level == root else join(root, level[skip:].split("/")[0])
 
-def _words(source: Tree, root: str) -> dict[str, str]:
-    words: dict[str, str] = defaultdict(str)
-    if f"{root}words.txt" in _texts(source, root):
-        for line in source.text(f"{root}words.txt").splitlines():
-            wnid, _, text = line.partition("\t")
-            words[wnid] = text.split(",")[0].strip()
-    return words
-
-
-def _tiny_train(source: Tree, root: str, number: dict[str, int]) -> Items:
-    items = Items(source.path)
-    for name in source.names(f"{root}train"):
-        wnid = name[len(root) :].split("/")[1]
-        if not is_picture(name):
-            continue
-        if wnid not in number:
-            raise DataError(f"class folder {wnid} is not in wnids.txt", file=source.path, offset=name)
-        source.add(items, name, number[wnid])
-    missing = sorted(set(number.values()) - set(items.labels().tolist()))
-    if missing:
-        wnid = next(key for key, value in number.items() if value == missing[0])
-        raise DataError(f"{len(missing)} of {len(number)} classes have no pictures, the first is {wnid}",
-                        file=source.path)  # fmt: skip
-    return items
-
-
-def _tiny_val(source: Tree, root: str, number: dict[str, int]) -> Items:
-    listing = f"{root}val/val_annotations.txt"
-    labels: dict[str, int] = {}
-    for row, line in enumerate(source.text(listing).splitlines(), 1):
-        parts = line.split("\t")
-        if len(parts) < 2 or parts[1] not in number or parts[0] in labels:
-            got = f"got {line[:60]!r}; expected a new file name, a wnid of wnids.txt, and a box"
-            raise DataError(got, file=source.path, offset=f"{listing} line {row}")
-        labels[parts[0]] = number[parts[1]]
-    items = Items(source.path)
-    for name in source.names(f"{root}val/images"):
-        base = name.rsplit("/", 1)[-1]
-        if is_picture(name) and base not in labels:
-            raise DataError(f"{base} has no line in val_annotations.txt", file=source.path, offset=name)
-        if is_picture(name):
-            source.add(items, name, labels.pop(base))
-    if labels:
-        raise DataError(f"{len(labels)} annotated pictures are missing, the first is {min(labels)}", file=source.path)
-    return items
+    def take(self, items: Items, name: str, label: int) -> None:
+        self.used.add(name)
+        self.source.add(items, name, label)
 
 
 def find_folders(source: Tree) -> Found | None:
-    """Class folders: ``train/<class>/...`` with ``val`` or ``test`` beside, or ``<class>/...`` alone; one folder around
-    all of it is allowed. Labels follow the sorted folder names (as torchvision's ImageFolder)."""
-    root = _root(source)
-    if root is None:
+    """``train/<class>/...`` with val or test beside it, or ``<class>/...`` alone; None where there is no such thing.
+
+    Labels follow the sorted folder names (as torchvision's ImageFolder), or ``wnids.txt`` where Tiny ImageNet has one.
+    """
+    layout = find_layout(source.names, source.path)
+    if layout is None:
         return None
-    inside = source.folders(root)
-    train = next((name for name in TRAIN_NAMES if name in inside), None)
-    base = _join(root, train) if train else root
-    class_names = tuple(source.folders(base))
-    number = {name: i for i, name in enumerate(class_names)}
-    splits = {"train": _class_items(source, base, number)}
-    if not len(splits["train"]):
-        return None
-    notes = []
-    test = next((name for name in TEST_NAMES if train and name in inside), None)
-    if test and source.folders(_join(root, test)):
-        splits["test"] = _class_items(source, _join(root, test), number)
-    elif test:
-        flat = _flat_items(source, _join(root, test), number)
-        splits |= {"test": flat} if flat is not None else {}
-        notes += [] if flat is not None else [f"{test}/ has no class folders; for ImageNet put {LABEL_FILES} beside it"]
-    empty = sorted(set(number.values()) - set(splits["train"].labels().tolist()))
-    if empty:
-        name = class_names[empty[0]]
-        raise DataError(f"{len(empty)} of {len(number)} class folders have no pictures, the first is {name}",
-                        file=source.path, hint="remove them or fill them")  # fmt: skip
-    return Found("folder", "class folders", source.path, class_names, dict(splits), notes)
+    reading = _Reading(source, layout, left=LeftOut(source.left))
+    wnids = join(layout.root, "wnids.txt")
+    is_tiny = wnids in source.names
+    classes = _wnids(reading, wnids) if is_tiny else _class_folders(reading)
+    reading.number.update({name: i for i, name in enumerate(classes)})
+    splits = {"train": _train(reading, is_tiny)}
+    for part, split in _held_out(layout):
+        splits |= _held(reading, part, split, is_tiny)
+    names = _tiny_names(reading, classes) if is_tiny else tuple(map(shown, classes))
+    _count_rest(reading)
+    name, kind = ("tiny-imagenet", TINY) if is_tiny else ("folder", "class folders")
+    return Found(name, kind, source.path, names, dict(splits), reading.notes, reading.left)
 
 
-def _flat_items(source: Tree, base: str, number: dict[str, int]) -> Items | None:
-    """ImageNet-1K validation pictures in one folder; their labels lie here or up to three folders above (Kaggle)."""
-    if not source.path.is_dir():
-        return None
-    top = source.path.resolve()
-    wnids = validation_wnids([top / Path(base).parent, top, *list(top.parents)[:3]])
-    if wnids is None:
-        return None
-    items = Items(source.path)
-    for name in source.names(base):
-        match = VAL_PICTURE.fullmatch(name)
-        wnid = wnids.get(int(match[1])) if match else None
-        if match and wnid not in number:
-            got = f"{len(wnids)} validation labels do not cover it with a class of train"
-            raise DataError(got, file=source.path, offset=name)
-        if match:
-            source.add(items, name, number[str(wnid)])
-    return items if len(items) else None
+def _held_out(layout: Layout) -> list[tuple[str, str]]:
+    """(part, split): val is what training looks at; a test set beside it is kept for the end."""
+    if VAL in layout.parts:
+        return [(VAL, "test")] + [(TEST, "final")] * (TEST in layout.parts)
+    return [(TEST, "test")] * (TEST in layout.parts)
 
 
-def _root(source: Tree) -> str | None:
-    """Where train/ or the class folders lie: here, or in the only folder here."""
-    inside = source.folders()
-    if len(inside) == 1 and inside[0] not in TRAIN_NAMES:
-        deeper = source.folders(inside[0])
-        if any(name in deeper for name in TRAIN_NAMES):
-            return inside[0]
-    return "" if inside else None
+def _class_folders(reading: _Reading) -> list[str]:
+    base = reading.layout.parts[TRAIN]
+    prefix = f"{base}/" if base else ""
+    inside = {name[len(prefix) :].split("/")[0] for name in reading.source.folders if name.startswith(prefix)}
+    if not base:
+        # Around class folders may lie others without a picture (docs, annotations): those are no classes.
+        inside &= {folders[0] for _, folders in reading.below(base) if folders}
+    return sorted(inside - {""})
 
 
-def _join(root: str, name: str) -> str:
-    return f"{root}/{name}" if root else name
-
-
-def _class_items(source: Tree, base: str, number: dict[str, int]) -> Items:
-    items = Items(source.path)
-    for class_name in source.folders(base):
-        if class_name not in number:
-            raise DataError(f"class folder {class_name} is not in train", file=source.path, offset=base)
-        for name in source.names(_join(base, class_name)):
-            if is_picture(name):
-                source.add(items, name, number[class_name])
+def _train(reading: _Reading, is_tiny: bool) -> Items:
+    items, deeper = Items(reading.source.path), defaultdict(set)
+    for name, folders in reading.below(reading.layout.parts[TRAIN]):
+        if not folders:
+            continue
+        if folders[0] not in reading.number:
+            raise DataError(f"class folder {shown(folders[0])} is not in wnids.txt", file=reading.source.path,
+                            offset=shown(name))  # fmt: skip
+        reading.take(items, name, reading.number[folders[0]])
+        deeper[folders[0]].update(folders[1:2])
+    _refuse_empty(reading, items, is_tiny)
+    nested = next((name for name, inside in deeper.items() if len(inside) > 1), None)
+    if nested is not None:
+        inside = ", ".join(shown(name) for name in sorted(deeper[nested])[:3])
+        reading.notes.append(f"folders inside class folders count as their class: {shown(nested)} has {inside}")
     return items
 
 
-def validation_wnids(folders: list[Path]) -> dict[int, str] | None:
-    """{picture number from 1: wnid} from the first folder that holds such labels; None where none does.
-
-    A synset list (one wnid a line, in picture order), Kaggle's solution table, or the devkit's numbers, which count as
-    ``map_clsloc.txt`` does.
-    """
-    for folder in folders:
-        for name in _SYNSETS:
-            if (folder / name).is_file():
-                return dict(enumerate(FolderTree(folder).text(name).split(), 1))
-        if (folder / _SOLUTION).is_file():
-            return _solution(folder)
-        for truth in (folder / _TRUTH, folder / "ILSVRC2012_devkit_t12" / "data" / _TRUTH):
-            if truth.is_file() and (folder / "map_clsloc.txt").is_file():
-                return _devkit(folder, truth)
-    return None
+def _refuse_empty(reading: _Reading, items: Items, is_tiny: bool) -> None:
+    empty = sorted(set(reading.number.values()) - set(items.labels().tolist()))
+    if not empty:
+        return
+    name = shown(next(key for key, value in reading.number.items() if value == empty[0]))
+    if is_tiny:
+        what = f"{len(empty)} of {len(reading.number)} classes have no pictures, the first is {name}"
+        raise DataError(what, file=reading.source.path)
+    prefix = f"{join(reading.layout.parts[TRAIN], name)}/"
+    there = Counter(suffix_reason(file) for file in reading.source.names if file.startswith(prefix))
+    holds = f" (it holds {', '.join(f'{suffix} {count}' for suffix, count in there.most_common(3))})" if there else ""
+    what = f"{len(empty)} of {len(reading.number)} class folders have no pictures, the first is {name}{holds}"
+    raise DataError(what, file=reading.source.path, hint="remove them or fill them")
 
 
-def _solution(folder: Path) -> dict[int, str]:
-    out: dict[int, str] = {}
-    for row, line in enumerate(FolderTree(folder).text(_SOLUTION).splitlines(), 1):
-        match = re.match(r"ILSVRC2012_val_(\d{8}),(n\d{8}) ", line)
-        if match is None and row > 1:
-            got = f"got {line[:60]!r}; expected ILSVRC2012_val_########,n######## ..."
-            raise DataError(got, file=folder / _SOLUTION, offset=f"line {row}")
-        if match is not None:
-            out[int(match[1])] = match[2]
-    return out
+def _held(reading: _Reading, part: str, split: str, is_tiny: bool) -> dict[str, Items]:
+    """{split: pictures} of val or test; {} where none has a label."""
+    folder = reading.part_folder(part)
+    named, flat = {}, []
+    for name, folders in reading.below(folder):
+        while folders and folders[0] not in reading.number and _wraps(folders[0], folder):
+            folders = folders[1:]
+        if folders and folders[0] not in reading.number:
+            _refuse_unknown(reading, folder, folders[0])
+        if folders:
+            named[name] = folders[0]
+        else:
+            flat.append(name)
+    listed = listed_labels(reading.source, folder, reading.number) if part == VAL else None
+    if listed is not None:
+        named = _by_list(reading, folder, named, flat, listed)
+    elif flat:
+        if is_tiny and part == VAL and not named:
+            raise DataError(f"{join(folder, ANNOTATIONS)} is missing", file=reading.source.path)
+        reading.used.update(flat)
+        reading.left["unlabelled"] += len(flat)
+        if part == VAL:
+            reading.notes.append(f"{shown(folder)}/ has no class folders; for ImageNet put {LABEL_FILES} beside it")
+    items = Items(reading.source.path)
+    for name in sorted(named, key=lambda name: name.replace("/", "\0")):
+        reading.take(items, name, reading.number[named[name]])
+    if part == VAL and len(items):
+        _note_absent(reading, folder, items)
+    return {split: items} if len(items) else {}
 
 
-def _devkit(folder: Path, truth: Path) -> dict[int, str]:
-    rows = (line.split() for line in FolderTree(folder).text("map_clsloc.txt").splitlines())
-    wnid = {row[1]: row[0] for row in rows if len(row) >= 2}
-    out: dict[int, str] = {}
-    for line, number in enumerate(FolderTree(truth.parent).text(truth.name).split(), 1):
-        if number not in wnid:
-            raise DataError(f"class {number[:20]!r} is not in map_clsloc.txt", file=truth, offset=f"line {line}")
-        out[line] = wnid[number]
-    return out
+def _wraps(name: str, folder: str) -> bool:
+    return name.lower() in NEUTRAL or name == folder.rpartition("/")[2]
+
+
+def _refuse_unknown(reading: _Reading, folder: str, name: str) -> None:
+    near = next((known for known in reading.number if known.lower() == name.lower()), None)
+    has = (
+        f"; train has {shown(near)}" if near else f"; train has {', '.join(map(shown, list(reading.number)[:3]))}, ..."
+    )
+    raise DataError(f"class folder {shown(name)} is not in train{has}", file=reading.source.path, offset=shown(folder))
+
+
+def _by_list(reading: _Reading, folder: str, named: dict, flat: list[str], listed: Listed) -> dict[str, str]:
+    """The classes of the flat pictures too, from a list; a picture that lies in a class folder as well counts once."""
+    reading.used.update(listed.files)
+    bases = {name.rpartition("/")[2]: name for name in named}
+    for name in flat:
+        base = name.rpartition("/")[2]
+        wnid = listed.of(base)
+        if base in bases:
+            _refuse_other(reading, name, bases[base])
+            reading.used.add(name)
+            reading.left["copy of a picture in its class folder"] += 1
+        elif wnid not in reading.number:
+            raise DataError(_not_covered(base, listed), file=reading.source.path, offset=shown(name))
+        else:
+            named[name] = wnid
+    for base, name in bases.items():
+        if listed.of(base) not in (None, named[name]):
+            what = f"lies in the folder of {shown(named[name])}, {listed.files[0]} says {listed.of(base)}"
+            raise DataError(what, file=reading.source.path, offset=shown(name))
+    if any(name.endswith(ANNOTATIONS) for name in listed.files):
+        absent = set(listed.wnids) - {name.rpartition("/")[2] for name in named}
+        if absent:
+            what = f"{len(absent)} annotated pictures are missing, the first is {min(absent)}"
+            raise DataError(what, file=reading.source.path)
+    return named
+
+
+def _not_covered(base: str, listed: Listed) -> str:
+    if any(name.endswith(ANNOTATIONS) for name in listed.files):
+        return f"{base} has no line in {ANNOTATIONS}"
+    return f"{len(listed.wnids)} validation labels do not cover it with a class of train"
+
+
+def _refuse_other(reading: _Reading, name: str, copy: str) -> None:
+    """Two files of one name, one of them in a class folder, must be one picture."""
+    if reading.source.read(name) != reading.source.read(copy):
+        what = f"another picture than {shown(copy)}, which has its name"
+        raise DataError(what, file=reading.source.path, offset=shown(name), hint="remove one of them")
+
+
+def _note_absent(reading: _Reading, folder: str, items: Items) -> None:
+    there = set(items.labels().tolist())
+    absent = [name for name, label in reading.number.items() if label not in there]
+    if absent:
+        some = ", ".join(map(shown, absent[:3])) + (", ..." if len(absent) > 3 else "")
+        reading.notes.append(f"{shown(folder)} has no pictures of {len(absent)} classes ({some})")
+
+
+def _count_rest(reading: _Reading) -> None:
+    """Every file that was not used, by reason."""
+    parts = {reading.part_folder(part): part for part in reading.layout.parts}
+    for name in reading.source.names:
+        if name in reading.used:
+            continue
+        if not is_picture(name):
+            reading.left[suffix_reason(name)] += 1
+        elif any(not folder or name.startswith(folder + "/") for folder in parts):
+            reading.left["in no class folder"] += 1
+        else:
+            reading.left["beside train"] += 1
+
+
+def _wnids(reading: _Reading, listing: str) -> list[str]:
+    reading.used.add(listing)
+    return sorted(set(text(reading.source, listing).split()))
+
+
+def _tiny_names(reading: _Reading, wnids: list[str]) -> tuple[str, ...]:
+    """``n02119789 kit_fox``: with the first word of ``words.txt`` where it has one."""
+    words, listing = {}, join(reading.layout.root, "words.txt")
+    if listing in reading.source.names:
+        rows = (line.partition("\t") for line in text(reading.source, listing).splitlines())
+        words = {wnid: meaning.split(",")[0].strip() for wnid, _, meaning in rows}
+        reading.used.add(listing)
+    return tuple(f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import struct
 import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +23,9 @@ import numpy as np
 from imnet.data.base import Split
 from imnet.data.readers.base import Blocks, Found, stat_key
 from imnet.data.readers.items import Items
+from imnet.data.readers.rule import LeftOut, suffix_reason
+from imnet.data.readers.shards import note_absent
+from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure
 
 _UINT8 = 0x08
@@ -26,7 +33,13 @@ _BLOCK_BYTES = 1 << 20
 # Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
 _MAX_DEFLATE_RATIO = 1032
 MAX_IDX_BYTES = 4 << 30
-_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+# train-images-idx3-ubyte.gz, train-images.idx3-ubyte, emnist-balanced-test-labels-idx1-ubyte.
+_NAME = re.compile(
+    r"(?:(?P<set>.+)-)?(?P<part>train|t10k|test)[-_.](?P<kind>images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?"
+)
+_DIMS = {"images": 3, "labels": 1}
+_FASHION_TRAIN = "5f8188def9e493f68587d32ab506f1dd5fe3bba90234ffca72f5bcc7c418c254"
+_FASHION_TEST = "961a505f937258b5c37fea980e4a03c0f5fe4e90b9fa85e0a3885793aaf94168"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -90,52 +103,111 @@ def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tupl
     return struct.unpack(f">{num_dims}I", sizes)
 
 
-def find_idx(path: Path) -> Found | None:
-    """Fashion-MNIST, or any set in its four files (MNIST, KMNIST), told apart by nothing but the folder's name."""
-    if not path.is_dir() or not holds_idx(path):
+@dataclass(frozen=True)
+class _Set:
+    """The files of one set: {(train or t10k, images or labels): its files}, which must agree where they are several."""
+
+    folder: Path
+    files: dict[tuple[str, str], list[Path]]
+
+    def read(self) -> tuple[Split, Split]:
+        return self._pair("train"), self._pair("t10k")
+
+    def _pair(self, part: str) -> Split:
+        if not ((part, "images") in self.files and (part, "labels") in self.files):
+            raise DataError(f"no {part}-images-idx3-ubyte[.gz] and {part}-labels-idx1-ubyte[.gz]", file=self.folder)
+        images, labels = self._array(part, "images"), self._array(part, "labels")
+        if len(images) != len(labels):
+            names = self.files[part, "images"][0].name
+            what = f"{len(labels)} labels for {len(images)} images of {names}"
+            raise DataError(what, file=self.files[part, "labels"][0], offset=4)
+        return Split(images[..., None], labels.astype(np.int64))
+
+    def _array(self, part: str, kind: str) -> np.ndarray:
+        first, *others = self.files[part, kind]
+        array = read_idx(first, _DIMS[kind])
+        for other in others:
+            if not np.array_equal(read_idx(other, _DIMS[kind]), array):
+                raise DataError(f"holds other data than {other.name} beside it", file=first, hint="keep one of them")
+        return array
+
+
+def _sets(folder: Path, names: Iterable[str]) -> list[_Set]:
+    """The IDX sets among the files ``names`` of a folder, by folder and by what stands before ``train-images``."""
+    found: dict[tuple[str, str], dict[tuple[str, str], list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(names):
+        inside, _, base = name.rpartition("/")
+        match = _NAME.fullmatch(base)
+        if match is None:
+            continue
+        if inside.rpartition("/")[2] == base:  # an unpacker made a folder of the file's name around it
+            inside = inside.rpartition("/")[0]
+        role = ("train" if match["part"] == "train" else "t10k", match["kind"])
+        found[inside, match["set"] or ""][role].append(folder / name)
+    return [_Set(folder / inside, dict(files)) for (inside, _), files in sorted(found.items())]
+
+
+def find_idx(source: Tree) -> Found | None:
+    """A set in four IDX files, which is Fashion-MNIST where its content is; None where there are none."""
+    sets = _sets(source.path, source.names)
+    if not sets:
         return None
-    train, test = read_official(path)
-    files = sorted(p for p in path.iterdir() if p.is_file())
+    if len(sets) > 1:
+        seen = ", ".join(str(files[0]) for one in sets for files in list(one.files.values())[:1])
+        raise DataError(f"IDX files of {len(sets)} sets: {seen}", file=source.path, hint="give the folder of one")
+    train, test = sets[0].read()
+    if train.image_shape != test.image_shape:
+        what = f"training images are {train.image_shape}, test images {test.image_shape}"
+        raise DataError(what, file=sets[0].folder)
+    files = [file for group in sets[0].files.values() for file in group]
 
-    def blocks(split) -> Blocks:
-        return Blocks(len(split), split.images.shape[1:], lambda: iter([(split.images, split.labels)]), stat_key(files))
+    def blocks(split: Split) -> Blocks:
+        return Blocks(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), stat_key(files))
 
-    fashion = "fashion" in str(path.resolve()).lower()
-    names = FASHION_CLASSES if fashion else tuple(str(digit) for digit in range(10))
-    name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("mnist", "MNIST-like")
     splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
-    return Found(name, f"{kind} IDX files", path, names, splits)
+    fashion = is_fashion(train, test)
+    names = FASHION_CLASSES if fashion else _numbers(train, test)
+    name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("idx", "IDX")
+    left, used = LeftOut(source.left), {os.fspath(file) for file in files}
+    left.update(suffix_reason(other) for other in source.names if os.fspath(source.path / other) not in used)
+    notes: list[str] = []
+    note_absent(train.labels, len(names), notes)
+    return Found(name, f"{kind} files", source.path, names, splits, notes, left)
+
+
+def _numbers(train: Split, test: Split) -> tuple[str, ...]:
+    highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
+    return tuple(str(number) for number in range(highest + 1))
+
+
+def is_fashion(train: Split, test: Split) -> bool:
+    """Whether this is the official Fashion-MNIST, by its content."""
+    return _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
+
+
+def _digest(split: Split) -> str:
+    """sha256 of a split of the official size; another one is not worth the reading."""
+    return split.digest() if len(split) in (60_000, 10_000) else ""
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether any of the four files lies in ``folder``."""
-    return any(_file(folder, name) for name in _FILES)
+    """Whether any of the four files lies right in ``folder``."""
+    return folder.is_dir() and any(_NAME.fullmatch(name) for name in os.listdir(folder))
 
 
 def read_official(folder: Path) -> tuple[Split, Split]:
-    """(train, test) from the four files, gz or raw, in ``folder``."""
-    return _read_pair(folder, "train"), _read_pair(folder, "t10k")
-
-
-def _read_pair(folder: Path, part: str) -> Split:
-    image_file, label_file = (_file(folder, f"{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
-    if image_file is None or label_file is None:
-        raise DataError(f"no {part}-images-idx3-ubyte[.gz] and {part}-labels-idx1-ubyte[.gz]", file=folder)
-    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
-    if len(images) != len(labels):
-        raise DataError(
-            f"{len(labels)} labels for {len(images)} images of {image_file.name}", file=label_file, offset=4
-        )
-    if images.shape[1:] != (28, 28):
-        raise DataError(
-            f"images are {images.shape[1]} x {images.shape[2]}, expected 28 x 28", file=image_file, offset=8
-        )
-    wrong = np.flatnonzero(labels >= 10)
-    if len(wrong):
-        got = f"label {labels[wrong[0]]} of image {wrong[0]}; allowed 0..9"
-        raise DataError(got, file=label_file, offset=8 + int(wrong[0]))
-    return Split(images[..., None], labels.astype(np.int64))
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / name.removesuffix(".gz")) if p.is_file()), None)
+    """(train, test) of 28 x 28 px and 10 classes from the four files, gz or raw, right in ``folder``."""
+    sets = _sets(folder, os.listdir(folder))
+    if len(sets) != 1:
+        raise DataError(f"IDX files of {len(sets)} sets; expected one", file=folder)
+    train, test = sets[0].read()
+    for part, split in (("train", train), ("t10k", test)):
+        file = sets[0].files[part, "images"][0]
+        if split.image_shape[:2] != (28, 28):
+            height, width, _ = split.image_shape
+            raise DataError(f"images are {height} x {width}, expected 28 x 28", file=file, offset=8)
+        wrong = np.flatnonzero(split.labels >= 10)
+        if len(wrong):
+            got = f"label {split.labels[wrong[0]]} of image {wrong[0]}; allowed 0..9"
+            raise DataError(got, file=sets[0].files[part, "labels"][0], offset=8 + int(wrong[0]))
+    return train, test

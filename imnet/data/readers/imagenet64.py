@@ -23,9 +23,12 @@ from imnet.data.readers.archive import list_zip
 from imnet.data.readers.base import Block, Blocks, Found, stat_key
 from imnet.data.readers.npz import npz_rows, npz_vector
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
+from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
+from imnet.data.readers.tree import Tree
 from imnet.errors import DataError
 
 NUM_CLASSES = 1000
+CLSLOC = "map_clsloc.txt"
 _SIDES = {3 * side * side: side for side in (8, 16, 32, 64)}
 _BLOCK_ROWS = 2048
 _BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
@@ -40,33 +43,72 @@ def batch_order(name: str) -> tuple[str, int] | None:
     return ("train", int(match[2])) if match[2] else ("test", 0)
 
 
-def find(path: Path) -> Found | None:
-    """ImageNet-64 in a folder of batches or of their zips, or in one zip or batch; None where there is none."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    sources = [(batch_order(file.name), file, None) for file in files if file.is_file()]
-    for file in files:
-        if file.is_file() and re.fullmatch(r"Imagenet\d+_\w+\.zip", file.name):
-            names = [member.name for member in list_zip(file)]
-            sources += [(batch_order(name.rsplit("/", 1)[-1]), file, name) for name in names]
-    batches = sorted((order, file, name) for order, file, name in sources if order is not None)
-    if not batches:
+def find(source: Tree) -> Found | None:
+    """ImageNet-64 in batches or in their zips, anywhere below a folder, or in one zip or batch; None without any."""
+    path = source.path
+    folder = path if path.is_dir() else path.parent
+    sources: list[tuple[tuple[str, int], Path, str | None]] = []
+    left = LeftOut(source.left)
+    for name in source.names if path.is_dir() else [path.name]:
+        order, found = batch_order(name.rpartition("/")[2]), []
+        if order is not None:
+            found = [(order, folder / name, None)]
+        elif re.fullmatch(r"Imagenet\d+_\w+\.zip", name.rpartition("/")[2], re.IGNORECASE):
+            found = _zipped(folder / name, left)
+        elif name.rpartition("/")[2] != CLSLOC:
+            left[suffix_reason(name)] += 1
+        sources += found
+    if not sources:
         return None
+    _refuse_twins(sources, path)
     splits = {}
     for split in ("train", "test"):
-        chosen = [(file, name) for order, file, name in batches if order[0] == split]
+        chosen = [(file, name) for order, file, name in sorted(sources, key=lambda one: one[0]) if order[0] == split]
         if chosen:
             splits[split] = _blocks(chosen)
-    side = next(iter(splits.values())).shape[0]
-    folder = path if path.is_dir() else path.parent
-    names = class_names(folder)
-    notes = [] if names[0].startswith("n0") else ["no map_clsloc.txt beside the batches: classes are named by number"]
-    kind = f"ImageNet-{side} ({len(batches)} batches)"
-    return Found(f"imagenet{side}", kind, path, names, splits, notes)
+    sides = {split: blocks.shape[0] for split, blocks in splits.items()}
+    if len(set(sides.values())) > 1:
+        raise DataError(f"batches of different sizes: {sides} px", file=path)
+    side, notes = next(iter(sides.values())), []
+    names = class_names(next((folder / name for name in source.names if name.rpartition("/")[2] == CLSLOC),
+                             folder / CLSLOC))  # fmt: skip
+    if not names[0].startswith("n0"):
+        notes.append(f"no {CLSLOC} beside the batches: classes are named by number")
+    kind = f"ImageNet-{side} ({len(sources)} batches{_gaps(sources)})"
+    return Found(f"imagenet{side}", kind, path, names, splits, notes, left)
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
+def _gaps(sources: list[tuple[tuple[str, int], Path, str | None]]) -> str:
+    """Which training batches there are, where some between them are not."""
+    numbers = sorted(order[1] for order, _, _ in sources if order[0] == "train")
+    whole = not numbers or numbers[-1] - numbers[0] + 1 == len(numbers)
+    return "" if whole else f", of train only {', '.join(map(str, numbers))}"
+
+
+def _zipped(file: Path, left: LeftOut) -> list[tuple[tuple[str, int], Path, str | None]]:
+    out: list[tuple[tuple[str, int], Path, str | None]] = []
+    for member in list_zip(file)[0]:
+        order = batch_order(member.name.rpartition("/")[2])
+        reason = junk_path(member.name) or (suffix_reason(member.name) if order is None else None)
+        if reason or order is None:
+            left[reason or "no suffix"] += 1
+        else:
+            out.append((order, file, member.name))
+    return out
+
+
+def _refuse_twins(sources: list[tuple[tuple[str, int], Path, str | None]], path: Path) -> None:
+    """One batch twice (as pickle and as npz, or in its zip and unpacked) would be trained on twice."""
+    seen: dict[tuple[str, int], str] = {}
+    for order, file, member in sources:
+        place = f"{file.relative_to(path) if path.is_dir() else file.name}{f' ({member})' if member else ''}"
+        if order in seen:
+            raise DataError(f"one batch twice: {seen[order]} and {place}", file=path, hint="keep one of them")
+        seen[order] = place
+
+
+def class_names(listing: Path) -> tuple[str, ...]:
     """``n02119789 kit_fox`` ... in label order from ``map_clsloc.txt``, else ``class_0001`` ..."""
-    listing = folder / "map_clsloc.txt"
     if not listing.is_file():
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
@@ -154,12 +196,12 @@ class _PickleBatch:
         self.shape = tuple(data["shape"])
         self._data = data
         labels = found["labels"]
-        self._labels = _vector(labels) if isinstance(labels, dict) else np.array(labels, dtype=np.int64)
+        self._labels = self._vector(labels) if isinstance(labels, dict) else np.array(labels, dtype=np.int64)
 
     def blocks(self, side: int) -> Iterator[Block]:
         labels = zero_based(self._labels, self.shape[0], self._file, self._member)
         count, columns = self.shape
-        with self._pixels() as pixels:
+        with self._at(self._data) as pixels:
             for start in range(0, count, _BLOCK_ROWS):
                 size = min(_BLOCK_ROWS, count - start) * columns
                 raw = pixels.read(size)
@@ -168,19 +210,23 @@ class _PickleBatch:
                 rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
                 yield interleaved(rows, side), labels[start : start + _BLOCK_ROWS]
 
-    def _pixels(self) -> BinaryIO | Latin1:
-        """Pixels by reading, not mapping: a mapped batch would count as 1.6 GB of memory."""
-        if "hex" in self._data:
-            return io.BytesIO(bytes.fromhex(self._data["hex"]))
+    def _at(self, place: dict) -> BinaryIO | Latin1:
+        """An array's bytes by reading, not mapping: a mapped batch would count as 1.6 GB of memory."""
+        if "hex" in place:
+            return io.BytesIO(bytes.fromhex(place["hex"]))
         file = open(self._path, "rb")  # noqa: SIM115  (the caller closes it)
-        file.seek(self._data["offset"])
-        return Latin1(file) if self._data["text"] else file
+        file.seek(place["offset"])
+        return Latin1(file) if place["text"] else file
 
-
-def _vector(place: dict) -> np.ndarray:
-    if "hex" not in place or place["dtype"] not in ("i8", "i4", "u1"):
-        return np.empty(0, dtype=np.int64)
-    return np.frombuffer(bytes.fromhex(place["hex"]), dtype="<" + place["dtype"]).astype(np.int64)
+    def _vector(self, place: dict) -> np.ndarray:
+        """int64 labels of an array of integers, of one row or column too; nothing where it is another array."""
+        count = int(np.prod(place["shape"], dtype=object))
+        if place["dtype"] not in ("i8", "i4", "i2", "u1", "u2") or count != max(place["shape"], default=0):
+            return np.empty(0, dtype=np.int64)
+        kind = np.dtype("<" + place["dtype"])
+        with self._at(place) as file:
+            raw = file.read(count * kind.itemsize)
+        return np.frombuffer(raw, dtype=kind).astype(np.int64)
 
 
 class _NpzBatch:

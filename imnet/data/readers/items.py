@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imnet.data.readers.gzipped import open_tar
 from imnet.errors import DataError, IOFailure
 
 STORED, DEFLATED = 0, 8
@@ -31,13 +32,30 @@ class Items:
         self._name_ends = array("q")
         self._file, self._label, self._crc = array("i"), array("q"), array("q")
         self._offset, self._size, self._full, self._method = array("q"), array("q"), array("q"), array("b")
+        # Of files of their own alone: when each was modified, and when its entry was changed, in ns.
+        self._modified, self._changed = array("q"), array("q")
 
     def __len__(self) -> int:
         return len(self._label)
 
     def add_file(self, name: str, label: int) -> None:
         """An image that is the file ``root / name``."""
-        self._append(name, label, -1, 0, -1, -1, STORED, -1)
+        path = os.path.join(self.root, name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+        self._append(name, label, -1, 0, status.st_size, status.st_size, STORED, -1)
+        self._modified.append(status.st_mtime_ns)
+        self._changed.append(status.st_ctime_ns)
+
+    def file_number(self, archive: str) -> int:
+        """The number of an archive in ``files``, which gets it where it is new."""
+        if not self.files or self.files[-1] != archive:
+            if archive in self.files:
+                return self.files.index(archive)
+            self.files.append(archive)
+        return len(self.files) - 1
 
     def add_member(self, name: str, label: int, file: int, offset: int, size: int) -> None:
         """An image that is ``size`` raw bytes at ``offset`` of ``files[file]`` (a tar member)."""
@@ -74,6 +92,10 @@ class Items:
         """All labels, int64 (N,)."""
         return np.array(self._label, dtype=np.int64)
 
+    def relabel(self, labels: np.ndarray) -> None:
+        """Give every image another label, int64 (N,)."""
+        self._label = array("q", labels.astype(np.int64).tobytes())
+
     def place(self, i: int) -> tuple[str, int]:
         """(archive, offset in it) of image i, which lies in one."""
         return self.files[self._file[i]], self._offset[i]
@@ -92,12 +114,15 @@ class Items:
             columns = (self._file, self._offset, self._size, self._full, self._method, self._crc)
             file, offset, size, full, method, crc = (column[row] for column in columns)
             out._append(self.name(row), label, file, offset, size, full, method, crc)
+        if self._modified:
+            out._modified = array("q", (self._modified[row] for row in rows.tolist()))
+            out._changed = array("q", (self._changed[row] for row in rows.tolist()))
         return out
 
     def fingerprint(self) -> str:
-        """sha256 over names, labels, places, and the sizes and times of the archives: changes when the source does."""
+        """sha256 over names, labels, places, and sizes and times of files or archives: changes when the source does."""
         state = hashlib.sha256(bytes(self._names))
-        for column in (self._label, self._file, self._offset, self._size, self._crc):
+        for column in (self._label, self._file, self._offset, self._size, self._crc, self._modified, self._changed):
             state.update(column.tobytes())
         for file in self.files:
             status = os.stat(file)
@@ -108,9 +133,10 @@ class Items:
         """The encoded bytes of image i, size-capped and, from a zip, checked; DataError or IOFailure otherwise."""
         path, member = self.where(i)
         try:
-            with open(path, "rb") as file:
-                if member is None:
+            if member is None:
+                with open(path, "rb") as file:
                     return _whole(file, path)
+            with open_tar(path) as file:
                 return self._member(file, i, path, member)
         except OSError as error:
             raise IOFailure(f"cannot read: {error.strerror or error}", file=path, offset=member) from error
@@ -121,8 +147,7 @@ class Items:
             raise DataError(f"image has {max(size, full)} bytes; allowed {MAX_IMAGE_BYTES}", file=path, offset=member)
         if self._crc[i] >= 0:
             offset = zip_data_offset(file, offset, path, member)
-        file.seek(offset)
-        data = file.read(size)
+        data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise DataError(f"archive ends inside this member ({len(data)} of {size} bytes)", file=path, offset=member)
         if self._method[i] == DEFLATED:
@@ -143,8 +168,7 @@ class ZipMember:
 
 def zip_data_offset(file, offset: int, path: str, member: str) -> int:
     """Where a member's data start, from its local header (whose name and extra lengths differ from the directory's)."""
-    file.seek(offset)
-    head = file.read(30)
+    head = os.pread(file.fileno(), 30, offset)
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
         raise DataError(f"no zip member header at byte {offset}", file=path, offset=member)
     name_bytes, extra_bytes = struct.unpack("<HH", head[26:30])

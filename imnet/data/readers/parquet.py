@@ -1,16 +1,16 @@
 """Parquet with encoded images in it, as Hugging Face stores data sets; needs pyarrow, ``pip install 'imnet[parquet]'``.
 
-A column ``image`` (struct of ``bytes`` and ``path``, or plain binary), a column ``label`` of integers, class names from
-the schema's metadata where it has them. Splits come from file names: ``train-00000-of-00005.parquet``.
+A column ``image`` (struct of ``bytes`` and ``path``, or plain binary), a column ``label`` of integers or of words, and
+class names from the schema's metadata where it has them. Which part a file belongs to, its name or its folder says:
+``train-00000-of-00005.parquet``, ``train/0000.parquet``. Columns are told apart in ``parquet_columns``.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 from imnet.data.readers.archive import MAX_MEMBERS
-from imnet.data.readers.base import Found
+from imnet.data.readers.base import Choice, Found
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
+from imnet.data.readers.parquet_columns import class_names, image_column, label_column
+from imnet.data.readers.rule import LeftOut, shown, split_in, suffix_reason
+from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
+from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure, UsageError
 
-_IMAGES = ("image", "img", "jpg", "png", "picture")
-_LABELS = ("label", "labels", "fine_label", "cls", "class")
 _MAX_FOOTER_BYTES = 64 << 20
 # A batch of rows is held as Arrow read it and once more as Python bytes.
 _BATCH_ROWS = 16
-_MAX_CLASSES = 1_000_000
-_NO_LABEL = -1
 
 
 class ParquetItems(Items):
@@ -62,12 +62,16 @@ class ParquetItems(Items):
             self._open.pop(file, None)
             raise
         if data is None:
-            hint = "pictures must lie in the file, not beside it"
-            raise DataError("picture has no bytes", file=file, offset=f"row {row}", hint=hint)
+            raise _no_bytes(file, row)
         if len(data) > MAX_IMAGE_BYTES:
             got = f"image has {len(data)} bytes; allowed {MAX_IMAGE_BYTES}"
             raise DataError(got, file=file, offset=f"row {row}")
         return data
+
+
+def _no_bytes(file: str, row: int) -> DataError:
+    hint = "pictures must lie in the file, not beside it"
+    return DataError("picture has no bytes", file=file, offset=f"row {row}", hint=hint)
 
 
 class _Rows:
@@ -153,97 +157,120 @@ def _group_rows(parquet: Any, file: str) -> list[int]:
     return rows
 
 
-def find_parquet(path: Path) -> Found | None:
-    """The set in a Parquet file, or in the files of a folder or of ``data`` in it; None where there are none."""
-    files = (
-        [path]
-        if path.is_file()
-        else next(filter(None, (sorted(p.glob("*.parquet")) for p in (path, path / "data"))), [])
-    )
+@dataclass
+class _Set:
+    """A Parquet set while its files are read."""
+
+    path: Path
+    choice: Choice
+    labels: Labels
+    names: tuple[str, ...] = ()
+    # Which file the class names come from, and one that has none.
+    named_by: str = ""
+    unnamed: str = ""
+    left: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, items: ParquetItems, file: str) -> None:
+        """Append the rows of a file, whose labels are numbered as the set's class names are."""
+        parquet = _opened(file)
+        rows = sum(_group_rows(parquet, file))
+        with _damage(file):
+            schema = parquet.schema_arrow
+            image, others = image_column(schema, file, self.choice.image_key)
+            label = label_column(schema, file)
+            groups = list(range(parquet.metadata.num_row_groups))
+            labels = list(chain.from_iterable(_batches(parquet, groups, label, 1 << 16)))
+            first = next(_batches(parquet, groups[:1], image, _BATCH_ROWS), []) if rows else []
+        if len(labels) != rows:
+            raise DataError(f"{len(labels)} labels for {rows} rows", file=file)
+        if None in first:
+            raise _no_bytes(file, first.index(None))
+        self._note_columns(others, image)
+        number = items.file_number(file)
+        items.columns[file] = image
+        place = self._placed(class_names(schema, label), file)
+        for row, value in enumerate(labels):
+            known = self._label(value, file, row)
+            if known is None:
+                self.left["unlabelled"] += 1
+                continue
+            if place is not None and known >= len(place):
+                raise DataError(f"{len(place)} class names, label {known}", file=file, offset=f"row {row}")
+            items.add_member(f"{Path(file).name} row {row}", known if place is None else place[known], number, row, 0)
+
+    def _label(self, value: object, file: str, row: int) -> int | None:
+        if value is None:
+            return None
+        if type(value) is int:
+            value = check_number(value, file=file, offset=f"row {row}")
+        if not isinstance(value, int | str) or value == "":
+            raise DataError(f"label is {str(value)[:40]!r}", file=file, offset=f"row {row}")
+        return self.labels.number(value, f"{Path(file).name} row {row}")
+
+    def _note_columns(self, others: list[str], image: str) -> None:
+        note = f"pictures of column {image.partition('.')[0]}; left out: {', '.join(others)}"
+        if others and note not in self.notes:
+            self.notes.append(note)
+
+    def _placed(self, names: tuple[str, ...], file: str) -> list[int] | None:
+        """For each class number of a file its number in the set; None where they are the same."""
+        if not names:
+            self.unnamed = self.unnamed or file
+        elif not self.names:
+            self.names, self.named_by = names, file
+        if self.names and self.unnamed:
+            what = f"it has no class names, {Path(self.named_by).name} has: do its labels count alike?"
+            raise DataError(what, file=self.unnamed)
+        if not names or names == self.names:
+            return None
+        unknown = sorted(set(names) - set(self.names))
+        if unknown or len(set(names)) < len(names):
+            what = f"its class names ({', '.join(names[:3])}, ...) are not those of {Path(self.named_by).name}"
+            raise DataError(f"{what} ({', '.join(self.names[:3])}, ...); new: {', '.join(unknown[:3])}", file=file)
+        note = f"class names of {Path(file).name} come in another order: matched by name"
+        self.notes.append(note)
+        return [self.names.index(name) for name in names]
+
+
+def find_parquet(source: Tree, choice: Choice) -> Found | None:
+    """The set in a Parquet file, or in those of a folder; None where there are none."""
+    path = source.path
+    folder = path if path.is_dir() else path.parent
+    files = [name for name in source.names if name.lower().endswith(".parquet")] if path.is_dir() else [path.name]
     if not files:
         return None
-    kinds = {file: _split(file.stem) for file in files}
-    held_out = "validation" if "validation" in kinds.values() else "test"
+    _refuse_several(files, path)
+    made = _Set(path, choice, Labels(path))
     splits: dict[str, ParquetItems] = {}
-    names: tuple[str, ...] = ()
-    for file, kind in kinds.items():
-        if kind in ("train", held_out):
-            items = splits.setdefault("train" if kind == "train" else "test", ParquetItems(path))
-            names = _add(items, str(file)) or names
-    highest = max((int(items.labels().max()) for items in splits.values() if len(items)), default=-1)
-    if names and highest >= len(names):
-        raise DataError(f"{len(names)} class names, labels go to {highest}", file=path)
-    left = sum(kind not in ("train", held_out) for kind in kinds.values())
-    notes = [f"{left} files of the unlabelled or second test split are left out"] if left else []
-    names = names or tuple(f"class_{i:04d}" for i in range(highest + 1))
-    return Found("parquet", f"Parquet ({len(files)} files)", path, names, dict(splits), notes)
+    for split, names in by_split(parts_of(files, folder, choice, made.notes)).items():
+        splits[split] = ParquetItems(folder)
+        for name in names:
+            made.add(splits[split], str(folder / name))
+    for split in [split for split, items in splits.items() if not len(items)]:
+        del splits[split]
+    if not splits:
+        raise DataError("no row has a label", file=path)
+    if path.is_dir():
+        made.left.update(source.left)
+        made.left.update(suffix_reason(name) for name in source.names if name not in set(files))
+    class_list = _all_names(made, splits)
+    note_gaps(dict(splits), len(class_list), made.notes)
+    kind = f"Parquet ({len(files)} files)"
+    return Found("parquet", kind, path, class_list, dict(splits), made.notes, made.left)
 
 
-def _split(stem: str) -> str:
-    words = re.split(r"[^a-z]+", stem.lower())
-    if {"val", "valid", "validation", "dev"} & set(words):
-        return "validation"
-    return "test" if {"test", "testing", "eval"} & set(words) else "train"
+def _all_names(made: _Set, splits: dict[str, ParquetItems]) -> tuple[str, ...]:
+    words = made.labels.names(dict(splits))
+    highest = max((int(items.labels().max()) for items in splits.values()), default=-1)
+    if made.names and not words and highest >= len(made.names):
+        raise DataError(f"{len(made.names)} class names, labels go to {highest}", file=made.path)
+    return words or made.names or tuple(f"class_{i:04d}" for i in range(highest + 1))
 
 
-def _add(items: ParquetItems, file: str) -> tuple[str, ...]:
-    """Append the rows of a file; its class names, if it knows them."""
-    parquet = _opened(file)
-    rows = sum(_group_rows(parquet, file))
-    with _damage(file):
-        schema = parquet.schema_arrow
-        image, label = _image_column(schema, file), _label_column(schema, file)
-        groups = list(range(parquet.metadata.num_row_groups))
-        labels = list(chain.from_iterable(_batches(parquet, groups, label, 1 << 16)))
-    if len(labels) != rows:
-        raise DataError(f"{len(labels)} labels for {rows} rows", file=file)
-    number = len(items.files)
-    items.files.append(file)
-    items.columns[file] = image
-    stem = Path(file).name
-    for row, value in enumerate(labels):
-        if type(value) is not int or not 0 <= value < _MAX_CLASSES:
-            what = "no label" if value in (None, _NO_LABEL) else f"label {value}; allowed 0..{_MAX_CLASSES - 1}"
-            raise DataError(f"row has {what}", file=file, offset=f"row {row}")
-        items.add_member(f"{stem} row {row}", value, number, row, 0)
-    return _class_names(schema, label)
-
-
-def _image_column(schema: Any, file: str) -> str:
-    """``image.bytes`` of a struct, or a plain binary column."""
-    import pyarrow.types as kinds
-
-    def binary(kind: Any) -> bool:
-        return kinds.is_binary(kind) or kinds.is_large_binary(kind)
-
-    named = sorted((f for f in schema), key=lambda f: _IMAGES.index(f.name) if f.name in _IMAGES else len(_IMAGES))
-    for field in named:
-        if "." in field.name:
-            continue
-        if kinds.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            if binary(field.type.field("bytes").type):
-                return f"{field.name}.bytes"
-        elif field.name in _IMAGES and binary(field.type):
-            return field.name
-    got = ", ".join(f"{f.name}: {str(f.type)[:40]}" for f in schema)[:200]
-    raise DataError(f"no column of pictures (image: struct<bytes, path> or binary); it has {got}", file=file)
-
-
-def _label_column(schema: Any, file: str) -> str:
-    import pyarrow.types as kinds
-
-    for name in _LABELS:
-        at = schema.get_field_index(name)
-        if at >= 0 and kinds.is_integer(schema.field(at).type):
-            return name
-    raise DataError(f"no integer column {' or '.join(_LABELS[:3])}; it has {', '.join(schema.names)[:200]}", file=file)
-
-
-def _class_names(schema: Any, label: str) -> tuple[str, ...]:
-    """The ClassLabel names that the ``datasets`` library keeps in the schema's metadata; () where there are none."""
-    raw = (schema.metadata or {}).get(b"huggingface", b"")
-    try:
-        names = json.loads(raw)["info"]["features"][label]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+def _refuse_several(files: list[str], path: Path) -> None:
+    """Two configurations of one data set lie in two folders, each with parts of its own."""
+    tops = {"/".join(part for part in name.split("/")[:-1] if part != "data" and not split_in(part)) for name in files}
+    if len(tops) > 1:
+        seen = ", ".join(shown(top) or "." for top in sorted(tops)[:4])
+        raise DataError(f"Parquet files of {len(tops)} sets, in {seen}", file=path, hint="give one of these folders")

@@ -14,7 +14,7 @@ _MARK = object()
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy")
 _CODEC = ("_codecs", "encode")
 GLOBALS = frozenset([*((m, n) for m in _NUMPY for n in ("_reconstruct", "ndarray", "dtype", "_frombuffer")), _CODEC])
-_DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1}
+_DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1, "i2": 2, "u2": 2}
 
 
 class Span(bytes):
@@ -174,7 +174,8 @@ def _checked(value: Any, kind: type) -> Any:
 
 def _pairs(into: dict, values: list[Any]) -> dict:
     for key, value in zip(values[::2], values[1::2], strict=True):
-        into[_checked(key, str)] = value
+        # Python 2's keys come as bytes where Python 3 wrote them anew.
+        into[key.decode("latin-1") if type(key) is bytes else _checked(key, str)] = value
     return into
 
 

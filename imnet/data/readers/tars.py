@@ -1,170 +1,165 @@
-"""ImageNet's official tars (a tar of class tars; the validation tar), class tars of ImageNet-21K, WebDataset shards."""
+"""Tars: ImageNet's official ones (a tar of class tars; the validation tar), a tar a class, or class folders."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 
 from imnet.data.readers.archive import TarMember, list_tar
-from imnet.data.readers.base import Found
-from imnet.data.readers.folders import LABEL_FILES, TEST_NAMES, VAL_PICTURE, validation_wnids
+from imnet.data.readers.base import Choice, Found
+from imnet.data.readers.folders import find_folders
+from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
-from imnet.data.readers.tree import FolderTree, is_picture
-from imnet.errors import DataError, IOFailure
+from imnet.data.readers.labels import LABEL_FILES, VAL_PICTURE, beside
+from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
+from imnet.data.readers.shards import by_split, parts_of
+from imnet.data.readers.tree import JoinedTree, TarTree, Tree
+from imnet.data.readers.webdataset import find_webdataset, is_label
+from imnet.errors import DataError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
-_MAX_LABEL_BYTES = 1 << 16
+# So many members say what a tar is; a sample of WebDataset is shorter.
+_HEAD = 200
 
 
-def find_tars(path: Path) -> Found | None:
-    """The set that a tar, or a folder of tars, holds; None where there is no tar."""
-    tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+def is_tar(name: str) -> bool:
+    return name.lower().endswith(TAR_SUFFIXES)
+
+
+def find_tars(source: Tree, choice: Choice) -> Found | None:
+    """The set that a tar, or the tars of a folder, hold; None where there is no tar."""
+    path = source.path
+    folder = path if path.is_dir() else path.parent
+    # The devkit of ImageNet holds texts and no pictures.
+    tars = [name for name in source.names if is_tar(name) and "devkit" not in name] if path.is_dir() else [path.name]
     if not tars:
         return None
-    if path.is_dir() and all(_CLASS_TAR.fullmatch(tar.name) for tar in tars):
-        return _class_tars(path, tars)
-    first = {tar: _first(tar) for tar in tars}
-    train = next((tar for tar, name in first.items() if _CLASS_TAR.fullmatch(name)), None)
-    val = next((tar for tar, name in first.items() if VAL_PICTURE.fullmatch(name)), None)
-    if train is not None or val is not None:
-        return _imagenet(path, train, val)
-    return _webdataset(path, tars)
+    if path.is_dir() and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
+        return _class_tars(source, tars, choice)
+    kinds = {tar: _kind(folder / tar) for tar in tars}
+    if {"train", "val"} & set(kinds.values()):
+        return _imagenet(source, folder, kinds)
+    if set(kinds.values()) == {"folders"}:
+        return _class_folders(path, folder, tars)
+    odd = next((tar for tar, kind in kinds.items() if kind == "folders"), None)
+    if odd is not None and "samples" in kinds.values():
+        other = next(tar for tar, kind in kinds.items() if kind == "samples")
+        raise DataError(f"{shown(odd)} holds class folders and {shown(other)} WebDataset samples", file=path,
+                        hint="give one of them")  # fmt: skip
+    return find_webdataset(source, tars, choice)
 
 
-def _members(path: Path) -> Iterator[TarMember]:
-    try:
-        with open(path, "rb") as file:
-            yield from list_tar(file, path)
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+def _kind(tar: Path) -> str:
+    """train, val (ImageNet's official tars), folders (of pictures), or samples (WebDataset), from its first members."""
+    head = list(islice((member.name for member in _members(tar) if not junk_path(member.name)), _HEAD))
+    if not head:
+        raise DataError("tar is empty", file=tar, offset=0)
+    if any(_CLASS_TAR.fullmatch(name) for name in head):
+        return "train"
+    if any(VAL_PICTURE.fullmatch(name) for name in head) and not any(map(is_label, head)):
+        return "val" if all("/" not in name for name in head) else "folders"
+    pictures = any(is_picture(name) and "/" in name for name in head)
+    return "folders" if pictures and not any(map(is_label, head)) else "samples"
 
 
-def _first(path: Path) -> str:
-    member = next(_members(path), None)
-    if member is None:
-        raise DataError("tar is empty", file=path, offset=0)
-    return member.name
+def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:
+    with open_tar(path) as file:
+        yield from list_tar(file, path, start, length)
 
 
-def _add_tar(items: Items, tar: Path, number: int, label: int, start: int = 0, length: int | None = None) -> None:
-    """Every picture of a class tar, which may itself lie inside ``tar``."""
-    with open(tar, "rb") as file:
-        for member in list_tar(file, tar, start, length):
-            if is_picture(member.name):
-                items.add_member(member.name, label, number, member.offset, member.size)
+def _class_folders(path: Path, folder: Path, tars: list[str]) -> Found | None:
+    """One tar of class folders, or several that stand for folders (train.tar and val.tar)."""
+    if len(tars) == 1:
+        return find_folders(TarTree(folder / tars[0]))
+    return find_folders(JoinedTree(path, {_stem(name): TarTree(folder / name) for name in tars}))
 
 
-def _class_tars(path: Path, tars: list[Path]) -> Found:
-    items = Items(path)
-    for label, tar in enumerate(tars):
-        items.files.append(str(tar))
-        _add_tar(items, tar, label, label)
-    names = tuple(tar.stem for tar in tars)
-    return Found("imagenet21k", "one tar per class", path, names, {"train": items})
+def _stem(name: str) -> str:
+    return re.sub(r"(\.tar)?(\.gz)?(\.tgz)?$", "", name, flags=re.IGNORECASE)
 
 
-def _imagenet(path: Path, train: Path | None, val: Path | None) -> Found:
-    folder = path if path.is_dir() else path.parent
+def _class_tars(source: Tree, tars: list[str], choice: Choice) -> Found:
+    path, left, notes = source.path, LeftOut(source.left), []
+    wnids = sorted({Path(tar).stem for tar in tars})
     splits: dict[str, Items] = {}
-    wnids: tuple[str, ...] = ()
+    for split, files in by_split(parts_of(tars, path, choice, notes)).items():
+        stems = [Path(tar).stem for tar in files]
+        twin = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
+        if twin:
+            places = " and ".join(tar for tar in files if Path(tar).stem == twin)
+            raise DataError(f"two tars of one class: {places}", file=path)
+        splits[split] = Items(path)
+        for tar in files:
+            _add_tar(splits[split], path / tar, wnids.index(Path(tar).stem), left)
+    absent = sorted(set(range(len(wnids))) - set(splits["train"].labels().tolist())) if "train" in splits else []
+    if absent:
+        notes.append(f"{len(absent)} of {len(wnids)} class tars have no pictures, the first is {wnids[absent[0]]}")
+    left.update(suffix_reason(name) for name in source.names if name not in set(tars))
+    return Found("imagenet21k", "one tar per class", path, tuple(wnids), dict(splits), notes, left)
+
+
+def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0, length: int | None = None) -> None:
+    """Every picture of a class tar, which may itself lie inside ``tar``."""
+    number = items.file_number(str(tar))
+    for member in _members(tar, start, length):
+        reason = junk_path(member.name) or (None if is_picture(member.name) else suffix_reason(member.name))
+        if reason:
+            left[reason] += 1
+        else:
+            items.add_member(member.name, label, number, member.offset, member.size)
+
+
+def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
+    left, splits, wnids = LeftOut(), {}, ()
+    for kind in ("train", "val"):
+        several = [tar for tar, got in kinds.items() if got == kind]
+        if len(several) > 1:
+            raise DataError(f"two {kind} tars: {several[0]} and {several[1]}", file=folder, hint="keep one of them")
+    train, val = (next((folder / tar for tar, got in kinds.items() if got == kind), None) for kind in ("train", "val"))
     if train is not None:
-        items = Items(folder)
-        items.files.append(str(train))
-        inner = sorted((match[1], member) for member in _members(train) if (match := _CLASS_TAR.fullmatch(member.name)))
-        wnids = tuple(wnid for wnid, _ in inner)
-        for label, (_, member) in enumerate(inner):
-            _add_tar(items, train, 0, label, member.offset, member.size)
-        splits["train"] = items
+        splits["train"], wnids = _training(folder, train, left)
     if val is not None:
-        splits["test"], wnids = _validation(folder, val, wnids)
-    return Found("imagenet", "ImageNet-1K official tars", path, wnids, dict(splits))
+        splits["test"], wnids = _validation(folder, val, wnids, left)
+    if source.path.is_dir():
+        read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
+        left.update(source.left)
+        left.update(suffix_reason(name) for name in source.names if name not in read)
+    return Found("imagenet", "ImageNet-1K official tars", source.path, wnids, splits, left=left)
 
 
-def _validation(folder: Path, val: Path, wnids: tuple[str, ...]) -> tuple[Items, tuple[str, ...]]:
-    order = validation_wnids([folder])
-    if order is None:
+def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[str, ...]]:
+    items, inner = Items(folder), []
+    for member in _members(train):
+        match = _CLASS_TAR.fullmatch(member.name)
+        reason = junk_path(member.name) or (None if match else suffix_reason(member.name))
+        if reason or match is None:
+            left[reason or "no suffix"] += 1
+        else:
+            inner.append((match[1], member))
+    inner.sort(key=lambda entry: entry[0])
+    for label, (_, member) in enumerate(inner):
+        _add_tar(items, train, label, left, member.offset, member.size)
+    return items, tuple(wnid for wnid, _ in inner)
+
+
+def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) -> tuple[Items, tuple[str, ...]]:
+    listed = beside([folder])
+    if listed is None:
         raise DataError("validation tar without labels", file=val, hint=f"put {LABEL_FILES} beside it")
-    wnids = wnids or tuple(sorted(set(order.values())))
+    wnids = wnids or tuple(sorted(set(listed.wnids.values())))
     number = {wnid: i for i, wnid in enumerate(wnids)}
     items = Items(folder)
     items.files.append(str(val))
     for member in _members(val):
-        match = VAL_PICTURE.fullmatch(member.name)
-        if match is None:
+        if VAL_PICTURE.fullmatch(member.name) is None or junk_path(member.name):
+            left[junk_path(member.name) or suffix_reason(member.name)] += 1
             continue
-        wnid = order.get(int(match[1]))
+        wnid = listed.of(member.name.rpartition("/")[2])
         if wnid not in number:
-            got = f"{len(order)} validation labels do not cover it with a class of train"
+            got = f"{len(listed.wnids)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)
         items.add_member(member.name, number[wnid], 0, member.offset, member.size)
     return items, wnids
-
-
-def _webdataset(path: Path, tars: list[Path]) -> Found | None:
-    splits: dict[str, Items] = {}
-    for tar in tars:
-        test = any(name in tar.stem.lower() for name in TEST_NAMES)
-        items = splits.setdefault("test" if test else "train", Items(path if path.is_dir() else path.parent))
-        items.files.append(str(tar))
-        _add_shard(items, tar, len(items.files) - 1)
-    if not any(len(items) for items in splits.values()):
-        return None
-    count = 1 + max(int(items.labels().max()) for items in splits.values() if len(items))
-    names = _class_names(path if path.is_dir() else path.parent, count)
-    return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits))
-
-
-def _add_shard(items: Items, tar: Path, number: int) -> None:
-    """Samples of a shard: neighbouring members with the same key, one of them a picture, one its label."""
-    with open(tar, "rb") as file:
-        for key, group in groupby(list_tar(file, tar), key=_key):
-            members = list(group)
-            picture = next((member for member in members if is_picture(member.name)), None)
-            label = next((value for member in members if (value := _label(file, member, tar)) is not None), None)
-            if picture is None and label is None:
-                continue
-            if picture is None or label is None:
-                lacks = "no picture" if picture is None else "no .cls or .json label"
-                raise DataError(f"sample has {lacks}", file=tar, offset=key[:200])
-            items.add_member(picture.name, label, number, picture.offset, picture.size)
-
-
-def _key(member: TarMember) -> str:
-    folder, slash, base = member.name.rpartition("/")
-    return folder + slash + base.split(".", 1)[0]
-
-
-def _label(file, member: TarMember, tar: Path) -> int | None:
-    """The class number in a ``.cls`` member, or in the ``label`` or ``cls`` field of a ``.json`` member."""
-    extension = member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
-    if extension not in ("cls", "json"):
-        return None
-    if member.size > _MAX_LABEL_BYTES:
-        raise DataError(f"label has {member.size} bytes; allowed {_MAX_LABEL_BYTES}", file=tar, offset=member.name)
-    file.seek(member.offset)
-    raw = file.read(member.size)
-    try:
-        value = int(raw) if extension == "cls" else _field(json.loads(raw))
-    except (ValueError, RecursionError) as error:
-        raise DataError("label is not a number", file=tar, offset=member.name) from error
-    if value is not None and not 0 <= value < 1_000_000:
-        raise DataError(f"label is {value}; allowed 0..999999", file=tar, offset=member.name)
-    return value
-
-
-def _field(record: object) -> int | None:
-    value = record.get("label", record.get("cls")) if isinstance(record, dict) else None
-    return value if type(value) is int else None
-
-
-def _class_names(folder: Path, count: int) -> tuple[str, ...]:
-    for name in ("classnames.txt", "classes.txt"):
-        if (folder / name).is_file():
-            names = tuple(line.strip() for line in FolderTree(folder).text(name).splitlines() if line.strip())
-            if len(names) < count:
-                raise DataError(f"{len(names)} class names, labels go to {count - 1}", file=folder / name)
-            return names
-    return tuple(f"class_{i:04d}" for i in range(count))

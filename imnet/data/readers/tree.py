@@ -1,126 +1,207 @@
-"""A folder or a zip, seen alike: names of files, an entry of Items for each, small text files read."""
+"""A folder, a zip, a tar, or several archives side by side, seen alike: names of files, an entry of Items for each."""
 
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from imnet.data.readers.archive import list_zip
+from imnet.data.readers.archive import TarMember, list_tar, list_zip
+from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items, ZipMember
+from imnet.data.readers.rule import LeftOut, junk, junk_path
 from imnet.errors import DataError, IOFailure
 
 _MAX_TEXT_BYTES = 16 << 20
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif")
+# train/ and the class folders in it may be links; what lies behind more links than that is another place.
+_MAX_LINKS = 2
 
 
 class Tree(Protocol):
-    """What the readers need of a folder or a zip; names use ``/`` and are relative."""
+    """What the readers need. ``names``: every file that is not junk, with ``/``, folder by folder in sorted order;
+    ``folders``: every folder, empty ones too, where the form can tell; ``left``: the junk, counted."""
 
     path: Path
-
-    def names(self, under: str = "") -> list[str]: ...
-
-    def folders(self, under: str = "") -> list[str]: ...
+    names: list[str]
+    folders: set[str]
+    left: LeftOut
 
     def add(self, items: Items, name: str, label: int) -> None: ...
 
-    def text(self, name: str) -> str: ...
+    def read(self, name: str) -> bytes: ...
 
 
 class FolderTree:
-    """A folder. Linked folders are followed one level down (class folders are often links), never further."""
+    """A folder. Linked folders are followed, two deep and never in a circle."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.left, self.folders = path, LeftOut(), set[str]()
+        self.names: list[str] = []
+        self._absent: list[str] = []
 
-    def names(self, under: str = "") -> list[str]:
-        return sorted(self._walk(under))
+    @classmethod
+    def walked(cls, path: Path) -> FolderTree:
+        """A folder with all that is in it; one that was not walked only reads files by name."""
+        tree = cls(path)
+        tree._list()
+        return tree
 
-    def _walk(self, under: str) -> Iterator[str]:
-        top = self.path / under if under else self.path
-        for folder, folders, files in os.walk(top, onerror=_raise, followlinks=False):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = os.path.relpath(folder, self.path)
-            prefix = "" if inside == "." else inside.replace(os.sep, "/") + "/"
-            yield from (prefix + name for name in files if not name.startswith("."))
+    def _list(self) -> None:
+        self.names = in_order(list(self._walk("", (os.path.realpath(self.path),))))
+        if self._absent:
+            what = f"{len(self._absent)} links point at files that are not there"
+            raise DataError(what, file=self.path / self._absent[0], hint="git-annex and DVC: pull the files first")
 
-    def folders(self, under: str = "") -> list[str]:
-        try:
-            with os.scandir(self.path / under) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        except OSError as error:
-            raise IOFailure(f"cannot list: {error.strerror or error}", file=self.path / under) from error
+    def _walk(self, inside: str, chain: tuple[str, ...]) -> Iterator[str]:
+        for entry in _entries(self.path / inside):
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            reason = junk(entry.name)
+            if entry.is_dir():
+                yield from self._folder(entry, name, reason, chain)
+            elif reason or not entry.is_file():
+                self._other(entry, name, reason)
+            else:
+                yield name
+
+    def _folder(self, entry: os.DirEntry, name: str, reason: str | None, chain: tuple[str, ...]) -> Iterator[str]:
+        real = os.path.realpath(entry.path) if entry.is_symlink() else None
+        if reason:
+            count = 1 if real else sum(len(files) for _, _, files in os.walk(entry.path))
+            self.left.update({reason: count} if count else {})
+        elif real and (real in chain or len(chain) > _MAX_LINKS):
+            self.left["linked folder"] += 1
+        else:
+            self.folders.add(name)
+            yield from self._walk(name, (*chain, real) if real else chain)
+
+    def _other(self, entry: os.DirEntry, name: str, reason: str | None) -> None:
+        """Junk, a link to nothing, a pipe."""
+        if reason is None and entry.is_symlink() and not os.path.exists(entry.path):
+            self._absent.append(name)
+        else:
+            self.left[reason or "no regular file"] += 1
 
     def add(self, items: Items, name: str, label: int) -> None:
         items.add_file(name, label)
 
-    def text(self, name: str) -> str:
-        try:
-            with open(self.path / name, "rb") as file:
-                return _decoded(file.read(_MAX_TEXT_BYTES + 1), self.path / name)
-        except FileNotFoundError as error:
-            raise DataError(f"{name} is missing", file=self.path) from error
-        except OSError as error:
-            raise IOFailure(f"cannot read: {error.strerror or error}", file=self.path / name) from error
+    def read(self, name: str) -> bytes:
+        return read_file(self.path / name)
 
 
-class ZipTree:
-    """A zip, from its directory; nothing is extracted."""
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise IOFailure(f"cannot list: {error.strerror or error}", file=folder) from error
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        members = [member for member in list_zip(path) if not _hidden(member.name)]
-        self._members: dict[str, ZipMember] = {member.name: member for member in members}
-        self._sorted = sorted(self._members)
 
-    def names(self, under: str = "") -> list[str]:
-        if not under:
-            return list(self._sorted)
-        # "0" follows "/": everything below ``under`` lies between the two.
-        start, stop = (bisect_left(self._sorted, under + after) for after in ("/", "0"))
-        return self._sorted[start:stop]
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file, one more than allowed where it is too large."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_TEXT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise DataError(f"{path.name} is missing", file=path.parent) from error
+    except OSError as error:
+        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
 
-    def folders(self, under: str = "") -> list[str]:
-        skip = len(under) + 1 if under else 0
-        inner = (name[skip:] for name in self.names(under))
-        return sorted({name.split("/", 1)[0] for name in inner if "/" in name})
+
+class _ArchiveTree:
+    """An archive, from its directory; nothing is extracted."""
+
+    def __init__(self, path: Path, members: dict[str, ZipMember | TarMember], folders: set[str]) -> None:
+        self.path, self.left = path, LeftOut()
+        self._members: dict[str, ZipMember | TarMember] = {}
+        for name, member in members.items():
+            reason = junk_path(name)
+            if reason:
+                self.left[reason] += 1
+            else:
+                self._members[name] = member
+        self.names = in_order(list(self._members))
+        self.folders = {folder for folder in folders if not junk_path(folder)} | _parents(self.names)
 
     def add(self, items: Items, name: str, label: int) -> None:
-        if not items.files:
-            items.files.append(str(self.path))
-        items.add_zipped(name, label, 0, self._members[name])
+        file, member = items.file_number(str(self.path)), self._members[name]
+        if isinstance(member, ZipMember):
+            items.add_zipped(name, label, file, member)
+        else:
+            items.add_member(name, label, file, member.offset, member.size)
 
-    def text(self, name: str) -> str:
+    def read(self, name: str) -> bytes:
         if name not in self._members:
             raise DataError(f"{name} is missing", file=self.path)
         items = Items(self.path.parent)
         self.add(items, name, 0)
-        return _decoded(items.read(0), self.path, name)
+        return items.read(0)
 
 
-def tree(path: Path) -> FolderTree | ZipTree:
-    return FolderTree(path) if path.is_dir() else ZipTree(path)
+class ZipTree(_ArchiveTree):
+    def __init__(self, path: Path) -> None:
+        members, folders = list_zip(path)
+        super().__init__(path, {member.name: member for member in members}, folders)
 
 
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+class TarTree(_ArchiveTree):
+    """A tar, also gzipped; of two members with one name tar itself would keep the last, so two are refused."""
+
+    def __init__(self, path: Path, listed: list[TarMember] | None = None) -> None:
+        members: dict[str, ZipMember | TarMember] = {}
+        for member in listed if listed is not None else tar_members(path):
+            if member.name in members:
+                raise DataError("two members have this name", file=path, offset=member.name)
+            members[member.name] = member
+        super().__init__(path, members, set())
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith(".")
+class JoinedTree:
+    """Several archives, each as a folder that is called as its file (``train.zip`` and ``val.zip``)."""
+
+    def __init__(self, path: Path, trees: dict[str, Tree]) -> None:
+        self.path, self._trees, self.left = path, trees, LeftOut()
+        for tree_ in trees.values():
+            self.left.update(tree_.left)
+        self.names = in_order([f"{top}/{name}" for top, tree_ in trees.items() for name in tree_.names])
+        self.folders = {f"{top}/{name}" for top, tree_ in trees.items() for name in tree_.folders} | set(trees)
+
+    def add(self, items: Items, name: str, label: int) -> None:
+        top, _, inner = name.partition("/")
+        self._trees[top].add(items, inner, label)
+
+    def read(self, name: str) -> bytes:
+        top, _, inner = name.partition("/")
+        return self._trees[top].read(inner)
 
 
-def _decoded(data: bytes, path: Path, member: str | None = None) -> str:
+def tar_members(path: Path) -> list[TarMember]:
+    """The regular members of a tar, plain or gzipped."""
+    with open_tar(path) as tar:
+        return list(list_tar(tar, path))
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Sorted folder by folder, as a walk goes: ``cat/1`` before ``cat a/1``."""
+    return sorted(names, key=lambda name: name.replace("/", "\0"))
+
+
+def _parents(names: list[str]) -> set[str]:
+    out: set[str] = set()
+    for folder in {name.rpartition("/")[0] for name in names}:
+        while folder and folder not in out:
+            out.add(folder)
+            folder = folder.rpartition("/")[0]
+    return out
+
+
+def text(source: Tree, name: str) -> str:
+    """A small UTF-8 text file of a tree; DataError where it is none."""
+    data = source.read(name)
+    file, member = (source.path / name, None) if isinstance(source, FolderTree) else (source.path, name)
     if len(data) > _MAX_TEXT_BYTES:
-        raise DataError(f"text file has more than {_MAX_TEXT_BYTES} bytes", file=path, offset=member)
+        raise DataError(f"text file has more than {_MAX_TEXT_BYTES} bytes", file=file, offset=member)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error.reason}", file=path, offset=member or error.start) from error
-
-
-def _raise(error: OSError) -> None:
-    raise IOFailure(f"cannot list: {error.strerror or error}", file=error.filename) from error
+        raise DataError(f"not UTF-8 text: {error.reason} at byte {error.start}", file=file, offset=member) from error

@@ -1,0 +1,136 @@
+"""Labels of held-out pictures that lie in one flat folder or tar: lists beside them, by file name.
+
+ImageNet-1K has its validation labels in one of three files; Tiny ImageNet has ``val_annotations.txt``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imnet.data.readers.rule import LeftOut, junk
+from imnet.data.readers.tree import Tree, read_file, text
+from imnet.errors import DataError
+
+VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
+ANNOTATIONS = "val_annotations.txt"
+_SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_SOLUTION = "LOC_val_solution.csv"
+_CLSLOC = "map_clsloc.txt"
+LABEL_FILES = f"{_SYNSETS[0]}, {_SOLUTION}, or {_TRUTH} with {_CLSLOC},"
+
+
+@dataclass
+class Texts:
+    """The files right in one folder as a Tree: what lies beside an archive, or above the folder that was given."""
+
+    path: Path
+    names: list[str] = field(init=False)
+    folders: set[str] = field(default_factory=set)
+    left: LeftOut = field(default_factory=LeftOut)
+
+    def __post_init__(self) -> None:
+        truth = f"ILSVRC2012_devkit_t12/data/{_TRUTH}"
+        wanted = (*_SYNSETS, _SOLUTION, _TRUTH, _CLSLOC, truth)
+        self.names = [name for name in wanted if (self.path / name).is_file() and not junk(name)]
+
+    def add(self, items, name: str, label: int) -> None:
+        raise NotImplementedError("only texts are read here")
+
+    def read(self, name: str) -> bytes:
+        return read_file(self.path / name)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Labels by file name, and the files of the tree that they were read from."""
+
+    wnids: dict[str, str]
+    files: tuple[str, ...] = ()
+
+    def of(self, base: str) -> str | None:
+        return self.wnids.get(base)
+
+
+def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | None:
+    """The list for the flat pictures of the folder ``part``: in it, or in a folder above it, the nearest first. What
+    it says of Tiny ImageNet's pictures must be ``known`` classes."""
+    names, folder = set(source.names), part
+    annotations = f"{part}/{ANNOTATIONS}" if part else ANNOTATIONS
+    if annotations in names:
+        return Listed(_annotations(source, annotations, known), (annotations,))
+    while True:
+        found = _imagenet(source, names, f"{folder}/" if folder else "")
+        if found is not None or not folder:
+            break
+        folder = folder.rpartition("/")[0]
+    if found is None and source.path.is_dir():
+        found = beside(list(source.path.resolve().parents)[:3])
+    return found or (beside([source.path.resolve().parent]) if source.path.is_file() else None)
+
+
+def beside(folders: list[Path]) -> Listed | None:
+    """ImageNet-1K's validation labels from the first of the folders that holds any; they are no files of the tree."""
+    for folder in folders:
+        texts = Texts(folder)
+        found = _imagenet(texts, set(texts.names), "")
+        if found is not None:
+            return Listed(found.wnids)
+    return None
+
+
+def _annotations(source: Tree, listing: str, known: Container[str]) -> dict[str, str]:
+    """{file name: class} of ``val_annotations.txt``: name, wnid, then a box, split by tabs."""
+    labels: dict[str, str] = {}
+    for row, line in enumerate(text(source, listing).splitlines(), 1):
+        parts = line.split("\t")
+        if len(parts) < 2 or parts[1] not in known or parts[0] in labels:
+            got = f"got {line[:60]!r}; expected a new file name, a wnid of wnids.txt, and a box"
+            raise DataError(got, file=source.path, offset=f"{listing} line {row}")
+        labels[parts[0]] = parts[1]
+    return labels
+
+
+def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
+    """A synset list (one wnid a line, in picture order), Kaggle's solution table, or the devkit's numbers, which count
+    as ``map_clsloc.txt`` does."""
+    for name in _SYNSETS:
+        if prefix + name in names:
+            return _numbered(dict(enumerate(text(source, prefix + name).split(), 1)), prefix + name)
+    if prefix + _SOLUTION in names:
+        return _numbered(_solution(source, prefix + _SOLUTION), prefix + _SOLUTION)
+    for truth in (prefix + _TRUTH, f"{prefix}ILSVRC2012_devkit_t12/data/{_TRUTH}"):
+        if truth in names and prefix + _CLSLOC in names:
+            return _numbered(_devkit(source, prefix + _CLSLOC, truth), prefix + _CLSLOC, truth)
+    return None
+
+
+def _numbered(wnids: dict[int, str], *files: str) -> Listed:
+    return Listed({f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in wnids.items()}, files)
+
+
+def _solution(source: Tree, name: str) -> dict[int, str]:
+    out: dict[int, str] = {}
+    for row, line in enumerate(text(source, name).splitlines(), 1):
+        match = re.match(r"ILSVRC2012_val_(\d{8}),(n\d{8}) ", line)
+        if match is None and row > 1:
+            got = f"got {line[:60]!r}; expected ILSVRC2012_val_########,n######## ..."
+            raise DataError(got, file=source.path / name, offset=f"line {row}")
+        if match is not None:
+            out[int(match[1])] = match[2]
+    return out
+
+
+def _devkit(source: Tree, clsloc: str, truth: str) -> dict[int, str]:
+    rows = (line.split() for line in text(source, clsloc).splitlines())
+    wnid = {row[1]: row[0] for row in rows if len(row) >= 2}
+    out: dict[int, str] = {}
+    for line, number in enumerate(text(source, truth).split(), 1):
+        if number not in wnid:
+            raise DataError(f"class {number[:20]!r} is not in {_CLSLOC}", file=source.path / truth,
+                            offset=f"line {line}")  # fmt: skip
+        out[line] = wnid[number]
+    return out

@@ -1,0 +1,141 @@
+"""The one place that decides what a name means: which part of a set it names, what is junk, what is a picture.
+
+Folders, zips, tars, WebDataset and Parquet all ask here, so that the same files give the same set in any form.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+TRAIN, VAL, TEST = "train", "val", "test"
+_WORD = re.compile(
+    r"(?:(?P<train>train(?:ing)?|trn)"
+    r"|(?P<val>val(?:id(?:ation)?)?|dev(?:elopment)?)"
+    r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?))"
+    r"(?:sets?|data|images|imgs|splits?)?"
+)
+# Words that say nothing beside a split's name: ``training_set``, ``Test Images``, ``train-2017``.
+NEUTRAL = frozenset(
+    "set sets data dataset image images img imgs jpg jpeg png picture pictures photos split splits folder full".split()  # noqa: SIM905
+)
+_JUNK = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@__thumb", "#recycle", "$recycle.bin",
+     "lost+found", "system volume information", "__pycache__", "icon\r")
+)  # fmt: skip
+# What Pillow reads; AVIF and JPEG 2000 only where it was built with them.
+_PICTURES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
+)
+_OPTIONAL = {"avif": (".avif", ".avifs"), "jpg_2000": (".jp2", ".j2k", ".jpx")}
+_SHOWN_REASONS = 8
+
+
+class LeftOut(Counter[str]):
+    """How many files a reader left out, by reason; every reader returns one and everything prints its ``line``."""
+
+    def line(self) -> str:
+        """``left out: 6 files (.tif 4, hidden 2)``, most of them first; empty where nothing was left out."""
+        total = sum(self.values())
+        if not total:
+            return ""
+        ranked = sorted(self.items(), key=lambda entry: (-entry[1], entry[0]))
+        shown = [f"{reason} {count}" for reason, count in ranked[:_SHOWN_REASONS]]
+        rest = sum(count for _, count in ranked[_SHOWN_REASONS:])
+        return f"left out: {total} file{'s' * (total > 1)} ({', '.join(shown + [f'other {rest}'] * bool(rest))})"
+
+
+def junk(part: str) -> str | None:
+    """Why a file or folder of this name is never looked at (``hidden``, ``junk``), or None."""
+    if part.startswith(".") and part not in (".", ".."):
+        return "hidden"
+    return "junk" if part.lower() in _JUNK else None
+
+
+def junk_path(path: str) -> str | None:
+    """Why a file is never looked at: the first of its folders, or its own name, that is hidden or junk."""
+    return next(filter(None, map(junk, path.split("/"))), None)
+
+
+@lru_cache(maxsize=1)
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes of pictures, with their dot, in lower case."""
+    from PIL import features
+
+    built = (suffixes for feature, suffixes in _OPTIONAL.items() if features.check(feature))
+    return _PICTURES.union(*built)
+
+
+def is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in picture_suffixes()
+
+
+def suffix_reason(name: str) -> str:
+    """The reason under which a file that is no picture is counted: its suffix."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if 1 < len(suffix) <= 12 else "no suffix"
+
+
+def _words(name: str) -> Iterable[list[str]]:
+    """The words of a name: as they stand, then with ``TrainSet`` taken apart."""
+    yield re.findall(r"[a-z]+", name.lower())
+    yield [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _meaning(word: str) -> str | None:
+    match = _WORD.fullmatch(word)
+    return match.lastgroup if match else None
+
+
+def split_of(folder: str) -> str | None:
+    """Which part (train, val, test) a folder is called, if its name says nothing else: TEST, training_set, valid.
+
+    ``latest``, ``carnival``, ``bullet_train`` and ``trainval`` are no parts.
+    """
+    for words in _words(folder):
+        meanings = [_meaning(word) for word in words if word not in NEUTRAL]
+        if len(meanings) == 1 and meanings[0]:
+            return meanings[0]
+    return None
+
+
+def split_in(stem: str) -> set[str]:
+    """The parts that the words of a file's name name: ``imagenet-train-000017`` is {train}, ``latest-7`` is {}."""
+    for words in _words(stem):
+        found = {meaning for word in words if (meaning := _meaning(word))}
+        if found:
+            return found
+    return set()
+
+
+def parts_among(folders: Iterable[str]) -> dict[str, list[str]]:
+    """{part: folders that are called so} of folders side by side.
+
+    ``seg_train`` beside ``seg_test`` counts, because the rest of the two names is the same; ``bullet_train`` alone does
+    not: that is a class.
+    """
+    names = sorted(folders)
+    plain: dict[str, list[str]] = {}
+    for name in names:
+        if meaning := split_of(name):
+            plain.setdefault(meaning, []).append(name)
+    return plain or _decorated(names)
+
+
+def _decorated(names: list[str]) -> dict[str, list[str]]:
+    by_rest: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        words = next(iter(_words(name)))
+        meanings = [meaning for word in words if (meaning := _meaning(word))]
+        if len(meanings) == 1:
+            rest = tuple(word for word in words if not _meaning(word))
+            by_rest.setdefault(rest, {}).setdefault(meanings[0], []).append(name)
+    return next((parts for parts in by_rest.values() if TRAIN in parts and len(parts) > 1), {})
+
+
+def shown(name: str) -> str:
+    """A name that any terminal and file can hold: bytes that are not UTF-8 become ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,139 @@
+"""Files that hold a part of a set each (tars, Parquet): which part, whether all are there, and labels that fit."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from imnet.data.readers.base import Choice
+from imnet.data.readers.items import Items
+from imnet.data.readers.rule import TEST, TRAIN, VAL, shown, split_in
+from imnet.errors import DataError
+
+_OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
+_MAX_CLASSES = 1_000_000
+
+
+@dataclass
+class Labels:
+    """Labels as they are met, numbers or words, and the class names in the end."""
+
+    path: Path
+    words: dict[str, int] = field(default_factory=dict)
+    met: dict[str, str] = field(default_factory=dict)
+
+    def number(self, value: int | str, where: str) -> int | None:
+        """A number for a label, None where it says that there is none (-1); words are numbered as they come."""
+        kind = "number" if isinstance(value, int) else "word"
+        self.met.setdefault(kind, f"{value!r} ({where})")
+        if len(self.met) > 1:
+            what = f"labels are numbers and words: {self.met['number']} and {self.met['word']}"
+            raise DataError(what, file=self.path)
+        if isinstance(value, str):
+            return self.words.setdefault(value, len(self.words))
+        return None if value == -1 else value
+
+    def names(self, splits: dict[str, Items]) -> tuple[str, ...]:
+        """The classes of words, sorted, and the labels of ``splits`` numbered by them; () where labels are numbers."""
+        if not self.words:
+            return ()
+        names = sorted(self.words)
+        place = np.empty(len(names), dtype=np.int64)
+        place[[self.words[name] for name in names]] = np.arange(len(names))
+        for items in splits.values():
+            items.relabel(place[items.labels()])
+        return tuple(names)
+
+
+def check_number(value: int, **where) -> int:
+    """A class number that can be one; DataError otherwise. -1 stands for none."""
+    if not -1 <= value < _MAX_CLASSES:
+        raise DataError(f"label is {value}; allowed 0..{_MAX_CLASSES - 1}, or -1 for none", **where)
+    return value
+
+
+def by_split(parts: dict[str, list]) -> dict[str, list]:
+    """{split: files} of {part: files}: val is what training looks at, a test set beside it is kept for the end."""
+    held = VAL if VAL in parts else TEST
+    names = {TRAIN: "train", held: "test"} | ({TEST: "final"} if held == VAL else {})
+    return {names[part]: parts[part] for part in (TRAIN, VAL, TEST) if part in parts}
+
+
+def parts_of(files: list[str], path: Path, choice: Choice, notes: list[str]) -> dict[str, list[str]]:
+    """{part: files}, from the words of their names or else of their folders; unmarked ones are for training.
+
+    DataError for a name of two parts, two spellings of one part, unmarked files beside marked training files, and
+    shards that ``-of-N`` announces and that are not there.
+    """
+    parts: dict[str, list[str]] = defaultdict(list)
+    words: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in files:
+        part, word = _part(name, path)
+        parts[part].append(name)
+        words[part].setdefault(word, name)
+    for part, spelled in words.items():
+        if len(spelled) > 1:
+            first, second = list(spelled.values())[:2]
+            what = f"{shown(first)} and {shown(second)} name one part ({part or TRAIN}) in two ways"
+            raise DataError(what, file=path, hint="keep one of them, or give the files of one set a name of their own")
+    if "" in parts and TRAIN in parts:
+        what = f"{shown(parts[''][0])} names no part of the set, beside {shown(parts[TRAIN][0])}"
+        raise DataError(what, file=path, hint="is it for training? give it a name with train, val or test, or move it")
+    if "" in parts:
+        parts[TRAIN] = parts.pop("")
+    _refuse_missing(files, path, choice, notes)
+    return dict(parts)
+
+
+def _part(name: str, path: Path) -> tuple[str, str]:
+    """(part, the word for it) of a file: its own name, else the nearest folder that says one; ('', '') for none."""
+    *folders, base = name.split("/")
+    stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|zip)$", "", base, flags=re.IGNORECASE)
+    own = split_in(stem)
+    above = next((found for folder in reversed(folders) if (found := split_in(folder))), set[str]())
+    if len(own) > 1 or len(above) > 1 or (own and above and own != above):
+        what = f"its name says {' and '.join(sorted(own | above))}: which part of the set is it?"
+        raise DataError(what, file=path, offset=shown(name))
+    found = next(iter(own or above), "")
+    source = stem if own else next((folder for folder in reversed(folders) if split_in(folder)), "")
+    return found, next((word for word in re.findall(r"[a-z]+", source.lower()) if split_in(word)), "") if found else ""
+
+
+def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[str]) -> None:
+    announced: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for name in files:
+        if match := _OF.fullmatch(name):
+            # datasets puts a hash of its own behind the count: train-00000-of-00002-1359597a978bc4fa.parquet.
+            announced[match[1], match[3], re.sub(r"-[0-9a-f]{8,}", "", match[4])].add(int(match[2]))
+    absent = []
+    for (before, total, after), there in announced.items():
+        first = 0 if 0 in there or int(total) not in there else 1
+        absent += [f"{before}{i:0{len(total)}d}-of-{total}{after}" for i in range(first, first + int(total))
+                   if i not in there]  # fmt: skip
+        if len(absent) > 100_000:
+            raise DataError(f"{before}...-of-{total}: more shards are announced than can be", file=path)
+    if absent and not choice.allow_missing:
+        what = f"{len(absent)} shards are missing, the first is {shown(absent[0])}"
+        raise DataError(what, file=path, hint="get them, or go on without by --allow-missing")
+    if absent:
+        notes.append(f"{len(absent)} shards are missing, the first is {shown(absent[0])}")
+
+
+def note_gaps(splits: dict[str, Items], count: int, notes: list[str]) -> None:
+    """``note_absent`` for the training pictures, where there are any."""
+    if "train" in splits:
+        note_absent(splits["train"].labels(), count, notes)
+
+
+def note_absent(labels: np.ndarray, count: int, notes: list[str]) -> None:
+    """A note where a class number has no training picture: labels that count from 1, or a class that is not there."""
+    absent = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
+    if len(labels) and len(absent):
+        hint = "; do labels count from 1?" if absent.tolist() == [0] else ""
+        notes.append(
+            f"{len(absent)} of {count} classes have no training pictures, the first is number {absent[0]}{hint}"
+        )

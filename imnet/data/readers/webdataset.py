@@ -1,0 +1,170 @@
+"""WebDataset shards: tars in which neighbouring members with one key are a sample: a picture and its label."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from imnet.data.readers.archive import TarMember, list_tar
+from imnet.data.readers.base import Choice, Found
+from imnet.data.readers.gzipped import open_tar
+from imnet.data.readers.items import Items
+from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
+from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
+from imnet.data.readers.tree import FolderTree, Tree, text
+from imnet.errors import DataError
+
+LABELS = ("cls", "cls.txt", "json")
+_MAX_LABEL_BYTES = 1 << 16
+_NAME_FILES = ("classnames.txt", "classes.txt")
+
+
+class _Shards:
+    """The shards of a set while they are read."""
+
+    def __init__(self, folder: Path, choice: Choice) -> None:
+        self.folder, self.choice = folder, choice
+        self.labels, self.left = Labels(folder), LeftOut()
+
+    def add(self, items: Items, tar: Path) -> None:
+        number = items.file_number(str(tar))
+        with open_tar(tar) as file:
+            for key, group in groupby(self._members(file, tar), key=_key):
+                self._sample(items, number, file, tar, key, list(group))
+
+    def _members(self, file: BinaryIO, tar: Path):
+        for member in list_tar(file, tar):
+            reason = junk_path(member.name)
+            if reason:
+                self.left[reason] += 1
+            else:
+                yield member
+
+    def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[TarMember]) -> None:
+        kinds = Counter(_extension(member) for member in members)
+        twin = next((kind for kind, count in kinds.items() if count > 1), None)
+        if twin is not None:
+            what = f"neighbouring samples have one key: {kinds[twin]} members {key}.{twin}"
+            raise DataError(what, file=tar, offset=shown(key)[:200], hint="give each sample a key of its own")
+        pictures = [member for member in members if is_picture(member.name)]
+        labels = {member: label for member in members if (label := read_label(file, member, tar)) is not None}
+        if not pictures and not labels:
+            self.left.update(suffix_reason(member.name) for member in members)
+            return
+        picture = self._picture(tar, key, pictures, kinds)
+        if not labels:
+            raise DataError(f"sample has no .cls or .json label; it has {_seen(kinds)}", file=tar, offset=key[:200],
+                            hint="a key ends at its first dot" if "." in next(iter(kinds)) else None)  # fmt: skip
+        label = _agreed(labels, tar, key)
+        self.left.update(suffix_reason(m.name) for m in members if m is not picture and m not in labels)
+        known = self.labels.number(label, f"{tar.name}: {shown(key)}")
+        if known is None:
+            self.left["unlabelled"] += 1
+        else:
+            items.add_member(picture.name, known, number, picture.offset, picture.size)
+
+    def _picture(self, tar: Path, key: str, pictures: list[TarMember], kinds: Counter[str]) -> TarMember:
+        wanted = self.choice.image_key
+        if wanted is not None:
+            pictures = [member for member in pictures if _extension(member) == wanted.lower().lstrip(".")]
+        if len(pictures) == 1:
+            return pictures[0]
+        if not pictures:
+            lacks = "no picture" if wanted is None else f"no picture .{wanted}"
+            what = f"sample has {lacks}; it has {_seen(kinds)}"
+            raise DataError(what, file=tar, offset=key[:200], hint="members of a sample must be neighbours in the tar")
+        kinds_seen = [_extension(member) for member in pictures]
+        what = f"sample has {len(pictures)} pictures ({', '.join(kinds_seen)})"
+        plain = [kind for kind in kinds_seen if "." not in kind]
+        hint = f"choose one: --image-key {plain[0]}" if plain else "a key ends at its first dot; --image-key chooses"
+        raise DataError(what, file=tar, offset=key[:200], hint=hint)
+
+
+def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | None:
+    """The set in the tars ``tars`` of a folder, or in the tar that ``source.path`` is; None without samples."""
+    path = source.path
+    folder, notes = (path if path.is_dir() else path.parent), []
+    shards = _Shards(folder, choice)
+    splits: dict[str, Items] = {}
+    for split, files in by_split(parts_of(tars, folder, choice, notes)).items():
+        splits[split] = Items(folder)
+        for name in files:
+            shards.add(splits[split], folder / name)
+    for split in [split for split, items in splits.items() if not len(items)]:
+        del splits[split]
+    if not splits:
+        if shards.left["unlabelled"]:
+            raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=path)
+        return None
+    names = shards.labels.names(splits)
+    listed, file = ((), None) if names else _class_names(folder)
+    highest = max(int(items.labels().max()) for items in splits.values())
+    if listed and len(listed) <= highest:
+        raise DataError(f"{len(listed)} class names, labels go to {highest}", file=folder / (file or ""))
+    names = names or listed or tuple(f"class_{i:04d}" for i in range(highest + 1))
+    note_gaps(splits, len(names), notes)
+    if path.is_dir():
+        shards.left.update(source.left)
+        shards.left.update(suffix_reason(name) for name in source.names if name not in {*tars, file})
+    return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
+
+
+def _key(member: TarMember) -> str:
+    folder, slash, base = member.name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _extension(member: TarMember) -> str:
+    return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
+
+
+def _seen(kinds: Counter[str]) -> str:
+    return ", ".join(f".{kind}" for kind in list(kinds)[:6])
+
+
+def _agreed(labels: dict[TarMember, int | str], tar: Path, key: str) -> int | str:
+    """The one label of a sample that may say it twice."""
+    values = set(labels.values())
+    if len(values) > 1:
+        said = " and ".join(f"{value!r} in .{_extension(member)}" for member, value in labels.items())
+        raise DataError(f"sample has two labels: {said}", file=tar, offset=shown(key)[:200])
+    return values.pop()
+
+
+def is_label(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].partition(".")[2].lower() in LABELS
+
+
+def read_label(file: BinaryIO, member: TarMember, tar: Path) -> int | str | None:
+    """What a ``.cls`` or ``.cls.txt`` member says, or the field ``label`` or ``cls`` of a ``.json`` one: a number, or a
+    word that names the class. None where the member is no label."""
+    if not is_label(member.name):
+        return None
+    if member.size > _MAX_LABEL_BYTES:
+        raise DataError(f"label has {member.size} bytes; allowed {_MAX_LABEL_BYTES}", file=tar, offset=member.name)
+    raw = os.pread(file.fileno(), member.size, member.offset)
+    try:
+        value = _field(json.loads(raw)) if member.name.lower().endswith("json") else raw.decode("utf-8").strip()
+        value = int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
+    except (ValueError, RecursionError) as error:
+        raise DataError("label is neither a number nor a word", file=tar, offset=shown(member.name)) from error
+    if value == "" or (isinstance(value, str) and len(value.splitlines()) > 1):
+        raise DataError("label is neither a number nor a word", file=tar, offset=shown(member.name))
+    return check_number(value, file=tar, offset=shown(member.name)) if isinstance(value, int) else value
+
+
+def _field(record: object) -> int | str | None:
+    value = record.get("label", record.get("cls")) if isinstance(record, dict) else None
+    return value if type(value) in (int, str) else None
+
+
+def _class_names(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    for name in _NAME_FILES:
+        if (folder / name).is_file():
+            lines = text(FolderTree(folder), name).splitlines()
+            return tuple(line.strip() for line in lines if line.strip()), name
+    return (), None
