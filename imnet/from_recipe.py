@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from imnet import data, defaults, models
+from imnet import change, data, defaults, models
 from imnet.data import pipelines
 from imnet.data.order import Order
 from imnet.data.pipelines import Pipeline, Setting
@@ -61,6 +61,7 @@ def prepare(
         pipeline_reason=reason,
         execution=execution,
         parameters=sum(p.numel() for p in step.params),
+        before=change.history(began, recipe, place.precision),
     )
     return setup, step
 

@@ -34,6 +34,8 @@ class Setup:
     pipeline_reason: str
     execution: Execution
     parameters: int
+    before: tuple[dict[str, Any], ...] = ()
+    """The configurations that the folder had earlier (--allow-change), oldest first; at rank 0."""
 
     @property
     def num_steps(self) -> int:

@@ -41,6 +41,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
+            self._lock.seek(0)
+            self._found = self._lock.read()
             probe = path / f".probe.{os.getpid()}"
             probe.write_bytes(b"imnet")
             probe.unlink()
@@ -52,8 +54,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+            holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
             raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
         self._lock.truncate(0)
@@ -61,6 +62,9 @@ class RunFolder:
         self._lock.flush()
 
     def close(self) -> None:
+        """Free for others, and the lock's text as it was found: a command that was refused has changed no byte."""
+        self._lock.truncate(0)
+        self._lock.write(self._found)
         self._lock.close()
 
     def read_run(self) -> dict[str, Any] | None:
@@ -79,7 +83,9 @@ class RunFolder:
         old = run["recipe"] | {"precision": run["precision"]}
         changed = difference(old, to_dict(recipe) | {"precision": precision})
         what = f"the folder holds a run of another configuration ({changed})"
-        raise UsageError(what, file=self.path, hint="choose another --out, or resume it all the same: --allow-change")
+        longer = changed == f"epochs was {old['epochs']}, is {recipe.epochs}" and recipe.epochs > old["epochs"]
+        do = "extend it" if longer else "go on with it all the same"
+        raise UsageError(what, file=self.path, hint=f"choose another --out, or {do}: --allow-change")
 
     def write_config(self, text: str) -> None:
         write_atomic(self.path / "config.yaml", text)
@@ -98,9 +104,9 @@ def read_run(path: Path) -> dict[str, Any] | None:
         raise IOFailure(f"run.json is unreadable: {error}", file=path, hint="choose another --out") from error
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
     """The first few values that differ, as ``name was 1, is 2``."""
-    return ", ".join(_differences(old, new, prefix)[:3])
+    return ", ".join(_differences(old, new, "")[:most])
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:

@@ -164,7 +164,8 @@ class TrainStep:
         self.net.load_state_dict(tensors["model"])
         optimisers.load_state_tensors(self.optimizer, tensors.get("state", {}))
         if self.ema is not None:
-            self.ema.averaged.load_state_dict(tensors["ema"])
+            # An average that the checkpoint does not have begins at its weights.
+            self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
 
 
 class CapturedStep:
