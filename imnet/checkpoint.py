@@ -60,7 +60,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         for stem, named in tensors.items():
             plain = {k: v.detach().cpu().contiguous() for k, v in named.items()}
             save_file(plain, temporary / f"{stem}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         _write_manifest(temporary)
         if final.exists():  # damaged, or of an earlier configuration (--allow-change)
             final.rename(replaced)
@@ -108,7 +108,7 @@ def load(folder: Path, config_hash: str | None = None) -> Checkpoint | None:
 def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     """A checkpoint that is known to verify (rank 0 has checked it)."""
     tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text()), skipped)
+    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
 def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
@@ -131,7 +131,7 @@ def _write_manifest(folder: Path) -> None:
         _fsync(path)
         files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1))
+    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
     _fsync(manifest)
     _fsync(folder)
 
@@ -139,7 +139,7 @@ def _write_manifest(folder: Path) -> None:
 def _problem(folder: Path) -> str | None:
     """Why this checkpoint cannot be trusted, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             path = folder / name
             if path.stat().st_size != expected["bytes"]:

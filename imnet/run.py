@@ -88,7 +88,7 @@ class Run:
             return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
 
     def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
-        raw = yaml.safe_load((self.path / "config.yaml").read_text())
+        raw = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         precision = self.info["precision"] if device_name in ("auto", self.info["device"]) else "auto"
         kept = ("threads", "pipeline", "workers", "on_bad_image")
         values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}

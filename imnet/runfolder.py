@@ -9,11 +9,13 @@ report.html    see imnet.report
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -25,6 +27,9 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
 from imnet.run_options import RunOptions
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What flock answers on a file system without locks, as NFS often is."""
+
 
 def default_path(recipe: Recipe, precision: str) -> Path:
     """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another."""
@@ -34,7 +39,7 @@ def default_path(recipe: Recipe, precision: str) -> Path:
 class RunFolder:
     """An open, locked run folder. The lock goes with the process, so a killed run blocks nobody."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lock: bool = True):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -48,12 +53,17 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
-        self._take_lock()
+        if lock:
+            self._take_lock()
 
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                what = f"this file system has no locks ({error.strerror})"
+                hint = "--no-lock goes on without: then nothing keeps a second run from writing here"
+                raise IOFailure(what, file=self.path, hint=hint) from error
             holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
             raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
@@ -66,6 +76,25 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(self._found)
         self._lock.close()
+
+    def check_room(self, num_bytes: int) -> None:
+        """IOFailure where a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
+        free = shutil.disk_usage(self.path).free
+        probe = self.path / f".probe.{os.getpid()}"
+        try:
+            if free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Quotas and limits of a file's size are not in what the disk says.
+            with probe.open("wb") as f:
+                os.posix_fallocate(f.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return  # cannot be asked here
+            what = f"no room for a checkpoint of {-(-num_bytes >> 20):,} MiB: {error.strerror}"
+            hint = f"{free >> 20:,} MiB free; make room, or choose another --out"
+            raise IOFailure(what, file=self.path, hint=hint) from error
+        finally:
+            probe.unlink(missing_ok=True)
 
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None in a new folder."""
@@ -97,7 +126,7 @@ class RunFolder:
 def read_run(path: Path) -> dict[str, Any] | None:
     """run.json of a run folder, or None where there is none."""
     try:
-        return json.loads((path / "run.json").read_text())
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

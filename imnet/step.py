@@ -159,6 +159,11 @@ class TrainStep:
             found["ema"] = self.ema.averaged.state_dict()
         return found
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors of a checkpoint; an optimiser that makes its state in the first step is not counted."""
+        return sum(t.numel() * t.element_size() for named in self.tensors().values() for t in named.values())
+
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of ``tensors``."""
         self.net.load_state_dict(tensors["model"])

@@ -49,7 +49,7 @@ class Trainer:
         self.folder: runfolder.RunFolder | None = None
         assert options.out is not None
         if world.is_main:
-            self.folder = runfolder.RunFolder(Path(options.out))
+            self.folder = runfolder.RunFolder(Path(options.out), options.lock)
             self.folder.check_same(recipe, options, place.precision)
         self.began = self.folder.read_run() if self.folder is not None else None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began)
@@ -98,6 +98,7 @@ class Trainer:
         self.state.warm_up_s = time.perf_counter() - start
         self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
         if self.folder is not None:
+            self.folder.check_room(self.step_fn.num_bytes)
             # A change was allowed once, not for every later start with this file.
             self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
             self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
