@@ -106,10 +106,10 @@ def _check(values: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = Parser(prog="imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    top = Parser(prog="imnet-bench", description=(__doc__ or "").split("\n\n")[0])
     parts = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, (text, extend) in _PARTS.items():
-        part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+        part = parts.add_parser(name, help=text, description=text)
         _common(part)
         extend(part)
     return top

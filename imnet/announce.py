@@ -17,8 +17,10 @@ from imnet.recipe_json import to_dict
 from imnet.run_state import RunState, Setup
 
 
-def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None) -> list[str]:
-    """The lines that a run begins with."""
+def header(
+    setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None, notes: list[str]
+) -> list[str]:
+    """The lines that a run begins with; ``notes`` are those of a changed configuration."""
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
@@ -41,7 +43,7 @@ def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkp
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
-    return [*lines, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+    return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:
@@ -54,6 +56,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "status": status,
         "config_hash": setup.config_hash,
         "recipe": to_dict(setup.recipe),
+        "before": list(setup.before),
         "precision": setup.place.precision,
         "device": str(setup.place.device.type),
         "num_ranks": setup.world.size,

@@ -37,8 +37,6 @@ def _train(argv: list[str]) -> int:
         print(parser.help_text(), end="")
         return 0
     request = options.parse(argv)
-    for note in request.notes:
-        print(f"note       {note}", file=sys.stderr)
     asked = {word.partition(":")[0]: word.partition(":")[2] for word in request.ask}
     if "list" in asked:
         from imnet import listing
@@ -46,6 +44,7 @@ def _train(argv: list[str]) -> int:
         print(listing.table(asked["list"]))
         return 0
     if "show_config" in asked:
+        print("".join(f"# {note}\n" for note in request.notes), end="")
         print(options.dump_config(request.recipe, request.options), end="")
         return 0
     if "doctor" in asked:
@@ -53,6 +52,8 @@ def _train(argv: list[str]) -> int:
 
         print(doctor.text())
         return 0
+    for note in request.notes:
+        print(f"note       {note}")
     if "dry_run" in asked:
         from imnet import dryrun
 
@@ -87,12 +88,12 @@ def _report(argv: list[str]) -> int:
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, default=None, help="where the comparison goes (default: comparison.html)")
+    parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
     values = parser.parse_args(argv)
     from imnet import report
 
     if len(values.runs) == 1:
-        print(report.render(values.runs[0]))
+        print(report.render(values.runs[0], values.out))
     else:
         print(report.compare(values.runs, values.out or Path("comparison.html")))
     return 0

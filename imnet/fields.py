@@ -45,6 +45,8 @@ class Range:
             return "a positive number"
         if self.low is not None and self.high == MANY:
             return f"{self.low:,g} or more"
+        if self.low is not None and self.high is not None:
+            return f"{self.low:,g} to {self.high:,g}"
         told = [
             f"{self.low:,g} or more" if self.low is not None else "",
             f"above {self.above:,g}" if self.above is not None else "",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from imnet import data, defaults, models, weights
+from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
 from imnet.data.order import Order
 from imnet.data.pipelines import Pipeline, Setting
@@ -66,6 +66,7 @@ def prepare(
         execution=execution,
         parameters=sum(p.numel() for p in net.parameters()),
         weights=given or kept_weights(began),
+        before=change.history(began, recipe, place.precision),
     )
     return setup, step
 
@@ -102,13 +103,17 @@ def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -
         options.data_dir,
         image_px=d.image_px,
         split=d.split,
-        num_classes=d.num_classes,
+        num_classes=d.num_classes if d.name in data.GENERATED else None,
         channels=d.channels,
         train_images=d.train_images,
         test_images=d.test_images,
     )
     if world is not None and world.is_main:
         world.barrier()
+    found = len(loaded.class_names)
+    if found != d.num_classes:
+        what = f"got data.num_classes = {d.num_classes} for {d.name}, which has {found} classes"
+        raise UsageError(what, hint=f"give --num-classes {found}")
     return loaded
 
 

@@ -167,6 +167,9 @@ def _connect(world: World, device: torch.device) -> None:
             timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
         )
     except (RuntimeError, dist.DistError) as error:
+        if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
+            what = f"port {port} of {host} is in use, at which the ranks would meet"
+            raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
         what = f"rank {world.rank} of {world.size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
         raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
 

@@ -28,7 +28,7 @@ from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
-FIRST = ("config", "recipe", "model", "optim.kind", "schedule.kind", "optim.lr", "model_options")
+FIRST = ("config", "recipe", "model", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
 """What decides which options exist, and with which defaults."""
 
 
@@ -132,6 +132,11 @@ def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> t
     if model and model != base.model:
         given = first["model_options"] is not None or "model_options" in file_values
         base, notes = (replace(base, model=model, model_options={}), ()) if given else _with_model(base, model)
+    given = file_values.get("data")
+    dataset = first["data.name"] or (given.get("name") if isinstance(given, dict) else None)
+    if dataset and dataset != base.data.name:
+        base, more = _with_data(base, str(dataset))
+        notes += more
     for part, kinds in KINDS.items():
         given = file_values.get(part)
         given = given if isinstance(given, dict) else {}
@@ -153,6 +158,18 @@ def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:
     gone = ", ".join(f"{name} = {value}" for name, value in base.model_options.items() if name not in taken)
     notes = (f"{model} has no {gone} (model_options of {base.name}): left out",) if gone else ()
     return replace(base, model=model, model_options=kept), notes
+
+
+def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with another data set, taken whole: sizes and split were meant for the recipe's own."""
+    old = base.data
+    if dataset in ("shapes", "synthetic"):
+        return replace(base, data=replace(old, name=dataset, split=None)), ()
+    new = replace(old, name=dataset, split=None, train_images=None, test_images=None)
+    meant = ("split", "train_images", "test_images")
+    gone = ", ".join(f"data.{n} = {getattr(old, n)}" for n in meant if getattr(old, n) is not None)
+    notes = (f"{dataset} is taken whole: {gone} of {base.name} left out",) if gone else ()
+    return replace(base, data=new), notes
 
 
 def _no_recipe(model: str) -> str:

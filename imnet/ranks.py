@@ -21,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from imnet.command import printable
 from imnet.errors import DeviceError, ImnetError, Preempted
 from imnet.launch import leave
 
@@ -158,6 +159,7 @@ class _Group:
 
 def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) -> None:
     """A rank's process: what it fails with goes to the launcher, which says it once for all."""
+    printable()
     try:
         code = entry(*args)
     except ImnetError as error:

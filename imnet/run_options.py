@@ -67,6 +67,10 @@ class RunOptions:
         default="auto",
         metadata=about("auto: go on where a run of the same configuration stopped; never: refuse a used folder"),
     )
+    lock: bool = field(
+        default=True,
+        metadata=about("take the run folder's lock; --no-lock on a file system without locks: keep other runs out"),
+    )
     allow_change: bool = field(
         default=False, metadata=about("go on with another configuration, e.g. more epochs, where that is possible")
     )

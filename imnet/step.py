@@ -168,12 +168,18 @@ class TrainStep:
             found["ema"] = self.ema.averaged.state_dict()
         return found
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors of a checkpoint; an optimiser that makes its state in the first step is not counted."""
+        return sum(t.numel() * t.element_size() for named in self.tensors().values() for t in named.values())
+
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of ``tensors``."""
         self.net.load_state_dict(tensors["model"])
         optimisers.load_state_tensors(self.optimizer, tensors.get("state", {}))
         if self.ema is not None:
-            self.ema.averaged.load_state_dict(tensors["ema"])
+            # An average that the checkpoint does not have begins at its weights.
+            self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
 
 
 class CapturedStep:

@@ -82,11 +82,11 @@ def _data(values: argparse.Namespace, argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Where the time of a training goes, and how far from the roof it is."
-    parser = Parser(prog="imnet-profile", description=about, allow_abbrev=False)
+    parser = Parser(prog="imnet-profile", description=about)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
-    _add_step(commands.add_parser("step", help="real training steps, operator by operator", allow_abbrev=False))
-    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case", allow_abbrev=False))
-    _add_data(commands.add_parser("data", help="the data path, stage by stage", allow_abbrev=False))
+    _add_step(commands.add_parser("step", help="real training steps, operator by operator"))
+    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case"))
+    _add_data(commands.add_parser("data", help="the data path, stage by stage"))
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
