@@ -16,11 +16,12 @@ from imnet.recipe import Recipe, replace
 from imnet.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from imnet.classifier import Classifier
     from imnet.run import Run
 
 recipes = RECIPES
 
-__all__ = ["ImnetError", "Recipe", "load_run", "recipes", "replace", "train"]
+__all__ = ["ImnetError", "Recipe", "load", "load_run", "recipes", "replace", "train"]
 
 
 def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
@@ -40,3 +41,10 @@ def load_run(path: str) -> Run:
     from imnet.run import Run
 
     return Run(path)
+
+
+def load(path: str) -> Classifier:
+    """The classifier in a file that imnet-export wrote (safetensors)."""
+    from imnet.classifier import load as load_file
+
+    return load_file(path)

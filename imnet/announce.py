@@ -10,6 +10,7 @@ import imnet_kernels.tier
 import torch
 
 from imnet import checkpoint, data, report, runfolder
+from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
@@ -67,6 +68,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "fingerprint": setup.dataset.fingerprint,
             "train_images": len(setup.train_data),
             "test_images": len(setup.test_data),
+            "encoded": isinstance(setup.dataset.test, EncodedSplit),
             "class_names": list(setup.dataset.class_names),
         },
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},

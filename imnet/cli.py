@@ -1,4 +1,4 @@
-"""The commands: imnet-train, imnet-eval, imnet-report. An error is ONE line and an exit code by class."""
+"""The commands: imnet-train, -eval, -predict, -export, -report. An error is ONE line and an exit code by class."""
 
 from __future__ import annotations
 
@@ -80,6 +80,53 @@ def _evaluate(argv: list[str]) -> int:
     from imnet.run import evaluate_run
 
     print(evaluate_run(values.run, data_dir=values.data_dir, device_name=values.device, flip=not values.no_flip))
+    return 0
+
+
+def predict_main(argv: list[str] | None = None) -> int:
+    """imnet-predict RUN PICTURE ..."""
+    return guarded("imnet-predict", _predict, argv)
+
+
+def _predict(argv: list[str]) -> int:
+    parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
+    parser.add_debug()
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or a .safetensors of imnet-export")
+    told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (5)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (64)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a line of JSON a picture")
+    form.add_argument("--csv", action="store_true", help="a table: picture, rank, class, probability, error")
+    values = parser.parse_args(argv)
+    from imnet import predict
+
+    return predict.run(values)
+
+
+def export_main(argv: list[str] | None = None) -> int:
+    """imnet-export RUN --to FORMAT."""
+    return guarded("imnet-export", _export, argv)
+
+
+def _export(argv: list[str]) -> int:
+    about = "A run's network as a file for elsewhere, judged against the run before it is kept."
+    parser = Parser(prog="imnet-export", description=about)
+    parser.add_debug()
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--to", choices=("safetensors", "onnx", "pt2", "timm"), required=True, help="which form")
+    told = "file, for timm a folder (default: in the run folder)"
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help=told)
+    parser.add_argument("--data-dir", default=None, help="folder of the data set; for networks with a mean image only")
+    values = parser.parse_args(argv)
+    from imnet.export import export
+    from imnet.run import Run
+
+    suffix = "" if values.to == "timm" else f".{values.to}"
+    out = values.out or values.run / f"{'timm' if values.to == 'timm' else 'model'}{suffix}"
+    print(export(Run(values.run).classifier(data_dir=values.data_dir), values.to, out))
     return 0
 
 

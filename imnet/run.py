@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from imnet import checkpoint, device
 from imnet.announce import write_evaluation
+from imnet.classifier import Card, Classifier, Picture
 from imnet.command import suggest
+from imnet.data.pipelines.batches import mean_image
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.from_recipe import build_network, build_pipelines, load_data
@@ -71,6 +74,33 @@ class Run:
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
+
+    def classifier(self, *, data_dir: str | None = None) -> Classifier:
+        """The same with all that it needs to judge pictures; ``data_dir`` is only looked at for a mean image."""
+        r = self.recipe
+        last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
+        card = Card(
+            model=r.model,
+            model_options=dict(r.model_options),
+            num_outputs=r.num_outputs,
+            channels=r.data.channels,
+            image_px=r.data.image_px,
+            whole=self.info["data"].get("encoded", False),
+            augment=r.augment,
+            class_names=tuple(self.info["data"]["class_names"]),
+            top1=last.get("top1"),
+            data=self.info["data"]["name"],
+            recipe=r.name,
+            licence=(self.info.get("weights") or {}).get("licence"),
+        )
+        mean = None
+        if r.augment.mean == "image":
+            mean = mean_image(load_data(r, self._options(data_dir, "cpu")).train)
+        return Classifier(self.model(), card, mean)
+
+    def predict(self, pictures: Iterable[Picture], top: int = 5) -> list[dict[str, Any]]:
+        """What the network says of pictures (paths, bytes, PIL pictures, uint8 arrays); see ``Classifier.stream``."""
+        return self.classifier().predict(pictures, top)
 
     def evaluate(self, *, data_dir: str | None = None, device_name: str = "auto", flip: bool = False) -> Evaluation:
         """Evaluate on the test split; ``flip`` averages with the mirror image. Nothing is written."""

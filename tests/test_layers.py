@@ -20,7 +20,10 @@ ROOMS = {
         "run_state change weights from_recipe evaluate announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
-    "ask": ("run doctor dryrun listing", "ground recipes machine data models folder run kernels"),
+    "ask": (
+        "run classifier predict export doctor dryrun listing",
+        "ground recipes machine data models folder run kernels",
+    ),
     "words": ("cli options parser", "ground recipes machine models folder run ask"),
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }

@@ -1,0 +1,184 @@
+"""A trained network with all that it needs to judge pictures: how they are made into its input, and what classes mean.
+
+    model = imnet.load("model.safetensors")      # what imnet-export wrote; or run.classifier()
+    model.predict(["cat.jpg", "dog.png"])        # [{"name": ..., "top": [("cat", 0.93), ...]}, ...]
+
+Pictures go through the very code that evaluated the run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imnet import models
+from imnet.data.pipelines.batches import Batches
+from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
+from imnet.errors import DataError, UsageError
+from imnet.recipe import Augment
+from imnet.recipe_json import build_value, to_dict
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+KEY = "imnet"
+"""Under which word an exported file keeps its card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a network beside its weights; plain JSON in files."""
+
+    model: str
+    num_outputs: int
+    channels: int
+    image_px: int
+    """Side that pictures are made, straight and with the BOX filter, before ``augment``'s evaluation part."""
+    whole: bool
+    """Pictures are cut from as they are: the shorter side and the crop of ``augment``, instead of ``image_px``."""
+    augment: Augment
+    class_names: tuple[str, ...]
+    model_options: dict[str, Any]
+    top1: float | None = None
+    """Of the test images of ``data``, last epoch."""
+    data: str = ""
+    recipe: str = ""
+    licence: str | None = None
+    """Of the weights that training began with; None where they were drawn."""
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self) | {"augment": to_dict(self.augment)})
+
+    @classmethod
+    def loads(cls, text: str) -> Card:
+        values = json.loads(text)
+        values["augment"] = build_value(Augment, values["augment"], "augment")
+        return cls(**values | {"class_names": tuple(values["class_names"])})
+
+    @property
+    def rule(self) -> ResizeRule:
+        """How an encoded picture becomes pixels."""
+        a = self.augment
+        if self.whole and a.crop_scale is not None and a.resize_eval_px is not None:
+            assert a.crop_px is not None
+            return ResizeRule(a.crop_px, "bilinear", shorter_px=a.resize_eval_px)
+        return ResizeRule(self.image_px, channels=self.channels)
+
+    @property
+    def then(self) -> Augment:
+        """What is done to those pixels: where they have the network's side already, they are normalised only."""
+        if self.rule.shorter_px is None:
+            return self.augment
+        return replace(self.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
+
+    @property
+    def input_px(self) -> int:
+        """Side of what the network sees."""
+        return self.then.output_px(self.rule.size_px)
+
+
+class Classifier:
+    """``predict`` and ``logits`` of a network; in fp32, on the CPU until ``to`` moves it."""
+
+    def __init__(self, network: nn.Module, card: Card, mean: Tensor | None = None):
+        """``mean`` (H, W, C): the mean image of x/255, of recipes that subtract one."""
+        self.network, self.card, self.mean = network.eval(), card, mean
+        self.device = torch.device("cpu")
+        if card.augment.mean == "image" and mean is None:
+            raise UsageError("the network needs the mean image of its training set", hint="use the run, not a file")
+
+    def to(self, device: str | torch.device) -> Classifier:
+        self.device = torch.device(device)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
+        return self
+
+    def pixels(self, picture: Picture) -> np.ndarray:
+        """uint8 (side, side, C) of a path, encoded bytes, a PIL picture or a uint8 array; BadPictureError, OSError."""
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture.squeeze(2) if picture.ndim == 3 and picture.shape[2] == 1 else picture)
+        if isinstance(picture, Image.Image):
+            buffer = io.BytesIO()
+            (picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr") else picture).save(buffer, "PNG")
+            picture = buffer.getvalue()
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        return decode(data, self.card.rule)
+
+    @torch.no_grad()
+    def logits(self, pixels: np.ndarray) -> Tensor:
+        """fp32 (B, classes) of uint8 (B, side, side, C), on the CPU; outputs beyond the classes are left out."""
+        store = torch.from_numpy(np.array(pixels)).to(self.device)
+        made = Batches(store, self.card.then, seed=0, dtype=torch.float32, mean=self.mean)
+        images, _ = made.batch(torch.arange(len(store)), 0, False)
+        return self.network(images)[:, : len(self.card.class_names)].float().cpu()
+
+    def predict(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> list[dict[str, Any]]:
+        """A dictionary a picture, see ``stream``."""
+        return list(self.stream(pictures, top, batch))
+
+    def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
+        """In their order: {"name": the path or number, "top": [(class, probability), ...]}, the likeliest first; or
+        {"name", "error"} of a picture that cannot be read."""
+        waiting: list[dict[str, Any]] = []
+        for number, picture in enumerate(pictures):
+            name = str(number) if isinstance(picture, bytes | Image.Image | np.ndarray) else os.fspath(picture)
+            try:
+                waiting.append({"name": name, "pixels": self.pixels(picture)})
+            except (BadPictureError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                waiting.append({"name": name, "error": why})
+            if sum("pixels" in row for row in waiting) == batch:
+                yield from self._judged(waiting, top)
+                waiting = []
+        yield from self._judged(waiting, top)
+
+    def _judged(self, rows: list[dict[str, Any]], top: int) -> Iterator[dict[str, Any]]:
+        good = [row.pop("pixels") for row in rows if "pixels" in row]
+        shares = iter(self.logits(np.stack(good)).softmax(1) if good else ())
+        names = self.card.class_names
+        for row in rows:
+            if "error" not in row:
+                values, ids = next(shares).topk(min(top, len(names)))
+                row["top"] = [(names[i], float(v)) for v, i in zip(values.tolist(), ids.tolist(), strict=True)]
+            yield row
+
+
+def load(path: str | os.PathLike[str]) -> Classifier:
+    """A file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other."""
+    file, head = Path(path), {}
+    try:
+        with safe_open(file, "pt") as opened:
+            head = opened.metadata() or {}
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"no safetensors file: {error}", file=file, hint="imnet-export RUN --to safetensors") from error
+    if KEY not in head:
+        hint = "imnet-export writes one; other weights start a training: imnet-train --weights FILE"
+        raise DataError("no card of a classifier in it", file=file, hint=hint)
+    card = Card.loads(head[KEY])
+    network = models.build(card.model, card.num_outputs, card.channels, **card.model_options)
+    network.load_state_dict(tensors)
+    return Classifier(network, card)
+
+
+def pictures_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files that are named, and every picture in the folders that are named, sorted; junk is left out."""
+    from imnet.data.readers import rule
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for file in sorted(path.rglob("*")):
+            inside = file.relative_to(path).as_posix()
+            if file.is_file() and rule.is_picture(file.name) and rule.junk_path(inside) is None:
+                yield file

@@ -1,0 +1,200 @@
+"""A run as a file for elsewhere: safetensors, ONNX, torch.export's pt2, or a folder that timm loads.
+
+What is written is read back first, and judged on the same pictures as the run: a file that says something else is not
+kept. ONNX and pt2 take images float32 (N, C, side, side) in 0..1 and give logits; the normalisation is inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from imnet.classifier import KEY, Card, Classifier, load
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.draws import Key
+from imnet.errors import DataError, IOFailure, UsageError
+
+TOLERANCE = 1e-3
+"""Of the largest logit, or of 1: what another order of additions may change in fp32."""
+NUM_CHECKED = 4
+
+
+class Portable(nn.Module):
+    """The network with its normalisation in front: images (B, C, side, side) in 0..1 -> logits (B, classes)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Classifier):
+        super().__init__()
+        card = model.card
+        if card.augment.spectral_r:
+            what = "the band is taken by a kernel of ours, which other runtimes lack"
+            raise UsageError(f"got a spectral network: {what}", hint="--to safetensors keeps it for imnet.load")
+        mean = torch.tensor(card.augment.mean_per_channel(card.channels)) if model.mean is None else model.mean
+        # (C,), or the mean image (H, W, C)
+        self.register_buffer("mean", mean.reshape(1, *mean.shape) if mean.dim() == 3 else mean.view(1, 1, 1, -1))
+        self.register_buffer("std", torch.tensor(card.augment.std).view(1, -1, 1, 1))
+        self.network = model.network.cpu().to(memory_format=torch.contiguous_format)
+        self.classes = len(card.class_names)
+        self.mean = self.mean.permute(0, 3, 1, 2).contiguous()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)[:, : self.classes]
+
+
+def export(model: Classifier, to: str, out: Path) -> str:
+    """Write ``out`` (a folder for timm); the line to print. Raises UsageError, IOFailure, and DataError where what was
+    written judges pictures otherwise than the run."""
+    if to not in WRITERS:
+        raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        read = WRITERS[to](model, temporary)
+        pixels = _pictures(model.card)
+        wanted = model.to("cpu").logits(pixels)
+        error = float((read(pixels) - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
+        if not error <= TOLERANCE:
+            what = f"what was written is {error:.1e} away from the run's logits; allowed {TOLERANCE:.0e}"
+            raise DataError(what, file=out, hint="nothing is kept; choose another --to, and report it")
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+        if out.is_file():
+            out.chmod(0o666 & ~_umask())  # some writers leave files that nobody else may read
+    except OSError as error:
+        raise IOFailure(f"cannot be written: {error.strerror}", file=out, hint="choose another --out") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+    return f"{out}: {to}, {NUM_CHECKED} pictures judged as by the run (largest difference {error:.1e})"
+
+
+def _umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def _pictures(card: Card) -> np.ndarray:
+    """Noise of the size that pictures have: uint8 (4, side, side, C)."""
+    side = card.rule.size_px
+    return np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, side, side, card.channels), dtype=np.uint8)
+
+
+def network_input(card: Card, pixels: np.ndarray) -> Tensor:
+    """fp32 (B, C, side, side) in 0..1 of uint8 (B, H, W, C): resized and cropped as in evaluation, not normalised."""
+    levels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    key = Key(torch.arange(len(pixels)), 0, 0)
+    return transforms.transform(levels, card.then, key, False).contiguous() / 255
+
+
+Read = Callable[[np.ndarray], Tensor]
+
+
+def _safetensors(model: Classifier, path: Path) -> Read:
+    if model.mean is not None:
+        hint = "--to onnx and --to pt2 hold it"
+        raise UsageError("got a network that subtracts the mean image of its training set", hint=hint)
+    card = model.card
+    head = {"format": "pt", KEY: card.dumps(), "classes": json.dumps(card.class_names)}
+    a = card.augment
+    if not isinstance(a.mean, str):
+        head["preprocessing"] = json.dumps({"image_px": card.input_px, "mean": a.mean, "std": a.std})
+    if card.licence:
+        head["licence"] = card.licence
+    save_file({k: v.contiguous() for k, v in model.network.cpu().state_dict().items()}, path, head)
+    return lambda pixels: load(path).logits(pixels)
+
+
+def _example(card: Card) -> Tensor:
+    return torch.rand(2, card.channels, card.input_px, card.input_px)
+
+
+def _program(model: Classifier) -> torch.export.ExportedProgram:
+    """For any number of images."""
+    batch = {0: torch.export.Dim("batch", min=1, max=65_536)}
+    return torch.export.export(Portable(model).eval(), (_example(model.card),), dynamic_shapes={"images": batch})
+
+
+def _pt2(model: Classifier, path: Path) -> Read:
+    torch.export.save(_program(model), path, extra_files={f"{KEY}.json": model.card.dumps()})
+    again = torch.export.load(path).module()
+    return lambda pixels: again(network_input(model.card, pixels)).detach()
+
+
+def _onnx(model: Classifier, path: Path) -> Read:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed", hint="pip install 'imnet[export]'") from error
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    made = torch.onnx.export(_program(model), dynamo=True, verbose=False, **names)
+    assert made is not None
+    proto = made.model_proto
+    card = model.card
+    told = {KEY: card.dumps(), "classes": json.dumps(card.class_names), "input": describe(card)}
+    onnx.helper.set_model_props(proto, told)
+    onnx.save(proto, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def read(pixels: np.ndarray) -> Tensor:
+        images = network_input(card, pixels).split([1, len(pixels) - 1])
+        return torch.cat([torch.from_numpy(np.asarray(session.run(None, {"images": x.numpy()})[0])) for x in images])
+
+    return read
+
+
+def _timm(model: Classifier, path: Path) -> Read:
+    card, a = model.card, model.card.augment
+    library, _, name = card.model.partition(":")
+    if library != "timm":
+        raise UsageError(f"got --to timm for {card.model}, a network that timm has not", hint="--to safetensors")
+    if card.num_outputs != len(card.class_names) or isinstance(a.mean, str) or a.spectral_r:
+        raise UsageError("timm has no word for this network's input or outputs", hint="--to safetensors")
+    import timm
+
+    path.mkdir()
+    save_file({k: v.contiguous() for k, v in model.network.cpu().state_dict().items()}, path / "model.safetensors")
+    side = card.input_px
+    config: dict[str, Any] = {"input_size": [card.channels, side, side], "mean": a.mean_per_channel(card.channels)}
+    config |= {"std": a.std * card.channels if len(a.std) == 1 else a.std, "crop_pct": 1.0, "interpolation": "bilinear"}
+    config |= {"num_classes": card.num_outputs, "license": card.licence}
+    config |= {k: model.network.pretrained_cfg[k] for k in ("first_conv", "classifier")}  # pyright: ignore
+    about = {"architecture": name.partition(".")[0], "num_classes": card.num_outputs, "model_args": card.model_options}
+    about |= {"label_names": list(card.class_names), "pretrained_cfg": config, KEY: json.loads(card.dumps())}
+    (path / "config.json").write_text(json.dumps(about, indent=1))
+    again = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    return lambda pixels: again((network_input(card, pixels) - mean) / std).detach()
+
+
+def describe(card: Card) -> str:
+    """What the graph's input is, in words."""
+    a, rule = card.then, card.rule
+    made = f"{rule.size_px} x {rule.size_px} pixels" if rule.shorter_px is None else (
+        f"shorter side to {rule.shorter_px} pixels, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
+    side = a.resize_eval_px or a.resize_px
+    more = (f", then bilinear to {side}" if side else "") + (f", then the middle {a.crop_px}" if a.crop_px else "")
+    return f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1; pictures: {made}{more}"
+
+
+WRITERS: dict[str, Callable[[Classifier, Path], Read]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "pt2": _pt2,
+    "timm": _timm,
+}

@@ -1,0 +1,79 @@
+"""imnet-predict: a network's words on pictures, as lines, JSON or a table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imnet import classifier, device
+from imnet.data.readers.picture import BadPictureError, opened
+from imnet.errors import DataError, UsageError
+from imnet.run import Run
+from imnet.run_options import RunOptions
+
+
+def run(values: argparse.Namespace) -> int:
+    """Print the predictions in the order of the pictures; 65 where one cannot be read, after all the others."""
+    for name in ("top", "batch_size"):
+        if getattr(values, name) < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"got --{flag} {getattr(values, name)}; allowed: 1 or more", hint=f"leave --{flag} out")
+    model = Run(values.model).classifier() if values.model.is_dir() else classifier.load(values.model)
+    model.to(device.resolve(RunOptions(device=values.device)).device)
+    write = _as_csv() if values.csv else _as_json if values.json else _as_text
+    bad = num = 0
+    with device.threads(RunOptions()):
+        for row in model.stream(_pictures(values.pictures), values.top, values.batch_size):
+            write(row)
+            num, bad = num + 1, bad + ("error" in row)
+    if not num:
+        raise DataError("no picture there", file=values.pictures[0], hint="name pictures, or a folder that holds some")
+    return DataError.exit_code if bad else 0
+
+
+def _pictures(words: list[str]) -> Iterator[classifier.Picture]:
+    for word in words:
+        if word == "-":
+            yield from _from_stdin()
+        else:
+            yield from classifier.pictures_in([Path(word)])
+
+
+def _from_stdin() -> Iterator[classifier.Picture]:
+    """One picture, where the bytes are one; else the names of files and folders, one a line."""
+    data = sys.stdin.buffer.read()
+    try:
+        opened(data).close()
+        yield data
+    except BadPictureError:
+        names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+        yield from classifier.pictures_in([Path(name) for name in names])
+
+
+def _as_text(row: dict[str, Any]) -> None:
+    told = row.get("error") or ", ".join(f"{name} {share:.1%}" for name, share in row["top"])
+    print(f"{row['name']}: {told}", flush=True)
+
+
+def _as_json(row: dict[str, Any]) -> None:
+    if "top" in row:
+        row = row | {"top": [{"class": name, "probability": share} for name, share in row["top"]]}
+    print(json.dumps(row), flush=True)
+
+
+def _as_csv() -> Any:
+    table = csv.writer(sys.stdout)
+    table.writerow(["picture", "rank", "class", "probability", "error"])
+
+    def write(row: dict[str, Any]) -> None:
+        for rank, (name, share) in enumerate(row.get("top", []), 1):
+            table.writerow([row["name"], rank, name, f"{share:.6f}", ""])
+        if "error" in row:
+            table.writerow([row["name"], "", "", "", row["error"]])
+
+    return write
