@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +27,14 @@ class Blocks:
     count: int
     shape: tuple[int, int, int]
     stream: Callable[[], Iterator[Block]]
-    key: str
+    files: tuple[Path, ...]
 
     def __len__(self) -> int:
         return self.count
 
     def fingerprint(self) -> str:
-        return self.key
+        """Names, sizes and times of the files: changes when one of them does."""
+        return stat_key(self.files)
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def stat_key(paths: list[Path]) -> str:
+def stat_key(paths: Iterable[Path]) -> str:
     """A key that changes when one of the files does: names, sizes, times."""
-    return "|".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
+    stats = [(path, path.stat()) for path in paths]
+    return "|".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats)
 
 
 def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
