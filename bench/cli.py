@@ -14,23 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imnet.cli import guarded
+from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:
     from .compare import Measure
 
 FAIL_UNDER = 0.97
+FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
 GATED = ("throughput", "kernels", "data", "step", "all")
 
 
 def main(argv: list[str] | None = None) -> int:
     """imnet-bench. Exit code 1: the gate failed; the others are those of imnet/errors.py."""
-    return guarded("imnet-bench", _main, sys.argv[1:] if argv is None else argv)
+    return guarded("imnet-bench", _main, argv)
 
 
 def _main(argv: list[str]) -> int:
@@ -104,31 +104,24 @@ def _check(values: argparse.Namespace) -> None:
         picture.check(values.picture)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line."""
-
-    def error(self, message: str):
-        raise UsageError(message, hint=f"{self.prog} --help lists every option")
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = _Parser("imnet-bench", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
-    parts = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    top = Parser(prog="imnet-bench", description=(__doc__ or "").split("\n\n")[0])
+    parts = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, (text, extend) in _PARTS.items():
-        part = parts.add_parser(name, help=text, description=text, allow_abbrev=False)
+        part = parts.add_parser(name, help=text, description=text)
         _common(part)
         extend(part)
     return top
 
 
-def _common(part: argparse.ArgumentParser) -> None:
+def _common(part: Parser) -> None:
     part.add_argument("--json", type=Path, metavar="FILE", help="write the figures with the machine's fingerprint")
     part.add_argument("--save", type=Path, metavar="FILE", help="the same with scores that --compare reads")
     part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
     part.add_argument("--fail-under", type=float, default=FAIL_UNDER, metavar="R", help="exit 1 below this (0.97)")
     part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
-    part.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    part.add_debug()
 
 
 def _run(part: argparse.ArgumentParser) -> None:
@@ -154,7 +147,7 @@ def _throughput(part: argparse.ArgumentParser) -> None:
 
 
 def _kernels(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--family", metavar="NAME", help="augment | spectral | shake_shake | sgd_ema")
+    part.add_argument("--family", choices=FAMILIES, help="one kernel family (all)")
     part.add_argument("--quick", action="store_true", help="fewer rounds, no compiled column")
 
 
@@ -163,7 +156,6 @@ def _step(part: argparse.ArgumentParser) -> None:
     part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
     part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
-    part.add_argument("--networks", action="store_true", help="also our networks against timm's and torchvision's")
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:
@@ -174,6 +166,26 @@ def _scaling(part: argparse.ArgumentParser) -> None:
     part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
     part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
     part.add_argument("--plot", type=Path, metavar="FILE", help="with --model: draw it")
+
+
+def _data(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
+    part.add_argument("--idx", type=Path, metavar="DIR", help="Fashion-MNIST's four files: also reading IDX")
+
+
+def _whole(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--timm-script", type=Path, required=True, metavar="FILE", help="train.py of timm's repository")
+    part.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="train/ and val/ of class folders")
+    part.add_argument("--model", default="resnet18", metavar="NAME", help="a network of timm (resnet18)")
+    part.add_argument("--image-px", type=_count, default=64, metavar="N", help="side of the images (64)")
+    part.add_argument("--batch-size", type=_count, default=128, metavar="N", help="images a step (128)")
+    part.add_argument("--epochs", type=_count, default=2, metavar="N", help="of each run (2)")
+    part.add_argument("--rounds", type=_count, default=2, metavar="N", help="runs of each side (2)")
+
+
+def _runs(part: argparse.ArgumentParser) -> None:
+    part.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of complete runs")
 
 
 def _nothing(part: argparse.ArgumentParser) -> None:
@@ -193,8 +205,10 @@ def _count(text: str) -> int:
 _PARTS = {
     "throughput": ("images a second of a recipe: loader, model, both; which of them bounds", _throughput),
     "kernels": ("every kernel family against its reference and peers", _kernels),
-    "data": ("packing, reading and augmenting against their peers", _nothing),
+    "data": ("packing, reading and augmenting against their peers", _data),
     "step": ("the training step against timm's", _step),
+    "whole": ("the whole command against timm's own train.py", _whole),
     "scaling": ("1 to N ranks, weak and strong; or the model of it on paper", _scaling),
+    "runs": ("accuracies and seconds of whole trainings, from their run folders", _runs),
     "all": ("small cases of everything, under ten minutes on two cores", _nothing),
 }

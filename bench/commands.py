@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
 from imnet import device
-from imnet.errors import UsageError
-from imnet.recipe import Recipe
+from imnet.errors import ImnetError, UsageError
+from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
-from . import probe, reference, throughput
+from . import data, kernels, probe, reference, runs, scaling, scaling_model, step, tables, throughput, whole
 from .case import find_recipe
 from .compare import Measure
 from .fingerprint import fingerprint, text
@@ -57,7 +59,7 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
     for one in chosen:
         recipe = reference.smaller_for_cpu(one.recipe) if on_cpu and not values.batch_size else one.recipe
         if values.batch_size:
-            recipe = find_recipe_with(recipe, values.batch_size)
+            recipe = replace(recipe, data=replace(recipe.data, batch_images=values.batch_size))
         row = throughput.measure(recipe, options, values.seconds, parts=("end to end",))
         rows.append(reference.compared(one, row))
         print(reference.table(rows[-1:]).splitlines()[-1], flush=True)
@@ -71,11 +73,6 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
         print(f"picture: {values.picture}")
     found = {"benchmark": "reference", "fingerprint": machine, "card": card, "rows": rows}
     return found, probes([one.recipe for one in chosen if one.has_schedule], options)
-
-
-def find_recipe_with(recipe: Recipe, batch_images: int) -> Recipe:
-    data = dataclasses.replace(recipe.data, batch_images=batch_images)
-    return dataclasses.replace(recipe, data=data)
 
 
 def probes(recipes: list[Recipe], options: RunOptions, parts: tuple[str, ...] = probe.PARTS) -> Measure:
@@ -94,15 +91,8 @@ def probes(recipes: list[Recipe], options: RunOptions, parts: tuple[str, ...] = 
 
 def step_(values: argparse.Namespace) -> Result:
     """The table against timm's step; the gate's scores are those of two recipes' steps."""
-    from . import bench_step
-
     with device.threads(RunOptions(threads=values.threads)):
-        found = bench_step.report(values.only, values.rounds, values.compile)
-    if values.networks:
-        from . import parts
-
-        both = {"step": found, "models": parts.run("bench_models")}
-        found = {"benchmark": "all", "fingerprint": found["fingerprint"], "parts": both}
+        found = step.report(values.only, values.rounds, values.compile)
     return found, probes(gate_recipes(), RunOptions(), ("model",))
 
 
@@ -115,22 +105,33 @@ GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4
 
 
 def kernels_(values: argparse.Namespace) -> Result:
-    """bench_kernels in a process of its own; the score of a case is its reference's time over its own."""
-    from . import parts
-
-    def take() -> dict[str, Any]:
-        return parts.kernels(values.family, quick=values.quick)
-
+    """The score of a case is its reference's time over its own."""
+    take = functools.partial(kernels.report, values.family, values.quick)
     found = take()
-    return found, again(found, take, parts.kernel_scores)
+    print(tables.kernels(found))
+    return found, again(found, take, kernels.scores)
 
 
 def data_(values: argparse.Namespace) -> Result:
-    """bench_data in a process of its own; the score of a row is its peer's time over its own."""
-    from . import parts
+    """The score of a row is its peer's time over its own."""
+    take = functools.partial(data.report, values.rounds, values.jpegs, values.idx)
+    found = take()
+    return found, again(found, take, data.scores)
 
-    found = parts.data()
-    return found, again(found, parts.data, parts.data_scores)
+
+def whole_(values: argparse.Namespace) -> Result:
+    """Two commands of many minutes, in turn."""
+    case = {"model": values.model, "image_px": values.image_px, "batch_images": values.batch_size}
+    found = whole.report(values.timm_script.resolve(), values.pictures.resolve(), values.rounds, values.epochs, **case)
+    print(tables.whole(found))
+    return found, _no_scores
+
+
+def runs_(values: argparse.Namespace) -> Result:
+    """Whole trainings, from their run folders."""
+    found = runs.report(values.runs)
+    print(tables.runs(found))
+    return found, _no_scores
 
 
 def again(
@@ -151,8 +152,6 @@ def scaling_(values: argparse.Namespace) -> Result:
         return _on_paper(values), _no_scores
     if values.plot is not None:
         raise UsageError("got --plot without --model", hint="e.g. --model 1024 --plot scaling.png")
-    from . import scaling
-
     options = run_options(values)
     on_gpu = options.device != "cpu" and values.procs is None and device.num_gpus() > 0
     if values.gpus and not on_gpu:
@@ -167,8 +166,6 @@ def scaling_(values: argparse.Namespace) -> Result:
 
 
 def _on_paper(values: argparse.Namespace) -> dict[str, Any]:
-    from . import scaling_model
-
     batch = {"global_batch": values.batch_size} if values.batch_size else {}
     found = scaling_model.report(values.model, plot=values.plot, **batch)
     print(found.pop("table"))
@@ -180,16 +177,69 @@ def _no_scores(names: Collection[str] | None) -> dict[str, float]:
 
 
 def all_(values: argparse.Namespace) -> Result:
-    from . import everything
+    """Small cases of every subject; one that cannot run says why, the others go on."""
+    took: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    for name, run in SMALL.items():
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        try:
+            found[name] = run()
+        except (ImnetError, RuntimeError, OSError) as error:
+            found[name] = {"benchmark": name, "error": str(error).splitlines()[0]}
+            print(f"not measured: {found[name]['error']}", flush=True)
+        took[name] = round(time.perf_counter() - start, 1)
+    print("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items()))
+    print("left out:\n" + "\n".join(f"  {line}" for line in LEFT_OUT))
+    with device.threads(RunOptions()):
+        machine = fingerprint(device.resolve(RunOptions()).precision)
+    about = {"benchmark": "all", "fingerprint": machine, "parts": found, "took_s": took, "left_out": LEFT_OUT}
+    return about, probes(gate_recipes(), RunOptions())
 
-    return everything.report(), probes(gate_recipes(), RunOptions())
+
+def _small_throughput() -> dict[str, Any]:
+    recipes = [find_recipe("fashion-mnist/speedrun", None), find_recipe(WIDE, None, batch_images=32)]
+    return throughput.report(recipes, RunOptions(), seconds=15)
 
 
+def _small_step() -> dict[str, Any]:
+    with device.threads(RunOptions()):
+        reports = [step.report(name, SMALL_ROUNDS) for name in ("speednet", "timm:resnet18")]
+    return reports[0] | {"rows": [row for found in reports for row in found["rows"]]}
+
+
+def _small_scaling() -> dict[str, Any]:
+    gpus = device.num_gpus()
+    options = RunOptions() if gpus else RunOptions(device="cpu")
+    recipe = find_recipe("fashion-mnist/speedrun", None, batch_images=128)
+    found = scaling.report(recipe, options, scaling.parse_ranks(max(2, gpus)), steps=12)
+    print(scaling.text(found))
+    return found
+
+
+WIDE, SMALL_ROUNDS = "tiny-imagenet/resnet18_64", 6
+SMALL: dict[str, Callable[[], dict[str, Any]]] = {
+    "throughput": _small_throughput,
+    "step": _small_step,
+    "scaling": _small_scaling,
+    "kernels": lambda: kernels.report(quick=True),
+    "data": lambda: data.report(data.QUICK_ROUNDS),
+}
+LEFT_OUT = [
+    "throughput: two recipes, the second with 32 images a step; `imnet-bench throughput --recipe NAME` takes any",
+    f"step: two networks, {SMALL_ROUNDS} rounds; `imnet-bench step` takes the whole table",
+    "kernels: fewer rounds and no compiled column; `imnet-bench kernels` takes all",
+    f"data: {data.QUICK_ROUNDS} rounds; rows that need files: `imnet-bench data --jpegs ZIP --idx FOLDER`",
+    "scaling: up to two processes; the model on paper is `imnet-bench scaling --model 1024`",
+    "published hardware: `imnet-bench throughput --against CARD`",
+]
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "throughput": throughput_,
     "kernels": kernels_,
     "data": data_,
     "step": step_,
+    "whole": whole_,
     "scaling": scaling_,
+    "runs": runs_,
     "all": all_,
 }

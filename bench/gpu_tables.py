@@ -9,7 +9,7 @@ from typing import Any
 
 from .gpu.files import condensed
 from .gpu.plan import Figures
-from .result_tables import NOT_MEASURED, short, table
+from .tables import NOT_MEASURED, short, table
 
 STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
 KERNELS = ("reference", "compiled", "triton", "cuda", "host")
@@ -20,8 +20,7 @@ def document(values: dict[str, Any]) -> str:
     """``## On a GPU: card, date`` and a table for every part that has rows."""
     found, versions = values["fingerprint"], values["fingerprint"]["versions"]
     where = f"{found['device']}, {found['date']}"
-    card = found["gpu"] if isinstance(found["gpu"], dict) else {}  # of files before 2026-11-27
-    driver = found.get("driver") or card.get("driver_version") or NOT_MEASURED
+    driver = found.get("driver") or NOT_MEASURED
     others = ", ".join(f"{name} {versions[name]}" for name in ("triton", "cuda", "cudnn") if versions.get(name))
     commit = (found.get("git_sha") or "no commit")[:10]
     parts: dict[str, list[Figures]] = defaultdict(list)

@@ -7,6 +7,8 @@ from typing import Any
 
 from imnet.errors import DeviceError, IOFailure, UsageError
 
+from .tables import short
+
 PUBLISHED, MEASURED, INK = "#9aa5b1", "#1f6f8b", "#222222"
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -61,5 +63,6 @@ def draw(path: Path, rows: list[dict[str, Any]], where: str) -> None:
 
 def _bar(axes: Any, at: float, value: float, color: str, note: str) -> None:
     axes.barh(at, value, height=0.34, color=color)
-    shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    axes.annotate(f"{shown}{note}", (value, at), (5, 0), textcoords="offset points", va="center", color=INK, fontsize=9)
+    axes.annotate(
+        f"{short(value)}{note}", (value, at), (5, 0), textcoords="offset points", va="center", color=INK, fontsize=9
+    )

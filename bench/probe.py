@@ -59,7 +59,7 @@ def scores(recipe_name: str, batch_images: int | None, parts: tuple[str, ...], r
     from imnet.run_options import RunOptions
 
     from .case import build, find_recipe, synthetic
-    from .timing import samples
+    from .clock import samples
 
     recipe = find_recipe(recipe_name, None, batch_images=batch_images)
     with device.threads(RunOptions(threads=1)):

@@ -17,6 +17,7 @@ from imnet.recipe import SGD, Constant, Data, Recipe, replace
 from imnet.recipes import by_name
 
 from .case import train_flops
+from .tables import short
 
 FILE = Path(__file__).resolve().parent / "reference_hardware.json"
 # A step of about this many FLOPs takes seconds on two cores, which is as long as it should.
@@ -153,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     card = rows[0]["card"]
     lines = [f"{'model':<22} {'px':>4} {'images/s':>10} {card:>12} {'ratio':>8} {'of peak':>8} {'of its':>7}  full run"]
     for row in rows:
-        rate, theirs = _short(row["images_per_s"]), _short(row["published_images_per_s"])
+        rate, theirs = short(row["images_per_s"]), short(row["published_images_per_s"])
         shares = f"{row['share_of_peak']:8.1%} {row['published_share_of_peak']:7.1%}"
         published = "not published" if row["published_hours"] is None else f"{row['published_hours']:g} h"
         times = "-" if row["projected_hours"] is None else f"{row['projected_hours']:,.1f} h here, {published}"
@@ -166,7 +167,3 @@ def _label(row: dict[str, Any]) -> str:
     if row["batch_images"] == row["recipe_batch_images"] and row["n"] >= 8:
         return ""
     return f"  [{row['n']} windows, batch {row['batch_images']} of {row['recipe_batch_images']}: rough]"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

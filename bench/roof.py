@@ -1,23 +1,19 @@
 """The roofs that every share refers to, measured here and now: bandwidth by a copy, arithmetic by a matrix product.
 
-Both are medians of warm calls on inputs larger than the caches, on the device's current threads, and are kept for the
-rest of the process. On a CPU the clock is that of ``timing``: processor time divided by threads.
+Both are medians of warm calls on inputs larger than the caches, by ``clock.on_device`` with the device's current
+threads, and are kept for the rest of the process.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
-from .timing import event_s, interleaved
+from .clock import on_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 MATMUL = {"cpu": 2048, "cuda": 8192}
-ROUNDS = {"cpu": 7, "cuda": 15}
-WARM_UP_CALLS = 3
 
 
 def copy_bytes_per_s(device: torch.device | str, num_bytes: int | None = None) -> float:
@@ -37,21 +33,11 @@ def _copy(device: str, num_bytes: int, threads: int) -> float:
     # Never zeros: pages that were not written may all be one, and some devices compress.
     source = torch.randint(0, 256, (num_bytes // 8, 8), dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * source.numel() / median_s(lambda: target.copy_(source), device)
+    return 2 * num_bytes / on_device(lambda: lambda: target.copy_(source), 2 * num_bytes, device).median_s
 
 
 @lru_cache
 def _matmul(device: str, dtype: torch.dtype, size: int, threads: int) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * size**3 / median_s(lambda: torch.mm(a, b, out=out), device)
-
-
-def median_s(call: Callable[[], object], device: torch.device | str) -> float:
-    """Seconds a call on the device, warm; CUDA events on a GPU."""
-    kind = torch.device(device).type
-    if kind == "cpu":
-        return interleaved({"call": call}, ROUNDS[kind])["call"].median_s
-    for _ in range(WARM_UP_CALLS):
-        call()
-    return statistics.median(event_s(call) for _ in range(ROUNDS[kind]))
+    return 2 * size**3 / on_device(lambda: lambda: torch.mm(a, b, out=out), 3 * a.nbytes, device).median_s

@@ -24,8 +24,8 @@ from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
 from .case import build, synthetic
+from .clock import Timing
 from .fingerprint import fingerprint
-from .timing import Timing
 
 WARM_UP_STEPS = 3
 

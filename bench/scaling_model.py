@@ -1,7 +1,5 @@
 """Data-parallel scaling on paper: step time, exposed communication and efficiency for up to thousands of GPUs.
 
-    python -m bench.scaling_model --max-gpus 1024 [--global-batch 8192] [--plot scaling.png]
-
 A step of N ranks takes
 
     step = (fixed + images / rate) (1 + host + straggler log2 N) + exposed
@@ -10,12 +8,11 @@ A step of N ranks takes
 
 since the backward is two thirds of the compute, and the bucket that holds the first layers has nothing to hide behind.
 Efficiency is against one GPU with the same images per GPU (weak) or with the whole global batch (strong). Everything is
-predicted unless a measured rate is given (--images-per-s); nothing here is a measurement of many GPUs.
+predicted; nothing here is a measurement of many GPUs.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -81,13 +78,13 @@ class Point:
     efficiency: float
 
 
-# The scenario of performance.md section 5: section 1's target rate on one H200, bf16 gradients. ``fixed_s`` (the
+# The scenario that the project was planned with: a target rate on one H200, bf16 gradients. ``fixed_s`` (the
 # optimiser's 28 bytes a parameter alone take 0.25 ms) and the bandwidths (of NVLink's 450 GB/s and a 400 Gb/s adapter a
-# GPU) were chosen so that section 5's seven efficiencies come out within a point: its figures hide no communication.
+# GPU) were chosen so that the plan's seven efficiencies come out within a point: its figures hide no communication.
 WRN36_5 = Job(name="wrn36_5", num_params=37_633_464, images_per_s=8_800, fixed_s=0.2e-3)
 H200 = Cluster(name="8 x H200 a node", intra_bytes_per_s=400e9, inter_bytes_per_s=30e9, latency_s=0.5e-6)
 PLAN_STRAGGLER = 0.009
-"""Brings the weak-scaling efficiencies to performance.md's plan with stragglers (97 / 93 / 88 %)."""
+"""Brings the weak-scaling efficiencies to that plan's with stragglers (97 / 93 / 88 %)."""
 WEAK_IMAGES = 256
 
 
@@ -138,7 +135,7 @@ def strong(job: Job, cluster: Cluster, gpus: Sequence[int], global_batch: int) -
 
 
 def curves(job: Job, cluster: Cluster, gpus: Sequence[int], global_batch: int) -> dict[str, list[Point]]:
-    """The scenarios of performance.md section 5, by name."""
+    """The scenarios of the plan, by name."""
     waiting = replace(cluster, straggler=PLAN_STRAGGLER)
     return {
         f"weak, {WEAK_IMAGES} images a GPU": weak(job, cluster, gpus),
@@ -205,26 +202,3 @@ def draw(found: dict[str, list[Point]], title: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=120)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.scaling_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--max-gpus", type=int, default=1024)
-    parser.add_argument("--global-batch", type=int, default=8192, help="images of a step under strong scaling")
-    parser.add_argument("--images-per-s", type=float, help="measured rate of one GPU (default: the target)")
-    parser.add_argument("--overlap", type=float, default=H200.overlap, help="share of the backward that hides traffic")
-    parser.add_argument("--plot", type=Path, help="picture to write (needs matplotlib)")
-    values = parser.parse_args(argv)
-    job = replace(WRN36_5, images_per_s=values.images_per_s or WRN36_5.images_per_s)
-    cluster = replace(H200, overlap=values.overlap)
-    try:
-        found = report(values.max_gpus, global_batch=values.global_batch, job=job, cluster=cluster, plot=values.plot)
-    except ValueError as error:
-        parser.error(str(error))
-    print(found["table"])
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 python -m pytest bench/test_kernels_benchmark.py [-k shake_shake] [--benchmark-json FILE]
 
 On a CPU one thread and processor time. On a GPU the call ends with a synchronisation, and ``extra_info`` has the
-median by CUDA events, which counts the device's own time alone. For ratios take bench_kernels.py: it interleaves.
+device's own time. For ratios take ``imnet-bench kernels``: it interleaves.
 """
 
 from __future__ import annotations
@@ -15,52 +15,49 @@ from typing import Any
 import pytest
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Case, Family
 
-from . import bench_kernels, roof
-from .timing import keep_memory
+from imnet import device
+from imnet.run_options import RunOptions
+
+from . import kernels, roof
+from .clock import on_device
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (it comes with the dev extra)")
 
 ROUNDS, WARM_UP_ROUNDS = 12, 3
 SLICE_S = 0.02
+CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 
 
 def _rows() -> Iterator[Any]:
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for family, case, dtype in bench_kernels.real_cases():
-            names = ["reference", *family.tiers(device)]
-            names += ["compiled"] if bench_kernels.is_first(family, case, dtype) else []
-            for name in names:
-                at = f"{family.name}-{case.name}-{str(dtype).removeprefix('torch.')}-{device}"
-                mark = pytest.mark.benchmark(
-                    group=at, timer=time.process_time if device == "cpu" else time.perf_counter
-                )
-                yield pytest.param(family, case, dtype, device, name, id=f"{at}-{name}", marks=mark)
+    for on in CLOCKS if torch.cuda.is_available() else ("cpu",):
+        for job in kernels.real_jobs():
+            at = f"{job.family.name}-{job.name}-{str(job.dtype).split('.')[1]}-{on}"
+            for name in ("reference", *job.family.tiers(on), *(["compiled"] if job.first else [])):
+                mark = pytest.mark.benchmark(group=at, timer=CLOCKS[on])
+                yield pytest.param(job, on, name, id=f"{at}-{name}", marks=mark)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before, chosen = torch.get_num_threads(), tier.snapshot()
-    torch.set_num_threads(1)
-    keep_memory()
-    yield
-    torch.set_num_threads(before)
+    chosen = tier.snapshot()
+    with device.threads(RunOptions(threads=1)):
+        yield
     tier.restore(chosen)
 
 
-@pytest.mark.parametrize(("family", "case", "dtype", "device", "name"), list(_rows()))
-def test_kernel(benchmark, family: Family, case: Case, dtype: torch.dtype, device: str, name: str):
+@pytest.mark.parametrize(("job", "on", "name"), list(_rows()))
+def test_kernel(benchmark, job: kernels.Job, on: str, name: str):
     info = benchmark.extra_info
     if name == "compiled":
-        call, info["compile_s"] = bench_kernels.compiled(family, case, dtype, device)
+        (call,), info["compile_s"] = kernels.compiled([job.run("reference", on)])
     else:
-        info["gate_error"] = family.check(case, dtype, name, device).forward
-        call = bench_kernels.column(family, case, dtype, name, device)
+        info["gate_error"] = job.gate(name, on)
+        call = job.call(name, on)
 
     def run() -> None:
         call()
-        if device == "cuda":
+        if on == "cuda":
             torch.cuda.synchronize()
 
     run()
@@ -69,9 +66,8 @@ def test_kernel(benchmark, family: Family, case: Case, dtype: torch.dtype, devic
     calls = max(1, round(SLICE_S / max(time.perf_counter() - start, 1e-7)))
     benchmark.pedantic(run, rounds=ROUNDS, iterations=calls, warmup_rounds=WARM_UP_ROUNDS)
     seconds = benchmark.stats.stats.min
-    if device == "cuda":
-        seconds = info["event_s"] = roof.median_s(call, device)
-    info["bytes"] = family.bytes_moved(case, dtype)
-    info["gb_per_s"] = info["bytes"] / seconds / 1e9
-    info["share_of_copy"] = info["bytes"] / seconds / roof.copy_bytes_per_s(device)
+    if on == "cuda":
+        seconds = info["device_s"] = on_device(lambda: call, job.num_bytes, on).median_s
+    info["gb_per_s"] = job.num_bytes / seconds / 1e9
+    info["share_of_copy"] = job.num_bytes / seconds / roof.copy_bytes_per_s(on)
     assert seconds > 0

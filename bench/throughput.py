@@ -2,7 +2,7 @@
 
 The three are measured in turn, window by window, by the wall's clock (median and distance of the quartiles); what a
 compiler or an allocator does first is reported apart. MFU is counted FLOPs over what a matrix product reaches here in
-the same precision, both by the clock of bench/timing.py.
+the same precision, both by the clock of bench/clock.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from imnet.run_options import RunOptions
 
 from . import roof
 from .case import Case, build, synthetic, train_flops
+from .clock import Timing, Window, windows
 from .fingerprint import fingerprint
-from .timing import Timing, Window, windows
+from .tables import short
 
 WINDOW_S = 0.25
 ROUNDS = 40
@@ -126,12 +127,8 @@ def bound(rates: dict[str, float]) -> str:
     """Which of loader and model is the limit, in one line; images a second of each part, by the folder's clock."""
     loader, model, both = (rates[name] for name in PARTS)
     slower = "loader" if loader < model else "model"
-    figures = f"loader {_round(loader)}, model {_round(model)}, end to end {_round(both)} images/s"
+    figures = f"loader {short(loader)}, model {short(model)}, end to end {short(both)} images/s"
     return f"bound by the {slower}: {figures} ({both / min(loader, model):.0%} of the {slower} alone)"
-
-
-def _round(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def report(recipes: list[Recipe], options: RunOptions, seconds: float) -> dict[str, Any]:
@@ -151,9 +148,9 @@ def text(row: dict[str, Any]) -> str:
     lines = [f"{head}, data {row['data']}, pipeline {row['pipeline']}"]
     for name in PARTS:
         part = row["rates"][name]
-        clock = f"; best by {row['clock']} {_round(part['images_per_s_by_clock'])}"
-        spread = f"IQR {_round(part['images_per_s_iqr'])}, {part['n']} windows{clock}"
-        lines.append(f"  {name:<11}{_round(part['images_per_s']):>12} images/s  ({spread})")
+        clock = f"; best by {row['clock']} {short(part['images_per_s_by_clock'])}"
+        spread = f"IQR {short(part['images_per_s_iqr'])}, {part['n']} windows{clock}"
+        lines.append(f"  {name:<11}{short(part['images_per_s']):>12} images/s  ({spread})")
     few = row["rates"]["model"]["n"] < FEW
     lines.append(f"  first step {row['first_step_s']:11.1f} s  (compilation and allocation, not in the rates)")
     memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB ({row['peak_memory_of']})"

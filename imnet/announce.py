@@ -17,8 +17,10 @@ from imnet.recipe_json import to_dict
 from imnet.run_state import RunState, Setup
 
 
-def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None) -> list[str]:
-    """The lines that a run begins with."""
+def header(
+    setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None, notes: list[str]
+) -> list[str]:
+    """The lines that a run begins with; ``notes`` are those of a changed configuration."""
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
@@ -36,10 +38,12 @@ def header(setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkp
         f"kernels    {tiers}",
         f"run folder {folder}",
     ]
+    if setup.weights is not None:
+        lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
-    return [*lines, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+    return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:
@@ -52,6 +56,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "status": status,
         "config_hash": setup.config_hash,
         "recipe": to_dict(setup.recipe),
+        "before": list(setup.before),
         "precision": setup.place.precision,
         "device": str(setup.place.device.type),
         "num_ranks": setup.world.size,
@@ -66,6 +71,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         },
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},
         "parameters": setup.parameters,
+        "weights": setup.weights,
         "seconds": round(state.seconds, 3),
         "warm_up_s": round(state.warm_up_s, 3),
         "skipped_steps": state.skipped_steps,

@@ -1,15 +1,11 @@
-"""What a recipe does to its images, as a frozen value. A leaf: standard library only; ``imnet.recipe`` hands it on."""
+"""What a recipe does to its images, as a frozen value. Standard library only; ``imnet.recipe`` hands it on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-
-def check(ok: bool, got: str, allowed: str, do: str) -> None:
-    """ValueError in the form got / allowed / do, unless ``ok``."""
-    if not ok:
-        raise ValueError(f"got {got}; allowed: {allowed}; {do}")
+from imnet.fields import COUNT, COUNT_OR_NONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, about, check, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,56 +17,72 @@ class Augment:
     Everything random is a pure function of (seed, epoch, sample id).
     """
 
-    crop_pad_px: int = 0
-    crop_pad_mode: Literal["zero", "reflect"] = "zero"
-    hflip: Literal["none", "random", "alternating"] = "none"
-    """``alternating``: a random half is mirrored in even epochs, the other half in odd ones (Jordan 2024)."""
-    hflip_p: float = 0.5
-    cutout_px: int = 0
-    cutout_inside: bool = False
-    mean: tuple[float, ...] | Literal["image"] = (0.0,)
-    """Per channel, of x/255; one value serves every channel; ``image`` = the mean image of the training set."""
-    std: tuple[float, ...] = (1.0,)
-    resize_px: int | None = None
-    """Side to resize to: bilinear, antialiased, rounded to whole levels."""
-    resize_eval_px: int | None = None
-    """The same of test images; None = ``resize_px``."""
-    crop_px: int | None = None
-    """Side of a random crop (of the middle one in evaluation): what the network then sees."""
-    crop_scale: tuple[float, ...] | None = None
-    """A crop of this share of the image's area (smallest, largest), at aspect ratios 3/4..4/3, is made crop_px square,
-    before everything else (Szegedy 2015). Of pictures kept encoded it is cut from the whole picture; in evaluation
-    their shorter side is made ``resize_eval_px`` and the middle ``crop_px`` is taken."""
-    color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    """Brightness, contrast, saturation, hue, in random order; 0.1 means factors 0.9..1.1, or a hue turned by +-0.1."""
-    trivial_augment: bool = False
-    """TrivialAugmentWide (arXiv 2103.10158): one of 14 operations an image, bilinear, 31 strengths."""
-    spectral_r: int | None = None
-    """The network sees band ``spectral_band`` of the r*r polyphase DCT bands, at 1/r of the pixels."""
-    spectral_band: int = 0
-    spectral_std: tuple[float, ...] = (1.0,)
-    """Of each of the r*r bands of x/255 (or one for all), in place of ``std``; ``mean`` stays that of the pixels."""
+    crop_pad_px: int = field(default=0, metadata=about("pixels padded around, before a crop", COUNT_OR_NONE))
+    crop_pad_mode: Literal["zero", "reflect"] = field(
+        default="zero", metadata=about("pad with black, or with the mirrored image")
+    )
+    hflip: Literal["none", "random", "alternating"] = field(
+        # Jordan 2024: a random half is mirrored in even epochs, the other half in odd ones.
+        default="none",
+        metadata=about("mirror images; alternating: each one every second epoch"),
+    )
+    hflip_p: float = field(default=0.5, metadata=about("share of the images that random mirrors", SHARE))
+    cutout_px: int = field(default=0, metadata=about("side of a box that is filled with the mean", COUNT_OR_NONE))
+    cutout_inside: bool = field(default=False, metadata=about("keep the whole box inside the image"))
+    mean: tuple[float, ...] | Literal["image"] = field(
+        default=(0.0,),
+        metadata=about("of x/255: one value, one a channel, or image: the training set's mean image", FINITE),
+    )
+    std: tuple[float, ...] = field(default=(1.0,), metadata=about("of x/255: one value, or one a channel", POSITIVE))
+    resize_px: int | None = field(
+        # Bilinear, antialiased, rounded to whole levels.
+        default=None,
+        metadata=about("images are resized to this side before the crop (bilinear)", COUNT),
+    )
+    resize_eval_px: int | None = field(
+        default=None, metadata=about("the same of test images (default: resize_px)", COUNT)
+    )
+    crop_px: int | None = field(
+        default=None, metadata=about("side of a random crop in training, of the middle one in evaluation", COUNT)
+    )
+    crop_scale: tuple[float, ...] | None = field(
+        # Szegedy 2015, at aspect ratios 3/4..4/3, before everything else. Of pictures kept encoded it is cut from the
+        # whole picture; in evaluation their shorter side is made resize_eval_px and the middle crop_px is taken.
+        default=None,
+        metadata=about("a crop of this share of the area (least, most), made crop_px square", POSITIVE),
+    )
+    color_jitter: tuple[float, ...] = field(
+        # In random order; 0.1 means factors 0.9..1.1, or a hue turned by up to 0.1.
+        default=(0.0, 0.0, 0.0, 0.0),
+        metadata=about("brightness, contrast, saturation, hue: how far each may move", NOT_NEGATIVE),
+    )
+    trivial_augment: bool = field(
+        # arXiv 2103.10158: one of 14 operations an image, 31 strengths.
+        default=False,
+        metadata=about("TrivialAugmentWide, bilinear"),
+    )
+    spectral_r: int | None = field(
+        default=None,
+        metadata=about("2, 4, 6: the network sees one of r*r polyphase DCT bands, at 1/r of the pixels", COUNT),
+    )
+    spectral_band: int = field(default=0, metadata=about("which band", COUNT_OR_NONE))
+    spectral_std: tuple[float, ...] = field(
+        default=(1.0,), metadata=about("of each band of x/255, or one for all, in place of std", POSITIVE)
+    )
 
     def __post_init__(self) -> None:
-        for name in ("crop_pad_px", "cutout_px"):
-            value = getattr(self, name)
-            check(value >= 0, f"augment.{name} = {value}", "0 or more", "0 means none")
-        for name in ("resize_px", "resize_eval_px", "crop_px"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"augment.{name} = {value}", "1 or more, or null", "null means none")
-        check(0 <= self.hflip_p <= 1, f"augment.hflip_p = {self.hflip_p}", "0..1", "use --augment.hflip none for 0")
+        check_ranges(self, "augment.")
         check(
             self.hflip != "alternating" or self.hflip_p == 0.5,
             f"augment.hflip alternating with hflip_p = {self.hflip_p}",
             "0.5",
             "alternating flips exactly half; use --augment.hflip random for another share",
         )
-        check(all(s > 0 for s in self.std), f"augment.std = {self.std}", "positive numbers", "use 1.0 for none")
         jitter = self.color_jitter
-        ok = len(jitter) == 4 and min(jitter) >= 0 and jitter[3] <= 0.5
+        ok = len(jitter) == 4 and jitter[3] <= 0.5
         check(ok, f"augment.color_jitter = {jitter}", "four numbers from 0, the last at most 0.5", "0 means none")
         scale = self.crop_scale
-        ok = scale is None or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1)
+        ok = scale is None or (len(scale) == 2 and scale[0] <= scale[1] <= 1)
         check(ok, f"augment.crop_scale = {scale}", "two shares of the area, 0 < least <= most <= 1", "null means none")
         ok = scale is None or (self.crop_px is not None and self.resize_px is None)
         check(ok, "augment.crop_scale without crop_px, or with resize_px", "crop_scale and crop_px", "set crop_px only")
@@ -83,8 +95,8 @@ class Augment:
         got = f"augment.spectral_band = {self.spectral_band} of {bands or 'no'} bands"
         do = "choose another --band" if bands else "set --augment.spectral_r, or take a spectral recipe"
         check(0 <= self.spectral_band < max(bands, 1), got, f"0..{max(bands - 1, 0)}", do)
-        ok = len(self.spectral_std) in (1, bands) and all(s > 0 for s in self.spectral_std)
-        allowed = f"1 or {bands} positive numbers" if bands else "one positive number without spectral_r"
+        ok = len(self.spectral_std) in (1, bands)
+        allowed = f"1 or {bands} numbers" if bands else "one number without spectral_r"
         check(ok, f"augment.spectral_std of {len(self.spectral_std)} values", allowed, "give one a band")
 
     def mean_per_channel(self, channels: int) -> tuple[float, ...]:

@@ -49,32 +49,34 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     ``tensors`` maps a file stem (model, ema, state) to its tensors. Raises IOFailure.
     """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f"step-{step:08d}.tmp"
+    temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if temporary.exists():
             shutil.rmtree(temporary)
-        if final.exists():
-            if _problem(final) is None:
-                return final
-            shutil.rmtree(final)
+        if final.exists() and _problem(final) is None and _config_hash(final) == state.get("config_hash"):
+            return final
         temporary.mkdir()
         for stem, named in tensors.items():
             plain = {k: v.detach().cpu().contiguous() for k, v in named.items()}
             save_file(plain, temporary / f"{stem}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         _write_manifest(temporary)
+        if final.exists():  # damaged, or of an earlier configuration (--allow-change)
+            final.rename(replaced)
         temporary.rename(final)
         _fsync(folder)
     except (OSError, SafetensorError) as error:
         # safetensors reports a full disk as its own error type.
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
         reason = getattr(error, "strerror", None) or str(error)
         raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder)) from error
     problem = _problem(final)
     if problem is not None:
         raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
-    _prune(folder)
+    _prune(folder, state.get("config_hash"))
     return final
 
 
@@ -86,13 +88,13 @@ def _hint(folder: Path) -> str:
     return f"{free_mib} MiB free; the older checkpoints are untouched; make room and run the same command again"
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there is none at all.
+def load(folder: Path, config_hash: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none at all; those of ``config_hash`` come first.
 
     Raises DataError where checkpoints exist and none verifies.
     """
     skipped: list[str] = []
-    for path in _newest_first(folder):
+    for path in _newest_first(folder, config_hash):
         problem = _problem(path)
         if problem is None:
             return load_one(path, tuple(skipped))
@@ -106,12 +108,21 @@ def load(folder: Path) -> Checkpoint | None:
 def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     """A checkpoint that is known to verify (rank 0 has checked it)."""
     tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text()), skipped)
+    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
+    """Steps of another configuration count other batches, so their numbers say nothing of what is newer."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, reverse=True)
+    return sorted(found, key=lambda p: (_config_hash(p) in (config_hash, None), p.name), reverse=True)
+
+
+def _config_hash(path: Path) -> str | None:
+    """Of the configuration that wrote a checkpoint; None where its state cannot be read."""
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8")).get("config_hash")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _write_manifest(folder: Path) -> None:
@@ -120,7 +131,7 @@ def _write_manifest(folder: Path) -> None:
         _fsync(path)
         files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1))
+    manifest.write_text(json.dumps({"format": 1, "files": files}, indent=1), encoding="utf-8")
     _fsync(manifest)
     _fsync(folder)
 
@@ -128,7 +139,7 @@ def _write_manifest(folder: Path) -> None:
 def _problem(folder: Path) -> str | None:
     """Why this checkpoint cannot be trusted, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             path = folder / name
             if path.stat().st_size != expected["bytes"]:
@@ -142,9 +153,9 @@ def _problem(folder: Path) -> str | None:
     return None if "state.json" in files and "model.safetensors" in files else f"{MANIFEST} names too few files"
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, config_hash: str | None) -> None:
     """Keep the newest KEEP; drop leftovers of interrupted saves."""
-    for path in _newest_first(folder)[KEEP:]:
+    for path in _newest_first(folder, config_hash)[KEEP:]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
-from imnet.errors import ImnetError, IOFailure, UsageError
+from imnet.command import Parser, guarded
 
 _BEGAN = time.perf_counter()
 
 
 def train_main(argv: list[str] | None = None) -> int:
-    """imnet-train."""
-    return guarded("imnet-train", _train, sys.argv[1:] if argv is None else argv)
+    """imnet-train. A rank of torchrun or srun ends its process here."""
+    code = guarded("imnet-train", _train, argv)
+    launch = sys.modules.get("imnet.launch")  # absent where torch was not needed
+    if argv is None and launch is not None and launch.connections:
+        launch.leave(code)
+    return code
 
 
 def eval_main(argv: list[str] | None = None) -> int:
     """imnet-eval RUN."""
-    return guarded("imnet-eval", _evaluate, sys.argv[1:] if argv is None else argv)
+    return guarded("imnet-eval", _evaluate, argv)
 
 
 def report_main(argv: list[str] | None = None) -> int:
     """imnet-report RUN [RUN ...]."""
-    return guarded("imnet-report", _report, sys.argv[1:] if argv is None else argv)
-
-
-def guarded(name: str, command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Run a command; known errors become one line on stderr, ``--debug`` shows the traceback of any."""
-    try:
-        return command(argv)
-    except ImnetError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return IOFailure.exit_code
+    return guarded("imnet-report", _report, argv)
 
 
 def _train(argv: list[str]) -> int:
@@ -59,6 +44,7 @@ def _train(argv: list[str]) -> int:
         print(listing.table(asked["list"]))
         return 0
     if "show_config" in asked:
+        print("".join(f"# {note}\n" for note in request.notes), end="")
         print(options.dump_config(request.recipe, request.options), end="")
         return 0
     if "doctor" in asked:
@@ -66,6 +52,8 @@ def _train(argv: list[str]) -> int:
 
         print(doctor.text())
         return 0
+    for note in request.notes:
+        print(f"note       {note}")
     if "dry_run" in asked:
         from imnet import dryrun
 
@@ -81,7 +69,9 @@ def _train(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    parser = _Parser("imnet-eval", "Evaluate a run's newest checkpoint on its test split; writes evaluation.json.")
+    about = "Evaluate a run's newest checkpoint on its test split; writes evaluation.json."
+    parser = Parser(prog="imnet-eval", description=about)
+    parser.add_debug()
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data-dir", default=None, help="folder that holds the data set (default: the run's)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -94,28 +84,19 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    parser = _Parser("imnet-report", "Write the report of a run, or one page that compares several.")
+    about = "Write the report of a run, or one page that compares several."
+    parser = Parser(prog="imnet-report", description=about)
+    parser.add_debug()
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", type=Path, default=None, help="where the comparison goes (default: comparison.html)")
+    parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
     values = parser.parse_args(argv)
     from imnet import report
 
     if len(values.runs) == 1:
-        print(report.render(values.runs[0]))
+        print(report.render(values.runs[0], values.out))
     else:
         print(report.compare(values.runs, values.out or Path("comparison.html")))
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line."""
-
-    def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-    def error(self, message: str):
-        raise UsageError(message, hint=f"{self.prog} --help lists every option")
 
 
 if __name__ == "__main__":

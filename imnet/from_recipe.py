@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from imnet import data, defaults, models
+from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
 from imnet.data.order import Order
 from imnet.data.pipelines import Pipeline, Setting
@@ -30,8 +30,10 @@ def prepare(
     world: World,
     threads: int,
     began: Mapping[str, Any] | None = None,
+    saved: bool = False,
 ) -> tuple[Setup, TrainStep]:
-    """All that a rank needs before its first step; ``began`` is run.json of a run that goes on, at rank 0.
+    """All that a rank needs before its first step; ``began`` is run.json of a run that goes on, at rank 0, and
+    ``saved`` whether it has a checkpoint.
 
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
@@ -41,7 +43,9 @@ def prepare(
         what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
     kept = began if began is not None and began.get("device") == place.device.type else {}
-    net, images = build_network(recipe, place), order.steps_per_epoch * recipe.data.batch_images
+    net, images = build_network(recipe), order.steps_per_epoch * recipe.data.batch_images
+    given = first_weights(recipe, net, world, saved)
+    net = net.to(place.device).to(memory_format=torch.channels_last)
     how = (recipe, net, options, place, world, images, kept.get("execution"))
     execution = world.share(defaults.decide(*how) if world.is_main else None)
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
@@ -60,9 +64,33 @@ def prepare(
         test_data=test,
         pipeline_reason=reason,
         execution=execution,
-        parameters=sum(p.numel() for p in step.params),
+        parameters=sum(p.numel() for p in net.parameters()),
+        weights=given or kept_weights(began),
+        before=change.history(began, recipe, place.precision),
     )
     return setup, step
+
+
+def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:
+    """Put the recipe's ``weights`` into a network on the CPU; what that was, for run.json.
+
+    Nothing is read where the run has weights of its own (``saved``, at rank 0): the source may be gone by then.
+    """
+    if recipe.weights is None or world.share(saved):
+        return None
+    if not world.is_main:
+        world.barrier()  # the first rank alone downloads
+    found = weights.read(recipe.weights)
+    if world.is_main:
+        world.barrier()
+    put = weights.put(net, found)
+    about = {"source": found.source, "sha256": found.sha256, "licence": found.licence, "text": str(put)}
+    return about | put.as_dict()
+
+
+def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What run.json says of the first weights of a run that goes on."""
+    return None if began is None else began.get("weights")
 
 
 def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
@@ -75,13 +103,17 @@ def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -
         options.data_dir,
         image_px=d.image_px,
         split=d.split,
-        num_classes=d.num_classes,
+        num_classes=d.num_classes if d.name in data.GENERATED else None,
         channels=d.channels,
         train_images=d.train_images,
         test_images=d.test_images,
     )
     if world is not None and world.is_main:
         world.barrier()
+    found = len(loaded.class_names)
+    if found != d.num_classes:
+        what = f"got data.num_classes = {d.num_classes} for {d.name}, which has {found} classes"
+        raise UsageError(what, hint=f"give --num-classes {found}")
     return loaded
 
 

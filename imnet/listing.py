@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from imnet import data
+from imnet.command import suggest
 from imnet.errors import UsageError
 from imnet.models.catalog import CATALOG, Entry
 from imnet.recipe import Recipe
-from imnet.recipes import RECIPES, suggest
+from imnet.recipes import RECIPES
 
 
 def table(what: str) -> str:

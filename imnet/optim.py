@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
 from imnet.errors import UsageError
-from imnet.recipe import SGD, Optim
+from imnet.models.head import head_name, is_head
+from imnet.recipe import SGD, AdamW, Optim
 
 MERGED_MEAN_ELEMENTS = 16384
-"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. Level at about 8,800."""
+"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
+it takes as long as torch's fused SGD and average (two cores of an Intel Xeon with AMX, 2026-11-21)."""
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -37,48 +40,75 @@ def no_decay(network: nn.Module) -> set[str]:
     return found & {name for name, _ in network.named_parameters()}
 
 
-def param_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
+def param_groups(
+    network: nn.Module, weight_decay: float, decay_all: bool = False, body_lr: float = 1.0
+) -> list[dict[str, Any]]:
     """Two groups for an optimiser: the rest with ``weight_decay``, those of :func:`no_decay` with 0.
 
     ``decay_all`` puts every parameter in the first, as most of the published runs did. Frozen parameters are left out.
+    With ``body_lr`` other than 1, each is divided again: the layers before the head train at that share of the rate.
     """
     skip = set() if decay_all else no_decay(network)
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if name not in skip], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name in skip], "weight_decay": 0.0},
+    head = head_name(network) if body_lr != 1.0 else ""
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, p in ((name, p) for name, p in network.named_parameters() if p.requires_grad):
+        factor = 1.0 if not head or is_head(name, head) else body_lr
+        groups.setdefault((factor, name in skip), []).append(p)
+    return [
+        {"params": params, "weight_decay": 0.0 if spared else weight_decay, "lr_factor": factor}
+        for (factor, spared), params in sorted(groups.items())
     ]
-    return [group for group in groups if group["params"]]
 
 
-def build(model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over the parameters of ``model``.
+def build(
+    model: nn.Module, optim: Optim, backend: str = "auto", *, graphs: bool = False, body_lr: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the parameters of ``model``; ``body_lr`` as in ``param_groups``.
 
     ``graphs`` makes the learning rate a device tensor, so that a captured CUDA graph sees it change.
     """
+    if type(optim) not in BUILDERS:
+        allowed = ", ".join(known.kind for known in BUILDERS)
+        raise UsageError(f"got optimiser {optim.kind}; allowed: {allowed}", hint="add its builder to BUILDERS")
+    if backend in ("imnet", "apex") and not isinstance(optim, SGD):
+        what = f"got --optim-backend {backend} for {optim.kind}; allowed: sgd"
+        raise UsageError(what, hint="use --optim-backend torch")
     device = next(model.parameters()).device
     # Norms and biases are spared the decay only where the recipe says so; the published runs decayed everything.
-    groups = param_groups(model, optim.weight_decay, decay_all=optim.decay_norms)
+    groups = param_groups(model, optim.weight_decay, optim.decay_norms, body_lr)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
+    for group in groups if graphs else ():
+        group["lr"] = lr.clone()  # its own: groups may have different shares of it
+    if backend == "auto":
+        backend = "imnet" if isinstance(optim, SGD) and _merging_pays(model) else "torch"
+    return BUILDERS[type(optim)](groups, optim, lr, backend)
+
+
+def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> torch.optim.Optimizer:
     if backend == "apex":
         return _apex_sgd(groups, optim)
-    if backend == "imnet" and not isinstance(optim, SGD):
-        raise UsageError(f"got --optim-backend imnet for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
-    if isinstance(optim, SGD):
-        kind = MergedSGD if backend == "imnet" or (backend == "auto" and _merging_pays(model)) else PlainSGD
-        sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
-        # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
-        for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
-            sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        return sgd
+    kind = MergedSGD if backend == "imnet" else PlainSGD
+    sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+    # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
+    for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
+        sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    return sgd
+
+
+def _adamw(groups: list[dict[str, Any]], optim: AdamW, lr: Any, backend: str) -> torch.optim.Optimizer:
     betas = (optim.beta1, optim.beta2)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=graphs)
+    capturable = isinstance(lr, Tensor)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
+
+
+BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGD: _sgd, AdamW: _adamw}
+"""By kind of a recipe's optimiser: called with the parameter groups, that part of the recipe, lr and backend."""
 
 
 def _merging_pays(model: nn.Module) -> bool:
     """On a CPU with the host kernel, and weights of some size: each tensor costs microseconds of Python.
 
-    Per step, `python -m bench.bench_kernels` has the figures; no GPU has shown that it pays there.
+    Per step, `imnet-bench kernels` has the figures; no GPU has shown that it pays there.
     """
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device.type
@@ -86,13 +116,11 @@ def _merging_pays(model: nn.Module) -> bool:
     return large and device == "cpu" and tier.choose("sgd_ema", device) == "host"
 
 
-def _apex_sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+def _apex_sgd(groups: list[dict[str, Any]], optim: SGD) -> torch.optim.Optimizer:
     # The package of that name on PyPI is a web toolkit; only NVIDIA's has `optimizers`.
     found = importlib.util.find_spec("apex") is not None and importlib.util.find_spec("apex.optimizers") is not None
     if not found:
         raise UsageError("got --optim-backend apex, but NVIDIA apex is not installed", hint="use --optim-backend torch")
-    if not isinstance(optim, SGD):
-        raise UsageError(f"got --optim-backend apex for {optim.kind}; allowed: sgd", hint="use --optim-backend torch")
     from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
 
     return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
@@ -162,12 +190,13 @@ class MergedSGD(PlainSGD):
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, in place where it is a device tensor."""
+    """Set the learning rate of every group, its own share of it, in place where it is a device tensor."""
     for group in optimizer.param_groups:
+        mine = lr * group.get("lr_factor", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(mine)
         else:
-            group["lr"] = lr
+            group["lr"] = mine
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

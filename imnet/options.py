@@ -17,22 +17,19 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
-from imnet.parser import ASK, FIXED, build_parser
+from imnet.fields import flag
+from imnet.parser import ALIASES, ASK, FIXED, build_parser
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
-from imnet.recipes import by_model, by_name, suggest
+from imnet.recipes import by_model, by_name
 from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
-# jsonargparse keeps --print_config for itself.
-ALIASES = {
-    "data": "data.name",
-    "batch_size": "data.batch_images",
-    "band": "augment.spectral_band",
-    "print_config": "show_config",
-}
+FIRST = ("config", "recipe", "model", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
+"""What decides which options exist, and with which defaults."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,16 @@ class Request:
     recipe: Recipe
     options: RunOptions
     ask: frozenset[str]
+    notes: tuple[str, ...] = ()
+    """What the command line did not say and the user should know, a line each."""
 
 
 def parse(argv: list[str]) -> Request:
     """Resolve ``argv`` to a recipe and run options; a mistake is a UsageError of one line."""
-    argv = [_canonical(word) for word in argv]
+    argv, network_options = _split_network_options([_canonical(word) for word in argv])
     first = _first_look(argv)
     file_values = _read_config(first["config"]) if first["config"] else {}
-    base = _base_recipe(first, file_values)
+    base, notes = _base_recipe(first, file_values)
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
@@ -61,7 +60,7 @@ def parse(argv: list[str]) -> Request:
         values = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error)), hint="imnet-train --help lists every option") from error
-    return _to_request(values, base)
+    return _to_request(values, base, network_options, notes)
 
 
 def _canonical(word: str) -> str:
@@ -73,21 +72,41 @@ def _canonical(word: str) -> str:
     return f"--{ALIASES.get(name, name)}{equals}{value}"
 
 
+def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """``--model_options.NAME VALUE`` apart from the rest: VALUE is YAML, since only the network knows its type."""
+    rest: list[str] = []
+    found: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--model_options."):
+            rest.append(word)
+            continue
+        text = value if equals else next(words, None)
+        if text is None:
+            raise UsageError(f"got {name} without a value", hint=f"e.g. {name} 8")
+        try:
+            found[name.removeprefix("--model_options.")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"got {name} {text}: not a YAML value", hint="quote brackets and colons") from error
+    return rest, found
+
+
 def _first_look(argv: list[str]) -> dict[str, str | None]:
     """The words that decide which options exist at all."""
-    found: dict[str, str | None] = dict.fromkeys(("config", "recipe", "model", "optim.kind", "schedule.kind"))
+    found: dict[str, str | None] = dict.fromkeys(FIRST)
     for i, word in enumerate(argv):
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:
             if not equals and i + 1 >= len(argv):
-                raise UsageError(f"got --{name} without a value")
+                raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists every option")
             found[name] = value if equals else argv[i + 1]
     return found
 
 
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"got --config {path}: {error.strerror}", hint="give a readable YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,7 +116,7 @@ def _read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:
+def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
     """--recipe, else the file's recipe, else the recipe of --model, else quickstart; then changed kinds."""
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
@@ -109,13 +128,48 @@ def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> R
             raise UsageError(_no_recipe(model), hint=_model_hint(model))
     else:
         base = by_name("quickstart")
-    if model:
-        base = replace(base, model=model)
+    notes: tuple[str, ...] = ()
+    if model and model != base.model:
+        given = first["model_options"] is not None or "model_options" in file_values
+        base, notes = (replace(base, model=model, model_options={}), ()) if given else _with_model(base, model)
+    given = file_values.get("data")
+    dataset = first["data.name"] or (given.get("name") if isinstance(given, dict) else None)
+    if dataset and dataset != base.data.name:
+        base, more = _with_data(base, str(dataset))
+        notes += more
     for part, kinds in KINDS.items():
-        kind = first[f"{part}.kind"] or (file_values.get(part) or {}).get("kind")
+        given = file_values.get(part)
+        given = given if isinstance(given, dict) else {}
+        kind = first[f"{part}.kind"] or given.get("kind")
         if kind and kind != getattr(base, part).kind:
-            base = _with_kind(base, part, kind, kinds)
-    return base
+            has_lr = first["optim.lr"] is not None or "lr" in given
+            base = _with_kind(base, part, kind, kinds, has_lr)
+    return base, notes
+
+
+def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with another network: what was meant for its own is left out where the other does not take it."""
+    if not base.model_options:
+        return replace(base, model=model), ()
+    from imnet import models
+
+    taken = models.option_names(model) if models.known(model) and ":" not in model else ()
+    kept = {name: value for name, value in base.model_options.items() if name in taken}
+    gone = ", ".join(f"{name} = {value}" for name, value in base.model_options.items() if name not in taken)
+    notes = (f"{model} has no {gone} (model_options of {base.name}): left out",) if gone else ()
+    return replace(base, model=model, model_options=kept), notes
+
+
+def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with another data set, taken whole: sizes and split were meant for the recipe's own."""
+    old = base.data
+    if dataset in ("shapes", "synthetic"):
+        return replace(base, data=replace(old, name=dataset, split=None)), ()
+    new = replace(old, name=dataset, split=None, train_images=None, test_images=None)
+    meant = ("split", "train_images", "test_images")
+    gone = ", ".join(f"data.{n} = {getattr(old, n)}" for n in meant if getattr(old, n) is not None)
+    notes = (f"{dataset} is taken whole: {gone} of {base.name} left out",) if gone else ()
+    return replace(base, data=new), notes
 
 
 def _no_recipe(model: str) -> str:
@@ -136,10 +190,18 @@ def _model_hint(model: str) -> str:
     return suggest(model, list(models.names())) or "imnet-train --list models shows them all"
 
 
-def _with_kind(base: Recipe, part: str, kind: str, kinds: dict[str, type]) -> Recipe:
-    """Swap e.g. SGD for AdamW; fields that both have keep their values, the others start at their defaults."""
+def _with_kind(base: Recipe, part: str, kind: str, kinds: dict[str, type], has_lr: bool) -> Recipe:
+    """Swap e.g. SGD for AdamW; fields that both have keep their values, the others start at their defaults.
+
+    A learning rate is not one of them: SGD's 0.1 is a hundred times too much for AdamW.
+    """
     if kind not in kinds:
-        raise UsageError(f"got --{part}.kind {kind}; allowed: {', '.join(kinds)}")
+        hint = suggest(str(kind), kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"
+        raise UsageError(f"got --{part}.kind {kind}; allowed: {', '.join(kinds)}", hint=hint)
+    old = getattr(base, part)
+    if part == "optim" and not has_lr:
+        what = f"got --optim.kind {kind} without a learning rate; {old.lr:g} is that of {old.kind} in {base.name}"
+        raise UsageError(what, hint="give it as well: --lr X")
     old, cls = getattr(base, part), kinds[kind]
     shared = {f.name: getattr(old, f.name) for f in dataclasses.fields(cls) if hasattr(old, f.name)}
     return replace(base, **{part: cls(**shared)})
@@ -157,17 +219,11 @@ def _check_words(argv: list[str], known: list[str]) -> None:
         is_known = name in known or plain in known or name.startswith("model_options.")
         if not word.startswith("--") or word == "--" or is_known or name in ("help", "h"):
             continue
-        raise UsageError(f"got unknown option --{name.replace('_', '-')}", hint=_flag_hint(plain, known))
+        raise UsageError(f"got unknown option --{name.replace('_', '-')}", hint=_flag_hint(name, known))
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
-    candidates = known + list(ALIASES) + [k.rpartition(".")[2] for k in known if "." in k]
-    close = suggest(name, candidates)
-    if not close:
-        return "imnet-train --help lists every option"
-    word = close.removeprefix("did you mean ").removesuffix("?")
-    full = word if word in known or word in ALIASES else next(k for k in known if k.endswith("." + word))
-    return f"did you mean --{full.replace('_', '-') if '.' not in full else full}?"
+    return option_hint(name, [*ALIASES, *known], "imnet-train")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,7 +239,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _check_keys(path: str | None, known: list[str]) -> None:
     """Every key of the file must be an option; the error names file and line."""
     assert path is not None
-    for name, line in _key_lines(yaml.compose(Path(path).read_text())):
+    for name, line in _key_lines(yaml.compose(Path(path).read_text(encoding="utf-8"))):
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=_flag_hint(name, known))
 
@@ -197,8 +253,9 @@ def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield name, key.start_mark.line + 1
 
 
-def _to_request(values: Namespace, base: Recipe) -> Request:
+def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any], notes: tuple[str, ...]) -> Request:
     raw = values.as_dict()
+    raw["model_options"] = (raw["model_options"] or {}) | network_options
     asked = frozenset(name for name in ASK if raw.pop(name)) | ({f"list:{raw['list']}"} if raw["list"] else set())
     names = {f.name for f in dataclasses.fields(RunOptions)}
     try:
@@ -208,7 +265,7 @@ def _to_request(values: Namespace, base: Recipe) -> Request:
         recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
     except ValueError as error:
         raise UsageError(_one_line(str(error))) from error
-    return Request(recipe=recipe, options=options, ask=asked)
+    return Request(recipe=recipe, options=options, ask=asked, notes=notes)
 
 
 def _plain(value: Any) -> Any:
@@ -220,6 +277,7 @@ def _plain(value: Any) -> Any:
 def _one_line(text: str) -> str:
     """jsonargparse's several lines, as one; 'Parser key "x"' becomes the flag that was typed."""
     text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(text.split()))
+    text = re.sub(r"(--[\w.]+)/--no_[\w.]+: invalid _boolean_type value:", r"\1: allowed: true, false; got", text)
     if text.startswith('Parser key "'):
         name, _, rest = text.removeprefix('Parser key "').partition('"')
         text = f"--{name}{rest}"

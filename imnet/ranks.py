@@ -21,7 +21,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from imnet.command import printable
 from imnet.errors import DeviceError, ImnetError, Preempted
+from imnet.launch import leave
 
 POLL_S = 0.2
 REPORTS_S = 0.5
@@ -157,6 +159,7 @@ class _Group:
 
 def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) -> None:
     """A rank's process: what it fails with goes to the launcher, which says it once for all."""
+    printable()
     try:
         code = entry(*args)
     except ImnetError as error:
@@ -166,7 +169,7 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
         pipe.send(Report(time.monotonic(), None, traceback.format_exc()))
         code = 1
     pipe.close()
-    sys.exit(code)
+    leave(code)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from imnet import checkpoint
+from imnet import change, checkpoint
 from imnet.errors import UsageError
 from imnet.run_state import RunState, Setup
 from imnet.step import TrainStep
@@ -22,6 +23,7 @@ def save(checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, l
         "best": state.best,
         "skipped_steps": state.skipped_steps,
         "metrics_bytes": state.metrics_bytes,
+        "train_images": setup.order.num_images,
         "data_fingerprint": setup.dataset.fingerprint,
         "config_hash": setup.config_hash,
         "scaler": step_fn.scaler.state_dict(),
@@ -30,20 +32,47 @@ def save(checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, l
     checkpoint.save(checkpoints, state.step, step_fn.tensors(), values)
 
 
-def resume(checkpoints: Path | None, setup: Setup, state: RunState, step_fn: TrainStep) -> checkpoint.Checkpoint | None:
-    """Take up the newest good checkpoint on every rank; rank 0, which has the folder, chooses it."""
-    found = checkpoint.load(checkpoints) if checkpoints is not None else None
-    path = setup.world.share(found.path if found else None)
-    if path is None:
-        return None
+def resume(
+    checkpoints: Path | None, setup: Setup, state: RunState, step_fn: TrainStep, run: dict[str, Any] | None
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Take up the newest good checkpoint on every rank; rank 0, which has the folder and its ``run``.json, chooses it.
+
+    Also returns what there is to say where it is of another configuration or of other data. Nothing is written.
+    """
+    found, step, notes = None, 0, []
+    if checkpoints is not None:
+        found = checkpoint.load(checkpoints, (run or {}).get("config_hash"))
+        if found is not None:
+            step, notes = _enter(found, setup, step_fn, run or {})
+    chosen = setup.world.share((found.path, step) if found else None)
+    if chosen is None:
+        return None, notes
+    path, step = chosen
     found = found or checkpoint.load_one(path)
     saved = found.state
-    if saved["data_fingerprint"] != setup.dataset.fingerprint and not setup.options.allow_change:
-        raise UsageError("the data differ from the checkpoint's", file=path, hint="--allow-change, or another --out")
     step_fn.load_tensors(found.tensors)
-    step_fn.scaler.load_state_dict(saved["scaler"])
-    for name in ("step", "seconds", "best", "skipped_steps", "metrics_bytes", "loss_images"):
+    if saved["scaler"] or not step_fn.scaler.is_enabled():
+        step_fn.scaler.load_state_dict(saved["scaler"])
+    for name in ("seconds", "best", "skipped_steps", "metrics_bytes", "loss_images"):
         setattr(state, name, saved[name])
+    state.step = step
+    if saved["data_fingerprint"] != setup.dataset.fingerprint:
+        state.best = RunState(loss_sum=state.loss_sum).best  # of other test images
     if setup.world.is_main:
         state.loss_sum.fill_(saved["loss_sum"])
-    return found
+    return found, notes
+
+
+def _enter(
+    found: checkpoint.Checkpoint, setup: Setup, step_fn: TrainStep, run: dict[str, Any]
+) -> tuple[int, list[str]]:
+    """The step to go on at, and what to say; UsageError where that cannot be."""
+    saved = found.state
+    other_data = saved["data_fingerprint"] != setup.dataset.fingerprint
+    if other_data and not setup.options.allow_change:
+        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
+    if saved["config_hash"] == setup.config_hash and not other_data:
+        return saved["step"], []
+    old = change.origin(saved, run)
+    step = change.plan(old, setup, found.tensors, step_fn.net.state_dict())
+    return step, change.notes(old, setup, step)

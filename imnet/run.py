@@ -13,6 +13,7 @@ from torch import nn
 
 from imnet import checkpoint, device
 from imnet.announce import write_evaluation
+from imnet.command import suggest
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.from_recipe import build_network, build_pipelines, load_data
@@ -20,7 +21,7 @@ from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
 from imnet.recipe_json import from_dict
-from imnet.recipes import by_name, suggest
+from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 from imnet.runfolder import read_run
 from imnet.start import train
@@ -56,18 +57,19 @@ class Run:
 
         Raises DataError where they are damaged, or gone from a complete run: older ones would pass for them.
         """
-        found = checkpoint.load(self.path / "checkpoints")
+        found = checkpoint.load(self.path / "checkpoints", self.info["config_hash"])
         if found is None:
             raise DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
         again = "imnet-train goes on from the one before: run the training's command again"
         if found.skipped:
             raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
-        last = max((line["step"] for line in self.metrics), default=0)
+        last = next((line["step"] for line in reversed(self.metrics)), 0)
         if self.info["status"] == "complete" and found.state["step"] < last:
             what = f"the checkpoint of the last step, {last}, is gone; the newest is {found.path.name}"
             raise DataError(what, file=self.path, hint=again)
         net = build_network(self.recipe)
-        net.load_state_dict(found.tensors["ema" if self.recipe.ema_decay is not None else "model"])
+        averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
+        net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
 
     def evaluate(self, *, data_dir: str | None = None, device_name: str = "auto", flip: bool = False) -> Evaluation:
@@ -86,8 +88,8 @@ class Run:
             return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
 
     def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
-        raw = yaml.safe_load((self.path / "config.yaml").read_text())
-        precision = self.info["precision"] if device_name == "auto" else "auto"
+        raw = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        precision = self.info["precision"] if device_name in ("auto", self.info["device"]) else "auto"
         kept = ("threads", "pipeline", "workers", "on_bad_image")
         values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}
         values |= {"device": device_name, "precision": precision}

@@ -2,72 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from imnet.recipe import check
+from imnet.fields import COUNT, Range, about, check, check_ranges
+
+PROCESSES = Range(low=1, high=1024)
+RESTARTS = Range(low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How and where a recipe runs. None of it changes the experiment, but for ``precision`` (see ``config_hash``)."""
 
-    out: str | None = None
-    """Run folder; default runs/<recipe>-<hash of the configuration>."""
-    data_dir: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus: int | None = None
-    procs: int | None = None
-    """CPU processes (gloo ranks); needs --device cpu."""
-    max_restarts: int = 0
-    """How often a lost rank makes all ranks start again from the newest checkpoint (--gpus, --procs)."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    tf32: bool = False
-    """fp32 products in a GPU's TF32 units, with 10 bits of mantissa; without it fp32 is fp32."""
-    compile: bool | None = None
-    """torch.compile; default: on a GPU where the whole run is long enough to earn its cost back, on a CPU no."""
-    cuda_graphs: bool | None = None
-    """Capture the whole step in one CUDA graph; default: wherever one GPU trains."""
-    deterministic: bool | None = None
-    """Algorithms that repeat every bit of a run on the same GPU; default: as the run began, else no."""
-    pipeline: Literal["auto", "resident", "host", "dali", "torch"] = "auto"
-    """auto: resident where the set fits the device, else host."""
-    workers: int | None = None
-    """Threads that prepare batches (not of resident); default: the threads of this process."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    """skip: the next picture takes the place of one that cannot be decoded, for at most 0.1 % of the set."""
-    kernels: str = "auto"
-    """Kernel tier: auto | reference | host | triton | cuda."""
-    resume: Literal["auto", "never"] = "auto"
-    """``never`` refuses a folder that already holds a run."""
-    allow_change: bool = False
-    """Resume although recipe, precision or data differ from the checkpoint's."""
-    micro_batch_images: int | None = None
-    """Most images a rank holds at once; more are accumulated over several passes."""
-    optim_backend: Literal["auto", "torch", "imnet", "apex"] = "auto"
-    eval_every_epochs: int | None = None
-    """Default: about ten evaluations a run, at most a tenth of its time, and always the last epoch."""
-    checkpoint_every_epochs: int = 1
-    checkpoint_every_steps: int | None = None
-    log_every_steps: int | None = None
-    """Default: about 20 lines an epoch."""
-    on_nonfinite: str = "stop"
-    """``stop``, or ``skip:N``: leave up to N bad steps out."""
-    threads: int | None = None
-    """CPU threads a process; default: the cores, divided by --procs."""
+    out: str | None = field(
+        default=None, metadata=about("run folder (default: runs/<recipe>-<hash of the configuration>)")
+    )
+    data_dir: str | None = field(default=None, metadata=about("folder that holds the data set (also: $IMNET_DATA)"))
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata=about("auto takes a GPU where there is one")
+    )
+    gpus: int | None = field(default=None, metadata=about("number of GPUs; starts one process each", PROCESSES))
+    procs: int | None = field(default=None, metadata=about("number of CPU processes (with --device cpu)", PROCESSES))
+    max_restarts: int = field(
+        default=0, metadata=about("how often a lost rank makes all ranks go on from the newest checkpoint", RESTARTS)
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto", metadata=about("auto: bf16 where the hardware has it, else fp32")
+    )
+    tf32: bool = field(
+        default=False,
+        metadata=about("fp32 products in a GPU's TF32 units: 10 bits of mantissa, several times faster"),
+    )
+    compile: bool | None = field(
+        default=None,
+        metadata=about("torch.compile (default: on a GPU, where the run is long enough to earn its cost back)"),
+    )
+    cuda_graphs: bool | None = field(
+        default=None, metadata=about("capture the whole step in one CUDA graph (default: wherever one GPU trains)")
+    )
+    deterministic: bool | None = field(
+        # Default: as the run began, else no.
+        default=None,
+        metadata=about("repeat every bit of a run on the same GPU; what cannot is refused before the first step"),
+    )
+    pipeline: Literal["auto", "resident", "host", "dali", "torch"] = field(
+        # auto: resident where the set fits the device, else host.
+        default="auto",
+        metadata=about("resident: in the device's memory; host: prepared by the CPU; dali; torch: the reference"),
+    )
+    workers: int | None = field(
+        default=None,
+        metadata=about("threads that prepare batches (default: the threads of this process)", PROCESSES),
+    )
+    on_bad_image: Literal["stop", "skip"] = field(
+        # skip: the next picture takes the place of one that cannot be decoded.
+        default="stop",
+        metadata=about("stop, or skip: leave up to one picture in 1000 out where they cannot be decoded"),
+    )
+    kernels: str = field(
+        default="auto", metadata=about("kernel tier: auto, reference, host, triton or cuda; or family=tier,...")
+    )
+    resume: Literal["auto", "never"] = field(
+        default="auto",
+        metadata=about("auto: go on where a run of the same configuration stopped; never: refuse a used folder"),
+    )
+    lock: bool = field(
+        default=True,
+        metadata=about("take the run folder's lock; --no-lock on a file system without locks: keep other runs out"),
+    )
+    allow_change: bool = field(
+        default=False, metadata=about("go on with another configuration, e.g. more epochs, where that is possible")
+    )
+    micro_batch_images: int | None = field(
+        default=None,
+        metadata=about("most images a rank holds at once; more are accumulated over several passes", COUNT),
+    )
+    optim_backend: Literal["auto", "torch", "imnet", "apex"] = field(
+        default="auto",
+        metadata=about("imnet: SGD and the average in one pass; apex: NVIDIA's FusedSGD, where it is installed"),
+    )
+    eval_every_epochs: int | None = field(
+        default=None,
+        metadata=about("default: about ten a run, a tenth of its time at most, and the last epoch", COUNT),
+    )
+    checkpoint_every_epochs: int = field(default=1, metadata=about("save that often, and after the last", COUNT))
+    checkpoint_every_steps: int | None = field(default=None, metadata=about("also save within an epoch", COUNT))
+    log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines an epoch", COUNT))
+    on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
+    threads: int | None = field(
+        default=None, metadata=about("CPU threads a process (default: the cores, divided by --procs)", PROCESSES)
+    )
 
     def __post_init__(self) -> None:
-        counts = ("gpus", "procs", "micro_batch_images", "eval_every_epochs", "checkpoint_every_epochs", "workers")
-        for name in counts:
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} = {value}", "1 or more", f"leave --{name} out for the default")
+        check_ranges(self)
         clash = self.procs is not None and (self.gpus is not None or self.device == "cuda")
         check(not clash, "procs together with a GPU", "--device cpu --procs N, or --gpus N", "drop one of them")
         clash = self.gpus is not None and self.device == "cpu"
         check(not clash, f"gpus = {self.gpus} with device cpu", "--gpus N, or --device cpu --procs N", "drop one")
         word, _, count = self.on_nonfinite.partition(":")
-        ok = self.on_nonfinite == "stop" or (word == "skip" and count.isdigit())
-        check(ok, f"on_nonfinite = {self.on_nonfinite!r}", "stop or skip:N", "e.g. --on_nonfinite skip:3")
+        ok = self.on_nonfinite == "stop" or (word == "skip" and count.isdecimal() and len(count) < 10)
+        check(ok, f"on_nonfinite = {self.on_nonfinite!r}", "stop or skip:N", "e.g. --on-nonfinite skip:3")
 
     @property
     def max_skips(self) -> int:

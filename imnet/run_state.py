@@ -34,6 +34,10 @@ class Setup:
     pipeline_reason: str
     execution: Execution
     parameters: int
+    weights: dict[str, Any] | None = None
+    """Where the first weights came from and what fitted, at rank 0; None where they were drawn."""
+    before: tuple[dict[str, Any], ...] = ()
+    """The configurations that the folder had earlier (--allow-change), oldest first; at rank 0."""
 
     @property
     def num_steps(self) -> int:

@@ -9,11 +9,13 @@ report.html    see imnet.report
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -25,6 +27,9 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
 from imnet.run_options import RunOptions
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What flock answers on a file system without locks, as NFS often is."""
+
 
 def default_path(recipe: Recipe, precision: str) -> Path:
     """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another."""
@@ -34,26 +39,32 @@ def default_path(recipe: Recipe, precision: str) -> Path:
 class RunFolder:
     """An open, locked run folder. The lock goes with the process, so a killed run blocks nobody."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lock: bool = True):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
+            self._lock.seek(0)
+            self._found = self._lock.read()
             probe = path / f".probe.{os.getpid()}"
             probe.write_bytes(b"imnet")
             probe.unlink()
         except OSError as error:
             raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
-        self._take_lock()
+        if lock:
+            self._take_lock()
 
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+            if error.errno in NO_LOCKS:
+                what = f"this file system has no locks ({error.strerror})"
+                hint = "--no-lock goes on without: then nothing keeps a second run from writing here"
+                raise IOFailure(what, file=self.path, hint=hint) from error
+            holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
             raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
         self._lock.truncate(0)
@@ -61,7 +72,29 @@ class RunFolder:
         self._lock.flush()
 
     def close(self) -> None:
+        """Free for others, and the lock's text as it was found: a command that was refused has changed no byte."""
+        self._lock.truncate(0)
+        self._lock.write(self._found)
         self._lock.close()
+
+    def check_room(self, num_bytes: int) -> None:
+        """IOFailure where a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
+        free = shutil.disk_usage(self.path).free
+        probe = self.path / f".probe.{os.getpid()}"
+        try:
+            if free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Quotas and limits of a file's size are not in what the disk says.
+            with probe.open("wb") as f:
+                os.posix_fallocate(f.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return  # cannot be asked here
+            what = f"no room for a checkpoint of {-(-num_bytes >> 20):,} MiB: {error.strerror}"
+            hint = f"{free >> 20:,} MiB free; make room, or choose another --out"
+            raise IOFailure(what, file=self.path, hint=hint) from error
+        finally:
+            probe.unlink(missing_ok=True)
 
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None in a new folder."""
@@ -79,7 +112,9 @@ class RunFolder:
         old = run["recipe"] | {"precision": run["precision"]}
         changed = difference(old, to_dict(recipe) | {"precision": precision})
         what = f"the folder holds a run of another configuration ({changed})"
-        raise UsageError(what, file=self.path, hint="choose another --out, or resume it all the same: --allow-change")
+        longer = changed == f"epochs was {old['epochs']}, is {recipe.epochs}" and recipe.epochs > old["epochs"]
+        do = "extend it" if longer else "go on with it all the same"
+        raise UsageError(what, file=self.path, hint=f"choose another --out, or {do}: --allow-change")
 
     def write_config(self, text: str) -> None:
         write_atomic(self.path / "config.yaml", text)
@@ -91,16 +126,16 @@ class RunFolder:
 def read_run(path: Path) -> dict[str, Any] | None:
     """run.json of a run folder, or None where there is none."""
     try:
-        return json.loads((path / "run.json").read_text())
+        return json.loads((path / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise IOFailure(f"run.json is unreadable: {error}", file=path, hint="choose another --out") from error
 
 
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
     """The first few values that differ, as ``name was 1, is 2``."""
-    return ", ".join(_differences(old, new, prefix)[:3])
+    return ", ".join(_differences(old, new, "")[:most])
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:

@@ -20,6 +20,7 @@ from imnet import optim as optimisers
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
+from imnet.models.head import freeze
 from imnet.parallel import parallel
 from imnet.recipe import Recipe
 
@@ -37,7 +38,9 @@ class TrainStep:
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
-        self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs)
+        self.still = freeze(net, recipe.freeze) if recipe.freeze else []
+        """Modules that are not trained."""
+        self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs, body_lr=recipe.body_lr)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.ema: optimisers.Ema | None = None
         self.parallel = parallel(net, recipe.comm, place, world)
@@ -59,12 +62,18 @@ class TrainStep:
         Returns, on the device and detached: the sum of this rank's losses, and 1.0 where loss or gradient is not
         finite, in which case weights and optimiser are unchanged.
         """
-        self.net.train()
+        self.training_mode()
         optimisers.set_lr(self.optimizer, lr)
         self.reseed(step)
         if self.graph is not None and self.graph.fits(batches, num_images):
             return self.graph(batches, num_images)
         return self.compute(batches, num_images)
+
+    def training_mode(self) -> None:
+        """Dropout and batch statistics on, but for the modules that are not trained."""
+        self.net.train()
+        for module in self.still:
+            module.training = False
 
     def reseed(self, step: int) -> None:
         """Let the network draw what it draws in optimiser step ``step``."""
@@ -130,7 +139,7 @@ class TrainStep:
     def warm_up(self, batches: list[Batch], num_images: int) -> None:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
-        self.net.train()
+        self.training_mode()
         self.usual = {images.shape for images, _ in batches}
         for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
             # One all-reduce: ranks may hold different numbers of micro-batches. The first pass: static_graph learns it.
@@ -159,12 +168,18 @@ class TrainStep:
             found["ema"] = self.ema.averaged.state_dict()
         return found
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors of a checkpoint; an optimiser that makes its state in the first step is not counted."""
+        return sum(t.numel() * t.element_size() for named in self.tensors().values() for t in named.values())
+
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of ``tensors``."""
         self.net.load_state_dict(tensors["model"])
         optimisers.load_state_tensors(self.optimizer, tensors.get("state", {}))
         if self.ema is not None:
-            self.ema.averaged.load_state_dict(tensors["ema"])
+            # An average that the checkpoint does not have begins at its weights.
+            self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
 
 
 class CapturedStep:

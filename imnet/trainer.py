@@ -49,10 +49,11 @@ class Trainer:
         self.folder: runfolder.RunFolder | None = None
         assert options.out is not None
         if world.is_main:
-            self.folder = runfolder.RunFolder(Path(options.out))
+            self.folder = runfolder.RunFolder(Path(options.out), options.lock)
             self.folder.check_same(recipe, options, place.precision)
-        began = self.folder.read_run() if self.folder is not None else None
-        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, began)
+        self.began = self.folder.read_run() if self.folder is not None else None
+        saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
+        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
         self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
         self.train_data, self.test_data = self.setup.train_data, self.setup.test_data
         self.state = RunState(loss_sum=torch.zeros((), device=place.device))
@@ -70,13 +71,14 @@ class Trainer:
 
     def _run(self) -> None:
         checkpoints = self.folder.checkpoints if self.folder is not None else None
-        found = resume.resume(checkpoints, self.setup, self.state, self.step_fn)
-        done = self.state.step >= self.num_steps
+        found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
+        # An evaluation.json alone says nothing: it may be older than the last step.
+        done = self.state.step >= self.num_steps and (self.began or {}).get("status") == "complete"
         if done and self.folder is not None and (self.folder.path / "evaluation.json").exists():
             self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
             self._finish(report_only=True)
             return
-        self._begin(found)
+        self._begin(found, notes)
         self.log = MetricsLog(self.folder.metrics, self.state.metrics_bytes) if self.folder is not None else None
         try:
             self._fit()
@@ -85,12 +87,10 @@ class Trainer:
                 self.log.close()
         self._finish()
 
-    def _begin(self, found: checkpoint.Checkpoint | None) -> None:
+    def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
+        """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
         if self.folder is not None:
-            text = dump_config(self.recipe, self.options)
-            self.folder.write_config(text)
-            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
-            for line in announce.header(self.setup, self.state, self.folder.path, found):
+            for line in announce.header(self.setup, self.state, self.folder.path, found, notes):
                 self.console.say(line)
         start = time.perf_counter()
         self._warm_up()
@@ -98,6 +98,11 @@ class Trainer:
             torch.cuda.synchronize()
         self.state.warm_up_s = time.perf_counter() - start
         self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
+        if self.folder is not None:
+            self.folder.check_room(self.step_fn.num_bytes)
+            # A change was allowed once, not for every later start with this file.
+            self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
+            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
 
     def _warm_up(self) -> None:
         """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
@@ -113,8 +118,6 @@ class Trainer:
             self.console.say(f"step       not captured after all: {error.what}")
             found = replace(self.setup.execution, cuda_graphs=False, reason=f"not captured: {error.what}")
             self.setup = replace(self.setup, execution=found)
-            if self.folder is not None:
-                self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
 
     def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's batch, mixed where the recipe mixes, in micro-batches."""

@@ -9,24 +9,34 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> (its modules, the rooms that they may import beside their own), from the ground up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
-    "ground": ("errors files augmentation", ""),
-    "recipes": ("recipe recipes recipe_json run_options", "ground"),
+    "ground": ("errors files fields command augmentation", ""),
+    "recipes": ("recipe schedules recipes recipe_json run_options", "ground"),
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state from_recipe evaluate announce resume console trainer start",
+        "run_state change weights from_recipe evaluate announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": ("run doctor dryrun listing", "ground recipes machine data models folder run kernels"),
     "words": ("cli options parser", "ground recipes machine models folder run ask"),
-    "bench": ("imnet_bench", "ground recipes machine data models step folder run words kernels"),
+    "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}
 # Standard library alone: read before torch is there.
-WITHOUT_TORCH = ("recipe.py", "augmentation.py", "run_options.py", "recipe_json.py", "errors.py", "recipes")
+WITHOUT_TORCH = (
+    "schedules.py",
+    "recipe.py",
+    "augmentation.py",
+    "fields.py",
+    "command.py",
+    "run_options.py",
+    "recipe_json.py",
+    "errors.py",
+    "recipes",
+)
 FILES = [p for folder in ("imnet", "kernels", "bench") for p in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import runs
 from .plan import UNTIMED, Row, Setting, UnavailableError, UnfinishedError
 from .processes import ERROR_CHARACTERS, ROOT, environment
 
@@ -69,7 +68,7 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
         wall_s = time.perf_counter() - start
         if code:
             raise RuntimeError(f"exit code {code}: {errors}")
-        found = run_figures(Path(scratch), curve=False)
+        found = _figures(Path(scratch), setting.dry, curve=False)
     warm_up = re.search(r"warm-up\s+([\d.]+) s", printed)
     times: dict[str, Any] = {"wall_s": wall_s, "start_up_s": wall_s - (found["seconds"] or 0.0)}
     times["warm_up_s"] = float(warm_up[1]) if warm_up else None
@@ -161,58 +160,13 @@ def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[
         raise UnfinishedError(errors)
     if code:
         raise RuntimeError(f"exit code {code}: {errors}")
-    return {**run_figures(folder), "wall_s": None if setting.dry else wall_s}
+    return {**_figures(folder, setting.dry, curve=True), "wall_s": None if setting.dry else wall_s}
 
 
-def run_figures(folder: Path, curve: bool = True) -> dict[str, Any]:
-    """Last epoch's accuracy, training seconds and rate of a complete run folder, beside what was published.
-
-    Raises RuntimeError where the run is not complete.
-    """
-    run = json.loads((folder / "run.json").read_text())
-    if run["status"] != "complete":
-        raise RuntimeError(f"{folder}: the run is {run['status']}")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    evals, on_cpu = [r for r in rows if r["kind"] == "eval"], run["device"] == "cpu"
-    rates = [r["images_per_s"] for r in rows if r["kind"] == "train"]
-    published, recipe = run["recipe"].get("published") or {}, run["recipe"]
-    found = {
-        "recipe": recipe["name"],
-        "epochs": recipe["epochs"],
-        "schedule": recipe["schedule"]["kind"],
-        "seed": recipe["seed"],
-        "precision": run["precision"],
-        "top1": evals[-1]["top1"],
-        "seconds": None if on_cpu else run["seconds"],
-        "images_per_s": None if on_cpu or not rates else statistics.median(rates),
-        "kernels": {k: v["tier"] for k, v in run["kernels"].items()},
-    }
-    if curve:
-        found["curve"] = [[r["epoch"], round(r["top1"], 4)] for r in evals][-40:]
-        found |= {f"published_{key}": published.get(key) for key in ("top1", "hours", "hardware")}
-    return found
-
-
-def run_row(folder: Path, wall_s: str | None, note: str | None) -> dict[str, Any]:
-    """A row of the part recipes from a run folder; ``wall_s`` was noted by hand."""
-    import yaml
-
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    found = run_figures(folder)
-    words = {"compile": "compiled", "cuda_graphs": "captured"}
-    found["how"] = ", ".join(word for key, word in words.items() if config.get(key)) or "eager"
-    notes = [note] if note else []
-    if wall_s is not None:
-        found["wall_s"] = float(wall_s)
-        notes.append("the seconds from the prompt were noted by hand")
-    name, variant = found.pop("recipe"), f"{found['epochs']} epochs, {found['schedule']}, seed {found['seed']}"
-    return {
-        "part": "recipes",
-        "name": name,
-        "variant": variant,
-        **found,
-        **({"note": "; ".join(notes)} if notes else {}),
-    }
+def _figures(folder: Path, dry: bool, curve: bool) -> dict[str, Any]:
+    """A run's figures; in a dry run without times, which are a CPU's."""
+    found = runs.figures(folder, curve)
+    return found | ({"seconds": None, "images_per_s": None} if dry else {})
 
 
 def gpu_test_files() -> list[Path]:

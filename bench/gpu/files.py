@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from .plan import Figures, Key, Row
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ERRORS = ("error_forward", "error_gradient", "error_fp64")
-# What the committed file leaves out; all but the first were hand-typed limits and aims beside figures of 2026-11-26.
-DROPPED = ("took_s", "of_target", "target_", "stretch_", "floor_ms", "ideal_")
 
 
 def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
@@ -109,42 +106,24 @@ def has_result(row: Row, found: set[Key]) -> bool:
     return ("checks", row.name.split(" ")[0], row.variant) in found
 
 
-def read(source: Path) -> list[dict[str, Any]]:
-    """The result files of a folder, or the one file; rows of older files take their part from its head."""
+def merge(source: Path, target: Path) -> None:
+    """One file to commit. Raises SystemExit for a dry run, or for two devices."""
     paths = sorted(source.glob("*.json")) if source.is_dir() else [source]
     found = [values for values in (json.loads(path.read_text()) for path in paths) if values.get("benchmark") == "gpu"]
-    for values in found:
-        for row in values["rows"]:
-            row.setdefault("part", values.get("part"))
-    return found
-
-
-def merge(source: Path, target: Path, runs: Iterable[Figures] = ()) -> None:
-    """One file to commit; ``runs`` are rows of whole trainings. Raises SystemExit for a dry run, or for two devices."""
-    files = read(source)
-    if not files:
+    if not found:
         raise SystemExit(f"{source}: got no result files; allowed: an --out of a run; run python -m bench.gpu first")
-    if any(values["dry"] for values in files):
+    if any(values["dry"] for values in found):
         raise SystemExit(f"{source}: got a dry run; allowed: a run on a GPU, since nothing here was measured")
-    devices = sorted({values["fingerprint"]["device"] for values in files})
+    devices = sorted({values["fingerprint"]["device"] for values in found})
     if len(devices) > 1:
         raise SystemExit(f"{source}: got {' and '.join(devices)}; allowed: one device; merge each file by itself")
-    rows = [row for values in files for row in values["rows"] if "skipped" not in row]
+    rows = [row for values in found for row in values["rows"] if "skipped" not in row]
     checks = [row for row in rows if row["part"] == "checks"]
-    kept = [_kept(row) for row in rows if row["part"] != "checks"]
-    values = {"benchmark": "gpu", "fingerprint": files[0]["fingerprint"], "rows": [*condensed(checks), *kept, *runs]}
+    kept = [{k: v for k, v in row.items() if k != "took_s"} for row in rows if row["part"] != "checks"]
     target.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n  ".join(json.dumps(row) for row in values.pop("rows"))
-    head = json.dumps(values, indent=1).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(row) for row in [*condensed(checks), *kept])
+    head = json.dumps({"benchmark": "gpu", "fingerprint": found[0]["fingerprint"]}, indent=1).removesuffix("\n}")
     target.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
-
-
-def _kept(row: Figures) -> Figures:
-    """The row's lasting figures. The first files called steps compile and graphs; they are compiled and captured."""
-    found = {name: value for name, value in row.items() if not name.startswith(DROPPED)}
-    if row["part"] == "steps" and not row["variant"].startswith("compiled"):
-        found["variant"] = row["variant"].replace("compile", "compiled").replace("graphs", "captured")
-    return {"part": row["part"]} | found
 
 
 def condensed(checks: list[Figures]) -> list[Figures]:

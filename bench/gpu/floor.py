@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .. import roof
 from ..case import train_flops
-from ..timing import replayed
+from ..clock import replayed
 from .plan import DEVICE, Row, Setting
 from .steps import DRY_NETS, NETS, Net
 

@@ -2,7 +2,7 @@
 
     python -m bench.gpu --budget 5m [--out DIR] [--part NAME] [--data-dir DIR]   on a machine with a CUDA GPU
     python -m bench.gpu --dry                             the same on a CPU with tiny shapes; nothing is timed
-    python -m bench.gpu --merge DIR bench/results/h100-2026-11-26.json [--runs RUN ...]   the file that is committed
+    python -m bench.gpu --merge DIR bench/results/h100-2026-11-26.json   the file that is committed
 
 Parts, in order of value: commands (the default commands, from the prompt to the summary), checks (every kernel against
 its definition), profile (the kernels of a step), floor (what bounds it), steps, kernels, tests (those marked gpu),
@@ -64,14 +64,6 @@ def seconds(text: str) -> float:
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
-def named(text: str) -> tuple[str, str]:
-    """``NAME=VALUE``."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: RUN=VALUE, RUN the name of a run's folder")
-    return name, value
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,9 +80,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
     parser.add_argument("--git-sha", help="commit of this checkout, where it came without its .git")
     parser.add_argument("--merge", nargs=2, type=Path, metavar=("FROM", "FILE"), help="write the file to commit")
-    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="with --merge: folders of whole trainings")
-    parser.add_argument("--wall", type=named, action="append", default=[], help="RUN=SECONDS from the prompt, by hand")
-    parser.add_argument("--note", type=named, action="append", default=[], help="RUN=TEXT, beside a merged run")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     argv = sys.argv[1:] if argv is None else argv
     return argparse.Namespace(**vars(parser.parse_args(argv)), argv=argv)
@@ -244,11 +233,7 @@ def start(values: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     values = parse(argv)
     if values.merge:
-        from .commands import run_row
-
-        walls, notes = dict(values.wall), dict(values.note)
-        runs = [run_row(folder, walls.get(folder.name), notes.get(folder.name)) for folder in values.runs]
-        merge(values.merge[0], values.merge[1], runs)
+        merge(*values.merge)
         print(f"wrote {values.merge[1]}")
         return 0
     values.out = values.out.resolve()

@@ -27,7 +27,7 @@ from imnet.step import Batch, TrainStep
 
 from .. import roof
 from ..case import make_step, plain, train_flops
-from ..timing import Timing, windows
+from ..clock import Timing, windows
 from .plan import DEVICE, HOST, Row, Setting
 
 ROUNDS, WINDOW_STEPS, WARM_STEPS, PROFILED_STEPS, TOP = 7, 10, 5, 3, 15

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from imnet.cli import guarded
+from imnet.command import Parser, guarded
 from imnet.errors import DeviceError, UsageError
 
 _OUT = Path("runs") / "profile"
@@ -17,16 +13,7 @@ _OUT = Path("runs") / "profile"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code (2 usage, 65 data, 69 device, 74 files)."""
-    return guarded("imnet-profile", _run, sys.argv[1:] if argv is None else argv)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line with a suggestion."""
-
-    def error(self, message: str) -> NoReturn:
-        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        close = difflib.get_close_matches(match[1], re.findall(r"[\w-]+", match[2]), 1) if match else []
-        raise UsageError(message, hint=f"did you mean {close[0]}?" if close else f"{self.prog} --help")
+    return guarded("imnet-profile", _run, argv)
 
 
 def _run(argv: list[str]) -> int:
@@ -95,11 +82,11 @@ def _data(values: argparse.Namespace, argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Where the time of a training goes, and how far from the roof it is."
-    parser = _Parser(prog="imnet-profile", description=about, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    _add_step(commands.add_parser("step", help="real training steps, operator by operator", allow_abbrev=False))
-    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case", allow_abbrev=False))
-    _add_data(commands.add_parser("data", help="the data path, stage by stage", allow_abbrev=False))
+    parser = Parser(prog="imnet-profile", description=about)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    _add_step(commands.add_parser("step", help="real training steps, operator by operator"))
+    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case"))
+    _add_data(commands.add_parser("data", help="the data path, stage by stage"))
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

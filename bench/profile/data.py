@@ -28,7 +28,7 @@ from imnet.recipe import Augment, Recipe, replace
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-from ..timing import cpu_seconds, interleaved
+from ..clock import cpu_seconds, interleaved
 from . import commands
 from .report import duration, percent, plural, scaled, table, usable_folder
 

@@ -19,12 +19,10 @@ from imnet.files import write_json
 from imnet.run_options import RunOptions
 
 from .. import roof
-from ..timing import interleaved, num_rotated, replayed
+from ..clock import on_device
 from . import commands, resources, roofline
 from .report import clipped, duration, percent, plural, scaled, table, usable_folder
 
-ROUNDS = 9
-SLICE_S = 0.01
 NAME_CHARACTERS = 44
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -85,23 +83,12 @@ def _fp32_peak(place: torch.device) -> float:
 
 def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: float) -> dict[str, Any]:
     """One row: seconds a call (median, interquartile range), bytes, FLOPs, share of the copy's bandwidth."""
-    call = family.make(case, dtype, kind).run
     moved = family.bytes_moved(case, dtype)
-    with torch.no_grad():
-        if kind == "cuda":
-            median_s, iqr_s = _on_gpu(family, case, dtype, moved)
-        else:
-            found = interleaved({"call": call}, ROUNDS, slice_s=SLICE_S)["call"]
-            median_s, iqr_s = found.median_s, found.iqr_s
+    taken = on_device(lambda: family.make(case, dtype, kind).run, moved, kind)
+    median_s, iqr_s = taken.median_s, taken.iqr_s
     rate = moved / median_s
     row: dict[str, Any] = {"case": case.name, "real": case.real, "median_s": median_s, "iqr_s": iqr_s, "bytes": moved}
     return row | {"flops": flops(family.name, case), "bytes_per_s": rate, "of_copy": rate / copy}
-
-
-def _on_gpu(family: Family, case: Case, dtype: torch.dtype, moved: int) -> tuple[float, float]:
-    """Seconds on the device without the gaps between launches, on inputs in turn that together exceed the L2 cache."""
-    found = replayed([family.make(case, dtype, "cuda").run for _ in range(num_rotated(moved))])
-    return found.median_s, found.iqr_s
 
 
 def flops(family: str, case: Case) -> int:

@@ -11,7 +11,7 @@ namespace imnet {
 namespace {
 
 // Predicted from the SASS of sm_90 on 2026-11-26, not measured: four images in flight a block, a 64 px image a stage.
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;  // by occupancy and SASS (bench/NEGATIVES.md); not timed on a GPU
 constexpr int kWarps = kThreads / 32, kStageBytes = 64 * 64 * 3;
 constexpr int64_t kLeastWarps = 2048;  // a smaller batch's images are split by rows
 constexpr int kMostShared = 96 * 1024;

@@ -8,7 +8,7 @@
 namespace imnet {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;  // by occupancy and SASS (bench/NEGATIVES.md); not timed on a GPU
 
 // Elements of a band a thread makes: 16, 8 and 4 bytes of bf16, as many as the phases leave registers for. Predicted from
 // the registers on sm_90 on 2026-11-26, not measured.

@@ -14,7 +14,7 @@ from imnet.errors import UsageError
 
 __all__ = ["DataSet", "Request", "Split", "dataset", "load", "names"]
 
-_GENERATED = ("shapes", "synthetic")
+GENERATED = ("shapes", "synthetic")
 
 
 def names() -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def load(
         hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
-    return loaded if name in _GENERATED else _thin(loaded, train_images, test_images)
+    return loaded if name in GENERATED else _thin(loaded, train_images, test_images)
 
 
 def check_counts(**counts: int | None) -> None:

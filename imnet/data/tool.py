@@ -4,61 +4,46 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
+from imnet.command import Parser, guarded
 from imnet.data.base import chunks
 from imnet.data.readers import Choice, recognise
 from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
-from imnet.data.sets import did_you_mean
 from imnet.data.sets.remote import remote_sets
 from imnet.data.store import Store, is_store, open_store, split_path
 from imnet.data.store.export import export
 from imnet.data.store.pack import Options, pack, unchanged
 from imnet.data.store.sources import Origin, request_values
-from imnet.errors import DataError, ImnetError, UsageError
+from imnet.errors import DataError, Preempted, UsageError
 
-_INTERRUPTED = 75
 _REMOTE = remote_sets()
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one UsageError line with a suggestion instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        hint = did_you_mean(match[1], re.findall(r"[\w-]+", match[2])) if match else ""
-        raise UsageError(message, hint=f"{hint}{self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    return guarded("imnet-data", _run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
     try:
-        arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
-    except ImnetError as error:
-        if debug:
-            raise
-        print(f"imnet-data: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("imnet-data: interrupted; run the same command to go on", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as error:
+        raise Preempted("interrupted", hint="run the same command to go on") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="imnet-data", description="Turn any supported data set into one packed store, and look inside."
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    parser.add_debug()
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     _pack_parser(commands.add_parser("pack", help="any source -> packed store (resumable)"))
     for name, run, what in (
         ("inspect", _inspect, "say what lies at a path"),

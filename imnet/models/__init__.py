@@ -12,11 +12,11 @@ Four kinds of name:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..command import suggest
 from ..errors import UsageError
 from .catalog import CATALOG
 from .registry import MODELS, keyword_options, model, options
@@ -55,6 +55,16 @@ def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> n
 
         return getattr(external, f"from_{library}")(theirs, num_classes, in_channels, **kwargs)
     _check_options(name, kwargs)
+    try:
+        return _ours(name, num_classes, in_channels, kwargs)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        if not kwargs:
+            raise
+        told = ", ".join(f"{key} = {value!r}" for key, value in kwargs.items())
+        raise UsageError(f"model {name!r} refused {told}: {error}", hint="check --model-options") from error
+
+
+def _ours(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any]) -> nn.Module:
     if name in MODELS:
         return MODELS[name](num_classes, in_channels, **kwargs)
     from .wrn import WideResNet
@@ -79,15 +89,13 @@ def _check_options(name: str, kwargs: dict[str, Any]) -> None:
     allowed = option_names(name)
     for option in kwargs:
         if option not in allowed:
-            near = difflib.get_close_matches(option, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed) or 'none'}"
+            hint = suggest(option, allowed) or f"allowed: {', '.join(allowed) or 'none'}"
             raise UsageError(f"model {name!r} has no option {option!r}", hint=hint)
 
 
 def _wrn_sizes(name: str) -> tuple[int, int]:
     match = _WRN.fullmatch(name)
     if match is None:
-        near = difflib.get_close_matches(name, names(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see imnet-train --list models, or wrnD_K, timm:NAME"
+        hint = suggest(name, names()) or "see imnet-train --list models, or wrnD_K, timm:NAME"
         raise UsageError(f"unknown model {name!r}", hint=hint)
     return int(match[1]), int(match[2])

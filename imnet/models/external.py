@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..command import suggest
 from ..errors import UsageError
+
+REFUSALS = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
+"""What a network's constructor may raise over an option that it cannot use."""
 
 
 def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -36,7 +39,7 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
     with torch.device("cpu") if meta and name.startswith("regnet") else contextlib.nullcontext():
         try:
             network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-        except (TypeError, ValueError) as error:
+        except REFUSALS as error:
             raise UsageError(f"torchvision:{name} refused {options}: {error}", hint="check the options") from error
     if meta:
         network = network.to("meta")
@@ -76,7 +79,7 @@ def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any)
         raise UsageError(f"timm has no network {name!r}", hint=_nearest(name, timm.list_models()))
     try:
         return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
-    except (TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise UsageError(f"timm:{name} refused {options}: {error}", hint="check the options") from error
 
 
@@ -91,8 +94,7 @@ def _timm() -> ModuleType:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"it has {len(known)} others, from {known[0]} on"
+    return suggest(name, known) or f"it has {len(known)} others, from {known[0]} on"
 
 
 def _set_in_channels(network: nn.Module, in_channels: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
+from imnet.command import suggest
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
 
@@ -17,12 +17,6 @@ for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), 
             if _value.name in RECIPES:
                 raise ValueError(f"two recipes are called {_value.name}")
             RECIPES[_value.name] = _value
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """``did you mean`` for a mistyped name, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def by_name(name: str) -> Recipe:

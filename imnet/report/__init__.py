@@ -29,8 +29,8 @@ __all__ = ["compare", "contact_sheet", "render", "summary"]
 REPORT_NAME = "report.html"
 
 
-def render(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` atomically and return its path; works while the run is still in progress.
+def render(run_dir: Path, out: Path | None = None) -> Path:
+    """Write ``run_dir/report.html`` (or ``out``) atomically, return its path; works while the run is in progress.
 
     DataError where the folder is no run or a file in it is damaged, IOFailure where the page cannot be written (a
     previous report then stays as it was).
@@ -46,7 +46,7 @@ def render(run_dir: Path) -> Path:
         sections.recipe(run),
         sections.environment(run),
     ]
-    return _write(run.path / REPORT_NAME, page(run.name, sections.status(run), body))
+    return _write(out or run.path / REPORT_NAME, page(run.name, sections.status(run), body))
 
 
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:

@@ -180,7 +180,7 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
 def _times(run: RunLog) -> list[float]:
     """Minutes on the run's clock at each evaluation, NaN where no clock was logged."""
     clock = run.clock
-    return [max((at for step, at in clock if step <= line.step), default=NAN) / 60 for line in run.evals]
+    return [max((at for epoch, at in clock if epoch <= line.epoch), default=NAN) / 60 for line in run.evals]
 
 
 def _overlay(name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str) -> Markup:

@@ -143,16 +143,19 @@ class RunLog:
 
     @property
     def clock(self) -> list[tuple[float, float]]:
-        """(step, seconds so far, evaluations included); where the logged clock restarts the lives are added."""
+        """(epoch, seconds so far, evaluations included); where the logged clock restarts the lives are added.
+
+        By epochs and not by steps, which count other batches where a run went on with another batch size.
+        """
         points, before, previous = [], 0.0, 0.0
-        # Sorting is stable: at the same step the train line stays before the evaluation.
-        for line in sorted((*self.train, *self.evals), key=lambda line: line.step):
+        # Sorting is stable: at the same epoch the train line stays before the evaluation.
+        for line in sorted((*self.train, *self.evals), key=lambda line: line.epoch):
             if not math.isfinite(line.seconds):
                 continue
             if line.seconds < previous:
                 before += previous
             previous = line.seconds
-            points.append((line.step, before + previous))
+            points.append((line.epoch, before + previous))
         return points
 
     @property

@@ -7,48 +7,60 @@ import torch
 from imnet_kernels import tier
 from imnet_kernels.family import families
 
-from bench import bench_kernels
+from bench import kernels, tables
+from bench.kernels import Job
 
 FAMILIES = {family.name: family for family in families()}
 needs_host = pytest.mark.skipif(tier.missing("host", "cpu") is not None, reason="the host kernels are not built here")
 
 
-def small(name):
-    return next(case for case in FAMILIES[name].cases if not case.real)
+def small(name, **changes):
+    family = dataclasses.replace(FAMILIES[name], **changes)
+    return Job(family, next(case for case in family.cases if not case.real), torch.float32)
 
 
 @needs_host
 def test_a_tier_that_is_off_gets_no_speed():
-    strict = dataclasses.replace(FAMILIES["shake_shake"], tolerance={torch.float32: -1.0})
     with pytest.raises(AssertionError, match="allowed"):
-        bench_kernels.measure(strict, small("shake_shake"), torch.float32, 3, False)
+        kernels.on_cpu(small("shake_shake", tolerance={torch.float32: -1.0}), 3)
 
 
 def test_every_family_is_timed_and_compiled_once():
-    rows = list(bench_kernels.real_cases())
-    assert {family.name for family, _, _ in rows} == set(tier.FAMILIES)
-    first = [family.name for family, case, dtype in rows if bench_kernels.is_first(family, case, dtype)]
-    assert sorted(first) == sorted(tier.FAMILIES)
+    jobs = list(kernels.real_jobs())
+    assert {job.family.name for job in jobs} == set(tier.FAMILIES)
+    assert sorted(job.family.name for job in jobs if job.first) == sorted(tier.FAMILIES)
+    assert {job.family.name for job in jobs if job.backward} == {"shake_shake"}
+    assert [job.family.name for job in kernels.real_jobs("augment")] == ["augment"] * len(
+        [job for job in jobs if job.family.name == "augment"]
+    )
 
 
 def test_a_column_keeps_its_own_tier():
-    name = "shake_shake"
     before = tier.snapshot()
-    bench_kernels.column(FAMILIES[name], small(name), torch.float32, "reference")()
-    chosen = tier.choose(name, "cpu")
+    small("shake_shake").call("reference", "cpu")()
+    chosen = tier.choose("shake_shake", "cpu")
     tier.restore(before)
     assert chosen == "reference"
     assert tier.snapshot() == before
 
 
 @needs_host
-def test_a_row_has_the_spread_of_every_figure(capsys):
+def test_a_row_has_the_spread_of_every_figure():
     before = tier.snapshot()
-    row = bench_kernels.measure(FAMILIES["sgd_ema"], small("sgd_ema"), torch.float32, 3, False)
+    row = kernels.on_cpu(small("sgd_ema"), 3)
     tier.restore(before)
     assert {"reference", "host", "torch fused + EMA"} <= row["times"].keys()
     for name, times in row["times"].items():
         assert times["n"] == 3
         assert 0 < times["best_s"] <= times["median_s"]
         assert row["cpu_us"][name] == pytest.approx(1e6 * times["best_s"], abs=0.1)
-    assert "| sgd_ema |" in bench_kernels.table({"rows": [row]})
+    assert "| sgd_ema " in tables.kernels({"rows": [row], "environment": {}})
+
+
+@needs_host
+def test_the_backward_alone_is_the_gradient_of_the_definition():
+    job = dataclasses.replace(small("shake_shake"), backward=True)
+    with tier.using("shake_shake=host"):
+        (first, second), (one, two) = (job.run(name, "cpu")() for name in ("reference", "host"))
+    torch.testing.assert_close(first, one)
+    torch.testing.assert_close(second, two)

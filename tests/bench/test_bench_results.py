@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import results
-from bench.result_tables import short
+from bench.tables import short
 
 MACHINE = {
     "cpu": "Z80",

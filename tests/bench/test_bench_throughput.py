@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from bench import bench_step, scaling, throughput
+from bench import scaling, step, throughput
 from bench.case import build, find_recipe, synthetic
 from bench.cli import main
-from bench.timing import Window
+from bench.clock import Window
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
@@ -120,14 +120,14 @@ def test_efficiency_is_images_a_second_a_rank():
 
 def test_the_step_of_timm_and_ours_agree_before_they_are_timed(one_thread, monkeypatch):
     pytest.importorskip("timm")
-    monkeypatch.setattr(bench_step, "CASES", [("speednet", 28, 1, 8)])
-    found = bench_step.report(rounds=2)
+    monkeypatch.setattr(step, "CASES", [("speednet", 28, 1, 8)])
+    found = step.report(rounds=2)
     (row,) = found["rows"]
     times = row["times"]
     assert row["ratio_to_defaults"] == pytest.approx(times["timm defaults"]["best_s"] / times["imnet"]["best_s"])
     assert found["timm"] == found["fingerprint"]["versions"]["timm"]
     with pytest.raises(UsageError, match="allowed: speednet"):
-        bench_step.report("resnet")
+        step.report("resnet")
 
 
 def test_asking_does_not_import_torch():

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from bench import runs
 from bench.gpu import commands, files, processes
 from bench.gpu import script as gpu
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
+from imnet.errors import DataError
 from imnet.models.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,22 +76,19 @@ def test_a_dry_run_cannot_become_a_result(dry, tmp_path):
 
 
 def test_files_of_one_device_are_merged(tmp_path):
-    older = {"benchmark": "gpu", "part": "steps", "dry": False, "fingerprint": ABOUT, "rows": [
-        {"name": "net", "variant": "compile + graphs", "images_per_s": 5.0, "target_images_per_s": 9}]}  # fmt: skip
-    (tmp_path / "steps.json").write_text(json.dumps(older))
     file = ResultFile(tmp_path, False, ABOUT)
+    file.add(("steps", "net", "captured"), {"images_per_s": 5.0, "took_s": 3.0})
     for case, figures in (("a", {"error_forward": 1e-3, "graph_replay_equal": True}), ("b", {"error": "no"})):
         file.add(("checks", f"augment {case}", "cuda"), figures)
     file.add(("kernels", "copy", "torch"), {"skipped": "no time"})
     target = tmp_path / "to" / "merged.json"
-    files.merge(tmp_path, target, [{"part": "recipes", "name": "r", "variant": "v", "top1": 0.9}])
+    files.merge(tmp_path, target)
     merged = json.loads(target.read_text())
     assert merged["fingerprint"] == ABOUT
-    checks, steps, recipes = merged["rows"]
+    checks, steps = merged["rows"]
     assert (checks["of"], checks["agree"], checks["error_forward"], checks["graph_replays_equal"]) == (2, 1, 1e-3, 1)
     assert checks["failed"] == ["augment b: no"]
-    assert steps == {"part": "steps", "name": "net", "variant": "compiled + captured", "images_per_s": 5.0}
-    assert recipes["top1"] == 0.9
+    assert steps == {"part": "steps", "name": "net", "variant": "captured", "images_per_s": 5.0}
     ResultFile(tmp_path, False, ABOUT | {"device": "NVIDIA H100"}).add(("tests", "a", "b"), {})
     with pytest.raises(SystemExit, match="NVIDIA H100 and NVIDIA H200"):
         files.merge(tmp_path, target)
@@ -179,7 +178,7 @@ def test_a_library_older_than_its_sources_is_not_built(tmp_path, monkeypatch):
     assert not gpu.built()
 
 
-def test_recipes_are_named_in_order_and_a_run_becomes_a_row(tmp_path):
+def test_recipes_are_named_in_order_and_a_run_has_figures(tmp_path):
     names = commands.recipe_names()
     assert names[:5] == list(commands.FAST)
     later = [commands.predicted_s(name) for name in names[5:]]
@@ -189,14 +188,12 @@ def test_recipes_are_named_in_order_and_a_run_becomes_a_row(tmp_path):
     run = {"status": "complete", "device": "cuda", "precision": "bf16", "seconds": 9.0, "kernels": {}}
     run["recipe"] = {"name": "r", "epochs": 2, "seed": 3, "schedule": {"kind": "onecycle"}, "published": None}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    (tmp_path / "config.yaml").write_text("compile: false\ncuda_graphs: true\n")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "epoch": 2, "top1": 0.5}\n')
-    found = commands.run_row(tmp_path, "20", None)
-    assert (found["variant"], found["how"], found["top1"]) == ("2 epochs, onecycle, seed 3", "captured", 0.5)
-    assert (found["wall_s"], found["note"]) == (20.0, "the seconds from the prompt were noted by hand")
+    found = runs.figures(tmp_path)
+    assert (found["recipe"], found["seconds"], found["top1"], found["curve"]) == ("r", 9.0, 0.5, [[2, 0.5]])
     (tmp_path / "run.json").write_text(json.dumps(run | {"status": "running"}))
-    with pytest.raises(RuntimeError, match="the run is running"):
-        commands.run_figures(tmp_path)
+    with pytest.raises(DataError, match="the run is running"):
+        runs.figures(tmp_path)
 
 
 @pytest.mark.skipif(not list(DATA.rglob("train-images-idx3-ubyte*")), reason="no Fashion-MNIST files here")
@@ -229,7 +226,7 @@ def test_budget(text, wanted):
     assert gpu.seconds(text) == wanted
 
 
-@pytest.mark.parametrize("argv", [["--budget", "fast"], ["--part", "nothing"], ["--wall", "96"]])
+@pytest.mark.parametrize("argv", [["--budget", "fast"], ["--part", "nothing"]])
 def test_mistakes_end_with_one_line(argv, capsys):
     with pytest.raises(SystemExit):
         gpu.main(argv)

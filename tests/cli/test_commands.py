@@ -70,6 +70,62 @@ def test_variants_of_optimiser_and_schedule_are_switched_by_kind():
     assert request.recipe.optim.weight_decay == imnet.recipes["quickstart"].optim.weight_decay
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.drop_last", "false"], False),
+        (["--data.drop_last=false"], False),
+        (["--data.drop_last", "true"], True),
+        (["--no-data.drop_last"], False),
+        (["--data.drop_last"], True),
+    ],
+)
+def test_a_switch_takes_a_word_as_well(words, expected):
+    assert options.parse([*words, "--epochs", "3"]).recipe.data.drop_last is expected
+
+
+def test_short_names():
+    recipe = options.parse(["--lr", "0.5", "--num-classes", "4", "--data", "synthetic", "--batch-size", "7"]).recipe
+    assert (recipe.optim.lr, recipe.data.num_classes, recipe.data.name, recipe.data.batch_images) == (
+        0.5, 4, "synthetic", 7)  # fmt: skip
+
+
+def test_an_option_of_the_network_has_the_type_that_it_looks_like():
+    assert options.parse(["--model_options.width", "8"]).recipe.model_options == {"width": 8}
+    words = ["--model-options", '{"width": 8}', "--model_options.head_scale=0.5"]
+    assert options.parse(words).recipe.model_options == {"width": 8, "head_scale": 0.5}
+
+
+def test_another_network_leaves_out_what_was_meant_for_the_recipes_own():
+    request = options.parse(["--recipe", "tiny-imagenet/resnet18_64", "--model", "timm:resnet18"])
+    assert request.recipe.model_options == {}
+    assert request.notes == (
+        "timm:resnet18 has no zero_init_last_bn = True (model_options of tiny-imagenet/resnet18_64): left out",
+    )
+    request = options.parse(["--recipe", "tiny-imagenet/resnet18_64", "--model", "resnet34_64"])
+    assert request.recipe.model_options == {"zero_init_last_bn": True}
+    assert not request.notes
+
+
+def test_an_optimiser_that_nobody_builds_is_refused():
+    from torch import nn
+
+    from imnet import optim
+    from imnet.errors import UsageError
+    from imnet.recipe_json import KINDS
+
+    @dataclass(frozen=True, kw_only=True)
+    class Lion:
+        kind = "lion"
+        lr: float = 0.1
+        weight_decay: float = 0.0
+        decay_norms: bool = True
+
+    with pytest.raises(UsageError, match="got optimiser lion; allowed: sgd, adamw"):
+        optim.build(nn.Linear(2, 2), Lion())
+    assert set(KINDS["optim"].values()) == set(optim.BUILDERS)
+
+
 def test_provenance_does_not_change_the_identity_but_a_value_does():
     recipe = imnet.recipes["fashion-mnist/wrn28_10"]
     assert config_hash(replace(recipe, source="x", published=None), "fp32") == config_hash(recipe, "fp32")

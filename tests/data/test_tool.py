@@ -105,13 +105,13 @@ def test_download_command(shared, server, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (["pck", "a", "b"], "did you mean 'pack'"),
+        (["pck", "a", "b"], "did you mean pack?"),
         (["pack", "a"], "required: target"),
         (["pack", "a", "b", "--size", "0"], "'0' is not a whole number"),
         (["pack", "a", "b", "--filter", "box"], "--filter without --size does nothing"),
-        (["pack", "a", "b", "--size", "64", "--filter", "bx"], "did you mean 'box'"),
+        (["pack", "a", "b", "--size", "64", "--filter", "bx"], "did you mean box?"),
         (["pack", "a", "b", "--size", "64", "--shorter", "32"], "--shorter is 32; allowed 64"),
-        (["download", "fashion", "b"], "did you mean 'fashion-mnist'"),
+        (["download", "fashion", "b"], "did you mean fashion-mnist?"),
         ([], "required: COMMAND"),
         (["verify", "a", "--fast"], "--fast"),
     ],

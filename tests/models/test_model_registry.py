@@ -75,7 +75,7 @@ def test_unknown_name_is_one_line_with_the_nearest(name, hint):
 
 
 def test_unknown_option_lists_the_nearest_or_the_allowed():
-    with pytest.raises(UsageError, match="did you mean 'drop_rate'"):
+    with pytest.raises(UsageError, match="did you mean drop_rate"):
         build("wrn28_10", 10, drop_rat=0.1)
     with pytest.raises(UsageError, match="allowed: groups, drop_rate, zero_init_last_bn"):
         build("wrn28_10", 10, quux=1)

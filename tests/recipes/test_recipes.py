@@ -125,7 +125,7 @@ MISTAKES = [
     (["--augment.spectral_r", "3"], "2, 4, 6 or null"),
     (["--augment.spectral_r", "6"], "multiples of 6"),
     (["--augment.spectral_std", "[1,2]"], "without spectral_r"),
-    (["--augment.spectral_r", "2", "--augment.spectral_std", "[1,2]"], "1 or 4 positive"),
+    (["--augment.spectral_r", "2", "--augment.spectral_std", "[1,2]"], "1 or 4 numbers"),
     (["--augment.spectral_r", "2", "--augment.cutout_px", "4"], "leave one of them out"),
     (["--augment.crop_px", "16", "--augment.cutout_px", "20"], "at most the input size = 16"),
     (["--augment.mean", "image", "--augment.resize_px", "64"], "one value a channel"),
@@ -174,7 +174,8 @@ def shrunk(recipe: Recipe) -> Recipe:
     data = recipe.data
     classes = NUM_CLASSES.get(data.name, data.num_classes)
     small = replace(data, batch_images=2, train_images=4, test_images=2, num_classes=classes)
-    return replace(recipe, data=small, head_outputs=recipe.num_outputs, epochs=1)
+    schedule = replace(recipe.schedule, warmup_epochs=min(1.0, recipe.schedule.warmup_epochs))
+    return replace(recipe, data=small, head_outputs=recipe.num_outputs, epochs=1, schedule=schedule)
 
 
 @pytest.mark.parametrize("name", slow_where(SLOW_STEPS))

@@ -1,4 +1,4 @@
-"""bench/timing.py: what its clocks count, and in which order it calls."""
+"""bench/clock.py: what its clocks count, and in which order it calls."""
 
 import statistics
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import timing
+from bench import clock
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processor time is the clock of a CPU only")
 
@@ -23,23 +23,23 @@ def burn(seconds):
 
 def test_the_summary_is_that_of_numpy_and_statistics():
     values = [3.0, 1.0, 2.0, 10.0, 4.0]
-    found = timing.Timing.of(values)
+    found = clock.Timing.of(values)
     quartiles = np.quantile(values, [0.25, 0.75], method="weibull")
     assert (found.best_s, found.median_s, found.n) == (1.0, statistics.median(values), 5)
     assert found.iqr_s == pytest.approx(quartiles[1] - quartiles[0])
-    assert timing.Timing.of([2.0]).as_dict() == {"best_s": 2.0, "median_s": 2.0, "iqr_s": 0.0, "n": 1}
+    assert clock.Timing.of([2.0]).as_dict() == {"best_s": 2.0, "median_s": 2.0, "iqr_s": 0.0, "n": 1}
 
 
 def test_calls_are_taken_in_turn_after_two_uncounted_ones():
     order = []
-    found = timing.samples({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
+    found = clock.samples({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
     assert "".join(order) == "aabb" + "ab" * 3
     assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3}
 
 
 @on_cpu
 def test_sleeping_costs_wall_time_and_no_processor_time():
-    (window,) = timing.windows({"sleep": lambda: time.sleep(0.05)}, rounds=1)["sleep"]
+    (window,) = clock.windows({"sleep": lambda: time.sleep(0.05)}, rounds=1)["sleep"]
     assert window.wall_s >= 0.05
     assert window.seconds < 0.02
 
@@ -49,7 +49,7 @@ def test_processor_time_is_divided_by_the_threads_that_it_was_given():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        found = timing.interleaved({"burn": lambda: burn(0.02)}, rounds=2)["burn"]
+        found = clock.interleaved({"burn": lambda: burn(0.02)}, rounds=2)["burn"]
     finally:
         torch.set_num_threads(before)
     assert found.best_s == pytest.approx(0.01, rel=0.3)
@@ -57,16 +57,16 @@ def test_processor_time_is_divided_by_the_threads_that_it_was_given():
 
 def test_the_time_of_ended_children_counts_where_asked():
     code = "import time\nwhile time.process_time() < 0.3: pass"
-    before = timing.cpu_seconds(children=True), timing.cpu_seconds()
+    before = clock.cpu_seconds(children=True), clock.cpu_seconds()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert timing.cpu_seconds(children=True) - before[0] > 0.29
-    assert timing.cpu_seconds() - before[1] < 0.2
+    assert clock.cpu_seconds(children=True) - before[0] > 0.29
+    assert clock.cpu_seconds() - before[1] < 0.2
 
 
 def test_a_slice_holds_as_many_calls_as_fill_it_and_a_budget_ends_the_rounds():
     calls = []
-    found = timing.windows({"nap": lambda: calls.append(time.sleep(0.01))}, 50, slice_s=0.05, budget_s=0.2)["nap"]
+    found = clock.windows({"nap": lambda: calls.append(time.sleep(0.01))}, 50, slice_s=0.05, budget_s=0.2)["nap"]
     assert 3 <= len(found) < 50
-    per_window = (len(calls) - timing.WARM_UP_ROUNDS) / len(found)
+    per_window = (len(calls) - clock.WARM_UP_ROUNDS) / len(found)
     assert 1 <= per_window <= 6
     assert all(window.wall_s >= 0.01 for window in found)  # a call's, not a window's

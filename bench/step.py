@@ -1,7 +1,5 @@
 """The training step against timm's training script, on the same network and the same batch, interleaved.
 
-    python -m bench.bench_step --json bench/results/step-cpu.json       # or: imnet-bench step --json ...
-
 timm's script is not part of its package; its step is put together here from timm's own parts (create_optimizer_v2,
 AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad, loss.item().
 ``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
@@ -13,26 +11,23 @@ The gate comes first: in fp32, both must make the same update.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imnet.device import Place
+from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.models import build
 from imnet.recipe import SGD, Constant, Data, Recipe
 from imnet.step import TrainStep
 
+from .clock import Timing, interleaved
 from .fingerprint import fingerprint
-from .timing import Timing, interleaved
 
 # name, image size in pixels, channels, batch
 CASES = [
@@ -127,8 +122,6 @@ def has_timm() -> bool:
 
 def report(only: str | None = None, rounds: int = 12, compile: bool = False) -> dict[str, Any]:
     """The JSON of ``imnet-bench step``; prints a line a network. UsageError for a network that is not in the table."""
-    from imnet.errors import UsageError
-
     cases = [case for case in CASES if only in (None, case[0])]
     if not cases:
         hint = f"allowed: {', '.join(case[0] for case in CASES)}"
@@ -152,20 +145,3 @@ def text(row: dict[str, Any]) -> str:
               if row[key] is not None]  # fmt: skip
     size = f"{row['network']} {row['image_px']} px, batch {row['batch_images']}"
     return f"{size}: {figures}; {', '.join(ratios) or 'timm is not installed'} (n = {times['imnet'].n})"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--only", default=None, help="one network")
-    parser.add_argument("--json", type=Path, default=None)
-    values = parser.parse_args()
-    found = report(values.only, values.rounds, values.compile)
-    if values.json is not None:
-        values.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,5 @@
 """The data path on one core: batches from packed pixels, JPEG packing, store reads, reading IDX.
 
-    python -m bench.bench_data --json OUT                  under 3 minutes on one CPU core
-    python -m bench.bench_data --jpegs ZIP --idx FOLDER    with the sample pictures and Fashion-MNIST's four files
-    python -m bench.bench_data --ffcv PYTHON               an interpreter that has ffcv 1.0.2 (see data_ffcv.py)
-
 Processor time, all threads and workers included, one thread; the sides alternate. Every peer first has to give our
 pixels (the gate), or nothing is timed. A ratio is the peer's time over ours in one round: median, quartile distance,
 and the ratio of the best times. What is not installed here is "not measured".
@@ -14,21 +10,20 @@ null, "ratio_median", "ratio_iqr", "ratio_best", "n", "why": reason where not me
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import pickle
-import statistics
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from imnet import device
 from imnet.augmentation import Augment
 from imnet.data.base import Split
 from imnet.data.pipelines import Setting, build
@@ -37,11 +32,13 @@ from imnet.data.readers.picture import ResizeRule
 from imnet.data.sets.fashion_mnist import read_official
 from imnet.data.store import open_store, split_path
 from imnet.data.store.pack import Options, pack
+from imnet.run_options import RunOptions
 
-from . import data_peers as peers
+from . import peers
+from .clock import Timing, cpu_seconds, ratios
 from .fingerprint import fingerprint
-from .timing import Timing, cpu_seconds, keep_memory
 
+ROUNDS, QUICK_ROUNDS = 12, 6
 _STORE_IMAGES, _SIDE = 8192, 64
 _READ_BATCHES = 40
 Clock = Callable[[], float]
@@ -91,14 +88,12 @@ def compared(row: str, images: int, ours: Clock, others: Mapping[str, Clock], ro
             if i:
                 taken[name].append(seconds)
     mine = taken.pop("")
-    out = []
+    rows = []
     for name, values in taken.items():
-        ratios = [b / a for a, b in zip(mine, values, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        best = min(values) / min(mine)
-        out.append(Row(row, name, images, Timing.of(mine), Timing.of(values), statistics.median(ratios), high - low,
-                       best, rounds))  # fmt: skip
-    return out
+        ratio = ratios(mine, values)
+        figures = ratio["ratio_median"], ratio["ratio_iqr"], ratio["ratio_best"]
+        rows.append(Row(row, name, images, Timing.of(mine), Timing.of(values), *figures, rounds))
+    return rows
 
 
 def store_of(pixels: np.ndarray, folder: Path) -> Path:
@@ -130,7 +125,7 @@ def batches_of(split: Split, kind: str) -> Clock:
     return timed(call)
 
 
-def batches(folder: Path, ffcv: str | None, rounds: int) -> list[Row]:
+def batches(folder: Path, rounds: int) -> list[Row]:
     """Packed 64 px -> batches by the host pipeline, against every peer that is here; eager code, whose images lie in
     memory, also against the resident pipeline."""
     pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, _SIDE, _SIDE, 3), dtype=np.uint8)
@@ -144,13 +139,7 @@ def batches(folder: Path, ffcv: str | None, rounds: int) -> list[Row]:
         quick["DALI CPU"] = timed(peers.dali(pixels))
     else:
         absent.append(Row(row, "DALI CPU", count, None, why="pip install nvidia-dali-cuda130"))
-    if ffcv is None:
-        absent.append(Row(row, "ffcv", count, None, why="--ffcv PYTHON names an interpreter that has it"))
-        rows = compared(row, count, ours, quick, rounds)
-    else:
-        peer = peers.Ffcv(ffcv, pixels, folder)
-        rows = compared(row, count, ours, {**quick, "ffcv": peer.seconds}, rounds)
-        peer.close()
+    rows = compared(row, count, ours, quick, rounds)
     resident = batches_of(Split(pixels, store.labels), "resident")
     rows += compared("64 px in memory -> batch", count, resident, {"eager, batched": quick["eager, batched"]}, rounds)
     slow = {"torchvision v2, 2 workers": timed(peers.torchvision(pixels), children=True)}
@@ -242,50 +231,32 @@ def idx(folder: Path, rounds: int) -> list[Row]:
     return compared("Fashion-MNIST gz -> memory", 70_000, timed(ours), {"gzip + numpy": timed(plain)}, rounds // 2)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jpegs", type=Path, help="a zip of JPEG class folders")
-    parser.add_argument("--idx", type=Path, help="the folder of the four Fashion-MNIST files")
-    parser.add_argument("--ffcv", metavar="PYTHON", help="an interpreter with ffcv; else that row is not measured")
-    parser.add_argument("--only", default="", help="parts whose name contains this: batches, small, reads, jpeg, idx")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    return parser.parse_args(argv)
+def report(rounds: int = ROUNDS, jpegs: Path | None = None, folder_of_idx: Path | None = None) -> dict[str, Any]:
+    """The JSON of ``imnet-bench data``, printed row by row: under three minutes on one CPU core.
 
-
-def run(args: argparse.Namespace, folder: Path) -> list[Row]:
-    parts: dict[str, Callable[[], list[Row]]] = {
-        "batches": lambda: batches(folder, args.ffcv, args.rounds),
-        "small": lambda: small_batches(args.rounds),
-        "reads": lambda: store_reads(folder, args.rounds),
-    }
-    if args.jpegs is not None:
-        parts["jpeg"] = lambda: packing(folder, args.jpegs, args.rounds)
-    if args.idx is not None:
-        parts["idx"] = lambda: idx(args.idx, args.rounds)
+    ``jpegs`` is a zip of JPEG class folders, ``folder_of_idx`` holds Fashion-MNIST's four files.
+    """
     print(f"{'row':<30} {'peer':<34} {'ours img/s':>12} {'theirs':>12} {'ratio':>8} {'iqr':>6} {'best':>8}   n")
-    rows = []
-    for name, part in parts.items():
-        if args.only in name or (name == "batches" and args.only == "reads"):
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name, device.threads(RunOptions(threads=1)):
+        folder = Path(name)
+        parts: list[Callable[[], list[Row]]] = [
+            lambda: batches(folder, rounds),
+            lambda: small_batches(rounds),
+            lambda: store_reads(folder, rounds),
+        ]
+        if jpegs is not None:
+            parts.append(lambda: packing(folder, jpegs, rounds))
+        if folder_of_idx is not None:
+            parts.append(lambda: idx(folder_of_idx, rounds))
+        for part in parts:
             found = part()
             print("\n".join(map(str, found)), flush=True)
             rows += found
-    return rows
+        machine = fingerprint("bf16", rounds)
+    return {"benchmark": "data", "fingerprint": machine, "rows": [asdict(row) for row in rows]}
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    torch.set_num_threads(1)
-    keep_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = run(args, Path(folder))
-    if args.json is not None:
-        found = fingerprint("bf16", args.rounds)
-        if args.ffcv is not None:
-            found["versions"]["ffcv"] = peers.version("ffcv", args.ffcv)
-        report = {"benchmark": "data", "fingerprint": found, "rows": [asdict(row) for row in rows]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def scores(found: dict[str, Any]) -> dict[str, float]:
+    """``<row> / <peer>``: the peer's time over ours, the median of neighbours in time."""
+    return {f"{row['row']} / {row['peer']}": row["ratio_median"] for row in found["rows"] if row["ratio_median"]}

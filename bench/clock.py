@@ -1,12 +1,12 @@
-"""The timing of this folder: A B A B ..., so that whatever else the machine does falls on both alike.
+"""The clocks of this folder: A B A B ..., so that whatever else the machine does falls on both alike.
 
 On a CPU a figure is processor time divided by threads ("CPU time per core"), which another process cannot stretch by
-taking the core; on a GPU it is wall time between two synchronisations. ``wall=True`` asks for wall time on a CPU too.
+taking the core; on a GPU it is wall time between two synchronisations (``samples``, ``windows``), or the device's own
+time (``on_device``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import math
 import resource
@@ -20,6 +20,7 @@ import torch
 
 WARM_UP_ROUNDS = 2
 EVENT_ROUNDS, EVENT_WARM_UP_ROUNDS = 30, 3
+CPU_ROUNDS, CPU_SLICE_S = 9, 0.01
 L2_MULTIPLE = 3
 """Inputs and outputs of all rotated calls together, in sizes of a GPU's L2 cache."""
 
@@ -44,35 +45,28 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int = 12,
-    inner: int = 1,
-    *,
-    slice_s: float | None = None,
-    children: bool = False,
-    wall: bool = False,
+    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, Timing]:
-    """Time every call once a round, after two uncounted rounds.
+    """Time every call once a round, after two uncounted rounds; a sample is as many calls as fill ``slice_s`` seconds.
 
-    ``inner`` calls make one sample, or as many as fill about ``slice_s`` seconds. ``children`` adds the processor time
-    of processes that have ended, for peers with workers.
+    ``children`` adds the processor time of processes that have ended, for peers with workers.
     """
-    found = samples(calls, rounds, inner, slice_s=slice_s, children=children, wall=wall)
+    found = samples(calls, rounds, slice_s=slice_s, children=children)
     return {name: Timing.of(values) for name, values in found.items()}
 
 
 def samples(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    inner: int = 1,
-    *,
-    slice_s: float | None = None,
-    children: bool = False,
-    wall: bool = False,
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, list[float]]:
     """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time."""
-    found = windows(calls, rounds, inner, slice_s=slice_s, children=children)
-    return {name: [w.wall_s if wall else w.seconds for w in taken] for name, taken in found.items()}
+    found = windows(calls, rounds, slice_s=slice_s, children=children)
+    return {name: [w.seconds for w in taken] for name, taken in found.items()}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """A peer's time over ours, round by round: median, distance of the quartiles, and the ratio of the best times."""
+    found = Timing.of([b / a for a, b in zip(ours, theirs, strict=True)])
+    return {"ratio_median": found.median_s, "ratio_iqr": found.iqr_s, "ratio_best": min(theirs) / min(ours)}
 
 
 @dataclass(frozen=True)
@@ -131,16 +125,6 @@ def cpu_seconds(children: bool = False) -> float:
     return sum(u.ru_utime + u.ru_stime for u in usages)
 
 
-def keep_memory() -> bool:
-    """Tell glibc to hand no freed memory back: a page that is faulted in again costs more than what is timed here.
-
-    Without it, whether a call pays for its pages hangs on what other columns have freed before. False elsewhere.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim_threshold, mmap_max = -1, -4
-    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
-
-
 def event_s(call: Callable[[], object]) -> float:
     """Seconds on the current CUDA stream between two events around the call."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -149,6 +133,18 @@ def event_s(call: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3
+
+
+def on_device(make: Callable[[], Callable[[], object]], num_bytes: int, device: torch.device | str) -> Timing:
+    """Seconds a call of the device's own time, without gradients; ``make`` gives a call with inputs of its own.
+
+    On a GPU calls on inputs in turn, which together exceed its L2 cache, replayed as one CUDA graph; on a CPU processor
+    time of one call again and again, warm.
+    """
+    with torch.no_grad():
+        if torch.device(device).type == "cpu":
+            return interleaved({"call": make()}, CPU_ROUNDS, slice_s=CPU_SLICE_S)["call"]
+        return replayed([make() for _ in range(num_rotated(num_bytes))])
 
 
 def num_rotated(bytes_per_call: int) -> int:

@@ -1,26 +1,27 @@
-"""The forms that a user would write without imnet: packed pixels -> normalised batches, pad 4, flip, cutout 16.
+"""The forms that a user would write without imnet.
 
-Each peer is ``peer(images) -> call``; a call goes once through ``images``, uint8 (N, H, W, C), in batches of 256. Where
-its normalisation, without augmentation, is not ours, ``check`` raises SystemExit.
+Of the data path: packed pixels -> normalised batches, pad 4, flip, cutout 16. Each is ``peer(images) -> call``; a call
+goes once through ``images``, uint8 (N, H, W, C), in batches of 256. Where its normalisation, without augmentation, is
+not ours, ``check`` raises SystemExit. Of the kernels: ``of_kernel``.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from imnet_kernels.family import Case, Family
+from imnet_kernels.spectral.reference import matrix
 from torch import Tensor
 
 BATCH, PAD_PX, CUTOUT_PX = 256, 4, 16
 MEAN, STD = 0.5, 0.25
 Call = Callable[[], Any]
+Columns = dict[str, Call]
 
 
 def check(name: str, got: Tensor, images: np.ndarray) -> None:
@@ -95,11 +96,14 @@ def eager(images: np.ndarray) -> Call:
     return call
 
 
-def dali(images: np.ndarray) -> Call:
-    """DALI on the CPU: crop_mirror_normalize and erase, fp16 out (it has no bf16), fed by index; one thread."""
+def dali(images: np.ndarray, device: str = "cpu", threads: int = 1) -> Call:
+    """DALI's crop_mirror_normalize and erase, fp16 out (it has no bf16), fed by index; on a GPU it is handed the bytes
+    there by DALI too.
+    """
     from nvidia.dali import fn, pipeline_def, types
 
     side, channels = images.shape[1], images.shape[3]
+    on_gpu = device == "cuda"
 
     def feed(augmented: bool) -> Iterator[np.ndarray]:
         while True:
@@ -107,10 +111,13 @@ def dali(images: np.ndarray) -> Call:
             for start in range(0, len(images), BATCH):
                 yield images[order[start : start + BATCH]]
 
-    @pipeline_def(batch_size=BATCH, num_threads=1, device_id=None, exec_dynamic=True)  # pyright: ignore
+    where = {"num_threads": threads, "device_id": 0 if on_gpu else None}
+
+    @pipeline_def(batch_size=BATCH, exec_dynamic=True, **where)  # pyright: ignore
     def graph(augmented: bool):
         source = iter(feed(augmented))
         x = fn.external_source(source=source, layout="HWC", batch=True)
+        x = x.gpu() if on_gpu else x
         more: dict[str, Any] = {}
         if augmented:
             x = fn.pad(x, axes=(0, 1), shape=(side + PAD_PX, side + PAD_PX), fill_value=127)
@@ -138,46 +145,60 @@ def dali(images: np.ndarray) -> Call:
     return call
 
 
-class Ffcv:
-    """ffcv in a Python of its own (``python``), since it wants other packages; told over a pipe when to go."""
-
-    def __init__(self, python: str, images: np.ndarray, folder: Path) -> None:
-        np.save(folder / "pixels.npy", images)
-        script = Path(__file__).with_name("data_ffcv.py")
-        command = [python, str(script), str(folder / "pixels.npy"), str(folder)]
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-        )
-        if not self._answer()["gate"]:
-            raise SystemExit("gate: ffcv does not give back the pixels; no time is reported")
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"ffcv ended with {self._process.wait()}; run bench/data_ffcv.py by hand to see why")
-        return json.loads(line)
-
-    def seconds(self) -> float:
-        """Processor seconds of once through the set, all its threads."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def has(module: str) -> bool:
     parent = module.split(".")[0]
     return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(module) is not None
 
 
-def version(name: str, python: str) -> str:
-    """The version of a package that another interpreter has."""
-    code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    return subprocess.run([python, "-c", code, name], check=True, capture_output=True, text=True).stdout.strip()
+def of_kernel(family: Family, case: Case, dtype: torch.dtype) -> Columns:
+    """What a case of a family is compared with on a CPU; augment's peers are those of the data path."""
+    if family.name == "spectral":
+        return spectral_forms(case, dtype)
+    if family.name == "shake_shake":
+        return shake_forms(*(leaf.detach() for leaf in family.make(case, dtype, "cpu").leaves))
+    if family.name == "sgd_ema":
+        return {f"torch {form} + EMA": optimiser(case, form, "cpu") for form in ("foreach", "fused")}
+    return {}
+
+
+def spectral_forms(case: Case, dtype: torch.dtype) -> Columns:
+    """The two eager forms: the reference's matrix product, and a strided convolution with fixed weights."""
+    r, (batch, channels, height, width) = case.options["r"], case.options["shape"]
+    s = r * r
+    images = torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8)
+    images = images.to(memory_format=torch.channels_last)
+    weights = matrix(r, tuple(range(s)), torch.float32, images.device).view(s, 1, r, r)
+
+    def convolution() -> Tensor:
+        planes = images.reshape(batch * channels, 1, height, width).float()
+        bands = F.conv2d(planes, weights, stride=r).to(dtype)
+        return bands.view(batch, channels, s, height // r, width // r).transpose(1, 2)
+
+    return {"eager conv2d": convolution}
+
+
+def shake_forms(x1: Tensor, x2: Tensor, residual: Tensor) -> Columns:
+    """The forward as eager operations in the tensors' own dtype, which are the other columns' too: where a tensor lies
+    in memory alone can be worth a third.
+    """
+    a = torch.rand(x1.shape[0], 1, 1, 1).to(x1.dtype)
+    return {
+        "eager": lambda: residual + (a * x1 + (1 - a) * x2),
+        "eager lerp": lambda: torch.lerp(x2, x1, a).add_(residual),
+    }
+
+
+def optimiser(case: Case, form: str, device: str) -> Call:
+    """torch's SGD in the ``form`` of one of its flags, and the average as one more foreach pass."""
+    params = [torch.randn(shape, device=device) for shape in case.options["shapes"]]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    averages = [p.clone() for p in params]
+    sgd = torch.optim.SGD(params, 1e-3, 0.9, weight_decay=5e-4, nesterov=True, **{form: True})
+
+    def run() -> None:
+        with torch.no_grad():
+            sgd.step()
+            torch._foreach_lerp_(averages, params, 1e-3)
+
+    return run

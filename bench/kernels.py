@@ -1,0 +1,193 @@
+"""Kernels: a correctness gate, then the reference, what torch compiles of it, our tiers and their peers, as rows.
+
+On a CPU one thread and processor time, the columns in turn (``imnet-bench kernels``). On a GPU the device's own time,
+calls in one CUDA graph, and that of calls launched one by one from Python, which is what counts for sizes bound by
+their launch (``python -m bench.gpu``). Shares are of a large copy's bandwidth.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from imnet_kernels import native, tier
+from imnet_kernels.family import Case, Family, families
+
+from imnet import device
+from imnet.run_options import RunOptions
+
+from . import peers, roof
+from .clock import EVENT_ROUNDS, Timing, interleaved, launched, num_rotated, replayed
+from .fingerprint import fingerprint
+
+SLICE_S = 0.03
+ROUNDS, QUICK_ROUNDS = 12, 5
+DTYPES = (torch.float32, torch.bfloat16)
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case in one dtype; ``backward``: Shake-Shake's backward alone, two products of the incoming gradient."""
+
+    family: Family
+    case: Case
+    dtype: torch.dtype
+    backward: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.case.name + (" backward" if self.backward else "")
+
+    @property
+    def num_bytes(self) -> int:
+        """The floor: what must be read and written."""
+        if not self.backward:
+            return self.family.bytes_moved(self.case, self.dtype)
+        return 3 * torch.Size(self.case.options["shape"]).numel() * self.dtype.itemsize
+
+    @property
+    def first(self) -> bool:
+        """Whether a family's compiled reference is shown for it."""
+        dtype = next(d for d in DTYPES if d in self.family.tolerance)
+        return not self.backward and self.case is next(c for c in self.family.cases if c.real) and self.dtype is dtype
+
+    def gate(self, name: str, on: str, backend: str | None = None) -> float:
+        """The tier's largest error; raises AssertionError where it is beyond the tolerance, and nothing is timed."""
+        return self.family.check(self.case, self.dtype, name, on, compiled=backend).forward
+
+    def run(self, name: str, on: str) -> Call:
+        """A call with inputs of its own, on whatever tier is chosen when it is made; ``name`` is for the backward."""
+        call = self.family.make(self.case, self.dtype, on)
+        if not self.backward:
+            return call.run
+        from imnet_kernels.shake_shake import reference, shake_backward_op
+
+        generator = torch.Generator().manual_seed(9)
+        grad, beta = call.leaves[0].detach(), torch.rand(call.leaves[0].shape[0], generator=generator).to(on)
+        backward = reference.combine_backward if name == "reference" else shake_backward_op
+        return lambda: backward(grad, beta)
+
+    def call(self, name: str, on: str) -> Call:
+        """The same on the tier ``name``, without gradients."""
+        return with_tier(self.run(name, on), name)
+
+
+def real_jobs(only: str | None = None) -> Iterator[Job]:
+    """The recipes' own shapes of every family, or of one, in fp32 and bf16 where the family has them."""
+    for family in families():
+        for case in (c for c in family.cases if c.real and only in (None, family.name)):
+            for dtype in (d for d in DTYPES if d in family.tolerance):
+                yield Job(family, case, dtype)
+                if family.name == "shake_shake":
+                    yield Job(family, case, dtype, backward=True)
+
+
+def with_tier(call: Call, name: str) -> Call:
+    """``call`` on the tier ``name``, without gradients."""
+    with tier.using(name):
+        chosen = tier.snapshot()
+
+    def run() -> None:
+        tier.restore(chosen)
+        with torch.no_grad():
+            call()
+
+    return run
+
+
+def compiled(calls: list[Call], backend: str = "inductor") -> tuple[list[Call], float]:
+    """torch.compile of the calls, one compilation for all, already made; and the seconds that took."""
+    torch._dynamo.reset()
+    shared = torch.compile(lambda run: run(), backend=backend)
+    found = [with_tier(lambda run=run: shared(run), "reference") for run in calls]
+    start = time.perf_counter()
+    found[0]()
+    return found, time.perf_counter() - start
+
+
+def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]:
+    """One row: gate, then every column's time in turn, ratios to host, and host's share of the copy bandwidth."""
+    found: dict[str, Any] = {"family": job.family.name, "case": job.name, "dtype": str(job.dtype).split(".")[1]}
+    if not job.backward:
+        found["gate_error"] = job.gate("host", "cpu")
+    columns: dict[str, Call] = {name: job.call(name, "cpu") for name in ("reference", "host")}
+    if with_compiled:
+        (columns["compiled"],), took = compiled([job.run("reference", "cpu")])
+        found["compile_s"] = round(took, 1)
+    if not job.backward:
+        columns |= peers.of_kernel(job.family, job.case, job.dtype)
+    times = interleaved(columns, rounds, slice_s=SLICE_S)
+    rate = job.num_bytes / times["host"].best_s
+    found |= {"bytes": job.num_bytes, **_figures(times), "host_gb_per_s": round(rate / 1e9, 2)}
+    return found | {"share_of_copy": round(rate / roof.copy_bytes_per_s("cpu"), 3)}
+
+
+def _figures(times: dict[str, Timing]) -> dict[str, Any]:
+    """CPU microseconds, spread and ratio to host of every column."""
+    host, others = times["host"], {name: t for name, t in times.items() if name != "host"}
+    return {
+        "cpu_us": {name: round(1e6 * t.best_s, 1) for name, t in times.items()},
+        "times": {name: t.as_dict() for name, t in times.items()},
+        "ratio_to_host": {name: round(t.best_s / host.best_s, 2) for name, t in others.items()},
+        "ratio_of_medians": {name: round(t.median_s / host.median_s, 2) for name, t in others.items()},
+    }
+
+
+def on_gpu(job: Job, name: str) -> dict[str, Any]:
+    """One column of a GPU's row: ``name`` is a tier, or ``compiled``."""
+    backend, one = ("inductor", "reference") if name == "compiled" else (None, name)
+    error, count = job.gate(one, "cuda", backend), num_rotated(job.num_bytes)
+    if backend:
+        calls = compiled([job.run(one, "cuda") for _ in range(count)])[0]
+    else:
+        calls = [job.call(one, "cuda") for _ in range(count)]
+    return {"gate_error": error, **device_figures(calls, job.num_bytes)}
+
+
+def device_figures(calls: list[Call], num_bytes: int) -> dict[str, Any]:
+    """Microseconds a call, replayed and launched, and what that is of the copy's bandwidth."""
+    one_by_one = launched(calls)
+    times, problem = one_by_one, {}
+    try:
+        times = replayed(calls)
+    except RuntimeError as error:
+        problem = {"not_captured": str(error).splitlines()[0]}
+    rate = num_bytes / times.median_s
+    return {
+        **problem,
+        "us": round(times.median_s * 1e6, 2),
+        "us_iqr": round(times.iqr_s * 1e6, 2),
+        "us_launched": round(one_by_one.median_s * 1e6, 2),
+        "us_launched_iqr": round(one_by_one.iqr_s * 1e6, 2),
+        "gb_per_s": round(rate / 1e9, 1),
+        "share_of_copy": round(rate / roof.copy_bytes_per_s("cuda"), 3),
+        "floor_bytes": num_bytes,
+        "rotated": len(calls),
+        "n": EVENT_ROUNDS,
+    }
+
+
+def report(family: str | None = None, quick: bool = False) -> dict[str, Any]:
+    """The JSON of ``imnet-bench kernels``; ``quick``: fewer rounds, no compiled column."""
+    before, rounds, rows = tier.snapshot(), QUICK_ROUNDS if quick else ROUNDS, []
+    with device.threads(RunOptions(threads=1)):
+        torch.manual_seed(0)
+        for job in real_jobs(family):
+            rows.append(on_cpu(job, rounds, job.first and not quick))
+            print(".", end="", file=sys.stderr, flush=True)
+        method = f"CPU time, one thread, interleaved, best of {rounds}, freed memory kept"
+        copy = round(roof.copy_bytes_per_s("cpu") / 1e9, 2)
+        machine = fingerprint("fp32, bf16", rounds)
+    tier.restore(before)
+    environment = {"isa": native.host().isa(), "method": method, "copy_gb_per_s": copy}
+    return {"benchmark": "kernels", "fingerprint": machine, "environment": environment, "rows": rows}
+
+
+def scores(found: dict[str, Any]) -> dict[str, float]:
+    """``<family> <case> <dtype>``: the reference's time over the host tier's, taken in turn."""
+    return {f"{r['family']} {r['case']} {r['dtype']}": r["ratio_of_medians"]["reference"] for r in found["rows"]}

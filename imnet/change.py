@@ -1,0 +1,144 @@
+"""--allow-change: what a run may become without starting anew, decided before anything is written.
+
+Weights, momenta and averages are taken over as they are; what has no place for them is refused. The step counter counts
+batches of the old size, so it is converted through the images that have been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from imnet.data.order import Order
+from imnet.errors import UsageError
+from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash, from_dict, to_dict
+from imnet.run_state import Setup
+from imnet.runfolder import difference
+
+ANEW = "choose another --out to start anew"
+EDGE = "let the old command reach the end of an epoch first, or choose another --out"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint was trained by."""
+
+    recipe: Recipe
+    precision: str
+    order: Order
+    fingerprint: str
+    step: int
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epochs done, images seen of the next one)."""
+        epoch, batches = divmod(self.step, self.order.steps_per_epoch)
+        return epoch, batches * self.order.batch_images
+
+
+def origin(saved: Mapping[str, Any], run: Mapping[str, Any]) -> Origin:
+    """Of a checkpoint's state, by run.json, which keeps every configuration that the folder has had.
+
+    Raises UsageError where it does not know the checkpoint's.
+    """
+    known = [entry_of(run), *run.get("before", [])] if run else []
+    entry = next((e for e in known if e["config_hash"] == saved["config_hash"]), None)
+    if entry is None:
+        raise UsageError("the checkpoint is of a configuration that run.json does not know", hint=ANEW)
+    recipe = from_dict(entry["recipe"])
+    d, images = recipe.data, saved.get("train_images", entry["train_images"])
+    order = Order(images, d.batch_images, recipe.seed, drop_last=d.drop_last)
+    return Origin(recipe, entry["precision"], order, saved["data_fingerprint"], saved["step"])
+
+
+def entry_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of its configuration when it gets another."""
+    kept = {key: run[key] for key in ("config_hash", "recipe", "precision")}
+    return kept | {"train_images": run["data"]["train_images"]}
+
+
+def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tuple[dict[str, Any], ...]:
+    """The configurations that a folder with ``run`` has had, when it goes on with ``recipe``."""
+    if run is None:
+        return ()
+    before = list(run.get("before", []))
+    if run["config_hash"] != config_hash(recipe, precision):
+        before.append(entry_of(run))
+    return tuple(before)
+
+
+def plan(old: Origin, setup: Setup, tensors: Mapping[str, Mapping[str, Tensor]], net: Mapping[str, Tensor]) -> int:
+    """The step at which ``setup`` goes on from a checkpoint of ``old`` with ``tensors``.
+
+    Raises UsageError where the network, its optimiser or the position in an epoch cannot be taken over, and where
+    nothing would be left to train.
+    """
+    _check_network(tensors["model"], net)
+    _check_optimiser(old.recipe, setup.recipe)
+    step = _convert(old, setup)
+    if step >= setup.num_steps:
+        epochs = step / setup.order.steps_per_epoch
+        what = f"got epochs = {setup.recipe.epochs}, and {epochs:g} are trained already"
+        raise UsageError(what, hint="give more --epochs, or choose another --out")
+    return step
+
+
+def _check_network(saved: Mapping[str, Tensor], net: Mapping[str, Tensor]) -> None:
+    for name in dict.fromkeys([*net, *saved]):
+        shapes = ["x".join(map(str, t[name].shape)) or "one number" if name in t else "absent" for t in (saved, net)]
+        if shapes[0] != shapes[1]:
+            what = f"the weights are of another network: {name} was {shapes[0]}, is {shapes[1]}"
+            raise UsageError(what, hint=ANEW)
+
+
+def _check_optimiser(old: Recipe, new: Recipe) -> None:
+    """The state of an optimiser is saved by the number of a parameter, in the order of its groups."""
+    facts = {
+        "optim.kind": (old.optim.kind, new.optim.kind),
+        "optim.decay_norms": (old.optim.decay_norms, new.optim.decay_norms),
+        "momentum": tuple("some" if getattr(r.optim, "momentum", 1) else "none" for r in (old, new)),
+    }
+    for name, (was, now) in facts.items():
+        if was != now:
+            what = f"the optimiser's state cannot be taken over: {name} was {was}, is {now}"
+            raise UsageError(what, hint=ANEW)
+
+
+def _convert(old: Origin, setup: Setup) -> int:
+    """At the edge of an epoch, or within one whose order stays, where new batches end at the same image as the old."""
+    epoch, images = old.position
+    new = setup.order
+    if images == 0:
+        return epoch * new.steps_per_epoch
+    where = f"the checkpoint lies {images:,} images into epoch {epoch + 1}"
+    if (old.order.num_images, old.order.seed, old.fingerprint) != (new.num_images, new.seed, setup.dataset.fingerprint):
+        raise UsageError(f"{where}, whose order the data and the seed decide", hint=EDGE)
+    if images % new.batch_images:
+        what = f"{where}, which no number of batches of {new.batch_images} ends at"
+        raise UsageError(what, hint=f"take a --batch-size that divides {images}, or {EDGE}")
+    return epoch * new.steps_per_epoch + images // new.batch_images
+
+
+def notes(old: Origin, setup: Setup, step: int) -> list[str]:
+    """What the header says of the change."""
+    new = setup.recipe
+    was = to_dict(old.recipe) | {"precision": old.precision}
+    told = difference(was, to_dict(new) | {"precision": setup.place.precision}, most=12)
+    lines = [f"changed    {told or 'the data'}"]
+    epoch = step / setup.order.steps_per_epoch
+    if step != old.step:
+        lines.append(f"counter    step {old.step} is step {step} now: epoch {epoch:g}, by the images seen")
+    rates = [r.lr_at(s, o.steps_per_epoch) for r, s, o in ((old.recipe, old.step, old.order), (new, step, setup.order))]
+    if rates[0] != rates[1] or old.recipe.epochs != new.epochs:
+        last = old.recipe.lr_at(old.step - 1, old.order.steps_per_epoch)
+        lines.append(
+            f"schedule   {new.schedule.kind} over {new.epochs} epochs, entered at epoch {epoch:g}: "
+            f"lr {rates[1]:.4g} from here (the last step had {last:.4g})"
+        )
+    if new.ema_decay is not None and old.recipe.ema_decay is None:
+        lines.append("average    EMA begins at the weights of this moment")
+    return lines

@@ -1,0 +1,186 @@
+"""What every command shares: its parser, its one-line errors and exit codes, its suggestions. Standard library only.
+
+    guarded(name, command, argv)    -> exit code; an ImnetError becomes one line on stderr
+    Parser(prog=..., ...)           argparse whose mistakes are UsageErrors with a suggestion
+    suggest(word, known)            -> "did you mean ...?", by spelling and by meaning, or ""
+
+Exit codes are those of ``imnet.errors``; 1 is a failure with a traceback, 130 a Ctrl-C that lost nothing worth saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from imnet.errors import ImnetError, IOFailure, UsageError
+
+# What other trainers call our options. The words of one row mean the option in front; only an option that the command
+# really has is suggested.
+MEANINGS = {
+    "model": "arch architecture network net backbone model_name a",
+    "model_options": "dropout drop drop_path width depth model_kwargs",
+    "data": "dataset dataset_name data_set",
+    "data_dir": "data_path data_root datadir dataset_dir root root_dir",
+    "data.image_px": "image_size img_size input_size imgsz img resolution size train_crop_size crop_size",
+    "batch_size": "batch bs b batch_images train_batch_size per_device_train_batch_size",
+    "workers": "num_workers j dataloader_num_workers nworkers",
+    "epochs": "epoch max_epochs num_epochs n_epochs num_train_epochs max_steps iterations steps n",
+    "lr": "learning_rate base_lr lr_max max_lr",
+    "optim.kind": "optimizer optimiser opt optim",
+    "optim.weight_decay": "wd weight_decay decay l2",
+    "optim.momentum": "momentum mom",
+    "schedule.kind": "scheduler sched lr_scheduler lr_scheduler_type lr_schedule schedule",
+    "schedule.warmup_epochs": "warmup warmup_epochs lr_warmup_epochs warmup_steps",
+    "schedule.milestones_epochs": "milestones decay_milestones lr_steps",
+    "label_smoothing": "smoothing ls",
+    "mixup_alpha": "mixup",
+    "cutmix_alpha": "cutmix",
+    "ema_decay": "ema model_ema model_ema_decay swa",
+    "grad_clip": "clip_grad clip clip_grad_norm max_grad_norm gradient_clip_val clip_norm",
+    "micro_batch_images": "grad_accum grad_accum_steps gradient_accumulation_steps accumulate_grad_batches accum_iter"
+    " accumulation_steps micro_batch micro_batch_size",
+    "precision": "amp fp16 bf16 fp32 half mixed_precision amp_dtype dtype native_amp autocast",
+    "compile": "torchcompile torch_compile jit",
+    "gpus": "num_gpus ngpus gpu devices n_gpus nproc_per_node world_size g",
+    "procs": "processes num_procs nprocs nproc ranks",
+    "sync_bn": "sync_batchnorm sync_batch_norm sync_batchnorms syncbn synchronize_bn",
+    "out": "output output_dir out_dir save_dir logdir log_dir work_dir run_dir experiment checkpoint_dir o",
+    "seed": "random_seed manual_seed",
+    "config": "cfg config_file c",
+    "data.num_classes": "num_classes nb_classes classes n_classes nc",
+    "eval_every_epochs": "eval_interval val_interval eval_every val_freq check_val_every_n_epoch",
+    "checkpoint_every_epochs": "save_every save_interval save_freq save_period checkpoint_interval save_epochs",
+    "log_every_steps": "log_interval print_freq log_every log_freq logging_steps",
+    "augment.hflip": "hflip flip fliplr horizontal_flip random_flip",
+    "augment.cutout_px": "cutout reprob random_erase random_erasing",
+    "augment.trivial_augment": "aa auto_augment autoaugment randaugment trivialaugment augmentation",
+    "augment.color_jitter": "color_jitter colour_jitter jitter",
+    "augment.crop_pad_px": "padding pad crop_padding random_crop",
+    "augment.crop_scale": "scale random_resized_crop rrc",
+    "augment.mean": "mean norm_mean",
+    "augment.std": "std norm_std",
+    "list": "list_models list_recipes list_data",
+    "dry_run": "dryrun check fast_dev_run",
+    "weights": "pretrained pretrained_path initial_checkpoint init finetune transfer load_weights backbone_weights",
+    "freeze": "freeze_backbone freeze_layers frozen",
+    "deterministic": "cudnn_deterministic reproducible",
+    "on_nonfinite": "nan skip_nan",
+    "threads": "num_threads omp_num_threads cpu_threads",
+}
+# What is wanted and is no option: the answer in its place.
+ANSWERS = {
+    "resume_from resume_from_checkpoint checkpoint ckpt ckpt_path load auto_resume": "nothing to name: the same "
+    "command goes on with its run folder (--out)",
+    "eval evaluate eval_only test test_only val validate validate_only": "imnet-eval RUN evaluates a run",
+    "channels_last memory_format": "nothing to set: networks are always laid out that way",
+    "local_rank local-rank rank node_rank dist_url dist_backend master_addr master_port nnodes": "nothing to set: "
+    "torchrun and srun say it by variables, and --gpus N starts processes itself",
+    "wandb tensorboard mlflow logger log_wandb": "metrics.jsonl and report.html of the run folder hold every figure",
+    "patience early_stopping": "a run has the length of its recipe: --epochs N",
+    "pin_memory prefetch_factor persistent_workers pin_mem": "nothing to set: batches are prepared ahead anyway",
+    "verbose quiet v q": "nothing to set: a line each ten seconds; --debug shows the traceback of an error",
+}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``did you mean`` for a mistyped name, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def option_hint(name: str, known: Sequence[str], prog: str) -> str:
+    """What to do about an option that ``prog`` has not: one of ``known`` by meaning, by its last part, by spelling.
+
+    ``name`` and ``known`` are written with underscores and without the two dashes.
+    """
+    word = name.removeprefix("no_")
+    for row, answer in ANSWERS.items():
+        if word in row.split() and "recipe" in known:
+            return answer
+    meant = next((option for option, words in MEANINGS.items() if word in words.split() and option in known), None)
+    if meant is None:
+        leaves = {option.rpartition(".")[2]: option for option in reversed(known)}
+        close = difflib.get_close_matches(word, [*known, *leaves], n=1, cutoff=0.5)
+        meant = next((option if option in known else leaves[option] for option in close), None)
+    if meant is None:
+        return f"{prog} --help lists every option"
+    return f"did you mean --{meant if '.' in meant else meant.replace('_', '-')}?"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are UsageErrors of one line, with a suggestion; nothing may be abbreviated."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def add_debug(self) -> None:
+        """--debug, which ``guarded`` reads."""
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse's; an unknown word is refused with a hint."""
+        values, rest = self.parse_known_args(args, namespace)
+        unknown = next((word for word in rest if word.startswith("-")), None)
+        if unknown is not None:
+            name = unknown.lstrip("-").partition("=")[0]
+            hint = option_hint(name.replace("-", "_"), self._options(values), self.prog)
+            raise UsageError(f"got unknown option --{name}", hint=hint)
+        if rest:
+            raise UsageError(f"got {rest[0]!r}, which no option takes", hint=f"{self.prog} --help")
+        return values
+
+    def _options(self, values: argparse.Namespace) -> list[str]:
+        """Every option of this parser and of the command that was chosen, with underscores."""
+        found: list[str] = []
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = action.choices.get(str(getattr(values, action.dest, "")))
+                found += chosen._options(values) if isinstance(chosen, Parser) else []
+            found += [word[2:].replace("-", "_") for word in action.option_strings if word.startswith("--")]
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        close = suggest(match[1], re.findall(r"[\w-]+", match[2])) if match else ""
+        raise UsageError(message, hint=close or f"{self.prog} --help lists every option")
+
+
+def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
+    """Run a command on ``argv`` (of this process, where None); its exit code.
+
+    A known error is one line on stderr, and ``--debug`` shows its traceback. Any other is a fault of ours: Python
+    prints its traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    printable()
+    try:
+        code = command(argv)
+        sys.stdout.flush()
+        return code
+    except ImnetError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read has gone (| head). What is buffered goes nowhere, or Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return IOFailure.exit_code
+
+
+def printable() -> None:
+    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

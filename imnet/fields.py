@@ -1,0 +1,90 @@
+"""What the dataclasses of options say about each of their fields: its help, and which numbers it may hold.
+
+A leaf, standard library only. ``--help`` prints the one, ``check_ranges`` holds values to the other, so that an option
+is described where it is declared and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+MANY = 10**9
+"""Upper end of counts that have no better one: what is larger is a slip of the finger."""
+
+
+def check(ok: bool, got: str, allowed: str, do: str) -> None:
+    """ValueError in the form got / allowed / do, unless ``ok``."""
+    if not ok:
+        raise ValueError(f"got {got}; allowed: {allowed}; {do}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers that a field may hold: ``low``..``high`` with both ends, ``above`` and ``below`` without."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if (self.above, self.below) == (0, 1):
+            return "between 0 and 1"
+        if self.above == 0 and self.high is None and self.below is None:
+            return "a positive number"
+        if self.low is not None and self.high == MANY:
+            return f"{self.low:,g} or more"
+        if self.low is not None and self.high is not None:
+            return f"{self.low:,g} to {self.high:,g}"
+        told = [
+            f"{self.low:,g} or more" if self.low is not None else "",
+            f"above {self.above:,g}" if self.above is not None else "",
+            f"at most {self.high:,g}" if self.high is not None else "",
+            f"below {self.below:,g}" if self.below is not None else "",
+        ]
+        return ", ".join(filter(None, told)) or "a finite number"
+
+
+COUNT = Range(low=1, high=MANY)
+"""How many of something, at least one."""
+COUNT_OR_NONE = Range(low=0, high=MANY)
+SHARE = Range(low=0, high=1)
+POSITIVE = Range(above=0)
+NOT_NEGATIVE = Range(low=0)
+FINITE = Range()
+
+
+def about(help: str, numbers: Range | None = None, *, later: bool = False) -> dict[str, Any]:
+    """Metadata of a field: its line in ``--help``, the ``numbers`` it may hold (every one of a tuple's), and whether
+    recipes gained it ``later`` (see ``recipe_json.config_hash``)."""
+    return {"help": help, "range": numbers} | ({"later": True} if later else {})
+
+
+def check_ranges(value: Any, prefix: str = "") -> None:
+    """ValueError for the first field of a dataclass value that holds a number outside of its range."""
+    for field in dataclasses.fields(value):
+        numbers: Range | None = field.metadata.get("range")
+        held = getattr(value, field.name)
+        if numbers is None or held is None or isinstance(held, str):
+            continue
+        for number in held if isinstance(held, tuple) else (held,):
+            ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)
+            null = ", or null" if field.default is None else ""
+            name = f"{prefix}{field.name}"
+            check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
+
+
+def flag(name: str) -> str:
+    """A field's dotted name as one types it: dashes, except behind a dot."""
+    return name if "." in name else name.replace("_", "-")

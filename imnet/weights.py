@@ -1,0 +1,272 @@
+"""Where a network's first weights come from: timm:NAME, torchvision:WEIGHTS, a file, or one of our runs.
+
+``read`` gives the tensors, ``put`` copies into a network what fits and says what does not, ``preprocessing`` is what
+the source's images went through. Nothing that a file holds is executed: of pickles only tensors are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imnet import checkpoint
+from imnet.errors import DataError, IOFailure, UsageError
+from imnet.models import external
+from imnet.runfolder import read_run
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module")
+"""Under which names training scripts keep the weights in their checkpoints, the better ones first."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+"""What wrappers put in front of every name: DistributedDataParallel, torch.compile, and two habits."""
+REACHABLE_S = 3.0
+LEAST_SHARE = 0.5
+"""Of the network's elements; a source that fills less is another network's."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and what they are: ``source`` as it was asked for, sha256 over them, the licence if stated."""
+
+    source: str
+    tensors: dict[str, Tensor]
+    licence: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        state = hashlib.sha256()
+        for name in sorted(self.tensors):
+            state.update(name.encode())
+            state.update(self.tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What images went through before a network saw them: their side, and mean and deviation a channel of x / 255."""
+
+    image_px: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Put:
+    """How many tensors were copied, and the names of those left over on either side."""
+
+    loaded: int
+    skipped: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors loaded"]
+        parts += [f"{len(names)} {word} ({_some(names)})" for word, names in self._rest if names]
+        return ", ".join(parts)
+
+    @property
+    def _rest(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return ("new", self.new), ("left out", self.skipped)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "skipped": list(self.skipped), "new": list(self.new)}
+
+
+def read(source: str) -> Weights:
+    """The tensors of ``source``, on the CPU.
+
+    Raises UsageError for what is no source, DataError for a file that is none of weights, IOFailure where a download
+    is needed and the network is away: it names the file to fetch.
+    """
+    library, colon, name = source.partition(":")
+    if colon and library == "timm":
+        return _from_timm(source, name)
+    if colon and library == "torchvision":
+        return _from_torchvision(source, name)
+    path = Path(source)
+    if path.is_dir():
+        return _from_run(source, path)
+    if not path.exists():
+        hint = "allowed: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder"
+        raise UsageError(f"got --weights {source}: no such file", hint=hint)
+    return Weights(source, _plain(_tensors_of(path), path), _header(path).get("licence"))
+
+
+def preprocessing(source: str) -> Preprocessing:
+    """What the source says of its images, without its tensors; ImageNet's usual values where it says nothing."""
+    library, _, name = source.partition(":")
+    if library == "timm":
+        config = _timm_config(name)
+        return Preprocessing(config.input_size[1], tuple(config.mean), tuple(config.std))
+    if library == "torchvision":
+        # Made by a partial; its crop is the side that the network was judged at.
+        made: Any = _torchvision_weights(name).transforms()
+        return Preprocessing(made.crop_size[0], tuple(made.mean), tuple(made.std))
+    path = Path(source)
+    run = read_run(path) if path.is_dir() else None
+    if run is not None:
+        augment, px = run["recipe"]["augment"], run["recipe"]["data"]["image_px"]
+        if augment["mean"] != "image":
+            side = augment["crop_px"] or augment["resize_px"] or px
+            return Preprocessing(side, tuple(augment["mean"]), tuple(augment["std"]))
+    told = json.loads(_header(path).get("preprocessing", "null"))
+    return Preprocessing(told["image_px"], tuple(told["mean"]), tuple(told["std"])) if told else Preprocessing()
+
+
+def put(net: nn.Module, weights: Weights) -> Put:
+    """Copy into ``net`` every tensor that it has under the same name and shape; a colour stem into a grey one summed.
+
+    Raises UsageError where that is less than half of the network: the source is another network's.
+    """
+    own, theirs = net.state_dict(), dict(weights.tensors)
+    found: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        given = theirs.get(name)
+        if given is not None and given.dim() == 4 and tensor.shape[1] == 1 and given.shape[1] == 3:
+            given = given.sum(1, keepdim=True)  # a grey picture has the same value in every channel
+        if given is not None and given.shape == tensor.shape:
+            found[name] = given.to(tensor.dtype)
+    new = tuple(name for name in own if name not in found and not name.endswith("num_batches_tracked"))
+    skipped = tuple(name for name in theirs if name not in found)
+    share = sum(t.numel() for t in found.values()) / max(1, sum(t.numel() for t in own.values()))
+    if share < LEAST_SHARE:
+        what = f"got --weights {weights.source}: they fill {share:.0%} of the network"
+        raise UsageError(what, hint=f"theirs are named {_some(list(theirs))}, the network's {_some(list(own))}")
+    net.load_state_dict(found, strict=False)
+    return Put(len(found), skipped, new)
+
+
+def _some(names: Any) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _from_run(source: str, path: Path) -> Weights:
+    run = read_run(path)
+    if run is None:
+        raise UsageError(f"got --weights {source}: a folder without run.json", hint="give a run folder or a file")
+    found = checkpoint.load(path / "checkpoints")
+    if found is None:
+        raise DataError("no checkpoint yet", file=path, hint="let the run reach its first checkpoint")
+    return Weights(source, found.tensors["ema" if "ema" in found.tensors else "model"])
+
+
+def _tensors_of(path: Path) -> Any:
+    """What the file holds: a mapping of names, perhaps around another."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise IOFailure(f"cannot be read: {error.strerror}", file=path, hint="check the path") from error
+    except SafetensorError as error:
+        raise DataError(f"no safetensors file: {error}", file=path, hint="get it again") from error
+    except Exception as error:  # torch's readers raise many kinds, UnpicklingError among them
+        what = f"no file of tensors: {str(error).splitlines()[0][:120]}"
+        hint = "save the state_dict alone: torch.save(model.state_dict(), FILE)"
+        raise DataError(what, file=path, hint=hint) from error
+
+
+def _plain(found: Any, path: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors inside a checkpoint, without what wrappers put in front of the names."""
+    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+        inner = next((found[name] for name in NESTED if isinstance(found.get(name), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        keys = f"it holds {_some(list(found))}" if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
+        raise DataError(f"no tensors by name: {keys}", file=path, hint="save model.state_dict()")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The words in a safetensors file's head."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        return file.metadata() or {}
+    return {}
+
+
+def _timm_config(name: str) -> Any:
+    timm = external._timm()
+    known = timm.list_pretrained()
+    plain = name.partition(".")[0]
+    config = timm.models.get_pretrained_cfg(name) if name in known or (name == plain and timm.is_model(name)) else None
+    if config is None or not config.has_weights:
+        raise UsageError(f"timm has no weights {name!r}", hint=external._nearest(name, known))
+    return config
+
+
+def _from_timm(source: str, name: str) -> Weights:
+    config = _timm_config(name)
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    file = config.hf_hub_filename or "model.safetensors"
+    path = try_to_load_from_cache(config.hf_hub_id, file)
+    if not isinstance(path, str):
+        fetch = f"fetch {file} of {config.hf_hub_id} from the Hugging Face hub, and give it: --weights {file}"
+        _check_reachable(constants.ENDPOINT, source, fetch)
+        try:
+            path = hf_hub_download(config.hf_hub_id, file)
+        except OSError as error:
+            raise IOFailure(f"got --weights {source}: {str(error).splitlines()[0]}", hint=fetch) from error
+    network = external._timm().create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})
+    return Weights(source, network.state_dict(), config.license)
+
+
+def _torchvision_weights(name: str) -> Any:
+    import torchvision
+
+    try:
+        return torchvision.models.get_weight(name)
+    except (ValueError, AttributeError, KeyError) as error:
+        known = [str(w) for m in torchvision.models.list_models(torchvision.models) for w in _all_weights(m)]
+        raise UsageError(f"torchvision has no weights {name!r}", hint=external._nearest(name, known)) from error
+
+
+def _all_weights(model: str) -> Any:
+    import torchvision
+
+    return torchvision.models.get_model_weights(model)
+
+
+def _from_torchvision(source: str, name: str) -> Weights:
+    found = _torchvision_weights(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urllib.parse.urlparse(found.url).path).name
+    if not file.exists():
+        fetch = f"fetch {found.url} and put it into {folder}"
+        _check_reachable(found.url, source, fetch)
+        try:
+            found.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise IOFailure(f"got --weights {source}: {error}", hint=fetch) from error
+    return Weights(source, _plain(_tensors_of(file), file), "BSD-3-Clause (torchvision)")
+
+
+def _check_reachable(url: str, source: str, fetch: str) -> None:
+    """IOFailure within seconds where the server is not there: the libraries try again for most of a minute."""
+    parts = urllib.parse.urlparse(url)
+    if urllib.request.getproxies().get("https"):
+        return  # the proxy is asked, not the server
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), REACHABLE_S).close()
+    except OSError as error:
+        raise IOFailure(f"got --weights {source}, not here, and {parts.hostname} is away", hint=fetch) from error

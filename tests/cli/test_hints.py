@@ -1,0 +1,85 @@
+"""Every option that a message names is one, and a value that it gives with it is taken."""
+
+import ast
+import re
+from pathlib import Path
+
+from imnet import options
+from imnet.parser import ALIASES, build_parser
+from imnet.recipe_json import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+# The page's CSS has variables that begin with two dashes.
+FILES = [p for part in ("imnet", "bench") for p in sorted((ROOT / part).rglob("*.py")) if p.parts[-2] != "report"]
+FOREIGN = {"--porcelain", "--no"}  # git's, and half a word
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*(?:[ =](?:true|false|null|skip:3|\d[\d.]*)(?![\w.]))?")
+
+
+def strings(path):
+    """Every text of a file: constants, and f-strings with a mark for what they fill in. Of bench, which starts other
+    people's programs, only hints."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if "bench" in path.relative_to(ROOT).parts:
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        hints = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "hint"]
+        tree = ast.Module([ast.Expr(hint) for hint in hints], [])
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
+
+
+def named():
+    """(file, the option with its value) of every string."""
+    for path in FILES:
+        for text in strings(path):
+            # What an f-string fills in is no name: "--{flag}" says nothing here.
+            for found in OPTION.findall(re.sub(r"--[\w.]*\0[\w.]*", "", text)):
+                yield (
+                    str(path.relative_to(ROOT)),
+                    found.rstrip(".-:_").replace("--model_options.NAME", "--model_options"),
+                )
+
+
+def known_to_train():
+    """Options of imnet-train over recipes of every kind of optimiser and schedule."""
+    names = set(ALIASES)
+    for optim in KINDS["optim"]:
+        for schedule in KINDS["schedule"]:
+            words = ["--optim.kind", optim, "--schedule.kind", schedule, "--lr", "0.1", "--epochs", "200"]
+            names |= {action.dest for action in build_parser(options.parse(words).recipe)._actions}
+    return names
+
+
+def known_to_others():
+    """Options of every parser that is made of ``Parser`` or argparse in a module of ours, as the source adds them."""
+    names = set()
+    for path in [*FILES, ROOT / "kernels/imnet_kernels/build.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                names |= {a.value[2:] for a in node.args if isinstance(a, ast.Constant) and str(a.value)[:2] == "--"}
+    return names
+
+
+def test_every_option_that_a_message_names_is_one():
+    known = {name.replace("-", "_") for name in known_to_train() | known_to_others()} | {"help"}
+    unknown = []
+    for path, words in named():
+        name = re.split("[ =]", words)[0]
+        plain = name[2:].replace("-", "_")
+        if name not in FOREIGN and not {plain, plain.removeprefix("no_")} & known:
+            unknown.append((path, words))
+    assert not unknown
+
+
+def test_every_value_that_a_message_gives_is_taken():
+    train = known_to_train()
+    given = {words.replace("=", " ") for path, words in named() if re.search("[ =]", words) and path[:5] != "bench"}
+    for words in sorted(given):
+        name, value = words.split(" ")
+        dest = name[2:].replace("-", "_")
+        if ALIASES.get(dest, dest) in train and dest not in ("list", "config"):
+            options.parse([name, value])
+    assert "--comm.static_graph true" in given

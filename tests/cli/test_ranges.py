@@ -1,0 +1,58 @@
+"""Every numeric option has a range: a number outside of it is one line and exit code 2, whichever option it is."""
+
+import typing
+
+import pytest
+
+from imnet import cli, options
+from imnet.fields import about
+from imnet.parser import FIXED, leaves
+from imnet.recipe_json import KINDS
+from imnet.run_options import RunOptions
+
+
+def numeric():
+    """(dotted name, its field's range, further words) of every numeric leaf."""
+    found = {}
+    for optim in KINDS["optim"]:
+        for schedule in KINDS["schedule"]:
+            more = ["--optim.kind", optim, "--schedule.kind", schedule, "--lr", "0.1", "--epochs", "200"]
+            recipe = options.parse(more).recipe
+            for value in (RunOptions(), recipe):
+                for name, hint, _, _ in leaves(value):
+                    kinds = {
+                        kind for member in (hint, *typing.get_args(hint)) for kind in (member, *typing.get_args(member))
+                    }
+                    if kinds & {int, float} and name.split(".")[0] not in FIXED:
+                        found.setdefault(name, (kinds, more))
+    return found
+
+
+NUMERIC = numeric()
+
+
+def test_there_are_many():
+    assert len(NUMERIC) > 50
+    assert {"threads", "epochs", "optim.beta1", "schedule.every_epochs", "augment.std", "comm.bucket_mb"} <= set(
+        NUMERIC
+    )
+    assert about("x")["range"] is None
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+@pytest.mark.parametrize("number", ["-1", "1e400", "nan", "100000000000000000000"])
+def test_a_number_that_cannot_be_is_one_line(name, number, capsys):
+    kinds, more = NUMERIC[name]
+    more = [] if name in ("epochs", "optim.lr") else more
+    text = f"[{number}]" if tuple in map(typing.get_origin, kinds) else number
+    code = cli.train_main([*more, f"--{name}={text}", "--print-config"])
+    out, err = capsys.readouterr()
+    if number == "100000000000000000000" and code == 0:
+        assert float in kinds  # a factor may be that large; a count may not
+        return
+    if number == "-1" and code == 0:
+        assert name == "augment.mean"
+        return
+    assert code == 2, out
+    assert err.count("\n") == 1
+    assert name.rpartition(".")[2] in err.replace("-", "_")

@@ -1,0 +1,71 @@
+"""What is around a run: locks, disks, ports, locales, and a caller who wants everything back as it was."""
+
+import dataclasses
+import errno
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from imnet import launch
+from imnet.errors import DeviceError, IOFailure
+from imnet.start import train
+
+from .conftest import options
+from .test_ranks import ENV, SMALL
+
+TRAIN = [sys.executable, "-m", "imnet.cli", "--device", "cpu", *SMALL, "--data.train_images", "64", "--epochs", "1"]
+
+
+def test_a_file_system_without_locks_is_said_and_there_is_a_way_round(tiny, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    short = dataclasses.replace(tiny, epochs=1)
+    with pytest.raises(IOFailure, match=r"this file system has no locks \(No locks available\); --no-lock goes on"):
+        train(short, options(tmp_path))
+    train(short, options(tmp_path, lock=False))
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
+    """A limit of 16 KiB a file, which only asking for the room reveals."""
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *TRAIN, "--out", str(tmp_path)]
+    done = subprocess.run(limited, env=ENV, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 74
+    assert "no room for a checkpoint of 1 MiB: File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not [p.name for p in tmp_path.iterdir() if p.name != ".lock"]
+
+
+def test_a_port_in_use_is_said(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+        words = rf"port {port} of 127.0.0.1 is in use.*choose another MASTER_PORT"
+        with pytest.raises(DeviceError, match=words), launch.connected(torch.device("cpu")):
+            pass
+
+
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}])
+def test_an_odd_locale_is_no_traceback(tmp_path, locale):
+    words = [*TRAIN, "--dry-run", "--out", str(tmp_path / "Prüfung")]
+    done = subprocess.run(words, env=ENV | locale, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_caller_gets_everything_back(tmp_path):
+    script = [sys.executable, str(Path(__file__).with_name("leaks_script.py")), str(tmp_path)]
+    done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
