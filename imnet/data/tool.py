@@ -12,6 +12,7 @@ import numpy as np
 
 from imnet.command import Parser, guarded
 from imnet.data.base import chunks
+from imnet.data.files import without_locks
 from imnet.data.readers import Choice, recognise
 from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, "no_lock", False):
+        without_locks()
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt as error:
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", choices=sorted(_REMOTE))
     command.add_argument("target", type=Path, help="the folder for its files")
     command.add_argument("--url", help="another server with the same files")
+    _lock_option(command)
     command.set_defaults(run=_download)
     return parser
 
@@ -82,9 +86,15 @@ def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
     command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip: at most 0.1 %%")
     command.add_argument("--max-bad", type=_positive, metavar="N", help="skip at most N pictures of a split (0.1 %%)")
+    _lock_option(command)
     command.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: one per core)")
     _choice_options(command)
     command.set_defaults(run=_pack)
+
+
+def _lock_option(command: argparse.ArgumentParser) -> None:
+    what = "on a file system without locks: keep other processes from writing there yourself"
+    command.add_argument("--no-lock", action="store_true", help=what)
 
 
 def _choice_options(command: argparse.ArgumentParser) -> None:

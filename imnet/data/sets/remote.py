@@ -115,7 +115,7 @@ class RemoteSet:
         total = sum(size for size, _ in self.files.values())
         why = f"a download would be {total / 1e6:,.1f} MB" if request.look else "no download asked"
         target = (request.data_dir or cache_dir()) / self.name
-        if request.data_dir is not None and not request.data_dir.is_dir():
+        if request.data_dir is not None and not request.data_dir.is_dir() and not request.look:
             why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
         elif request.download and not request.look:
             try:
