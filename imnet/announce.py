@@ -32,6 +32,7 @@ def header(
     lines = [
         f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
         f"data       {r.data.name}: {train:,} train, {test:,} test images",
+        *(f"note       {note}" for note in setup.dataset.notes),
         f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
         f"batch      {r.data.batch_images} images a step: {shares}",

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from imnet import device, models, runfolder
-from imnet.data import DataSet, pipelines
+from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
-from imnet.errors import DataError, ImnetError
+from imnet.errors import ImnetError
 from imnet.from_recipe import load_data
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamW, Recipe
@@ -18,7 +18,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def text(recipe: Recipe, options: RunOptions) -> str:
-    """The whole dry run. Raises UsageError for what would fail at once; missing data are a line of it."""
+    """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
     d = recipe.data
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
@@ -56,20 +56,41 @@ def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, pre
 
 
 def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str]:
+    """What lies there, or that nothing does; what is wrong with it is raised."""
     try:
-        found = load_data(recipe, options)
-    except DataError as error:
+        found = load_data(recipe, options, look=True)
+    except AbsentError as error:
         return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
-    except ImnetError as error:
-        return [*_schedule(recipe, None), f"data         {error}"]
-    order = Order(len(found.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
-    total = recipe.epochs * order.steps_per_epoch * recipe.data.batch_images * flops_per_image
+    except Unpacked as todo:
+        return _unpacked(recipe, todo, flops_per_image)
     sizes = f"{len(found.train):,} train, {len(found.test):,} test, {len(found.class_names)} classes"
+    return [
+        *_steps(recipe, len(found.train), flops_per_image),
+        f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
+        *(f"note         {note}" for note in found.notes),
+        f"pipeline     {_pipeline(found, options)}",
+    ]
+
+
+def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]:
+    """A set that training would pack first."""
+    splits, d = todo.found.splits, recipe.data
+    train, test = d.train_images or len(splits["train"]), d.test_images or len(splits["test"])
+    sizes = f"{train:,} train, {test:,} test, {len(todo.found.class_names)} classes"
+    return [
+        *_steps(recipe, train, flops_per_image),
+        f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",
+        *(f"note         {note}" for note in todo.found.remarks()),
+    ]
+
+
+def _steps(recipe: Recipe, train: int, flops_per_image: int) -> list[str]:
+    d = recipe.data
+    order = Order(train, d.batch_images, recipe.seed, drop_last=d.drop_last)
+    total = recipe.epochs * order.steps_per_epoch * d.batch_images * flops_per_image
     return [
         *_schedule(recipe, order.steps_per_epoch),
         f"arithmetic   {total / 1e15:.3f} PFLOP for the whole training",
-        f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
-        f"pipeline     {_pipeline(found, options)}",
     ]
 
 

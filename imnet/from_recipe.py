@@ -93,9 +93,16 @@ def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if began is None else began.get("weights")
 
 
-def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -> data.DataSet:
-    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others."""
+def load_data(
+    recipe: Recipe, options: RunOptions, world: World | None = None, *, look: bool = False
+) -> data.DataSet:  # fmt: skip
+    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others.
+
+    ``look`` writes and downloads nothing; it ends in data.Unpacked for a set that would be packed first.
+    """
     d = recipe.data
+    if not options.lock:
+        data.without_locks()
     if world is not None and not world.is_main:
         world.barrier()
     loaded = data.load(
@@ -107,6 +114,7 @@ def load_data(recipe: Recipe, options: RunOptions, world: World | None = None) -
         channels=d.channels,
         train_images=d.train_images,
         test_images=d.test_images,
+        look=look,
     )
     if world is not None and world.is_main:
         world.barrier()

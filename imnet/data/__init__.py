@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, make
-from imnet.data.sets import Request, all_sets, dataset, did_you_mean
+from imnet.data.files import without_locks
+from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset, did_you_mean
 from imnet.errors import UsageError
 
-__all__ = ["DataSet", "Request", "Split", "dataset", "load", "names"]
+__all__ = ["AbsentError", "DataSet", "Request", "Split", "Unpacked", "dataset", "load", "names", "without_locks"]
 
 GENERATED = ("shapes", "synthetic")
 
@@ -34,6 +35,7 @@ def load(
     test_images: int | None = None,
     channels: int | None = None,
     download: bool = True,
+    look: bool = False,
 ) -> DataSet:
     """Load a data set by name; ``packed:FOLDER`` loads a packed store, whatever it holds.
 
@@ -41,7 +43,8 @@ def load(
     ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
     sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
     images of the others. ``download=False`` never touches the network. Errors: UsageError (names, options), DataError
-    (missing or damaged data), IOFailure (disk).
+    (missing or damaged data; AbsentError where there are none), IOFailure (disk). ``look`` writes and downloads
+    nothing: a set that would be packed first ends in Unpacked, which says what lies there.
     """
     check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
     if name.startswith("packed:"):
@@ -56,6 +59,7 @@ def load(
         test_images=test_images,
         channels=channels,
         download=download,
+        look=look,
     )
     if name not in all_sets():
         hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
@@ -79,8 +83,8 @@ def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> 
         return whole
     if isinstance(train, EncodedSplit) or isinstance(test, EncodedSplit):
         mark = f"{whole.fingerprint} {len(train)} {len(test)}".encode()
-        return DataSet(whole.name, train, test, whole.class_names, hashlib.sha256(mark).hexdigest())
-    return make(whole.name, train, test, whole.class_names)
+        return replace(whole, train=train, test=test, fingerprint=hashlib.sha256(mark).hexdigest())
+    return replace(make(whole.name, train, test, whole.class_names), notes=whole.notes)
 
 
 def _spaced(split: AnySplit, count: int | None, option: str) -> AnySplit:

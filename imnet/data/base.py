@@ -102,6 +102,8 @@ class DataSet:
     test: AnySplit
     class_names: tuple[str, ...]
     fingerprint: str
+    # What the reader left out and what may surprise, for people.
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -12,6 +12,16 @@ from pathlib import Path
 
 from imnet.errors import IOFailure
 
+# What flock answers on a file system without locks, as NFS often is.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# In the environment, because packing for a run is done by a child process.
+_WITHOUT = "IMNET_NO_LOCK"
+
+
+def without_locks() -> None:
+    """Go on where a file system has no locks: whoever asks for it sees to it that no second process writes there."""
+    os.environ[_WITHOUT] = "1"
+
 
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; not created here."""
@@ -40,6 +50,8 @@ def make_dir(path: Path) -> Path:
 def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     """Hold an exclusive lock on the file ``path`` (created if absent) and yield its descriptor.
 
+    On a file system without locks that is an error, or goes on without one after ``without_locks()``.
+
     The lock dies with the process, so a stale file never blocks. The file may be renamed or removed by its last holder
     while others wait: they then lock the new one. IOFailure after ``wait_s`` seconds.
     """
@@ -67,6 +79,13 @@ def _try_lock(descriptor: int, path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise IOFailure(f"cannot lock: {error.strerror or error}", file=path) from error
+        if os.environ.get(_WITHOUT) != "1":
+            what = f"this file system has no locks ({error.strerror})"
+            hint = "--no-lock goes on without: then nothing keeps a second process from writing here"
+            raise IOFailure(what, file=path, hint=hint) from error
     return _same_file(descriptor, path)
 
 

@@ -12,13 +12,15 @@ import numpy as np
 
 from imnet.command import Parser, guarded
 from imnet.data.base import chunks
+from imnet.data.files import without_locks
 from imnet.data.readers import Choice, recognise
 from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
 from imnet.data.sets.remote import remote_sets
 from imnet.data.store import Store, is_store, open_store, split_path
 from imnet.data.store.export import export
-from imnet.data.store.pack import Options, pack
+from imnet.data.store.pack import Options, pack, unchanged
+from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, Preempted, UsageError
 
 _REMOTE = remote_sets()
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, "no_lock", False):
+        without_locks()
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt as error:
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", choices=sorted(_REMOTE))
     command.add_argument("target", type=Path, help="the folder for its files")
     command.add_argument("--url", help="another server with the same files")
+    _lock_option(command)
     command.set_defaults(run=_download)
     return parser
 
@@ -79,10 +84,17 @@ def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("--channels", type=int, choices=[1, 3], help="3 (default), or 1 for grey")
     command.add_argument("--min-images", type=_positive, default=0, metavar="N", help="drop classes with fewer")
     command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
-    command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip at most 0.1 %%")
+    command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip: at most 0.1 %%")
+    command.add_argument("--max-bad", type=_positive, metavar="N", help="skip at most N pictures of a split (0.1 %%)")
+    _lock_option(command)
     command.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: one per core)")
     _choice_options(command)
     command.set_defaults(run=_pack)
+
+
+def _lock_option(command: argparse.ArgumentParser) -> None:
+    what = "on a file system without locks: keep other processes from writing there yourself"
+    command.add_argument("--no-lock", action="store_true", help=what)
 
 
 def _choice_options(command: argparse.ArgumentParser) -> None:
@@ -101,12 +113,21 @@ def _positive(text: str) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    rule = _rule(arguments)
-    found = select(recognise(arguments.source, _choice(arguments)), arguments.min_images, arguments.hold_out)
-    found = replace(found, name=arguments.name or found.name)
-    headers = pack(found, arguments.target, Options(rule, arguments.on_bad_image, arguments.workers))
+    rule, target = _rule(arguments), arguments.target
+    options = Options(rule, arguments.on_bad_image, arguments.workers, max_bad=arguments.max_bad)
+    asked = (arguments.name, arguments.min_images, arguments.hold_out, _choice(arguments))
+    request = request_values(rule, *asked, arguments.on_bad_image, arguments.max_bad)
+    origin = Origin.of(arguments.source, request) if arguments.source.exists() else None
+    if origin is not None and unchanged(target, origin):
+        headers = {store.header["split"]: store.header for store in _stores(target)}
+    else:
+        found = select(recognise(arguments.source, _choice(arguments)), arguments.min_images, arguments.hold_out)
+        found = replace(found, name=arguments.name or found.name)
+        headers = pack(found, target, options, origin)
+    for note in next(iter(headers.values())).get("notes", []):
+        print(f"note: {note}")
     for split, header in headers.items():
-        print(f"{split_path(arguments.target, split)}: {header['count']} images, digest {header['digest'][:16]}")
+        print(f"{split_path(target, split)}: {header['count']} images, digest {header['digest'][:16]}")
     return 0
 
 
@@ -137,6 +158,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             form = "encoded pictures" if store.is_encoded else "x".join(map(str, header["shape"][1:])) + " pixels"
             print(f"{store.path}: packed {header['name']} {header['split']}, {len(store)} images, {form}, "
                   f"{len(store.class_names)} classes, from {header['source']['kind']}")  # fmt: skip
+            for note in header.get("notes", []):
+                print(f"note: {note}")
         return 0
     print("\n".join(recognise(path, _choice(arguments)).describe()))
     return 0

@@ -17,7 +17,7 @@ from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pi
 from tests.data.damage_table import CASES
 
 Image.init()  # its plugins define namedtuples by exec
-events, inside, watching = [], None, False
+events, inside, watching, temporary = [], None, False, tempfile.gettempdir()
 
 def hook(event, args):
     if not watching:
@@ -33,7 +33,7 @@ def hook(event, args):
         path, flags = args[0], args[2] if event == "open" else os.O_WRONLY
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         # A file without a name is opened as its folder, which nothing else can be written to.
-        nameless = path == tempfile.gettempdir()
+        nameless = path == temporary
         if writes and isinstance(path, (str, bytes)) and not nameless and not os.fsdecode(path).startswith(
             (inside, "/dev/null")
         ):

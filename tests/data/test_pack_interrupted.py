@@ -23,6 +23,7 @@ from imnet.data.tool import main
 from imnet.errors import IOFailure
 from tests.data import making
 
+WHOLE = ["source.json", "train.imnet", "train.source.npz"]
 PACK = (
     "import sys, imnet.data.store.write as w; w.JOURNAL_EVERY_S = 0.02; "
     "from imnet.data.tool import main; sys.exit(main(sys.argv[1:]))"
@@ -59,7 +60,7 @@ def test_kill_9_at_random_costs_only_time(tmp_path, options):
     whole, killed = (open_store(tmp_path / name / "train.imnet") for name in ("whole", "killed"))
     assert killed.header == whole.header
     assert killed.verify() == whole.verify()
-    assert sorted(os.listdir(tmp_path / "killed")) == ["train.imnet"]
+    assert sorted(os.listdir(tmp_path / "killed")) == WHOLE
 
 
 def done_in(journal):
@@ -94,7 +95,7 @@ def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
     lines = [child.communicate(timeout=60)[1].decode() for child in children]
     assert [child.returncode for child in children] == [0] * 4, lines
     assert sum("120 images" in line for line in lines) == 1, lines
-    assert os.listdir(tmp_path / "out") == ["train.imnet"]
+    assert sorted(os.listdir(tmp_path / "out")) == WHOLE
     open_store(tmp_path / "out" / "train.imnet").verify()
 
 

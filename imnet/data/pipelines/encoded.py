@@ -23,7 +23,7 @@ class Decoder:
     """Decodes the pictures of a split as a recipe wants them; counts those that cannot be."""
 
     def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str = "stop"):
-        """``on_bad``: stop, or skip: the next picture takes the place, for at most one in 1000 of the split."""
+        """``on_bad``: stop, or skip: the next picture takes the place, for one in 1000 of the split or one at least."""
         self.split, self.augment, self.seed, self.on_bad = split, augment, seed, on_bad
         self.bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Decoder:
         if self.on_bad == "stop":
             hint = "--on-bad-image skip leaves up to one picture in 1000 out"
             raise DataError(f"picture {i}: {error}", file=self.split.file, hint=hint) from error
-        if len(self.bad) * _BAD_SHARE > len(self.split):
+        if len(self.bad) > max(1, len(self.split) // _BAD_SHARE):
             what = f"{len(self.bad)} of {len(self.split)} pictures cannot be decoded, {i} last: {error}"
             raise DataError(f"{what}; allowed one in {_BAD_SHARE}", file=self.split.file, hint="pack the set again")
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +27,14 @@ class Blocks:
     count: int
     shape: tuple[int, int, int]
     stream: Callable[[], Iterator[Block]]
-    key: str
+    files: tuple[Path, ...]
 
     def __len__(self) -> int:
         return self.count
 
     def fingerprint(self) -> str:
-        return self.key
+        """Names, sizes and times of the files: changes when one of them does."""
+        return stat_key(self.files)
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def stat_key(paths: list[Path]) -> str:
+def stat_key(paths: Iterable[Path]) -> str:
     """A key that changes when one of the files does: names, sizes, times."""
-    return "|".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
+    stats = [(path, path.stat()) for path in paths]
+    return "|".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats)
 
 
 def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
@@ -93,6 +95,8 @@ def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
         raise UsageError(f"--min-images and --hold-out are for pictures without a test split; {found.path} {what}")
     labels = train.labels()
     counts = np.bincount(labels, minlength=len(found.class_names))
+    if not min_images:
+        _refuse_emptied(found, counts, hold_out)
     kept = np.flatnonzero(counts >= max(min_images, hold_out + 1))
     if not len(kept):
         raise DataError(f"no class has {max(min_images, hold_out + 1)} pictures; the largest has {counts.max()}",
@@ -107,7 +111,18 @@ def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
         splits["test"] = train.take(rows, renumbered[labels[rows]])
     names = tuple(found.class_names[i] for i in kept)
     notes = [*found.notes, f"{len(kept)} of {len(counts)} classes kept, {hold_out} pictures of each held out"]
-    return replace(found, class_names=names, splits={**found.splits, **splits}, notes=notes)
+    dropped = {"in a class that is too small": int((renumbered[labels] < 0).sum())}
+    left = LeftOut(found.left) + LeftOut(dropped)
+    return replace(found, class_names=names, splits={**found.splits, **splits}, notes=notes, left=LeftOut(left))
+
+
+def _refuse_emptied(found: Found, counts: np.ndarray, hold_out: int) -> None:
+    """Holding out must leave every class a picture, unless classes may be dropped."""
+    small = np.flatnonzero(counts <= hold_out)
+    if len(small) and len(small) < len(counts):
+        names = _some(tuple(found.class_names[i] for i in small))
+        what = f"--hold-out {hold_out} leaves nothing of {len(small)} of {len(counts)} classes ({names})"
+        raise DataError(what, file=found.path, hint=f"hold out fewer, or drop them by --min-images {hold_out + 1}")
 
 
 def _held_out(train: Items, labels: np.ndarray, renumbered: np.ndarray, hold_out: int) -> np.ndarray:

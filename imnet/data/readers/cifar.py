@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.base import Split
-from imnet.data.readers.base import Blocks, Found, stat_key
+from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, suffix_reason
 from imnet.data.readers.tree import Tree
@@ -62,10 +62,10 @@ def find_cifar(source: Tree) -> Found | None:
     folder = source.path / inside
     train, test, class_names = read(form, folder)
     files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
-    key = stat_key([folder / name for name in files])
+    paths = tuple(folder / name for name in files)
     splits: dict[str, Items | Blocks] = {
-        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), key),
-        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), key),
+        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), paths),
+        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), paths),
     }
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)

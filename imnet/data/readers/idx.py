@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from imnet.data.base import Split
-from imnet.data.readers.base import Blocks, Found, stat_key
+from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, suffix_reason
 from imnet.data.readers.shards import note_absent
@@ -162,7 +162,7 @@ def find_idx(source: Tree) -> Found | None:
     files = [file for group in sets[0].files.values() for file in group]
 
     def blocks(split: Split) -> Blocks:
-        return Blocks(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), stat_key(files))
+        return Blocks(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), tuple(files))
 
     splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
     fashion = is_fashion(train, test)

@@ -20,7 +20,7 @@ import numpy as np
 
 from imnet.data.files import io_errors
 from imnet.data.readers.archive import list_zip
-from imnet.data.readers.base import Block, Blocks, Found, stat_key
+from imnet.data.readers.base import Block, Blocks, Found
 from imnet.data.readers.npz import npz_rows, npz_vector
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
@@ -143,8 +143,8 @@ def _blocks(chosen: list[tuple[Path, str | None]]) -> Blocks:
             with _at_hand(file, member) as batch:
                 yield from batch.blocks(sides[0])
 
-    paths = sorted({file for file, _ in chosen})
-    return Blocks(sum(counts), (sides[0], sides[0], 3), stream, stat_key(paths))
+    paths = tuple(sorted({file for file, _ in chosen}))
+    return Blocks(sum(counts), (sides[0], sides[0], 3), stream, paths)
 
 
 class _at_hand:  # noqa: N801  (a context manager, used like a function)

@@ -106,6 +106,15 @@ class Items:
             return str(self.root / self.name(i)), None
         return self.files[self._file[i]], self.name(i)
 
+    def stamp(self, i: int, archives: dict[str, tuple[int, ...]]) -> tuple[str, int, int, int]:
+        """(name, size, time of modification, time of change) of image i: of its file, or of its archive, whose (size,
+        times) ``archives`` has."""
+        if self._file[i] < 0:
+            return self.name(i), self._size[i], self._modified[i], self._changed[i]
+        file = self.files[self._file[i]]
+        size, modified, changed = archives[file]
+        return f"{os.path.relpath(file, self.root)}/{self.name(i)}", self._full[i], modified ^ size, changed
+
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
         """A new table of some rows, in that order, with new labels."""
         out = type(self)(self.root)
@@ -121,12 +130,15 @@ class Items:
 
     def fingerprint(self) -> str:
         """sha256 over names, labels, places, and sizes and times of files or archives: changes when the source does."""
+        columns = (self._label, self._file, self._offset, self._size, self._crc, self._modified, self._changed)
         state = hashlib.sha256(bytes(self._names))
-        for column in (self._label, self._file, self._offset, self._size, self._crc, self._modified, self._changed):
+        for column in columns:
             state.update(column.tobytes())
         for file in self.files:
             status = os.stat(file)
-            state.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
+            state.update(
+                f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode(errors="surrogateescape")
+            )
         return state.hexdigest()
 
     def read(self, i: int) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imnet.data.readers.rule import LeftOut, junk
+from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.tree import Tree, read_file, text
 from imnet.errors import DataError
 
@@ -20,6 +20,8 @@ _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
 _CLSLOC = "map_clsloc.txt"
+# All of them, where they may lie beside or above what was given.
+LIST_FILES = (*_SYNSETS, _SOLUTION, _TRUTH, _CLSLOC, f"ILSVRC2012_devkit_t12/data/{_TRUTH}")
 LABEL_FILES = f"{_SYNSETS[0]}, {_SOLUTION}, or {_TRUTH} with {_CLSLOC},"
 
 
@@ -33,9 +35,7 @@ class Texts:
     left: LeftOut = field(default_factory=LeftOut)
 
     def __post_init__(self) -> None:
-        truth = f"ILSVRC2012_devkit_t12/data/{_TRUTH}"
-        wanted = (*_SYNSETS, _SOLUTION, _TRUTH, _CLSLOC, truth)
-        self.names = [name for name in wanted if (self.path / name).is_file() and not junk(name)]
+        self.names = [name for name in LIST_FILES if (self.path / name).is_file()]
 
     def add(self, items, name: str, label: int) -> None:
         raise NotImplementedError("only texts are read here")

@@ -13,7 +13,7 @@ from imnet.data.readers.archive import list_zip
 from imnet.errors import DataError
 
 _MAX_VECTOR_BYTES = 64 << 20
-_LABEL_TYPES = ("<i8", "<i4", "<i2", "<u2", "|u1", "<u8", "<u4")
+_LABEL_TYPES = ("i8", "i4", "i2", "u2", "u1", "u8", "u4")
 
 
 def npz_rows(
@@ -39,7 +39,8 @@ def npz_rows(
 def npz_vector(path: Path, member: str, count: int, shown: str) -> np.ndarray:
     """A vector of ``count`` integers as int64; DataError on another type, length, or damage."""
     shape, dtype, offset = _announced(path, member, shown)
-    if dtype not in _LABEL_TYPES or shape != (count,):
+    flat = shape if len(shape) == 1 else tuple(size for size in shape if size != 1) or (1,)
+    if dtype[1:] not in _LABEL_TYPES or flat != (count,):
         raise DataError(f"array is {dtype} {shape}; expected integers ({count},)", file=shown, offset=member)
     if count * 8 > _MAX_VECTOR_BYTES:
         raise DataError(f"{count} labels; allowed {_MAX_VECTOR_BYTES // 8}", file=shown, offset=member)

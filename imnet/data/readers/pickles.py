@@ -152,8 +152,8 @@ def read_batch(path: Path) -> dict[str, Any]:
                 out[key] = value.place()
             except ValueError as error:
                 raise RefusedError(f"{key}: {error}", 0) from error
-        elif key == "labels" and type(value) is list and all(type(label) is int for label in value):
-            out[key] = value
+        elif key == "labels" and isinstance(value, list | tuple) and all(type(label) is int for label in value):
+            out[key] = list(value)
         elif value is not None:
             raise RefusedError(f"{key} is {type(value).__name__}, expected an array", 0)
     return out

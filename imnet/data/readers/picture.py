@@ -8,7 +8,12 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+
+# What Pillow says aside (corrupt EXIF, pictures above 89 Mpixel) would be repeated by every worker; what matters is an
+# error here, and the size has a limit of our own.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -17,7 +22,12 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
+# Those whose decoder this Pillow was built with; a phone's MPO opens as the JPEG that it begins with.
+_OPTIONAL = (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM"),
+    *(name for name, feature in _OPTIONAL if features.check(feature)),
+)
 # ImageNet-1K's largest picture has 40 million pixels.
 MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
@@ -65,17 +75,14 @@ def opened(data: bytes) -> Image.Image:
     """The picture with its header read, nothing decoded; BadPictureError when it is no picture or too large a one."""
     if not data:
         raise BadPictureError("picture is empty (0 bytes)")
-    with warnings.catch_warnings():
-        # Pillow warns above 89 Mpixel; our own limit below decides.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise BadPictureError(f"not a picture ({', '.join(FORMATS)}): starts with {data[:8].hex()}") from error
-        except Image.DecompressionBombError as error:
-            raise BadPictureError(f"picture is too large; allowed {MAX_PIXELS} pixels") from error
-        except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
-            raise BadPictureError(f"picture header is damaged: {error}") from error
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadPictureError(_unidentified(data)) from error
+    except Image.DecompressionBombError as error:
+        raise BadPictureError(f"picture is too large; allowed {MAX_PIXELS} pixels") from error
+    except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
+        raise BadPictureError(f"picture header is damaged: {error}") from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise BadPictureError(f"picture has {width} x {height} pixels; allowed {MAX_PIXELS} in all")
@@ -84,11 +91,35 @@ def opened(data: bytes) -> Image.Image:
     return picture
 
 
+def _unidentified(data: bytes) -> str:
+    """Why Pillow sees no picture in these bytes."""
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the picture: git lfs pull"
+    bits = _jpeg_bits(data)
+    if bits not in (None, 8):
+        return f"JPEG of {bits} bits a channel; allowed 8"
+    return f"not a picture ({', '.join(FORMATS)}): starts with {data[:8].hex()}"
+
+
+def _jpeg_bits(data: bytes) -> int | None:
+    """Bits a channel of a JPEG, from its frame header; None where there is none."""
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return data[at + 4]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if kind != 0xFF else 1
+    return None
+
+
 def _resized(picture: Image.Image, rule: ResizeRule) -> np.ndarray:
     size = rule.size_px
     if rule.shorter_px is not None:
         scale = rule.shorter_px / min(picture.size)
         width, height = (max(rule.shorter_px, round(side * scale)) for side in picture.size)
+        if width * height > MAX_PIXELS:
+            got = f"picture of {picture.width} x {picture.height} becomes {width} x {height}"
+            raise BadPictureError(f"{got} with its shorter side at {rule.shorter_px}; allowed {MAX_PIXELS} pixels")
         picture = picture.resize((width, height), FILTERS[rule.filter])
         left, top = (width - size) // 2, (height - size) // 2
         picture = picture.crop((left, top, left + size, top + size))

@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from imnet.data.base import DataSet
-from imnet.errors import UsageError
+from imnet.data.readers.base import Found
+from imnet.errors import DataError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,19 @@ class Request:
     test_images: int | None = None
     channels: int | None = None
     download: bool = True
+    look: bool = False
+
+
+class AbsentError(DataError):
+    """The set is not on this machine: nothing is wrong with it, and nothing can be said of it."""
+
+
+class Unpacked(Exception):  # noqa: N818  (no error: what a look at a set ends with)
+    """A set that lies at its source and would be packed into the folder ``target`` first."""
+
+    def __init__(self, found: Found, target: Path) -> None:
+        super().__init__(str(target))
+        self.found, self.target = found, target
 
 
 Source = Callable[[Request], DataSet]

@@ -5,17 +5,19 @@ Sources: Xiao, Rasul, Vollgraf 2017 (the set); jungwon1413/pytorch_image_classif
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from imnet.data.base import DataSet, Split
-from imnet.data.readers.idx import FASHION_CLASSES, holds_idx, read_official
+from imnet.data.readers.idx import FASHION_CLASSES, holds_idx, is_fashion, read_official
 from imnet.data.sets import Request, dataset
 from imnet.data.sets.remote import RemoteSet
 from imnet.errors import DataError
 
 _CUSTOM_TRAIN_IMAGES = 30_000
+_OFFICIAL_IMAGES = (60_000, 10_000)
 
 
 def custom_split(train: Split, test: Split) -> tuple[Split, Split]:
@@ -31,7 +33,11 @@ def custom_split(train: Split, test: Split) -> tuple[Split, Split]:
 
 
 def _read(folder: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    return *read_official(folder), FASHION_CLASSES
+    train, test = read_official(folder)
+    if (len(train), len(test)) == _OFFICIAL_IMAGES and not is_fashion(train, test):
+        hint = "MNIST and its like: imnet-data pack FOLDER STORE, then --data packed:STORE"
+        raise DataError("IDX files of another set than Fashion-MNIST, by their checksum", file=folder, hint=hint)
+    return train, test, FASHION_CLASSES
 
 
 FASHION_MNIST = RemoteSet(
@@ -57,4 +63,8 @@ FASHION_MNIST = RemoteSet(
 def fashion_mnist(request: Request) -> DataSet:
     """28 px, 1 channel, 10 classes. ``split``: custom (the default: the first 30,000 official training images; test =
     the 10,000 official test images, then training images 30,000..59,999) or official (60,000 / 10,000)."""
-    return FASHION_MNIST.load(request)
+    loaded = FASHION_MNIST.load(request)
+    count = len(loaded.train) + len(loaded.test)
+    if count == sum(_OFFICIAL_IMAGES):
+        return loaded
+    return replace(loaded, notes=(*loaded.notes, f"{count:,} images, not the 70,000 of Fashion-MNIST: a part of it?"))

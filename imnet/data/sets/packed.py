@@ -10,9 +10,13 @@ from pathlib import Path
 
 from imnet.data.base import DataSet
 from imnet.data.files import cache_dir
-from imnet.data.sets import Request, dataset, require, search_path
+from imnet.data.readers import Blocks, Found, recognise
+from imnet.data.readers.picture import ResizeRule
+from imnet.data.sets import AbsentError, Request, Unpacked, dataset, require, search_path
 from imnet.data.sets.fashion_mnist import fashion_mnist
-from imnet.data.store import is_store, load_named, load_store
+from imnet.data.store import FORMAT, is_store, load_named, load_store
+from imnet.data.store.pack import unchanged
+from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, DeviceError, ImnetError, IOFailure, UsageError
 
 _IMAGENET_SIDES = (8, 16, 32, 64)
@@ -25,7 +29,7 @@ def packed(request: Request) -> DataSet:
         raise UsageError("data set packed needs its folder", hint="--data packed:FOLDER")
     if not is_store(request.data_dir):
         hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
-        raise DataError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
+        raise AbsentError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
     held = load_store(request.data_dir, image_px=request.image_px)
     if held.name == "fashion-mnist" and request.split is not None:
         return fashion_mnist(request)
@@ -78,8 +82,8 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     if source is None:
         looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
         hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
-        raise DataError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
-    return _checked(load_named(_pack_once(source, name, size), name, request.image_px), request)
+        raise AbsentError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
+    return _checked(load_named(_pack_once(source, name, size, request), name, request.image_px), request)
 
 
 def _holds(place: Path) -> bool:
@@ -87,26 +91,63 @@ def _holds(place: Path) -> bool:
     return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
-def _pack_once(source: Path, name: str, size: int | None) -> Path:
-    """The cache folder of this source at this size, packed by a child process if it is not there yet.
+def _pack_once(source: Path, name: str, size: int | None, request: Request) -> Path:
+    """The cache folder of this source at this size, packed by a child process unless it holds the source as it is now.
 
-    A child, because packing forks workers and this process may have threads (torch, a notebook) already.
+    A child, because packing forks workers and this process may have threads (torch, a notebook) already. What would be
+    refused in the end is refused before it begins.
     """
-    status = source.stat()
-    mark = f"{source.resolve()} {status.st_size} {status.st_mtime_ns} {size}"
-    target = cache_dir() / "packed" / f"{name}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
-    if is_store(target) and (target / "test.imnet").is_file():
+    mark = f"{FORMAT} {source.resolve()} {size}"
+    digest = hashlib.sha256(mark.encode(errors="surrogateescape")).hexdigest()
+    target = cache_dir() / "packed" / f"{name}-{digest[:16]}"
+    rule = None if size is None else ResizeRule(size)
+    origin = Origin.of(source, request_values(rule, name=name))
+    if unchanged(target, origin):
         return target
+    found = recognise(source)
+    _check_found(found, name, size, request)
+    if request.look:
+        raise Unpacked(found, target)
     sys.stderr.write(f"packing {source} once into {target}\n")
     command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target), "--name", name]
-    command += [] if size is None else ["--size", str(size)]
+    _run(command + ([] if size is None else ["--size", str(size)]))
+    return target
+
+
+def _check_found(found: Found, name: str, size: int | None, request: Request) -> None:
+    """UsageError or DataError for what loading the packed store would refuse."""
+    if "test" not in found.splits or "train" not in found.splits:
+        lacks = "train" if "train" not in found.splits else "test or val"
+        notes = "; ".join(found.remarks())
+        raise DataError(f"no {lacks} part with labels here{f' ({notes})' if notes else ''}", file=found.path,
+                        hint="imnet-data pack SOURCE STORE --hold-out N makes one of the training images")  # fmt: skip
+    require("split", request.split, None, name)
+    require("num_classes", request.num_classes, len(found.class_names), name)
+    train = found.splits["train"]
+    if isinstance(train, Blocks):
+        require("image_px", size or request.image_px, train.shape[0], name)
+    require("channels", request.channels, train.shape[2] if isinstance(train, Blocks) else 3, name)
+    for option, count, split in (("train_images", request.train_images, "train"),
+                                 ("test_images", request.test_images, "test")):  # fmt: skip
+        if count is not None and count > len(found.splits[split]):
+            raise UsageError(f"{option} is {count}; allowed 1..{len(found.splits[split])}")
+
+
+def _run(command: list[str]) -> None:
+    """Run ``imnet-data``, its progress on our stderr; its one line of error is raised."""
     root = os.fspath(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}, check=False)
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    if done.returncode:
-        raise _as_raised(done.returncode, lines[-1] if lines else f"packing ended with {done.returncode}")
-    return target
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+                             env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    assert child.stderr is not None
+    last = ""
+    for line in child.stderr:
+        last = line.strip() or last
+        if not line.startswith("imnet-data: "):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+    if child.wait():
+        raise _as_raised(child.returncode, last or f"packing ended with {child.returncode}")
 
 
 def _as_raised(code: int, line: str) -> ImnetError:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from imnet.data.base import DataSet, Split, make
 from imnet.data.files import cache_dir, io_errors, locked, make_dir, publish
-from imnet.data.sets import Request, all_sets, did_you_mean, require, search_path
+from imnet.data.sets import AbsentError, Request, all_sets, did_you_mean, require, search_path
 from imnet.data.store import is_store, load_named
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:  # imported where they are used: http and ssl are a third of the time to import imnet.data
     import http.client
@@ -112,17 +112,18 @@ class RemoteSet:
 
     def _downloaded(self, request: Request) -> Path:
         """The place after a download, or ONE DataError: what was looked for, where, and what to do."""
-        why = "no download asked"
+        total = sum(size for size, _ in self.files.values())
+        why = f"a download would be {total / 1e6:,.1f} MB" if request.look else "no download asked"
         target = (request.data_dir or cache_dir()) / self.name
-        if request.data_dir is not None and not request.data_dir.is_dir():
+        if request.data_dir is not None and not request.data_dir.is_dir() and not request.look:
             why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
-        elif request.download:
+        elif request.download and not request.look:
             try:
                 return self.place(self.download(target)) or target
             except IOFailure as error:
                 why = str(error)
         looked = ", ".join(map(str, [*search_path(request.data_dir, (self.name,)), cache_dir() / self.name]))
-        raise DataError(
+        raise AbsentError(
             f"{self.name} not found: looked for {self.wanted} in {looked}; {why}",
             hint=f"put {', '.join(self.files)} of {self.base_url} into {target}, or train on --data shapes, which "
             "needs nothing",

@@ -221,7 +221,8 @@ def load_store(folder: Path, name: str | None = None, image_px: int | None = Non
         raise DataError("train and test have different class names", file=test.path, hint=_REBUILD)
     fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
     splits = (train.split(image_px), test.split(image_px))
-    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint)
+    notes = tuple(map(str, train.header.get("notes", ())))
+    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes)
 
 
 def load_named(folder: Path, name: str, image_px: int | None = None) -> DataSet:

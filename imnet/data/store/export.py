@@ -13,7 +13,11 @@ from imnet.data.readers.picture import opened
 from imnet.data.store import Store
 from imnet.errors import IOFailure
 
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".gif"}
+# MPO is what phones write: a JPEG with further pictures behind it.
+_SUFFIX = {
+    **{"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "DIB": ".dib", "WEBP": ".webp", "GIF": ".gif"},
+    **{"TIFF": ".tif", "PPM": ".ppm", "AVIF": ".avif", "JPEG2000": ".jp2"},
+}
 
 
 def export(store: Store, target: Path) -> int:

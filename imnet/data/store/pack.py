@@ -1,23 +1,14 @@
 """Any recognised source -> packed store: decoded in worker processes, written in order, resumable, published whole.
 
-Run it in a process without threads of its own (``imnet-data pack`` is one): workers are forked, so that the list of
-pictures is shared and not copied.
+What is already there is kept while the source is what it was; where it changed, it is packed anew, and said why.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,36 +16,57 @@ import numpy as np
 
 from imnet.data.files import locked, make_dir
 from imnet.data.readers import Blocks, Found, Items
-from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode
-from imnet.data.store import FORMAT, open_store, split_path
+from imnet.data.readers.picture import ResizeRule
+from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
+from imnet.data.store.decode import CHUNK_IMAGES, chunks
+from imnet.data.store.progress import Progress
+from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc
 from imnet.data.store.write import Writer
 from imnet.errors import DataError, IOFailure, UsageError
 
-_CHUNK_IMAGES = 64
 _BAD_SHARE = 1000
-_PR_SET_PDEATHSIG = 1
-_TTY_S, _PLAIN_S = 0.2, 10.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to pack. ``rule`` None keeps pictures as they are encoded. ``on_bad``: stop | skip (at most 0.1 %)."""
+    """How to pack. ``rule`` None keeps pictures as they are encoded. ``on_bad``: stop | skip, at most ``max_bad`` of a
+    split (None: one in 1000, and one at least)."""
 
     rule: ResizeRule | None = None
     on_bad: str = "stop"
     workers: int = 0
     quiet: bool = False
+    max_bad: int | None = None
+
+    def allowed_bad(self, count: int) -> int:
+        """How many of ``count`` pictures may be bad."""
+        if self.on_bad == "stop":
+            return 0
+        return max(1, count // _BAD_SHARE) if self.max_bad is None else self.max_bad
 
 
-def pack(found: Found, target: Path, options: Options) -> dict[str, dict]:
+def pack(found: Found, target: Path, options: Options, origin: Origin | None = None) -> dict[str, dict]:
     """Write every split of ``found`` into the folder ``target``; {split: header}.
 
-    A split that is already there from the same source and rule is kept, from another one is refused. Several processes
-    may do this at once: one writes, the others wait and find it done. Errors: DataError with file and member of a bad
-    picture; IOFailure for the disk; what was done stays in ``.part`` files and is taken up by the next run.
+    A split that is already there from the same source and rule is kept; where the source has changed since, it is
+    packed anew, which stderr says; one of another source or rule is refused. Several processes may do this at once: one
+    writes, the others wait and find it done. ``origin`` is kept beside the store for ``unchanged``. Errors: DataError
+    with file and member of a bad picture; IOFailure for the disk; what was done stays in ``.part`` files and is taken
+    up by the next run.
     """
     make_dir(target)
-    return {split: _pack_split(found, split, target, options) for split in sorted(found.splits, reverse=True)}
+    if origin is not None:
+        _refuse_other_request(origin, target)
+    _drop_old_splits(found, target, options)
+    headers = {split: _pack_split(found, split, target, options) for split in sorted(found.splits, reverse=True)}
+    if origin is not None:
+        origin.write(target)
+    return headers
+
+
+def unchanged(target: Path, origin: Origin) -> bool:
+    """Whether ``target`` holds all that ``origin`` asks for, of a source in the state it has now."""
+    return split_path(target, "train").is_file() and Origin.read(target) == origin
 
 
 def _pack_split(found: Found, split: str, target: Path, options: Options) -> dict:
@@ -62,29 +74,36 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
     _check_rule(content, options.rule, found)
     key = _key(found, content, options.rule)
     part = final.with_name(final.name + ".part")
-    header = _present(final, key)
-    if header is not None:
+    if final.exists() and _is_same(header := open_store(final).header, key, options):
         return header
     with locked(part, wait_s=24 * 3600.0) as descriptor:
-        header = _present(final, key)
+        header = _present(final, key, found, content, options)
         if header is not None:
             part.unlink(missing_ok=True)
             return header
+        (target / "source.json").unlink(missing_ok=True)
         shape = content.shape if isinstance(content, Blocks) else _shape(options.rule)
         writer = Writer(part, descriptor, key, shape)
         shown = Progress(split, len(content), writer.done, options.quiet)
         try:
             if isinstance(content, Items):
-                labels = _write_items(content, writer, options, shown)
+                labels, crcs = _write_items(content, writer, options, shown)
             else:
-                labels = _write_blocks(content, writer, shown)
+                labels, crcs = _write_blocks(content, writer, shown)
         except BaseException:
             writer.pause()
             raise
+        table = Table.of(content, found.path, crcs)
         header = writer.finish(final, labels, _about(found, split, options.rule, key))
+        table.write(table_path(target, split))
     skipped = f", {header['left_out']} bad pictures left out" if header["left_out"] else ""
     shown.close(f"{final}: {header['count']:,} images{skipped}")
     return header
+
+
+def table_path(target: Path, split: str) -> Path:
+    """Where the list of what a split was packed from lies."""
+    return target / f"{split}.source.npz"
 
 
 def _check_rule(content: Items | Blocks, rule: ResizeRule | None, found: Found) -> None:
@@ -104,27 +123,84 @@ def _key(found: Found, content: Items | Blocks, rule: ResizeRule | None) -> str:
 
 
 def _about(found: Found, split: str, rule: ResizeRule | None, key: str) -> dict:
-    return {
+    about = {
         "name": found.name,
         "split": split,
         "class_names": list(found.class_names),
         "resize": None if rule is None else asdict(rule),
         "source": {"kind": found.kind, "key": key},
     }
+    return about | ({"notes": found.remarks()} if found.remarks() else {})
 
 
-def _present(final: Path, key: str) -> dict | None:
-    """The header of a finished split of the same source and rule; IOFailure when it is of another."""
+def _present(final: Path, key: str, found: Found, content: Items | Blocks, options: Options) -> dict | None:
+    """The header of a finished split of the same source and rule; None where it is not there or must be packed anew;
+    IOFailure when it is of another source or rule."""
     if not final.exists():
         return None
     header = open_store(final).header
-    if header["source"]["key"] != key:
-        raise IOFailure("already packed from another source or with another rule", file=final,
+    if _is_same(header, key, options):
+        return header
+    why = _changed(header, final, found, content, options)
+    if not why and _too_bad(header, options):
+        why = f"it left out {header['left_out']} bad pictures, which now are too many"
+    if why and not options.quiet:
+        sys.stderr.write(f"{final}: packing it anew: {why}\n")
+    return None if why else header
+
+
+def _is_same(header: dict, key: str, options: Options) -> bool:
+    return header["source"]["key"] == key and not _too_bad(header, options)
+
+
+def _too_bad(header: dict, options: Options) -> bool:
+    return header["left_out"] > options.allowed_bad(header["count"] + header["left_out"])
+
+
+def _changed(header: dict, final: Path, found: Found, content: Items | Blocks, options: Options) -> str:
+    """How the source of a finished split changed since; empty where it did not; IOFailure when it is another one."""
+    path = table_path(final.parent, header["split"])
+    old = Table.read(path)
+    if old is None:
+        raise IOFailure("already packed, and no list of its source lies beside it", file=final,
                         hint="choose another folder or remove it")  # fmt: skip
-    return header
+    change, new = compare(old, content, found.path)
+    renamed = header["class_names"] != list(found.class_names)
+    same_rule = header["resize"] == (None if options.rule is None else asdict(options.rule))
+    if same_rule and not change and not renamed:
+        new.write(path)
+        return ""
+    if not same_rule or old.root != new.root:
+        what = f"already packed from another source or with another rule ({old.root})"
+        raise IOFailure(what, file=final, hint="choose another folder or remove it")
+    return change.line() if change else "the class names changed"
 
 
-def _write_blocks(content: Blocks, writer: Writer, shown: Progress) -> np.ndarray:
+def _refuse_other_request(origin: Origin, target: Path) -> None:
+    """A store of the same source made in another way (--hold-out, --image-key) is another store."""
+    before = Origin.read(target)
+    if before is None:
+        return
+    other = [f"{key} {before.request.get(key)}, now {value}" for key, value in origin.request.items()
+             if before.request.get(key) != value and key not in ("on_bad", "max_bad")]  # fmt: skip
+    if other:
+        raise IOFailure(f"already packed with another rule ({'; '.join(other)})", file=target,
+                        hint="choose another folder or remove it")  # fmt: skip
+
+
+def _drop_old_splits(found: Found, target: Path, options: Options) -> None:
+    """Remove the splits that were packed from this source when it still had such a part."""
+    for file in sorted(target.glob(f"*{SUFFIX}")):
+        table = table_path(target, file.stem)
+        if file.stem in found.splits or (old := Table.read(table)) is None or old.root != os.path.realpath(found.path):
+            continue
+        if not options.quiet:
+            sys.stderr.write(f"{file}: removed, {found.path} has no such part any more\n")
+        file.unlink()
+        table.unlink()
+
+
+def _write_blocks(content: Blocks, writer: Writer, shown: Progress) -> tuple[np.ndarray, np.ndarray]:
     """Copy pixel blocks; those that an interrupted run wrote are read again only for their labels."""
     labels, at = [], 0
     for images, block_labels in content.stream():
@@ -134,123 +210,39 @@ def _write_blocks(content: Blocks, writer: Writer, shown: Progress) -> np.ndarra
         if len(fresh):
             writer.pixels(fresh, len(fresh), [])
         shown.update(writer.done)
-    return np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
+    crcs = np.array([file_crc(file) for file in content.files], dtype=np.int64)
+    return np.concatenate(labels) if labels else np.empty(0, dtype=np.int64), crcs
 
 
-def _write_items(content: Items, writer: Writer, options: Options, shown: Progress) -> np.ndarray:
-    starts = range(writer.done, len(content), _CHUNK_IMAGES)
-    for start, (body, bad) in zip(starts, _results(content, starts, options), strict=True):
-        taken = min(_CHUNK_IMAGES, len(content) - start)
-        _judge(content, writer, bad, options)
-        numbers = [number for number, _ in bad]
-        if isinstance(body, list):
-            writer.encoded(body, taken, numbers)
+def _write_items(
+    content: Items, writer: Writer, options: Options, shown: Progress
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    starts = range(writer.done, len(content), CHUNK_IMAGES)
+    crcs = np.full(len(content), UNKNOWN, dtype=np.int64)
+    for start, chunk in zip(starts, chunks(content, starts, options.rule, options.workers), strict=True):
+        taken = min(CHUNK_IMAGES, len(content) - start)
+        crcs[start : start + taken] = chunk.crcs
+        _judge(content, writer, chunk.bad, options)
+        numbers = [number for number, _ in chunk.bad]
+        if isinstance(chunk.body, list):
+            writer.encoded(chunk.body, taken, numbers)
         else:
-            writer.pixels(body, taken, numbers)
+            writer.pixels(chunk.body, taken, numbers)
         shown.update(writer.done)
-    return np.delete(content.labels(), writer.bad)
+    return np.delete(content.labels(), writer.bad), crcs
 
 
 def _judge(content: Items, writer: Writer, bad: list[tuple[int, str]], options: Options) -> None:
-    """Stop at a bad picture, or once more than 0.1 % of all are bad."""
+    """Stop at a bad picture, or once more are bad than may be."""
     if not bad:
         return
     number, why = bad[0]
     file, member = content.where(number)
-    allowed = len(content) // _BAD_SHARE if options.on_bad == "skip" else 0
-    if len(writer.bad) + len(bad) > allowed:
-        count = len(writer.bad) + len(bad)
-        more = f"; {count} bad pictures, allowed {allowed} (0.1 %)" if options.on_bad == "skip" else ""
-        hint = None if options.on_bad == "skip" else "mend it, or --on-bad-image skip"
-        raise DataError(why + more, file=file, offset=member, hint=hint)
-
-
-Result = tuple["np.ndarray | list[bytes]", list[tuple[int, str]]]
-_JOB: tuple[Items, ResizeRule | None] | None = None
-
-
-def _results(content: Items, starts: range, options: Options) -> Iterator[Result]:
-    """Decoded chunks in order, from ``workers`` forked processes (0: one per core; 1: this process)."""
-    global _JOB
-    workers = min(options.workers or os.cpu_count() or 1, max(1, len(starts)))
-    _JOB = (content, options.rule)
-    if workers == 1:
-        yield from map(_chunk, starts)
+    allowed, count = options.allowed_bad(len(content)), len(writer.bad) + len(bad)
+    if count <= allowed:
         return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("fork"), initializer=_worker, initargs=(os.getpid(),)
-    )
-    try:
-        waiting: deque[Future[Result]] = deque()
-        for start in starts:
-            waiting.append(pool.submit(_chunk, start))
-            if len(waiting) > 3 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        hint = "run again to go on, with fewer --workers"
-        raise IOFailure("a decoding process was killed (out of memory?)", hint=hint) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _worker(parent: int) -> None:
-    """Die with the parent (a killed pack must leave no process that holds its lock) and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _chunk(start: int) -> Result:
-    """The pictures start.. of the job: pixels (n, H, W, C) or encoded bytes, and (number, why) of the bad ones."""
-    assert _JOB is not None
-    content, rule = _JOB
-    good, bad = [], []
-    for number in range(start, min(start + _CHUNK_IMAGES, len(content))):
-        try:
-            good.append(_one(content, number, rule))
-        except (BadPictureError, DataError) as error:
-            bad.append((number, error.what if isinstance(error, DataError) else str(error)))
-    if rule is None:
-        return good, bad
-    shape = _shape(rule)
-    return (np.stack(good) if good else np.empty((0, *(shape or ())), dtype=np.uint8)), bad
-
-
-def _one(content: Items, number: int, rule: ResizeRule | None):
-    data = content.read(number)
-    if rule is None:
-        check(data)
-        return data
-    return decode(data, rule)
-
-
-class Progress:
-    """How far a pack is, on stderr: one line rewritten on a terminal, a plain line now and then elsewhere.
-
-    ``update(done)`` as work goes on; rates count only what this run did.
-    """
-
-    def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
-        self._what, self._total, self._first, self._quiet = what, total, done, quiet
-        self._tty = sys.stderr.isatty()
-        self._began = self._shown = time.monotonic()
-
-    def update(self, done: int) -> None:
-        now = time.monotonic()
-        if self._quiet or now - self._shown < (_TTY_S if self._tty else _PLAIN_S):
-            return
-        self._shown = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
-        left = (self._total - done) / rate if rate > 0 else float("inf")
-        line = f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
-        sys.stderr.write(f"\r\x1b[K{line}" if self._tty else line + "\n")
-        sys.stderr.flush()
-
-    def close(self, line: str) -> None:
-        """The last line, always shown unless quiet."""
-        if not self._quiet:
-            sys.stderr.write(f"\r\x1b[K{line}\n" if self._tty else line + "\n")
+    hint = "mend it, or --on-bad-image skip"
+    if options.on_bad == "skip":
+        why = f"{why}; {count} bad pictures, allowed {allowed}{' (0.1 %)' if options.max_bad is None else ''}"
+        hint = f"mend them, or --max-bad {count}"
+    raise DataError(why, file=file, offset=member, hint=hint)

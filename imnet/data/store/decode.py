@@ -1,0 +1,102 @@
+"""Pictures decoded by worker processes, in order, chunk by chunk.
+
+Run it in a process without threads of its own (``imnet-data pack`` is one): workers are forked, so that the list of
+pictures is shared and not copied.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+
+from imnet.data.readers import Items
+from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode
+from imnet.data.store.sources import UNKNOWN
+from imnet.errors import DataError, IOFailure
+
+CHUNK_IMAGES = 64
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some pictures: pixels (n, H, W, C) or encoded bytes, (number, why) of the bad ones, crc32 of each one's bytes."""
+
+    body: np.ndarray | list[bytes]
+    bad: list[tuple[int, str]]
+    crcs: list[int]
+
+
+_JOB: tuple[Items, ResizeRule | None] | None = None
+
+
+def chunks(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
+    """Decoded chunks in order, from ``workers`` forked processes (0: one per core; 1: this process)."""
+    global _JOB
+    workers = min(workers or os.cpu_count() or 1, max(1, len(starts)))
+    _JOB = (content, rule)
+    if workers == 1:
+        yield from map(_chunk, starts)
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("fork"), initializer=_worker, initargs=(os.getpid(),)
+    )
+    try:
+        waiting: deque[Future[Chunk]] = deque()
+        for start in starts:
+            waiting.append(pool.submit(_chunk, start))
+            if len(waiting) > 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        hint = "run again to go on, with fewer --workers"
+        raise IOFailure("a decoding process was killed (out of memory?)", hint=hint) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker(parent: int) -> None:
+    """Die with the parent (a killed pack must leave no process that holds its lock) and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _chunk(start: int) -> Chunk:
+    """The pictures start.. of the job."""
+    assert _JOB is not None
+    content, rule = _JOB
+    good, bad, crcs = [], [], []
+    for number in range(start, min(start + CHUNK_IMAGES, len(content))):
+        crcs.append(UNKNOWN)
+        try:
+            data = content.read(number)
+            crcs[-1] = zlib.crc32(data)
+            good.append(_one(data, rule))
+        except (BadPictureError, DataError) as error:
+            bad.append((number, error.what if isinstance(error, DataError) else str(error)))
+    if rule is None:
+        return Chunk(good, bad, crcs)
+    shape = (rule.size_px, rule.size_px, rule.channels)
+    return Chunk(np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8), bad, crcs)
+
+
+def _one(data: bytes, rule: ResizeRule | None):
+    if rule is None:
+        check(data)
+        return data
+    return decode(data, rule)
