@@ -82,10 +82,13 @@ def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1
     # Not asdict: it copies the confusion matrix entry by entry, a second for 1000 classes.
     values = vars(result) | {"top1_flip": top1_flip, "class_names": names}
     rows = [row["index"] for row in result.worst]
-    captions = [f"{names[w['label']]}, not {_name(names, w['predicted'])}" for w in result.worst]
+    captions = [_caption(names, row["label"], row["predicted"]) for row in result.worst]
     write_atomic(path / "worst.png", report.contact_sheet(dataset.test.pictures(rows), captions))
     write_json(path / "evaluation.json", values)
 
 
-def _name(names: list[str], index: int) -> str:
-    return names[index] if index < len(names) else f"output {index}"
+def _caption(names: list[str], label: int, predicted: int) -> str:
+    """An image may have a large loss although the answer is right."""
+    if predicted == label:
+        return f"{names[label]}, rightly"
+    return f"{names[label]}, not {names[predicted] if predicted < len(names) else f'output {predicted}'}"

@@ -179,6 +179,12 @@ class Published:
     hours: float | None = None
     hardware: str = ""
     note: str = ""
+    band_top1: tuple[float, ...] = ()
+    """Of spectral recipes, by band; ``top1`` is band 0."""
+    ensemble_top1: float | None = None
+    """Of several bands together: several runs."""
+    ensemble_of: tuple[int, ...] = ()
+    """Which bands; all where it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
