@@ -38,10 +38,24 @@ def header(
         f"kernels    {tiers}",
         f"run folder {folder}",
     ]
+    lines += _norms(setup, math.ceil(per_rank / passes))
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+
+
+def _norms(setup: Setup, images: int) -> list[str]:
+    """What BatchNorm sees, where that is not the batch."""
+    batch, ranks = setup.recipe.data.batch_images, setup.world.size
+    synced = ranks > 1 and setup.recipe.comm.sync_bn
+    images = min(batch, images * ranks) if synced else images
+    if not setup.has_batch_norm or (images == batch and not synced):
+        return []
+    told = f"batchnorm  statistics of {images} images"
+    if images < batch:
+        told += f" a pass, not of the batch's {batch}: not quite the experiment of one rank in one pass"
+    return [told + (" over all ranks (--sync-bn)" if synced else "; --sync-bn takes all ranks'" if ranks > 1 else "")]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:

@@ -214,6 +214,10 @@ class Comm:
     broadcast_buffers: bool = field(
         default=False, metadata=about("rank 0's running statistics to all ranks before every forward")
     )
+    sync_bn: bool = field(
+        default=False,
+        metadata=about("BatchNorm takes its statistics over all ranks; they cost two all-reduces a layer", later=True),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "comm.")

@@ -34,6 +34,7 @@ class Setup:
     pipeline_reason: str
     execution: Execution
     parameters: int
+    has_batch_norm: bool
     before: tuple[dict[str, Any], ...] = ()
     """The configurations that the folder had earlier (--allow-change), oldest first; at rank 0."""
 

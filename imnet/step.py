@@ -20,7 +20,7 @@ from imnet import optim as optimisers
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
-from imnet.parallel import parallel
+from imnet.parallel import parallel, synchronise_norms
 from imnet.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -37,6 +37,8 @@ class TrainStep:
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
+        if recipe.comm.sync_bn and world.size > 1:
+            synchronise_norms(net, place)
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.ema: optimisers.Ema | None = None
