@@ -42,10 +42,24 @@ def header(
     ]
     if setup.weights is not None:
         lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
+    lines += _norms(setup, math.ceil(per_rank / passes))
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+
+
+def _norms(setup: Setup, images: int) -> list[str]:
+    """What BatchNorm sees, where that is not the batch."""
+    batch, ranks = setup.recipe.data.batch_images, setup.world.size
+    synced = ranks > 1 and setup.recipe.comm.sync_bn
+    images = min(batch, images * ranks) if synced else images
+    if not setup.has_batch_norm or (images == batch and not synced):
+        return []
+    told = f"batchnorm  statistics of {images} images"
+    if images < batch:
+        told += f" a pass, not of the batch's {batch}: not quite the experiment of one rank in one pass"
+    return [told + (" over all ranks (--sync-bn)" if synced else "; --sync-bn takes all ranks'" if ranks > 1 else "")]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:
@@ -88,10 +102,13 @@ def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1
     # Not asdict: it copies the confusion matrix entry by entry, a second for 1000 classes.
     values = vars(result) | {"top1_flip": top1_flip, "class_names": names}
     rows = [row["index"] for row in result.worst]
-    captions = [f"{names[w['label']]}, not {_name(names, w['predicted'])}" for w in result.worst]
+    captions = [_caption(names, row["label"], row["predicted"]) for row in result.worst]
     write_atomic(path / "worst.png", report.contact_sheet(dataset.test.pictures(rows), captions))
     write_json(path / "evaluation.json", values)
 
 
-def _name(names: list[str], index: int) -> str:
-    return names[index] if index < len(names) else f"output {index}"
+def _caption(names: list[str], label: int, predicted: int) -> str:
+    """An image may have a large loss although the answer is right."""
+    if predicted == label:
+        return f"{names[label]}, rightly"
+    return f"{names[label]}, not {names[predicted] if predicted < len(names) else f'output {predicted}'}"

@@ -104,6 +104,12 @@ def _compile(
     train_images: int,
     kept: Mapping[str, Any],
 ) -> tuple[bool, str]:
+    synced = recipe.comm.sync_bn and world.size > 1
+    if synced and options.compile and place.device.type == "cpu":
+        what = "got --compile with --sync-bn on CPU ranks, whose norms the compiler cannot follow"
+        raise UsageError(what, hint="leave one of them out")
+    if synced and options.compile is None:
+        return False, "not compiled: --sync-bn, at whose norms compiled code would break off"
     if options.compile is not None:
         return options.compile, f"{'compiled' if options.compile else 'not compiled'} as asked"
     if place.device.type != "cuda":

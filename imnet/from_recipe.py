@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,12 +10,13 @@ import torch
 
 from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
-from imnet.data.order import Order
+from imnet.data.order import Order, micro_batches, shard
 from imnet.data.pipelines import Pipeline, Setting
 from imnet.data.pipelines.batches import mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
+from imnet.parallel import has_batch_norm
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.run_state import Setup
@@ -42,6 +44,8 @@ def prepare(
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+    if recipe.comm.sync_bn:
+        _check_passes(order, world.size, options.micro_batch_images)
     kept = began if began is not None and began.get("device") == place.device.type else {}
     net, images = build_network(recipe), order.steps_per_epoch * recipe.data.batch_images
     given = first_weights(recipe, net, world, saved)
@@ -66,6 +70,7 @@ def prepare(
         execution=execution,
         parameters=sum(p.numel() for p in net.parameters()),
         weights=given or kept_weights(began),
+        has_batch_norm=has_batch_norm(net),
         before=change.history(began, recipe, place.precision),
     )
     return setup, step
@@ -91,6 +96,22 @@ def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: boo
 def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What run.json says of the first weights of a run that goes on."""
     return None if began is None else began.get("weights")
+
+
+def _check_passes(order: Order, num_ranks: int, most: int | None) -> None:
+    """UsageError where --sync-bn would let a rank wait in a pass that another does not make."""
+    rest = order.num_images % order.batch_images
+    sizes = [order.batch_images, *([rest] if rest and not order.drop_last else [])]
+    held = [{len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)} for n in sizes]
+
+    def agree(most: int | None) -> bool:
+        passes = [{len(micro_batches(torch.arange(n), most)) for n in shards} for shards in held]
+        return all(len(counts) == 1 for counts in passes)
+
+    if not agree(most):
+        fits = next(n for n in itertools.count(most or 1) if agree(n))
+        what = f"got --sync-bn with micro-batches of {most} images, of which ranks would make different numbers"
+        raise UsageError(what, hint=f"take --micro-batch-images {fits}")
 
 
 def load_data(

@@ -69,6 +69,8 @@ def _canonical(word: str) -> str:
         return word
     name, equals, value = word[2:].partition("=")
     name = name.replace("-", "_")
+    if name.startswith("no_") and name[3:] in ALIASES:
+        return f"--no_{ALIASES[name[3:]]}{equals}{value}"
     return f"--{ALIASES.get(name, name)}{equals}{value}"
 
 

@@ -100,6 +100,12 @@ class Published:
     hours: float | None = None
     hardware: str = ""
     note: str = ""
+    band_top1: tuple[float, ...] = ()
+    """Of spectral recipes, by band; ``top1`` is band 0."""
+    ensemble_top1: float | None = None
+    """Of several bands together: several runs."""
+    ensemble_of: tuple[int, ...] = ()
+    """Which bands; all where it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,10 @@ class Comm:
     )
     broadcast_buffers: bool = field(
         default=False, metadata=about("rank 0's running statistics to all ranks before every forward")
+    )
+    sync_bn: bool = field(
+        default=False,
+        metadata=about("BatchNorm takes its statistics over all ranks; they cost two all-reduces a layer", later=True),
     )
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ def resume(
         found = checkpoint.load(checkpoints, (run or {}).get("config_hash"))
         if found is not None:
             step, notes = _enter(found, setup, step_fn, run or {})
+            notes += _other_ranks(setup, run or {})
     chosen = setup.world.share((found.path, step) if found else None)
     if chosen is None:
         return None, notes
@@ -76,3 +77,12 @@ def _enter(
     old = change.origin(saved, run)
     step = change.plan(old, setup, found.tensors, step_fn.net.state_dict())
     return step, change.notes(old, setup, step)
+
+
+def _other_ranks(setup: Setup, run: dict[str, Any]) -> list[str]:
+    was, now = run.get("num_ranks", setup.world.size), setup.world.size
+    if was == now:
+        return []
+    norms = setup.has_batch_norm and not setup.recipe.comm.sync_bn
+    told = ", and BatchNorm takes its statistics over other numbers of images (see --sync-bn)" if norms else ""
+    return [f"ranks      {now}, were {was}: the batch is the same{told}"]

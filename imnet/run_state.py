@@ -34,6 +34,7 @@ class Setup:
     pipeline_reason: str
     execution: Execution
     parameters: int
+    has_batch_norm: bool
     weights: dict[str, Any] | None = None
     """Where the first weights came from and what fitted, at rank 0; None where they were drawn."""
     before: tuple[dict[str, Any], ...] = ()

@@ -82,4 +82,6 @@ def _out_of_memory(recipe: Recipe, options: RunOptions, world: World) -> DeviceE
     mine = options.micro_batch_images or math.ceil(recipe.data.batch_images / world.size)
     peak = torch.cuda.max_memory_allocated() / 2**30
     what = f"out of memory with {mine} images at once (peak {peak:.1f} GiB)"
-    return DeviceError(what, hint=f"try --micro-batch-images {max(1, mine // 2)}: the same result, in more passes")
+    fewer = max(1, mine // 2)
+    hint = f"try --micro-batch-images {fewer}: the same result in more passes, but for BatchNorm, which sees a pass"
+    return DeviceError(what, hint=hint)

@@ -21,7 +21,7 @@ from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.models.head import freeze
-from imnet.parallel import parallel
+from imnet.parallel import parallel, synchronise_norms
 from imnet.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -38,6 +38,8 @@ class TrainStep:
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
+        if recipe.comm.sync_bn and world.size > 1:
+            synchronise_norms(net, place)
         self.still = freeze(net, recipe.freeze) if recipe.freeze else []
         """Modules that are not trained."""
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs, body_lr=recipe.body_lr)

@@ -87,13 +87,17 @@ class Flags:
 def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: int) -> DataError:
     """What stops a run: where loss or gradient of optimiser step ``step`` stopped being finite, computed again."""
     step_fn.reseed(step)
+    if step_fn.recipe.comm.sync_bn and step_fn.world.size > 1:
+        # A pass needs all ranks, and not all of them may have a reason to look.
+        what = f"loss or gradient not finite at step {step} (--sync-bn: the layer is not looked for)"
+        return DataError(what, hint="lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N")
     where = first_bad_layer(step_fn.net, batches, step_fn.loss)
     if where is None and step_fn.compiled:
         what = f"loss or gradient not finite at step {step}, but finite in eager: the compiled step is wrong"
         return DataError(what, hint="run with --no-compile, and report this")
     where = where or "no number of this rank (it does not recur)"
     what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
-    return DataError(what, hint="lower --optim.lr, set --grad_clip, or --on-nonfinite skip:N")
+    return DataError(what, hint="lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N")
 
 
 def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:

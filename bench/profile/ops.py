@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from imnet.models.count import convolution_backward_flops
+
+FLOPS = flop_registry | {torch.ops.aten.convolution_backward: shape_wrapper(convolution_backward_flops)}
 # These overwrite their first argument without reading it.
 _WRITE_ONLY = {"aten::zero_", "aten::fill_", "aten::copy_", "aten::bernoulli_", "aten::uniform_", "aten::normal_"}
 _ALLOCATING = ("aten::empty", "aten::new_empty")
@@ -43,7 +46,7 @@ class OpCounter(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         out = func(*args, **kwargs)
-        flops = flop_registry.get(func.overloadpacket)
+        flops = FLOPS.get(func.overloadpacket)
         self.calls.append(
             OpCall(
                 name=func._schema.name,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +29,35 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
     state |= {name: torch.empty_like(b, device="meta") for name, b in network.named_buffers()}
     # Two images: BatchNorm in training mode refuses one image on a 1 x 1 map.
     images = torch.empty(2, *input_shape, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+    mended: Any = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=mended) as counter, torch.set_grad_enabled(backward):
         logits = functional_call(network, state, (images,))
         if backward:
             logits.sum().backward()
     return counter.get_total_flops() // 2
+
+
+def convolution_backward_flops(
+    gradient: Sequence[int],
+    images: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    """FLOPs of a convolution's backward, from shapes: as many as its forward for each gradient that is ``wanted``.
+
+    torch's own formula takes the gradient of a grouped convolution's weight for that of a dense one. ``weight`` is
+    (C_out, C_in / groups, ...): every one of its numbers meets every place of the output once.
+    """
+    places = math.prod((images if transposed else gradient)[2:])
+    return 2 * images[0] * places * math.prod(weight) * sum(map(bool, wanted[:2]))
 
 
 @torch.no_grad()

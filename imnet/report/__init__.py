@@ -20,7 +20,7 @@ from imnet.errors import UsageError
 from imnet.files import write_atomic
 from imnet.report import comparison, mistakes, sections
 from imnet.report.data import NAN, RunLog
-from imnet.report.markup import duration, page, percent, points, rate
+from imnet.report.markup import duration, page, percent, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
@@ -102,11 +102,16 @@ def _images(run: RunLog) -> str:
 
 
 def _published(run: RunLog) -> str:
-    if math.isnan(run.published_top1):
+    ensemble = run.published.get("ensemble_top1")
+    if math.isnan(run.published_top1) and ensemble is None:
         return "nothing published for this recipe"
-    told = [percent(run.published_top1)]
-    if run.last is not None:
-        told.append(f"last epoch {points(run.last.top1 - run.published_top1)} against it")
+    told = [percent(run.published_top1, "nothing for this band")]
+    if run.changed:
+        told.append(run.changed)
+    elif run.last is not None and not math.isnan(run.published_top1):
+        told.append(f"last epoch {run.against_published(run.last.top1)} against it")
+    if ensemble is not None:
+        told.append(f"an ensemble of several bands {percent(float(ensemble))}")
     if run.published.get("hours") is not None:
         told.append(sections.hours_published(run))
     told += [str(run.published[key]) for key in ("hardware", "note") if run.published.get(key)]

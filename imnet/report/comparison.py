@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,7 +18,7 @@ CSS_DASHES = ("solid", "dashed", "dotted", "double")
 
 
 def runs_table(runs: Sequence[RunLog]) -> Markup:
-    """One row a run; the swatch is the colour of its curves."""
+    """One row a run, under the letter of its group; the swatch is its line in the curves."""
     headers = (
         "Run",
         "Recipe",
@@ -30,29 +31,55 @@ def runs_table(runs: Sequence[RunLog]) -> Markup:
         "Time",
         "Hardware",
     )
-    rows = [(_label(run, number), *_cells(run)) for number, run in enumerate(runs)]
+    rows = [(_label(run.path.resolve().name, mark, style), *_cells(run)) for run, mark, style in marked(runs)]
     return section("runs", "Runs", table(headers, rows, "wide"))
 
 
-def _label(run: RunLog, number: int) -> Markup:
-    color, dash = _style(number)
+def _label(name: str, mark: str, style: tuple[int, int]) -> Markup:
+    color, dash = style
     swatch = f'<span class="swatch" style="color:var(--c{color});border-top-style:{CSS_DASHES[dash]}"></span>'
-    return Markup(f'<span class="name">{swatch}{html(run.path.resolve().name)}</span>')
+    return Markup(f'<span class="name">{swatch}<b>{mark}</b></span> {html(_long(name))}')
 
 
-def _style(number: int) -> tuple[int, int]:
-    return number % len(SERIES), number // len(SERIES) % len(DASHES)
+def _long(text: str) -> Markup:
+    """A name that may break anywhere, so that a table of many columns fits a page."""
+    return Markup(f'<span class="long">{escape(text)}</span>')
+
+
+def marked(runs: Sequence[RunLog]) -> list[tuple[RunLog, str, tuple[int, int]]]:
+    """Runs in the order of their groups, each with its mark (A1, A2, B1, ...) and (colour, dash) of its curves.
+
+    The colour tells groups apart, the dash the runs of one. Where all are of one group the colour is free for runs.
+    """
+    groups = group(runs)
+    found = []
+    for letter, members in enumerate(groups):
+        for number, run in enumerate(members):
+            color = letter if len(groups) > 1 else number
+            dash = number if len(groups) > 1 else number // len(SERIES)
+            found.append((run, f"{_letter(letter)}{number + 1}", (color % len(SERIES), dash % len(DASHES))))
+    return found
+
+
+def _letter(number: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA."""
+    return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+
+
+def published(run: RunLog) -> str:
+    """The published top-1, and what forbids the comparison."""
+    return percent(run.published_top1, "none") + (f" ({run.changed})" if run.changed else "")
 
 
 def _cells(run: RunLog) -> tuple[str, ...]:
     planned = "?" if math.isnan(run.epochs) else f"{run.epochs:g}"
     return (
-        run.name,
+        _long(run.name),
         "not recorded" if run.seed is None else str(run.seed),
         planned if run.finished else f"{run.reached_epoch:.4g} of {planned}, not finished",
         percent(_last(run)),
         percent(_best(run)),
-        percent(run.published_top1, "none"),
+        published(run),
         rate(run.images_per_s),
         duration(run.total_seconds),
         run.hardware,
@@ -80,7 +107,10 @@ def groups_table(runs: Sequence[RunLog]) -> Markup:
         "Published time",
     )
     groups = group(runs)
-    rows = [_group_cells(name, members) for name, members in zip(_names(groups), groups, strict=True)]
+    rows = []
+    for letter, (name, members) in enumerate(zip(_names(groups), groups, strict=True)):
+        color = letter % len(SERIES) if len(groups) > 1 else 0
+        rows.append((_label(name, _letter(letter), (color, 0)), *_group_cells(members)))
     said = (
         "Mean ± sample standard deviation over the finished runs of the same recipe and precision; n is their number."
     )
@@ -121,7 +151,7 @@ def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
     return labels
 
 
-def _group_cells(name: str, members: Sequence[RunLog]) -> tuple[str, ...]:
+def _group_cells(members: Sequence[RunLog]) -> tuple[str, ...]:
     done = [run for run in members if run.finished]
     open_runs = len(members) - len(done)
     seeds = ["?" if run.seed is None else str(run.seed) for run in done]
@@ -129,12 +159,11 @@ def _group_cells(name: str, members: Sequence[RunLog]) -> tuple[str, ...]:
     same_hardware = len({run.hardware for run in done}) <= 1
     time = [run.total_seconds for run in done]
     return (
-        name,
         f"{len(done)}" + (f" (+ {open_runs} not finished)" if open_runs else ""),
         (", ".join(seeds) or "none") + repeated,
         spread([_last(run) for run in done], percent, _points),
         spread([_best(run) for run in done], percent, _points),
-        percent(members[0].published_top1, "none"),
+        published(members[0]),
         spread(time, duration, duration) if same_hardware else "different hardware: see the runs",
         hours_published(members[0]),
     )
@@ -158,8 +187,7 @@ def spread(values: Sequence[float], show: Callable[[float], str], show_deviation
 def overlays(runs: Sequence[RunLog]) -> Markup:
     """Top-1 by epoch and by time, training loss and throughput; colours as in the table of runs."""
     by_epoch, by_time, losses, rates = [], [], [], []
-    for number, run in enumerate(runs):
-        color, dash = _style(number)
+    for run, _, (color, dash) in marked(runs):
         top1 = [100 * line.top1 for line in run.evals]
         by_epoch.append(Curve(x=[line.epoch for line in run.evals], y=top1, color=color, dash=dash))
         by_time.append(Curve(x=_times(run), y=top1, color=color, dash=dash))
@@ -167,12 +195,13 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
         losses.append(Curve(x=x, y=running_mean(y, len(y) // SMOOTHING), color=color, dash=dash))
         x, y = thin([line.epoch for line in run.train], [line.images_per_s for line in run.train])
         rates.append(Curve(x=x, y=y, color=color, dash=dash))
+    several = len(group(runs)) > 1
     return grid(
         [
-            _overlay("accuracy", "Test top-1 by epoch", by_epoch, "epoch", "top-1, %"),
-            _overlay("time", "Test top-1 by time", by_time, "minutes, evaluations included", "top-1, %"),
-            _overlay("loss", "Training loss", losses, "epoch", "loss, running mean"),
-            _overlay("throughput", "Throughput", rates, "epoch", "images/s"),
+            _overlay("accuracy", "Test top-1 by epoch", by_epoch, "epoch", "top-1, %", several),
+            _overlay("time", "Test top-1 by time", by_time, "minutes, evaluations included", "top-1, %", several),
+            _overlay("loss", "Training loss", losses, "epoch", "loss, running mean", several),
+            _overlay("throughput", "Throughput", rates, "epoch", "images/s", several),
         ]
     )
 
@@ -183,9 +212,10 @@ def _times(run: RunLog) -> list[float]:
     return [max((at for epoch, at in clock if epoch <= line.epoch), default=NAN) / 60 for line in run.evals]
 
 
-def _overlay(name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str) -> Markup:
+def _overlay(name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str, several: bool) -> Markup:
     pairs = ((x, y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True))
     if not any(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
         return section(name, title, "Not measured in any of these runs.")
     drawing = curves_svg(name, curves, x_label=x_label, y_label=y_label)
-    return section(name, title, figure(drawing, "Colours as in the table of runs."))
+    told = "A colour is a group, a dash pattern a run of it" if several else "A line is a run"
+    return section(name, title, figure(drawing, f"{told}, as in the tables."))

@@ -1,4 +1,4 @@
-"""What the report knows about one run, and the figures derived from it. Standard library only.
+"""What the report knows about one run, and the figures derived from it. Torch-free.
 
 The run folder's contract, as the report understands it:
 
@@ -11,12 +11,19 @@ The run folder's contract, as the report understands it:
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+from imnet.recipe_json import from_dict, to_dict
+from imnet.recipes import RECIPES
+from imnet.report.markup import points
 
 NAN = math.nan
 
@@ -130,10 +137,33 @@ class RunLog:
         return self.recipe.get("published") or {}
 
     @property
+    def band(self) -> int | None:
+        """The spectral band that the network saw."""
+        augment = self.recipe.get("augment") or {}
+        return augment.get("spectral_band", 0) if augment.get("spectral_r") else None
+
+    @property
     def published_top1(self) -> float:
-        """A fraction, NaN where nothing was published."""
+        """A fraction: of this run's band, where the network sees one; NaN where nothing was published."""
+        bands = self.published.get("band_top1") or ()
         top1 = self.published.get("top1")
+        if self.band:
+            top1 = bands[self.band] if self.band < len(bands) else None
         return NAN if top1 is None else float(top1)
+
+    @cached_property
+    def changed(self) -> str:
+        """What ran otherwise than what was published, as ``changed: model, data; not comparable``; else empty."""
+        parts = changed_parts(self.recipe) if self.published else ()
+        parts += ("precision",) if self.config.get("precision", "auto") != "auto" else ()
+        parts += ("the configuration on the way",) if self.info.get("before") else ()
+        return f"changed: {', '.join(parts)}; not comparable" if parts and self.published else ""
+
+    def against_published(self, top1: float) -> str:
+        """``top1`` (a fraction) minus the published one, or why there is no such number."""
+        if math.isnan(self.published_top1):
+            return "nothing published"
+        return self.changed or points(top1 - self.published_top1)
 
     @property
     def images_per_s(self) -> float:
@@ -174,3 +204,33 @@ class RunLog:
             return f"{ranks} x {gpus[0]}"
         processes = "" if ranks == 1 else f", {ranks} processes"
         return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
+
+
+def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Parts of ``recipe`` that differ from the book's recipe to which its published figure belongs.
+
+    That is the one of its name; of a recipe that was given another name, the nearest with the same figure. Seed and
+    spectral band are no difference.
+    """
+    mine = _comparable(recipe)
+    book = [to_dict(r) for r in RECIPES.values() if r.name == recipe.get("name")]
+    book = book or [to_dict(r) for r in RECIPES.values() if _figure(to_dict(r)) == _figure(recipe)]
+    known = [_comparable(r) for r in book]
+    found = [tuple(key for key, value in r.items() if key in mine and mine[key] != value) for r in known]
+    return min(found, key=len, default=())
+
+
+def _figure(recipe: Mapping[str, Any]) -> Any:
+    """What was published, without what recipes gained later."""
+    names = ("top1", "top5", "hours", "hardware", "note")
+    return [(recipe.get("published") or {}).get(name) for name in names]
+
+
+def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result, in JSON's form, with every field that a recipe has today."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        recipe = json.loads(json.dumps(to_dict(from_dict(recipe))))
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "seed")}
+    if isinstance(kept.get("augment"), Mapping):
+        kept["augment"] = {key: value for key, value in kept["augment"].items() if key != "spectral_band"}
+    return kept

@@ -53,8 +53,9 @@ table.small td.sum{padding-left:6px;font-size:.7rem}
 .warn{color:var(--warn)}ul{margin:6px 0;padding-left:20px}
 .name{white-space:nowrap}
 .swatch{display:inline-block;width:26px;height:0;border-top:4px solid;vertical-align:middle;margin-right:8px}
-table.wide td,table.wide tbody th{white-space:nowrap}
-table.wide thead th{min-width:5.5em}
+table.wide{width:100%;font-size:.84rem}table.wide th,table.wide td{padding-right:10px}
+table.wide tbody th{min-width:12em;max-width:18em}
+table.wide .long{overflow-wrap:anywhere}table.wide td:has(.long){min-width:8em}
 @media (max-width:560px){section{padding:12px}table{font-size:.8rem}th,td{padding-right:8px}}
 """
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from imnet.errors import DataError, IOFailure
-from imnet.report.data import Evaluation, RunLog
+from imnet.report.data import Evaluation, RunLog, Worst
 from imnet.report.markup import NOT_MEASURED, Markup, grid, html, section, soft, table
 
 HEAT_MAP_CLASSES = 50
@@ -85,7 +85,13 @@ def worst(run: RunLog) -> Markup:
         return section("worst", title, f"Worst images: {NOT_MEASURED} (no final evaluation yet).")
     names = run.evaluation.class_names
     rows = [
-        (f"{row.index}", names[row.label], _predicted(names, row.predicted), _share(row.probability), f"{row.loss:.3f}")
+        (
+            f"{row.index}",
+            names[row.label],
+            _predicted(names, row),
+            _share(row.probability),
+            f"{row.loss:.3f}",
+        )
         for row in run.evaluation.worst
     ]
     headers = ("Image", "True class", "Predicted as", "Probability of the true class", "Loss")
@@ -94,8 +100,10 @@ def worst(run: RunLog) -> Markup:
     return section("worst", title, said, grid([_sheet(run), Markup(f"<div>{listed}</div>")]))
 
 
-def _predicted(names: Sequence[str], index: int) -> str:
-    return names[index] if index < len(names) else f"output {index} (no class)"
+def _predicted(names: Sequence[str], row: Worst) -> str:
+    if row.predicted == row.label:
+        return f"{names[row.label]} (right)"
+    return names[row.predicted] if row.predicted < len(names) else f"output {row.predicted} (no class)"
 
 
 def _share(probability: float) -> str:

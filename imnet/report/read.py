@@ -47,6 +47,9 @@ def _check_published(published: Any, path: Path) -> None:
     for key in ("top1", "top5"):
         as_fraction(published.get(key), f"recipe.published.{key}", path)
     as_number(published.get("hours"), "recipe.published.hours", path)
+    as_fraction(published.get("ensemble_top1"), "recipe.published.ensemble_top1", path)
+    for band, top1 in enumerate(published.get("band_top1") or ()):
+        as_fraction(top1, f"recipe.published.band_top1[{band}]", path)
 
 
 def _read_bytes(path: Path) -> bytes:

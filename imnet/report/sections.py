@@ -15,7 +15,6 @@ from imnet.report.markup import (
     hours,
     html,
     percent,
-    points,
     rate,
     section,
     soft,
@@ -32,7 +31,7 @@ def headline(run: RunLog) -> Markup:
         [
             ("test top-1, last epoch" if run.finished else "test top-1, so far", percent(last.top1 if last else NAN)),
             ("best epoch (selected on the test set)", percent(best.top1 if best else NAN)),
-            ("published top-1", percent(run.published_top1, "none")),
+            ("published top-1" + (" (not comparable)" if run.changed else ""), percent(run.published_top1, "none")),
             ("images/s, median", rate(run.images_per_s)),
             ("time, evaluations included", duration(run.total_seconds)),
         ]
@@ -78,6 +77,7 @@ def results(run: RunLog) -> Markup:
     rows = [
         ("Top-1", _top1(last), _top1(best), percent(run.published_top1, "not published")),
         ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
+        *_ensemble(run),
         ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),
         ("Top-1, mirror averaged", flip, "", ""),
         ("Top-5", _top5(last), _top5(best), percent(_number(published.get("top5")), "not published")),
@@ -88,6 +88,16 @@ def results(run: RunLog) -> Markup:
     ]
     headers = ("", last_name, "Measured, best epoch (selected on the test set)", "Published")
     return section("results", "Published and measured", table(headers, rows), soft(_sampling(run)))
+
+
+def _ensemble(run: RunLog) -> list[tuple[str, str, str, str]]:
+    """A spectral system's figure, which belongs to several runs."""
+    published = run.published
+    if published.get("ensemble_top1") is None:
+        return []
+    bands = ", ".join(map(str, published.get("ensemble_of") or ())) or "all"
+    name = f"Top-1, ensemble of the bands {bands}".replace("the bands all", "all bands")
+    return [(name, f"one run is band {run.band or 0} alone", "", percent(float(published["ensemble_top1"])))]
 
 
 def hours_published(run: RunLog) -> str:
@@ -124,9 +134,7 @@ def _top5(line: EvalLine | None) -> str:
 
 
 def _gap(line: EvalLine | None, run: RunLog) -> str:
-    if math.isnan(run.published_top1):
-        return "nothing published"
-    return points(line.top1 - run.published_top1) if line else NOT_MEASURED
+    return run.against_published(line.top1) if line else NOT_MEASURED
 
 
 def _at(line: EvalLine | None, run: RunLog) -> str:
@@ -167,7 +175,7 @@ def _accuracy(run: RunLog) -> Markup:
     ]
     if not drawn:
         return section("accuracy", "Test accuracy", f"Test accuracy: {NOT_MEASURED}.")
-    level = None if math.isnan(run.published_top1) else (100 * run.published_top1, "published top-1")
+    level = None if math.isnan(run.published_top1) or run.changed else (100 * run.published_top1, "published top-1")
     drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
     missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
     caption = f"{len(epochs)} evaluations on the test set.{missing}"

@@ -108,6 +108,22 @@ def test_published_sizes_of_resnet50_count_the_running_statistics(num_classes, m
     assert (num_params(network) + statistics) * 4 / 2**20 == pytest.approx(mib, abs=0.0051)
 
 
+@pytest.mark.parametrize(("groups", "wide"), [(1, 1), (4, 1), (8, 1), (8, 2)])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_a_grouped_convolution_trains_for_three_times_its_forward(groups, wide, kind):
+    """Two of one kind, so that one has a gradient of its input as well; the first's is that of the images."""
+    network = torch.nn.Sequential(*(kind(8, 8, 3, padding=1, groups=groups) for _ in range(1 + wide)))
+    forward, both = flops(network, (8, 6, 6)), flops(network, (8, 6, 6), backward=True)
+    assert forward == (1 + wide) * 2 * 36 * 8 * (8 // groups) * 9
+    assert both == 3 * forward - forward // (1 + wide)
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:resnext50_32x4d", "davit_tiny"])
+def test_networks_of_grouped_convolutions_train_for_three_times_their_forward(name):
+    network = on_meta(name, 1000, 3)
+    assert flops(network, (3, 64, 64), backward=True) / flops(network, (3, 64, 64)) == pytest.approx(3, abs=0.12)
+
+
 def test_flops_of_a_plain_convolution_and_linear_by_hand():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 25, 7))
     assert flops(network, (3, 5, 5)) == 2 * (5 * 5 * 8 * 27) + 2 * (8 * 25 * 7)

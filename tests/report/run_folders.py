@@ -68,7 +68,7 @@ def make_run(folder: Path, *, epochs: int = 3, top1: list[float] | None = None, 
     """A finished run; ``changes``: recipe (dict), lines (list), evaluation (dict or None)."""
     folder.mkdir(parents=True, exist_ok=True)
     top1 = [0.85, 0.925, 0.92] if top1 is None else top1
-    recipe = {"name": "fashion-mnist/wrn28_10", "model": "wrn28_10", "epochs": epochs, "seed": seed}
+    recipe = {"name": "test/wrn28_10", "model": "wrn28_10", "epochs": epochs, "seed": seed}
     recipe |= {"source": "document 002", "published": PUBLISHED, "optim": {"lr": 0.1, "nesterov": True}} | changes.get(
         "recipe", {}
     )

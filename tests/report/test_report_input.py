@@ -114,4 +114,4 @@ def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
         line["seconds"] -= 20.0 if line["step"] > 200 else 0.0  # the second life starts its clock at 0
     run: RunLog = load(make_run(tmp_path / "run", lines=lines))
     assert run.total_seconds == pytest.approx(35.4)
-    assert [step for step, _ in run.clock][-3:] == [340, 350, 354]
+    assert [round(epoch * 118) for epoch, _ in run.clock][-3:] == [340, 350, 354]

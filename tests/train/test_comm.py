@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from imnet.data.order import micro_batches, shard
+from imnet.data.order import Order, micro_batches, shard
 from imnet.device import Place
 from imnet.errors import UsageError
+from imnet.from_recipe import _check_passes
 from imnet.launch import World
+from imnet.parallel import synchronise_norms
 from imnet.recipe import SGD, Comm, Constant, Data, Recipe
 from imnet.step import TrainStep
 
@@ -66,6 +68,18 @@ class Normed(nn.Module):
         return self.rest(self.norm(x))
 
 
+class BatchNormed(nn.Sequential):
+    """Batch statistics over maps and over vectors."""
+
+    def __init__(self):
+        first = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        super().__init__(*first, nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+class Fused(nn.BatchNorm2d):
+    """As timm's: a norm with an activation inside, which must not be lost."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     comm: Comm = dataclasses.field(default_factory=Comm)
@@ -86,6 +100,8 @@ CASES = {
     "unused": Case(net=Unused),
     "static, unused": Case(Comm(static_graph=True), net=Unused),
     "own buffers": Case(net=Normed),
+    "own norms": Case(net=BatchNormed),
+    "synced norms": Case(Comm(sync_bn=True), net=BatchNormed),
     "broadcast buffers": Case(Comm(broadcast_buffers=True), net=Normed),
 }
 
@@ -113,6 +129,7 @@ def run_case(case, world):
     with torch.profiler.profile() as profile:
         step([batch(STEPS, ids) for ids in mine], IMAGES, STEPS, 0.05)
     found = {"wire": written() - sent, "weights": {k: v.clone() for k, v in net.named_parameters()}}
+    found["buffers"] = {k: v.clone() for k, v in net.named_buffers()}
     found["events"] = events(profile)
     found["means"] = [m.clone() for m in getattr(net, "found", [])]
     if world.size > 1:
@@ -165,10 +182,10 @@ def ranks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {net: run_case(Case(net=net), World()) for net in (Plain, Unused)}
+    return {net: run_case(Case(net=net), World()) for net in (Plain, Unused, BatchNormed)}
 
 
-TRAINED = [name for name, case in CASES.items() if case.net is not Normed and name != "unused"]
+TRAINED = [name for name, case in CASES.items() if case.net not in (Normed, BatchNormed) and name != "unused"]
 NUM_BYTES = 4 * sum(p.numel() for p in Plain().parameters())
 
 
@@ -258,6 +275,41 @@ def test_buffers_are_a_ranks_own_unless_broadcast(ranks):
     assert not any(torch.equal(a, b) for a, b in zip(own[0][2:], own[1][2:], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(sent[0], sent[1], strict=True))
     assert not torch.equal(sent[0][1], sent[0][-1])
+
+
+def test_sync_bn_is_the_batch_norm_of_one_rank(ranks, alone):
+    """Shards of 4 and 5 images; after STEPS steps weights and running statistics are those of one rank's 9."""
+    wanted = alone[BatchNormed]
+    for kind in ("weights", "buffers"):
+        for rank in ranks:
+            assert rank["synced norms"][kind].keys() == wanted[kind].keys()
+            for key, value in wanted[kind].items():
+                torch.testing.assert_close(rank["synced norms"][kind][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    own = ranks[0]["own norms"]
+    assert not all(torch.allclose(own["weights"][k], v, rtol=1e-2, atol=1e-4) for k, v in wanted["weights"].items())
+
+
+def test_sync_bn_refuses_a_norm_with_an_arithmetic_of_its_own():
+    with pytest.raises(UsageError, match="Fused, which is not torch's own BatchNorm"):
+        synchronise_norms(nn.Sequential(Fused(3)), Place(torch.device("cpu"), "fp32", "test"))
+
+
+def test_sync_bn_is_torchs_on_a_gpu_and_keeps_parameters():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = dict(net.named_parameters())
+    synchronise_norms(net, Place(torch.device("cuda"), "fp32", "test"))
+    assert isinstance(net[1], nn.SyncBatchNorm)
+    assert all(p is before[name] for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize(("images", "most", "fits"), [(9, 4, 5), (9, 3, None), (9, None, None), (8, 3, None)])
+def test_sync_bn_wants_equal_numbers_of_passes(images, most, fits):
+    order = Order(images, images, 0)
+    if fits is None:
+        _check_passes(order, 2, most)
+        return
+    with pytest.raises(UsageError, match=f"take --micro-batch-images {fits}"):
+        _check_passes(order, 2, most)
 
 
 @pytest.mark.parametrize("name", ["bucket_mb", "first_bucket_mb"])
