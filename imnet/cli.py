@@ -37,6 +37,9 @@ def _train(argv: list[str]) -> int:
         print(parser.help_text(), end="")
         return 0
     request = options.parse(argv)
+    head = "# " if "show_config" in request.ask else ""
+    for line in request.reasons:
+        print(f"{head}{line}", flush=True)
     asked = {word.partition(":")[0]: word.partition(":")[2] for word in request.ask}
     if "list" in asked:
         from imnet import listing
@@ -62,6 +65,10 @@ def _train(argv: list[str]) -> int:
     from imnet.launch import current_world
     from imnet.start import train
 
+    if request.reasons and current_world().is_main:
+        from imnet import own
+
+        print(own.expected(request.recipe, request.options), flush=True)
     code = train(request.recipe, request.options)[0]
     if code == 0 and current_world().is_main:
         print(f"{'the whole command':<18} {time.perf_counter() - _BEGAN:.1f} s")

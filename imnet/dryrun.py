@@ -75,7 +75,9 @@ def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str
 def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]:
     """A set that training would pack first."""
     splits, d = todo.found.splits, recipe.data
-    train, test = d.train_images or len(splits["train"]), d.test_images or len(splits["test"])
+    train = d.train_images or len(splits["train"])
+    test = d.test_images or (len(splits["test"]) if "test" in splits else round(d.hold_out * train))
+    train -= 0 if "test" in splits else test
     sizes = f"{train:,} train, {test:,} test, {len(todo.found.class_names)} classes"
     return [
         *_steps(recipe, train, flops_per_image),

@@ -135,6 +135,9 @@ def load_data(
         channels=d.channels,
         train_images=d.train_images,
         test_images=d.test_images,
+        hold_out=d.hold_out,
+        seed=recipe.seed if d.hold_out else 0,
+        whole=recipe.augment.crop_scale is not None,
         look=look,
     )
     if world is not None and world.is_main:

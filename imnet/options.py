@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from imnet import place
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
@@ -29,6 +30,7 @@ from imnet.run_options import RunOptions
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
 FIRST = ("config", "recipe", "model", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
+FIRST += place.DECIDES
 """What decides which options exist, and with which defaults."""
 
 
@@ -41,14 +43,17 @@ class Request:
     ask: frozenset[str]
     notes: tuple[str, ...] = ()
     """What the command line did not say and the user should know, a line each."""
+    reasons: tuple[str, ...] = ()
+    """Why a recipe that was made for the user's own data is this one, a line each."""
 
 
 def parse(argv: list[str]) -> Request:
     """Resolve ``argv`` to a recipe and run options; a mistake is a UsageError of one line."""
     argv, network_options = _split_network_options([_canonical(word) for word in argv])
+    argv, path = place.split(argv)
     first = _first_look(argv)
     file_values = _read_config(first["config"]) if first["config"] else {}
-    base, notes = _base_recipe(first, file_values)
+    base, notes, reasons = place.recipe(path, first) if path else (*_base_recipe(first, file_values), ())
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
@@ -60,7 +65,7 @@ def parse(argv: list[str]) -> Request:
         values = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error)), hint="imnet-train --help lists every option") from error
-    return _to_request(values, base, network_options, notes)
+    return replace(_to_request(values, base, network_options, notes), reasons=reasons)
 
 
 def _canonical(word: str) -> str:
@@ -122,7 +127,9 @@ def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> t
     """--recipe, else the file's recipe, else the recipe of --model, else quickstart; then changed kinds."""
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
-    if name:
+    if name and str(name).startswith("own/") and not first["recipe"]:
+        base = from_dict({k: v for k, v in file_values.items() if k in {f.name for f in dataclasses.fields(Recipe)}})
+    elif name:
         base = by_name(str(name))
     elif model:
         base = by_model(model)

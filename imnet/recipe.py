@@ -49,6 +49,12 @@ class Data:
         default=True,
         metadata=about("leave the incomplete last batch of an epoch out"),
     )
+    hold_out: float = field(
+        default=0.0,
+        metadata=about(
+            "share of each class that judges, of a set without a test part", Range(low=0, below=1), later=True
+        ),
+    )
     train_images: int | None = field(
         default=None, metadata=about("size of a generated set; of others that many evenly spaced images", COUNT)
     )

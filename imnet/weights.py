@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imnet import checkpoint
+from imnet import checkpoint, hubs
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.models import external
 from imnet.runfolder import read_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +28,6 @@ NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_st
 """Under which names training scripts keep the weights in their checkpoints, the better ones first."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 """What wrappers put in front of every name: DistributedDataParallel, torch.compile, and two habits."""
-REACHABLE_S = 3.0
 LEAST_SHARE = 0.5
 """Of the network's elements; a source that fills less is another network's."""
 
@@ -92,9 +87,10 @@ def read(source: str) -> Weights:
     """
     library, colon, name = source.partition(":")
     if colon and library == "timm":
-        return _from_timm(source, name)
+        return Weights(source, *hubs.from_timm(name))
     if colon and library == "torchvision":
-        return _from_torchvision(source, name)
+        file = hubs.torchvision_file(name)
+        return Weights(source, _plain(_tensors_of(file), file), "BSD-3-Clause (torchvision)")
     path = Path(source)
     if path.is_dir():
         return _from_run(source, path)
@@ -108,11 +104,11 @@ def preprocessing(source: str) -> Preprocessing:
     """What the source says of its images, without its tensors; ImageNet's usual values where it says nothing."""
     library, _, name = source.partition(":")
     if library == "timm":
-        config = _timm_config(name)
+        config = hubs.timm_config(name)
         return Preprocessing(config.input_size[1], tuple(config.mean), tuple(config.std))
     if library == "torchvision":
         # Made by a partial; its crop is the side that the network was judged at.
-        made: Any = _torchvision_weights(name).transforms()
+        made: Any = hubs.torchvision_weights(name).transforms()
         return Preprocessing(made.crop_size[0], tuple(made.mean), tuple(made.std))
     path = Path(source)
     run = read_run(path) if path.is_dir() else None
@@ -204,69 +200,11 @@ def _header(path: Path) -> dict[str, str]:
     return {}
 
 
-def _timm_config(name: str) -> Any:
-    timm = external._timm()
-    known = timm.list_pretrained()
-    plain = name.partition(".")[0]
-    config = timm.models.get_pretrained_cfg(name) if name in known or (name == plain and timm.is_model(name)) else None
-    if config is None or not config.has_weights:
-        raise UsageError(f"timm has no weights {name!r}", hint=external._nearest(name, known))
-    return config
-
-
-def _from_timm(source: str, name: str) -> Weights:
-    config = _timm_config(name)
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-    file = config.hf_hub_filename or "model.safetensors"
-    path = try_to_load_from_cache(config.hf_hub_id, file)
-    if not isinstance(path, str):
-        fetch = f"fetch {file} of {config.hf_hub_id} from the Hugging Face hub, and give it: --weights {file}"
-        _check_reachable(constants.ENDPOINT, source, fetch)
-        try:
-            path = hf_hub_download(config.hf_hub_id, file)
-        except OSError as error:
-            raise IOFailure(f"got --weights {source}: {str(error).splitlines()[0]}", hint=fetch) from error
-    network = external._timm().create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})
-    return Weights(source, network.state_dict(), config.license)
-
-
-def _torchvision_weights(name: str) -> Any:
-    import torchvision
-
-    try:
-        return torchvision.models.get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        known = [str(w) for m in torchvision.models.list_models(torchvision.models) for w in _all_weights(m)]
-        raise UsageError(f"torchvision has no weights {name!r}", hint=external._nearest(name, known)) from error
-
-
-def _all_weights(model: str) -> Any:
-    import torchvision
-
-    return torchvision.models.get_model_weights(model)
-
-
-def _from_torchvision(source: str, name: str) -> Weights:
-    found = _torchvision_weights(name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(urllib.parse.urlparse(found.url).path).name
-    if not file.exists():
-        fetch = f"fetch {found.url} and put it into {folder}"
-        _check_reachable(found.url, source, fetch)
-        try:
-            found.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise IOFailure(f"got --weights {source}: {error}", hint=fetch) from error
-    return Weights(source, _plain(_tensors_of(file), file), "BSD-3-Clause (torchvision)")
-
-
-def _check_reachable(url: str, source: str, fetch: str) -> None:
-    """IOFailure within seconds where the server is not there: the libraries try again for most of a minute."""
-    parts = urllib.parse.urlparse(url)
-    if urllib.request.getproxies().get("https"):
-        return  # the proxy is asked, not the server
-    try:
-        socket.create_connection((parts.hostname, parts.port or 443), REACHABLE_S).close()
-    except OSError as error:
-        raise IOFailure(f"got --weights {source}, not here, and {parts.hostname} is away", hint=fetch) from error
+def network_of(source: str) -> tuple[str, dict[str, Any]] | None:
+    """(network's name, its options) of a run folder or an exported file; None of files that do not say."""
+    path = Path(source)
+    run = read_run(path) if path.is_dir() else None
+    if run is not None:
+        return run["recipe"]["model"], run["recipe"]["model_options"]
+    card = json.loads(_header(path).get("imnet", "null"))
+    return (card["model"], card["model_options"]) if card else None

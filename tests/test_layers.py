@@ -17,14 +17,14 @@ ROOMS = {
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state change weights from_recipe evaluate announce resume console trainer start",
+        "run_state change hubs weights from_recipe evaluate announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run classifier predict export doctor dryrun listing",
+        "run classifier predict export own doctor dryrun listing",
         "ground recipes machine data models folder run kernels",
     ),
-    "words": ("cli options parser", "ground recipes machine models folder run ask"),
+    "words": ("cli options place parser", "ground recipes machine models folder run ask"),
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, make
+from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, make, subset
 from imnet.data.files import without_locks
 from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset, did_you_mean
 from imnet.errors import UsageError
@@ -34,6 +34,8 @@ def load(
     train_images: int | None = None,
     test_images: int | None = None,
     channels: int | None = None,
+    hold_out: float = 0.0,
+    whole: bool = False,
     download: bool = True,
     look: bool = False,
 ) -> DataSet:
@@ -42,9 +44,11 @@ def load(
     ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
     ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
     sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
-    images of the others. ``download=False`` never touches the network. Errors: UsageError (names, options), DataError
-    (missing or damaged data; AbsentError where there are none), IOFailure (disk). ``look`` writes and downloads
-    nothing: a set that would be packed first ends in Unpacked, which says what lies there.
+    images of the others. ``hold_out`` is the share of each class that becomes the test part of a set without one,
+    chosen by ``seed``; ``whole`` keeps pictures as they are encoded, where a set is packed here. ``download=False``
+    never touches the network. Errors: UsageError (names, options), DataError (missing or damaged data; AbsentError
+    where there are none), IOFailure (disk). ``look`` writes and downloads nothing: a set that would be packed first
+    ends in Unpacked, which says what lies there.
     """
     check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
     if name.startswith("packed:"):
@@ -58,6 +62,8 @@ def load(
         train_images=train_images,
         test_images=test_images,
         channels=channels,
+        hold_out=hold_out,
+        whole=whole,
         download=download,
         look=look,
     )
@@ -92,7 +98,4 @@ def _spaced(split: AnySplit, count: int | None, option: str) -> AnySplit:
         return split
     if count > len(split):
         raise UsageError(f"{option} is {count}; allowed 1..{len(split)}")
-    rows = np.arange(count, dtype=np.int64) * len(split) // count
-    if isinstance(split, EncodedSplit):
-        return replace(split, read=lambda i: split.read(int(rows[i])), labels=split.labels[rows])
-    return Split(np.ascontiguousarray(split.images[rows]), split.labels[rows])
+    return subset(split, np.arange(count, dtype=np.int64) * len(split) // count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,31 @@ class EncodedSplit:
 
 
 AnySplit = Split | EncodedSplit
+
+
+def subset(split: AnySplit, rows: np.ndarray) -> AnySplit:
+    """The images at ``rows`` (n,) int64, in that order; pixels are copied into memory."""
+    if isinstance(split, EncodedSplit):
+        share = len(rows) / max(1, len(split))
+        read = split.read
+        return replace(split, read=lambda i: read(int(rows[i])), labels=split.labels[rows],
+                       num_bytes=round(split.num_bytes * share))  # fmt: skip
+    return Split(np.ascontiguousarray(split.images[rows]), split.labels[rows])
+
+
+def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
+    """(the rest, the part held out): ``share`` of each class, at least one image of every class that has two.
+
+    Which ones is decided by ``seed`` and the number of images alone, so that a run finds the same parts again.
+    """
+    labels = np.asarray(train.labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    taken = np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(np.int64)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = place < np.repeat(taken, counts)
+    return subset(train, np.sort(order[~held])), subset(train, np.sort(order[held]))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import imnet
-from imnet import weights
+from imnet import hubs, weights
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.models import build
 from imnet.models.head import freeze, head_name
@@ -118,8 +118,8 @@ def refused(address, timeout):
 
 
 def test_hubs_that_are_away_are_said_at_once_with_the_file_to_fetch(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights.socket, "create_connection", refused)
-    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(hubs.socket, "create_connection", refused)
+    monkeypatch.setattr(hubs.urllib.request, "getproxies", dict)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     pytest.importorskip("timm")

@@ -31,6 +31,8 @@ class Request:
     train_images: int | None = None
     test_images: int | None = None
     channels: int | None = None
+    hold_out: float = 0.0
+    whole: bool = False
     download: bool = True
     look: bool = False
 

@@ -30,7 +30,7 @@ def packed(request: Request) -> DataSet:
     if not is_store(request.data_dir):
         hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
         raise AbsentError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
-    held = load_store(request.data_dir, image_px=request.image_px)
+    held = load_store(request.data_dir, None, request.image_px, request.hold_out, request.seed)
     if held.name == "fashion-mnist" and request.split is not None:
         return fashion_mnist(request)
     return _checked(held, request)
@@ -64,10 +64,11 @@ def imagenet(request: Request) -> DataSet:
 
 @dataset
 def folder(request: Request) -> DataSet:
-    """Class folders ``train/<class>/``, ``val/<class>/`` (or a zip of them) at ``data_dir``, made ``image_px``."""
+    """Whatever ``imnet-data inspect`` knows at ``data_dir``: pictures are made ``image_px``, or kept encoded where the
+    recipe cuts its crops from them (``whole``); pixels stay as they are."""
     if request.data_dir is None or request.image_px is None:
-        raise UsageError("data set folder needs data_dir and image_px", hint="--data-dir FOLDER --image-px 64")
-    return _from_source(request, "folder", (), request.image_px, "class folders")
+        raise UsageError("data set folder needs data_dir and image_px", hint="imnet-train FOLDER chooses them")
+    return _from_source(request, "folder", (), None if request.whole else request.image_px, "class folders")
 
 
 def _from_source(request: Request, name: str, names: tuple[str, ...], size: int | None, wanted: str) -> DataSet:
@@ -75,7 +76,7 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     places = search_path(request.data_dir, names)
     store = next((place for place in places if is_store(place)), None)
     if store is not None:
-        return _checked(load_named(store, name, request.image_px), request)
+        return _checked(_named(store, name, request), request)
     # A folder with the set's name says more than a data folder with several sets in it, so the roots come last.
     roots = search_path(request.data_dir, ())
     source = next((place for place in sorted(places, key=roots.__contains__) if _holds(place)), None)
@@ -83,7 +84,11 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
         looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
         hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
         raise AbsentError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
-    return _checked(load_named(_pack_once(source, name, size, request), name, request.image_px), request)
+    return _checked(_named(_pack_once(source, name, size, request), name, request), request)
+
+
+def _named(store: Path, name: str, request: Request) -> DataSet:
+    return load_named(store, name, request.image_px, request.hold_out, request.seed)
 
 
 def _holds(place: Path) -> bool:
@@ -116,11 +121,12 @@ def _pack_once(source: Path, name: str, size: int | None, request: Request) -> P
 
 def _check_found(found: Found, name: str, size: int | None, request: Request) -> None:
     """UsageError or DataError for what loading the packed store would refuse."""
-    if "test" not in found.splits or "train" not in found.splits:
+    has_test = "test" in found.splits or request.hold_out
+    if not has_test or "train" not in found.splits:
         lacks = "train" if "train" not in found.splits else "test or val"
         notes = "; ".join(found.remarks())
         raise DataError(f"no {lacks} part with labels here{f' ({notes})' if notes else ''}", file=found.path,
-                        hint="imnet-data pack SOURCE STORE --hold-out N makes one of the training images")  # fmt: skip
+                        hint="--data.hold_out 0.1 takes a tenth of each class for it")  # fmt: skip
     require("split", request.split, None, name)
     require("num_classes", request.num_classes, len(found.class_names), name)
     train = found.splits["train"]
@@ -129,7 +135,7 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
     require("channels", request.channels, train.shape[2] if isinstance(train, Blocks) else 3, name)
     for option, count, split in (("train_images", request.train_images, "train"),
                                  ("test_images", request.test_images, "test")):  # fmt: skip
-        if count is not None and count > len(found.splits[split]):
+        if count is not None and split in found.splits and count > len(found.splits[split]):
             raise UsageError(f"{option} is {count}; allowed 1..{len(found.splits[split])}")
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, combine_digests, split_hash
-from imnet.errors import DataError, IOFailure
+from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, combine_digests, hold_out, split_hash
+from imnet.errors import DataError, IOFailure, UsageError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
 PREAMBLE = struct.Struct("<8sQQI")
@@ -210,11 +210,21 @@ def is_store(folder: Path) -> bool:
     return split_path(folder, "train").is_file()
 
 
-def load_store(folder: Path, name: str | None = None, image_px: int | None = None) -> DataSet:
-    """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory."""
+def load_store(
+    folder: Path, name: str | None = None, image_px: int | None = None, held_share: float = 0.0, seed: int = 0
+) -> DataSet:
+    """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory.
+
+    ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one.
+    """
     train = open_store(split_path(folder, "train"))
-    if not split_path(folder, "test").is_file():
-        hint = "pack with --hold-out N to keep N images of each class for it"
+    has_test = split_path(folder, "test").is_file()
+    if has_test and held_share:
+        raise UsageError(f"got hold_out = {held_share:g} for a set with a test part", hint="--data.hold_out 0")
+    if held_share:
+        return _held_out(train, name, image_px, held_share, seed)
+    if not has_test:
+        hint = "--data.hold_out 0.1 takes a tenth of each class for it"
         raise DataError("packed store has no test split", file=folder, hint=hint)
     test = open_store(split_path(folder, "test"))
     if test.class_names != train.class_names:
@@ -225,9 +235,20 @@ def load_store(folder: Path, name: str | None = None, image_px: int | None = Non
     return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes)
 
 
-def load_named(folder: Path, name: str, image_px: int | None = None) -> DataSet:
+def _held_out(train: Store, name: str | None, image_px: int | None, share: float, seed: int) -> DataSet:
+    rest, held = hold_out(train.split(image_px), share, seed)
+    mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
+    digest = combine_digests(hashlib.sha256(mark).hexdigest(), train.header["digest"], train.class_names)
+    note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
+    notes = (*map(str, train.header.get("notes", ())), note)
+    return DataSet(name or train.header["name"], rest, held, train.class_names, digest, notes)
+
+
+def load_named(
+    folder: Path, name: str, image_px: int | None = None, held_share: float = 0.0, seed: int = 0
+) -> DataSet:  # fmt: skip
     """``load_store``, once it is known to hold that set; DataError when it holds another one."""
-    held = load_store(folder, image_px=image_px)
+    held = load_store(folder, None, image_px, held_share, seed)
     if held.name != name:
         raise DataError(f"this packed store holds {held.name}, not {name}", file=folder, hint=f"--data packed:{folder}")
     return held

@@ -1,0 +1,113 @@
+"""Weights that timm and torchvision publish: where they lie on this machine, and how they are fetched."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imnet.errors import IOFailure, UsageError
+from imnet.models import external
+
+PREFIXES = ("timm:", "torchvision:")
+REACHABLE_S = 3.0
+
+
+def is_here(source: str) -> bool:
+    """Whether the weights lie in the hub's cache on this machine; False too where the library is not installed."""
+    library, _, name = source.partition(":")
+    try:
+        return _cached(timm_config(name)) is not None if library == "timm" else _place(name).exists()
+    except (UsageError, ImportError):
+        return False
+
+
+def check_fetchable(source: str) -> None:
+    """IOFailure or UsageError, within seconds, where the weights could not be fetched."""
+    library, _, name = source.partition(":")
+    if library == "timm":
+        timm_config(name)
+        from huggingface_hub import constants
+
+        _check_reachable(constants.ENDPOINT, source, "")
+    else:
+        _check_reachable(torchvision_weights(name).url, source, "")
+
+
+def timm_config(name: str) -> Any:
+    """timm's description of weights such as ``resnet50.a1_in1k``; UsageError for those it has not."""
+    timm = external._timm()
+    known, plain = timm.list_pretrained(), name.partition(".")[0]
+    config = timm.models.get_pretrained_cfg(name) if name in known or (name == plain and timm.is_model(name)) else None
+    if config is None or not config.has_weights:
+        raise UsageError(f"timm has no weights {name!r}", hint=external._nearest(name, known))
+    return config
+
+
+def from_timm(name: str) -> tuple[dict[str, Tensor], str | None]:
+    """(tensors, licence), fetched where they are not here."""
+    config = timm_config(name)
+    from huggingface_hub import constants, hf_hub_download
+
+    file, path = config.hf_hub_filename or "model.safetensors", _cached(config)
+    if path is None:
+        fetch = f"fetch {file} of {config.hf_hub_id} from the Hugging Face hub, and give it: --weights {file}"
+        _check_reachable(constants.ENDPOINT, f"timm:{name}", fetch)
+        try:
+            path = hf_hub_download(config.hf_hub_id, file)
+        except OSError as error:
+            raise IOFailure(f"got --weights timm:{name}: {str(error).splitlines()[0]}", hint=fetch) from error
+    network = external._timm().create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})
+    return network.state_dict(), config.license
+
+
+def torchvision_weights(name: str) -> Any:
+    """torchvision's weights such as ``ResNet50_Weights.IMAGENET1K_V2``; UsageError for those it has not."""
+    from torchvision import models
+
+    try:
+        return models.get_weight(name)
+    except (ValueError, AttributeError, KeyError) as error:
+        known = [str(w) for m in models.list_models(models) for w in models.get_model_weights(m)]
+        raise UsageError(f"torchvision has no weights {name!r}", hint=external._nearest(name, known)) from error
+
+
+def torchvision_file(name: str) -> Path:
+    """Where they lie, fetched where they are not here."""
+    found, file = torchvision_weights(name), _place(name)
+    if not file.exists():
+        fetch = f"fetch {found.url} and put it into {file.parent}"
+        _check_reachable(found.url, f"torchvision:{name}", fetch)
+        try:
+            found.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise IOFailure(f"got --weights torchvision:{name}: {error}", hint=fetch) from error
+    return file
+
+
+def _cached(config: Any) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    return found if isinstance(found, str) else None
+
+
+def _place(name: str) -> Path:
+    url = urllib.parse.urlparse(torchvision_weights(name).url)
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url.path).name
+
+
+def _check_reachable(url: str, source: str, fetch: str) -> None:
+    """IOFailure within seconds where the server is not there: the libraries try again for most of a minute."""
+    parts = urllib.parse.urlparse(url)
+    if urllib.request.getproxies().get("https"):
+        return  # the proxy is asked, not the server
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), REACHABLE_S).close()
+    except OSError as error:
+        raise IOFailure(f"got --weights {source}, not here, and {parts.hostname} is away", hint=fetch) from error

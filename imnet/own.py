@@ -1,0 +1,271 @@
+"""A recipe for pictures of one's own: chosen from what lies at a path and from the device, said with its reasons.
+
+``imnet-train PATH`` fine-tunes a network of ImageNet where its weights are here or can be fetched, else it trains one
+from random weights. A tenth of each class judges, where the set has no test part. The numbers are beginnings, not tuned
+to anyone's data: every one can be overridden, and --print-config shows them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imnet import device, hubs, weights
+from imnet.data.base import EncodedSplit
+from imnet.data.readers import Blocks, Found, Items, recognise
+from imnet.data.readers.picture import BadPictureError, opened
+from imnet.data.store import is_store, load_store
+from imnet.errors import DataError, ImnetError, UsageError
+from imnet.from_recipe import build_network, build_step
+from imnet.launch import World
+from imnet.recipe import SGD, AdamW, Augment, Cosine, Data, Recipe, replace
+from imnet.run_options import RunOptions
+
+PREFIX = "own/"
+HOLD_OUT = 0.1
+LOOKED_AT = 64
+"""Pictures whose sizes are read, evenly spaced."""
+STEPS_TIMED = 4
+SMALL_PX = 96
+"""Pictures up to this side are packed as pixels; larger ones stay encoded, and crops are cut from them."""
+TUNED = ("timm:resnet18.a1_in1k", "torchvision:ResNet18_Weights.IMAGENET1K_V1")
+TUNED_GPU = ("timm:resnet50.a1_in1k", "torchvision:ResNet50_Weights.IMAGENET1K_V2")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What lies at a path: counts, and the median of the shorter sides in pixels."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    train_images: int
+    test_images: int | None
+    side_px: int
+    channels: int
+    pictures: bool
+    """Encoded pictures; pixels of one size where False."""
+    decode_s: float = 0.0
+    """Seconds of one thread to decode one of them, measured here."""
+
+
+def look(path: Path) -> Seen:
+    """Raises what reading the set would raise, and DataError for one that cannot be trained on."""
+    if is_store(path):
+        held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
+        height, width, channels = held.image_shape
+        encoded = isinstance(held.train, EncodedSplit)
+        test = len(held.test) if (path / "test.imnet").is_file() else None
+        return Seen(path, held.class_names, len(held.train), test, min(height, width), channels, encoded)
+    found = recognise(path)
+    train = found.splits.get("train")
+    if train is None:
+        raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
+    if len(found.class_names) < 2:
+        raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
+    test = len(found.splits["test"]) if "test" in found.splits else None
+    if isinstance(train, Blocks):
+        height, _, channels = train.shape
+        return Seen(path, found.class_names, len(train), test, height, channels, False)
+    side, decode_s = _sizes(train, found)
+    return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
+
+
+def _sizes(train: Items, found: Found) -> tuple[int, float]:
+    """(median of the shorter sides, seconds to decode one); what cannot be opened is packing's to refuse."""
+    sides, start = [], time.perf_counter()
+    for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int).tolist():
+        try:
+            with opened(train.read(i)) as picture:
+                picture.load()
+                sides.append(min(picture.size))
+        except (BadPictureError, OSError, SyntaxError, ValueError):
+            continue
+    if not sides:
+        raise DataError(
+            f"none of {min(LOOKED_AT, len(train))} pictures can be opened", file=found.path, hint="are they pictures?"
+        )
+    return int(np.median(sides)), (time.perf_counter() - start) / len(sides)
+
+
+def recipe(
+    path: Path, *, gpu: bool, model: str | None = None, start: str | None = None
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe, and why it is this one, a line each.
+
+    ``model`` and ``start`` (weights) are taken where they are given; of a ``model`` alone the weights are random.
+    """
+    seen = look(path)
+    if start is not None:
+        why = f"weights    {start}, as asked"
+    elif model is not None:
+        why = f"weights    random: {model} was asked for without --weights"
+    else:
+        start, why = first_weights(gpu)
+    prepared = weights.preprocessing(start) if start else weights.Preprocessing()
+    side, why_side = _side(seen, gpu, start is not None)
+    small = seen.side_px <= SMALL_PX or not seen.pictures
+    epochs, batch = _length(seen.train_images, gpu, start is not None)
+    tuned = AdamW(lr=1e-3, weight_decay=0.05)
+    made = Recipe(
+        name=name_of(path),
+        model=model or _network(start, small),
+        model_options=_network_options(start) if model is None else {},
+        data=Data(
+            name="folder",
+            image_px=side,
+            batch_images=batch,
+            num_classes=len(seen.class_names),
+            channels=seen.channels,
+            hold_out=0.0 if seen.test_images is not None else HOLD_OUT,
+        ),
+        augment=_augment(seen, side, small, prepared, start is not None),
+        optim=tuned if start else SGD(lr=0.05 * batch / 64, nesterov=True, weight_decay=5e-4),
+        schedule=Cosine(warmup_epochs=min(1.0, epochs / 4)),
+        epochs=epochs,
+        label_smoothing=0.1,
+        weights=start,
+        body_lr=0.1 if start else 1.0,
+        source=f"made by imnet for {path}",
+    )
+    about = f"{seen.train_images:,} images of {len(seen.class_names)} classes, about {seen.side_px} px"
+    judge = f"{HOLD_OUT:.0%} of each class judges" if seen.test_images is None else f"{seen.test_images:,} images judge"
+    head = f"your data  {about}; {judge}"
+    return made, (head, why, why_side)
+
+
+def _augment(seen: Seen, side: int, small: bool, prepared: weights.Preprocessing, tuned: bool) -> Augment:
+    """Mirrored, and shifted or cut from the whole picture; narrower cuts where a network learns from nothing."""
+    mean, std = ((0.5,), (0.25,)) if seen.channels == 1 else (prepared.mean, prepared.std)
+    if small:
+        return Augment(hflip="random", mean=mean, std=std, crop_pad_px=max(1, side // 16))
+    scale = (0.35 if tuned else 0.2, 1.0)
+    sides = {"crop_px": side, "resize_eval_px": round(side * 8 / 7)}
+    return Augment(hflip="random", mean=mean, std=std, crop_scale=scale, **sides)
+
+
+def name_of(path: Path, recipe: str = "") -> str:
+    """``own/<folder>-<hash of where it lies>``, so that two folders of one name do not share a run folder; behind it
+    the ``recipe`` that is trained on it."""
+    where = path.resolve()
+    slug = re.sub(r"[^a-z0-9]+", "-", where.stem.lower()).strip("-") or "data"
+    mark = hashlib.sha256(str(where).encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{PREFIX}{slug}-{mark}" + (f"-{recipe.replace('/', '-')}" if recipe else "")
+
+
+def first_weights(gpu: bool) -> tuple[str | None, str]:
+    """(weights to start from, or None, the reason)."""
+    choices = TUNED_GPU if gpu else TUNED
+    for source in choices:
+        if hubs.is_here(source):
+            return source, f"weights    {source}: here already"
+    for source in choices:
+        try:
+            hubs.check_fetchable(source)
+        except ImnetError:
+            continue
+        return source, f"weights    {source}: will be fetched once"
+    return None, (
+        "weights    none here and no hub within reach: from random weights, which takes several times the pictures and "
+        f"the epochs; --weights FILE starts from some (e.g. {choices[0]})"
+    )
+
+
+def _network(start: str | None, small: bool) -> str:
+    """The network that the weights are of; else a ResNet-18, with a stem for small images where they are small."""
+    if start is None:
+        return "resnet18_64" if small else "resnet18"
+    library, _, name = start.partition(":")
+    if library == "timm":
+        return f"timm:{name.partition('.')[0]}"
+    if library == "torchvision":
+        return f"torchvision:{name.partition('_Weights')[0].lower()}"
+    found = weights.network_of(start)
+    if found is None:
+        raise UsageError(f"got --weights {start}, which does not say of what network", hint="give it: --model NAME")
+    return found[0]
+
+
+def _network_options(start: str | None) -> dict[str, Any]:
+    found = None if start is None or start.startswith(hubs.PREFIXES) else weights.network_of(start)
+    return dict(found[1]) if found else {}
+
+
+def _side(seen: Seen, gpu: bool, tuned: bool) -> tuple[int, str]:
+    """What the network sees, in pixels: no more than the pictures have, and what the device does in minutes."""
+    most = (224 if tuned else 160) if gpu else (128 if tuned else 96)
+    if not seen.pictures:
+        return seen.side_px, f"images     {seen.side_px} px, as they are"
+    side = min(most, max(32, seen.side_px // 8 * 8))
+    where = "a GPU" if gpu else "a CPU"
+    return side, f"images     {side} px: " + (
+        f"what {where} does in minutes" if side == most else "as your pictures are"
+    )
+
+
+def _length(train_images: int, gpu: bool, tuned: bool) -> tuple[int, int]:
+    """(epochs, batch): so many images in all that a laptop needs minutes for a few thousand pictures."""
+    wanted = (400_000 if tuned else 3_000_000) if gpu else (20_000 if tuned else 80_000)
+    low, high = (3, 20) if tuned else (10, 100)
+    epochs = int(np.clip(round(wanted / max(1, train_images)), low, high))
+    batch = 128 if gpu else 32
+    return epochs, int(max(2, min(batch, train_images // 4)))
+
+
+def with_data(named: Recipe, path: Path) -> Recipe:
+    """A recipe that was asked for by name, on the data at ``path``: its own counts would contradict them."""
+    seen = look(path)
+    counts: dict[str, Any] = {"train_images": None, "test_images": None, "split": None, "name": "folder"}
+    counts |= {"num_classes": len(seen.class_names), "channels": seen.channels}
+    counts |= {"hold_out": 0.0 if seen.test_images is not None else HOLD_OUT}
+    counts |= {} if seen.pictures else {"image_px": seen.side_px}
+    augment = named.augment
+    if isinstance(augment.mean, tuple) and len(augment.mean) not in (1, seen.channels):
+        mean, std = (sum(values) / len(values) for values in (augment.mean, augment.std))
+        augment = replace(augment, mean=(mean,), std=(std,))
+    data = replace(named.data, **counts)
+    return replace(named, name=name_of(path, named.name), data=data, augment=augment, head_outputs=None, published=None)
+
+
+def expected(recipe: Recipe, options: RunOptions) -> str:
+    """The line that says how long it will take, from a few steps made here and a few pictures decoded."""
+    place, batch = device.resolve(options), min(recipe.data.batch_images, 64)
+    with device.threads(options) as threads:
+        net = build_network(recipe, place)
+        step = build_step(recipe, net, place, World(), compile=False, graphs=False)
+        shape = (batch, recipe.data.channels, recipe.input_px, recipe.input_px)
+        images = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
+        labels = torch.zeros(batch, dtype=torch.int64, device=place.device)
+        taken = [_seconds(lambda: float(step([(images, labels)], batch, 0, 1e-9)[0])) for _ in range(STEPS_TIMED)]
+    seconds = min(taken) / batch
+    assert options.data_dir is not None
+    seen = look(Path(options.data_dir))
+    decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
+    total = recipe.epochs * seen.train_images * max(seconds, decoding) * 1.1
+    what = "decoding pictures" if decoding > seconds else "the step"
+    return (
+        f"time       about {_words(total)}: {1 / max(seconds, decoding):,.0f} images/s, bound by {what}, measured here"
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _words(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

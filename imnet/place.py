@@ -1,0 +1,57 @@
+"""The user's own data on the command line: a word alone, or a path behind ``--data``; and the recipe that it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imnet.errors import UsageError
+from imnet.recipe import Recipe
+from imnet.recipes import by_name
+
+DECIDES = ("weights", "device", "procs")
+"""Options that a recipe made for the data depends on, beside --recipe and --model."""
+
+
+def split(argv: list[str]) -> tuple[list[str], str | None]:
+    """A place of the user's own data (a word alone, or a path behind ``--data``) apart from the rest, which names it
+    as data set ``folder`` at ``--data_dir``."""
+    rest: list[str] = []
+    found: list[str] = []
+    before = ""
+    for word in argv:
+        alone = not word.startswith("-") and (not before.startswith("--") or "=" in before)
+        if before == "--data.name" and is_path(word):
+            rest.pop()
+            alone = True
+        name, equals, value = word.partition("=")
+        if name == "--data.name" and equals and is_path(value):
+            word, alone = value, True
+        found += [word] if alone else []
+        rest += [] if alone else [word]
+        before = word
+    if len(found) > 1:
+        raise UsageError(f"got {found[0]!r} and {found[1]!r}; allowed: one place of data", hint="name one folder")
+    return [*rest, "--data.name", "folder", "--data_dir", found[0]] if found else rest, found[0] if found else None
+
+
+def is_path(word: str) -> bool:
+    """Whether a word behind --data is a place, not the name of a set."""
+    return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
+
+
+def _set_names() -> tuple[str, ...]:
+    from imnet import data
+
+    return data.names()
+
+
+def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
+    """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
+    from imnet import device, own
+
+    place = Path(path).expanduser()
+    if first["recipe"]:
+        return own.with_data(by_name(first["recipe"]), place), (), ()
+    gpu = first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0
+    made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
+    return made, (), reasons
