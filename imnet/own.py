@@ -147,8 +147,8 @@ def _augment(seen: Seen, side: int, small: bool, prepared: weights.Preprocessing
     if small:
         return Augment(hflip="random", mean=mean, std=std, crop_pad_px=max(1, side // 16))
     scale = (0.35 if tuned else 0.2, 1.0)
-    sides = {"crop_px": side, "resize_eval_px": round(side * 8 / 7)}
-    return Augment(hflip="random", mean=mean, std=std, crop_scale=scale, **sides)
+    whole_px = round(side * 8 / 7)
+    return Augment(hflip="random", mean=mean, std=std, crop_scale=scale, crop_px=side, resize_eval_px=whole_px)
 
 
 def name_of(path: Path, recipe: str = "") -> str:

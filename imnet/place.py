@@ -50,6 +50,9 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
     from imnet import device, own
 
     place = Path(path).expanduser()
+    if not place.exists():
+        hint = "give a folder, an archive or a store of your own; sets by name: --data NAME"
+        raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
     if first["recipe"]:
         return own.with_data(by_name(first["recipe"]), place), (), ()
     gpu = first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0

@@ -129,19 +129,7 @@ def test_a_named_recipe_takes_the_datas_counts(photos):
 
 def test_three_commands_from_a_folder_to_a_prediction(photos, tmp_path, capsys):
     """Trained on the folder, gone on with by the same command and by its own file, and asked."""
-    command = [
-        "photos",
-        "--device",
-        "cpu",
-        "--epochs",
-        "2",
-        "--model",
-        "speednet",
-        "--out",
-        "run",
-        "--precision",
-        "fp32",
-    ]
+    command = "photos --device cpu --epochs 2 --model speednet --out run --precision fp32".split()  # noqa: SIM905
     assert train_main(command) == 0
     said = capsys.readouterr().out
     assert "your data  55 images of 3 classes, about 30 px; 10% of each class judges" in said
@@ -163,7 +151,7 @@ def test_fine_tuning_from_a_file_begins_with_its_weights(photos, tmp_path, capsy
     donor = build("resnet18_64", 7)
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
     assert train_main(["photos", "--device", "cpu", "--weights", "donor.safetensors"]) == 2
-    assert "hint" not in capsys.readouterr().err
+    assert "give it: --model NAME" in capsys.readouterr().err
     words = ["photos", "--device", "cpu", "--weights", "donor.safetensors", "--model", "resnet18_64", "--epochs", "1"]
     assert train_main([*words, "--freeze", "all-but-head", "--out", "run", "--precision", "fp32"]) == 0
     said = capsys.readouterr().out
@@ -184,16 +172,16 @@ def test_print_config_is_yaml_with_the_reasons_as_comments(photos, capsys):
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert train_main(["photos", "--device", "cpu", "--dry-run"]) == 0
-    assert "49 train, 6 test" in capsys.readouterr().out.replace("50 train, 5", "49 train, 6")
+    assert "49 train, 6 test" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["nothing"], 65, "no such file or folder"),
+        (["nothing"], 2, "no such file or folder"),
         (["empty"], 65, "no known data set here"),
-        (["one"], 65, "one class only"),
+        (["one"], 65, "pictures need one folder a class"),
         (["texts"], 65, "no known data set"),
         (["photos", "photos"], 2, "one place of data"),
         (["photos", "--weights", "nothing.pth"], 2, "nothing.pth"),
