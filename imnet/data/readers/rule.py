@@ -32,6 +32,8 @@ _PICTURES = frozenset(
 )
 _OPTIONAL = {"avif": (".avif", ".avifs"), "jpg_2000": (".jp2", ".j2k", ".jpx")}
 _SHOWN_REASONS = 8
+# What lies in place of a file that Git LFS has not fetched.
+LFS_POINTER = b"version https://git-lfs"
 
 
 class LeftOut(Counter[str]):

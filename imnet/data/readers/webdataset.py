@@ -33,7 +33,7 @@ class _Shards:
     def add(self, items: Items, tar: Path) -> None:
         number = items.file_number(str(tar))
         with open_tar(tar) as file:
-            for key, group in groupby(self._members(file, tar), key=_key):
+            for key, group in groupby(self._members(file, tar), key=lambda member: sample_key(member.name)):
                 self._sample(items, number, file, tar, key, list(group))
 
     def _members(self, file: BinaryIO, tar: Path):
@@ -113,8 +113,9 @@ def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | No
     return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
 
 
-def _key(member: TarMember) -> str:
-    folder, slash, base = member.name.rpartition("/")
+def sample_key(name: str) -> str:
+    """What the members of a sample have in common: the name up to the first dot after the folders."""
+    folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]
 
 
