@@ -184,6 +184,20 @@ def test_dry_run_downloads_nothing_and_says_how_much_it_would(server, tmp_path, 
         load("tiny-imagenet", tmp_path / "nowhere", look=True)
 
 
+def test_a_test_set_beside_val_is_judged_in_the_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = making.write_tree(tmp_path / "in", layouts.files("train", "val") | layouts.files("test", count=5))
+    words = ["--recipe", "quickstart", "--model", "wrn10_1", "--data", "folder", "--data-dir", str(source),
+             "--data.image_px", "16", "--data.num_classes", "2", "--batch-size", "2", "--epochs", "1",
+             "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert cli.train_main(words) == 0
+    assert "folder: 6 train, 6 test images" in capsys.readouterr().out
+    assert cli.eval_main([str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "images     6\n" in out
+    assert "on 10 images that the run did not look at" in out
+
+
 def test_what_would_be_refused_after_packing_is_refused_before(tmp_path, capfd):
     source = making.write_tree(tmp_path / "in", making.class_files())
     with pytest.raises(DataError, match=r"no test or val part with labels here"):
