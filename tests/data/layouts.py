@@ -349,6 +349,37 @@ def unlabelled(folder):
 
 
 @layout(
+    "labels of -1 in all of val: the test set takes its place",
+    train=4,
+    test=2,
+    classes=NUMBERED,
+    left="left out: 2 files (unlabelled 2)",
+)
+def unlabelled_val(folder):
+    tar(folder / "in" / "train-0.tar", shard())
+    tar(folder / "in" / "val-0.tar", shard(50, 2, lambda i: -1))
+    tar(folder / "in" / "test-0.tar", shard(60, 2))
+    return folder / "in"
+
+
+@layout("word labels of val that train has not", refused="1 classes have no training pictures: cow; train has cat")
+def new_words(folder):
+    tar(folder / "in" / "train-0.tar", shard(label=lambda i: "cat"))
+    tar(folder / "in" / "val-0.tar", shard(50, 2, lambda i: "cow"))
+    return folder / "in"
+
+
+HOLE = "1 shards seem to be missing: there is no train-...1.tar"
+
+
+@layout("a hole in the numbers of shards", train=8, classes=NUMBERED, note=HOLE)
+def hole(folder):
+    tar(folder / "in" / "train-0.tar", shard())
+    tar(folder / "in" / "train-2.tar", shard(10))
+    return folder / "in"
+
+
+@layout(
     "labels from 1",
     train=4,
     classes=(*NUMBERED, "class_0002"),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from imnet.data.readers.archive import MAX_MEMBERS
-from imnet.data.readers.base import Choice, Found
+from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
 from imnet.data.readers.rule import LFS_POINTER, LeftOut, shown, split_in, suffix_reason
@@ -249,8 +249,7 @@ def find_parquet(source: Tree, choice: Choice) -> Found | None:
         splits[split] = ParquetItems(folder)
         for name in names:
             made.add(splits[split], str(folder / name))
-    for split in [split for split, items in splits.items() if not len(items)]:
-        del splits[split]
+    splits = with_labels(splits)
     if not splits:
         raise DataError("no row has a label", file=path)
     if path.is_dir():
