@@ -106,12 +106,17 @@ class Run:
         """Evaluate on the test split; ``flip`` averages with the mirror image. Nothing is written."""
         return self._evaluate(data_dir, device_name, flip)[0]
 
-    def _evaluate(self, data_dir: str | None, device_name: str, flip: bool) -> tuple[Evaluation, Any]:
+    def _evaluate(
+        self, data_dir: str | None, device_name: str, flip: bool, final: bool = False
+    ) -> tuple[Evaluation, Any]:  # fmt: skip
+        """On the split that the run looked at, or on the ``final`` one, which no run sees."""
         options = self._options(data_dir, device_name)
         place = device.resolve(options)
         dataset = load_data(self.recipe, options)
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
             raise DataError("the data differ from those of the run", file=data_dir, hint="check --data-dir")
+        if final:
+            dataset = dataclasses.replace(dataset, test=dataset.final)
         _, data, _ = build_pipelines(self.recipe, options, dataset, place, World(), None)
         net = self.model().to(place.device).to(memory_format=torch.channels_last)
         with device.threads(options):
@@ -163,4 +168,8 @@ def evaluate_run(path: Path, *, data_dir: str | None, device_name: str, flip: bo
     ]
     if mirrored:
         lines.append(f"with mirror images averaged (flip TTA): top-1 {mirrored.top1:.4%}, top-5 {mirrored.top5:.4%}")
+    if dataset.final is not None:
+        judged, _ = run._evaluate(data_dir, device_name, flip=False, final=True)
+        lines.append(f"final      top-1 {judged.top1:.4%}, top-5 {judged.top5:.4%} on {judged.num_images:,} images "
+                     "that the run did not look at")  # fmt: skip
     return "\n".join([*lines, f"report     {run.report}"])

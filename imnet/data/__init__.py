@@ -90,7 +90,7 @@ def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> 
     if isinstance(train, EncodedSplit) or isinstance(test, EncodedSplit):
         mark = f"{whole.fingerprint} {len(train)} {len(test)}".encode()
         return replace(whole, train=train, test=test, fingerprint=hashlib.sha256(mark).hexdigest())
-    return replace(make(whole.name, train, test, whole.class_names), notes=whole.notes)
+    return replace(make(whole.name, train, test, whole.class_names), notes=whole.notes, final=whole.final)
 
 
 def _spaced(split: AnySplit, count: int | None, option: str) -> AnySplit:

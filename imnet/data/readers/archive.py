@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imnet.data.readers.items import DEFLATED, STORED, ZipMember
+from imnet.data.readers.rule import LFS_POINTER
 from imnet.errors import DataError, IOFailure
 
 MAX_MEMBERS = 20_000_000
@@ -29,6 +30,9 @@ def list_zip(path: Path) -> tuple[list[ZipMember], set[str]]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DataError("a Git LFS pointer, not the file", file=path, hint="git lfs pull") from error
         raise DataError(f"not a readable zip: {error}", file=path, hint="get the file again") from error
     except OSError as error:
         raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -69,6 +70,17 @@ class Found:
             what = "pictures" if isinstance(content, Items) else "images of {}x{}x{}".format(*content.shape)
             lines.append(f"{split}: {len(content)} {what}")
         return lines + [f"note: {note}" for note in self.remarks()]
+
+
+Part = TypeVar("Part", bound=Items)
+
+
+def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
+    """The splits that have a picture left; the test set is looked at where no validation picture has a label."""
+    kept = {split: items for split, items in splits.items() if len(items)}
+    if "final" in kept and "test" not in kept:
+        kept["test"] = kept.pop("final")
+    return kept
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from imnet.data.readers.base import Found
+from imnet.data.readers.base import Found, with_labels
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import ANNOTATIONS, LABEL_FILES, Listed, listed_labels
 from imnet.data.readers.layout import Layout, find_layout, join
@@ -62,6 +62,7 @@ def find_folders(source: Tree) -> Found | None:
     splits = {"train": _train(reading, is_tiny)}
     for part, split in _held_out(layout):
         splits |= _held(reading, part, split, is_tiny)
+    splits = with_labels(splits)
     names = _tiny_names(reading, classes) if is_tiny else tuple(map(shown, classes))
     _count_rest(reading)
     name, kind = ("tiny-imagenet", TINY) if is_tiny else ("folder", "class folders")

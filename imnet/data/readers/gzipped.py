@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from imnet.data.readers.rule import LFS_POINTER
 from imnet.errors import DataError, IOFailure
 
 # Pictures do not compress at all; what grows further than this is no tar of pictures.
@@ -31,9 +32,11 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
         return
     try:
         with open(path, "rb") as file:
-            magic = file.read(3)
-            if magic in _OTHERS:
-                what = f"tar is compressed with {_OTHERS[magic]}; allowed none or gzip"
+            magic = file.read(len(LFS_POINTER))
+            if magic == LFS_POINTER:
+                raise DataError("a Git LFS pointer, not the file", file=path, hint="git lfs pull")
+            if magic[:3] in _OTHERS:
+                what = f"tar is compressed with {_OTHERS[magic[:3]]}; allowed none or gzip"
                 raise DataError(what, file=path, hint="unpack it first")
             yield _unpacked(path, file) if magic[:2] == b"\x1f\x8b" else file
     except OSError as error:

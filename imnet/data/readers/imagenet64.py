@@ -32,6 +32,7 @@ CLSLOC = "map_clsloc.txt"
 _SIDES = {3 * side * side: side for side in (8, 16, 32, 64)}
 _BLOCK_ROWS = 2048
 _BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
+_ZIP = re.compile(r"Imagenet\d+_\w+\.zip", re.IGNORECASE)
 _MAX_BATCH_BYTES = 4 << 30
 
 
@@ -48,18 +49,19 @@ def find(source: Tree) -> Found | None:
     path = source.path
     folder = path if path.is_dir() else path.parent
     sources: list[tuple[tuple[str, int], Path, str | None]] = []
-    left = LeftOut(source.left)
+    left, used = LeftOut(source.left), {CLSLOC}
     for name in source.names if path.is_dir() else [path.name]:
-        order, found = batch_order(name.rpartition("/")[2]), []
+        base = name.rpartition("/")[2]
+        order, found = batch_order(base), []
         if order is not None:
             found = [(order, folder / name, None)]
-        elif re.fullmatch(r"Imagenet\d+_\w+\.zip", name.rpartition("/")[2], re.IGNORECASE):
+        elif _ZIP.fullmatch(base):
             found = _zipped(folder / name, left)
-        elif name.rpartition("/")[2] != CLSLOC:
-            left[suffix_reason(name)] += 1
+        used.update({base} if found else ())
         sources += found
     if not sources:
         return None
+    left.update(suffix_reason(name) for name in source.names if name.rpartition("/")[2] not in used)
     _refuse_twins(sources, path)
     splits = {}
     for split in ("train", "test"):

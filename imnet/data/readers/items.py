@@ -27,6 +27,7 @@ class Items:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._top = os.fspath(root)
         self.files: list[str] = []
         self._names = bytearray()
         self._name_ends = array("q")
@@ -40,11 +41,10 @@ class Items:
 
     def add_file(self, name: str, label: int) -> None:
         """An image that is the file ``root / name``."""
-        path = os.path.join(self.root, name)
         try:
-            status = os.stat(path)
+            status = os.stat(f"{self._top}/{name}")
         except OSError as error:
-            raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+            raise IOFailure(f"cannot read: {error.strerror or error}", file=self.root / name) from error
         self._append(name, label, -1, 0, status.st_size, status.st_size, STORED, -1)
         self._modified.append(status.st_mtime_ns)
         self._changed.append(status.st_ctime_ns)

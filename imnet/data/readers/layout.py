@@ -54,10 +54,10 @@ def find_layout(names: list[str], path: Path) -> Layout | None:
     while True:
         inside = folders.inside(root)
         parts = _real_parts(parts_among(inside), folders, root)
-        only = folders.only(root)
-        if parts or only is None:
+        if parts or len(inside) != 1:
             break
-        root = join(root, only)
+        # One folder is no set of classes; pictures beside it (a preview) are not in a class.
+        root = join(root, inside[0])
     if parts:
         return Layout(root, _checked(parts, folders, root, path))
     if not inside:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from imnet.data.readers.archive import MAX_MEMBERS
-from imnet.data.readers.base import Choice, Found
+from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
-from imnet.data.readers.rule import LeftOut, shown, split_in, suffix_reason
+from imnet.data.readers.rule import LFS_POINTER, LeftOut, shown, split_in, suffix_reason
 from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure, UsageError
@@ -134,6 +134,8 @@ def _opened(file: str) -> Any:
         with open(file, "rb") as raw:
             size = os.fstat(raw.fileno()).st_size
             tail = os.pread(raw.fileno(), 8, max(0, size - 8))
+            if raw.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DataError("a Git LFS pointer, not the file", file=file, hint="git lfs pull")
     except OSError as error:
         raise IOFailure(f"cannot read: {error.strerror or error}", file=file) from error
     footer = int.from_bytes(tail[:4], "little")
@@ -247,8 +249,7 @@ def find_parquet(source: Tree, choice: Choice) -> Found | None:
         splits[split] = ParquetItems(folder)
         for name in names:
             made.add(splits[split], str(folder / name))
-    for split in [split for split, items in splits.items() if not len(items)]:
-        del splits[split]
+    splits = with_labels(splits)
     if not splits:
         raise DataError("no row has a label", file=path)
     if path.is_dir():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from imnet.data.readers.rule import LFS_POINTER
+
 # What Pillow says aside (corrupt EXIF, pictures above 89 Mpixel) would be repeated by every worker; what matters is an
 # error here, and the size has a limit of our own.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -93,7 +95,7 @@ def opened(data: bytes) -> Image.Image:
 
 def _unidentified(data: bytes) -> str:
     """Why Pillow sees no picture in these bytes."""
-    if data.startswith(b"version https://git-lfs"):
+    if data.startswith(LFS_POINTER):
         return "a Git LFS pointer, not the picture: git lfs pull"
     bits = _jpeg_bits(data)
     if bits not in (None, 8):

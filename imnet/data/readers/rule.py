@@ -32,6 +32,8 @@ _PICTURES = frozenset(
 )
 _OPTIONAL = {"avif": (".avif", ".avifs"), "jpg_2000": (".jp2", ".j2k", ".jpx")}
 _SHOWN_REASONS = 8
+# What lies in place of a file that Git LFS has not fetched.
+LFS_POINTER = b"version https://git-lfs"
 
 
 class LeftOut(Counter[str]):
@@ -69,13 +71,19 @@ def picture_suffixes() -> frozenset[str]:
     return _PICTURES.union(*built)
 
 
+def _suffix(name: str) -> str:
+    """``.jpg`` of ``a/b.JPG``; empty where there is none. Asked a few times for each of millions of names."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
+
+
 def is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in picture_suffixes()
+    return _suffix(name) in picture_suffixes()
 
 
 def suffix_reason(name: str) -> str:
     """The reason under which a file that is no picture is counted: its suffix."""
-    suffix = os.path.splitext(name)[1].lower()
+    suffix = _suffix(name)
     return suffix if 1 < len(suffix) <= 12 else "no suffix"
 
 

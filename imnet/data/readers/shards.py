@@ -15,6 +15,7 @@ from imnet.data.readers.rule import TEST, TRAIN, VAL, shown, split_in
 from imnet.errors import DataError
 
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
+_NUMBERED = re.compile(r"(|.*?[-_/a-z])(\d+)(\.\D.*)", re.IGNORECASE)
 _MAX_CLASSES = 1_000_000
 
 
@@ -42,11 +43,21 @@ class Labels:
         if not self.words:
             return ()
         names = sorted(self.words)
+        if "train" in splits:
+            self._refuse_new(splits)
         place = np.empty(len(names), dtype=np.int64)
         place[[self.words[name] for name in names]] = np.arange(len(names))
         for items in splits.values():
             items.relabel(place[items.labels()])
         return tuple(names)
+
+    def _refuse_new(self, splits: dict[str, Items]) -> None:
+        """A word that no training picture has cannot be learned, and may be another spelling of one."""
+        known = set(splits["train"].labels().tolist())
+        new = sorted(word for word, number in self.words.items() if number not in known)
+        if new:
+            some, there = ", ".join(new[:3]), ", ".join(sorted(set(self.words) - set(new))[:3])
+            raise DataError(f"{len(new)} classes have no training pictures: {some}; train has {there}", file=self.path)
 
 
 def check_number(value: int, **where) -> int:
@@ -121,6 +132,21 @@ def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[st
         raise DataError(what, file=path, hint="get them, or go on without by --allow-missing")
     if absent:
         notes.append(f"{len(absent)} shards are missing, the first is {shown(absent[0])}")
+    _note_holes(files, notes)
+
+
+def _note_holes(files: list[str], notes: list[str]) -> None:
+    """A note where plain numbers of shards leave a number out, and most are there."""
+    runs: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for name in files:
+        match = _NUMBERED.fullmatch(name)
+        if match and not _OF.fullmatch(name):
+            runs[match[1], match[3]].add(int(match[2]))
+    for (before, after), there in runs.items():
+        span = range(min(there), max(there) + 1)
+        if len(there) < len(span) < 2 * len(there):
+            first = next(number for number in span if number not in there)
+            notes.append(f"{len(span) - len(there)} shards seem to be missing: there is no {before}...{first}{after}")
 
 
 def note_gaps(splits: dict[str, Items], count: int, notes: list[str]) -> None:

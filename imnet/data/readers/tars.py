@@ -16,10 +16,11 @@ from imnet.data.readers.labels import LABEL_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
 from imnet.data.readers.shards import by_split, parts_of
 from imnet.data.readers.tree import JoinedTree, TarTree, Tree
-from imnet.data.readers.webdataset import find_webdataset, is_label
+from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# The last ones are refused by name.
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 # So many members say what a tar is; a sample of WebDataset is shorter.
 _HEAD = 200
@@ -61,8 +62,10 @@ def _kind(tar: Path) -> str:
         return "train"
     if any(VAL_PICTURE.fullmatch(name) for name in head) and not any(map(is_label, head)):
         return "val" if all("/" not in name for name in head) else "folders"
-    pictures = any(is_picture(name) and "/" in name for name in head)
-    return "folders" if pictures and not any(map(is_label, head)) else "samples"
+    pictures = [name for name in head if is_picture(name)]
+    labelled = {sample_key(name) for name in head if is_label(name)}
+    in_folders = any("/" in name for name in pictures)
+    return "folders" if in_folders and not labelled.intersection(map(sample_key, pictures)) else "samples"
 
 
 def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imnet.data.readers.archive import TarMember, list_tar
-from imnet.data.readers.base import Choice, Found
+from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
@@ -20,7 +20,7 @@ from imnet.errors import DataError
 
 LABELS = ("cls", "cls.txt", "json")
 _MAX_LABEL_BYTES = 1 << 16
-_NAME_FILES = ("classnames.txt", "classes.txt")
+NAME_FILES = ("classnames.txt", "classes.txt")
 
 
 class _Shards:
@@ -33,7 +33,7 @@ class _Shards:
     def add(self, items: Items, tar: Path) -> None:
         number = items.file_number(str(tar))
         with open_tar(tar) as file:
-            for key, group in groupby(self._members(file, tar), key=_key):
+            for key, group in groupby(self._members(file, tar), key=lambda member: sample_key(member.name)):
                 self._sample(items, number, file, tar, key, list(group))
 
     def _members(self, file: BinaryIO, tar: Path):
@@ -94,8 +94,7 @@ def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | No
         splits[split] = Items(folder)
         for name in files:
             shards.add(splits[split], folder / name)
-    for split in [split for split, items in splits.items() if not len(items)]:
-        del splits[split]
+    splits = with_labels(splits)
     if not splits:
         if shards.left["unlabelled"]:
             raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=path)
@@ -113,8 +112,9 @@ def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | No
     return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
 
 
-def _key(member: TarMember) -> str:
-    folder, slash, base = member.name.rpartition("/")
+def sample_key(name: str) -> str:
+    """What the members of a sample have in common: the name up to the first dot after the folders."""
+    folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]
 
 
@@ -163,7 +163,7 @@ def _field(record: object) -> int | str | None:
 
 
 def _class_names(folder: Path) -> tuple[tuple[str, ...], str | None]:
-    for name in _NAME_FILES:
+    for name in NAME_FILES:
         if (folder / name).is_file():
             lines = text(FolderTree(folder), name).splitlines()
             return tuple(line.strip() for line in lines if line.strip()), name

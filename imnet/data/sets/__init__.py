@@ -90,4 +90,5 @@ def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
 def require(option: str, got: object, allowed: object, name: str) -> None:
     """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
     if got is not None and got != allowed:
-        raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=f"leave out {option}")
+        hint = f"give --num-classes {allowed}" if option == "num_classes" else f"leave out {option}"
+        raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=hint)

@@ -232,7 +232,11 @@ def load_store(
     fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
     splits = (train.split(image_px), test.split(image_px))
     notes = tuple(map(str, train.header.get("notes", ())))
-    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes)
+    final = open_store(split_path(folder, "final")) if split_path(folder, "final").is_file() else None
+    if final is not None and final.class_names != train.class_names:
+        raise DataError("train and final have different class names", file=final.path, hint=_REBUILD)
+    judged = final.split(image_px) if final is not None else None
+    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes, judged)
 
 
 def _held_out(train: Store, name: str | None, image_px: int | None, share: float, seed: int) -> DataSet:

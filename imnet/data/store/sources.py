@@ -22,6 +22,7 @@ from imnet.data.readers import Blocks, Choice, Items
 from imnet.data.readers.labels import LIST_FILES
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.readers.rule import shown
+from imnet.data.readers.webdataset import NAME_FILES
 from imnet.errors import DataError
 from imnet.files import write_atomic
 
@@ -31,9 +32,9 @@ UNKNOWN = -1
 
 
 def state(source: Path) -> str:
-    """sha256 (hex) over the names, sizes and times of all that lies at ``source``, and of label lists above it."""
+    """sha256 (hex) over the names, sizes and times of all that lies at ``source``, and of lists of labels above it."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(source)))
-    listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in LIST_FILES]
+    listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in (*LIST_FILES, *NAME_FILES)]
     for file in [source, *listed] if source.is_file() else listed:
         digest.update(f"{_times(file)}".encode())
     folders = [(os.fspath(source), 0)] if source.is_dir() else []
