@@ -46,7 +46,7 @@ class Range:
         if self.low is not None and self.high == MANY:
             return f"{self.low:,g} or more"
         if self.low is not None and self.high is not None:
-            return f"{self.low:,g} to {self.high:,g}"
+            return f"{self.low:,} to {self.high:,}"
         told = [
             f"{self.low:,g} or more" if self.low is not None else "",
             f"above {self.above:,g}" if self.above is not None else "",
