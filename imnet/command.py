@@ -103,7 +103,9 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
     for row, answer in ANSWERS.items():
         if word in row.split() and "recipe" in known:
             return answer
-    meant = next((option for option, words in MEANINGS.items() if word in words.split() and option in known), None)
+    named = (option for option, words in MEANINGS.items() if word in words.split())
+    # A command without parts has the option under its last name.
+    meant = next((o for option in named for o in (option, option.rpartition(".")[2]) if o in known), None)
     if meant is None:
         leaves = {option.rpartition(".")[2]: option for option in reversed(known)}
         close = difflib.get_close_matches(word, [*known, *leaves], n=1, cutoff=0.5)

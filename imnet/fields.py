@@ -46,7 +46,7 @@ class Range:
         if self.low is not None and self.high == MANY:
             return f"{self.low:,g} or more"
         if self.low is not None and self.high is not None:
-            return f"{self.low:,g} to {self.high:,g}"
+            return f"{self.low:,} to {self.high:,}"
         told = [
             f"{self.low:,g} or more" if self.low is not None else "",
             f"above {self.above:,g}" if self.above is not None else "",
@@ -76,7 +76,8 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     for field in dataclasses.fields(value):
         numbers: Range | None = field.metadata.get("range")
         held = getattr(value, field.name)
-        if numbers is None or held is None or isinstance(held, str):
+        word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. the mean of an image
+        if numbers is None or held is None or word:
             continue
         for number in held if isinstance(held, tuple) else (held,):
             ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)

@@ -223,12 +223,13 @@ def _leaf_names(parser: ArgumentParser) -> list[str]:
 def _check_words(argv: list[str], known: list[str]) -> None:
     """An unknown flag is one line with a suggestion, before anything else can go wrong."""
     for word in argv:
-        name = word.removeprefix("--").partition("=")[0]
+        name = word.lstrip("-").partition("=")[0]
         plain = name.removeprefix("no_")
-        is_known = name in known or plain in known or name.startswith("model_options.")
-        if not word.startswith("--") or word == "--" or is_known or name in ("help", "h"):
+        is_known = word.startswith("--") and (name in known or plain in known)
+        if not re.match(r"--?[A-Za-z]", word) or is_known or name in ("help", "h"):
             continue
-        raise UsageError(f"got unknown option --{name.replace('_', '-')}", hint=_flag_hint(name, known))
+        dashes = "-" * (len(word) - len(word.lstrip("-")))
+        raise UsageError(f"got unknown option {dashes}{name.replace('_', '-')}", hint=_flag_hint(name, known))
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
@@ -250,7 +251,8 @@ def _check_keys(path: str | None, known: list[str]) -> None:
     assert path is not None
     for name, line in _key_lines(yaml.compose(Path(path).read_text(encoding="utf-8"))):
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
-            raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=_flag_hint(name, known))
+            hint = f"write {ALIASES[name]}" if name in ALIASES else _flag_hint(name, known)
+            raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
 
 
 def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:

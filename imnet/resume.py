@@ -84,5 +84,5 @@ def _other_ranks(setup: Setup, run: dict[str, Any]) -> list[str]:
     if was == now:
         return []
     norms = setup.has_batch_norm and not setup.recipe.comm.sync_bn
-    told = ", and BatchNorm takes its statistics over other numbers of images (see --sync-bn)" if norms else ""
-    return [f"ranks      {now}, were {was}: the batch is the same{told}"]
+    told = "; BatchNorm takes its statistics over other numbers of images (see --sync-bn)" if norms else ""
+    return [f"ranks      {now}, were {was}{told}"]

@@ -18,6 +18,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,11 @@ class RunFolder:
     def check_room(self, num_bytes: int) -> None:
         """IOFailure where a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
         free = shutil.disk_usage(self.path).free
-        probe = self.path / f".probe.{os.getpid()}"
         try:
             if free < num_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # Quotas and limits of a file's size are not in what the disk says.
-            with probe.open("wb") as f:
+            with tempfile.TemporaryFile(dir=self.path) as f:
                 os.posix_fallocate(f.fileno(), 0, num_bytes)
         except OSError as error:
             if error.errno in NO_LOCKS:
@@ -93,8 +93,6 @@ class RunFolder:
             what = f"no room for a checkpoint of {-(-num_bytes >> 20):,} MiB: {error.strerror}"
             hint = f"{free >> 20:,} MiB free; make room, or choose another --out"
             raise IOFailure(what, file=self.path, hint=hint) from error
-        finally:
-            probe.unlink(missing_ok=True)
 
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None in a new folder."""

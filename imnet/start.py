@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -71,11 +73,23 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
     ):
         console = Console(enabled=world.is_main)
         try:
-            Trainer(recipe, options, place, world, console, signals, threads).run()
+            with _folder(options, world) as folder:
+                Trainer(recipe, options, place, world, console, signals, threads, folder).run()
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(recipe, options, world) from error
         finally:
             console.stop()
+
+
+@contextlib.contextmanager
+def _folder(options: RunOptions, world: World) -> Iterator[runfolder.RunFolder | None]:
+    """The run folder for a block, at rank 0; free for others afterwards."""
+    if not world.is_main:
+        yield None
+        return
+    assert options.out is not None
+    with contextlib.closing(runfolder.RunFolder(Path(options.out), options.lock)) as folder:
+        yield folder
 
 
 def _out_of_memory(recipe: Recipe, options: RunOptions, world: World) -> DeviceError:

@@ -9,7 +9,6 @@ import contextlib
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -43,14 +42,13 @@ class Trainer:
         console: Console,
         signals: Signals,
         threads: int,
+        folder: runfolder.RunFolder | None,
     ):
+        """``folder`` is the open run folder, at rank 0 alone."""
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
-        self.console, self.signals = console, signals
-        self.folder: runfolder.RunFolder | None = None
-        assert options.out is not None
-        if world.is_main:
-            self.folder = runfolder.RunFolder(Path(options.out), options.lock)
-            self.folder.check_same(recipe, options, place.precision)
+        self.console, self.signals, self.folder = console, signals, folder
+        if folder is not None:
+            folder.check_same(recipe, options, place.precision)
         self.began = self.folder.read_run() if self.folder is not None else None
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
@@ -62,14 +60,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
 
     def run(self) -> None:
-        """Resume or begin, train to the last epoch, evaluate, report; the folder is free for others afterwards."""
-        try:
-            self._run()
-        finally:
-            if self.folder is not None:
-                self.folder.close()
-
-    def _run(self) -> None:
+        """Resume or begin, train to the last epoch, evaluate, report."""
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
         # An evaluation.json alone says nothing: it may be older than the last step.

@@ -15,6 +15,8 @@ MISTAKES = [
     (["--weight-decay", "0"], 2, "did you mean --optim.weight_decay?"),
     (["--scheduler", "cosine"], 2, "did you mean --schedule.kind?"),
     (["--img-size", "32"], 2, "did you mean --data.image_px?"),
+    (["-j", "3"], 2, "got unknown option -j; did you mean --workers?"),
+    (["--seed", "-1"], 2, "0 to 9,223,372,036,854,775,807"),
     (["--amp"], 2, "did you mean --precision?"),
     (["--arch", "x"], 2, "did you mean --model?"),
     (["--pretrained"], 2, "did you mean --weights?"),

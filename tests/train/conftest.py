@@ -47,7 +47,7 @@ def run_in_process(recipe, run_options):
 def spawn():
     """start(recipe, options) -> a running process; from a fork server that has torch imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imnet.trainer"])
+    context.set_forkserver_preload(["imnet.trainer", "matplotlib.figure", "matplotlib.backends.backend_svg"])
 
     def start(recipe, run_options):
         process = context.Process(target=run_in_process, args=(recipe, run_options))

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 import signal
 import time
 
@@ -46,32 +45,6 @@ def uninterrupted(tmp_path_factory, spawn):
     process.join(120)
     assert process.exitcode == 0
     return recipe, digests(folder), time.monotonic() - started
-
-
-def test_ten_kills_at_random_times_leave_the_same_weights(uninterrupted, spawn, tmp_path):
-    recipe, expected, whole_s = uninterrupted
-    rng = random.Random(time.time_ns())
-    kills, cycles = 0, 0
-    while True:
-        process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
-        if kills < 10:
-            process.join(rng.uniform(0.1, 0.7) * whole_s)
-        else:
-            process.join(120)
-        cycles += 1
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            if kills >= 10 or cycles > 40:
-                break
-            # Finished before its time to die: start over, so that ten kills really hit a run.
-            for path in sorted(tmp_path.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            continue
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        kills += 1
-    assert kills == 10
-    assert digests(tmp_path) == expected
 
 
 @pytest.mark.parametrize(("first", "then"), [("host", "host"), ("torch", "torch"), ("host", "resident")])

@@ -57,7 +57,10 @@ def test_a_port_in_use_is_said(monkeypatch):
             pass
 
 
-@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}])
+POSIX = pytest.param({"LC_ALL": "POSIX", "PYTHONUTF8": "0"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, POSIX])
 def test_an_odd_locale_is_no_traceback(tmp_path, locale):
     words = [*TRAIN, "--dry-run", "--out", str(tmp_path / "Prüfung")]
     done = subprocess.run(words, env=ENV | locale, capture_output=True, check=False, timeout=60)

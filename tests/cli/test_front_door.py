@@ -1,0 +1,82 @@
+"""Every command answers a mistake alike: one line that begins with its name, a suggestion, exit code 2."""
+
+import pytest
+
+from bench import cli as bench_cli
+from bench.profile import cli as profile_cli
+from imnet import cli
+from imnet.command import MEANINGS, guarded, option_hint, suggest
+from imnet.data import tool
+from imnet.errors import DataError, ImnetError
+from imnet.options import _leaf_names
+from imnet.parser import ALIASES, build_parser
+from imnet.recipes import by_name
+
+WRONG = [
+    ("imnet-train", cli.train_main, ["--num-gpus", "2"], "did you mean --gpus?"),
+    ("imnet-eval", cli.eval_main, ["run", "--data-root", "x"], "did you mean --data-dir?"),
+    ("imnet-report", cli.report_main, ["run", "--output", "x"], "did you mean --out?"),
+    ("imnet-data", tool.main, ["pack", "a", "b", "--num-workers", "3"], "did you mean --workers?"),
+    ("imnet-data", tool.main, ["pck", "a", "b"], "did you mean pack?"),
+    ("imnet-bench", bench_cli.main, ["throughput", "--bs", "3"], "did you mean --batch-size?"),
+    ("imnet-bench", bench_cli.main, ["throughputs"], "did you mean throughput?"),
+    ("imnet-profile", profile_cli.main, ["step", "--resolution", "3"], "did you mean --image-px?"),
+    ("imnet-profile", profile_cli.main, ["step", "--image-pixels", "3"], "did you mean --image-px?"),
+    ("imnet-profile", profile_cli.main, ["step", "stray"], "'stray', which no option takes"),
+]
+
+
+@pytest.mark.parametrize(("name", "main", "argv", "hint"), WRONG)
+def test_a_mistake_is_one_line_of_the_command(name, main, argv, hint, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{name}: got ") or "invalid choice" in err
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+def test_every_meaning_is_of_an_option_that_there_is():
+    known = {*_leaf_names(build_parser(by_name("quickstart"))), *ALIASES}
+    missing = set(MEANINGS) - known
+    assert missing == {"schedule.milestones_epochs"}  # of another schedule than quickstart's
+    for option, words in MEANINGS.items():
+        for word in words.split():
+            if option in known and word not in known:
+                assert option_hint(word, sorted(known), "x").startswith("did you mean --")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (DataError("broken", file="f"), 65, "x: f: broken\n"),
+        (ImnetError("odd"), 1, "x: odd\n"),
+        (KeyboardInterrupt(), 130, "x: interrupted\n"),
+        (BrokenPipeError(), 74, ""),
+    ],
+)
+def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):
+    def fail(_):
+        raise raised
+
+    import os
+
+    kept = os.dup(1)  # a pipe that has gone is replaced by nothing
+    try:
+        assert guarded("x", fail, []) == code
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert capfd.readouterr().err == words
+
+
+def test_an_unforeseen_error_keeps_its_traceback():
+    def fail(_):
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        guarded("x", fail, [])
+
+
+def test_nothing_near_is_no_suggestion():
+    assert suggest("qqqq", ["epochs"]) == ""
+    assert option_hint("qqqq", ["epochs"], "x") == "x --help lists every option"

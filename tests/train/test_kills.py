@@ -1,0 +1,121 @@
+"""Killed at random moments, by every signal, in every way of training: the last weights are the uninterrupted run's."""
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from imnet import load_run
+from imnet.recipe import SGD, Augment, Cosine, Data, Recipe
+
+from .conftest import options, run_in_process
+from .test_resume import digests
+
+PLAIN = Recipe(
+    name="kills",
+    model="speednet",
+    model_options={"width": 8},
+    data=Data(name="shapes", image_px=12, num_classes=4, batch_images=16, train_images=256, test_images=33),
+    augment=Augment(crop_pad_px=1, hflip="random", mean=(0.5,), std=(0.25,)),
+    optim=SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
+    schedule=Cosine(warmup_epochs=0.5),
+    epochs=5,
+    seed=11,
+)
+MIXED = dataclasses.replace(PLAIN, mixup_alpha=0.2, cutmix_alpha=1.0)
+# Way of training -> (recipe, options, ranks).
+WAYS = {
+    "plain": (PLAIN, {}, 1),
+    "EMA": (dataclasses.replace(PLAIN, ema_decay=0.9), {}, 1),
+    "mixup": (MIXED, {"pipeline": "host", "workers": 1}, 1),
+    "micro-batches": (PLAIN, {"micro_batch_images": 5}, 1),
+    "2 ranks": (PLAIN, {}, 2),
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def run_rank(recipe, run_options, rank, size, port):
+    """One rank, as torchrun would start it; a group of its own, so that the tests are not hit."""
+    os.setsid()
+    if size > 1:
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in values.items()})
+    run_in_process(recipe, run_options)
+
+
+def start(way, folder, spawn):
+    """The processes of one life; ``spawn`` has made the fork server that they come from."""
+    recipe, more, size = WAYS[way]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [(recipe, options(folder, checkpoint_every_steps=7, **more), rank, size, port) for rank in range(size)]
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=run_rank, args=row) for row in arguments]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def listening(process):
+    """Whether it handles SIGTERM by now: before that there is nothing to save."""
+    try:
+        caught = next(s for s in Path(f"/proc/{process.pid}/status").read_text().splitlines() if s.startswith("SigCgt"))
+    except (OSError, StopIteration):
+        return False
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def kill(processes, number, delay_s):
+    """``number`` to all at once, after they can hear it; whether it hit a run that was not at its end."""
+    # One kill -9 in four comes while a process is still on its way.
+    patient = number != signal.SIGKILL or random.random() > 0.25
+    while patient and not all(listening(p) or not p.is_alive() for p in processes):
+        time.sleep(0.002)
+    time.sleep(delay_s)
+    hit = all(p.is_alive() for p in processes)
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
+    for process in processes:
+        process.join(60)
+    codes = {process.exitcode for process in processes}
+    assert codes <= {0, 75, -signal.SIGKILL if number == signal.SIGKILL else 0}, codes
+    return hit and codes != {0}
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("way", WAYS)
+def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
+    whole = start(way, tmp_path / "whole", spawn)
+    for process in whole:
+        process.join(120)
+    assert {process.exitcode for process in whole} == {0}
+    took = load_run(tmp_path / "whole").info["seconds"]
+    folder, hits, rng = tmp_path / "killed", 0, random.Random()
+    numbers = itertools.cycle(SIGNALS)
+    for _ in range(10 * kills):
+        if hits == kills:
+            break
+        number = next(numbers)
+        # A life that only repeats what the one before it lost would never end: most get as far as a checkpoint.
+        delay = rng.uniform(0.2, 0.8) if number == signal.SIGKILL else rng.uniform(0, 0.5)
+        if kill(start(way, folder, spawn), number, delay * took):
+            hits += 1
+        else:
+            assert digests(folder) == digests(tmp_path / "whole")
+            shutil.rmtree(folder)
+    assert hits == kills
+    last = start(way, folder, spawn)
+    for process in last:
+        process.join(120)
+    assert {process.exitcode for process in last} == {0}
+    assert digests(folder) == digests(tmp_path / "whole")

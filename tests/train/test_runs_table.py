@@ -1,0 +1,43 @@
+"""docs/runs.md says what resumes and what is refused; here every row of its table is run."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from imnet import cli
+
+from .test_change import content
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
+BASE = shlex.split(re.search(r"^    imnet-train (.*)$", TEXT, re.M)[1])
+ROWS = re.findall(r"^\| (?:\(none\)|`(.*?)`) \| (goes on|refused) \| (.*) \|$", TEXT, re.M)
+HOW = ["--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table") / "run"
+    assert cli.train_main([*BASE, *HOW, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_table_is_read():
+    assert len(ROWS) == TEXT.count("| goes on |") + TEXT.count("| refused |") > 12
+
+
+@pytest.mark.parametrize(("words", "answer", "said"), ROWS)
+def test_a_row(kept, tmp_path, capsys, words, answer, said):
+    folder = shutil.copytree(kept, tmp_path / "run")
+    before = content(folder)
+    capsys.readouterr()
+    code = cli.train_main([*BASE, *shlex.split(words), *HOW, "--out", str(folder)])
+    out, err = capsys.readouterr()
+    assert said in out + err
+    assert code == (0 if answer == "goes on" else 2)
+    if answer == "refused":
+        assert err.count("\n") == 1
+        assert content(folder) == before
+        assert cli.train_main([*BASE, *HOW, "--out", str(folder)]) == 0
