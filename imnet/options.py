@@ -29,8 +29,7 @@ from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
-FIRST = ("config", "recipe", "model", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
-FIRST += place.DECIDES
+FIRST = (*place.DECIDES, "config", "recipe", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
 """What decides which options exist, and with which defaults."""
 
 
@@ -44,7 +43,7 @@ class Request:
     notes: tuple[str, ...] = ()
     """What the command line did not say and the user should know, a line each."""
     reasons: tuple[str, ...] = ()
-    """Why a recipe that was made for the user's own data is this one, a line each."""
+    """Why a recipe made for the user's own data is this one."""
 
 
 def parse(argv: list[str]) -> Request:
@@ -54,6 +53,7 @@ def parse(argv: list[str]) -> Request:
     first = _first_look(argv)
     file_values = _read_config(first["config"]) if first["config"] else {}
     base, notes, reasons = place.recipe(path, first) if path else (*_base_recipe(first, file_values), ())
+    base = _with_kinds(base, first, file_values)
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
@@ -106,7 +106,7 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:
             if not equals and i + 1 >= len(argv):
-                raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists every option")
+                raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists all")
             found[name] = value if equals else argv[i + 1]
     return found
 
@@ -124,11 +124,11 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
-    """--recipe, else the file's recipe, else the recipe of --model, else quickstart; then changed kinds."""
+    """--recipe, else the file's recipe, else the recipe of --model, else quickstart."""
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
     if name and str(name).startswith("own/") and not first["recipe"]:
-        base = from_dict({k: v for k, v in file_values.items() if k in {f.name for f in dataclasses.fields(Recipe)}})
+        base = from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
     elif name:
         base = by_name(str(name))
     elif model:
@@ -146,6 +146,11 @@ def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> t
     if dataset and dataset != base.data.name:
         base, more = _with_data(base, str(dataset))
         notes += more
+    return base, notes
+
+
+def _with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:
+    """The recipe with the kinds of optimiser and schedule that were asked for."""
     for part, kinds in KINDS.items():
         given = file_values.get(part)
         given = given if isinstance(given, dict) else {}
@@ -153,7 +158,7 @@ def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> t
         if kind and kind != getattr(base, part).kind:
             has_lr = first["optim.lr"] is not None or "lr" in given
             base = _with_kind(base, part, kind, kinds, has_lr)
-    return base, notes
+    return base
 
 
 def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:

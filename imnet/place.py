@@ -8,8 +8,8 @@ from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import by_name
 
-DECIDES = ("weights", "device", "procs")
-"""Options that a recipe made for the data depends on, beside --recipe and --model."""
+DECIDES = ("model", "weights", "device", "procs")
+"""Options that a recipe made for the data depends on."""
 
 
 def split(argv: list[str]) -> tuple[list[str], str | None]:

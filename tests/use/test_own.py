@@ -70,6 +70,13 @@ def test_a_path_alone_or_behind_data_is_the_users_own_set(photos, line):
     assert any("random" in line for line in found.reasons)
 
 
+def test_every_value_can_be_overridden(photos):
+    words = "photos --schedule.kind onecycle --optim.kind adamw --lr 0.002 --batch-size 8 --model wrn10_1".split()  # noqa: SIM905
+    found = ask(*words).recipe
+    assert (found.schedule.kind, found.optim.kind, found.optim.lr) == ("onecycle", "adamw", 0.002)
+    assert (found.data.batch_images, found.model) == (8, "wrn10_1")
+
+
 def test_names_of_sets_stay_names(photos, tmp_path):
     (tmp_path / "shapes").mkdir()
     assert ask("--data", "shapes").recipe.data.name == "shapes"
@@ -78,7 +85,8 @@ def test_names_of_sets_stay_names(photos, tmp_path):
 
 def test_small_pictures_are_packed_and_large_ones_cut_from_whole(photos, tmp_path):
     small = ask("photos").recipe
-    assert (small.data.image_px, small.augment.crop_scale, small.model) == (32, None, "resnet18_64")
+    assert (small.data.image_px, small.augment.crop_scale, small.model) == (32, None, "speednet")
+    assert own.recipe(photos, gpu=True)[0].model == "resnet18_64"
     large = ask(folder_of(tmp_path / "large", (300, 200))).recipe
     assert (large.data.image_px, large.augment.crop_px, large.augment.resize_eval_px) == (96, 96, 110)
     assert large.augment.crop_scale == (0.2, 1.0)
