@@ -1,0 +1,56 @@
+"""Every command of docs/ is run as it stands, in its order, where a folder ``photos`` lies; and the Python lines."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from imnet import cli, hubs
+from tests.use.test_own import folder_of
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+COMMANDS = {"imnet-train": cli.train_main, "imnet-predict": cli.predict_main, "imnet-export": cli.export_main}
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hubs, "is_here", lambda source: False)
+    monkeypatch.setattr(hubs, "REACHABLE_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+    return folder_of(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("name", [pytest.param("own-images.md"), pytest.param("weights.md", marks=pytest.mark.slow)])
+def test_the_commands_of_a_page_work_in_their_order(name, photos):
+    blocks = BLOCK.findall((DOCS / name).read_text())
+    assert len(blocks) >= 1
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, name, "exec"), {})
+            continue
+        for line in text.splitlines():
+            command, *words = shlex.split(line)
+            # The first command of all trains for as long as it chooses to; here it says what it would do.
+            words += ["--dry-run"] if words == ["photos"] else []
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                code = COMMANDS[command](words)
+            assert code == 0, f"{line}\n{said.getvalue()}"
+
+
+@pytest.mark.slow
+def test_the_page_on_clusters_has_a_command_to_try(tmp_path, monkeypatch):
+    import os
+    import subprocess
+    import sys
+
+    ((_, text),) = BLOCK.findall((DOCS / "cluster.md").read_text())
+    words = shlex.split(text)[1:]
+    done = subprocess.run([sys.executable, "-m", "imnet.cli", *words], cwd=tmp_path, capture_output=True, text=True,
+                          check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
