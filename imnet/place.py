@@ -19,7 +19,7 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
     found: list[str] = []
     before = ""
     for word in argv:
-        alone = not word.startswith("-") and (not before.startswith("--") or "=" in before)
+        alone = not word.startswith("-") and (not before.startswith("-") or "=" in before)
         if before == "--data.name" and is_path(word):
             rest.pop()
             alone = True

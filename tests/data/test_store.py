@@ -161,7 +161,7 @@ def test_damaged_index_of_encoded_pictures(tmp_path):
 
 def test_two_splits_must_belong_together(sound, tmp_path):
     path, images = sound
-    with pytest.raises(DataError, match=r"no test split.*--hold-out"):
+    with pytest.raises(DataError, match=r"no test split.*--data\.hold_out"):
         load_store(path.parent)
     write(path.parent, images[:9], np.zeros(9), "test", {**ABOUT, "class_names": ["x"]})
     with pytest.raises(DataError, match="different class names"):

@@ -27,19 +27,19 @@ def recipe(**changes):
     base = imnet.recipes["quickstart"]
     data = replace(base.data, **SMALL)
     augment = replace(base.augment, crop_pad_px=1, cutout_px=0)
-    return replace(base, data=data, augment=augment, epochs=1, model="resnet18_64", model_options={}, **changes)
+    return replace(base, data=data, augment=augment, epochs=1, model="wrn10_1", model_options={}, **changes)
 
 
 @pytest.fixture(scope="module")
 def donor():
     """A network of three classes whose weights are told from any other's."""
     torch.manual_seed(7)
-    return build("resnet18_64", 3)
+    return build("wrn10_1", 3)
 
 
 def test_what_fits_is_taken_and_the_rest_is_said(donor, tmp_path):
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
-    net = build("resnet18_64", 5)
+    net = build("wrn10_1", 5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     put = weights.put(net, weights.read(str(tmp_path / "donor.safetensors")))
     head = head_name(net)
@@ -102,11 +102,11 @@ def test_a_damaged_file_and_an_absent_one_are_one_line(tmp_path):
 def test_another_network_is_refused(tmp_path):
     save_file(build("speednet", 3).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match=r"they fill 0% of the network.*theirs are named"):
-        weights.put(build("resnet18_64", 3), weights.read(str(tmp_path / "other.safetensors")))
+        weights.put(build("wrn10_1", 3), weights.read(str(tmp_path / "other.safetensors")))
 
 
 def test_a_colour_stem_serves_grey_pictures(donor):
-    grey = build("resnet18_64", 3, in_channels=1)
+    grey = build("wrn10_1", 3, in_channels=1)
     weights.put(grey, weights.Weights("donor", donor.state_dict()))
     image = torch.randn(2, 1, 32, 32)
     colour = donor.eval()(image.expand(-1, 3, -1, -1))
@@ -178,7 +178,7 @@ def build_first(seed):
 
 
 def test_the_first_parts_alone_can_be_frozen():
-    net = build("resnet18_64", 5)
+    net = build("wrn10_1", 5)
     names = [name for name, child in net.named_children() if next(child.parameters(), None) is not None]
     still = freeze(net, "2")
     open_ = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
@@ -192,7 +192,7 @@ def test_the_first_parts_alone_can_be_frozen():
 
 @pytest.mark.parametrize("kind", [SGD(lr=1.0, weight_decay=0.1, decay_norms=False), AdamW(lr=1.0)])
 def test_the_body_trains_at_its_share_of_the_rate(kind):
-    net = build("resnet18_64", 5)
+    net = build("wrn10_1", 5)
     head = head_name(net)
     optimizer = build_optimizer(net, kind, "torch", body_lr=0.1)
     set_lr(optimizer, 0.5)
@@ -230,7 +230,7 @@ def test_a_run_can_start_from_a_run(tmp_path):
 
 def test_ranks_start_from_the_same_weights(donor, tmp_path):
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
-    words = ["--model", "resnet18_64", "--recipe", "quickstart", "--weights", str(tmp_path / "donor.safetensors")]
+    words = ["--model", "wrn10_1", "--recipe", "quickstart", "--weights", str(tmp_path / "donor.safetensors")]
     for name, value in SMALL.items():
         words += [f"--data.{name}", str(value)]
     words += ["--augment.crop_pad_px", "1", "--augment.cutout_px", "0", "--epochs", "1", "--freeze", "all-but-head"]
@@ -241,7 +241,7 @@ def test_ranks_start_from_the_same_weights(donor, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "weights    " in done.stdout
     info = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert info["weights"]["loaded"] > 50
+    assert info["weights"]["loaded"] > 20
     mine = imnet.load_run(str(tmp_path / "run")).model().state_dict()
     head = head_name(donor)
     assert all(torch.equal(mine[k], v) for k, v in donor.state_dict().items() if not k.startswith(head))

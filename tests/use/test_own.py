@@ -156,18 +156,18 @@ def test_three_commands_from_a_folder_to_a_prediction(photos, tmp_path, capsys):
 
 def test_fine_tuning_from_a_file_begins_with_its_weights(photos, tmp_path, capsys):
     torch.manual_seed(5)
-    donor = build("resnet18_64", 7)
+    donor = build("wrn10_1", 7)
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
     assert train_main(["photos", "--device", "cpu", "--weights", "donor.safetensors"]) == 2
     assert "give it: --model NAME" in capsys.readouterr().err
-    words = ["photos", "--device", "cpu", "--weights", "donor.safetensors", "--model", "resnet18_64", "--epochs", "1"]
+    words = ["photos", "--device", "cpu", "--weights", "donor.safetensors", "--model", "wrn10_1", "--epochs", "1"]
     assert train_main([*words, "--freeze", "all-but-head", "--out", "run", "--precision", "fp32"]) == 0
     said = capsys.readouterr().out
     assert "2 new (" in said
     mine, head = imnet.load_run("run").model().state_dict(), head_name(donor)
     assert all(torch.equal(mine[k], v) for k, v in donor.state_dict().items() if not k.startswith(head))
     again = ask("photos", "--weights", "run")
-    assert again.recipe.model == "resnet18_64"
+    assert again.recipe.model == "wrn10_1"
 
 
 def test_print_config_is_yaml_with_the_reasons_as_comments(photos, capsys):
