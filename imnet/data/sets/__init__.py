@@ -90,5 +90,6 @@ def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
 def require(option: str, got: object, allowed: object, name: str) -> None:
     """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
     if got is not None and got != allowed:
-        hint = f"give --num-classes {allowed}" if option == "num_classes" else f"leave out {option}"
+        flag = "--num-classes" if option == "num_classes" else f"--data.{option}"
+        hint = f"leave {flag} out" if allowed is None else f"give {flag} {allowed}"
         raise UsageError(f"{option} is {got} for data set {name}; allowed {allowed}", hint=hint)
