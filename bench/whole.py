@@ -7,11 +7,11 @@ every round. timm's script is not in its package: give the train.py of its repos
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,37 @@ def timm_command(script: Path, pictures: Path, out: Path, case: dict[str, Any]) 
     return [sys.executable, str(script), *map(str, words)]
 
 
-def our_commands(pictures: Path, out: Path, case: dict[str, Any]) -> list[list[str]]:
-    """imnet-data pack, then imnet-train."""
-    data: dict[str, Any] = {"name": "packed"}
-    data |= {key: case[key] for key in ("image_px", "num_classes", "batch_images", "train_images", "test_images")}
-    optim = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
-    augment = {"hflip": "random", "mean": "[0.485,0.456,0.406]", "std": "[0.229,0.224,0.225]"}
-    options = {"data": data, "optim": optim, "augment": augment, "schedule": {"kind": "cosine"}}
-    words = [w for part, values in options.items() for k, v in values.items() for w in (f"--{part}.{k}", str(v))]
-    train = ["--model", f"timm:{case['model']}", "--epochs", str(case["epochs"]), "--precision", "bf16", *words]
-    store = str(out / "store")
-    return [
-        [sys.executable, "-m", "imnet.data.tool", "pack", str(pictures), store, "--size", str(case["image_px"])],
-        [sys.executable, "-m", "imnet.cli", *train, "--data-dir", store, "--device", "cpu", "--out", str(out / "run")],
+def our_command(pictures: Path, out: Path, case: dict[str, Any]) -> list[str]:
+    """imnet-train on the same folder, which it packs first."""
+    augment = ["--augment.crop_pad_px", 0, "--label-smoothing", 0]
+    optimiser = ["--lr", LR, "--optim.momentum", MOMENTUM, "--optim.weight_decay", DECAY, "--schedule.kind", "cosine"]
+    sizes = ["--epochs", case["epochs"], "--batch-size", case["batch_images"], "--precision", "bf16"]
+    words = [
+        pictures,
+        "--model",
+        f"timm:{case['model']}",
+        *sizes,
+        *optimiser,
+        *augment,
+        "--device",
+        "cpu",
+        "--out",
+        out,
     ]
+    return [sys.executable, "-m", "imnet.cli", *map(str, words)]
 
 
-def seconds_of(commands: Sequence[list[str]]) -> tuple[float, float]:
-    """(wall, processor) seconds of the commands one after the other; DeviceError with the last line of one that fails.
+def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
+    """(wall, processor) seconds of a command with an empty cache; DeviceError with its last line where it fails.
 
     Both sides find this package as it is found here.
     """
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
     wall, cpu = time.perf_counter(), cpu_seconds(children=True)
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tempfile.gettempdir())
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise DeviceError(f"{' '.join(command[:3])} ended with {done.returncode}: {lines[-1]}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache, env=env)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise DeviceError(f"{' '.join(command[:3])} ended with {done.returncode}: {lines[-1]}")
     return time.perf_counter() - wall, cpu_seconds(children=True) - cpu
 
 
@@ -75,8 +79,9 @@ def report(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) 
         for name, all_taken in taken.items():
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder)
-                theirs = [timm_command(script, pictures, out, case)]
-                all_taken.append(seconds_of(theirs if name == "timm" else our_commands(pictures, out, case)))
+                command = timm_command(script, pictures, out, case) if name == "timm" else (
+                    our_command(pictures, out / "run", case))  # fmt: skip
+                all_taken.append(seconds_of(command, out))
             wall, cpu = all_taken[-1]
             print(f"round {number + 1}, {name}: {wall:.1f} s, {cpu:.1f} CPU s", flush=True)
     row: dict[str, Any] = dict(case)

@@ -191,6 +191,7 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
         (["empty"], 65, "no known data set here"),
         (["one"], 65, "pictures need one folder a class"),
         (["texts"], 65, "no known data set"),
+        (["few", "--epochs", "1"], 65, "none can be held out"),
         (["photos", "photos"], 2, "one place of data"),
         (["photos", "--weights", "nothing.pth"], 2, "nothing.pth"),
         (["photos", "--data.hold_out", "1"], 2, "hold_out"),
@@ -199,7 +200,8 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(photos, tmp_path, capsys, words, code, says):
     (tmp_path / "empty").mkdir()
-    draw(tmp_path / "one" / "cat" / "0.png", 0, (40, 30))
+    for place in ("one/cat", "few/cat", "few/dog"):
+        draw(tmp_path / place / "0.png", 0, (40, 30))
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "b.txt").write_text("no picture")
     if words[0] == "parts":

@@ -241,6 +241,9 @@ def load_store(
 
 def _held_out(train: Store, name: str | None, image_px: int | None, share: float, seed: int) -> DataSet:
     rest, held = hold_out(train.split(image_px), share, seed)
+    if not len(held):
+        hint = "add pictures, or a test part: val/ beside train/"
+        raise DataError("one picture a class: none can be held out to judge", file=train.path, hint=hint)
     mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
     digest = combine_digests(hashlib.sha256(mark).hexdigest(), train.header["digest"], train.class_names)
     note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
