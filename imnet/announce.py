@@ -99,8 +99,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
 def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1_flip: float | None = None) -> None:
     """evaluation.json and worst.png of a run folder."""
     names = list(dataset.class_names)
-    # Not asdict: it copies the confusion matrix entry by entry, a second for 1000 classes.
-    values = vars(result) | {"top1_flip": top1_flip, "class_names": names}
+    values = result.as_dict(names) | {"top1_flip": top1_flip}
     rows = [row["index"] for row in result.worst]
     captions = [_caption(names, row["label"], row["predicted"]) for row in result.worst]
     write_atomic(path / "worst.png", report.contact_sheet(dataset.test.pictures(rows), captions))

@@ -16,7 +16,7 @@ from imnet import announce, checkpoint, device, report, resume, runfolder
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
-from imnet.evaluate import Evaluation, evaluate
+from imnet.evaluate import Evaluation, evaluate, evaluation_batch
 from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
@@ -258,7 +258,7 @@ class Trainer:
         start = time.perf_counter()
         # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
         self.world.broadcast(list(net.buffers()))
-        batch = min(1000, max(self.recipe.data.batch_images, 256))
+        batch = evaluation_batch(self.recipe.data.batch_images)
         result = evaluate(net, self.test_data, self.place, self.world, len(self.dataset.class_names), batch)
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imnet.errors import UsageError
 from imnet.files import write_atomic
-from imnet.report import comparison, mistakes, sections
+from imnet.report import comparison, mistakes, quality, sections
 from imnet.report.data import NAN, RunLog
 from imnet.report.markup import duration, page, percent, rate
 from imnet.report.plots import contact_sheet
@@ -41,8 +41,11 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
         *sections.notes(run),
         sections.results(run),
         sections.curves(run),
+        quality.classes(run),
+        quality.calibration(run),
         mistakes.confusion(run),
         mistakes.worst(run),
+        *quality.others(run),
         sections.recipe(run),
         sections.environment(run),
     ]

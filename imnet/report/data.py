@@ -6,7 +6,7 @@ The run folder's contract, as the report understands it:
 - ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
 - ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds; ``kind`` "eval":
   step, epoch, loss, top1, top5 (fractions), seconds. ``seconds`` is the run's clock so far, evaluations included.
-- ``evaluation.json``, ``worst.png``: only after an evaluation.
+- ``evaluation.json``, ``worst.png``: only after an evaluation; ``evaluation-*.json``: of other data or checkpoints.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from imnet.recipe_json import from_dict, to_dict
 from imnet.recipes import RECIPES
 from imnet.report.markup import points
+from imnet.scores import ClassScore, per_class
 
 NAN = math.nan
 
@@ -76,6 +77,16 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     class_names: tuple[str, ...]
     worst: tuple[Worst, ...]
+    support: tuple[int, ...]
+    """Images of each class."""
+    bins: tuple[tuple[float, float, float], ...] = ()
+    """Of the reliability diagram, see ``imnet.scores``; empty where an older version evaluated."""
+    about: Mapping[str, Any] | None = None
+    """Of an evaluation beside the run's own: data, split, checkpoint, precision."""
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        return per_class(self.confusion, self.support)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,8 @@ class RunLog:
     evals: tuple[EvalLine, ...]
     evaluation: Evaluation | None
     notes: tuple[str, ...]
+    others: tuple[Evaluation, ...] = ()
+    """Of other data, checkpoints or precisions."""
 
     @property
     def recipe(self) -> Mapping[str, Any]:
