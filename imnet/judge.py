@@ -62,17 +62,18 @@ def _own(values: Namespace) -> list[str]:
     plain = run.judge(dataset, options, *images, flip=False)
     mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True)
     marks = [split] * (split != "test") + _marks(run, values)
+    beside_test = dataset.final is not None and split == "test"
+    final = run.judge(dataset, options, "final", *images[1:], flip=False) if beside_test else None
     names, written = dataset.class_names, []
     if not marks:
-        write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None)
+        write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None, final)
     else:
         about = {"data": dataset.name, "split": split} | _how(values, options)
         written = [_beside(run, plain, names, mirrored, about, marks)]
     report.render(run.path)
     lines = _lines(plain, mirrored, names)
-    if dataset.final is not None and split == "test":
-        judged = run.judge(dataset, options, "final", *images[1:], flip=False)
-        lines.append(f"final      top-1 {judged.top1:.4%}, top-5 {judged.top5:.4%} on {judged.num_images:,} images "
+    if final is not None:
+        lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
                      "that the run did not look at")  # fmt: skip
     return [*lines, *_table(values.out, plain, names, str), *written, f"report     {run.report}"]
 

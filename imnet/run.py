@@ -83,7 +83,7 @@ class Run:
 
     def _of_epoch(self, which: str) -> checkpoint.Checkpoint:
         if which == "best":
-            logged = [line for line in self.metrics if line["kind"] == "eval"]
+            logged = [line for line in self.metrics if line["kind"] == "eval" and line["top1"] is not None]
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
         elif which.isdigit():
             epoch = int(which)

@@ -5,8 +5,8 @@
     summary(run_dir)            -> text for the end of a run
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
-What was not measured says "not measured"; the last epoch comes before the best one, which is named as selected on
-the test set. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
+What was not measured says "not measured"; the last epoch comes before the best one, which is named for what it was
+selected on. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
 Importing this module imports neither torch nor matplotlib.
 """
 
@@ -73,11 +73,12 @@ def summary(run_dir: Path) -> str:
     """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
     run = load(Path(run_dir))
     best = run.best
-    best_at = f" at epoch {best.epoch:g} (selected on the test set)" if best else ""
+    best_at = f" at epoch {best.epoch:g} (selected on the {run.judged_on})" if best else ""
     report = run.path / REPORT_NAME
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
+        *([("top-1, test set", run.final_told)] if run.final_told else []),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
         ("published", _published(run)),
