@@ -85,7 +85,9 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "test_images": len(setup.test_data),
             "encoded": isinstance(setup.dataset.test, EncodedSplit),
             "class_names": list(setup.dataset.class_names),
+            "judged_on": setup.judged_on,
         },
+        "final": state.final,
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},
         "parameters": setup.parameters,
         "weights": setup.weights,
@@ -96,11 +98,16 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
     } | runfolder.environment()
 
 
-def write_evaluation(path: Path, result: Evaluation, dataset: data.DataSet, top1_flip: float | None = None) -> None:
-    """evaluation.json and worst.png of a run folder."""
+def write_evaluation(
+    path: Path,
+    result: Evaluation,
+    dataset: data.DataSet,
+    top1_flip: float | None = None,
+    final: Evaluation | None = None,
+) -> None:
+    """evaluation.json and worst.png of a run folder; ``final`` is of the test set beside a validation set."""
     names = list(dataset.class_names)
-    # Not asdict: it copies the confusion matrix entry by entry, a second for 1000 classes.
-    values = vars(result) | {"top1_flip": top1_flip, "class_names": names}
+    values = result.as_dict(names) | {"top1_flip": top1_flip, "final": final.figures() if final else None}
     rows = [row["index"] for row in result.worst]
     captions = [_caption(names, row["label"], row["predicted"]) for row in result.worst]
     write_atomic(path / "worst.png", report.contact_sheet(dataset.test.pictures(rows), captions))

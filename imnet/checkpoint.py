@@ -111,18 +111,40 @@ def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
+def verified(path: Path) -> Checkpoint:
+    """This checkpoint and no other; DataError where it is damaged."""
+    problem = _problem(path)
+    if problem is not None:
+        raise DataError(f"the checkpoint is damaged: {problem}", file=path, hint="take another --checkpoint")
+    return load_one(path)
+
+
+def states(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What state.json of every checkpoint says, where it can be read; the earliest step first."""
+    found = {path: _state(path) for path in sorted(_paths(folder))}
+    return {path: state for path, state in found.items() if state is not None}
+
+
 def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
     """Steps of another configuration count other batches, so their numbers say nothing of what is newer."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: (_config_hash(p) in (config_hash, None), p.name), reverse=True)
+    return sorted(_paths(folder), key=lambda p: (_config_hash(p) in (config_hash, None), p.name), reverse=True)
+
+
+def _paths(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def _config_hash(path: Path) -> str | None:
     """Of the configuration that wrote a checkpoint; None where its state cannot be read."""
-    try:
-        return json.loads((path / "state.json").read_text(encoding="utf-8")).get("config_hash")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return (_state(path) or {}).get("config_hash")
 
 
 def _write_manifest(folder: Path) -> None:

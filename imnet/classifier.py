@@ -105,6 +105,8 @@ class Classifier:
     def pixels(self, picture: Picture) -> np.ndarray:
         """uint8 (side, side, C) of a path, encoded bytes, a PIL picture or a uint8 array; BadPictureError, OSError."""
         if isinstance(picture, np.ndarray):
+            if picture.shape == (self.card.rule.size_px,) * 2 + (self.card.channels,) and not self.card.rule.shorter_px:
+                return picture  # resizing would change nothing
             picture = Image.fromarray(picture.squeeze(2) if picture.ndim == 3 and picture.shape[2] == 1 else picture)
         if isinstance(picture, Image.Image):
             buffer = io.BytesIO()
@@ -113,13 +115,16 @@ class Classifier:
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
         return decode(data, self.card.rule)
 
+    def images(self, pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What the network sees, (B, C, h, w) channels_last on its device, of uint8 (B, side, side, C)."""
+        store = torch.from_numpy(np.array(pixels)).to(self.device)
+        made = Batches(store, self.card.then, seed=0, dtype=dtype, mean=self.mean)
+        return made.batch(torch.arange(len(store)), 0, False)[0]
+
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> Tensor:
         """fp32 (B, classes) of uint8 (B, side, side, C), on the CPU; outputs beyond the classes are left out."""
-        store = torch.from_numpy(np.array(pixels)).to(self.device)
-        made = Batches(store, self.card.then, seed=0, dtype=torch.float32, mean=self.mean)
-        images, _ = made.batch(torch.arange(len(store)), 0, False)
-        return self.network(images)[:, : len(self.card.class_names)].float().cpu()
+        return self.network(self.images(pixels))[:, : len(self.card.class_names)].float().cpu()
 
     def predict(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> list[dict[str, Any]]:
         """A dictionary a picture, see ``stream``."""

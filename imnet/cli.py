@@ -76,18 +76,30 @@ def _train(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    about = "Evaluate a run's newest checkpoint on its test split; writes evaluation.json."
+    about = "Evaluate a network on its run's test split, or on any set whose classes it knows by name."
     parser = Parser(prog="imnet-eval", description=about)
     parser.add_debug()
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--data-dir", default=None, help="folder that holds the data set (default: the run's)")
+    parser.add_argument("run", type=Path, help="run folder; with --data also a .safetensors of imnet-export")
+    told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
+    parser.add_argument("--data", type=Path, default=None, metavar="PATH", help=told)
+    told = "test, train, or final: the test set beside a validation set (test)"
+    parser.add_argument("--split", default=None, metavar="NAME", help=told)
+    told = "best, last, or the number of an epoch (last)"
+    parser.add_argument("--checkpoint", default="last", metavar="WHICH", help=told)
+    parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="images at once")
+    told = "arithmetic (default: the run's; fp32 of a file)"
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=None, help=told)
+    told = "a table of every prediction: image, label, predicted, probability, loss"
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.csv", help=told)
+    parser.add_argument(
+        "--data-dir", default=None, help="folder that holds the run's own data set (default: the run's)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
     values = parser.parse_args(argv)
-    from imnet.run import evaluate_run
+    from imnet import judge
 
-    print(evaluate_run(values.run, data_dir=values.data_dir, device_name=values.device, flip=not values.no_flip))
-    return 0
+    return judge.run(values)
 
 
 def predict_main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imnet import scores
 from imnet.data.order import shard
 from imnet.data.pipelines import Pipeline
 from imnet.device import Place
 from imnet.launch import World
 
 NUM_WORST = 16
+
+
+def evaluation_batch(batch_images: int) -> int:
+    """Images at once, of a run whose steps see ``batch_images``."""
+    return min(1000, max(batch_images, 256))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of every image, in the order of the split: (N,) tensors on the CPU."""
+
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    """Of the predicted class."""
+    loss: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,8 +46,42 @@ class Evaluation:
     loss: float
     confusion: list[list[int]]
     """[true class][predicted class]"""
+    support: list[int]
+    """Images of each class."""
+    bins: list[list[float]]
+    """Of the reliability diagram: images, sum of their probabilities, hits; see ``imnet.scores``."""
     worst: list[dict[str, Any]] = field(default_factory=list)
     """The images of highest loss: index, label, predicted, loss, probability (of the true class)."""
+    predictions: Predictions | None = field(default=None, repr=False)
+    """Of a single process."""
+
+    @property
+    def per_class(self) -> list[scores.ClassScore]:
+        return scores.per_class(self.confusion, self.support)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        return scores.balanced_accuracy(self.per_class)
+
+    @property
+    def macro_f1(self) -> float:
+        return scores.macro_f1(self.per_class)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error."""
+        return scores.calibration_error(self.bins)
+
+    def figures(self) -> dict[str, Any]:
+        """The single numbers."""
+        names = ("num_images", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
+        return {name: getattr(self, name) for name in names}
+
+    def as_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """For JSON: all but the single predictions."""
+        classes = [{"name": n} | s._asdict() for n, s in zip(class_names, self.per_class, strict=True)]
+        lists = {name: getattr(self, name) for name in ("bins", "support", "confusion", "worst")}
+        return self.figures() | {"classes": classes, "class_names": list(class_names)} | lists
 
 
 @torch.no_grad()
@@ -51,40 +103,76 @@ def evaluate(
     net.eval()
     device = place.device
     mine = shard(torch.arange(len(data)), world.rank, world.size)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-    losses = torch.zeros(len(mine), device=device)
-    predicted = torch.zeros(len(mine), dtype=torch.int64, device=device)
+    counts = _Counts(num_classes, len(mine), device)
     # No piece for a rank that has no image: a split of nothing is one empty piece.
     pieces = mine.split(batch_images) if len(mine) else ()
     for start, (images, labels) in zip(range(0, len(mine), batch_images), data.stream(pieces, 0, False), strict=True):
-        count = len(labels)
-        scores = _log_probabilities(net, images, place, flip)
-        loss = F.nll_loss(scores, labels, reduction="none")
-        best = scores.topk(min(5, scores.shape[1])).indices
-        hit = best == labels[:, None]
-        batch = torch.stack([loss.double().sum(), hit[:, 0].sum().double(), hit.sum().double(), sums.new_tensor(count)])
-        sums += batch
-        top = best[:, 0]
-        inside = top < num_classes
-        confusion += torch.bincount((labels * num_classes + top)[inside], minlength=num_classes * num_classes)
-        losses[start : start + count], predicted[start : start + count] = loss, top
-    world.all_reduce(sums)
-    world.all_reduce(confusion)
-    loss, top1, top5, total = sums.tolist()
-    table = confusion.view(num_classes, num_classes).tolist()
-    worst = _worst(losses, predicted, mine, data.labels, world)
-    return Evaluation(int(total), top1 / total, top5 / total, loss / total, table, worst)
+        counts.add(start, _log_probabilities(net, images, place, flip), labels)
+    for tensor in (counts.sums, counts.confusion, counts.support, counts.bins):
+        world.all_reduce(tensor)
+    loss, top1, top5, total = counts.sums.tolist()
+    return Evaluation(
+        num_images=int(total),
+        top1=top1 / total,
+        top5=top5 / total,
+        loss=loss / total,
+        confusion=counts.confusion.view(num_classes, num_classes).tolist(),
+        support=counts.support.tolist(),
+        bins=counts.bins.T.tolist(),
+        worst=_worst(counts.losses, counts.predicted, mine, data.labels, world),
+        predictions=counts.predictions() if world.size == 1 else None,
+    )
+
+
+class _Counts:
+    """One rank's sums over its ``num_images``, on the device: the host waits for them in the end."""
+
+    def __init__(self, num_classes: int, num_images: int, device: torch.device):
+        self.num_classes = num_classes
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        """Loss, hits, hits among five, images."""
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.support = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.bins = torch.zeros(3, scores.BINS, dtype=torch.float64, device=device)
+        self.losses, self.probability = torch.zeros(2, num_images, device=device)
+        self.labels, self.predicted = torch.zeros(2, num_images, dtype=torch.int64, device=device)
+
+    def add(self, start: int, log_p: Tensor, labels: Tensor) -> None:
+        """A batch: log-probabilities (B, outputs) and labels (B,) of the images from ``start`` on."""
+        n, rows = self.num_classes, slice(start, start + len(labels))
+        loss = F.nll_loss(log_p, labels, reduction="none")
+        best = log_p.topk(min(5, log_p.shape[1]))
+        top, probability = best.indices[:, 0], best.values[:, 0].exp()
+        hit = best.indices == labels[:, None]
+        right = hit[:, 0].double()
+        self.sums += torch.stack([loss.double().sum(), right.sum(), hit.sum().double(), right.new_tensor(len(labels))])
+        self.confusion += torch.bincount((labels * n + top)[top < n], minlength=n * n)
+        self.support += torch.bincount(labels, minlength=n)
+        self.bins += _binned(probability.double(), right)
+        self.losses[rows], self.probability[rows] = loss, probability
+        self.labels[rows], self.predicted[rows] = labels, top
+
+    def predictions(self) -> Predictions:
+        return Predictions(self.labels.cpu(), self.predicted.cpu(), self.probability.cpu(), self.losses.cpu())
+
+
+def _binned(probability: Tensor, right: Tensor) -> Tensor:
+    """(3, bins): images, sum of ``probability`` (B,), hits ``right`` (B,) of each bin."""
+    number = (probability * scores.BINS).ceil().clamp(1, scores.BINS) - 1
+    # Sums of masks, not weighted counts: those add in no certain order on a GPU.
+    inside = (number[:, None] == torch.arange(scores.BINS, device=number.device)).double()
+    weights = torch.stack([torch.ones_like(right), probability, right])
+    return (weights[:, :, None] * inside).sum(1)
 
 
 def _log_probabilities(net: nn.Module, images: Tensor, place: Place, flip: bool) -> Tensor:
     with place.autocast:
         logits = net(images)
         mirrored = net(images.flip(3)) if flip else None
-    scores = logits.float().log_softmax(1)
+    plain = logits.float().log_softmax(1)
     if mirrored is None:
-        return scores
-    return torch.stack([scores, mirrored.float().log_softmax(1)]).logsumexp(0) - torch.tensor(2.0).log()
+        return plain
+    return torch.stack([plain, mirrored.float().log_softmax(1)]).logsumexp(0) - torch.tensor(2.0).log()
 
 
 def _worst(losses: Tensor, predicted: Tensor, ids: Tensor, labels: Tensor, world: World) -> list[dict[str, Any]]:

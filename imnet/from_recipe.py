@@ -10,6 +10,7 @@ import torch
 
 from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
+from imnet.data.base import AnySplit
 from imnet.data.order import Order, micro_batches, shard
 from imnet.data.pipelines import Pipeline, Setting
 from imnet.data.pipelines.batches import mean_image
@@ -150,7 +151,23 @@ def build_pipelines(
 ) -> tuple[Pipeline, Pipeline, str]:
     """The training and the test pipeline, and why they are of that kind."""
     kind, reason = pipelines.choose(options.pipeline, (dataset.train, dataset.test), place.device)
-    setting = Setting(
+    setting = _setting(recipe, options, dataset, place, world, order)
+    train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
+    return train, test, reason
+
+
+def build_pipeline(
+    recipe: Recipe, options: RunOptions, dataset: data.DataSet, split: AnySplit, place: Place
+) -> Pipeline:  # fmt: skip
+    """What evaluates one ``split`` of a data set."""
+    kind, _ = pipelines.choose(options.pipeline, (split,), place.device)
+    return pipelines.build(kind, split, _setting(recipe, options, dataset, place, World(), None))
+
+
+def _setting(
+    recipe: Recipe, options: RunOptions, dataset: data.DataSet, place: Place, world: World, order: Order | None
+) -> Setting:
+    return Setting(
         augment=recipe.augment,
         seed=recipe.seed,
         device=place.device,
@@ -162,8 +179,6 @@ def build_pipelines(
         workers=options.workers or torch.get_num_threads(),
         on_bad=options.on_bad_image,
     )
-    train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
-    return train, test, reason
 
 
 def build_network(recipe: Recipe, place: Place | None = None) -> torch.nn.Module:

@@ -17,6 +17,7 @@ def save(checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, l
     """Rank 0's checkpoint; ``loss_sum`` is that of all ranks."""
     values = {
         "step": state.step,
+        "epoch": state.step / setup.order.steps_per_epoch,
         "seconds": state.seconds,
         "loss_sum": loss_sum,
         "loss_images": state.loss_images,

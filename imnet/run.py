@@ -13,13 +13,14 @@ import yaml
 from torch import nn
 
 from imnet import checkpoint, device
-from imnet.announce import write_evaluation
 from imnet.classifier import Card, Classifier, Picture
 from imnet.command import suggest
+from imnet.data import DataSet
+from imnet.data.order import Order
 from imnet.data.pipelines.batches import mean_image
 from imnet.errors import DataError, ImnetError, UsageError
-from imnet.evaluate import Evaluation, evaluate
-from imnet.from_recipe import build_network, build_pipelines, load_data
+from imnet.evaluate import Evaluation, evaluate, evaluation_batch
+from imnet.from_recipe import build_network, build_pipeline, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
@@ -55,11 +56,19 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def model(self) -> nn.Module:
+    def model(self, which: str = "last") -> nn.Module:
         """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU.
 
-        Raises DataError where they are damaged, or gone from a complete run: older ones would pass for them.
+        ``which`` may be ``best`` or the number of an epoch too, where its checkpoint is kept. Raises DataError where
+        they are damaged, or gone from a complete run: older ones would pass for them.
         """
+        found = self._newest() if which == "last" else self._of_epoch(which)
+        net = build_network(self.recipe)
+        averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
+        net.load_state_dict(found.tensors["ema" if averaged else "model"])
+        return net.eval()
+
+    def _newest(self) -> checkpoint.Checkpoint:
         found = checkpoint.load(self.path / "checkpoints", self.info["config_hash"])
         if found is None:
             raise DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
@@ -70,12 +79,30 @@ class Run:
         if self.info["status"] == "complete" and found.state["step"] < last:
             what = f"the checkpoint of the last step, {last}, is gone; the newest is {found.path.name}"
             raise DataError(what, file=self.path, hint=again)
-        net = build_network(self.recipe)
-        averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
-        net.load_state_dict(found.tensors["ema" if averaged else "model"])
-        return net.eval()
+        return found
 
-    def classifier(self, *, data_dir: str | None = None) -> Classifier:
+    def _of_epoch(self, which: str) -> checkpoint.Checkpoint:
+        if which == "best":
+            logged = [line for line in self.metrics if line["kind"] == "eval" and line["top1"] is not None]
+            epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
+        elif which.isdigit():
+            epoch = int(which)
+        else:
+            raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
+        kept = {self._epoch(state): path for path, state in checkpoint.states(self.path / "checkpoints").items()}
+        if epoch not in kept:
+            what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
+            there = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
+            raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {there}")
+        return checkpoint.verified(kept[epoch])
+
+    def _epoch(self, state: dict[str, Any]) -> float:
+        """At which a checkpoint was saved; of older ones by the number of its step."""
+        d = self.recipe.data
+        order = Order(self.info["data"]["train_images"], d.batch_images, 0, drop_last=d.drop_last)
+        return state.get("epoch", state["step"] / order.steps_per_epoch)
+
+    def classifier(self, *, data_dir: str | None = None, which: str = "last") -> Classifier:
         """The same with all that it needs to judge pictures; ``data_dir`` is only looked at for a mean image."""
         r = self.recipe
         last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
@@ -95,39 +122,60 @@ class Run:
         )
         mean = None
         if r.augment.mean == "image":
-            mean = mean_image(load_data(r, self._options(data_dir, "cpu")).train)
-        return Classifier(self.model(), card, mean)
+            mean = mean_image(load_data(r, self.options(data_dir, "cpu")).train)
+        return Classifier(self.model(which), card, mean)
 
     def predict(self, pictures: Iterable[Picture], top: int = 5) -> list[dict[str, Any]]:
         """What the network says of pictures (paths, bytes, PIL pictures, uint8 arrays); see ``Classifier.stream``."""
         return self.classifier().predict(pictures, top)
 
-    def evaluate(self, *, data_dir: str | None = None, device_name: str = "auto", flip: bool = False) -> Evaluation:
-        """Evaluate on the test split; ``flip`` averages with the mirror image. Nothing is written."""
-        return self._evaluate(data_dir, device_name, flip)[0]
+    def evaluate(
+        self,
+        *,
+        data_dir: str | None = None,
+        device_name: str = "auto",
+        flip: bool = False,
+        split: str = "test",
+        which: str = "last",
+        precision: str | None = None,
+        batch_images: int | None = None,
+    ) -> Evaluation:
+        """Evaluate on a split of the run's own set (test, train, or the final one, which no run sees) as training does.
 
-    def _evaluate(
-        self, data_dir: str | None, device_name: str, flip: bool, final: bool = False
-    ) -> tuple[Evaluation, Any]:  # fmt: skip
-        """On the split that the run looked at, or on the ``final`` one, which no run sees."""
-        options = self._options(data_dir, device_name)
-        place = device.resolve(options)
+        ``flip`` averages with the mirror image; ``which`` is a checkpoint, see ``model``; ``precision`` is the run's,
+        where it is None. Nothing is written.
+        """
+        dataset, options = self.dataset(data_dir, device_name, precision)
+        return self.judge(dataset, options, split, which, batch_images, flip=flip)
+
+    def dataset(
+        self, data_dir: str | None, device_name: str, precision: str | None = None
+    ) -> tuple[DataSet, RunOptions]:  # fmt: skip
+        """The run's own set, and how to run on it; DataError where the data are others than the run's."""
+        options = self.options(data_dir, device_name, precision)
         dataset = load_data(self.recipe, options)
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
             raise DataError("the data differ from those of the run", file=data_dir, hint="check --data-dir")
-        if final:
-            dataset = dataclasses.replace(dataset, test=dataset.final)
-        _, data, _ = build_pipelines(self.recipe, options, dataset, place, World(), None)
-        net = self.model().to(place.device).to(memory_format=torch.channels_last)
-        with device.threads(options):
-            return evaluate(net, data, place, World(), len(dataset.class_names), 1000, flip=flip), dataset
+        return dataset, options
 
-    def _options(self, data_dir: str | None, device_name: str) -> RunOptions:
+    def judge(
+        self, dataset: DataSet, options: RunOptions, split: str, which: str, batch_images: int | None, *, flip: bool
+    ) -> Evaluation:  # fmt: skip
+        """``evaluate`` on a set that is loaded already."""
+        place = device.resolve(options)
+        data = build_pipeline(self.recipe, options, dataset, getattr(dataset, split), place)
+        net = self.model(which).to(place.device).to(memory_format=torch.channels_last)
+        batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
+        with device.threads(options):
+            return evaluate(net, data, place, World(), len(dataset.class_names), batch, flip=flip)
+
+    def options(self, data_dir: str | None, device_name: str, precision: str | None = None) -> RunOptions:
+        """How to run what the run has made."""
         raw = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        precision = self.info["precision"] if device_name in ("auto", self.info["device"]) else "auto"
+        same = device_name in ("auto", self.info["device"])
         kept = ("threads", "pipeline", "workers", "on_bad_image")
         values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}
-        values |= {"device": device_name, "precision": precision}
+        values |= {"device": device_name, "precision": precision or (self.info["precision"] if same else "auto")}
         return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
 
 
@@ -149,27 +197,3 @@ def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
         error.exit_code = code
         raise error
     return Run(path)
-
-
-def evaluate_run(path: Path, *, data_dir: str | None, device_name: str, flip: bool) -> str:
-    """imnet-eval: evaluates, writes evaluation.json and the report anew, returns the lines to print."""
-    from imnet import report
-
-    run = Run(path)
-    plain, dataset = run._evaluate(data_dir, device_name, flip=False)
-    mirrored = run.evaluate(data_dir=data_dir, device_name=device_name, flip=True) if flip else None
-    write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None)
-    report.render(run.path)
-    lines = [
-        f"images     {plain.num_images:,}",
-        f"top-1      {plain.top1:.4%}",
-        f"top-5      {plain.top5:.4%}",
-        f"loss       {plain.loss:.6f}",
-    ]
-    if mirrored:
-        lines.append(f"with mirror images averaged (flip TTA): top-1 {mirrored.top1:.4%}, top-5 {mirrored.top5:.4%}")
-    if dataset.final is not None:
-        judged, _ = run._evaluate(data_dir, device_name, flip=False, final=True)
-        lines.append(f"final      top-1 {judged.top1:.4%}, top-5 {judged.top5:.4%} on {judged.num_images:,} images "
-                     "that the run did not look at")  # fmt: skip
-    return "\n".join([*lines, f"report     {run.report}"])

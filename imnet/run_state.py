@@ -46,6 +46,13 @@ class Setup:
         return self.recipe.epochs * self.order.steps_per_epoch
 
     @property
+    def judged_on(self) -> str:
+        """What ``dataset.test`` is, in words: a set that chooses (the best epoch, settings) is no test set any more."""
+        if self.dataset.final is not None:
+            return "validation set"
+        return "held-out images" if self.recipe.data.hold_out else "test set"
+
+    @property
     def config_hash(self) -> str:
         return config_hash(self.recipe, self.place.precision)
 
@@ -64,4 +71,6 @@ class RunState:
     bad_images: int = 0
     metrics_bytes: int = 0
     """Length of metrics.jsonl at the checkpoint; what was written after it is taken back."""
+    final: dict[str, Any] | None = None
+    """Figures of the test set beside a validation set, at which epoch, and how often it was judged; at rank 0."""
     best: dict[str, Any] = field(default_factory=lambda: {"top1": 0.0, "epoch": 0})

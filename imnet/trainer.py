@@ -16,7 +16,6 @@ from imnet import announce, checkpoint, device, report, resume, runfolder
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
-from imnet.evaluate import Evaluation, evaluate
 from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
@@ -27,6 +26,7 @@ from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
 from imnet.step import NotCapturableError
+from imnet.verdicts import Verdicts
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -57,7 +57,8 @@ class Trainer:
         self.state = RunState(loss_sum=torch.zeros((), device=place.device))
         self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
-        self.evaluation: Evaluation | None = None
+        self.state.final = (self.began or {}).get("final")
+        self.verdicts = Verdicts(self.setup, self.step_fn)
 
     def run(self) -> None:
         """Resume or begin, train to the last epoch, evaluate, report."""
@@ -237,14 +238,9 @@ class Trainer:
         self._interval = (time.perf_counter(), self.state.step)
 
     def _count_bad_images(self) -> None:
-        """Over all ranks and both splits: pictures that could not be decoded; another took their place."""
-        decoders = [d for d in (self.train_data.decoder, self.test_data.decoder) if d is not None]
-        if not decoders:
-            return
-        count = torch.tensor(float(sum(len(d.bad) for d in decoders)), device=self.place.device)
-        total = int(self.world.all_reduce(count))
+        """Of pictures that could not be decoded, another took the place."""
+        total, first = self.verdicts.bad_images()
         if total > self.state.bad_images:
-            first = next((f"; picture {i}: {why}" for d in decoders for i, why in d.bad.items()), "")
             self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
         self.state.bad_images = total
 
@@ -254,15 +250,12 @@ class Trainer:
         return max(1, round(self.recipe.epochs / 10), by_time)
 
     def _evaluate_now(self, log: bool = True) -> None:
-        net = self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
         start = time.perf_counter()
-        # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
-        self.world.broadcast(list(net.buffers()))
-        batch = min(1000, max(self.recipe.data.batch_images, 256))
-        result = evaluate(net, self.test_data, self.place, self.world, len(self.dataset.class_names), batch)
+        result = self.verdicts.now()
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch
-        self.evaluation = result
+        if self.state.step == self.num_steps:
+            self.verdicts.in_the_end(self.state)
         if result.top1 > self.state.best["top1"]:
             self.state.best = {"top1": result.top1, "epoch": epoch}
         if self.log is None or not log:
@@ -270,8 +263,9 @@ class Trainer:
         values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
         self.log.write(kind="eval", step=self.state.step, epoch=epoch, **values, seconds=round(self.state.seconds, 3))
         took = time.perf_counter() - start
+        part = self.setup.judged_on.split()[0]
         self.console.say(
-            f"epoch {epoch}/{self.recipe.epochs}  test top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
+            f"epoch {epoch}/{self.recipe.epochs}  {part} top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
             f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.state.seconds:.0f} s in all)"
         )
 
@@ -279,8 +273,9 @@ class Trainer:
         if self.folder is None:
             return
         if not report_only:
-            assert self.evaluation is not None
-            announce.write_evaluation(self.folder.path, self.evaluation, self.dataset)
+            found = self.verdicts
+            assert found.newest is not None
+            announce.write_evaluation(self.folder.path, found.newest, self.dataset, final=found.final)
             self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
         report.render(self.folder.path)
         self.console.say("")

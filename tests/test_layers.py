@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> (its modules, the rooms that they may import beside their own), from the ground up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
-    "ground": ("errors files fields command augmentation", ""),
+    "ground": ("errors files fields command augmentation scores", ""),
     "recipes": ("recipe schedules recipes recipe_json run_options", "ground"),
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
@@ -17,11 +17,11 @@ ROOMS = {
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state change hubs weights from_recipe evaluate announce resume console trainer start",
+        "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run classifier predict export own doctor dryrun listing",
+        "run classifier predict judge export own doctor dryrun listing",
         "ground recipes machine data models folder run kernels",
     ),
     "words": ("cli options place parser", "ground recipes machine data models folder run ask"),

@@ -129,7 +129,7 @@ class DataSet:
     fingerprint: str
     # What the reader left out and what may surprise, for people.
     notes: tuple[str, ...] = ()
-    # A test set beside a validation set, which is ``test`` here: judged once, in the end, by imnet-eval.
+    # A test set beside a validation set, which is ``test`` here: judged once, in the end of training.
     final: AnySplit | None = None
 
     @property

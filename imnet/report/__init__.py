@@ -5,8 +5,8 @@
     summary(run_dir)            -> text for the end of a run
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
-What was not measured says "not measured"; the last epoch comes before the best one, which is named as selected on
-the test set. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
+What was not measured says "not measured"; the last epoch comes before the best one, which is named for what it was
+selected on. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
 Importing this module imports neither torch nor matplotlib.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imnet.errors import UsageError
 from imnet.files import write_atomic
-from imnet.report import comparison, mistakes, sections
+from imnet.report import comparison, mistakes, quality, sections
 from imnet.report.data import NAN, RunLog
 from imnet.report.markup import duration, page, percent, rate
 from imnet.report.plots import contact_sheet
@@ -41,8 +41,11 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
         *sections.notes(run),
         sections.results(run),
         sections.curves(run),
+        quality.classes(run),
+        quality.calibration(run),
         mistakes.confusion(run),
         mistakes.worst(run),
+        *quality.others(run),
         sections.recipe(run),
         sections.environment(run),
     ]
@@ -70,11 +73,12 @@ def summary(run_dir: Path) -> str:
     """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
     run = load(Path(run_dir))
     best = run.best
-    best_at = f" at epoch {best.epoch:g} (selected on the test set)" if best else ""
+    best_at = f" at epoch {best.epoch:g} (selected on the {run.judged_on})" if best else ""
     report = run.path / REPORT_NAME
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
+        *([("top-1, test set", run.final_told)] if run.final_told else []),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
         ("published", _published(run)),

@@ -25,7 +25,7 @@ def runs_table(runs: Sequence[RunLog]) -> Markup:
         "Seed",
         "Epochs",
         "Top-1, last epoch",
-        "Top-1, best epoch (selected on the test set)",
+        _best_named(runs),
         "Published",
         "images/s, median",
         "Time",
@@ -90,6 +90,10 @@ def _last(run: RunLog) -> float:
     return run.last.top1 if run.last else NAN
 
 
+def _best_named(runs: Sequence[RunLog]) -> str:
+    return f"Top-1, best epoch (selected on the {' or the '.join(dict.fromkeys(run.judged_on for run in runs))})"
+
+
 def _best(run: RunLog) -> float:
     return run.best.top1 if run.best else NAN
 
@@ -101,7 +105,7 @@ def groups_table(runs: Sequence[RunLog]) -> Markup:
         "n",
         "Seeds",
         "Top-1, last epoch",
-        "Top-1, best epoch (selected on the test set)",
+        _best_named(runs),
         "Published",
         "Time",
         "Published time",

@@ -6,7 +6,7 @@ The run folder's contract, as the report understands it:
 - ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
 - ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds; ``kind`` "eval":
   step, epoch, loss, top1, top5 (fractions), seconds. ``seconds`` is the run's clock so far, evaluations included.
-- ``evaluation.json``, ``worst.png``: only after an evaluation.
+- ``evaluation.json``, ``worst.png``: only after an evaluation; ``evaluation-*.json``: of other data or checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from imnet.recipe_json import from_dict, to_dict
 from imnet.recipes import RECIPES
-from imnet.report.markup import points
+from imnet.report.markup import percent, points
+from imnet.scores import ClassScore, per_class
 
 NAN = math.nan
 
@@ -76,6 +77,16 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     class_names: tuple[str, ...]
     worst: tuple[Worst, ...]
+    support: tuple[int, ...]
+    """Images of each class."""
+    bins: tuple[tuple[float, float, float], ...] = ()
+    """Of the reliability diagram, see ``imnet.scores``; empty where an older version evaluated."""
+    about: Mapping[str, Any] | None = None
+    """Of an evaluation beside the run's own: data, split, checkpoint, precision."""
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        return per_class(self.confusion, self.support)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,8 @@ class RunLog:
     evals: tuple[EvalLine, ...]
     evaluation: Evaluation | None
     notes: tuple[str, ...]
+    others: tuple[Evaluation, ...] = ()
+    """Of other data, checkpoints or precisions."""
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -128,9 +141,31 @@ class RunLog:
 
     @property
     def best(self) -> EvalLine | None:
-        """The evaluation with the highest top-1 (the earliest of equals): selected on the test set."""
+        """The evaluation with the highest top-1 (the earliest of equals): selected on what ``judged_on`` says."""
         finite = [line for line in self.evals if math.isfinite(line.top1)]
         return max(finite, key=lambda line: line.top1, default=None)
+
+    @property
+    def judged_on(self) -> str:
+        """What the evaluations were of: test set, validation set or held-out images."""
+        data = self.info.get("data")
+        return str((data if isinstance(data, Mapping) else {}).get("judged_on", "test set"))
+
+    @property
+    def final_top1(self) -> float:
+        """Of the test set beside a validation set; NaN where there is none, or the run has not ended."""
+        return as_top1(self.info.get("final"))
+
+    @property
+    def final_told(self) -> str:
+        """The same in words; empty where there is none."""
+        final = self.info.get("final")
+        if math.isnan(self.final_top1) or not isinstance(final, Mapping):
+            return ""
+        often, epoch = final.get("judged", 1), final.get("epoch")
+        once = often == 1 and epoch == self.recipe.get("epochs")
+        when = "judged once at the end" if once else f"judged {often} time(s), last at epoch {epoch}"
+        return f"{percent(self.final_top1)} ({when}, {final.get('num_images', 0):,} images)"
 
     @property
     def published(self) -> Mapping[str, Any]:
@@ -204,6 +239,12 @@ class RunLog:
             return f"{ranks} x {gpus[0]}"
         processes = "" if ranks == 1 else f", {ranks} processes"
         return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
+
+
+def as_top1(figures: Any) -> float:
+    """Top-1 of figures in run.json; NaN where there are none."""
+    value = figures.get("top1") if isinstance(figures, Mapping) else None
+    return float(value) if isinstance(value, int | float) else NAN
 
 
 def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ def load(run_dir: Path) -> RunLog:
         evals=tuple(evals),
         evaluation=evaluation,
         notes=tuple(notes),
+        others=tuple(map(_evaluation, sorted(run_dir.glob("evaluation-*.json")))),
     )
 
 
@@ -150,14 +151,35 @@ def _evaluation(path: Path) -> Evaluation:
     names = data.get("class_names")
     if not isinstance(names, list) or not names:
         raise DataError("class_names must be a list with one name per class", file=path)
+    confusion = _confusion(data.get("confusion"), len(names), path)
+    about = data.get("about")
     return Evaluation(
         num_images=num_images,
         **{key: as_fraction(data.get(key), key, path) for key in ("top1", "top5", "top1_flip")},
         loss=as_number(data.get("loss"), "loss", path),
-        confusion=_confusion(data.get("confusion"), len(names), path),
+        confusion=confusion,
         class_names=tuple(str(name) for name in names),
         worst=_worst(data.get("worst") or [], len(names), path),
+        support=_support(data.get("support"), confusion, path),
+        bins=_bins(data.get("bins") or [], path),
+        about=about if isinstance(about, dict) else None,
     )
+
+
+def _support(counts: Any, confusion: tuple[tuple[int, ...], ...], path: Path) -> tuple[int, ...]:
+    """Images of each class; an older evaluation.json has those of the confusion matrix alone."""
+    if counts is None:
+        return tuple(map(sum, confusion))
+    if not isinstance(counts, list) or [type(n) for n in counts] != [int] * len(confusion) or min(counts) < 0:
+        raise DataError(f"support must be {len(confusion)} counts (one per class name)", file=path)
+    return tuple(counts)
+
+
+def _bins(rows: Any, path: Path) -> tuple[tuple[float, float, float], ...]:
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+        raise DataError("bins must be a list of three numbers each", file=path)
+    first, second, third = ([as_number(row[i], "bins", path) for row in rows] for i in range(3))
+    return tuple(zip(first, second, third, strict=True))
 
 
 def _confusion(rows: Any, size: int, path: Path) -> tuple[tuple[int, ...], ...]:

@@ -26,11 +26,13 @@ from imnet.report.plots import Curve, curves_svg, smoothed
 
 
 def headline(run: RunLog) -> Markup:
-    last, best = run.last, run.best
+    last, best, judged_on = run.last, run.best, run.judged_on
+    when = "last epoch" if run.finished else "so far"
     return tiles(
         [
-            ("test top-1, last epoch" if run.finished else "test top-1, so far", percent(last.top1 if last else NAN)),
-            ("best epoch (selected on the test set)", percent(best.top1 if best else NAN)),
+            *([("test top-1, judged at the end", percent(run.final_top1))] if run.final_told else []),
+            (f"{judged_on.split()[0]} top-1, {when}", percent(last.top1 if last else NAN)),
+            (f"best epoch (selected on the {judged_on})", percent(best.top1 if best else NAN)),
             ("published top-1" + (" (not comparable)" if run.changed else ""), percent(run.published_top1, "none")),
             ("images/s, median", rate(run.images_per_s)),
             ("time, evaluations included", duration(run.total_seconds)),
@@ -74,8 +76,10 @@ def results(run: RunLog) -> Markup:
     evaluation = run.evaluation
     last_name = "Measured, last epoch" if run.finished else "Measured, last epoch so far"
     flip = percent(evaluation.top1_flip) if evaluation else NOT_MEASURED
+    name = "Top-1" if run.judged_on == "test set" else f"Top-1, {run.judged_on}"
     rows = [
-        ("Top-1", _top1(last), _top1(best), percent(run.published_top1, "not published")),
+        *([("Test set, top-1", run.final_told, "", "")] if run.final_told else []),
+        (name, _top1(last), _top1(best), percent(run.published_top1, "not published")),
         ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
         *_ensemble(run),
         ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),
@@ -84,9 +88,14 @@ def results(run: RunLog) -> Markup:
         ("Epoch", _at(last, run), _at(best, run), ""),
         ("Hours", hours(run.total_seconds), "the same run", hours_published(run)),
         ("Hardware", run.hardware, "the same run", published.get("hardware") or "not published"),
-        ("Chosen by", "nothing: the last epoch", "top-1 on the test set", published.get("note") or "not stated"),
+        (
+            "Chosen by",
+            "nothing: the last epoch",
+            f"top-1 on the {run.judged_on}",
+            published.get("note") or "not stated",
+        ),
     ]
-    headers = ("", last_name, "Measured, best epoch (selected on the test set)", "Published")
+    headers = ("", last_name, f"Measured, best epoch (selected on the {run.judged_on})", "Published")
     return section("results", "Published and measured", table(headers, rows), soft(_sampling(run)))
 
 
@@ -178,7 +187,7 @@ def _accuracy(run: RunLog) -> Markup:
     level = None if math.isnan(run.published_top1) or run.changed else (100 * run.published_top1, "published top-1")
     drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
     missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
-    caption = f"{len(epochs)} evaluations on the test set.{missing}"
+    caption = f"{len(epochs)} evaluations on the {run.judged_on}.{missing}"
     return section("accuracy", "Test accuracy", figure(drawing, caption))
 
 

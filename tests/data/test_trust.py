@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import io
+import json
 import os
 import shutil
 import struct
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imnet import cli
+from imnet import cli, load_run
 from imnet.data import AbsentError, Unpacked, load
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
@@ -192,7 +193,23 @@ def test_a_test_set_beside_val_is_judged_in_the_end(tmp_path, capsys, monkeypatc
              "--data.image_px", "16", "--data.num_classes", "2", "--batch-size", "2", "--epochs", "1",
              "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run")]  # fmt: skip
     assert cli.train_main(words) == 0
-    assert "folder: 6 train, 6 test images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "folder: 6 train, 6 test images" in out
+    run, figures = load_run(tmp_path / "run"), json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    judged = run.evaluate(split="final", device_name="cpu")
+    assert (judged.num_images, figures["num_images"]) == (10, 6)
+    assert run.info["data"]["judged_on"] == "validation set"
+    assert figures["final"] == judged.figures()
+    assert run.info["final"] == judged.figures() | {"epoch": 1, "judged": 1}
+    told = f"{100 * judged.top1:.2f} % (judged once at the end, 10 images)"
+    assert f"top-1, test set    {told}" in out
+    assert "selected on the validation set" in out
+    assert told in run.report.read_text()
+    assert "selected on the test set" not in run.report.read_text()
+    assert cli.train_main(words) == 0  # complete: not judged again
+    assert load_run(tmp_path / "run").info["final"]["judged"] == 1
+    assert cli.train_main([*words, "--epochs", "2", "--allow-change"]) == 0
+    assert "judged 2 time(s), last at epoch 2" in capsys.readouterr().out
     assert cli.eval_main([str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "images     6\n" in out

@@ -13,7 +13,19 @@ import yaml
 from imnet.report import contact_sheet
 
 PUBLISHED = {"top1": 0.932775, "hours": 7, "hardware": "GTX 1080 Ti", "note": "best epoch on test"}
-SECTIONS = ["results", "loss", "accuracy", "lr", "throughput", "confusion", "worst", "recipe", "environment"]
+SECTIONS = [
+    "results",
+    "loss",
+    "accuracy",
+    "lr",
+    "throughput",
+    "classes",
+    "calibration",
+    "confusion",
+    "worst",
+    "recipe",
+    "environment",
+]
 VOID = {"meta", "img", "br", "wbr"}
 STEPS = 118  # 30,000 images in batches of 256
 

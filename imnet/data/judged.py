@@ -1,0 +1,88 @@
+"""One split of whatever lies at a path, image by image, for evaluation: nothing is packed, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imnet.data.readers import Blocks, Items, recognise
+from imnet.data.readers.rule import split_of
+from imnet.data.store import SUFFIX, Store, open_store, split_path
+from imnet.errors import DataError, UsageError
+
+SPLITS = ("test", "final", "train")
+"""In the order in which one is taken where none is asked for; final is the test set beside a validation set."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """``read(i)`` gives an encoded picture, or uint8 pixels (H, W, C); ``name(i)`` its file, or its number."""
+
+    path: Path
+    split: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    """int64 (N,), numbers of ``class_names``."""
+    read: Callable[[int], bytes | np.ndarray]
+    name: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def images_at(path: Path, split: str | None = None) -> Images:
+    """Of a packed store or of what ``recognise`` knows; ``split`` is train, test (or val) or final.
+
+    Raises UsageError for a split that is not there, and what the readers raise.
+    """
+    stores = {name: split_path(path, name) for name in SPLITS} if path.is_dir() else {}
+    stores = {name: file for name, file in stores.items() if file.is_file()}
+    if path.suffix == SUFFIX and path.is_file():
+        stores = {path.stem: path}
+    if stores:
+        name = chosen(split, tuple(stores), path)
+        return _of_store(open_store(stores[name]), name)
+    found = recognise(path)
+    name = chosen(split, tuple(found.splits), path)
+    part = found.splits[name]
+    made = _of_items(path, name, found.class_names, part) if isinstance(part, Items) else (
+        _of_blocks(path, name, found.class_names, part))  # fmt: skip
+    if not len(made):
+        raise DataError(f"no image in its {name} part", file=path, hint="imnet-data inspect says what there is")
+    return made
+
+
+def chosen(asked: str | None, there: tuple[str, ...], path: Path | None) -> str:
+    """The split to take; UsageError where what is asked for is not there."""
+    if asked is None:
+        return next(name for name in (*SPLITS, *there) if name in there)
+    name = asked
+    if asked not in there:
+        name = "train" if split_of(asked) == "train" else "test" if split_of(asked) else asked
+    if name not in there:
+        raise UsageError(f"got --split {asked}; allowed here: {', '.join(there)}", file=path, hint="or leave it out")
+    return name
+
+
+def _of_store(store: Store, split: str) -> Images:
+    pixels = None if store.is_encoded else store.images()
+    read = store.encoded if pixels is None else pixels.__getitem__
+    return Images(store.path, split, store.class_names, store.labels, read, str)
+
+
+def _of_items(path: Path, split: str, class_names: tuple[str, ...], items: Items) -> Images:
+    def name(i: int) -> str:
+        file, member = items.where(i)
+        return file if member is None else f"{file}/{member}"
+
+    return Images(path, split, class_names, items.labels(), items.read, name)
+
+
+def _of_blocks(path: Path, split: str, class_names: tuple[str, ...], blocks: Blocks) -> Images:
+    """Into memory: such files are read in order alone."""
+    parts = list(blocks.stream())
+    pixels, labels = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
+    return Images(path, split, class_names, labels.astype(np.int64), pixels.__getitem__, str)

@@ -1,0 +1,241 @@
+"""imnet-eval: a network on its run's own images, or on any other set whose classes it knows by name."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imnet import classifier, device, report
+from imnet.announce import write_evaluation
+from imnet.classifier import Classifier
+from imnet.data.judged import Images, chosen, images_at
+from imnet.data.pipelines import Setting
+from imnet.data.pipelines.host import Prepared
+from imnet.data.readers.picture import BadPictureError
+from imnet.errors import DataError, UsageError
+from imnet.evaluate import Evaluation, evaluate
+from imnet.files import write_atomic, write_json
+from imnet.launch import World
+from imnet.run import Run
+from imnet.run_options import RunOptions
+
+BATCH_IMAGES = 256
+FEW_CLASSES = 20
+"""Up to so many classes have a line each on the console."""
+
+
+def run(values: Namespace) -> int:
+    """Evaluate, print, write; what is written beside a run never takes the place of its own evaluation.json."""
+    if values.batch_size is not None and values.batch_size < 1:
+        raise UsageError(f"got --batch-size {values.batch_size}; allowed: 1 or more", hint="leave --batch-size out")
+    if values.out is not None and values.out.is_dir():
+        raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
+    if values.data is None:
+        lines = _own(values)
+    else:
+        lines = _other(values)
+    print("\n".join(lines))
+    return 0
+
+
+def _own(values: Namespace) -> list[str]:
+    """On a split of the run's own set."""
+    if not values.run.is_dir() and values.run.suffix:
+        what = "got a file, which has no images of its own"
+        raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
+    run = Run(values.run)
+    dataset, options = run.dataset(values.data_dir, values.device, values.precision)
+    splits = ("test", "train") if dataset.final is None else ("test", "final", "train")
+    split = chosen(values.split or "test", splits, None)
+    images = (split, values.checkpoint, values.batch_size)
+    plain = run.judge(dataset, options, *images, flip=False)
+    mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True)
+    marks = [split] * (split != "test") + _marks(run, values)
+    beside_test = dataset.final is not None and split == "test"
+    final = run.judge(dataset, options, "final", *images[1:], flip=False) if beside_test else None
+    names, written = dataset.class_names, []
+    if not marks:
+        write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None, final)
+    else:
+        about = {"data": dataset.name, "split": split} | _how(values, options)
+        written = [_beside(run, plain, names, mirrored, about, marks)]
+    report.render(run.path)
+    lines = _lines(plain, mirrored, names)
+    if final is not None:
+        lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
+                     "that the run did not look at")  # fmt: skip
+    return [*lines, *_table(values.out, plain, names, str), *written, f"report     {run.report}"]
+
+
+def _other(values: Namespace) -> list[str]:
+    """On another set, of a run or of a file that imnet-export wrote."""
+    run = Run(values.run) if values.run.is_dir() else None
+    if run is None and values.checkpoint != "last":
+        raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")
+    if run is None:
+        model = classifier.load(values.run)
+        options = RunOptions(device=values.device, precision=values.precision or "fp32")
+    else:
+        model = run.classifier(data_dir=values.data_dir, which=values.checkpoint)
+        options = run.options(values.data_dir, values.device, values.precision)
+    images = images_at(values.data.expanduser(), values.split)
+    plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip)
+    names, written = model.card.class_names, []
+    if run is not None:
+        about = {"data": str(images.path), "split": images.split} | _how(values, options)
+        marks = [_slug(values.data), images.split, *_marks(run, values)]
+        written = [_beside(run, plain, names, mirrored, about, marks)]
+        report.render(run.path)
+        written.append(f"report     {run.report}")
+    told = [f"data       {images.path}: its {images.split} part", *_told_classes(plain, names)]
+    return [*told, *_lines(plain, mirrored, names), *_table(values.out, plain, names, images.name), *written]
+
+
+def _how(values: Namespace, options: RunOptions) -> dict[str, Any]:
+    return {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
+
+
+def _marks(run: Run, values: Namespace) -> list[str]:
+    """What tells an evaluation from the run's own, for its file's name."""
+    which = values.checkpoint
+    other = values.precision not in (None, run.info["precision"])
+    return [f"epoch{which}" if which.isdigit() else which] * (which != "last") + [values.precision] * other
+
+
+def judge_images(
+    model: Classifier, images: Images, options: RunOptions, batch_images: int | None = None, *, flip: bool
+) -> tuple[Evaluation, Evaluation | None]:
+    """(plain, with mirror images averaged) of another set, whose classes are matched by name.
+
+    Raises DataError for classes that the network has not, and for a picture that cannot be decoded.
+    """
+    labels = _matched(images, model.card.class_names)
+    place = device.resolve(options)
+    net = model.network.to(place.device).to(memory_format=torch.channels_last)
+    with device.threads(options) as threads:
+        setting = Setting(
+            augment=model.card.then, seed=0, device=place.device, dtype=place.dtype, mean=model.mean,
+            workers=options.workers or threads,
+        )  # fmt: skip
+        data = Pictures(replace(images, labels=labels), model, setting)
+        how = (net, data, place, World(), len(model.card.class_names), batch_images or BATCH_IMAGES)
+        return evaluate(*how), evaluate(*how, flip=True) if flip else None
+
+
+class Pictures(Prepared):
+    """Images of another set, made into the network's input as the pictures that it predicts are."""
+
+    kind = "host"
+
+    def __init__(self, images: Images, model: Classifier, setting: Setting):
+        super().__init__(images, setting)  # pyright: ignore[reportArgumentType]  (it has labels and a length)
+        self.images, self.model = images, model
+
+    def made(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
+        pixels = np.stack([self._pixels(i) for i in ids.tolist()])
+        return self.model.images(pixels, self.setting.dtype), ids
+
+    def _pixels(self, i: int) -> np.ndarray:
+        try:
+            return self.model.pixels(self.images.read(i))
+        except BadPictureError as error:
+            hint = "mend it or take it out: an evaluation counts every image"
+            raise DataError(str(error), file=self.images.name(i), hint=hint) from error
+
+
+def _matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
+    """The labels as the network numbers its classes."""
+    if images.class_names == known:
+        return images.labels
+    used = [images.class_names[i] for i in np.unique(images.labels)]
+    lacking = [name for name in used if name not in known]
+    if lacking:
+        what = f"{len(lacking)} of {len(used)} classes are none of the network's {len(known)}: {_some(lacking)}"
+        raise DataError(what, file=images.path, hint=f"its classes are matched by name: {_some(list(known))}")
+    twice = [name for name in used if known.count(name) > 1 or images.class_names.count(name) > 1]
+    if twice:
+        what = f"several classes share a name, which cannot be matched: {_some(twice)}"
+        raise DataError(what, file=images.path, hint="only the same list of classes, in the same order, would do")
+    numbers = np.array([known.index(name) if name in known else -1 for name in images.class_names], dtype=np.int64)
+    return numbers[images.labels]
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:
+    """Said where the set has only some of the classes."""
+    held = sum(count > 0 for count in result.support)
+    if held == len(names):
+        return []
+    return [f"classes    {held} of the network's {len(names)}, matched by name; it may still answer with any of them"]
+
+
+def _lines(plain: Evaluation, mirrored: Evaluation | None, names: tuple[str, ...]) -> list[str]:
+    lines = [
+        f"images     {plain.num_images:,}",
+        f"top-1      {plain.top1:.4%}",
+        f"top-5      {plain.top5:.4%}",
+        f"loss       {plain.loss:.6f}",
+        f"balanced   {plain.balanced_accuracy:.4%} (mean recall of the classes), macro F1 {plain.macro_f1:.4%}",
+        f"calibration error {plain.ece:.4%} (expected, {len(plain.bins)} bins)",
+    ]
+    if mirrored:
+        lines.append(f"with mirror images averaged (flip TTA): top-1 {mirrored.top1:.4%}, top-5 {mirrored.top5:.4%}")
+    if len(names) <= FEW_CLASSES:
+        wide = max(len(name) for name in ("class", *names))
+        lines.append(f"{'class':{wide}}  precision   recall       F1   images")
+        for name, score in zip(names, plain.per_class, strict=True):
+            shares = "".join(f"{'-' if v is None else f'{v:.2%}':>9}" for v in score[:3])
+            lines.append(f"{name:{wide}}  {shares}{score.support:>9,}")
+    return lines
+
+
+def _beside(
+    run: Run,
+    plain: Evaluation,
+    names: tuple[str, ...],
+    mirrored: Evaluation | None,
+    about: dict[str, Any],
+    marks: list[str],
+) -> str:
+    """Write evaluation-<marks>.json; the line that says so."""
+    path = run.path / f"evaluation-{'-'.join(marks)}.json"
+    write_json(path, plain.as_dict(names) | {"top1_flip": mirrored.top1 if mirrored else None, "about": about})
+    return f"written    {path}"
+
+
+def _slug(path: Path) -> str:
+    """``<name>-<hash of where it lies>``, so that two sets of one name do not share a file."""
+    where = path.expanduser().resolve()
+    word = re.sub(r"[^A-Za-z0-9]+", "-", where.stem).strip("-") or "data"
+    return f"{word}-{hashlib.sha256(str(where).encode(errors='surrogateescape')).hexdigest()[:6]}"
+
+
+def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: Callable[[int], str]) -> list[str]:
+    """Write every prediction to ``out``, a row an image; the line that says so."""
+    if out is None:
+        return []
+    found = result.predictions
+    assert found is not None, "a single process keeps them"
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "label", "predicted", "probability", "loss"])
+    columns = (found.labels, found.predicted, found.probability, found.loss)
+    for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        said = names[top] if top < len(names) else f"output {top}"
+        table.writerow([name(i), names[label], said, f"{probability:.7g}", f"{loss:.7g}"])
+    write_atomic(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    return [f"predictions {out}"]

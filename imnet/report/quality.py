@@ -1,0 +1,85 @@
+"""How good the answers are, class by class, how far their probabilities can be believed, and on which other data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from imnet.report.data import Evaluation, RunLog
+from imnet.report.markup import NOT_MEASURED, Markup, figure, percent, section, soft, table
+from imnet.report.plots import Curve, curves_svg
+from imnet.scores import balanced_accuracy, calibration_error, macro_f1
+
+SHOWN_CLASSES = 50
+"""Of more classes the page has those of the lowest F1; evaluation.json has all."""
+
+
+def classes(run: RunLog) -> Markup:
+    """Precision, recall, F1 and number of images of each class."""
+    title = "Classes"
+    if run.evaluation is None:
+        return section("classes", title, f"Precision and recall: {NOT_MEASURED} (no final evaluation yet).")
+    return section("classes", title, *_classes(run.evaluation))
+
+
+def _classes(evaluation: Evaluation) -> list[Markup]:
+    scores = evaluation.per_class
+    said = (
+        f"Balanced accuracy (mean recall) {percent(balanced_accuracy(scores))}, macro F1 {percent(macro_f1(scores))}."
+    )
+    ranked = list(zip(evaluation.class_names, scores, strict=True))
+    if len(ranked) > SHOWN_CLASSES:
+        ranked = [row for row in ranked if row[1].support]
+        ranked = sorted(ranked, key=lambda row: 0.0 if row[1].f1 is None else row[1].f1)[:SHOWN_CLASSES]
+        said += f" The {len(ranked)} classes of the lowest F1, of {len(scores)}; evaluation.json has all."
+    rows = [(name, *map(_share, score[:3]), f"{score.support:,}") for name, score in ranked]
+    return [soft(said), table(("Class", "Precision", "Recall", "F1", "Images"), rows)]
+
+
+def _share(value: float | None) -> str:
+    return percent(value, "-") if value is not None else "-"
+
+
+def calibration(run: RunLog) -> Markup:
+    """The reliability diagram: accuracy against probability."""
+    title = "Calibration"
+    if run.evaluation is None or not run.evaluation.bins:
+        why = "no final evaluation yet" if run.evaluation is None else "imnet-eval measures it"
+        return section("calibration", title, f"Calibration error: {NOT_MEASURED} ({why}).")
+    return section("calibration", title, _reliability(run.evaluation, "calibration"))
+
+
+def _reliability(evaluation: Evaluation, name: str) -> Markup:
+    held = [row for row in evaluation.bins if row[0]]
+    accuracy = Curve(x=[p / n for n, p, _ in held], y=[hits / n for n, _, hits in held], label="measured")
+    wanted = Curve(x=[0.0, 1.0], y=[0.0, 1.0], label="perfectly calibrated", color=3, dash=1)
+    drawing = curves_svg(name, [accuracy, wanted], x_label="probability of the answer", y_label="share that is right")
+    error, total = calibration_error(evaluation.bins), sum(n for n, _, _ in evaluation.bins)
+    trust = (math.fsum(p for _, p, _ in held) - math.fsum(hits for _, _, hits in held)) / total if total else 0.0
+    tone = "more" if trust > 0 else "less"
+    return figure(
+        drawing,
+        f"Expected calibration error {percent(error)}: {len(evaluation.bins)} bins of equal width, {len(held)} of them "
+        f"with images. On average the network is {tone} sure than right, by {percent(abs(trust))}.",
+    )
+
+
+def others(run: RunLog) -> list[Markup]:
+    """Evaluations on other data, of other checkpoints or in another precision; no section where there is none."""
+    if not run.others:
+        return []
+    headers = ("Data", "Part", "Checkpoint", "Precision", "Images", "Top-1", "Top-5", "Balanced", "Calibration error")
+    parts: list[Any] = [table(headers, [_row(other) for other in run.others], "wide")]
+    for number, other in enumerate(run.others):
+        about = other.about or {}
+        parts.append(soft(f"{about.get('data', '?')}, {about.get('split', '?')}:"))
+        parts += _classes(other)
+        parts += [_reliability(other, f"other{number}")] if other.bins else []
+    return [section("others", "Other evaluations", *parts)]
+
+
+def _row(other: Evaluation) -> tuple[str, ...]:
+    about = other.about or {}
+    named = [str(about.get(key, "?")) for key in ("data", "split", "checkpoint", "precision")]
+    figures = (other.top1, other.top5, balanced_accuracy(other.per_class), calibration_error(other.bins))
+    return (*named, f"{other.num_images:,}", *map(percent, figures))
