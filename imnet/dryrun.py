@@ -19,7 +19,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def text(recipe: Recipe, options: RunOptions) -> str:
     """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
-    d = recipe.data
+    d, options = recipe.data, options.as_ran(recipe)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):

@@ -196,13 +196,14 @@ class Trainer:
         loss = float(values) / self.state.loss_images  # the host waits here
         now = time.perf_counter()
         since, first = self._interval
-        rate = (self.state.step - first) * self.recipe.data.batch_images / (now - since)
+        per_epoch = self.order.steps_per_epoch
+        rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)
         self._interval = (now, self.state.step)
         self.state.loss_sum.zero_()
         self.state.loss_images = 0
         self.tick()
-        epoch = self.state.step / self.order.steps_per_epoch
-        lr = self.recipe.lr_at(self.state.step - 1, self.order.steps_per_epoch)
+        epoch = self.state.step / per_epoch
+        lr = self.recipe.lr_at(self.state.step - 1, per_epoch)
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3))

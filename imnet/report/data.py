@@ -155,7 +155,8 @@ class RunLog:
     def changed(self) -> str:
         """What ran otherwise than what was published, as ``changed: model, data; not comparable``; else empty."""
         parts = changed_parts(self.recipe) if self.published else ()
-        parts += ("precision",) if self.config.get("precision", "auto") != "auto" else ()
+        theirs = (self.recipe.get("ran") or {}).get("precision", "auto")
+        parts += ("precision",) if self.config.get("precision", "auto") not in ("auto", theirs) else ()
         parts += ("the configuration on the way",) if self.info.get("before") else ()
         return f"changed: {', '.join(parts)}; not comparable" if parts and self.published else ""
 
@@ -230,7 +231,7 @@ def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result, in JSON's form, with every field that a recipe has today."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         recipe = json.loads(json.dumps(to_dict(from_dict(recipe))))
-    kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "seed")}
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "ran", "seed")}
     if isinstance(kept.get("augment"), Mapping):
         kept["augment"] = {key: value for key, value in kept["augment"].items() if key != "spectral_band"}
     return kept
