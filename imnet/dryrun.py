@@ -63,7 +63,8 @@ def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str
         return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
     except Unpacked as todo:
         return _unpacked(recipe, todo, flops_per_image)
-    sizes = f"{len(found.train):,} train, {len(found.test):,} test, {len(found.class_names)} classes"
+    val = "" if found.val is None else f"{len(found.val):,} validation, "
+    sizes = f"{len(found.train):,} train, {val}{len(found.test):,} test, {len(found.class_names)} classes"
     return [
         *_steps(recipe, len(found.train), flops_per_image),
         f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
@@ -77,8 +78,9 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
     splits, d = todo.found.splits, recipe.data
     train = d.train_images or len(splits["train"])
     test = d.test_images or (len(splits["test"]) if "test" in splits else round(d.hold_out * train))
-    train -= 0 if "test" in splits else test
-    sizes = f"{train:,} train, {test:,} test, {len(todo.found.class_names)} classes"
+    train -= (0 if "test" in splits else test) + (d.val_images or 0)
+    val = f"{d.val_images:,} validation, " if d.val_images else ""
+    sizes = f"{train:,} train, {val}{test:,} test, {len(todo.found.class_names)} classes"
     return [
         *_steps(recipe, train, flops_per_image),
         f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",

@@ -56,6 +56,15 @@ class Data:
             "share of each class that judges, of a set without a test part", Range(low=0, below=1), later=True
         ),
     )
+    val_images: int | None = field(
+        default=None,
+        metadata=about("training images held out; the best epoch is chosen on them", COUNT, later=True),
+    )
+    val_seed: int = field(
+        default=0,
+        metadata=about("which ones: torch's random_split of this seed", Range(low=0, high=2**63 - 1), later=True),
+    )
+    val_stratified: bool = field(default=False, metadata=about("the same share of every class instead", later=True))
     train_images: int | None = field(
         default=None, metadata=about("size of a generated set; of others that many evenly spaced images", COUNT)
     )

@@ -6,17 +6,16 @@ Those three are the only places where the host waits for the device.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from dataclasses import replace
 
 import torch
 
-from imnet import announce, checkpoint, device, report, resume, runfolder
+from imnet import announce, checkpoint, device, judge, report, resume, runfolder
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
-from imnet.evaluate import Evaluation, evaluate
+from imnet.evaluate import Evaluation
 from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
@@ -53,8 +52,9 @@ class Trainer:
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
         self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
-        self.train_data, self.test_data = self.setup.train_data, self.setup.test_data
-        self.state = RunState(loss_sum=torch.zeros((), device=place.device))
+        self.train_data = self.setup.train_data
+        loss, right = torch.zeros(2, device=place.device).unbind()
+        self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
         self.evaluation: Evaluation | None = None
@@ -145,6 +145,7 @@ class Trainer:
             self._skip_if_bad(bad, backup)
             loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
         self.state.loss_sum += loss
+        self.state.right_sum += self.step_fn.right
         self.state.loss_images += num_images
         self.state.step += 1
         bad_step, stop = self.flags.push(self.state.step - 1, bad)
@@ -192,31 +193,35 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
-        values = self.world.all_reduce(self.state.loss_sum.clone())
-        loss = float(values) / self.state.loss_images  # the host waits here
+        loss, top1 = (total / self.state.loss_images for total in self._sums())
         now = time.perf_counter()
         since, first = self._interval
         per_epoch = self.order.steps_per_epoch
         rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)
         self._interval = (now, self.state.step)
         self.state.loss_sum.zero_()
+        self.state.right_sum.zero_()
         self.state.loss_images = 0
         self.tick()
         epoch = self.state.step / per_epoch
         lr = self.recipe.lr_at(self.state.step - 1, per_epoch)
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
-            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3))
+            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
         left_s = (self.num_steps - self.state.step) * self.recipe.data.batch_images / rate
         self.console.progress(self.state.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
 
+    def _sums(self) -> list[float]:
+        """Losses and right answers since the last line, over all ranks; the host waits here."""
+        return self.world.all_reduce(torch.stack([self.state.loss_sum, self.state.right_sum])).tolist()
+
     def _save(self) -> None:
         self.tick()
-        total = self.world.all_reduce(self.state.loss_sum.clone())
+        sums = self._sums()
         if self.folder is None or self.log is None:
             return
         self.state.metrics_bytes = self.log.sync()
-        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, float(total))
+        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, *sums)
 
     def tick(self) -> None:
         now = time.perf_counter()
@@ -226,9 +231,8 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
         last = epoch == self.recipe.epochs
-        every = self.options.eval_every_epochs or self._default_eval_every()
         stop = self._check_last_step()
-        if last or epoch % every == 0:
+        if last or epoch % judge.every_epochs(self.setup) == 0:
             self._evaluate_now()
         self._count_bad_images()
         if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
@@ -238,8 +242,9 @@ class Trainer:
         self._interval = (time.perf_counter(), self.state.step)
 
     def _count_bad_images(self) -> None:
-        """Over all ranks and both splits: pictures that could not be decoded; another took their place."""
-        decoders = [d for d in (self.train_data.decoder, self.test_data.decoder) if d is not None]
+        """Over all ranks and parts: pictures that could not be decoded; another took their place."""
+        parts = (self.train_data, self.setup.val_data, self.setup.test_data)
+        decoders = [part.decoder for part in parts if part is not None and part.decoder is not None]
         if not decoders:
             return
         count = torch.tensor(float(sum(len(d.bad) for d in decoders)), device=self.place.device)
@@ -249,32 +254,17 @@ class Trainer:
             self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
         self.state.bad_images = total
 
-    def _default_eval_every(self) -> int:
-        """About ten evaluations a run, and at most a tenth of its time: an image costs a third of a training image."""
-        by_time = math.ceil(len(self.test_data) / (0.3 * len(self.train_data)))
-        return max(1, round(self.recipe.epochs / 10), by_time)
-
     def _evaluate_now(self, log: bool = True) -> None:
-        net = self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
-        start = time.perf_counter()
-        # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
-        self.world.broadcast(list(net.buffers()))
-        batch = min(1000, max(self.recipe.data.batch_images, 256))
-        result = evaluate(net, self.test_data, self.place, self.world, len(self.dataset.class_names), batch)
+        judged = judge.judge(self.setup, self.step_fn)
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch
-        self.evaluation = result
-        if result.top1 > self.state.best["top1"]:
-            self.state.best = {"top1": result.top1, "epoch": epoch}
+        self.evaluation = judged[-1].result
+        judge.note_best(self.state, judged, epoch)
         if self.log is None or not log:
             return
-        values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-        self.log.write(kind="eval", step=self.state.step, epoch=epoch, **values, seconds=round(self.state.seconds, 3))
-        took = time.perf_counter() - start
-        self.console.say(
-            f"epoch {epoch}/{self.recipe.epochs}  test top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
-            f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.state.seconds:.0f} s in all)"
-        )
+        for part in judged:
+            self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
+            self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

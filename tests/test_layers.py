@@ -17,7 +17,7 @@ ROOMS = {
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state change hubs weights from_recipe evaluate announce resume console trainer start",
+        "run_state change hubs weights from_recipe evaluate judge announce resume console trainer start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (

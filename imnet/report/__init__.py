@@ -6,7 +6,8 @@
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
 What was not measured says "not measured"; the last epoch comes before the best one, which is named as selected on
-the test set. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
+the test set, or on the images held out of train. Equal run folders give equal bytes: no clock is read here. See data
+for what a run folder holds.
 Importing this module imports neither torch nor matplotlib.
 """
 
@@ -70,13 +71,14 @@ def summary(run_dir: Path) -> str:
     """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
     run = load(Path(run_dir))
     best = run.best
-    best_at = f" at epoch {best.epoch:g} (selected on the test set)" if best else ""
+    best_at = f" at epoch {best.epoch:g} (selected on {run.chosen_on})" if best else ""
     report = run.path / REPORT_NAME
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
+        *([("validation, last", percent(run.vals[-1].top1))] if run.vals else []),
         ("published", _published(run)),
         ("images/s, median", rate(run.images_per_s)),
         ("training time", f"{duration(run.total_seconds)} on {run.hardware}"),
@@ -97,7 +99,7 @@ def _images(run: RunLog) -> str:
     counts = dict(recorded) if isinstance(recorded, dict) else {}
     if run.evaluation:
         counts["test_images"] = run.evaluation.num_images
-    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "test") if f"{part}_images" in counts]
+    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "val", "test") if f"{part}_images" in counts]
     return ", ".join(told) or "not recorded"
 
 

@@ -4,8 +4,10 @@ The run folder's contract, as the report understands it:
 
 - ``config.yaml``: a mapping, the resolved recipe and run settings.
 - ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
-- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds; ``kind`` "eval":
-  step, epoch, loss, top1, top5 (fractions), seconds. ``seconds`` is the run's clock so far, evaluations included.
+- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds, top1 (of the
+  training images as augmented, while the weights moved); ``kind`` "eval": step, epoch, loss, top1, top5 (fractions),
+  seconds; ``kind`` "val": the same of the images held out of train. ``seconds`` is the run's clock so far, evaluations
+  included.
 - ``evaluation.json``, ``worst.png``: only after an evaluation.
 """
 
@@ -14,11 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from imnet.recipe_json import from_dict, to_dict
@@ -37,6 +39,7 @@ class TrainLine(NamedTuple):
     lr: float
     images_per_s: float
     seconds: float
+    top1: float = NAN
 
 
 class EvalLine(NamedTuple):
@@ -89,6 +92,8 @@ class RunLog:
     evals: tuple[EvalLine, ...]
     evaluation: Evaluation | None
     notes: tuple[str, ...]
+    vals: tuple[EvalLine, ...] = ()
+    """Of the images held out of train, where there are any."""
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -128,9 +133,30 @@ class RunLog:
 
     @property
     def best(self) -> EvalLine | None:
-        """The evaluation with the highest top-1 (the earliest of equals): selected on the test set."""
-        finite = [line for line in self.evals if math.isfinite(line.top1)]
-        return max(finite, key=lambda line: line.top1, default=None)
+        """The evaluation at the epoch of the highest top-1 (the earliest of equals) on the images that choose."""
+        finite = [line for line in self.vals or self.evals if math.isfinite(line.top1)]
+        chosen = max(finite, key=lambda line: line.top1, default=None)
+        return next((line for line in self.evals if chosen is not None and line.epoch == chosen.epoch), None)
+
+    @property
+    def chosen_on(self) -> str:
+        """What the best epoch is selected on."""
+        return "the validation images" if self.vals else "the test set"
+
+    @property
+    def best_val(self) -> EvalLine | None:
+        """Of the held out images at the epoch that they chose."""
+        return next((line for line in self.vals if self.best is not None and line.epoch == self.best.epoch), None)
+
+    @property
+    def train_top1(self) -> list[tuple[float, float]]:
+        """(epoch, mean over the lines logged in it) of the training accuracy, where it was logged."""
+        return _by_epoch([(line.epoch, line.top1) for line in self.train])
+
+    @property
+    def train_loss(self) -> list[tuple[float, float]]:
+        """(epoch, mean over the lines logged in it)."""
+        return _by_epoch([(line.epoch, line.loss) for line in self.train])
 
     @property
     def published(self) -> Mapping[str, Any]:
@@ -205,6 +231,16 @@ class RunLog:
             return f"{ranks} x {gpus[0]}"
         processes = "" if ranks == 1 else f", {ranks} processes"
         return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
+
+
+def _by_epoch(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean of the finite values of each epoch, at its end."""
+    epochs: dict[int, list[float]] = {}
+    for epoch, value in values:
+        if math.isfinite(value):
+            # A line of the last step of an epoch carries its end, perhaps rounded.
+            epochs.setdefault(math.ceil(epoch - 1e-3), []).append(value)
+    return [(float(epoch), fmean(found)) for epoch, found in sorted(epochs.items())]
 
 
 def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
