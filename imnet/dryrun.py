@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imnet import device, models, runfolder
+from imnet import device, models, prescribed, runfolder
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
@@ -32,6 +32,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
         f"precision    {precision} ({why})",
+        *prescribed.lines(recipe, net),
         *_memory(net, recipe, options, ranks, precision),
         f"run folder   {options.out or runfolder.default_path(recipe, precision)}",
         *_data(recipe, options, both),
