@@ -25,13 +25,14 @@ def header(
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
-    train, test = len(setup.train_data), len(setup.test_data)
+    val = "" if setup.val_data is None else f"{len(setup.val_data):,} validation, "
+    sizes = f"{len(setup.train_data):,} train, {val}{len(setup.test_data):,} test images"
     where = f"{world.size} x {place.device.type}" if world.size > 1 else str(place.device)
     shares = f"{world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
     tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in _tiers(setup).items())
     lines = [
         f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
-        f"data       {r.data.name}: {train:,} train, {test:,} test images",
+        f"data       {r.data.name}: {sizes}",
         *(f"note       {note}" for note in setup.dataset.notes),
         f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
@@ -82,6 +83,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "name": setup.dataset.name,
             "fingerprint": setup.dataset.fingerprint,
             "train_images": len(setup.train_data),
+            **({} if setup.val_data is None else {"val_images": len(setup.val_data)}),
             "test_images": len(setup.test_data),
             "encoded": isinstance(setup.dataset.test, EncodedSplit),
             "class_names": list(setup.dataset.class_names),

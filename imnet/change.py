@@ -100,6 +100,7 @@ def _check_optimiser(old: Recipe, new: Recipe) -> None:
     facts = {
         "optim.kind": (old.optim.kind, new.optim.kind),
         "optim.decay_norms": (old.optim.decay_norms, new.optim.decay_norms),
+        "optim.decay_biases": tuple(getattr(r.optim, "decay_biases", True) for r in (old, new)),
         "momentum": tuple("some" if getattr(r.optim, "momentum", 1) else "none" for r in (old, new)),
     }
     for name, (was, now) in facts.items():

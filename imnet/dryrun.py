@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imnet import device, models, runfolder
+from imnet import device, models, prescribed, runfolder
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
@@ -19,7 +19,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def text(recipe: Recipe, options: RunOptions) -> str:
     """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
-    d = recipe.data
+    d, options = recipe.data, options.as_ran(recipe)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):
@@ -32,6 +32,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
         f"precision    {precision} ({why})",
+        *prescribed.lines(recipe, net),
         *_memory(net, recipe, options, ranks, precision),
         f"run folder   {options.out or runfolder.default_path(recipe, precision)}",
         *_data(recipe, options, both),
@@ -63,7 +64,8 @@ def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str
         return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
     except Unpacked as todo:
         return _unpacked(recipe, todo, flops_per_image)
-    sizes = f"{len(found.train):,} train, {len(found.test):,} test, {len(found.class_names)} classes"
+    val = "" if found.val is None else f"{len(found.val):,} validation, "
+    sizes = f"{len(found.train):,} train, {val}{len(found.test):,} test, {len(found.class_names)} classes"
     return [
         *_steps(recipe, len(found.train), flops_per_image),
         f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
@@ -77,8 +79,9 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
     splits, d = todo.found.splits, recipe.data
     train = d.train_images or len(splits["train"])
     test = d.test_images or (len(splits["test"]) if "test" in splits else round(d.hold_out * train))
-    train -= 0 if "test" in splits else test
-    sizes = f"{train:,} train, {test:,} test, {len(todo.found.class_names)} classes"
+    train -= (0 if "test" in splits else test) + (d.val_images or 0)
+    val = f"{d.val_images:,} validation, " if d.val_images else ""
+    sizes = f"{train:,} train, {val}{test:,} test, {len(todo.found.class_names)} classes"
     return [
         *_steps(recipe, train, flops_per_image),
         f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",

@@ -67,6 +67,7 @@ def prepare(
         order=order,
         train_data=train,
         test_data=test,
+        val_data=None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting),
         pipeline_reason=reason,
         execution=execution,
         parameters=sum(p.numel() for p in net.parameters()),
@@ -137,6 +138,9 @@ def load_data(
         train_images=d.train_images,
         test_images=d.test_images,
         hold_out=d.hold_out,
+        val_images=d.val_images,
+        val_seed=d.val_seed,
+        val_stratified=d.val_stratified,
         seed=recipe.seed if d.hold_out else 0,
         whole=recipe.augment.crop_scale is not None,
         look=look,
@@ -150,7 +154,8 @@ def build_pipelines(
     recipe: Recipe, options: RunOptions, dataset: data.DataSet, place: Place, world: World, order: Order | None
 ) -> tuple[Pipeline, Pipeline, str]:
     """The training and the test pipeline, and why they are of that kind."""
-    kind, reason = pipelines.choose(options.pipeline, (dataset.train, dataset.test), place.device)
+    splits = [split for split in (dataset.train, dataset.test, dataset.val) if split is not None]
+    kind, reason = pipelines.choose(options.pipeline, splits, place.device)
     setting = _setting(recipe, options, dataset, place, world, order)
     train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
     return train, test, reason

@@ -26,7 +26,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def no_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters that take no weight decay: those of norms, every bias, and what the network itself names.
+    """Names of the parameters that are spared the decay: those of norms, every bias, and what the network itself names.
 
     timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
     under the first of their names, as in ``named_parameters``.
@@ -40,23 +40,29 @@ def no_decay(network: nn.Module) -> set[str]:
     return found & {name for name, _ in network.named_parameters()}
 
 
-def param_groups(
-    network: nn.Module, weight_decay: float, decay_all: bool = False, body_lr: float = 1.0
-) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: the rest with ``weight_decay``, those of :func:`no_decay` with 0.
+def spared(network: nn.Module, optim: Optim) -> set[str]:
+    """Names of the parameters that take no weight decay: none, as in most published runs, or as the recipe says."""
+    if not optim.decay_norms:
+        return no_decay(network)
+    shifts = isinstance(optim, SGD) and not optim.decay_biases
+    return {name for name, _ in network.named_parameters() if shifts and name.rpartition(".")[2] == "bias"}
 
-    ``decay_all`` puts every parameter in the first, as most of the published runs did. Frozen parameters are left out.
-    With ``body_lr`` other than 1, each is divided again: the layers before the head train at that share of the rate.
+
+def param_groups(network: nn.Module, optim: Optim, body_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Two groups for an optimiser: those of :func:`spared` with a weight decay of 0, and the rest.
+
+    Frozen parameters are left out. With ``body_lr`` other than 1, each is divided again: the layers before the head
+    train at that share of the rate.
     """
-    skip = set() if decay_all else no_decay(network)
+    skip = spared(network, optim)
     head = head_name(network) if body_lr != 1.0 else ""
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, p in ((name, p) for name, p in network.named_parameters() if p.requires_grad):
         factor = 1.0 if not head or is_head(name, head) else body_lr
         groups.setdefault((factor, name in skip), []).append(p)
     return [
-        {"params": params, "weight_decay": 0.0 if spared else weight_decay, "lr_factor": factor}
-        for (factor, spared), params in sorted(groups.items())
+        {"params": params, "weight_decay": 0.0 if none else optim.weight_decay, "lr_factor": factor}
+        for (factor, none), params in sorted(groups.items())
     ]
 
 
@@ -74,8 +80,7 @@ def build(
         what = f"got --optim-backend {backend} for {optim.kind}; allowed: sgd"
         raise UsageError(what, hint="use --optim-backend torch")
     device = next(model.parameters()).device
-    # Norms and biases are spared the decay only where the recipe says so; the published runs decayed everything.
-    groups = param_groups(model, optim.weight_decay, optim.decay_norms, body_lr)
+    groups = param_groups(model, optim, body_lr)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
     for group in groups if graphs else ():
         group["lr"] = lr.clone()  # its own: groups may have different shares of it

@@ -233,7 +233,8 @@ def with_data(named: Recipe, path: Path) -> Recipe:
         mean, std = (sum(values) / len(values) for values in (augment.mean, augment.std))
         augment = replace(augment, mean=(mean,), std=(std,))
     data = replace(named.data, **counts)
-    return replace(named, name=name_of(path, named.name), data=data, augment=augment, head_outputs=None, published=None)
+    kept: dict[str, Any] = {"data": data, "augment": augment, "head_outputs": None, "published": None, "ran": None}
+    return replace(named, name=name_of(path, named.name), **kept)
 
 
 def expected(recipe: Recipe, options: RunOptions) -> str:

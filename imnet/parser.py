@@ -16,7 +16,7 @@ from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-FIXED = ("name", "source", "published")
+FIXED = ("name", "source", "published", "ran")
 DESCRIPTION = """Train an image classifier from a recipe.
 
   imnet-train                                        the embedded data set, two minutes on a laptop

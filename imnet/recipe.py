@@ -26,6 +26,7 @@ __all__ = [
     "MultiStep",
     "OneCycle",
     "Published",
+    "Ran",
     "Recipe",
     "Step",
     "replace",
@@ -55,6 +56,15 @@ class Data:
             "share of each class that judges, of a set without a test part", Range(low=0, below=1), later=True
         ),
     )
+    val_images: int | None = field(
+        default=None,
+        metadata=about("training images held out; the best epoch is chosen on them", COUNT, later=True),
+    )
+    val_seed: int = field(
+        default=0,
+        metadata=about("which ones: torch's random_split of this seed", Range(low=0, high=2**63 - 1), later=True),
+    )
+    val_stratified: bool = field(default=False, metadata=about("the same share of every class instead", later=True))
     train_images: int | None = field(
         default=None, metadata=about("size of a generated set; of others that many evenly spaced images", COUNT)
     )
@@ -74,6 +84,11 @@ class SGD:
     nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
     weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
     decay_norms: bool = field(default=True, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_biases: bool = field(
+        # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
+        default=True,
+        metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -112,6 +127,14 @@ class Published:
     """Of several bands together: several runs."""
     ensemble_of: tuple[int, ...] = ()
     """Which bands; all where it does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """How the source ran it, beside the recipe: what a run's options leave open follows it. No part of its identity."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    eval_every_epochs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +234,7 @@ class Recipe:
     )
     source: str = ""
     published: Published | None = None
+    ran: Ran | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -81,7 +81,7 @@ def config_hash(recipe: Recipe, precision: str) -> str:
     that a new option does not send an old command to a new folder.
     """
     body = _identity(recipe)
-    for provenance in ("source", "published"):
+    for provenance in ("source", "published", "ran"):
         body.pop(provenance)
     text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import torch
 
 from imnet import change, checkpoint
 from imnet.errors import UsageError
-from imnet.run_state import RunState, Setup
+from imnet.run_state import NO_BEST, RunState, Setup
 from imnet.step import TrainStep
 
 
-def save(checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float) -> None:
-    """Rank 0's checkpoint; ``loss_sum`` is that of all ranks."""
+def save(
+    checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float, right_sum: float
+) -> None:
+    """Rank 0's checkpoint; the sums are those of all ranks."""
     values = {
         "step": state.step,
         "epoch": state.step / setup.order.steps_per_epoch,
         "seconds": state.seconds,
         "loss_sum": loss_sum,
+        "right_sum": right_sum,
         "loss_images": state.loss_images,
         "best": state.best,
         "skipped_steps": state.skipped_steps,
@@ -59,9 +63,10 @@ def resume(
         setattr(state, name, saved[name])
     state.step = step
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
-        state.best = RunState(loss_sum=state.loss_sum).best  # of other test images
+        state.best = dict(NO_BEST)  # of other test images
     if setup.world.is_main:
         state.loss_sum.fill_(saved["loss_sum"])
+        state.right_sum.fill_(saved.get("right_sum", math.nan))  # unknown to checkpoints of older versions
     return found, notes
 
 

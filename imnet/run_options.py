@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from imnet.fields import COUNT, Range, about, check, check_ranges
+from imnet.recipe import Recipe
 
 PROCESSES = Range(low=1, high=1024)
 RESTARTS = Range(low=0, high=1000)
@@ -108,3 +109,11 @@ class RunOptions:
     def max_skips(self) -> int:
         """How many non-finite steps may be left out."""
         return int(self.on_nonfinite.partition(":")[2] or 0)
+
+    def as_ran(self, recipe: Recipe) -> RunOptions:
+        """What is left open here, as the recipe's source ran it."""
+        ran = recipe.ran
+        if ran is None:
+            return self
+        precision = ran.precision if self.precision == "auto" else self.precision
+        return replace(self, precision=precision, eval_every_epochs=self.eval_every_epochs or ran.eval_every_epochs)

@@ -17,6 +17,8 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
 
+NO_BEST = {"top1": 0.0, "epoch": 0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -31,6 +33,8 @@ class Setup:
     order: Order
     train_data: Pipeline
     test_data: Pipeline
+    val_data: Pipeline | None
+    """Of the images held out of train."""
     pipeline_reason: str
     execution: Execution
     parameters: int
@@ -63,6 +67,8 @@ class RunState:
 
     loss_sum: Tensor
     """Of this rank's images since the last line of the log, on the device."""
+    right_sum: Tensor
+    """Of the same images, how many were classified rightly; NaN where their labels are mixed."""
     loss_images: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -73,4 +79,5 @@ class RunState:
     """Length of metrics.jsonl at the checkpoint; what was written after it is taken back."""
     final: dict[str, Any] | None = None
     """Figures of the test set beside a validation set, at which epoch, and how often it was judged; at rank 0."""
-    best: dict[str, Any] = field(default_factory=lambda: {"top1": 0.0, "epoch": 0})
+    best: dict[str, Any] = field(default_factory=lambda: dict(NO_BEST))
+    """Of the images that were held out of train, where there are any, else of the test images."""

@@ -140,7 +140,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[
     rows: list[str] = []
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)
-        if key in ("source", "published"):
+        if key in ("source", "published", "ran"):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             rows += _differences(a, b, f"{prefix}{key}.")

@@ -26,6 +26,7 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
 
     Raises ImnetError, a rank's as well as this process's.
     """
+    options = options.as_ran(recipe)
     precision = _check_before_start(recipe, options)
     if options.out is None:
         options = dataclasses.replace(options, out=str(runfolder.default_path(recipe, precision)))

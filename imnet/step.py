@@ -50,6 +50,8 @@ class TrainStep:
         self.params = [p for p in net.parameters() if p.requires_grad]
         self.graph = CapturedStep(self) if graphs else None
         self.compiled = compile
+        self.right = torch.zeros((), device=place.device)
+        """How many of this rank's images the last step classified rightly, on the device; NaN for mixed labels."""
         self.usual: set[torch.Size] = set()
         """Shapes of the images that ``warm_up`` saw. Compiled code serves those alone: for an odd last batch the
         compiler would start again, in the middle of a run."""
@@ -83,7 +85,7 @@ class TrainStep:
 
     def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         """The arithmetic of a step; what a CUDA graph captures."""
-        total = torch.zeros((), device=self.place.device)
+        total, self.right = torch.zeros(2, device=self.place.device)
         for i, (images, labels) in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._no_sync():
@@ -100,9 +102,10 @@ class TrainStep:
         )
 
     def loss(self, forward: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of ``forward(images)``, in the precision of the run."""
+        """Sum of the losses of ``forward(images)``, in the precision of the run; what is right adds to ``right``."""
         with self.place.autocast:
             logits = forward(images)
+        self.right = self.right + _num_right(logits.detach(), labels)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
 
     def _no_sync(self):
@@ -223,7 +226,7 @@ class CapturedStep:
         # Other threads may page-lock memory for the next batches meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.total, self.bad = self.step.compute(self.static, self.num_images)
-        self.graph = graph
+        self.graph, self.right = graph, self.step.right
 
     def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in self.step.tensors().items():
@@ -243,6 +246,7 @@ class CapturedStep:
             static_images.copy_(images)
             static_labels.copy_(labels)
         self.graph.replay()
+        self.step.right = self.right
         return self.total.clone(), self.bad.clone()
 
 
@@ -275,6 +279,13 @@ def repeatable() -> Iterator[None]:
 
 
 _UNCAPTURED = "leave --cuda-graphs out, or set --no-cuda-graphs"
+
+
+def _num_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """fp32: images whose largest logit is their label's; NaN where labels are shares of several classes."""
+    if labels.is_floating_point():
+        return logits.new_full((), float("nan"), dtype=torch.float32)
+    return (logits.argmax(1) == labels).sum(dtype=torch.float32)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

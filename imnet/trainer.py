@@ -6,7 +6,6 @@ Those three are the only places where the host waits for the device.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from dataclasses import replace
 
@@ -26,7 +25,7 @@ from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
 from imnet.step import NotCapturableError
-from imnet.verdicts import Verdicts
+from imnet.verdicts import Verdicts, every_epochs, note_best
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -53,8 +52,9 @@ class Trainer:
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
         self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
-        self.train_data, self.test_data = self.setup.train_data, self.setup.test_data
-        self.state = RunState(loss_sum=torch.zeros((), device=place.device))
+        self.train_data = self.setup.train_data
+        loss, right = torch.zeros(2, device=place.device).unbind()
+        self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
@@ -146,6 +146,7 @@ class Trainer:
             self._skip_if_bad(bad, backup)
             loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
         self.state.loss_sum += loss
+        self.state.right_sum += self.step_fn.right
         self.state.loss_images += num_images
         self.state.step += 1
         bad_step, stop = self.flags.push(self.state.step - 1, bad)
@@ -193,30 +194,35 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
-        values = self.world.all_reduce(self.state.loss_sum.clone())
-        loss = float(values) / self.state.loss_images  # the host waits here
+        loss, top1 = (total / self.state.loss_images for total in self._sums())
         now = time.perf_counter()
         since, first = self._interval
-        rate = (self.state.step - first) * self.recipe.data.batch_images / (now - since)
+        per_epoch = self.order.steps_per_epoch
+        rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)
         self._interval = (now, self.state.step)
         self.state.loss_sum.zero_()
+        self.state.right_sum.zero_()
         self.state.loss_images = 0
         self.tick()
-        epoch = self.state.step / self.order.steps_per_epoch
-        lr = self.recipe.lr_at(self.state.step - 1, self.order.steps_per_epoch)
+        epoch = self.state.step / per_epoch
+        lr = self.recipe.lr_at(self.state.step - 1, per_epoch)
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
-            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3))
+            self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
         left_s = (self.num_steps - self.state.step) * self.recipe.data.batch_images / rate
         self.console.progress(self.state.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
 
+    def _sums(self) -> list[float]:
+        """Losses and right answers since the last line, over all ranks; the host waits here."""
+        return self.world.all_reduce(torch.stack([self.state.loss_sum, self.state.right_sum])).tolist()
+
     def _save(self) -> None:
         self.tick()
-        total = self.world.all_reduce(self.state.loss_sum.clone())
+        sums = self._sums()
         if self.folder is None or self.log is None:
             return
         self.state.metrics_bytes = self.log.sync()
-        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, float(total))
+        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, *sums)
 
     def tick(self) -> None:
         now = time.perf_counter()
@@ -226,9 +232,8 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
         last = epoch == self.recipe.epochs
-        every = self.options.eval_every_epochs or self._default_eval_every()
         stop = self._check_last_step()
-        if last or epoch % every == 0:
+        if last or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self._count_bad_images()
         if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
@@ -244,30 +249,18 @@ class Trainer:
             self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
         self.state.bad_images = total
 
-    def _default_eval_every(self) -> int:
-        """About ten evaluations a run, and at most a tenth of its time: an image costs a third of a training image."""
-        by_time = math.ceil(len(self.test_data) / (0.3 * len(self.train_data)))
-        return max(1, round(self.recipe.epochs / 10), by_time)
-
     def _evaluate_now(self, log: bool = True) -> None:
-        start = time.perf_counter()
-        result = self.verdicts.now()
+        judged = self.verdicts.now()
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch
         if self.state.step == self.num_steps:
             self.verdicts.in_the_end(self.state)
-        if result.top1 > self.state.best["top1"]:
-            self.state.best = {"top1": result.top1, "epoch": epoch}
+        note_best(self.state, judged, epoch)
         if self.log is None or not log:
             return
-        values = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-        self.log.write(kind="eval", step=self.state.step, epoch=epoch, **values, seconds=round(self.state.seconds, 3))
-        took = time.perf_counter() - start
-        part = self.setup.judged_on.split()[0]
-        self.console.say(
-            f"epoch {epoch}/{self.recipe.epochs}  {part} top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  "
-            f"loss {result.loss:.4f}  ({result.num_images:,} images in {took:.1f} s, {self.state.seconds:.0f} s in all)"
-        )
+        for part in judged:
+            self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
+            self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,6 +17,29 @@ from imnet.run_state import RunState, Setup
 from imnet.step import TrainStep
 
 
+@dataclass(frozen=True)
+class Judged:
+    """One part of the data at one moment: ``kind`` of its line in metrics.jsonl (val: images held out of train; eval),
+    ``part``: what people call it; ``seconds`` is what judging it took."""
+
+    kind: str
+    part: str
+    result: Evaluation
+    seconds: float
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {"kind": self.kind, "loss": self.result.loss, "top1": self.result.top1, "top5": self.result.top5}
+
+    @property
+    def text(self) -> str:
+        """For the console."""
+        r = self.result
+        scores = f"{self.part} top-1 {r.top1:.2%}  top-5 {r.top5:.2%}  loss {r.loss:.4f}"
+        return f"{scores}  ({r.num_images:,} images in {self.seconds:.1f} s"
+
+
 class Verdicts:
     """The evaluations of one rank; every rank calls them at the same steps."""
 
@@ -20,17 +48,27 @@ class Verdicts:
         self.newest: Evaluation | None = None
         self.final: Evaluation | None = None
         """Of the test set beside a validation set."""
-        self.decoders = [d for d in (setup.train_data.decoder, setup.test_data.decoder) if d is not None]
+        parts = (setup.train_data, setup.val_data, setup.test_data)
+        self.decoders = [part.decoder for part in parts if part is not None and part.decoder is not None]
 
     @property
     def net(self) -> nn.Module:
         """The weights that count: averaged ones, where the recipe averages."""
         return self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
 
-    def now(self) -> Evaluation:
-        """On what judges during training."""
-        self.newest = self._of(self.net, self.setup.test_data)
-        return self.newest
+    def now(self) -> list[Judged]:
+        """On the images held out of train, where there are any, then on what judges every run."""
+        s = self.setup
+        parts = [("eval", s.judged_on.split()[0], s.test_data)]
+        if s.val_data is not None:
+            parts.insert(0, ("val", "validation", s.val_data))
+        found = []
+        for kind, part, data in parts:
+            start = time.perf_counter()
+            result = self._of(self.net, data)
+            found.append(Judged(kind, part, result, time.perf_counter() - start))
+        self.newest = found[-1].result
+        return found
 
     def in_the_end(self, state: RunState) -> None:
         """On the test set beside a validation set, which nothing has looked at until now."""
@@ -57,3 +95,18 @@ class Verdicts:
         count = torch.tensor(float(sum(len(d.bad) for d in self.decoders)), device=self.setup.place.device)
         first = next((f"; picture {i}: {why}" for d in self.decoders for i, why in d.bad.items()), "")
         return int(self.setup.world.all_reduce(count)), first
+
+
+def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
+    """The best epoch is chosen on the first part: the test images have no say where others were held out."""
+    top1 = judged[0].result.top1
+    if top1 > state.best["top1"]:
+        state.best = {"top1": top1, "epoch": epoch}
+
+
+def every_epochs(setup: Setup) -> int:
+    """As asked, else about ten times a run, and at most a tenth of its time: an image costs a third of a training
+    image."""
+    images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)
+    by_time = math.ceil(images / (0.3 * len(setup.train_data)))
+    return setup.options.eval_every_epochs or max(1, round(setup.recipe.epochs / 10), by_time)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, make, subset
+from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, hold_out_images, make, subset
 from imnet.data.files import without_locks
 from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset, did_you_mean
 from imnet.errors import UsageError
@@ -35,6 +35,9 @@ def load(
     test_images: int | None = None,
     channels: int | None = None,
     hold_out: float = 0.0,
+    val_images: int | None = None,
+    val_seed: int = 0,
+    val_stratified: bool = False,
     whole: bool = False,
     download: bool = True,
     look: bool = False,
@@ -45,12 +48,14 @@ def load(
     ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
     sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
     images of the others. ``hold_out`` is the share of each class that becomes the test part of a set without one,
-    chosen by ``seed``; ``whole`` keeps pictures as they are encoded, where a set is packed here. ``download=False``
-    never touches the network. Errors: UsageError (names, options), DataError (missing or damaged data; AbsentError
-    where there are none), IOFailure (disk). ``look`` writes and downloads nothing: a set that would be packed first
-    ends in Unpacked, which says what lies there.
+    chosen by ``seed``. ``val_images`` of the training images become ``val``, chosen by ``val_seed`` as torch's
+    random_split does, or, ``val_stratified``, of every class the same share. ``whole`` keeps pictures as they are
+    encoded, where a set is packed here. ``download=False`` never touches the network. ``look`` writes and downloads
+    nothing: a set that would be packed first ends in Unpacked, which says what lies there. Errors: UsageError (names,
+    options), DataError (missing or damaged data; AbsentError where there are none), IOFailure (disk).
     """
     check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
+    check_counts(val_images=val_images)
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
     request = Request(
@@ -71,7 +76,8 @@ def load(
         hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
-    return loaded if name in GENERATED else _thin(loaded, train_images, test_images)
+    thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)
+    return thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -91,6 +97,16 @@ def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> 
         mark = f"{whole.fingerprint} {len(train)} {len(test)}".encode()
         return replace(whole, train=train, test=test, fingerprint=hashlib.sha256(mark).hexdigest())
     return replace(make(whole.name, train, test, whole.class_names), notes=whole.notes, final=whole.final)
+
+
+def _with_val(whole: DataSet, count: int, seed: int, stratified: bool) -> DataSet:
+    """The data set with ``count`` training images held out, and a fingerprint that says which."""
+    train, val = hold_out_images(whole.train, count, seed, stratified)
+    how = "the same share of every class" if stratified else "as torch's random_split draws them"
+    note = f"validation: {count:,} of {len(whole.train):,} training images held out, {how}, seed {seed}"
+    mark = f"{whole.fingerprint} val {count} {seed} {stratified}".encode()
+    fingerprint = hashlib.sha256(mark).hexdigest()
+    return replace(whole, train=train, val=val, fingerprint=fingerprint, notes=(*whole.notes, note))
 
 
 def _spaced(split: AnySplit, count: int | None, option: str) -> AnySplit:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.errors import DataError
+from imnet.errors import DataError, UsageError
 
 _DIGEST_CHUNK_BYTES = 8 << 20
 
@@ -108,14 +108,52 @@ def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
 
     Which ones is decided by ``seed`` and the number of images alone, so that a run finds the same parts again.
     """
-    labels = np.asarray(train.labels)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    counts = np.bincount(labels)
+    counts = np.bincount(train.labels)
     taken = np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(np.int64)
+    return _parted(train, _of_each_class(train.labels, taken, seed))
+
+
+def hold_out_images(train: AnySplit, count: int, seed: int, stratified: bool) -> tuple[AnySplit, AnySplit]:
+    """(the rest, exactly ``count`` images held out).
+
+    ``stratified``: of each class its share, what rounding leaves to the largest remainders. Otherwise those that
+    ``torch.utils.data.random_split(train, [rest, count])`` takes with a generator of that ``seed``.
+    """
+    total = len(train)
+    if not 0 < count < total:
+        raise UsageError(f"got val_images = {count} of {total:,} training images", hint=f"allowed: 1..{total - 1}")
+    if stratified:
+        return _parted(train, _of_each_class(train.labels, _quotas(np.bincount(train.labels), count), seed))
+    import torch
+
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
+    held = np.zeros(total, dtype=bool)
+    held[order[total - count :]] = True
+    return _parted(train, held)
+
+
+def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
+    """How many of each class make ``total`` together: their shares, rounded by the largest remainders."""
+    shares = counts * total / counts.sum()
+    taken = np.floor(shares).astype(np.int64)
+    first = np.argsort(taken - shares, kind="stable")
+    taken[first[: total - taken.sum()]] += 1
+    return taken
+
+
+def _of_each_class(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray:
+    """bool (N,): ``taken[c]`` images of each class c, chosen by ``seed``."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    counts = np.bincount(labels)
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    held = place < np.repeat(taken, counts)
-    return subset(train, np.sort(order[~held])), subset(train, np.sort(order[held]))
+    held = np.zeros(len(labels), dtype=bool)
+    held[order[place < np.repeat(taken, counts)]] = True
+    return held
+
+
+def _parted(split: AnySplit, held: np.ndarray) -> tuple[AnySplit, AnySplit]:
+    return subset(split, np.flatnonzero(~held)), subset(split, np.flatnonzero(held))
 
 
 @dataclass(frozen=True)
@@ -131,6 +169,8 @@ class DataSet:
     notes: tuple[str, ...] = ()
     # A test set beside a validation set, which is ``test`` here: judged once, in the end of training.
     final: AnySplit | None = None
+    # Held out of train: judged like the test part, and the best epoch is chosen on it.
+    val: AnySplit | None = None
 
     @property
     def num_classes(self) -> int:

@@ -24,7 +24,7 @@ from .registry import MODELS, keyword_options, model, options
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build", "known", "model", "names", "option_names"]
+__all__ = ["build", "known", "model", "names", "option_defaults", "option_names"]
 
 _WRN = re.compile(r"wrn(\d+)_(\d+)")
 
@@ -75,6 +75,11 @@ def _ours(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any])
 
 def option_names(name: str) -> tuple[str, ...]:
     """Names of the keyword options that ``build(name, ...)`` takes. Imports the network's file."""
+    return tuple(option_defaults(name))
+
+
+def option_defaults(name: str) -> dict[str, Any]:
+    """The same with their defaults."""
     if name in CATALOG and name not in MODELS:
         importlib.import_module(f"{__name__}.{CATALOG[name].module}")
     if name in MODELS:

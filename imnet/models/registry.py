@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Builder = Callable[..., nn.Module]
 
 MODELS: dict[str, Builder] = {}
-_OPTIONS: dict[str, tuple[str, ...]] = {}
+_OPTIONS: dict[str, dict[str, Any]] = {}
 
 
 def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | None = None) -> Any:
@@ -33,12 +33,12 @@ def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | No
     return builder
 
 
-def keyword_options(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the keyword-only parameters of ``function`` (of ``__init__`` for a class)."""
+def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of ``function`` (of ``__init__`` for a class) with their defaults."""
     parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def options(name: str) -> tuple[str, ...]:
-    """Options of a registered network."""
+def options(name: str) -> dict[str, Any]:
+    """Options of a registered network with their defaults."""
     return _OPTIONS[name]

@@ -106,8 +106,9 @@ class WideResNet(nn.Module):
 class LasagneWideResNet(nn.Module):
     """The authors' Lasagne WRN-``depth``-``widen`` at 64 pixels: (B, in_channels, H, W) -> logits (B, num_classes).
 
-    Stem 3x3-BN-ReLU, then :class:`LasagneBlock`; He init by fan in, BN epsilon 1e-4. The paper's published errors
-    belong to this form.
+    Stem 3x3-BN-ReLU, then :class:`LasagneBlock`; BN epsilon 1e-4. Initial weights as in their code: He normal by fan
+    in, for the head without the factor 2 of ReLU, and Lasagne's default, Glorot uniform, for the projections. The
+    paper's published errors belong to this form.
     """
 
     def __init__(self, depth: int, widen: int, num_classes: int, in_channels: int = 3) -> None:
@@ -125,9 +126,12 @@ class LasagneWideResNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.head = nn.Linear(width, num_classes)
         he_init(self, mode="fan_in")
+        nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 1e-4  # Lasagne's default
+            if isinstance(module, LasagneBlock) and module.projection is not None:
+                nn.init.xavier_uniform_(module.projection.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.blocks(norm_relu(self.stem_bn, self.stem(images)))

@@ -73,7 +73,7 @@ def summary(run_dir: Path) -> str:
     """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
     run = load(Path(run_dir))
     best = run.best
-    best_at = f" at epoch {best.epoch:g} (selected on the {run.judged_on})" if best else ""
+    best_at = f" at epoch {best.epoch:g} (selected on the {run.chosen_on})" if best else ""
     report = run.path / REPORT_NAME
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
@@ -81,6 +81,7 @@ def summary(run_dir: Path) -> str:
         *([("top-1, test set", run.final_told)] if run.final_told else []),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
+        *([("validation, last", percent(run.vals[-1].top1))] if run.vals else []),
         ("published", _published(run)),
         ("images/s, median", rate(run.images_per_s)),
         ("training time", f"{duration(run.total_seconds)} on {run.hardware}"),
@@ -101,7 +102,7 @@ def _images(run: RunLog) -> str:
     counts = dict(recorded) if isinstance(recorded, dict) else {}
     if run.evaluation:
         counts["test_images"] = run.evaluation.num_images
-    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "test") if f"{part}_images" in counts]
+    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "val", "test") if f"{part}_images" in counts]
     return ", ".join(told) or "not recorded"
 
 

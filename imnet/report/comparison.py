@@ -57,6 +57,7 @@ def marked(runs: Sequence[RunLog]) -> list[tuple[RunLog, str, tuple[int, int]]]:
         for number, run in enumerate(members):
             color = letter if len(groups) > 1 else number
             dash = number if len(groups) > 1 else number // len(SERIES)
+            dash += letter // len(SERIES)  # more groups than colours
             found.append((run, f"{_letter(letter)}{number + 1}", (color % len(SERIES), dash % len(DASHES))))
     return found
 
@@ -78,7 +79,7 @@ def _cells(run: RunLog) -> tuple[str, ...]:
         "not recorded" if run.seed is None else str(run.seed),
         planned if run.finished else f"{run.reached_epoch:.4g} of {planned}, not finished",
         percent(_last(run)),
-        percent(_best(run)),
+        _best_cell(run, percent(_best(run))),
         published(run),
         rate(run.images_per_s),
         duration(run.total_seconds),
@@ -86,12 +87,16 @@ def _cells(run: RunLog) -> tuple[str, ...]:
     )
 
 
+def _best_cell(run: RunLog, text: str) -> str:
+    return f"{text} (on the {run.chosen_on})" if run.vals and run.best else text
+
+
 def _last(run: RunLog) -> float:
     return run.last.top1 if run.last else NAN
 
 
 def _best_named(runs: Sequence[RunLog]) -> str:
-    return f"Top-1, best epoch (selected on the {' or the '.join(dict.fromkeys(run.judged_on for run in runs))})"
+    return f"Top-1, best epoch (selected on the {' or the '.join(dict.fromkeys(run.chosen_on for run in runs))})"
 
 
 def _best(run: RunLog) -> float:
@@ -114,7 +119,8 @@ def groups_table(runs: Sequence[RunLog]) -> Markup:
     rows = []
     for letter, (name, members) in enumerate(zip(_names(groups), groups, strict=True)):
         color = letter % len(SERIES) if len(groups) > 1 else 0
-        rows.append((_label(name, _letter(letter), (color, 0)), *_group_cells(members)))
+        dash = letter // len(SERIES) % len(DASHES)
+        rows.append((_label(name, _letter(letter), (color, dash)), *_group_cells(members)))
     said = (
         "Mean ± sample standard deviation over the finished runs of the same recipe and precision; n is their number."
     )
@@ -166,7 +172,7 @@ def _group_cells(members: Sequence[RunLog]) -> tuple[str, ...]:
         f"{len(done)}" + (f" (+ {open_runs} not finished)" if open_runs else ""),
         (", ".join(seeds) or "none") + repeated,
         spread([_last(run) for run in done], percent, _points),
-        spread([_best(run) for run in done], percent, _points),
+        _best_cell(members[0], spread([_best(run) for run in done], percent, _points)),
         published(members[0]),
         spread(time, duration, duration) if same_hardware else "different hardware: see the runs",
         hours_published(members[0]),
@@ -189,8 +195,10 @@ def spread(values: Sequence[float], show: Callable[[float], str], show_deviation
 
 
 def overlays(runs: Sequence[RunLog]) -> Markup:
-    """Top-1 by epoch and by time, training loss and throughput; colours as in the table of runs."""
+    """Training and validation together, top-1 by epoch and by time, training loss and throughput; colours as in the
+    table of runs."""
     by_epoch, by_time, losses, rates = [], [], [], []
+    accuracy, loss = [], []
     for run, _, (color, dash) in marked(runs):
         top1 = [100 * line.top1 for line in run.evals]
         by_epoch.append(Curve(x=[line.epoch for line in run.evals], y=top1, color=color, dash=dash))
@@ -199,9 +207,19 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
         losses.append(Curve(x=x, y=running_mean(y, len(y) // SMOOTHING), color=color, dash=dash))
         x, y = thin([line.epoch for line in run.train], [line.images_per_s for line in run.train])
         rates.append(Curve(x=x, y=y, color=color, dash=dash))
+        judged = run.vals or run.evals
+        accuracy += _pair(
+            [(x, 100 * y) for x, y in run.train_top1], [(i.epoch, 100 * i.top1) for i in judged], color, dash
+        )
+        loss += _pair(run.train_loss, [(line.epoch, line.loss) for line in judged], color, dash)
     several = len(group(runs)) > 1
+    both = f"Thin: training. Bold: {_judged(runs)}."
     return grid(
         [
+            _overlay(
+                "both-accuracy", "Accuracy, training and validation", accuracy, "epoch", "top-1, %", several, both
+            ),
+            _overlay("both-loss", "Loss, training and validation", loss, "epoch", "loss", several, both),
             _overlay("accuracy", "Test top-1 by epoch", by_epoch, "epoch", "top-1, %", several),
             _overlay("time", "Test top-1 by time", by_time, "minutes, evaluations included", "top-1, %", several),
             _overlay("loss", "Training loss", losses, "epoch", "loss, running mean", several),
@@ -210,16 +228,38 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
     )
 
 
+Points = Sequence[tuple[float, float]]
+
+
+def _pair(train: Points, judged: Points, color: int, dash: int) -> list[Curve]:
+    """The curves of a run in a plot of training and validation."""
+    return [
+        Curve(x=[x for x, _ in points], y=[y for _, y in points], faint=faint, color=color, dash=dash)
+        for points, faint in ((train, True), (judged, False))
+    ]
+
+
+def _judged(runs: Sequence[RunLog]) -> str:
+    """What stands for validation in the plots."""
+    without = sum(not run.vals for run in runs)
+    if not without:
+        return "the images held out of train"
+    test = "the test set, since nothing was held out of train"
+    return test if without == len(runs) else f"the images held out of train; in {without} of {len(runs)} runs {test}"
+
+
 def _times(run: RunLog) -> list[float]:
     """Minutes on the run's clock at each evaluation, NaN where no clock was logged."""
     clock = run.clock
     return [max((at for epoch, at in clock if epoch <= line.epoch), default=NAN) / 60 for line in run.evals]
 
 
-def _overlay(name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str, several: bool) -> Markup:
+def _overlay(
+    name: str, title: str, curves: Sequence[Curve], x_label: str, y_label: str, several: bool, more: str = ""
+) -> Markup:
     pairs = ((x, y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True))
     if not any(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
         return section(name, title, "Not measured in any of these runs.")
     drawing = curves_svg(name, curves, x_label=x_label, y_label=y_label)
     told = "A colour is a group, a dash pattern a run of it" if several else "A line is a run"
-    return section(name, title, figure(drawing, f"{told}, as in the tables."))
+    return section(name, title, figure(drawing, f"{told}, as in the tables. {more}".rstrip()))

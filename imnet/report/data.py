@@ -4,8 +4,10 @@ The run folder's contract, as the report understands it:
 
 - ``config.yaml``: a mapping, the resolved recipe and run settings.
 - ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
-- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds; ``kind`` "eval":
-  step, epoch, loss, top1, top5 (fractions), seconds. ``seconds`` is the run's clock so far, evaluations included.
+- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds, top1 (of the
+  training images as augmented, while the weights moved); ``kind`` "eval": step, epoch, loss, top1, top5 (fractions),
+  seconds; ``kind`` "val": the same of the images held out of train. ``seconds`` is the run's clock so far, evaluations
+  included.
 - ``evaluation.json``, ``worst.png``: only after an evaluation; ``evaluation-*.json``: of other data or checkpoints.
 """
 
@@ -14,79 +16,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from statistics import fmean, median
+from typing import Any
 
 from imnet.recipe_json import from_dict, to_dict
 from imnet.recipes import RECIPES
+from imnet.report.lines import NAN, EvalLine, Evaluation, TrainLine, Worst
 from imnet.report.markup import percent, points
-from imnet.scores import ClassScore, per_class
 
-NAN = math.nan
-
-
-class TrainLine(NamedTuple):
-    """One logged training interval; a field that was not logged is NaN."""
-
-    step: float
-    epoch: float
-    loss: float
-    lr: float
-    images_per_s: float
-    seconds: float
-
-
-class EvalLine(NamedTuple):
-    """One evaluation during training; accuracies are fractions, a field that was not logged is NaN."""
-
-    step: float
-    epoch: float
-    loss: float
-    top1: float
-    top5: float
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worst:
-    """One of the images with the largest loss; ``probability`` is that of the true class.
-
-    ``predicted`` may lie beyond the named classes: a network's head can be wider than the data set.
-    """
-
-    index: int
-    label: int
-    predicted: int
-    loss: float
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """evaluation.json. ``confusion[t][p]`` counts images of true class t predicted as p."""
-
-    num_images: int
-    top1: float
-    top5: float
-    top1_flip: float
-    loss: float
-    confusion: tuple[tuple[int, ...], ...]
-    class_names: tuple[str, ...]
-    worst: tuple[Worst, ...]
-    support: tuple[int, ...]
-    """Images of each class."""
-    bins: tuple[tuple[float, float, float], ...] = ()
-    """Of the reliability diagram, see ``imnet.scores``; empty where an older version evaluated."""
-    about: Mapping[str, Any] | None = None
-    """Of an evaluation beside the run's own: data, split, checkpoint, precision."""
-
-    @property
-    def per_class(self) -> list[ClassScore]:
-        return per_class(self.confusion, self.support)
+__all__ = ["NAN", "EvalLine", "Evaluation", "RunLog", "TrainLine", "Worst"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +44,8 @@ class RunLog:
     notes: tuple[str, ...]
     others: tuple[Evaluation, ...] = ()
     """Of other data, checkpoints or precisions."""
+    vals: tuple[EvalLine, ...] = ()
+    """Of the images held out of train, where there are any."""
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -141,9 +85,30 @@ class RunLog:
 
     @property
     def best(self) -> EvalLine | None:
-        """The evaluation with the highest top-1 (the earliest of equals): selected on what ``judged_on`` says."""
-        finite = [line for line in self.evals if math.isfinite(line.top1)]
-        return max(finite, key=lambda line: line.top1, default=None)
+        """The evaluation at the epoch of the highest top-1 (the earliest of equals) on the images that choose."""
+        finite = [line for line in self.vals or self.evals if math.isfinite(line.top1)]
+        chosen = max(finite, key=lambda line: line.top1, default=None)
+        return next((line for line in self.evals if chosen is not None and line.epoch == chosen.epoch), None)
+
+    @property
+    def chosen_on(self) -> str:
+        """What the best epoch is selected on."""
+        return "validation images" if self.vals else self.judged_on
+
+    @property
+    def best_val(self) -> EvalLine | None:
+        """Of the held out images at the epoch that they chose."""
+        return next((line for line in self.vals if self.best is not None and line.epoch == self.best.epoch), None)
+
+    @property
+    def train_top1(self) -> list[tuple[float, float]]:
+        """(epoch, mean over the lines logged in it) of the training accuracy, where it was logged."""
+        return _by_epoch([(line.epoch, line.top1) for line in self.train])
+
+    @property
+    def train_loss(self) -> list[tuple[float, float]]:
+        """(epoch, mean over the lines logged in it)."""
+        return _by_epoch([(line.epoch, line.loss) for line in self.train])
 
     @property
     def judged_on(self) -> str:
@@ -190,7 +155,8 @@ class RunLog:
     def changed(self) -> str:
         """What ran otherwise than what was published, as ``changed: model, data; not comparable``; else empty."""
         parts = changed_parts(self.recipe) if self.published else ()
-        parts += ("precision",) if self.config.get("precision", "auto") != "auto" else ()
+        theirs = (self.recipe.get("ran") or {}).get("precision", "auto")
+        parts += ("precision",) if self.config.get("precision", "auto") not in ("auto", theirs) else ()
         parts += ("the configuration on the way",) if self.info.get("before") else ()
         return f"changed: {', '.join(parts)}; not comparable" if parts and self.published else ""
 
@@ -247,6 +213,16 @@ def as_top1(figures: Any) -> float:
     return float(value) if isinstance(value, int | float) else NAN
 
 
+def _by_epoch(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean of the finite values of each epoch, at its end."""
+    epochs: dict[int, list[float]] = {}
+    for epoch, value in values:
+        if math.isfinite(value):
+            # A line of the last step of an epoch carries its end, perhaps rounded.
+            epochs.setdefault(math.ceil(epoch - 1e-3), []).append(value)
+    return [(float(epoch), fmean(found)) for epoch, found in sorted(epochs.items())]
+
+
 def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     """Parts of ``recipe`` that differ from the book's recipe to which its published figure belongs.
 
@@ -271,7 +247,7 @@ def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result, in JSON's form, with every field that a recipe has today."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         recipe = json.loads(json.dumps(to_dict(from_dict(recipe))))
-    kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "seed")}
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "ran", "seed")}
     if isinstance(kept.get("augment"), Mapping):
         kept["augment"] = {key: value for key, value in kept["augment"].items() if key != "spectral_band"}
     return kept

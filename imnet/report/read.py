@@ -24,7 +24,8 @@ def load(run_dir: Path) -> RunLog:
     if not isinstance(info.get("recipe"), dict):
         raise DataError("key 'recipe' is missing or not an object", file=run_dir / "run.json", hint=NOT_A_RUN)
     _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
-    train, evals, notes = _read_metrics(run_dir / "metrics.jsonl")
+    train, lines, notes = _read_metrics(run_dir / "metrics.jsonl")
+    evals = lines["eval"]
     evaluation = None
     if (run_dir / "evaluation.json").exists():
         evaluation = _evaluation(run_dir / "evaluation.json")
@@ -36,6 +37,7 @@ def load(run_dir: Path) -> RunLog:
         info=info,
         train=tuple(train),
         evals=tuple(evals),
+        vals=tuple(lines["val"]),
         evaluation=evaluation,
         notes=tuple(notes),
         others=tuple(map(_evaluation, sorted(run_dir.glob("evaluation-*.json")))),
@@ -85,11 +87,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_metrics(path: Path) -> tuple[list[TrainLine], list[EvalLine], list[str]]:
+def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]], list[str]]:
+    """Training lines, and those of the kinds ``eval`` and ``val``."""
+    evals: dict[str, list[EvalLine]] = {"eval": [], "val": []}
     if not path.exists():
-        return [], [], ["metrics.jsonl is absent: nothing has been logged yet."]
+        return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
     train: list[TrainLine] = []
-    evals: list[EvalLine] = []
     notes: list[str] = []
     offset, lines = 0, _read_bytes(path).splitlines(keepends=True)
     for number, raw in enumerate(lines, 1):
@@ -105,22 +108,22 @@ def _read_metrics(path: Path) -> tuple[list[TrainLine], list[EvalLine], list[str
     return train, evals, notes
 
 
-def _append(record: Any, train: list[TrainLine], evals: list[EvalLine], where: str, path: Path) -> None:
+def _append(record: Any, train: list[TrainLine], evals: dict[str, list[EvalLine]], where: str, path: Path) -> None:
     if not isinstance(record, dict):
         raise DataError(f"{where} holds a {type(record).__name__}, must be an object", file=path)
     kind = record.get("kind")
-    if kind not in ("train", "eval"):
+    if kind != "train" and kind not in evals:
         return
     names = TrainLine._fields if kind == "train" else EvalLine._fields
     values = {name: as_number(record.get(name), f"{where}: {name}", path) for name in names}
     if not (math.isfinite(values["step"]) and math.isfinite(values["epoch"])):
         raise DataError(f"{where} has no finite step and epoch", file=path)
+    for field in ("top1", "top5"):
+        as_fraction(values.get(field), f"{where}: {field}", path)
     if kind == "train":
         train.append(TrainLine(**values))
-        return
-    for field in ("top1", "top5"):
-        as_fraction(values[field], f"{where}: {field}", path)
-    evals.append(EvalLine(**values))
+    else:
+        evals[kind].append(EvalLine(**values))
 
 
 def as_number(value: Any, what: str, path: Path) -> float:

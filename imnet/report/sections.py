@@ -32,7 +32,7 @@ def headline(run: RunLog) -> Markup:
         [
             *([("test top-1, judged at the end", percent(run.final_top1))] if run.final_told else []),
             (f"{judged_on.split()[0]} top-1, {when}", percent(last.top1 if last else NAN)),
-            (f"best epoch (selected on the {judged_on})", percent(best.top1 if best else NAN)),
+            (f"best epoch (selected on the {run.chosen_on})", percent(best.top1 if best else NAN)),
             ("published top-1" + (" (not comparable)" if run.changed else ""), percent(run.published_top1, "none")),
             ("images/s, median", rate(run.images_per_s)),
             ("time, evaluations included", duration(run.total_seconds)),
@@ -76,10 +76,12 @@ def results(run: RunLog) -> Markup:
     evaluation = run.evaluation
     last_name = "Measured, last epoch" if run.finished else "Measured, last epoch so far"
     flip = percent(evaluation.top1_flip) if evaluation else NOT_MEASURED
+    note = published.get("note") or "not stated"
     name = "Top-1" if run.judged_on == "test set" else f"Top-1, {run.judged_on}"
     rows = [
         *([("Test set, top-1", run.final_told, "", "")] if run.final_told else []),
         (name, _top1(last), _top1(best), percent(run.published_top1, "not published")),
+        *([("Top-1 on the validation images", _top1(run.vals[-1]), _top1(run.best_val), "")] if run.vals else []),
         ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
         *_ensemble(run),
         ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),
@@ -88,14 +90,9 @@ def results(run: RunLog) -> Markup:
         ("Epoch", _at(last, run), _at(best, run), ""),
         ("Hours", hours(run.total_seconds), "the same run", hours_published(run)),
         ("Hardware", run.hardware, "the same run", published.get("hardware") or "not published"),
-        (
-            "Chosen by",
-            "nothing: the last epoch",
-            f"top-1 on the {run.judged_on}",
-            published.get("note") or "not stated",
-        ),
+        ("Chosen by", "nothing: the last epoch", f"top-1 on the {run.chosen_on}", note),
     ]
-    headers = ("", last_name, f"Measured, best epoch (selected on the {run.judged_on})", "Published")
+    headers = ("", last_name, f"Measured, best epoch (selected on the {run.chosen_on})", "Published")
     return section("results", "Published and measured", table(headers, rows), soft(_sampling(run)))
 
 
@@ -166,9 +163,12 @@ def _loss(run: RunLog) -> Markup:
     test = [line.loss for line in run.evals]
     if any(map(math.isfinite, test)):
         drawn.append(Curve(x=[line.epoch for line in run.evals], y=test, label="test", color=0))
+    val = [line.loss for line in run.vals]
+    if any(map(math.isfinite, val)):
+        drawn.append(Curve(x=[line.epoch for line in run.vals], y=val, label="validation", color=2))
     bad = next((line.epoch for line in run.train if not math.isfinite(line.loss)), None)
     caption += "." if bad is None else "; the dotted line marks the first one that is not finite."
-    finite = [loss for loss in (*losses, *test) if math.isfinite(loss)]
+    finite = [loss for loss in (*losses, *test, *val) if math.isfinite(loss)]
     log_y = min(finite) > 0 and max(finite) / min(finite) > 50
     drawing = curves_svg("loss", drawn, x_label="epoch", y_label="loss", log_y=log_y, mark_x=bad)
     return section("loss", "Loss", figure(drawing, caption + (" Logarithmic scale." if log_y else "")))
@@ -184,9 +184,15 @@ def _accuracy(run: RunLog) -> Markup:
     ]
     if not drawn:
         return section("accuracy", "Test accuracy", f"Test accuracy: {NOT_MEASURED}.")
+    missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
+    for label, color, points in (
+        ("validation top-1", 2, [(line.epoch, line.top1) for line in run.vals]),
+        ("training top-1", 3, run.train_top1),
+    ):
+        if points:
+            drawn.append(Curve(x=[x for x, _ in points], y=[100 * y for _, y in points], label=label, color=color))
     level = None if math.isnan(run.published_top1) or run.changed else (100 * run.published_top1, "published top-1")
     drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
-    missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
     caption = f"{len(epochs)} evaluations on the {run.judged_on}.{missing}"
     return section("accuracy", "Test accuracy", figure(drawing, caption))
 

@@ -14,6 +14,7 @@ from imnet.models.dpn import DualPathNet
 from imnet.models.shake_shake import ShakeShake26
 from imnet.models.wrn import LasagneWideResNet
 from imnet.optim import no_decay, param_groups
+from imnet.recipe import SGD
 
 # One of each file, small enough for the default run: (builder, image size in pixels).
 SMALL = {
@@ -166,11 +167,11 @@ def test_no_decay_is_norms_and_biases():
     batch_norms = [n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     norms = {f"{n}.{p}" for n in batch_norms for p in ("weight", "bias")}
     assert skip == norms | {"head.bias"}
-    groups = param_groups(network, 5e-4)
+    groups = param_groups(network, SGD(lr=0.1, weight_decay=5e-4, decay_norms=False))
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert all(p.dim() > 1 for p in groups[0]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    (everything,) = param_groups(network, 5e-4, decay_all=True)
+    (everything,) = param_groups(network, SGD(lr=0.1, weight_decay=5e-4))
     assert len(everything["params"]) == len(list(network.parameters()))
 
 
@@ -193,5 +194,5 @@ def test_too_small_images_are_refused_where_the_classifier_is_sized():
 def test_frozen_parameters_are_left_out():
     network = build("wrn10_1", 5)
     network.stem.weight.requires_grad_(False)
-    left = [p for group in param_groups(network, 1e-4) for p in group["params"]]
+    left = [p for group in param_groups(network, SGD(lr=0.1)) for p in group["params"]]
     assert not any(p is network.stem.weight for p in left)

@@ -200,7 +200,7 @@ def test_the_body_trains_at_its_share_of_the_rate(kind):
     for name, p in net.named_parameters():
         assert rates[id(p)] == pytest.approx(0.5 if name.startswith(head) else 0.05)
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, kind.weight_decay}
-    assert len(param_groups(net, 0.1)) == 2
+    assert len(param_groups(net, kind)) == 2
 
 
 def test_a_run_begins_with_the_weights_and_goes_on_without_their_source(donor, tmp_path):

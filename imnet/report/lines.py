@@ -1,0 +1,73 @@
+"""What a run folder's files hold, line by line and value by value: the parts of a RunLog."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from imnet.scores import ClassScore, per_class
+
+NAN = math.nan
+
+
+class TrainLine(NamedTuple):
+    """One logged training interval; a field that was not logged is NaN."""
+
+    step: float
+    epoch: float
+    loss: float
+    lr: float
+    images_per_s: float
+    seconds: float
+    top1: float = NAN
+
+
+class EvalLine(NamedTuple):
+    """One evaluation during training; accuracies are fractions, a field that was not logged is NaN."""
+
+    step: float
+    epoch: float
+    loss: float
+    top1: float
+    top5: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worst:
+    """One of the images with the largest loss; ``probability`` is that of the true class.
+
+    ``predicted`` may lie beyond the named classes: a network's head can be wider than the data set.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    loss: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """evaluation.json. ``confusion[t][p]`` counts images of true class t predicted as p."""
+
+    num_images: int
+    top1: float
+    top5: float
+    top1_flip: float
+    loss: float
+    confusion: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    worst: tuple[Worst, ...]
+    support: tuple[int, ...]
+    """Images of each class."""
+    bins: tuple[tuple[float, float, float], ...] = ()
+    """Of the reliability diagram, see ``imnet.scores``; empty where an older version evaluated."""
+    about: Mapping[str, Any] | None = None
+    """Of an evaluation beside the run's own: data, split, checkpoint, precision."""
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        return per_class(self.confusion, self.support)

@@ -1,0 +1,102 @@
+"""What --dry-run says of a recipe, against the words of the documents."""
+
+import pytest
+import torch
+
+from imnet import cli, models, prescribed, recipes
+from imnet.options import parse
+
+# By recipe: (line, what the document's tables say of it).
+TOLD = {
+    "fashion-mnist/wrn28_10": [
+        ("optimiser", "sgd lr 0.1, momentum 0.9, Nesterov, weight decay 0.0005 on everything"),
+        ("drops", "x0.2: 0.1, 0.02 from epoch 60, 0.004 from epoch 120, 0.0008 from epoch 160"),
+        ("augment", "pad 4 px (zero) and crop, random mirror (p 0.5)"),
+        ("seed", "40000"),
+        ("split", "custom, the last partial batch left out"),
+        ("published", "top-1 93.2775 %; 7 h; GTX 1080 Ti; best epoch, selected on the test set"),
+        ("options", "drop_rate 0.0"),
+    ],
+    "fashion-mnist/dpn28_10_as_run": [
+        ("optimiser", "sgd lr 0.1, momentum 0.9, no Nesterov, weight decay 0.0005 on everything"),
+        ("drops", "0.02 from epoch 59, 0.004 from epoch 119, 0.0008 from epoch 159"),
+        ("augment", "none"),
+        ("normalise", "none: pixels 0..255"),
+        ("seed", "52"),
+        ("split", "the last partial batch trained on"),
+        ("as run", "fp32, judged every 1 epoch(s)"),
+    ],
+    "fashion-mnist/shake_shake26_2x96d": [
+        ("options", "shake_forward shake, shake_backward shake, shake_level image"),
+        ("options", "0.5 in evaluation"),
+        ("augment", "cutout 16 px (centre anywhere, always)"),
+        ("drops", "half a cosine from 0.1 to 0, moved every step"),
+        ("seed", "30000"),
+    ],
+    "imagenet64/wide_resnet50_2": [
+        ("optimiser", "adamw lr 0.001, betas 0.9 0.999, eps 1e-08, weight decay 1 on all but norms and biases"),
+        ("drops", "warm-up over 0.8 epochs; half a cosine from 0.001 to 1e-05"),
+        ("augment", "pad 4 px (reflect) and crop, random mirror (p 0.5), TrivialAugmentWide"),
+        ("normalise", "x/255 less 0.485 0.456 0.406, over 0.229 0.224 0.225"),
+    ],
+    "imagenet64/wrn36_5_lasagne": [
+        ("optimiser", "weight decay 0.001 on all but biases and the norms' shifts"),
+        ("drops", "x0.2: 0.01, 0.002 from epoch 20, 0.0004 from epoch 40, 8e-05 from epoch 60"),
+        ("normalise", "x/255 less the mean image"),
+    ],
+    "imagenet64/wide_resnet50_2_reference": [
+        ("optimiser", "sgd lr 0.01, momentum 0.9, no Nesterov, weight decay 0.0005 on all but norms and biases"),
+        ("drops", "x0.2: 0.01, 0.002 from epoch 10, 0.0004 from epoch 20, 8e-05 from epoch 30"),
+    ],
+    "tiny-imagenet/resnet50_augmented": [
+        ("optimiser", "sgd lr 0.1, no momentum, no weight decay"),
+        ("drops", "none: 0.1 throughout"),
+        ("augment", "random mirror (p 0.2), resize to 250 px, random crop of 224 px, colour jitter 0.1, 0.1, 0.1, 0.1"),
+        ("test images", "resize to 250 px, middle 224 px"),
+        ("loss", "cross-entropy over 1000 outputs for 200 classes"),
+        ("published", "top-1 53.49 %"),
+    ],
+    "spectral/resnet34_sub4": [
+        ("published", "bands 76.31 74.39 68.79 74.82 %; ensemble of 0, 1, 3 bands 78.29 %"),
+        ("augment", "band 0 of 4 at 1/2 of the side"),
+        ("drops", "half a cosine from 0.01 to 0.0001, moved every epoch"),
+    ],
+}
+# MiB of document 004's table; some count running statistics, some do not. Its AlexNet and VGG-16 at 56 pixels are
+# smaller than ours, by layers that it does not name.
+MIB = {
+    "spectral/vgg16_224": "527.79 MiB of parameters",
+    "spectral/vgg16_sub4": "207.82 MiB",
+    "spectral/resnet34_224": "83.15 MiB of parameters",
+    "spectral/resnet50_224": "97.69 MiB with running statistics",
+}
+
+
+def told(recipe):
+    with torch.device("meta"):
+        net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+    return {line[:12].strip(): line[13:] for line in prescribed.lines(recipe, net)}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_the_lines_say_what_the_document_says(name):
+    lines = told(recipes[name])
+    for part, words in TOLD[name]:
+        assert words in lines[part], part
+
+
+@pytest.mark.parametrize("name", MIB)
+def test_the_weights_have_the_published_size(name):
+    assert MIB[name] in told(recipes[name])["weights"]
+
+
+def test_a_change_on_the_command_line_is_told(capsys, tmp_path):
+    argv = ["--recipe", "tiny-imagenet/resnet18_baseline", "--data.val_images", "10000", "--data.val_seed", "123"]
+    argv += ["--grad_clip", "2", "--ema_decay", "0.99", "--mixup_alpha", "0.2", "--schedule.kind", "onecycle"]
+    lines = told(parse(argv).recipe)
+    assert "10,000 training images held out (at random, seed 123)" in lines["split"]
+    assert "gradients clipped to norm 2, weights averaged with decay 0.99" in lines["optimiser"]
+    assert lines["loss"].endswith("mixup 0.2")
+    assert lines["drops"] == "0.01 up to 0.1 at epoch 12.5, down to 0"
+    assert cli.train_main([*argv, "--dry-run", "--data-dir", str(tmp_path)]) == 0
+    assert lines["split"] in capsys.readouterr().out

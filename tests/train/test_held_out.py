@@ -1,0 +1,136 @@
+"""Images held out of train (--data.val_images): which ones, that nothing trains on them, and that they choose."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from imnet import data
+from imnet.data.base import Split, hold_out, hold_out_images
+from imnet.errors import UsageError
+from imnet.metrics import read_metrics
+from imnet.report import compare, render, summary
+from imnet.report.read import load
+from imnet.start import train
+
+from .conftest import TINY, options
+
+
+def numbered(labels):
+    """A split whose image i holds the number i."""
+    images = np.arange(len(labels), dtype=np.uint32).view(np.uint8).reshape(-1, 1, 1, 4).copy()
+    return Split(images, np.asarray(labels, dtype=np.int64))
+
+
+def ids(split):
+    return split.images.reshape(-1, 4).copy().view(np.uint32).ravel()
+
+
+@pytest.mark.parametrize(("total", "count", "seed"), [(100_000, 10_000, 123), (1000, 1, 0), (7, 6, 2**40)])
+def test_the_images_are_those_of_torchs_random_split(total, count, seed):
+    rest, held = hold_out_images(numbered(np.arange(total) % 5), count, seed, stratified=False)
+    generator = torch.Generator().manual_seed(seed)
+    theirs = torch.utils.data.random_split(range(total), [total - count, count], generator=generator)
+    assert set(ids(rest).tolist()) == set(theirs[0].indices)
+    assert set(ids(held).tolist()) == set(theirs[1].indices)
+    if seed == 123:  # the same draws as on torch's own generator, which is what the ten runs used
+        torch.manual_seed(seed)
+        assert torch.utils.data.random_split(range(total), [total - count, count])[1].indices == theirs[1].indices
+
+
+def test_a_stratified_part_has_exactly_that_many_and_every_class_its_share():
+    labels = np.repeat([0, 1, 2, 3], [50, 31, 18, 1])
+    rest, held = hold_out_images(numbered(labels), 10, seed=1, stratified=True)
+    # 5, 3.1, 1.8 and 0.1: the largest remainder is that of class 2.
+    assert np.bincount(held.labels, minlength=4).tolist() == [5, 3, 2, 0]
+    assert sorted([*ids(rest), *ids(held)]) == list(range(100))
+    assert not np.array_equal(ids(held), ids(hold_out_images(numbered(labels), 10, 2, stratified=True)[1]))
+    # The part that a set without a test part gets is what it always was.
+    assert np.bincount(hold_out(numbered(labels), 0.1, 0)[1].labels, minlength=4).tolist() == [5, 3, 2, 0]
+
+
+@pytest.mark.parametrize("count", [0, 256, 10**6])
+def test_a_count_that_leaves_nothing_is_one_line(count):
+    with pytest.raises(UsageError, match=r"val_images"):
+        data.load("shapes", image_px=16, num_classes=4, train_images=256, test_images=8, val_images=count)
+
+
+def test_what_is_held_out_is_said_and_marks_the_data():
+    sizes = {"image_px": 16, "num_classes": 4, "train_images": 64, "test_images": 8}
+    plain, held = (data.load("shapes", **sizes, **more) for more in ({}, {"val_images": 16, "val_seed": 3}))
+    other = data.load("shapes", **sizes, val_images=16, val_seed=4)
+    assert (plain.val, len(held.train), len(held.val), len(held.test)) == (None, 48, 16, 8)
+    assert len({plain.fingerprint, held.fingerprint, other.fingerprint}) == 3
+    assert "validation: 16 of 64 training images held out, as torch's random_split draws them, seed 3" in held.notes
+
+
+@pytest.fixture(scope="module")
+def held_out_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held") / "run"
+    recipe = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, val_images=96, val_stratified=True))
+    train(recipe, options(folder, eval_every_epochs=1))
+    return folder
+
+
+def test_a_run_judges_both_and_chooses_by_what_was_held_out(held_out_run, capsys):
+    lines = read_metrics(held_out_run / "metrics.jsonl")
+    kinds = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "val", "eval")}
+    assert [line["epoch"] for line in kinds["val"]] == [line["epoch"] for line in kinds["eval"]] == [1, 2, 3]
+    # Fractions of 96 and of 101 images.
+    assert all(line["top1"] * 96 == pytest.approx(round(line["top1"] * 96)) for line in kinds["val"])
+    assert all(line["top1"] * 101 == pytest.approx(round(line["top1"] * 101)) for line in kinds["eval"])
+    info = json.loads((held_out_run / "run.json").read_text())
+    assert [info["data"][f"{part}_images"] for part in ("train", "val", "test")] == [160, 96, 101]
+    run = load(held_out_run)
+    first = max(kinds["val"], key=lambda line: line["top1"])["epoch"]
+    assert run.best.epoch == first
+    assert run.best.top1 == kinds["eval"][first - 1]["top1"]
+    told = summary(held_out_run)
+    assert "selected on the validation images" in told
+    assert "160 train, 96 val, 101 test" in told
+    page = render(held_out_run).read_text()
+    assert "Top-1 on the validation images" in page
+    assert "selected on the test set" not in page
+
+
+def test_training_accuracy_is_that_of_the_steps(tmp_path):
+    """With a learning rate of nearly nothing and nothing augmented it is the network's accuracy on those images."""
+    plain = dataclasses.replace(TINY.augment, crop_pad_px=0, hflip="none", cutout_px=0)
+    still = dataclasses.replace(TINY, augment=plain, optim=dataclasses.replace(TINY.optim, lr=1e-12), epochs=1)
+    train(still, options(tmp_path / "run"))
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    from imnet import models
+    from imnet.data.order import Order
+
+    torch.manual_seed(still.seed)
+    net = models.build("wrn10_1", 4).train()
+    images = data.load("shapes", image_px=16, num_classes=4, train_images=256, test_images=101, seed=0).train
+    order = Order(256, 32, still.seed)
+    right = []
+    for step in range(8):
+        rows = order.batch(order.epoch(0), step)
+        x = (torch.from_numpy(images.images)[rows].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+        right.append(int((net(x).argmax(1) == torch.from_numpy(images.labels)[rows]).sum()))
+    assert [line["top1"] for line in lines] == [sum(right[i : i + 2]) / 64 for i in range(0, 8, 2)]
+
+
+def test_mixed_images_have_no_training_accuracy(tmp_path):
+    recipe = dataclasses.replace(TINY, mixup_alpha=0.2, epochs=1)
+    train(recipe, options(tmp_path / "run"))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {line["top1"] for line in lines if line["kind"] == "train"} == {None}
+    assert load(tmp_path / "run").train_top1 == []
+
+
+def test_both_plots_of_training_and_validation_come_out_of_one_command(held_out_run, tmp_path):
+    train(dataclasses.replace(TINY, seed=8), options(tmp_path / "other", eval_every_epochs=1))
+    text = compare([held_out_run, tmp_path / "other"], tmp_path / "both.html").read_text()
+    for title in ("Accuracy, training and validation", "Loss, training and validation"):
+        assert title in text
+    assert "in 1 of 2 runs the test set, since nothing was held out of train" in text
+    assert "(on the validation images)" in text
+    run = load(held_out_run)
+    assert [epoch for epoch, _ in run.train_top1] == [1.0, 2.0, 3.0]
+    assert run.train_loss[0][1] > run.train_loss[2][1]
