@@ -231,7 +231,8 @@ class Trainer:
         if last or epoch % every == 0:
             self._evaluate_now()
         self._count_bad_images()
-        if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
+        is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
+        if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
         if stop and not last:
             self._raise_preempted()
@@ -256,6 +257,7 @@ class Trainer:
         epoch = self.state.step // self.order.steps_per_epoch
         if self.state.step == self.num_steps:
             self.verdicts.in_the_end(self.state)
+        self.state.judged = self.state.step, result.top1
         if result.top1 > self.state.best["top1"]:
             self.state.best = {"top1": result.top1, "epoch": epoch}
         if self.log is None or not log:
