@@ -28,7 +28,8 @@ from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
 
-KEEP = 2
+KEEP = (2, False)
+"""The newest two, and not the best one; see ``RunOptions.keeps``."""
 MANIFEST = "MANIFEST.json"
 
 
@@ -43,10 +44,17 @@ class Checkpoint:
     """One line for every newer checkpoint that did not verify."""
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: tuple[int, bool] = KEEP,
+) -> Path:
     """Write ``folder/step-XXXXXXXX``; on any failure nothing of that name exists and older ones are untouched.
 
-    ``tensors`` maps a file stem (model, ema, state) to its tensors. Raises IOFailure.
+    ``tensors`` maps a file stem (model, ema, state) to its tensors; ``keep`` says how many of the newest stay, and
+    whether the one of the highest ``top1`` in its state does. Raises IOFailure.
     """
     final = folder / f"step-{step:08d}"
     temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
@@ -76,7 +84,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     problem = _problem(final)
     if problem is not None:
         raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
-    _prune(folder, state.get("config_hash"))
+    _prune(folder, state, keep)
     return final
 
 
@@ -123,6 +131,13 @@ def states(folder: Path) -> dict[Path, dict[str, Any]]:
     """What state.json of every checkpoint says, where it can be read; the earliest step first."""
     found = {path: _state(path) for path in sorted(_paths(folder))}
     return {path: state for path, state in found.items() if state is not None}
+
+
+def best_of(folder: Path, fingerprint: str | None) -> Path | None:
+    """The earliest of the highest top-1 on these data; None where no checkpoint was evaluated."""
+    judged = [(path, s) for path, s in states(folder).items() if s.get("data_fingerprint") == fingerprint]
+    ranked = [(s["top1"], -s["epoch"], path) for path, s in judged if s.get("top1") is not None]
+    return max(ranked)[2] if ranked else None
 
 
 def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
@@ -175,10 +190,13 @@ def _problem(folder: Path) -> str | None:
     return None if "state.json" in files and "model.safetensors" in files else f"{MANIFEST} names too few files"
 
 
-def _prune(folder: Path, config_hash: str | None) -> None:
-    """Keep the newest KEEP; drop leftovers of interrupted saves."""
-    for path in _newest_first(folder, config_hash)[KEEP:]:
-        shutil.rmtree(path, ignore_errors=True)
+def _prune(folder: Path, state: Mapping[str, Any], keep: tuple[int, bool]) -> None:
+    """Drop what need not be kept, and leftovers of interrupted saves."""
+    newest, with_best = keep
+    best = best_of(folder, state.get("data_fingerprint")) if with_best else None
+    for path in _newest_first(folder, state.get("config_hash"))[newest:]:
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

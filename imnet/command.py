@@ -54,6 +54,8 @@ MEANINGS = {
     "seed": "random_seed manual_seed",
     "config": "cfg config_file c",
     "data.num_classes": "num_classes nb_classes classes n_classes nc",
+    "ema_warmup": "model_ema_warmup ema_warm_up",
+    "keep": "save_total_limit save_top_k checkpoint_hist keep_checkpoints max_checkpoints save_last",
     "eval_every_epochs": "eval_interval val_interval eval_every val_freq check_val_every_n_epoch",
     "checkpoint_every_epochs": "save_every save_interval save_freq save_period checkpoint_interval save_epochs",
     "log_every_steps": "log_interval print_freq log_every log_freq logging_steps",

@@ -61,7 +61,7 @@ def decide(
     Raises UsageError for what was asked for and cannot be.
     """
     kept = kept or {}
-    graphs, why_graphs = _cuda_graphs(options, place, world, kept)
+    graphs, why_graphs = _cuda_graphs(recipe, options, place, world, kept)
     compile, why_compile = _compile(recipe, net, options, place, world, train_images, kept)
     exact = bool(options.deterministic)
     if exact and compile:
@@ -78,7 +78,9 @@ def keep_deterministic(options: RunOptions, kept: Mapping[str, Any] | None) -> R
     return replace(options, deterministic=bool((kept or {}).get("deterministic", False)))
 
 
-def _cuda_graphs(options: RunOptions, place: device.Place, world: World, kept: Mapping[str, Any]) -> tuple[bool, str]:
+def _cuda_graphs(
+    recipe: Recipe, options: RunOptions, place: device.Place, world: World, kept: Mapping[str, Any]
+) -> tuple[bool, str]:
     possible = place.device.type == "cuda" and world.size == 1
     if options.cuda_graphs and not possible:
         raise UsageError("got --cuda-graphs without exactly one GPU", hint="leave --cuda-graphs out")
@@ -90,6 +92,8 @@ def _cuda_graphs(options: RunOptions, place: device.Place, world: World, kept: M
         return False, f"not captured on {world.size} ranks"
     if options.max_skips:
         return False, "not captured: --on-nonfinite skip:N reads every step"
+    if recipe.ema_warmup:
+        return False, "not captured: --ema-warmup has another decay every step"
     if "cuda_graphs" in kept:
         return bool(kept["cuda_graphs"]), f"{'captured' if kept['cuda_graphs'] else 'not captured'} as the run began"
     return True, "captured in one CUDA graph"

@@ -236,6 +236,6 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     columns = (found.labels, found.predicted, found.probability, found.loss)
     for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         said = names[top] if top < len(names) else f"output {top}"
-        table.writerow([name(i), names[label], said, f"{probability:.7g}", f"{loss:.7g}"])
+        table.writerow([name(i), names[label], said, f"{probability:.7g}", f"{loss + 0.0:.7g}"])  # 0, not -0
     write_atomic(out, text.getvalue().encode("utf-8", "surrogateescape"))
     return [f"predictions {out}"]

@@ -228,9 +228,11 @@ class Ema:
     torch's AveragedModel reads its counter on the host every step, which would make the GPU wait; this does not.
     """
 
-    def __init__(self, model: nn.Module, averaged: nn.Module, decay: float):
-        """``averaged`` is a copy of ``model`` of the same layout; it is what gets evaluated."""
+    def __init__(self, model: nn.Module, averaged: nn.Module, decay: float, warm_up: bool = False):
+        """``averaged``, a copy of ``model`` of the same layout, is what gets evaluated; ``warm_up``: see ``at``."""
         self.averaged, self.decay = averaged.eval().requires_grad_(False), decay
+        self.full_decay, self.warm_up = decay, warm_up
+        self._merged: MergedSGD | None = None
         pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
         self._float = [(a, m) for a, m in pairs if a.is_floating_point()]
         self._other = [(a, m) for a, m in pairs if not a.is_floating_point()]
@@ -242,9 +244,17 @@ class Ema:
         by_address = {m.data_ptr(): a for a, m in self._float if m.numel()}
         params = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.averages = {p: by_address[p.data_ptr()] for p in params if p.data_ptr() in by_address}
-        optimizer.ema_decay = self.decay
+        self._merged, optimizer.ema_decay = optimizer, self.decay
         merged = {p.data_ptr() for p in optimizer.averages}
         self._float = [(a, m) for a, m in self._float if m.data_ptr() not in merged]
+
+    def at(self, step: int) -> None:
+        """Take the decay of an optimiser step, counted from 0: a function of it alone, so a run resumes exactly."""
+        if not self.warm_up:
+            return
+        self.decay = min(self.full_decay, (1 + step) / (10 + step))
+        if self._merged is not None:
+            self._merged.ema_decay = self.decay
 
     @torch.no_grad()
     def update(self) -> None:

@@ -227,6 +227,11 @@ class Recipe:
         default=None,
         metadata=about("evaluate a moving average of the weights (EMA); null = the weights", Range(above=0, below=1)),
     )
+    ema_warmup: bool = field(
+        # Step t, counted from 0: an average of few weights should not hold on to the first ones.
+        default=False,
+        metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
+    )
     grad_clip: float | None = field(default=None, metadata=about("largest 2-norm of the whole gradient", POSITIVE))
     comm: Comm = field(default_factory=Comm)
     seed: int = field(
@@ -246,6 +251,8 @@ class Recipe:
         frozen = self.freeze
         ok = frozen in (None, "all-but-head") or (frozen.isdigit() and int(frozen) > 0)
         check(ok, f"freeze = {frozen}", "all-but-head, or a number from 1, or null", "null means all is trained")
+        ok = self.ema_decay is not None or not self.ema_warmup
+        check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property

@@ -26,6 +26,7 @@ def save(
         "right_sum": right_sum,
         "loss_images": state.loss_images,
         "best": state.best,
+        "top1": state.judged[1] if state.judged[0] == state.step else None,
         "skipped_steps": state.skipped_steps,
         "metrics_bytes": state.metrics_bytes,
         "train_images": setup.order.num_images,
@@ -34,7 +35,7 @@ def save(
         "scaler": step_fn.scaler.state_dict(),
         "versions": {"torch": torch.__version__},
     }
-    checkpoint.save(checkpoints, state.step, step_fn.tensors(), values)
+    checkpoint.save(checkpoints, state.step, step_fn.tensors(), values, setup.options.keeps)
 
 
 def resume(

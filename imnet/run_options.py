@@ -89,6 +89,10 @@ class RunOptions:
     )
     checkpoint_every_epochs: int = field(default=1, metadata=about("save that often, and after the last", COUNT))
     checkpoint_every_steps: int | None = field(default=None, metadata=about("also save within an epoch", COUNT))
+    keep: str = field(
+        default="2",
+        metadata=about("checkpoints that stay: N newest ones, best (by top-1 on what judges), last; e.g. best,last"),
+    )
     log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines an epoch", COUNT))
     on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
     threads: int | None = field(
@@ -104,6 +108,18 @@ class RunOptions:
         word, _, count = self.on_nonfinite.partition(":")
         ok = self.on_nonfinite == "stop" or (word == "skip" and count.isdecimal() and len(count) < 10)
         check(ok, f"on_nonfinite = {self.on_nonfinite!r}", "stop or skip:N", "e.g. --on-nonfinite skip:3")
+
+        words = str(self.keep).split(",")
+        ok = all(w in ("best", "last") or (w.isdecimal() and 0 < int(w) < 10**6) for w in words)
+        check(
+            ok, f"keep = {self.keep!r}", "best, last, a number from 1, or several with commas", "e.g. --keep best,last"
+        )
+
+    @property
+    def keeps(self) -> tuple[int, bool]:
+        """(how many of the newest checkpoints stay, at least one: a run goes on from it; whether the best one does)."""
+        words = str(self.keep).split(",")
+        return max(int(w) if w.isdecimal() else 1 for w in words), "best" in words
 
     @property
     def max_skips(self) -> int:

@@ -77,6 +77,10 @@ class RunState:
     bad_images: int = 0
     metrics_bytes: int = 0
     """Length of metrics.jsonl at the checkpoint; what was written after it is taken back."""
+    judged: tuple[int, float | None] = (-1, None)
+    """The newest evaluation: step and top-1."""
+    last_epoch: dict[str, Any] | None = None
+    """Figures of the averaged and of the raw weights at the end of a run that averages; at rank 0."""
     final: dict[str, Any] | None = None
     """Figures of the test set beside a validation set, at which epoch, and how often it was judged; at rank 0."""
     best: dict[str, Any] = field(default_factory=lambda: dict(NO_BEST))

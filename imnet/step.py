@@ -57,7 +57,9 @@ class TrainStep:
         compiler would start again, in the middle of a run."""
 
     def add_ema(self, averaged: nn.Module, decay: float) -> None:
-        self.ema = optimisers.Ema(self.net, averaged, decay)
+        if self.graph is not None and self.recipe.ema_warmup:
+            raise NotCapturableError("--ema-warmup has another decay every step, a graph one", hint=_UNCAPTURED)
+        self.ema = optimisers.Ema(self.net, averaged, decay, self.recipe.ema_warmup)
         self.ema.merge(self.optimizer)
 
     def __call__(self, batches: list[Batch], num_images: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
@@ -69,6 +71,8 @@ class TrainStep:
         self.training_mode()
         optimisers.set_lr(self.optimizer, lr)
         self.reseed(step)
+        if self.ema is not None:
+            self.ema.at(step)
         if self.graph is not None and self.graph.fits(batches, num_images):
             return self.graph(batches, num_images)
         return self.compute(batches, num_images)

@@ -64,10 +64,9 @@ class Trainer:
         """Resume or begin, train to the last epoch, evaluate, report."""
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
-        # An evaluation.json alone says nothing: it may be older than the last step.
-        done = self.state.step >= self.num_steps and (self.began or {}).get("status") == "complete"
-        if done and self.folder is not None and (self.folder.path / "evaluation.json").exists():
-            self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
+        if self.world.share(self._is_complete()):  # every rank leaves, or the others would wait for one that has
+            if self.folder is not None:
+                self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
             self._finish(report_only=True)
             return
         self._begin(found, notes)
@@ -78,6 +77,11 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
         self._finish()
+
+    def _is_complete(self) -> bool:
+        """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
+        done = self.state.step >= self.num_steps and (self.began or {}).get("status") == "complete"
+        return done and self.folder is not None and (self.folder.path / "evaluation.json").exists()
 
     def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
         """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
@@ -236,7 +240,8 @@ class Trainer:
         if last or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self._count_bad_images()
-        if last or stop or epoch % self.options.checkpoint_every_epochs == 0:
+        is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
+        if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
         if stop and not last:
             self._raise_preempted()
@@ -255,6 +260,7 @@ class Trainer:
         epoch = self.state.step // self.order.steps_per_epoch
         if self.state.step == self.num_steps:
             self.verdicts.in_the_end(self.state)
+        self.state.judged = self.state.step, judged[0].result.top1
         note_best(self.state, judged, epoch)
         if self.log is None or not log:
             return

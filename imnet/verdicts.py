@@ -71,8 +71,13 @@ class Verdicts:
         return found
 
     def in_the_end(self, state: RunState) -> None:
-        """On the test set beside a validation set, which nothing has looked at until now."""
+        """The raw weights beside their average; then the test set beside a validation set, which nothing has looked
+        at until now."""
         s = self.setup
+        if self.step_fn.ema is not None:
+            assert self.newest is not None
+            raw = self._of(self.step_fn.net, s.test_data)
+            state.last_epoch = {"averaged": self.newest.figures(), "raw": raw.figures()}
         if s.dataset.final is None:
             return
         data = build_pipeline(s.recipe, s.options, s.dataset, s.dataset.final, s.place)

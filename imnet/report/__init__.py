@@ -20,7 +20,7 @@ from imnet.errors import UsageError
 from imnet.files import write_atomic
 from imnet.report import comparison, mistakes, quality, sections
 from imnet.report.data import NAN, RunLog
-from imnet.report.markup import duration, page, percent, rate
+from imnet.report.markup import duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
@@ -75,11 +75,14 @@ def summary(run_dir: Path) -> str:
     best = run.best
     best_at = f" at epoch {best.epoch:g} (selected on the {run.chosen_on})" if best else ""
     report = run.path / REPORT_NAME
+    averaged = run.last.top1 if run.last else NAN
+    against = "" if math.isnan(run.raw_top1) else f"{points(run.raw_top1 - averaged)} against"
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
         *([("top-1, test set", run.final_told)] if run.final_told else []),
         ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
+        *([("top-1, raw weights", f"{percent(run.raw_top1)}, {against} their average")] if against else []),
         ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
         *([("validation, last", percent(run.vals[-1].top1))] if run.vals else []),
         ("published", _published(run)),

@@ -117,6 +117,12 @@ class RunLog:
         return str((data if isinstance(data, Mapping) else {}).get("judged_on", "test set"))
 
     @property
+    def raw_top1(self) -> float:
+        """Of the raw weights at the last epoch, in a run that evaluates their average; else NaN."""
+        compared = self.info.get("last_epoch")
+        return as_top1(compared.get("raw") if isinstance(compared, Mapping) else None)
+
+    @property
     def final_top1(self) -> float:
         """Of the test set beside a validation set; NaN where there is none, or the run has not ended."""
         return as_top1(self.info.get("final"))

@@ -78,10 +78,12 @@ def results(run: RunLog) -> Markup:
     flip = percent(evaluation.top1_flip) if evaluation else NOT_MEASURED
     note = published.get("note") or "not stated"
     name = "Top-1" if run.judged_on == "test set" else f"Top-1, {run.judged_on}"
+    compared = math.isfinite(run.raw_top1)
     rows = [
         *([("Test set, top-1", run.final_told, "", "")] if run.final_told else []),
         (name, _top1(last), _top1(best), percent(run.published_top1, "not published")),
         *([("Top-1 on the validation images", _top1(run.vals[-1]), _top1(run.best_val), "")] if run.vals else []),
+        *([("Top-1, raw weights (the rest: their average)", percent(run.raw_top1), "", "")] if compared else []),
         ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
         *_ensemble(run),
         ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),

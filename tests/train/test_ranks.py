@@ -1,6 +1,7 @@
 """Several gloo ranks on the CPU: the same experiment as one."""
 
 import atexit
+import json
 import os
 import signal
 import socket
@@ -49,6 +50,11 @@ def test_ranks_and_accumulation_give_the_one_rank_curve(alone, tmp_path, procs, 
             assert (row["top1"], row["top5"]) == (wanted["top1"], wanted["top5"])
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert sum(row[0] for row in found["bins"]) == sum(found["support"]) == found["num_images"]
+    assert sum(row[2] for row in found["bins"]) == sum(row[i] for i, row in enumerate(found["confusion"]))
+    if (procs, micro) == (2, 0):  # complete: every rank leaves
+        assert run(tmp_path, procs)[0] == rows
 
 
 def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):

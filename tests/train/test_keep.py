@@ -1,0 +1,164 @@
+"""Which checkpoints stay, the average's warm-up, and what is judged at the end."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+import imnet
+from imnet import checkpoint
+from imnet.cli import eval_main
+from imnet.errors import UsageError
+from imnet.metrics import read_metrics
+from imnet.recipe import SGD
+from imnet.run_options import RunOptions
+from imnet.start import train
+from imnet.step import CapturedStep, NotCapturableError
+
+from .conftest import TINY, options
+from .test_merged_sgd import batch, make_step
+from .test_resume import digests
+
+
+def steps(folder):
+    return [int(path.name[5:]) for path in sorted(folder.glob("step-*"))]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [("2", [5, 6]), ("last", [6]), ("best", [2, 6]), ("best,last", [2, 6]), ("best,2", [2, 5, 6]),
+     ("3,last", [4, 5, 6]), ("9", [1, 2, 3, 4, 5, 6]), ("best,4", [2, 3, 4, 5, 6])],
+)  # fmt: skip
+def test_what_stays_of_six(tmp_path, keep, stay):
+    """Step 2 is the earliest of the best; step 5 was not evaluated, step 1 was of other images."""
+    weights = {"model": {"w": torch.zeros(2)}}
+    for step, top1 in enumerate((0.9, 0.5, 0.4, 0.5, None, 0.2), 1):
+        data = "others" if step == 1 else "ours"
+        state = {"step": step, "epoch": step, "top1": top1, "data_fingerprint": data, "config_hash": "c"}
+        checkpoint.save(tmp_path, step, weights, state, RunOptions(keep=keep).keeps)
+        newest = checkpoint.load(tmp_path)
+        assert newest is not None
+        assert newest.state["step"] == step
+    assert steps(tmp_path) == stay
+
+
+@pytest.mark.parametrize("keep", ["", "0", "newest", "best;last", "-1", "2,", "1.5"])
+def test_other_words_are_refused(keep):
+    with pytest.raises(ValueError, match="allowed: best, last, a number"):
+        RunOptions(keep=keep)
+
+
+@pytest.fixture(scope="module")
+def averaging(tmp_path_factory):
+    """A run whose best epoch is not its last: the learning rate ends the learning."""
+    folder = tmp_path_factory.mktemp("averaging") / "run"
+    recipe = dataclasses.replace(TINY, epochs=4, ema_warmup=True)
+    return imnet.train(recipe, **vars(options(folder, eval_every_epochs=1, keep="best,99", checkpoint_every_steps=3)))
+
+
+def test_the_best_stays_and_says_what_it_was_chosen_on(averaging, tmp_path, capsys):
+    """Saved although no checkpoint was due; evaluated again to the very figure."""
+    folder = tmp_path / "run"
+    train(averaging.recipe, options(folder, eval_every_epochs=1, keep="best", checkpoint_every_epochs=100))
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "eval"]
+    best = max(rows, key=lambda row: row["top1"])
+    assert steps(folder / "checkpoints") == sorted({best["step"], rows[-1]["step"]})
+    run = imnet.load_run(folder)
+    assert run.info["best"] == {"top1": best["top1"], "epoch": best["epoch"], "chosen_on": "test set"}
+    assert run.evaluate(which="best", device_name="cpu").top1 == best["top1"]
+    capsys.readouterr()
+    gone = next(row["epoch"] for row in rows[:-1] if row["epoch"] != best["epoch"])
+    assert eval_main([str(folder), "--checkpoint", str(gone), "--device", "cpu"]) == 65
+    assert f"no checkpoint of epoch {gone} is kept" in capsys.readouterr().err
+
+
+def test_a_best_that_was_not_kept_is_not_replaced_by_another(averaging, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(averaging.path, folder)
+    best = imnet.load_run(folder).info["best"]["epoch"]
+    shutil.rmtree(folder / "checkpoints" / f"step-{8 * best:08}")
+    assert eval_main([str(folder), "--checkpoint", "best", "--device", "cpu"]) == 65
+    assert f"no checkpoint of the best, epoch {best} is kept" in capsys.readouterr().err
+
+
+def test_held_out_images_are_named_as_what_chose(tmp_path):
+    from PIL import Image
+
+    for i in range(24):
+        where = tmp_path / "in" / "ab"[i % 2]
+        where.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i * 10, 255 * (i % 2), 0)).save(where / f"{i}.png")
+    data = dataclasses.replace(TINY.data, name="folder", num_classes=2, hold_out=0.25, batch_images=6,
+                               train_images=None, test_images=None)  # fmt: skip
+    recipe = dataclasses.replace(TINY, data=data, epochs=1)
+    run = imnet.train(recipe, **vars(options(tmp_path / "run", data_dir=str(tmp_path / "in"))))
+    assert run.info["best"]["chosen_on"] == "held-out images"
+    assert "selected on the held-out images" in run.report.read_text()
+
+
+def test_raw_weights_are_judged_beside_their_average(averaging):
+    compared = averaging.info["last_epoch"]
+    last = [row for row in averaging.metrics if row["kind"] == "eval"][-1]
+    assert compared["averaged"]["top1"] == last["top1"]
+    found = checkpoint.load(averaging.path / "checkpoints")
+    assert found is not None
+    network = averaging.model()
+    network.load_state_dict(found.tensors["model"])
+    averaging.model = lambda which="last": network
+    raw = averaging.evaluate(device_name="cpu")
+    del averaging.model
+    assert compared["raw"] == pytest.approx(raw.figures())
+    assert compared["raw"]["loss"] != compared["averaged"]["loss"]
+    from imnet import report
+
+    assert f"top-1, raw weights {100 * raw.top1:.2f} %" in report.summary(averaging.path)
+    assert f"{100 * raw.top1:.2f} %" in averaging.report.read_text()
+
+
+@pytest.mark.parametrize("backend", ["torch", "imnet"])
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+def test_the_averages_decay_warms_up(backend, decay):
+    """min(decay, (1 + t) / (10 + t)), over 30 steps, against the plain recursion."""
+    recipe = dataclasses.replace(TINY, optim=SGD(lr=0.01, momentum=0.9), ema_warmup=True)
+    step, _ = make_step(backend, recipe)
+    averaged = copy.deepcopy(step.net)
+    step.add_ema(averaged, decay)
+    wanted = {name: p.detach().double().clone() for name, p in step.net.named_parameters()}
+    for t in range(30):
+        step([batch(t)], 8, t, 0.01)
+        d = min(decay, (1 + t) / (10 + t))
+        for name, p in step.net.named_parameters():
+            wanted[name] = d * wanted[name] + (1 - d) * p.detach().double()
+    for name, p in averaged.named_parameters():
+        torch.testing.assert_close(p.double(), wanted[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["torch", "imnet"])
+def test_a_run_that_warms_up_resumes_to_the_bit(averaging, tmp_path, backend):
+    """Within the first epochs, where every step has another decay."""
+    whole, folder, recipe = averaging.path, tmp_path / "run", averaging.recipe
+    how = {"eval_every_epochs": 1, "keep": "best,99", "checkpoint_every_steps": 3, "optim_backend": backend}
+    if backend != "torch":
+        whole, recipe = tmp_path / "whole", dataclasses.replace(recipe, epochs=2)
+        train(recipe, options(whole, **how))
+    shutil.copytree(whole, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > 6:
+            shutil.rmtree(path)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"status": "running"}))
+    train(recipe, options(folder, **how))
+    assert digests(folder) == digests(whole)
+
+
+def test_a_graph_cannot_hold_a_decay_that_changes():
+    step, averaged = make_step("torch", dataclasses.replace(TINY, ema_warmup=True))
+    step.graph = CapturedStep(step)
+    with pytest.raises(NotCapturableError, match="another decay every step"):
+        step.add_ema(averaged, 0.9)
+    with pytest.raises(ValueError, match="ema_warmup without ema_decay"):
+        dataclasses.replace(TINY, ema_decay=None, ema_warmup=True)
+    assert issubclass(NotCapturableError, UsageError)
