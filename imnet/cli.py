@@ -83,10 +83,18 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--data-dir", default=None, help="folder that holds the data set (default: the run's)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
+    told = "also average four corners, the middle and their mirrors; for images larger than what the network sees"
+    parser.add_argument("--ten-crop", action="store_true", help=told)
     values = parser.parse_args(argv)
-    from imnet.run import evaluate_run
+    from imnet import tencrop
+    from imnet.run import Run, evaluate_run
 
+    if values.ten_crop:
+        tencrop.check(Run(values.run).recipe)
     print(evaluate_run(values.run, data_dir=values.data_dir, device_name=values.device, flip=not values.no_flip))
+    if values.ten_crop:
+        ten = tencrop.evaluate(Run(values.run), data_dir=values.data_dir, device_name=values.device)
+        print(tencrop.told(ten))
     return 0
 
 
