@@ -62,11 +62,13 @@ def _plain(name: str) -> str:
 def references(card: str, models: list[str] | None = None) -> list[Reference]:
     """One reference a network that the card has figures for, the fastest; ``models`` picks among them."""
     data = load()
-    groups: dict[tuple[str, int], list[Reference]] = {}
+    groups: dict[tuple[str, int, str], list[Reference]] = {}
     for row in data["rows"]:
         if row["card"] == card:
             reference = _reference(row, data["train_images"])
-            groups.setdefault((reference.recipe.model, row["px"]), []).append(reference)
+            # A network at one size trains at another rate where its data come from elsewhere (ImageNet, Tiny ImageNet).
+            key = (reference.recipe.model, row["px"], reference.recipe.data.name)
+            groups.setdefault(key, []).append(reference)
     best = []
     for group in groups.values():
         ranked = sorted(group, key=lambda r: -r.images_per_s)
@@ -84,7 +86,7 @@ def _with(reference: Reference, **changes: Any) -> Reference:
 def _picked(found: list[Reference], models: list[str] | None, card: str) -> list[Reference]:
     if models is None:
         return found
-    known = [r.recipe.model for r in found]
+    known = list(dict.fromkeys(r.recipe.model for r in found))
     for model in models:
         if model not in known:
             raise UsageError(f"got --models {model}; allowed for {card}: {', '.join(known)}", hint="choose among them")
@@ -143,10 +145,17 @@ def compared(reference: Reference, row: dict[str, Any]) -> dict[str, Any]:
         "ratio": ours / reference.images_per_s,
         "train_flops_per_image": counted,
         "share_of_peak": counted * rates["images_per_s_by_clock"] / row["matmul_flops_per_s"],
-        "published_share_of_peak": counted * reference.images_per_s / (1e12 * card["peak_tflops"][reference.precision]),
+        "published_share_of_peak": _share_of_peak(reference, counted, card),
         "projected_hours": images / ours / 3600 if images else None,
         "published_hours": reference.hours,
     }
+
+
+def _share_of_peak(reference: Reference, flops: float, card: dict[str, Any]) -> float | None:
+    """Of the maker's figure for the card, where the source says which card it was."""
+    if card["peak_tflops"] is None:
+        return None
+    return flops * reference.images_per_s / (1e12 * card["peak_tflops"][reference.precision])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -155,7 +164,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'model':<22} {'px':>4} {'images/s':>10} {card:>12} {'ratio':>8} {'of peak':>8} {'of its':>7}  full run"]
     for row in rows:
         rate, theirs = short(row["images_per_s"]), short(row["published_images_per_s"])
-        shares = f"{row['share_of_peak']:8.1%} {row['published_share_of_peak']:7.1%}"
+        theirs_of_peak = row["published_share_of_peak"]
+        shares = f"{row['share_of_peak']:8.1%} {'-' if theirs_of_peak is None else f'{theirs_of_peak:.1%}':>7}"
         published = "not published" if row["published_hours"] is None else f"{row['published_hours']:g} h"
         times = "-" if row["projected_hours"] is None else f"{row['projected_hours']:,.1f} h here, {published}"
         line = f"{row['model']:<22} {row['image_px']:>4} {rate:>10} {theirs:>12} {row['ratio']:7.3g}x {shares}  {times}"

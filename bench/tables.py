@@ -101,7 +101,7 @@ def reference(data: dict[str, Any]) -> str:
             short(row["published_images_per_s"]),
             f"{row['ratio']:.3g}x",
             f"{row['share_of_peak']:.1%}",
-            f"{row['published_share_of_peak']:.1%}",
+            "-" if row["published_share_of_peak"] is None else f"{row['published_share_of_peak']:.1%}",
             "-" if row["projected_hours"] is None else f"{short(row['projected_hours'])} h",
             "-" if row["published_hours"] is None else f"{row['published_hours']:g} h",
             row["source"],

@@ -89,7 +89,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "class_names": list(setup.dataset.class_names),
             "judged_on": setup.judged_on,
         },
-        "best": state.best | {"chosen_on": setup.judged_on},
+        "best": state.best | {"chosen_on": setup.chosen_on},
         "last_epoch": state.last_epoch,
         "final": state.final,
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},

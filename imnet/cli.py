@@ -96,6 +96,8 @@ def _evaluate(argv: list[str]) -> int:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
+    told = "also average four corners, the middle and their mirrors; for images larger than what the network sees"
+    parser.add_argument("--ten-crop", action="store_true", help=told)
     values = parser.parse_args(argv)
     from imnet import judge
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imnet import classifier, device, report
+from imnet import classifier, device, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
 from imnet.data.judged import Images, chosen, images_at
@@ -41,12 +41,24 @@ def run(values: Namespace) -> int:
         raise UsageError(f"got --batch-size {values.batch_size}; allowed: 1 or more", hint="leave --batch-size out")
     if values.out is not None and values.out.is_dir():
         raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
+    if values.ten_crop:
+        _check_ten_crop(values)
     if values.data is None:
         lines = _own(values)
     else:
         lines = _other(values)
     print("\n".join(lines))
     return 0
+
+
+def _check_ten_crop(values: Namespace) -> None:
+    """Before anything is evaluated: whether ten crops can be cut."""
+    if values.data is not None or values.checkpoint != "last" or values.split not in (None, "test"):
+        what = (
+            "got --ten-crop with --data, --checkpoint or --split; allowed: the newest weights on the run's test images"
+        )
+        raise UsageError(what, hint="leave one of them out")
+    tencrop.check(Run(values.run).recipe)
 
 
 def _own(values: Namespace) -> list[str]:
@@ -72,6 +84,8 @@ def _own(values: Namespace) -> list[str]:
         written = [_beside(run, plain, names, mirrored, about, marks)]
     report.render(run.path)
     lines = _lines(plain, mirrored, names)
+    if values.ten_crop:
+        lines.append(tencrop.told(tencrop.evaluate(run, data_dir=values.data_dir, device_name=values.device)))
     if final is not None:
         lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
                      "that the run did not look at")  # fmt: skip

@@ -57,6 +57,11 @@ class Setup:
         return "held-out images" if self.recipe.data.hold_out else "test set"
 
     @property
+    def chosen_on(self) -> str:
+        """What the best epoch is selected on."""
+        return "validation images" if self.val_data is not None else self.judged_on
+
+    @property
     def config_hash(self) -> str:
         return config_hash(self.recipe, self.place.precision)
 

@@ -68,6 +68,7 @@ def load(
         test_images=test_images,
         channels=channels,
         hold_out=hold_out,
+        val_images=val_images,
         whole=whole,
         download=download,
         look=look,

@@ -113,6 +113,12 @@ def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
     return _parted(train, _of_each_class(train.labels, taken, seed))
 
 
+def check_val_images(count: int, total: int) -> None:
+    """UsageError unless both parts of ``total`` training images are left with some."""
+    if not 0 < count < total:
+        raise UsageError(f"got val_images = {count} of {total:,} training images", hint=f"allowed: 1..{total - 1}")
+
+
 def hold_out_images(train: AnySplit, count: int, seed: int, stratified: bool) -> tuple[AnySplit, AnySplit]:
     """(the rest, exactly ``count`` images held out).
 
@@ -120,8 +126,7 @@ def hold_out_images(train: AnySplit, count: int, seed: int, stratified: bool) ->
     ``torch.utils.data.random_split(train, [rest, count])`` takes with a generator of that ``seed``.
     """
     total = len(train)
-    if not 0 < count < total:
-        raise UsageError(f"got val_images = {count} of {total:,} training images", hint=f"allowed: 1..{total - 1}")
+    check_val_images(count, total)
     if stratified:
         return _parted(train, _of_each_class(train.labels, _quotas(np.bincount(train.labels), count), seed))
     import torch

@@ -9,7 +9,8 @@ from imnet.recipe import SGD, Augment, Constant, Cosine, Data, Published, Recipe
 DATA = Data(name="tiny-imagenet", image_px=64, num_classes=200, batch_images=64)
 HARDWARE = "V100"
 SOURCE = "document 003; Lightning-AI/dl-fundamentals, unit 7, a solution of its exercise"
-# Theirs kept 10,000 of the training images for validation: torch's random_split, its generator just seeded with 123.
+# Theirs kept 10,000 of the training images for validation: torch's random_split, its generator just seeded with 123
+# (a later version of their code has a generator of its own, seed 42).
 # `--data.val_images 10000 --data.val_seed 123` draws the same places in a list of the images. Ours is ordered by name,
 # theirs as the folders happened to be listed: which images these were is not known.
 SPLIT = "trained on a random 90,000 of the 100,000 images, ours on all"

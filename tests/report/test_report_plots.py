@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from run_folders import make_run
 
 from imnet.errors import ImnetError
 from imnet.report import contact_sheet
+from imnet.report.comparison import marked
 from imnet.report.plots import Curve, curves_svg, running_mean, thin
+from imnet.report.read import load
 
 
 @pytest.mark.parametrize(("height", "width", "channels", "n"), [(28, 28, 1, 16), (64, 48, 3, 5), (224, 300, 3, 1)])
@@ -68,3 +71,12 @@ def test_running_mean_and_thin_against_numpy(y, window):
     for number, mean in enumerate(thinned):
         part = [value for value in y[number * width : (number + 1) * width] if not math.isnan(value)]
         assert mean == pytest.approx(np.mean(part) if part else math.nan, rel=1e-9, abs=1e-6, nan_ok=True)
+
+
+def test_ten_recipes_have_ten_looks(tmp_path):
+    """The page has eight colours."""
+    runs = [load(make_run(tmp_path / str(i), recipe={"name": f"r{i}", "model": f"m{i}"})) for i in range(10)]
+    looks = [style for _, _, style in marked(runs)]
+    assert len(set(looks)) == 10
+    seeds = [load(make_run(tmp_path / f"s{i}", seed=i)) for i in range(3)]
+    assert len({style for _, _, style in marked(seeds)}) == 3

@@ -57,6 +57,22 @@ def test_a_count_that_leaves_nothing_is_one_line(count):
         data.load("shapes", image_px=16, num_classes=4, train_images=256, test_images=8, val_images=count)
 
 
+def test_more_than_there_are_is_refused_before_a_set_is_packed(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for part, count in (("train", 3), ("val", 2)):
+        folder = tmp_path / "imagenet" / part / "n00000001"
+        folder.mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    monkeypatch.setattr("imnet.data.sets.packed.cache_dir", lambda: tmp_path / "cache")
+    asked = {"data_dir": tmp_path / "imagenet", "image_px": 16}
+    with pytest.raises(UsageError, match="val_images = 3 of 3 training images"):
+        data.load("imagenet", **asked, val_images=3)
+    assert not (tmp_path / "cache").exists()
+    assert len(data.load("imagenet", **asked, val_images=2).val) == 2
+
+
 def test_what_is_held_out_is_said_and_marks_the_data():
     sizes = {"image_px": 16, "num_classes": 4, "train_images": 64, "test_images": 8}
     plain, held = (data.load("shapes", **sizes, **more) for more in ({}, {"val_images": 16, "val_seed": 3}))

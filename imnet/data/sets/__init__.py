@@ -32,6 +32,7 @@ class Request:
     test_images: int | None = None
     channels: int | None = None
     hold_out: float = 0.0
+    val_images: int | None = None
     whole: bool = False
     download: bool = True
     look: bool = False

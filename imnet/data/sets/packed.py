@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imnet.data.base import DataSet
+from imnet.data.base import DataSet, check_val_images
 from imnet.data.files import cache_dir
 from imnet.data.readers import Blocks, Found, recognise
 from imnet.data.readers.picture import ResizeRule
@@ -137,6 +137,8 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
                                  ("test_images", request.test_images, "test")):  # fmt: skip
         if count is not None and split in found.splits and count > len(found.splits[split]):
             raise UsageError(f"{option} is {count}; allowed 1..{len(found.splits[split])}")
+    if request.val_images is not None:
+        check_val_images(request.val_images, request.train_images or len(train))
 
 
 def _run(command: list[str]) -> None:

@@ -1,0 +1,115 @@
+"""10-crop: the probabilities of four corners, the middle and the mirror image of each, averaged (Krizhevsky 2012).
+
+It looks at what lies around the middle crop, so the test images must be larger than what the network sees.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imnet import device
+from imnet.data.base import AnySplit, EncodedSplit
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.batches import Batches, as_tensor
+from imnet.data.pipelines.encoded import loaded
+from imnet.data.readers.picture import BadPictureError, to_shorter_side
+from imnet.errors import DataError, UsageError
+from imnet.evaluate import Evaluation
+from imnet.from_recipe import load_data
+from imnet.recipe import Recipe
+from imnet.run import Run
+
+PICTURES_AT_ONCE = 64
+
+
+def check(recipe: Recipe) -> int:
+    """Side of the crops. UsageError where nothing lies around the middle one."""
+    a = recipe.augment
+    side = a.resize_eval_px or a.resize_px or recipe.data.image_px
+    if a.crop_px is None or a.crop_px >= side:
+        what = f"got --ten-crop for a network that sees the whole test image of {side} px: nothing lies around it"
+        raise UsageError(what, hint="train with an --augment.crop_px below the store's images, e.g. 224 of 256")
+    return a.crop_px
+
+
+def crops(levels: Tensor, side: int) -> Tensor:
+    """(..., H, W) -> (10, ..., side, side): upper left and right, lower left and right, middle; then their mirrors."""
+    height, width = levels.shape[-2:]
+    corners = [(top, left) for top in (0, height - side) for left in (0, width - side)]
+    middle = (round((height - side) / 2), round((width - side) / 2))
+    five = [levels[..., top : top + side, left : left + side] for top, left in (*corners, middle)]
+    return torch.stack([*five, *(crop.flip(-1) for crop in five)])
+
+
+@torch.no_grad()
+def evaluate(run: Run, *, data_dir: str | None = None, device_name: str = "auto") -> Evaluation:
+    """A run's newest weights on its test split, without a confusion matrix. Nothing is written."""
+    side = check(run.recipe)
+    options = run.options(data_dir, device_name)
+    place = device.resolve(options)
+    test = load_data(run.recipe, options).test
+    net = run.model().to(place.device).to(memory_format=torch.channels_last)
+    sums = torch.zeros(3, dtype=torch.float64)
+    with device.threads(options) as threads, ThreadPoolExecutor(threads) as pool:
+        for rows in torch.arange(len(test)).split(PICTURES_AT_ONCE):
+            made = _views(run.recipe, test, rows, side, pool)
+            labels = torch.from_numpy(test.labels[rows.numpy()])
+            sums += _counts(_log_probabilities(run.recipe, net, made, place), labels)
+    loss, top1, top5 = (sums / len(test)).tolist()
+    return Evaluation(len(test), top1, top5, loss, confusion=[], support=[], bins=[])
+
+
+def told(result: Evaluation) -> str:
+    """For imnet-eval."""
+    return f"10 crops averaged: top-1 {result.top1:.4%}, top-5 {result.top5:.4%}"
+
+
+def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: ThreadPoolExecutor) -> Tensor:
+    """uint8 (10, n, side, side, C) of the pictures at ``rows``."""
+    a = recipe.augment
+    if isinstance(split, EncodedSplit) and a.crop_scale is not None and a.resize_eval_px is not None:
+        shorter = a.resize_eval_px
+        made = pool.map(lambda i: crops(_whole(split, i, shorter), side), rows.tolist())
+        return torch.stack(list(made), 1).permute(0, 1, 3, 4, 2)
+    images = as_tensor(split.pictures(rows.tolist())).permute(0, 3, 1, 2)
+    resized = a.resize_eval_px or a.resize_px
+    if resized:
+        images = transforms.resize(images.float(), resized).to(torch.uint8)
+    return crops(images, side).permute(0, 1, 3, 4, 2)
+
+
+def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
+    """uint8 (3, H, W) of picture i, its shorter side ``shorter_px``."""
+    try:
+        picture = to_shorter_side(loaded(split.read(i)), shorter_px, "bilinear")
+    except BadPictureError as error:
+        hint = "10 crops need every picture; leave --ten-crop out"
+        raise DataError(f"picture {i}: {error}", file=split.file, hint=hint) from error
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
+        picture.height, picture.width, 3
+    ).permute(2, 0, 1)  # fmt: skip
+
+
+def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: device.Place) -> Tensor:
+    """fp32 (n, outputs) on the CPU: of the mean probability over the first axis of ``views``."""
+    a = replace(recipe.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
+    store = views.flatten(0, 1).contiguous().to(place.device)
+    made = Batches(store, a, seed=0, dtype=place.dtype, mean=None)
+    images, _ = made.batch(torch.arange(len(store)), 0, False)
+    with place.autocast:
+        logits = net(images)
+    scores = logits.float().log_softmax(1).view(*views.shape[:2], -1)
+    return (scores.logsumexp(0) - math.log(len(views))).cpu()
+
+
+def _counts(scores: Tensor, labels: Tensor) -> Tensor:
+    """fp64 (3,): sum of losses, right ones, right among five."""
+    best = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    loss = F.nll_loss(scores, labels, reduction="sum")
+    return torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
