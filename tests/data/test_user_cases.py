@@ -64,12 +64,22 @@ EXPECTED = {
 }  # fmt: skip
 
 
+def commands(folder):
+    """A folder for the path, in which the commands are those of this tree, installed or not."""
+    folder.mkdir(exist_ok=True)
+    for name, module in (("imnet-data", "imnet.data.tool"), ("imnet-train", "imnet.cli")):
+        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
 def write(name, out):
     out.mkdir(exist_ok=True)
     call = [sys.executable if name.endswith(".py") else "bash", str(SCRIPTS / name), str(out)]
     top = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(top), str(top / "kernels")])
-    done = subprocess.run(call, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(top), str(top / "kernels")])}
+    env["PATH"] = os.pathsep.join([str(commands(out.parent / "bin")), os.environ["PATH"]])
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr[-1000:]
     return done.stdout
 
