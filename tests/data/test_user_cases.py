@@ -65,10 +65,10 @@ EXPECTED = {
 
 
 def commands(folder):
-    """A folder for the path, in which the commands are those of this tree, installed or not."""
+    """A folder for the path, in which the commands are those of this tree and this Python, installed or not."""
     folder.mkdir(exist_ok=True)
-    for name, module in (("imnet-data", "imnet.data.tool"), ("imnet-train", "imnet.cli")):
-        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+    for name, words in (("imnet-data", "-m imnet.data.tool"), ("imnet-train", "-m imnet.cli"), ("python", "")):
+        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (folder / name).chmod(0o755)
     return folder
 
