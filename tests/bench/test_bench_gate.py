@@ -119,6 +119,7 @@ def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):
     return probe.scores_of([*start, *more])
 
 
+@pytest.mark.slow
 def test_real_scores_pass_the_same_build_and_fail_a_slow_loader_and_a_slow_step(monkeypatch):
     """With a wide margin, since this runs beside other tests; the narrow one is the slow test below."""
     base = {name: [score] for name, score in scores().items()}

@@ -197,6 +197,7 @@ def test_recipes_are_named_in_order_and_a_run_has_figures(tmp_path):
 
 
 @pytest.mark.skipif(not list(DATA.rglob("train-images-idx3-ubyte*")), reason="no Fashion-MNIST files here")
+@pytest.mark.slow
 def test_a_run_is_stopped_in_time_and_goes_on(tmp_path):
     """The training process gets its signal at once and saves, or its handler did not stand yet."""
     words = ["--recipe", "fashion-mnist/speedrun", "--data-dir", str(DATA / "fashion-mnist"), "--out", str(tmp_path)]

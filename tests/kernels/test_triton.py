@@ -19,7 +19,7 @@ def _builds():
         yield from implementations.module(family, "triton").builds()
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
 def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path, monkeypatch):
     from imnet_kernels.tritonlib import compile_for
