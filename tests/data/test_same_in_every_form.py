@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from imnet.data.readers import recognise
@@ -96,6 +96,7 @@ def test_folder_zip_and_tar_agree_and_every_file_counts_once(made):
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(FOLDERS, st.sampled_from(FILES)), min_size=1, max_size=9))
+@example([(["train"], "1.jpg"), (["train", "train"], "1.jpg"), (["train", "val"], ".hidden")])
 def test_any_tree_is_read_or_refused_alike(placed):
     """Also trees that make no sense: never read in one form and otherwise in another, never a file twice or lost."""
     files = {"/".join((*folders, name)): PICTURE for folders, name in placed}

@@ -121,7 +121,8 @@ class _ArchiveTree:
             else:
                 self._members[name] = member
         self.names = in_order(list(self._members))
-        self.folders = {folder for folder in folders if not junk_path(folder)} | _parents(self.names)
+        # Junk is no file of the set, but the folder that holds nothing else is there, as on a disk.
+        self.folders = {folder for folder in folders | _parents(list(members)) if not junk_path(folder)}
 
     def add(self, items: Items, name: str, label: int) -> None:
         file, member = items.file_number(str(self.path)), self._members[name]
