@@ -101,6 +101,8 @@ def _check_optimiser(old: Recipe, new: Recipe) -> None:
         "optim.kind": (old.optim.kind, new.optim.kind),
         "optim.decay_norms": (old.optim.decay_norms, new.optim.decay_norms),
         "optim.decay_biases": tuple(getattr(r.optim, "decay_biases", True) for r in (old, new)),
+        "freeze": (old.freeze, new.freeze),
+        "body_lr": tuple("1" if r.body_lr == 1 else "below 1" if r.body_lr < 1 else "above 1" for r in (old, new)),
         "momentum": tuple("some" if getattr(r.optim, "momentum", 1) else "none" for r in (old, new)),
     }
     for name, (was, now) in facts.items():

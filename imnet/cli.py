@@ -68,7 +68,8 @@ def _train(argv: list[str]) -> int:
     if request.reasons and current_world().is_main:
         from imnet import own
 
-        print(own.expected(request.recipe, request.options), flush=True)
+        told = own.expected(request.recipe, request.options)
+        print(told, end="\n" if told else "", flush=True)
     code = train(request.recipe, request.options)[0]
     if code == 0 and current_world().is_main:
         print(f"{'the whole command':<18} {time.perf_counter() - _BEGAN:.1f} s")

@@ -7,6 +7,7 @@ to anyone's data: every one can be overridden, and --print-config shows them all
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imnet import device, hubs, weights
+from imnet import device, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Found, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
@@ -56,8 +57,9 @@ class Seen:
     """Seconds of one thread to decode one of them, measured here."""
 
 
+@functools.lru_cache(maxsize=1)
 def look(path: Path) -> Seen:
-    """Raises what reading the set would raise, and DataError for one that cannot be trained on."""
+    """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and DataError for one that cannot be trained on."""
     if is_store(path):
         held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
         height, width, channels = held.image_shape
@@ -102,6 +104,7 @@ def recipe(
 
     ``model`` and ``start`` (weights) are taken where they are given; of a ``model`` alone the weights are random.
     """
+    look.cache_clear()
     seen = look(path)
     if start is not None:
         why = f"weights    {start}, as asked"
@@ -238,8 +241,12 @@ def with_data(named: Recipe, path: Path) -> Recipe:
 
 
 def expected(recipe: Recipe, options: RunOptions) -> str:
-    """The line that says how long it will take, from a few steps made here and a few pictures decoded."""
+    """The line that says how long it will take, from a few steps made here and a few pictures decoded; empty for a run
+    that is complete already."""
     place, batch = device.resolve(options), min(recipe.data.batch_images, 64)
+    out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision)
+    if (runfolder.read_run(out) or {}).get("status") == "complete":
+        return ""
     with device.threads(options) as threads:
         net = build_network(recipe, place)
         step = build_step(recipe, net, place, World(), compile=False, graphs=False)
@@ -247,15 +254,14 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
         images = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64, device=place.device)
         taken = [_seconds(lambda: float(step([(images, labels)], batch, 0, 1e-9)[0])) for _ in range(STEPS_TIMED)]
-    seconds = min(taken) / batch
     assert options.data_dir is not None
-    seen = look(Path(options.data_dir))
+    seen, seconds = look(Path(options.data_dir)), min(taken) / batch
     decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
-    total = recipe.epochs * seen.train_images * max(seconds, decoding) * 1.1
+    ranks = options.gpus or options.procs or 1
+    rate = ranks / max(seconds, decoding)
+    total = 1.1 * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"
-    return (
-        f"time       about {_words(total)}: {1 / max(seconds, decoding):,.0f} images/s, bound by {what}, measured here"
-    )
+    return f"time       about {_words(total)}: {rate:,.0f} images/s, bound by {what}, measured here"
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -265,10 +271,6 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _words(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

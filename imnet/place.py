@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from imnet.errors import UsageError
@@ -31,11 +32,16 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         before = word
     if len(found) > 1:
         raise UsageError(f"got {found[0]!r} and {found[1]!r}; allowed: one place of data", hint="name one folder")
-    return [*rest, "--data.name", "folder", "--data_dir", found[0]] if found else rest, found[0] if found else None
+    if not found:
+        return rest, None
+    place = os.path.expanduser(found[0])
+    return [*rest, "--data.name", "folder", "--data_dir", place], place
 
 
 def is_path(word: str) -> bool:
-    """Whether a word behind --data is a place, not the name of a set."""
+    """Whether a word behind --data is a place, not the name of a set (``packed:FOLDER`` is one)."""
+    if word.startswith("packed:"):
+        return False
     return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
 
 
@@ -49,7 +55,7 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
     """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
     from imnet import device, own
 
-    place = Path(path).expanduser()
+    place = Path(path)
     if not place.exists():
         hint = "give a folder, an archive or a store of your own; sets by name: --data NAME"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)

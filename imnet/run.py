@@ -83,7 +83,9 @@ class Run:
 
     def _of_epoch(self, which: str) -> checkpoint.Checkpoint:
         if which == "best":
-            logged = [line for line in self.metrics if line["kind"] == "eval" and line["top1"] is not None]
+            # The images held out of train choose, where there are any.
+            lines = [line for line in self.metrics if line["kind"] in ("val", "eval") and line["top1"] is not None]
+            logged = [line for line in lines if line["kind"] == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
         elif which.isdigit():
             epoch = int(which)

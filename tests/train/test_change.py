@@ -68,6 +68,8 @@ REFUSED = {
     "grey": (changed(part="data", channels=1), "weights are of another network"),
     "another optimiser": (changed(optim=AdamW(lr=0.01)), "optim.kind was sgd, is adamw"),
     "other groups": (changed(part="optim", decay_norms=False), "optim.decay_norms was True, is False"),
+    "frozen": (changed(freeze="all-but-head"), "freeze was None, is all-but-head"),
+    "other rates": (changed(body_lr=0.1), "body_lr was 1, is below 1"),
     "nothing left, other batches": (changed(BASE, part="data", batch_images=32), "2 are trained already"),
 }
 

@@ -9,10 +9,11 @@ import torch
 
 from imnet import data
 from imnet.data.base import Split, hold_out, hold_out_images
-from imnet.errors import UsageError
+from imnet.errors import DataError, UsageError
 from imnet.metrics import read_metrics
 from imnet.report import compare, render, summary
 from imnet.report.read import load
+from imnet.run import Run
 from imnet.start import train
 
 from .conftest import TINY, options
@@ -109,6 +110,15 @@ def test_a_run_judges_both_and_chooses_by_what_was_held_out(held_out_run, capsys
     page = render(held_out_run).read_text()
     assert "Top-1 on the validation images" in page
     assert "selected on the test set" not in page
+
+
+def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, monkeypatch):
+    """Epoch 1, whose checkpoint is not among the newest two; the test images would say 3."""
+    top1 = {("val", 1): 0.9, ("eval", 1): 0.1, ("val", 3): 0.2, ("eval", 3): 0.8}
+    lines = [{"kind": kind, "epoch": epoch, "step": 0, "top1": value} for (kind, epoch), value in top1.items()]
+    monkeypatch.setattr(Run, "metrics", property(lambda self: lines))
+    with pytest.raises(DataError, match="the best, epoch 1 is kept"):
+        Run(held_out_run).model("best")
 
 
 def test_training_accuracy_is_that_of_the_steps(tmp_path):

@@ -81,6 +81,14 @@ def test_names_of_sets_stay_names(photos, tmp_path):
     (tmp_path / "shapes").mkdir()
     assert ask("--data", "shapes").recipe.data.name == "shapes"
     assert ask("--data", "./photos").recipe.data.name == "folder"
+    store = f"packed:{tmp_path}/store"
+    assert ask("--recipe", "tiny-imagenet/resnet18_64", "--data", store).recipe.data.name == store
+
+
+def test_home_is_where_a_tilde_points(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["~/photos"], ["--data", "~/photos"]):
+        assert ask(*words).options.data_dir == str(photos)
 
 
 def test_small_pictures_are_packed_and_large_ones_cut_from_whole(photos, tmp_path):
