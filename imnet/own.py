@@ -59,7 +59,8 @@ class Seen:
 
 @functools.lru_cache(maxsize=1)
 def look(path: Path) -> Seen:
-    """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and DataError for one that cannot be trained on."""
+    """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and
+    DataError for one that cannot be trained on."""
     if is_store(path):
         held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
         height, width, channels = held.image_shape
