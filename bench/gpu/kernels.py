@@ -36,12 +36,15 @@ def jobs(dry: bool) -> list[Job]:
 
 
 def kernel_rows(setting: Setting) -> Iterator[Row]:
-    """Ceilings first; then every shape in every tier; what torch compiles last, because compiling takes seconds."""
+    """Ceilings first; then every shape in our own tiers; then what they are compared with: what torch compiles last,
+    because compiling takes seconds."""
     for name in ("copy", "matmul 8192 bf16"):
         yield Row("kernels", name, "torch", 1.0, functools.partial(_ceiling, name, setting))
     for job in jobs(setting.dry):
-        for variant in ("reference", *(job.family.tiers("cpu") if setting.dry else ("cuda", "triton"))):
+        for variant in job.family.tiers("cpu") if setting.dry else ("cuda", "triton"):
             yield _row(job, variant, setting)
+    for job in jobs(setting.dry):
+        yield _row(job, "reference", setting)
         for form in ("foreach", "fused") if job.family.name == "sgd_ema" else ():
             work = functools.partial(_optimiser, job, form, setting)
             yield Row("kernels", _name(job), f"torch {form} + EMA", 2.0, work)

@@ -60,7 +60,7 @@ def test_dry_rows_hold_every_family_tier_and_variant(dry):
         r["variant"] for r in rows if r["part"] == "steps"
     }
     profiles = {r["variant"]: r for r in rows if r["part"] == "profile"}
-    assert set(profiles) == {"eager", "captured", "compiled"}
+    assert set(profiles) == {"captured", "compiled + captured"}
     for r in profiles.values():
         assert 0 < len(r["top"]) <= 15
         assert any(k["flops"] and k["bytes"] for k in r["top"])
