@@ -122,7 +122,7 @@ def top_kernels(work: Work, top: int) -> dict[str, Any]:
     calls = _calls(work)
     costs: dict[str, Row] = {}
     if work.step.graph is not None:
-        with work.eager():
+        with work.uncaptured():
             costs = _costs(_steps_profiled(work), calls, steps)
     profiler = _steps_profiled(work)
     events = profiler.events() or []

@@ -135,6 +135,15 @@ class Work:
         finally:
             self.step.forward, self.step.graph = before
 
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Steps in this block launch their kernels one by one: compiled ones where the request compiles."""
+        before, self.step.graph = self.step.graph, None
+        try:
+            yield
+        finally:
+            self.step.graph = before
+
     def synchronize(self) -> None:
         if self.place.device.type == "cuda":
             torch.cuda.synchronize()
