@@ -11,7 +11,15 @@ from .gpu.files import condensed
 from .gpu.plan import Figures
 from .tables import NOT_MEASURED, short, table
 
-STEPS = ("eager", "captured", "captured + kernels", "captured + Triton kernels", "compiled", "compiled + captured")
+STEPS = (
+    "eager",
+    "captured",
+    "captured + our kernels",
+    "captured + kernels",
+    "captured + Triton kernels",
+    "compiled",
+    "compiled + captured",
+)
 KERNELS = ("reference", "compiled", "triton", "cuda", "host")
 NUM_KERNELS_SHOWN, NUM_FAILED_SHOWN = 6, 12
 

@@ -32,7 +32,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A case in one dtype; ``backward``: Shake-Shake's backward alone, two products of the incoming gradient."""
+    """A case in one dtype; ``backward``: the family's backward alone."""
 
     family: Family
     case: Case
@@ -46,9 +46,9 @@ class Job:
     @property
     def num_bytes(self) -> int:
         """The floor: what must be read and written."""
-        if not self.backward:
-            return self.family.bytes_moved(self.case, self.dtype)
-        return 3 * torch.Size(self.case.options["shape"]).numel() * self.dtype.itemsize
+        floor = self.family.backward_bytes if self.backward else self.family.bytes_moved
+        assert floor is not None
+        return floor(self.case, self.dtype)
 
     @property
     def first(self) -> bool:
@@ -62,15 +62,10 @@ class Job:
 
     def run(self, name: str, on: str) -> Call:
         """A call with inputs of its own, on whatever tier is chosen when it is made; ``name`` is for the backward."""
-        call = self.family.make(self.case, self.dtype, on)
         if not self.backward:
-            return call.run
-        from imnet_kernels.shake_shake import reference, shake_backward_op
-
-        generator = torch.Generator().manual_seed(9)
-        grad, beta = call.leaves[0].detach(), torch.rand(call.leaves[0].shape[0], generator=generator).to(on)
-        backward = reference.combine_backward if name == "reference" else shake_backward_op
-        return lambda: backward(grad, beta)
+            return self.family.make(self.case, self.dtype, on).run
+        assert self.family.make_backward is not None
+        return self.family.make_backward(self.case, self.dtype, on, name).run
 
     def call(self, name: str, on: str) -> Call:
         """The same on the tier ``name``, without gradients."""
@@ -83,7 +78,7 @@ def real_jobs(only: str | None = None) -> Iterator[Job]:
         for case in (c for c in family.cases if c.real and only in (None, family.name)):
             for dtype in (d for d in DTYPES if d in family.tolerance):
                 yield Job(family, case, dtype)
-                if family.name == "shake_shake":
+                if family.make_backward:
                     yield Job(family, case, dtype, backward=True)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from imnet_kernels import tier
 from torch import Tensor, nn
 
 from imnet.errors import DataError
@@ -103,7 +104,8 @@ def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: i
 def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:
     """Where a number stops being finite: the first parameter, else input, else layer output, else gradient.
 
-    ``loss(net, images, labels)`` is computed eagerly on each of this rank's ``batches``. None where all is finite.
+    ``loss(net, images, labels)`` is computed eagerly on each of this rank's ``batches``, layer by layer, without our
+    own kernels. None where all is finite.
     """
     for name, param in net.named_parameters():
         if not torch.isfinite(param).all():
@@ -112,7 +114,8 @@ def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: 
         return "the input images"
     before = [b.clone() for b in net.buffers()]
     try:
-        return _first_bad_number(net, batches, loss)
+        with tier.using("reference"):
+            return _first_bad_number(net, batches, loss)
     finally:
         # Only now: a backward reads the running statistics' versions that its forward left.
         with torch.no_grad():

@@ -77,11 +77,10 @@ def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = _on_device(call)
+    for tensor in kept:
+        tensor.fill_(float("nan"))
     for tensor, old in zip(call.in_place, before, strict=True):
         tensor.copy_(old)
-    if not call.in_place:
-        for tensor in kept:
-            tensor.fill_(float("nan"))
     graph.replay()
     torch.cuda.synchronize()
     same = all(torch.equal(k, e) for k, e in zip(kept, eager, strict=True))
@@ -92,11 +91,9 @@ def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
 def _on_device(call: Call) -> list[Tensor]:
     """As ``outputs``, without anything from the host; what is changed in place is not copied."""
     result = call.run()
-    if call.in_place or result is None:
-        return list(call.in_place)
-    if not call.leaves:
-        return [result]
-    return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result))]
+    if result is None or not call.leaves:
+        return [*([] if result is None else [result]), *call.in_place]
+    return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result)), *call.in_place]
 
 
 def compiled(family: Family, case: Case, name: str, setting: Setting) -> dict[str, Any]:

@@ -24,14 +24,14 @@ UNMEASURED: dict[str, Any] = dict.fromkeys(("us", "us_launched", "gb_per_s", "sh
 
 
 def jobs(dry: bool) -> list[Job]:
-    """Every case of a GPU's own size, and Shake-Shake's backward once, in bf16 where the family has it; in a dry run
-    one odd case a family."""
+    """Every case of a GPU's own size, and its backward where a family has one, in bf16 where the family has it; in a
+    dry run one odd case a family."""
     found = []
     for family in families():
         dtype = torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
         cases = [case for case in family.contract if not case.real][:1] if dry else [c for c in family.cases if c.gpu]
         found += [Job(family, case, dtype) for case in cases]
-        found += [Job(family, case, dtype, backward=True) for case in cases[:1] if family.name == "shake_shake"]
+        found += [Job(family, case, dtype, backward=True) for case in cases if family.make_backward]
     return found
 
 

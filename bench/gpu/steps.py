@@ -85,27 +85,23 @@ class Variant:
 
 # In order of value: what training takes by default, what it can be told, what only explains the others.
 VARIANTS = (
-    Variant("captured", 6.0, graphs=True),
+    Variant("captured + our kernels", 8.0, graphs=True, kernels="auto"),
     Variant("compiled + captured", 8.0, compile=True, graphs=True),
-    Variant("captured + kernels", 6.0, graphs=True, kernels="cuda"),
-    Variant("captured + Triton kernels", 8.0, graphs=True, kernels="triton"),
+    Variant("captured", 6.0, graphs=True),
     Variant("compiled", 7.0, compile=True),
     Variant("eager", 8.0),
 )
 
 
 def _variants(dry: bool, names: tuple[str, ...] = ()) -> Iterator[tuple[Net, Variant]]:
-    """Every variant of all networks before the next variant; our own kernels are part of Shake-Shake's step only."""
+    """Every variant of all networks before the next variant."""
     for variant in VARIANTS:
-        for net in DRY_NETS if dry else NETS:
-            ours = variant.kernels != "reference"
-            if (not names or variant.name in names) and (not ours or "shake" in net.model):
-                yield net, variant
+        if not names or variant.name in names:
+            yield from ((net, variant) for net in (DRY_NETS if dry else NETS))
 
 
-def _needs(net: Net, variant: Variant, dry: bool) -> frozenset[str]:
-    found = {net.job} if variant.compile else set()
-    return frozenset(found | ({"_C"} if variant.kernels == "cuda" and not dry else set()))
+def _needs(net: Net, variant: Variant) -> frozenset[str]:
+    return frozenset({net.job} if variant.compile else set())
 
 
 def step_rows(setting: Setting) -> Iterator[Row]:
@@ -113,18 +109,18 @@ def step_rows(setting: Setting) -> Iterator[Row]:
         if setting.dry and variant.compile and net is not DRY_NETS[0]:
             continue
         work = functools.partial(_in_tier, measure, net, variant, setting)
-        needs = _needs(net, variant, setting.dry)
+        needs = _needs(net, variant)
         yield Row("steps", net.label, variant.name, variant.cost_s, work, variant.timed, needs)
 
 
 def profile_rows(setting: Setting) -> Iterator[Row]:
-    """The kernels of a step by their time: in the replayed graph of the step as it is and of the compiled one."""
-    for net, variant in _variants(setting.dry, ("captured", "compiled + captured")):
+    """The kernels of a step by their time, in its replayed graph: with our kernels, compiled, with torch's."""
+    for net, variant in _variants(setting.dry, ("captured + our kernels", "compiled + captured", "captured")):
         if setting.dry and net is not DRY_NETS[0]:
             continue
         work = functools.partial(_in_tier, profiled, net, variant, setting)
         cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
-        needs = _needs(net, variant, setting.dry)
+        needs = _needs(net, variant)
         yield Row("profile", net.label, variant.name, cost_s, work, variant.timed, needs)
 
 
@@ -138,11 +134,10 @@ def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
 
 def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> dict[str, Any]:
     torch._dynamo.reset()
-    dry = {"cuda": "host", "triton": "host" if tier.missing("triton", "cpu") else "triton"} if setting.dry else {}
-    # A profile's step has its data path in it, and is to show what training takes: there the tiers choose themselves.
-    chosen = "auto" if work is profiled else dry.get(variant.kernels, variant.kernels)
-    with tier.using(chosen):
-        return work(net, variant, setting) | {"kernels": tier.choose("shake_shake", setting.device)}
+    with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
+        found = work(net, variant, setting)
+        used = {family: tier.choose(family, setting.device) for family in ("batch_norm", "shake_shake")}
+    return found | {"kernels": used}
 
 
 def _options(variant: Variant, setting: Setting) -> RunOptions:

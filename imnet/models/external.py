@@ -29,6 +29,8 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
     """
     import torchvision
 
+    from .fused_resnet import fuse_norms
+
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise UsageError(f"torchvision has no network {name!r}", hint=_nearest(name, known))
@@ -45,6 +47,7 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
         network = network.to("meta")
     if in_channels != 3:
         _set_in_channels(network, in_channels)
+    fuse_norms(network)
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             network.set_submodule(path, EvenPool(module.output_size))

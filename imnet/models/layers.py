@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from imnet_kernels import batch_norm, tier
 from torch import nn
 
 from ..errors import UsageError
@@ -21,9 +22,33 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
+def normed(
+    norm: nn.Module, x: torch.Tensor, *, relu: bool = False, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``norm(x)``, plus ``residual`` and through ReLU where asked, in one kernel where a faster one is chosen."""
+    if _is_plain(norm) and tier.choose("batch_norm", x.device.type) != "reference":
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.momentum is not None
+        norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+        names = ("weight", "bias", "running_mean", "running_var")
+        tensors = [getattr(norm, name) for name in names]
+        return batch_norm(x, *tensors, momentum=norm.momentum, eps=norm.eps, relu=relu, residual=residual)
+    y = norm(x)
+    if residual is not None:
+        y += residual
+    # Written over it: neither backward reads the norm's output.
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether it is torch's own batch norm, with weights, and takes the batch's statistics and keeps running ones."""
+    complete = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
+    return complete and norm.training and norm.momentum is not None
+
+
 def norm_relu(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """ReLU of ``norm(x)``, written over it: neither backward reads the norm's output."""
-    return F.relu(norm(x), inplace=True)
+    """ReLU of ``norm(x)``."""
+    return normed(norm, x, relu=True)
 
 
 def global_mean(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from imnet_kernels import shake_shake
 from torch import nn
 
 from ..errors import UsageError
-from .layers import conv1x1, conv3x3, global_mean, he_init, norm_relu
+from .layers import conv1x1, conv3x3, global_mean, he_init, norm_relu, normed
 from .registry import model
 
 
@@ -31,7 +31,7 @@ class Branch(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, activated: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv2(norm_relu(self.bn1, self.conv1(activated))))
+        return normed(self.bn2, self.conv2(norm_relu(self.bn1, self.conv1(activated))))
 
 
 class Shortcut(nn.Module):
@@ -49,7 +49,7 @@ class Shortcut(nn.Module):
 
     def forward(self, activated: torch.Tensor) -> torch.Tensor:
         shifted = F.pad(activated, (-1, 1, -1, 1))
-        return self.bn(torch.cat([self.path1(activated), self.path2(shifted)], 1))
+        return normed(self.bn, torch.cat([self.path1(activated), self.path2(shifted)], 1))
 
 
 class ShakeBlock(nn.Module):
@@ -121,7 +121,7 @@ class ShakeShake26(nn.Module):
                 nn.init.zeros_(block.branch2.bn2.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.stem_bn(self.stem(images))
+        x = normed(self.stem_bn, self.stem(images))
         coefficients = self.coefficients(images) if self.training else [None] * len(self.blocks)
         for block, pair in zip(self.blocks, coefficients, strict=True):
             x = block(x, pair)

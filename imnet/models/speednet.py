@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import conv3x3, global_max
+from .layers import conv3x3, global_max, norm_relu
 from .registry import model
 
 
@@ -22,7 +22,7 @@ class ConvNorm(nn.Module):
         x = self.conv(x)
         if self.pool > 1:
             x = F.max_pool2d(x, self.pool)
-        return F.relu(self.norm(x), inplace=True)
+        return norm_relu(self.norm, x)
 
 
 class Residual(nn.Module):

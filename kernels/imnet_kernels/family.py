@@ -62,6 +62,9 @@ class Family:
     tolerance: dict[torch.dtype, float]
     make: Callable[[Case, torch.dtype, str], Call]
     bytes_moved: Callable[[Case, torch.dtype], int]
+    make_backward: Callable[[Case, torch.dtype, str, str], Call] | None = None
+    """The backward alone on a tier, to be timed, and the bytes that it must move."""
+    backward_bytes: Callable[[Case, torch.dtype], int] | None = None
 
     @property
     def contract(self) -> tuple[Case, ...]:
@@ -133,11 +136,12 @@ def _within(where: str, got: Sequence[Tensor], want: Sequence[Tensor], allowed: 
 def families() -> tuple[Family, ...]:
     """Every family, from <family>/cases.py; imported here because cases are for tests and benchmarks alone."""
     from .augment import cases as augment
+    from .batch_norm import cases as batch_norm
     from .sgd_ema import cases as sgd_ema
     from .shake_shake import cases as shake_shake
     from .spectral import cases as spectral
 
-    return augment.FAMILY, spectral.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
+    return augment.FAMILY, spectral.FAMILY, batch_norm.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:
@@ -150,13 +154,14 @@ def error_ratio(got: Tensor, want: Tensor) -> float:
 
 
 def outputs(call: Call) -> list[Tensor]:
-    """The result, or copies of what was changed in place, then the leaves' gradients for a fixed gradient."""
+    """The result, the leaves' gradients for a fixed gradient, copies of what was changed in place; what there is."""
     result = call.run()
-    if call.in_place or result is None:
-        return [t.clone() for t in call.in_place]
+    changed = [t.clone() for t in call.in_place]
+    if result is None:
+        return changed
     if not call.leaves:
-        return [result]
+        return [result, *changed]
     generator = torch.Generator().manual_seed(8)
     grad = torch.randn(result.shape, generator=generator).to(result)
     grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
-    return [result, *torch.autograd.grad(result, call.leaves, grad)]
+    return [result, *torch.autograd.grad(result, call.leaves, grad), *changed]

@@ -37,11 +37,18 @@ Modules = dict[str, ModuleType]
 
 def _reference_modules() -> Modules:
     from .augment import reference as augment
+    from .batch_norm import reference as batch_norm
     from .sgd_ema import reference as sgd_ema
     from .shake_shake import reference as shake_shake
     from .spectral import reference as spectral
 
-    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+    return {
+        "augment": augment,
+        "batch_norm": batch_norm,
+        "sgd_ema": sgd_ema,
+        "shake_shake": shake_shake,
+        "spectral": spectral,
+    }
 
 
 def _host_modules() -> Modules:
@@ -55,11 +62,18 @@ def _host_modules() -> Modules:
 
 def _triton_modules() -> Modules:
     from .augment import _triton as augment
+    from .batch_norm import _triton as batch_norm
     from .sgd_ema import _triton as sgd_ema
     from .shake_shake import _triton as shake_shake
     from .spectral import _triton as spectral
 
-    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+    return {
+        "augment": augment,
+        "batch_norm": batch_norm,
+        "sgd_ema": sgd_ema,
+        "shake_shake": shake_shake,
+        "spectral": spectral,
+    }
 
 
 def _cuda_modules() -> Modules:
@@ -144,6 +158,7 @@ IMPLEMENTATIONS = (
     Implementation("shake_shake", "cuda", "cuda", CAPTURED, _STEP),
     Implementation("shake_shake", "triton", "cuda", CAPTURED, f"not measured; with the CUDA tier {_STEP}"),
     Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
+    Implementation("batch_norm", "triton", "cuda", CAPTURED, "not measured"),
     Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
     Implementation("sgd_ema", "triton", "cuda", NEVER, "not measured"),
     Implementation("sgd_ema", "cuda", "cuda", NEVER, "not measured"),

@@ -43,14 +43,15 @@ def missing(tier: str, device: str) -> str | None:
 
 
 def _forced(spec: str) -> dict[str, str]:
-    """'host' or 'augment=host,...' -> {family: tier}; 'auto' leaves a family out."""
+    """'host' or 'augment=host,...' -> {family: tier}; 'auto' leaves a family out, and so does a tier it has not."""
     wanted: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in spec.split(","))):
         family, _, tier = part.rpartition("=")
         if tier not in (*TIERS, "auto") or (family and family not in FAMILIES):
             allowed = f"auto or one of {', '.join(TIERS)}, or family=tier of {', '.join(FAMILIES)}"
             raise ValueError(f"kernel tier {part!r}; allowed {allowed}; correct {ENV} or --kernels")
-        wanted.update(dict.fromkeys((family,) if family else FAMILIES, tier))
+        ours = (f for f in FAMILIES if tier == "auto" or tier in implementations.tiers_of(f))
+        wanted.update(dict.fromkeys((family,) if family else ours, tier))
     return {family: tier for family, tier in wanted.items() if tier != "auto"}
 
 
@@ -84,10 +85,10 @@ def set(spec: str, *, source: str = "tier.set", captured: bool = False) -> None:
 
 
 @contextmanager
-def using(spec: str) -> Iterator[None]:
+def using(spec: str, *, captured: bool = False) -> Iterator[None]:
     """set() for a block; the earlier choices come back after it."""
     before = snapshot()
-    set(spec, source="tier.using")
+    set(spec, source="tier.using", captured=captured)
     try:
         yield
     finally:

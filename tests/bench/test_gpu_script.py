@@ -56,11 +56,11 @@ def test_every_part_runs_dry_and_reports_no_time(dry):
 
 def test_dry_rows_hold_every_family_tier_and_variant(dry):
     _, rows, _ = dry
-    assert {"eager", "captured", "compiled", "compiled + captured"} <= {
+    assert {"eager", "captured", "captured + our kernels", "compiled", "compiled + captured"} == {
         r["variant"] for r in rows if r["part"] == "steps"
     }
     profiles = {r["variant"]: r for r in rows if r["part"] == "profile"}
-    assert set(profiles) == {"captured", "compiled + captured"}
+    assert set(profiles) == {"captured", "captured + our kernels", "compiled + captured"}
     for r in profiles.values():
         assert 0 < len(r["top"]) <= 15
         assert any(k["flops"] and k["bytes"] for k in r["top"])

@@ -45,7 +45,10 @@ def test_tiers_agree_with_the_reference(family: Family, case: Case, dtype, devic
         family.check(case, dtype, name, device)
 
 
-@pytest.mark.parametrize(("family", "case", "dtype"), [row for row in ROWS if "float32" in str(row.id)])
+@pytest.mark.parametrize(
+    ("family", "case", "dtype"),
+    [row for row in ROWS if "float32" in str(row.id) and "batch_norm" not in str(row.id)],  # on a CPU that is torch's
+)
 def test_same_call_same_bits_on_any_number_of_threads(family: Family, case: Case, dtype):
     before = torch.get_num_threads()
     try:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from imnet_kernels import implementations, tier
 from imnet_kernels.augment import augment_op
+from imnet_kernels.batch_norm import backward_op as norm_backward_op
+from imnet_kernels.batch_norm import forward_op as norm_op
 from imnet_kernels.sgd_ema import sgd_ema_op
 from imnet_kernels.shake_shake import shake_backward_op, shake_op
 from imnet_kernels.spectral import spectral_op
@@ -36,6 +38,8 @@ def _op_calls():
         "spectral": (spectral_op, (plain[0], 2, [0, 3], None, None, torch.float32)),
         "shake": (shake_op, (*x, *coefficients)),
         "shake_backward": (shake_backward_op, (plain[0], coefficients[1])),
+        "batch_norm": (norm_op, (plain[0], *(torch.rand(4) for _ in range(4)), plain[1], 0.1, 1e-5, True)),
+        "batch_norm_backward": (norm_backward_op, (*plain[:2], *(torch.rand(4) for _ in range(4)), plain[2], True)),
         "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1), None, None, 0.9, 1e-4, 0.99, True)),
     }
 
@@ -52,6 +56,8 @@ def test_opcheck(name, spec):
     why = None if spec == "auto" else tier.missing(spec, device)
     if why is not None:
         pytest.skip(why)
+    if name.startswith("batch_norm") and spec != "triton":
+        pytest.skip("the op is Triton's alone")
     op, args = _op_calls()[name]
     # aot_dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested.
     utils = ["test_schema", "test_faketensor"] + ([] if name.startswith("shake") else ["test_aot_dispatch_dynamic"])
@@ -106,10 +112,13 @@ def test_a_broken_module_is_raised_not_hidden(monkeypatch):
         implementations.find_host()
 
 
-def test_a_tier_that_a_family_lacks_is_an_error_of_that_family_alone(monkeypatch):
+def test_a_tier_that_a_family_lacks_is_left_to_auto_and_an_error_where_it_is_named(monkeypatch):
     rows = [row for row in implementations.IMPLEMENTATIONS if (row.family, row.tier) != ("spectral", "host")]
     monkeypatch.setattr(implementations, "IMPLEMENTATIONS", tuple(rows))
     with tier.using("host"):
+        assert tier.report("cpu")["augment"] == ("host", "forced by tier.using")
+        assert tier.report("cpu")["spectral"][1].startswith("auto")
+    with tier.using("spectral=host"):
         with pytest.raises(RuntimeError, match="spectral: there is no host tier of it; allowed ref"):
             tier.choose("spectral", "cpu")
         assert "there is no" not in tier.report("cpu")["augment"][1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..family import Call, Case, Family
-from . import shake_shake
+from . import reference, shake_backward_op, shake_shake
 
 
 def _case(
@@ -45,10 +45,25 @@ def bytes_moved(case: Case, dtype: torch.dtype) -> int:
     return 4 * batch * channels * height * width * dtype.itemsize
 
 
+def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Call:
+    """Two products of the incoming gradient, on the tier ``name``."""
+    grad = make(case, dtype, device).leaves[0].detach()
+    beta = torch.rand(grad.shape[0], generator=torch.Generator().manual_seed(9)).to(device)
+    backward = reference.combine_backward if name == "reference" else shake_backward_op
+    return Call(run=lambda: backward(grad, beta))
+
+
+def backward_bytes(case: Case, dtype: torch.dtype) -> int:
+    """One tensor read, two written."""
+    return 3 * torch.Size(case.options["shape"]).numel() * dtype.itemsize
+
+
 FAMILY = Family(
     name="shake_shake",
     cases=CASES,
     tolerance={torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4},
     make=make,
     bytes_moved=bytes_moved,
+    make_backward=make_backward,
+    backward_bytes=backward_bytes,
 )

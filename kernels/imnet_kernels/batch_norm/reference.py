@@ -1,0 +1,38 @@
+"""Batch norm while training, then ReLU, as torch computes them (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    y = relu((x - mean) / sqrt(var + eps) * weight + bias (+ residual))
+
+mean and var are those of the batch, a channel at a time; running_var takes the unbiased one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """See imnet_kernels.batch_norm; autograd is torch's own."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    if residual is not None:
+        y += residual
+    # Written over it: neither backward reads the norm's output.
+    return F.relu(y, inplace=True) if relu else y
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, y: Tensor | None) -> None:
+    """What autograd runs for it: through ReLU's result ``y`` where there is one, then torch's own kernels."""
+    passed = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
+    none = (None, None)
+    torch.ops.aten.native_batch_norm_backward(passed, x, weight, *none, mean, inverse, True, 0.0, [True] * 3)
