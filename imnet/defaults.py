@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
+from imnet_kernels.implementations import tiers_of
 from torch import nn
 
 from imnet import device
@@ -177,11 +178,10 @@ def choose_kernels(
     if spec == "auto":
         spec, source = os.environ.get(tier.ENV, "auto"), tier.ENV
     if spec == "auto" and kept:
-        began = {family: row["tier"] for family, row in kept.items() if family in tier.FAMILIES}
-        spec, source = (
-            ",".join(f"{f}={t}" for f, t in began.items() if tier.missing(t, kind) is None),
-            "the run's start",
-        )
+        # A family that is younger than the run was torch's own code then.
+        began = {family: kept.get(family, {}).get("tier", "reference") for family in tier.FAMILIES}
+        there = {f: t for f, t in began.items() if t in tiers_of(f) and tier.missing(t, kind) is None}
+        spec, source = ",".join(f"{f}={t}" for f, t in there.items()), "the run's start"
     captured = execution is not None and execution.cuda_graphs and not execution.compile
     try:
         tier.set(spec or "auto", source=source, captured=captured)

@@ -1,7 +1,8 @@
 """batch_norm in Triton over channels_last maps, seen as rows of channels: three launches each way, without atomics.
 
 Statistics are reduced in two stages, so that the same numbers give the same bits: every program reduces its rows to one
-row of partial results, and a small kernel joins these.
+row of partial results, and a small kernel joins these. Neighbouring rows are read as one where that makes a row a whole
+number of blocks: 80 channels are 8 rows of 640, and no lane idles.
 """
 
 # ruff: noqa: N803  (Triton constants are written as constants)
@@ -20,14 +21,17 @@ from torch import Tensor
 
 from ..tritonlib import Build
 
-TILE = 4096
-"""Elements that a program holds at once, 16 a thread. By arithmetic, not tuned: 4 loads of it are in flight."""
-WARPS = 8
+ROWS, COLUMNS, WARPS = 32, 128, 8
+"""A program holds 32 rows of 128 values, 16 a thread. Of 9 settings on an H200 (2026-11-26: 2,048 to 8,192 values, 4 to
+16 warps, 1 to 4 deep, 2 to 8 programs) the one with the least time over five maps of the systems' networks."""
 DEPTH = 4
-"""Tiles loaded before the first is used."""
+"""Tiles a program takes: those of the statistics are loaded before the first is used."""
 PROGRAMS_PER_SM = 2
 """Of the kernels that reduce: as many as their registers let run at once."""
-JOIN_ROWS, JOIN_COLUMNS = 128, 16
+MOST_PARTS, JOINED = 1024, 8192
+"""Partial results of a channel, and values of either kind that a joining program holds."""
+SIZES = ["rows", "pitch", "channels", "fold", "rows_a_program", "programs"]
+"""Not specialised: every network would compile its own kernels, for nothing, since VECTOR tells what is aligned."""
 
 
 @triton.jit
@@ -35,12 +39,12 @@ def load(base_ptr, offsets, live):
     return tl.load(base_ptr + offsets, mask=live, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     x_ptr, partial_ptr, rows, pitch, rows_a_program,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
-    """x (rows, pitch * VECTOR) -> partial (programs, 2, channels) fp32: mean, sum of squares about it.
+    """x (rows, pitch * VECTOR) -> partial (programs, 2, pitch * VECTOR) fp32: mean, sum of squares about it.
 
     Every place of a tile keeps the mean and the squares of the rows it has seen (Welford, four rows at a time, by
     Chan's rule), so that no large mean cancels; at the end the places of a channel are joined.
@@ -86,50 +90,53 @@ def statistics_kernel(
 
 
 @triton.jit
+def parts(partial_ptr, channels, fold, programs, MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr):
+    """(both partial results (MOST, JOIN_COLUMNS) of every program and fold, which program that is, which are real)."""
+    column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
+    part = tl.arange(0, MOST)
+    program = part // fold
+    at = (program * 2 * fold + part % fold) * channels
+    at = at[:, None] + column[None, :]
+    live = (part < programs * fold)[:, None] & (column < channels)[None, :]
+    return load(partial_ptr, at, live), load(partial_ptr + fold * channels, at, live), program, live
+
+
+@triton.jit(do_not_specialize=SIZES)
 def join_statistics_kernel(
-    partial_ptr, mean_ptr, inverse_ptr, running_mean_ptr, running_var_ptr, rows, channels, rows_a_program, programs,
-    momentum, eps, JOIN_ROWS: tl.constexpr, JOIN_COLUMNS: tl.constexpr
+    partial_ptr, mean_ptr, inverse_ptr, running_mean_ptr, running_var_ptr, rows, channels, fold, rows_a_program,
+    programs, momentum, eps, MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr
 ):  # fmt: skip
     """partial -> mean and 1 / sqrt(var + eps) of the batch; the running statistics move by ``momentum``."""
     column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
     wide = column < channels
-    total = tl.zeros((JOIN_ROWS, JOIN_COLUMNS), tl.float32)
-    for start in range(0, programs, JOIN_ROWS):
-        program = start + tl.arange(0, JOIN_ROWS)
-        live = (program < programs)[:, None] & wide[None, :]
-        count = tl.minimum(rows_a_program, rows - program * rows_a_program).to(tl.float32)
-        total += load(partial_ptr, (program * 2 * channels)[:, None] + column[None, :], live) * count[:, None]
-    mean = tl.sum(total, 0) / rows
-    squares = tl.zeros((JOIN_ROWS, JOIN_COLUMNS), tl.float32)
-    for start in range(0, programs, JOIN_ROWS):
-        program = start + tl.arange(0, JOIN_ROWS)
-        live = (program < programs)[:, None] & wide[None, :]
-        count = tl.minimum(rows_a_program, rows - program * rows_a_program).to(tl.float32)
-        at = (program * 2 * channels)[:, None] + column[None, :]
-        off = load(partial_ptr, at, live) - mean[None, :]
-        squares += tl.where(live, load(partial_ptr + channels, at, live) + off * off * count[:, None], 0.0)
-    summed = tl.sum(squares, 0)
+    means, squares, program, live = parts(partial_ptr, channels, fold, programs, MOST, JOIN_COLUMNS)
+    count = tl.minimum(rows_a_program, rows - program * rows_a_program).to(tl.float32)[:, None]
+    values = (rows * fold).to(tl.float32)
+    mean = tl.sum(means * count, 0) / values
+    off = means - mean[None, :]
+    summed = tl.sum(tl.where(live, squares + off * off * count, 0.0), 0)
     tl.store(mean_ptr + column, mean, mask=wide)
-    tl.store(inverse_ptr + column, 1.0 / tl.sqrt_rn(summed / rows + eps), mask=wide)
+    tl.store(inverse_ptr + column, 1.0 / tl.sqrt_rn(summed / values + eps), mask=wide)
     old_mean = load(running_mean_ptr, column, wide)
     old_var = load(running_var_ptr, column, wide)
     tl.store(running_mean_ptr + column, old_mean * (1 - momentum) + mean * momentum, mask=wide)
-    tl.store(running_var_ptr + column, old_var * (1 - momentum) + summed / (rows - 1) * momentum, mask=wide)
+    tl.store(running_var_ptr + column, old_var * (1 - momentum) + summed / (values - 1) * momentum, mask=wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def normalise_kernel(
-    x_ptr, residual_ptr, y_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, rows, pitch,
+    x_ptr, residual_ptr, y_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, rows, pitch, channels,
     RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    DEPTH: tl.constexpr
+    GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    channels = pitch * VECTOR
     inner = tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < channels
-    mean = load(mean_ptr, column, wide)[None, :]
-    scale = (load(inverse_ptr, column, wide) * load(weight_ptr, column, wide))[None, :]
-    bias = load(bias_ptr, column, wide)[None, :]
+    wide = column < pitch * VECTOR
+    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
+    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
+    mean = load(mean_ptr, channel, wide)[None, :]
+    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
+    bias = load(bias_ptr, channel, wide)[None, :]
     first = tl.program_id(0) * ROWS * DEPTH
     at = first.to(tl.int64) * pitch * VECTOR
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
@@ -151,25 +158,26 @@ def passed(grad, x, mean, scale, bias, RELU: tl.constexpr):
     return tl.where((x - mean) * scale + bias > 0.0, grad, 0.0) if RELU else grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def reduce_kernel(
-    grad_ptr, x_ptr, y_ptr, passed_ptr, partial_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, rows, pitch,
+    grad_ptr, x_ptr, y_ptr, passed_ptr, partial_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, rows, pitch, channels,
     rows_a_program, RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr
+    VECTOR: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
-    """partial (programs, 2, channels): sums of g and of g (x - mean), g the gradient that ReLU let through.
+    """partial (programs, 2, pitch * VECTOR): sums of g and of g (x - mean), g the gradient that ReLU let through.
 
     With a residual, ReLU's mask is that of the result y, and g, which is the residual's gradient, is written.
     """
-    channels = pitch * VECTOR
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
     inner = tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < channels
-    mean = load(mean_ptr, column, wide)[None, :]
-    scale = (load(inverse_ptr, column, wide) * load(weight_ptr, column, wide))[None, :]
-    bias = load(bias_ptr, column, wide)[None, :]
+    wide = column < pitch * VECTOR
+    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
+    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
+    mean = load(mean_ptr, channel, wide)[None, :]
+    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
+    bias = load(bias_ptr, channel, wide)[None, :]
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
     at = first.to(tl.int64) * pitch * VECTOR
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -193,50 +201,46 @@ def reduce_kernel(
         sums += g0 + g1
         products += g0 * (x0 - mean) + g1 * (x1 - mean)
         at += 2 * ROWS * pitch * VECTOR
-    partial_ptr += tl.program_id(0) * 2 * channels + column
+    partial_ptr += tl.program_id(0) * 2 * pitch * VECTOR + column
     tl.store(partial_ptr, tl.sum(sums, 0), mask=wide)
-    tl.store(partial_ptr + channels, tl.sum(products, 0), mask=wide)
+    tl.store(partial_ptr + pitch * VECTOR, tl.sum(products, 0), mask=wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def join_sums_kernel(
-    partial_ptr, inverse_ptr, d_weight_ptr, d_bias_ptr, means_ptr, rows, channels, programs,
-    JOIN_ROWS: tl.constexpr, JOIN_COLUMNS: tl.constexpr
+    partial_ptr, inverse_ptr, d_weight_ptr, d_bias_ptr, means_ptr, rows, channels, fold, programs,
+    MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr
 ):  # fmt: skip
     """partial -> d_weight, d_bias; means (2, channels): of g, and of g times x's normal form, over the deviation."""
     column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
     wide = column < channels
-    sums = tl.zeros((JOIN_ROWS, JOIN_COLUMNS), tl.float32)
-    products = tl.zeros((JOIN_ROWS, JOIN_COLUMNS), tl.float32)
-    for start in range(0, programs, JOIN_ROWS):
-        program = start + tl.arange(0, JOIN_ROWS)
-        live = (program < programs)[:, None] & wide[None, :]
-        at = (program * 2 * channels)[:, None] + column[None, :]
-        sums += load(partial_ptr, at, live)
-        products += load(partial_ptr + channels, at, live)
+    sums, products, _, _ = parts(partial_ptr, channels, fold, programs, MOST, JOIN_COLUMNS)
+    values = (rows * fold).to(tl.float32)
     summed = tl.sum(sums, 0)
     inverse = load(inverse_ptr, column, wide)
     d_weight = tl.sum(products, 0) * inverse
     tl.store(d_weight_ptr + column, d_weight, mask=wide)
     tl.store(d_bias_ptr + column, summed, mask=wide)
-    tl.store(means_ptr + column, summed / rows, mask=wide)
-    tl.store(means_ptr + channels + column, d_weight * inverse / rows, mask=wide)
+    tl.store(means_ptr + column, summed / values, mask=wide)
+    tl.store(means_ptr + channels + column, d_weight * inverse / values, mask=wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(
-    grad_ptr, x_ptr, d_x_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, means_ptr, rows, pitch,
-    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, DEPTH: tl.constexpr
+    grad_ptr, x_ptr, d_x_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, means_ptr, rows, pitch, channels,
+    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr,
+    DEPTH: tl.constexpr
 ):  # fmt: skip
-    channels = pitch * VECTOR
     inner = tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < channels
-    mean = load(mean_ptr, column, wide)[None, :]
-    scale = (load(inverse_ptr, column, wide) * load(weight_ptr, column, wide))[None, :]
-    bias = load(bias_ptr, column, wide)[None, :]
-    mean_grad = load(means_ptr, column, wide)[None, :]
-    slope = load(means_ptr + channels, column, wide)[None, :]
+    wide = column < pitch * VECTOR
+    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
+    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
+    mean = load(mean_ptr, channel, wide)[None, :]
+    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
+    bias = load(bias_ptr, channel, wide)[None, :]
+    mean_grad = load(means_ptr, channel, wide)[None, :]
+    slope = load(means_ptr + channels, channel, wide)[None, :]
     first = tl.program_id(0) * ROWS * DEPTH
     at = first.to(tl.int64) * pitch * VECTOR
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
@@ -255,35 +259,29 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@cache
-def _columns(channels: int) -> int:
-    """Channels a program takes: little of a row's last program idle, and wide enough for whole cache lines."""
-    # Every block of columns costs what 16 more would: more programs, and accesses that begin within a line.
-    return min((16, 32, 64, 128), key=lambda wide: (-(-channels // wide) * (wide + 16), -wide))
-
-
 class _Plan:
-    """How a map (B, C, H, W) is shared out."""
+    """How a map (B, C, H, W) is shared out: ``fold`` of its B H W rows of C channels are read as one."""
 
     def __init__(self, x: Tensor):
         self.channels = x.shape[1]
-        self.rows = x.numel() // self.channels
-        columns = _columns(self.channels)
-        self.tile: dict[str, Any] = {
-            "ROWS": TILE // columns,
-            "COLUMNS": columns,
-            "VECTOR": math.gcd(self.channels, 8),
-            "num_warps": WARPS,
-        }
-        self.pitch = self.channels // self.tile["VECTOR"]
-        self.blocks = triton.cdiv(self.channels, columns)
-        at_once = DEPTH * self.tile["ROWS"]
-        wanted = max(1, PROGRAMS_PER_SM * _multiprocessors(x.device) // self.blocks)
-        self.rows_a_program = at_once * triton.cdiv(triton.cdiv(self.rows, wanted), at_once)
+        rows = x.numel() // self.channels
+        self.fold = math.gcd(rows, COLUMNS // math.gcd(self.channels, COLUMNS))
+        self.rows, width = rows // self.fold, self.channels * self.fold
+        vector = math.gcd(width, 8)
+        self.tile: dict[str, Any] = {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": vector, "num_warps": WARPS}
+        self.group = math.gcd(self.channels, 8)
+        self.pitch = width // vector
+        blocks = triton.cdiv(width, COLUMNS)
+        wanted = max(1, min(PROGRAMS_PER_SM * _multiprocessors(x.device) // blocks, MOST_PARTS // self.fold))
+        self.rows_a_program = DEPTH * ROWS * triton.cdiv(triton.cdiv(self.rows, wanted), DEPTH * ROWS)
         self.programs = triton.cdiv(self.rows, self.rows_a_program)
-        self.whole = (triton.cdiv(self.rows, at_once), self.blocks)
-        self.join = (triton.cdiv(self.channels, JOIN_COLUMNS),)
-        self.partial = torch.empty((self.programs, 2, self.channels), dtype=torch.float32, device=x.device)
+        most = triton.next_power_of_2(self.programs * self.fold)
+        columns = max(1, min(16, JOINED // most))
+        self.reduce = (self.programs, blocks)
+        self.whole = (triton.cdiv(self.rows, DEPTH * ROWS), blocks)
+        self.join = (triton.cdiv(self.channels, columns),)
+        self.most = {"MOST": most, "JOIN_COLUMNS": columns, "num_warps": WARPS}
+        self.partial = torch.empty((self.programs, 2, width), dtype=torch.float32, device=x.device)
 
 
 def forward(
@@ -300,16 +298,16 @@ def forward(
     """See forward_op of the package."""
     plan, y = _Plan(x), torch.empty_like(x)
     mean, inverse = torch.empty_like(weight), torch.empty_like(weight)
-    size = (plan.rows, plan.pitch)
     added = y if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    statistics_kernel[plan.programs, plan.blocks](x, plan.partial, *size, plan.rows_a_program, **plan.tile)
+    statistics_kernel[plan.reduce](x, plan.partial, plan.rows, plan.pitch, plan.rows_a_program, **plan.tile)
     join_statistics_kernel[plan.join](
-        plan.partial, mean, inverse, running_mean, running_var, plan.rows, plan.channels, plan.rows_a_program,
-        plan.programs, momentum, eps, JOIN_ROWS=JOIN_ROWS, JOIN_COLUMNS=JOIN_COLUMNS,
+        plan.partial, mean, inverse, running_mean, running_var, plan.rows, plan.channels, plan.fold,
+        plan.rows_a_program, plan.programs, momentum, eps, **plan.most,
     )  # fmt: skip
     normalise_kernel[plan.whole](
-        x, added, y, mean, inverse, weight, bias, *size, RELU=relu, ADDS=residual is not None, DEPTH=DEPTH, **plan.tile
-    )
+        x, added, y, mean, inverse, weight, bias, plan.rows, plan.pitch, plan.channels,
+        RELU=relu, ADDS=residual is not None, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
+    )  # fmt: skip
     return y, mean, inverse
 
 
@@ -321,19 +319,22 @@ def backward(
     grad = grad.contiguous(memory_format=torch.channels_last)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
     means = torch.empty((2, plan.channels), dtype=torch.float32, device=x.device)
-    adds, size = y is not None, (plan.rows, plan.pitch)
+    adds, size = y is not None, (plan.rows, plan.pitch, plan.channels)
     let_through = torch.empty_like(x) if adds else x.new_empty(0)
     known = (mean, inverse, weight, bias)
-    reduce_kernel[plan.programs, plan.blocks](
+    reduce_kernel[plan.reduce](
         grad, x, x if y is None else y, let_through, plan.partial, *known, *size, plan.rows_a_program,
-        RELU=relu, ADDS=adds, **plan.tile,
+        RELU=relu, ADDS=adds, GROUP=plan.group, **plan.tile,
     )  # fmt: skip
     join_sums_kernel[plan.join](
-        plan.partial, inverse, d_weight, d_bias, means, plan.rows, plan.channels, plan.programs,
-        JOIN_ROWS=JOIN_ROWS, JOIN_COLUMNS=JOIN_COLUMNS,
+        plan.partial, inverse, d_weight, d_bias, means, plan.rows, plan.channels, plan.fold, plan.programs,
+        **plan.most,
     )  # fmt: skip
     source = let_through if adds else grad
-    gradient_kernel[plan.whole](source, x, d_x, *known, means, *size, RELU=relu and not adds, DEPTH=DEPTH, **plan.tile)
+    gradient_kernel[plan.whole](
+        source, x, d_x, *known, means, *size,
+        RELU=relu and not adds, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
+    )  # fmt: skip
     return d_x, d_weight, d_bias, let_through
 
 
@@ -347,18 +348,17 @@ def _builds() -> Iterator[Build]:
         types = dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "grad_ptr", "passed_ptr", "d_x_ptr"), data)
         names = ("mean", "inverse", "weight", "bias", "running_mean", "running_var", "d_weight", "d_bias", "means")
         types |= dict.fromkeys((f"{name}_ptr" for name in (*names, "partial")), "*fp32")
-        types |= dict.fromkeys(("rows", "pitch", "channels", "rows_a_program", "programs"), "i32")
+        types |= dict.fromkeys(("rows", "pitch", "channels", "fold", "rows_a_program", "programs"), "i32")
         types |= {"momentum": "fp32", "eps": "fp32"}
-        tile = {"ROWS": TILE // 128, "COLUMNS": 128, "VECTOR": 8, "DEPTH": DEPTH}
-        tile |= {"JOIN_ROWS": JOIN_ROWS, "JOIN_COLUMNS": JOIN_COLUMNS}
+        tile = {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": 8, "GROUP": 8, "DEPTH": DEPTH}
+        tile |= {"MOST": MOST_PARTS, "JOIN_COLUMNS": JOINED // MOST_PARTS}
         half = data == "*bf16"
         for adds in (False, True) if half else (False,):
             for kernel in (statistics_kernel, join_statistics_kernel, normalise_kernel, reduce_kernel, join_sums_kernel,
                            gradient_kernel):  # fmt: skip
                 constants = {k: v for k, v in (tile | {"RELU": True, "ADDS": adds}).items() if k in kernel.arg_names}
-                if (adds and "ADDS" not in constants) or (not half and "JOIN_ROWS" in constants):
+                if (adds and "ADDS" not in constants) or (not half and "MOST" in constants):
                     continue  # the same kernel again
                 signature = {k: v for k, v in types.items() if k in kernel.arg_names}
-                warps = 4 if "JOIN_ROWS" in constants else WARPS
                 name = f"{kernel.__name__} {data}{' adds' if adds else ''}"
-                yield Build(name, kernel, signature, constants, num_warps=warps)
+                yield Build(name, kernel, signature, constants, num_warps=WARPS)
