@@ -34,6 +34,8 @@ def document(values: dict[str, Any]) -> str:
     parts: dict[str, list[Figures]] = defaultdict(list)
     for row in values["rows"]:
         parts[row["part"]].append(row)
+    floors = {row["name"]: row["floor_images_per_s"] for row in parts["floor"] if row.get("floor_images_per_s")}
+    parts["steps"] = [row | {"floor_images_per_s": floors.get(row["name"])} for row in parts["steps"]]
     lines = [f"## On a GPU: {where}"]
     lines.append(f"`python -m bench.gpu` at {commit}, torch {versions['torch']}, {others}, driver {driver}.")
     for part, (title, section) in SECTIONS.items():
@@ -108,10 +110,12 @@ def _steps(rows: list[Figures]) -> str:
         rates = [r for r in found.values() if r.get("images_per_s")]
         best = max(rates, key=lambda r: r["images_per_s"], default={})
         mfu = NOT_MEASURED if best.get("mfu") is None else f"{best['mfu']:.1%} ({best['variant']})"
-        lines.append([name, *cells, mfu])
+        floor = best.get("floor_images_per_s")
+        lines.append([name, *cells, mfu, NOT_MEASURED if floor is None else f"{best['images_per_s'] / floor:.0%}"])
     n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
     text = f"Images/s, median of {n}, bf16, channels last; (ms a step). MFU is of a measured 8192 matrix product."
-    return f"{text}\n\n" + table(["network, batch", *shown, "best MFU"], lines)
+    text += " Of the floor: of the rate at which the convolutions alone and a copy's bytes would run, as measured below."
+    return f"{text}\n\n" + table(["network, batch", *shown, "best MFU", "of the floor"], lines)
 
 
 def _floor(rows: list[Figures]) -> str:

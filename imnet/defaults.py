@@ -2,8 +2,10 @@
 
 A captured step is one CUDA graph: the device no longer waits for the launches of hundreds of small kernels. On one
 H100 (2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
-faster, so it is taken wherever one GPU trains. Compiling gained 16 to 23 % over that and cost 18 to 101 s, so it is
-taken where the whole run is predicted to be long enough to earn them back.
+faster, so it is taken wherever one GPU trains. Our own kernels make a captured step another 20 to 45 % faster and cost
+some seconds (one H200, the same day, bench/results/h200-2026-11-26.json): they are taken where a run is long enough.
+With them compiling gains nothing more for a network with batch norms. Elsewhere it gained 16 to 23 % and cost 18 to
+101 s, so it is taken where the whole run is predicted to be long enough to earn them back.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from imnet.models.count import sizes
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
+KERNELS_PAY_FROM_S = 40.0
+"""Seconds of training: where none was compiled before, our kernels made a warm-up on an H200 7 s longer, and they save
+a sixth (WRN-28-10) to a third (ResNet-50) of a step's time."""
 COMPILE_GAIN = 0.13
 """Share of a captured step's time that compiling saves: 0.14 WRN-28-10, 0.19 Shake-Shake 2x96d, 0.17 WRN-36-5."""
 COMPILE_S_PER_CONVOLUTION = 1.0
@@ -46,6 +51,8 @@ class Execution:
     cuda_graphs: bool
     deterministic: bool
     reason: str
+    step_kernels: bool = False
+    """Whether the families of kernels that are for captured steps are taken."""
 
 
 def decide(
@@ -63,13 +70,23 @@ def decide(
     """
     kept = kept or {}
     graphs, why_graphs = _cuda_graphs(recipe, options, place, world, kept)
-    compile, why_compile = _compile(recipe, net, options, place, world, train_images, kept)
+    on_gpu = place.device.type == "cuda"
+    run_s = seconds_of_training(recipe, net, place, train_images) / world.size if on_gpu else 0.0
+    ours = graphs and norms_are_ours(net)
+    compile, why_compile = _compile(recipe, net, options, place, world, run_s, ours, kept)
     exact = bool(options.deterministic)
     if exact and compile:
         what = "got --deterministic with --compile: its kernels are chosen by how fast they were at that moment"
         raise UsageError(what, hint="leave one of them out")
     words = [*filter(None, (why_graphs, why_compile)), *(["deterministic"] if exact else [])]
-    return Execution(compile=compile, cuda_graphs=graphs, deterministic=exact, reason="; ".join(words) or "eager")
+    why, kernels = "; ".join(words) or "eager", graphs and not compile and run_s > KERNELS_PAY_FROM_S
+    return Execution(compile=compile, cuda_graphs=graphs, deterministic=exact, reason=why, step_kernels=kernels)
+
+
+def norms_are_ours(net: nn.Module) -> bool:
+    """Whether its batch norms are called through models.layers.normed: those of networks of this package."""
+    here = any(type(m).__module__.startswith("imnet.models.") for m in net.modules())
+    return here and any(type(m) is nn.BatchNorm2d for m in net.modules())
 
 
 def keep_deterministic(options: RunOptions, kept: Mapping[str, Any] | None) -> RunOptions:
@@ -106,7 +123,8 @@ def _compile(
     options: RunOptions,
     place: device.Place,
     world: World,
-    train_images: int,
+    run_s: float,
+    ours: bool,
     kept: Mapping[str, Any],
 ) -> tuple[bool, str]:
     synced = recipe.comm.sync_bn and world.size > 1
@@ -123,8 +141,11 @@ def _compile(
         return False, "not compiled: --deterministic"
     if "compile" in kept:
         return bool(kept["compile"]), f"{'compiled' if kept['compile'] else 'not compiled'} as the run began"
-    run_s, needed_s = seconds_of_training(recipe, net, place, train_images) / world.size, compile_pays_from_s(net)
-    words = f"about {run_s:,.0f} s of training predicted, compiling pays from {needed_s:,.0f} s"
+    predicted, needed_s = f"about {run_s:,.0f} s of training predicted", compile_pays_from_s(net)
+    if ours:
+        gains = "our own kernels gain as much" if run_s > KERNELS_PAY_FROM_S else "too short for that"
+        return False, f"not compiled: {gains} ({predicted})"
+    words = f"{predicted}, compiling pays from {needed_s:,.0f} s"
     return run_s > needed_s, f"{'compiled' if run_s > needed_s else 'not compiled'}: {words}"
 
 
@@ -182,9 +203,8 @@ def choose_kernels(
         began = {family: kept.get(family, {}).get("tier", "reference") for family in tier.FAMILIES}
         there = {f: t for f, t in began.items() if t in tiers_of(f) and tier.missing(t, kind) is None}
         spec, source = ",".join(f"{f}={t}" for f, t in there.items()), "the run's start"
-    captured = execution is not None and execution.cuda_graphs and not execution.compile
     try:
-        tier.set(spec or "auto", source=source, captured=captured)
+        tier.set(spec or "auto", source=source, captured=execution is not None and execution.step_kernels)
         for family in tier.FAMILIES:
             tier.choose(family, kind)
     except ValueError as error:
