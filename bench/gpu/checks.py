@@ -14,6 +14,7 @@ from imnet_kernels import tier
 from imnet_kernels.family import Call, Case, Family, families
 from torch import Tensor
 
+from .kernels import gpu_tiers
 from .plan import UNTIMED, Row, Setting
 
 NUMBERS_S = {"host": 0.2, "cuda": 0.2, "triton": 1.5}
@@ -23,7 +24,7 @@ COMPILED_S = 5.0
 
 def check_rows(setting: Setting) -> Iterator[Row]:
     """Numbers of every case first, captured too, then the compilation of one case a family."""
-    pairs = [(family, name) for family in families() for name in tiers(family, setting)]
+    pairs = [(family, name) for family in families() for name in gpu_tiers(family, setting.dry)]
     for family, name in pairs:
         for case, dtype in _cases(family, setting.dry):
             label = f"{family.name} {case.name} {str(dtype).removeprefix('torch.')}"
@@ -33,11 +34,6 @@ def check_rows(setting: Setting) -> Iterator[Row]:
         yield _row(
             f"{family.name} {case.name} compiled", name, COMPILED_S, setting, compiled, family, case, name, setting
         )
-
-
-def tiers(family: Family, setting: Setting) -> list[str]:
-    """Those that can run; the CUDA library may still be compiling."""
-    return family.tiers("cpu") if setting.dry else ["triton", "cuda"]
 
 
 def _row(label: str, tier_name: str, cost_s: float, setting: Setting, work: Any, *arguments: Any) -> Row:

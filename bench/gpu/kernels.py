@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from imnet_kernels.family import families
+from imnet_kernels.family import Family, families
+from imnet_kernels.implementations import tiers_of
 
 from .. import peers, roof
 from ..clock import Timing, windows
@@ -21,6 +22,11 @@ from .plan import UNTIMED, Row, Setting, UnavailableError
 COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
 """Seconds a row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
 UNMEASURED: dict[str, Any] = dict.fromkeys(("us", "us_launched", "gb_per_s", "share_of_copy"))
+
+
+def gpu_tiers(family: Family, dry: bool) -> list[str]:
+    """A family's tiers for a GPU, whose library may still be compiling; in a dry run those that run here."""
+    return family.tiers("cpu") if dry else [name for name in tiers_of(family.name) if name in ("triton", "cuda")]
 
 
 def jobs(dry: bool) -> list[Job]:
@@ -41,7 +47,7 @@ def kernel_rows(setting: Setting) -> Iterator[Row]:
     for name in ("copy", "matmul 8192 bf16"):
         yield Row("kernels", name, "torch", 1.0, functools.partial(_ceiling, name, setting))
     for job in jobs(setting.dry):
-        for variant in job.family.tiers("cpu") if setting.dry else ("cuda", "triton"):
+        for variant in gpu_tiers(job.family, setting.dry):
             yield _row(job, variant, setting)
     for job in jobs(setting.dry):
         yield _row(job, "reference", setting)

@@ -158,7 +158,7 @@ def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> li
     found: list[tuple[str, list[str]]] = []
     if values.dry:
         one = "import sys, pathlib; from imnet_kernels import build as b; "
-        one += "b.nvcc() and b.compile_cuda(b.csrc() / 'cuda' / 'sgd_ema.cu', pathlib.Path(sys.argv[1]))"
+        one += "b.nvcc() and b.compile_cuda(b.csrc() / 'cuda' / 'augment.cu', pathlib.Path(sys.argv[1]))"
         found.append(("_C", [sys.executable, "-c", one, str(setting.scratch / "one.o")]))
     elif "_C" in wanted and not built():
         found.append(("_C", [*build, "--cuda"]))

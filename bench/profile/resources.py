@@ -62,6 +62,8 @@ def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], l
         missing.append("TRITON_INTERPRET=1: interpreted kernels cannot be compiled; unset it")
     else:
         found += triton_kernels(family, dtype)
+    if "cuda" not in implementations.tiers_of(family):
+        return found, missing
     if build.nvcc() is None:
         missing.append("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda: no registers of the CUDA kernels")
     else:

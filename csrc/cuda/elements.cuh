@@ -1,4 +1,4 @@
-// Reading and writing one element or eight of fp32, bf16 and fp16; arithmetic is fp32 everywhere.
+// Writing one element or several of fp32, bf16 and fp16; arithmetic is fp32 everywhere.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -6,11 +6,6 @@
 #include <cstdint>
 
 namespace imnet {
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-__device__ __forceinline__ float to_float(uint8_t v) { return float(v); }
 
 template <class T>
 __device__ __forceinline__ T from_float(float v);
@@ -26,10 +21,7 @@ template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   T v[N];
 };
-template <class T>
-using Eight = Vector<T, 8>;
-
-template <class T, int N = 8>
+template <class T, int N>
 __device__ __forceinline__ bool aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T, N>) == 0;
 }

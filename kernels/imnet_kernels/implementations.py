@@ -78,11 +78,8 @@ def _triton_modules() -> Modules:
 
 def _cuda_modules() -> Modules:
     from .augment import _cuda as augment
-    from .sgd_ema import _cuda as sgd_ema
-    from .shake_shake import _cuda as shake_shake
-    from .spectral import _cuda as spectral
 
-    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
+    return {"augment": augment}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +148,12 @@ IMPLEMENTATIONS = (
     Implementation("augment", "triton", "cuda", ALWAYS, f"256 x 64 px: Triton 7.0 us, CUDA 6.6 us ({_H200})"),
     Implementation("augment", "host", "cpu", ALWAYS, _CPU),
     Implementation("spectral", "triton", "cuda", ALWAYS, f"sub4 10 us, CUDA 20 us; sub36 31 us, 55 us ({_H200})"),
-    Implementation("spectral", "cuda", "cuda", ALWAYS, f"sub4 20 us, Triton 10 us; sub36 55 us, 31 us ({_H200})"),
     Implementation("spectral", "host", "cpu", ALWAYS, _CPU),
     Implementation("shake_shake", "triton", "cuda", CAPTURED, f"stage 1 of 2x96d 41 us, CUDA 83 us ({_H200})"),
-    Implementation("shake_shake", "cuda", "cuda", CAPTURED, f"stage 1 of 2x96d 83 us, Triton 41 us ({_H200})"),
     Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
     Implementation("batch_norm", "triton", "cuda", CAPTURED, f"stage 1 of WRN-36-5 161 us, torch's 501 us ({_H200})"),
     Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
     Implementation("sgd_ema", "triton", "cuda", NEVER, f"WRN-28-10 269 us, torch's fused one 312 ({_H200})"),
-    Implementation("sgd_ema", "cuda", "cuda", NEVER, f"WRN-28-10 284 us, Triton 269 us ({_H200})"),
 )
 FAMILIES = tuple(dict.fromkeys(row.family for row in IMPLEMENTATIONS))
 

@@ -97,10 +97,10 @@ def test_triton_kernel_compiled_without_a_gpu():
 @pytest.mark.slow
 @pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
 def test_cuda_kernels_compiled_without_a_gpu():
-    found = profile_resources.cuda_kernels("sgd_ema")
-    assert len(found) == 2 * 4
+    found = profile_resources.cuda_kernels("augment")
+    assert len(found) == 2 * len({r.name for r in found}) >= 8
     assert {r.architecture for r in found} == {80, 90}
-    assert all(r.name.startswith("sgd_ema_kernel") and r.threads == 256 for r in found)
+    assert all(r.name.startswith("augment_kernel") and 64 <= r.threads <= 1024 for r in found)
     assert all(0 < r.registers <= 255 and r.spill_bytes == 0 for r in found)
 
 
