@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from ..tritonlib import Build
-from ._kernels import (
+from ._triton_kernels import (
     gradient_kernel,
     join_statistics_kernel,
     join_sums_kernel,
