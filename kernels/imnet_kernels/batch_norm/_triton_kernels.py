@@ -16,6 +16,21 @@ def load(base_ptr, offsets, live):
     return tl.load(base_ptr + offsets, mask=live, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def columns(
+    mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels,
+    COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr
+):  # fmt: skip
+    """A program's columns of a row, which are real, their channels, and the three numbers of each that normalise it."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = column < pitch * VECTOR
+    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
+    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
+    scale = load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide)
+    mean, bias = load(mean_ptr, channel, wide), load(bias_ptr, channel, wide)
+    return column, wide, channel, mean[None, :], scale[None, :], bias[None, :]
+
+
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     x_ptr, partial_ptr, rows, pitch, rows_a_program,
@@ -107,13 +122,9 @@ def normalise_kernel(
     GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
     inner = tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < pitch * VECTOR
-    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
-    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
-    mean = load(mean_ptr, channel, wide)[None, :]
-    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
-    bias = load(bias_ptr, channel, wide)[None, :]
+    column, wide, _, mean, scale, bias = columns(
+        mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
+    )
     first = tl.program_id(0) * ROWS * DEPTH
     at = first.to(tl.int64) * pitch * VECTOR
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
@@ -148,13 +159,9 @@ def reduce_kernel(
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
     inner = tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < pitch * VECTOR
-    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
-    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
-    mean = load(mean_ptr, channel, wide)[None, :]
-    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
-    bias = load(bias_ptr, channel, wide)[None, :]
+    column, wide, _, mean, scale, bias = columns(
+        mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
+    )
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
     at = first.to(tl.int64) * pitch * VECTOR
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -209,13 +216,9 @@ def gradient_kernel(
     DEPTH: tl.constexpr
 ):  # fmt: skip
     inner = tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = column < pitch * VECTOR
-    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
-    channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
-    mean = load(mean_ptr, channel, wide)[None, :]
-    scale = (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
-    bias = load(bias_ptr, channel, wide)[None, :]
+    column, wide, channel, mean, scale, bias = columns(
+        mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
+    )
     mean_grad = load(means_ptr, channel, wide)[None, :]
     slope = load(means_ptr + channels, channel, wide)[None, :]
     first = tl.program_id(0) * ROWS * DEPTH
