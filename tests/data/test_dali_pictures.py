@@ -27,15 +27,17 @@ def coded():
     return found
 
 
-def levels_apart(pictures, augment, train, image_px=24):
-    """|difference| in levels to the host pipeline's images, (n, values)."""
+def levels_apart(pictures, augment, train, image_px=24, device="cpu"):
+    """|difference| in levels of DALI's images on ``device`` to the host pipeline's, (n, values)."""
     split = encoded_split(pictures, image_px)
     ids = torch.arange(len(pictures)).split(8)
-    options = setting(augment, split, workers=2)
-    got, want = (list(pipelines.build(kind, split, options).stream(ids, 1, train)) for kind in ("dali", "host"))
-    assert all(torch.equal(x[1], y[1]) for x, y in zip(got, want, strict=True))
-    apart = torch.cat([(x[0] - y[0]).abs().flatten(1) for x, y in zip(got, want, strict=True)])
-    return apart * 255 * min(augment.std)
+    found = {}
+    for kind, where in (("dali", device), ("host", "cpu")):
+        options = setting(augment, split, workers=2, device=torch.device(where))
+        found[kind] = [(x.cpu(), y.cpu()) for x, y in pipelines.build(kind, split, options).stream(ids, 1, train)]
+    pairs = list(zip(found["dali"], found["host"], strict=True))
+    assert all(torch.equal(x[1], y[1]) for x, y in pairs)
+    return torch.cat([(x[0] - y[0]).abs().flatten(1) for x, y in pairs]) * 255 * min(augment.std)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -48,15 +50,32 @@ def test_decoded_as_by_pillow(coded, train):
     assert apart.mean(1).max() < 0.4
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_photographs(shared, train):
+PHOTOGRAPHS = Augment(crop_px=64, crop_scale=(0.08, 1.0), resize_eval_px=72)
+
+
+def photographs(shared):
     with zipfile.ZipFile(shared("imagenet-1k-sample.zip")) as archive:
         names = [name for name in archive.namelist() if name.lower().endswith((".jpeg", ".jpg"))]
-        photographs = [archive.read(name) for name in sorted(names)[::6]]
-    augment = Augment(crop_px=64, crop_scale=(0.08, 1.0), resize_eval_px=72)
-    apart = levels_apart(photographs, augment, train)
+        return [archive.read(name) for name in sorted(names)[::6]]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_photographs(shared, train):
+    apart = levels_apart(photographs(shared), PHOTOGRAPHS, train)
     assert apart.max() < 1.001
     assert apart.mean() < 0.2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("train", [True, False])
+def test_a_gpus_decoder_is_within_two_levels_of_pillow_on_average(coded, shared, train):
+    """nvJPEG has an inverse DCT and a chroma filter of its own, so that only --pipeline dali decodes with it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here")
+    for pictures, augment in ((coded, PAD_FLIP), (coded, RANDOM_CROP), (photographs(shared), PHOTOGRAPHS)):
+        apart = levels_apart(pictures, augment, train, device="cuda")
+        assert apart.mean() < 2
+        assert apart.mean(1).max() < 4
 
 
 def bogus_table(data):

@@ -45,7 +45,7 @@ def pictures():
 
 def setting(augment, split, **changes):
     order = Order(len(split), 8, 5, drop_last=False)
-    return Setting(augment=augment, seed=5, device=CPU, dtype=torch.float32, order=order, **changes)
+    return Setting(augment=augment, seed=5, dtype=torch.float32, order=order, **{"device": CPU, **changes})
 
 
 def batches(kind, split, augment, epoch=1, **changes):
