@@ -138,7 +138,7 @@ FIRST = {
     "quickstart": "40b5c103",
     "fashion-mnist/wrn28_10": "3366afc0",
     "imagenet64/davit_tiny": "c4f60222",
-    "spectral/resnet34_sub16": "54f052af",
+    "spectral/resnet34_21k_sub36": "dde57429",
     "tiny-imagenet/resnet50_augmented": "fce4e5e5",
 }
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,3 +199,15 @@ def test_a_training_on_encoded_pictures(tmp_path, kind):
     assert run.info["pipeline"]["kind"] == kind
     assert run.metrics[-1]["kind"] == "eval"
     assert 0 < run.metrics[-1]["loss"] < 3
+
+
+@pytest.mark.parametrize(("name", "band"), [("sub4", 0), ("sub4", 3), ("sub16", 5), ("sub36", 35)])
+def test_bands_of_imagenets_random_crops_have_deviation_one(shared, name, band):
+    """What the recipes state of ImageNet-1K, over the sample's crops as the pipeline cuts them."""
+    with zipfile.ZipFile(shared("imagenet-1k-sample.zip")) as archive:
+        names = [name for name in sorted(archive.namelist()) if name.lower().endswith((".jpeg", ".jpg"))]
+        split = encoded_split([archive.read(name) for name in names])
+    augment = replace(recipes[f"spectral/resnet34_{name}"].augment, spectral_band=band)
+    found = torch.cat([x for x, _ in batches("host", split, augment, workers=2)])
+    assert found.shape[1:] == (3, *([{"sub4": 112}.get(name, 56)] * 2))
+    assert 0.85 < float(found.std()) < 1.15

@@ -55,11 +55,13 @@ def imagenet64(request: Request) -> DataSet:
 
 @dataset
 def imagenet(request: Request) -> DataSet:
-    """ImageNet-1K or any class folders or tars in ``imagenet``, made ``image_px`` with the BOX filter; test = val."""
+    """ImageNet-1K or any class folders or tars in ``imagenet``, made ``image_px`` with the BOX filter, or kept encoded
+    where the recipe cuts its crops from them (``whole``); test = val."""
     if request.image_px is None:
         raise UsageError("data set imagenet needs image_px", hint="--image-px 224")
     names = ("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
-    return _from_source(request, "imagenet", names, request.image_px, "class folders or the official tars")
+    size = None if request.whole else request.image_px
+    return _from_source(request, "imagenet", names, size, "class folders or the official tars")
 
 
 @dataset
