@@ -58,7 +58,7 @@ TOLD = {
     ],
     "spectral/resnet34_sub4": [
         ("published", "bands 76.31 74.39 68.79 74.82 %; ensemble of 0, 1, 3 bands 78.29 %"),
-        ("augment", "crop of 0.08 to 1 of the area, made 224 px, random mirror (p 0.5), band 0 of 4 at 1/2 of the side"),
+        ("augment", "crop of 0.08 to 1 of the area, made 224 px, random mirror (p 0.5), band 0 of 4 at 1/2 of the"),
         ("test images", "resize to 256 px, middle 224 px"),
         ("drops", "half a cosine from 0.01 to 0.0001, moved every epoch"),
     ],
