@@ -35,7 +35,8 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     path, code, num_ranks = Path(options.out), 0, options.gpus or options.procs or 1
     _check_folder(path, bands)
     if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
-        code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts)
+        environment = ensemble.RANKS_ENVIRONMENT if bands else None
+        code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
     else:
         _run_rank(recipe, options)
     if bands and code == 0 and launch.current_world().is_main:
