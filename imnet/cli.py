@@ -120,7 +120,7 @@ def predict_main(argv: list[str] | None = None) -> int:
 def _predict(argv: list[str]) -> int:
     parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
     parser.add_debug()
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or a .safetensors of imnet-export")
+    parser.add_argument("model", type=Path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
     told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (5)")
@@ -163,15 +163,17 @@ def _report(argv: list[str]) -> int:
     about = "Write the report of a run, or one page that compares several."
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or an ensemble's")
     parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
     values = parser.parse_args(argv)
     from imnet import report
+    from imnet.runfolder import bands_in
 
-    if len(values.runs) == 1:
-        print(report.render(values.runs[0], values.out))
+    runs = [run for path in values.runs for run in (bands_in(path) or {0: path}).values()]
+    if len(runs) == 1:
+        print(report.render(runs[0], values.out))
     else:
-        print(report.compare(values.runs, values.out or Path("comparison.html")))
+        print(report.compare(runs, values.out or Path("comparison.html")))
     return 0
 
 

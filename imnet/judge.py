@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imnet import classifier, device, fused, report, tencrop
+from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
 from imnet.data.judged import Images, chosen, images_at
@@ -41,7 +41,7 @@ def run(values: Namespace) -> int:
     if values.batch_size is not None and values.batch_size < 1:
         raise UsageError(f"got --batch-size {values.batch_size}; allowed: 1 or more", hint="leave --batch-size out")
     if bands_in(values.run):
-        return fused.run(values)
+        return judge_ensemble.run(values)
     if values.p is not None or values.baseline is not None:
         raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
     if values.out is not None and values.out.is_dir():

@@ -183,6 +183,13 @@ class Run:
 
 def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
     """What ``imnet.train`` does."""
+    if options.get("bands") is not None:
+        raise UsageError(f"got bands = {options['bands']} for one run", hint="imnet.train_ensemble trains several")
+    return Run(trained(recipe, options))
+
+
+def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
+    """The folder in which a recipe was trained, with ``options`` by their names."""
     value = recipe if isinstance(recipe, Recipe) else by_name(recipe or "quickstart")
     names = {f.name for f in dataclasses.fields(RunOptions)}
     unknown = sorted(set(options) - names)
@@ -198,4 +205,4 @@ def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
         error = ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
         error.exit_code = code
         raise error
-    return Run(path)
+    return path

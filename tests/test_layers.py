@@ -21,7 +21,7 @@ ROOMS = {
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run tencrop fusion fused classifier predict judge export own doctor prescribed dryrun listing",
+        "run tencrop fusion fused classifier predict judge judge_ensemble export own doctor prescribed dryrun listing",
         "ground recipes machine data models folder run kernels",
     ),
     "words": ("cli options place parser", "ground recipes machine data models folder run ask"),
