@@ -151,7 +151,7 @@ def in_step(runs: dict[int, Trainer]) -> None:
         for steps in going.values():
             steps.close()
     if stopped:
-        stopped[0].what += f" (and {len(stopped) - 1} more)" if len(stopped) > 1 else ""
+        stopped[0].what += f", and {len(stopped) - 1} more band(s)" if len(stopped) > 1 else ""
         raise stopped[0]
 
 
