@@ -95,7 +95,7 @@ class Cost:
         net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
         forward = flops(net, (r.data.channels, r.input_px, r.input_px))
         log = load(run.path)
-        hours = info["seconds"] * info["num_ranks"] / 3600
+        hours = log.total_seconds * info["num_ranks"] / 3600
         return cls(
             name, info["parameters"], forward, log.images_per_s, hours, log.last.top1 if log.last else float("nan")
         )

@@ -122,7 +122,7 @@ class RunOptions:
 
         words = [] if self.bands in (None, "all") else str(self.bands).split(",")
         ok = all(w.isdecimal() and len(w) < 4 for w in words) and len({int(w) for w in words}) == len(words)
-        check(ok, f"bands = {self.bands!r}", "all, or numbers with commas, each once", "e.g. --bands 0,1,3")
+        check(ok, f"bands = {self.bands!r}", "all, or numbers with commas, each once", "e.g. 0,1,3")
 
     def bands_of(self, recipe: Recipe) -> tuple[int, ...]:
         """The spectral bands that are trained together, ascending; none where one network is trained.
@@ -136,7 +136,7 @@ class RunOptions:
         if self.bands == "all":
             return tuple(range(count))
         wanted = sorted(int(word) for word in str(self.bands).split(","))
-        check(wanted[-1] < count, f"bands = {self.bands} of {count}", f"0..{count - 1}", "e.g. --bands all")
+        check(wanted[-1] < count, f"bands = {self.bands} of {count}", f"0..{count - 1}", "name others")
         return tuple(wanted)
 
     @property

@@ -1,6 +1,6 @@
 """ImageNet-1K whole (``_224``) and as spectral bands (``_sub4``, ``_sub16``, ``_sub36``; document 004).
 
-A network is trained for each band, all together in one folder; ``--bands 0,1,3`` trains some, ``--band K`` one as a run
+A network is trained for each band, all together in one folder; ``--bands`` names some, ``--band K`` trains one as a run
 of its own. What was published is the ensemble of them. Source:
 YangletLiu/Tensor_Layer_Neural_Networks, IEEE TNNLS 2024, doi 10.1109/TNNLS.2024.3394861.
 """

@@ -8,11 +8,11 @@ import pytest
 from imnet import cli
 
 ARCHIVE = "tiny-imagenet-200-small.zip"
-WORDS = (
-    "--model wrn10_1 --data folder --num-classes 20 --data.image_px 64 --batch-size 32 --lr 0.1 --epochs 20 "
-    "--data.val_images 300 --data.val_stratified --augment.crop_pad_px 4 --eval-every-epochs 10 "
-    "--device cpu --precision fp32 --threads 1"
-).split()
+WORDS = """
+    --model wrn10_1 --data folder --num-classes 20 --data.image_px 64 --batch-size 32 --lr 0.1 --epochs 20
+    --data.val_images 300 --data.val_stratified --augment.crop_pad_px 4 --eval-every-epochs 10
+    --device cpu --precision fp32 --threads 1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def twenty(tmp_path_factory):
 def test_the_fused_ensemble_beats_its_best_band(shared, twenty, tmp_path, sub):
     """About 3 and 6 minutes of one core. Every rule but the document's way was decided on held-out images."""
     folder, data = tmp_path / "ensemble", twenty(shared / ARCHIVE)
-    argv = ["--recipe", f"spectral/resnet34_{sub}", "--data-dir", str(data), "--out", str(folder), *WORDS]
+    argv = ["--recipe", f"spectral/resnet34_{sub}", "--data-dir", str(data), "--out", str(folder), *WORDS.split()]
     assert cli.train_main(argv) == 0
     assert cli.eval_main([str(folder), "--device", "cpu"]) == 0
     rules = json.loads((folder / "fusion.json").read_text())["rules"]
