@@ -34,7 +34,11 @@ class Ensemble:
         self.path = Path(path)
         self.bands = {band: Run(folder) for band, folder in runfolder.bands_in(self.path).items()}
         if not self.bands:
-            raise DataError("no band-K folders: not an ensemble", file=path, hint="imnet-train --recipe spectral/resnet34_sub4 makes one")
+            raise DataError(
+                "no band-K folders: not an ensemble",
+                file=path,
+                hint="imnet-train --recipe spectral/resnet34_sub4 makes one",
+            )
         self.first = next(iter(self.bands.values()))
         for band, run in self.bands.items():
             others = runfolder.difference(_shared(self.first), _shared(run))
