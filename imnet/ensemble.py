@@ -8,6 +8,7 @@ others or by itself; where bands stand at different steps, those behind catch up
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from imnet import launch, runfolder
 from imnet.console import Console
 from imnet.data import DataSet
 from imnet.data.pipelines.bands import OneBand, Together
+from imnet.data.pipelines.node import Shelf, shelf_for
 from imnet.device import Place
 from imnet.errors import ImnetError, Preempted, UsageError
 from imnet.from_recipe import Sources, load_data, load_sources
@@ -77,13 +79,17 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
     with launch.connected(place.device) as world:
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
         dataset = load_data(recipe, options, world)
+        assert options.out is not None
+        # Ranks of one machine that see the same part of a batch.
+        shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
+        rank = _Rank(recipe, options, place, near, signals, threads, shelf)
         if world.is_main:
             Console().say(f"ensemble   {told(recipe, bands, world.size)}")
         if near.size > 1:
-            _Rank(recipe, options, place, near, signals, threads).train(mine, dataset, leads=world.is_main)
+            rank.train(mine, dataset, leads=world.is_main)
             return
     # From here on no rank needs another: one may take hours longer, or be stopped by itself.
-    _Rank(recipe, options, place, near, signals, threads).train(mine, dataset, leads=world.is_main)
+    rank.train(mine, dataset, leads=world.is_main)
 
 
 def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
@@ -101,15 +107,26 @@ class _Rank:
     """How this process trains its bands; ``world`` are the ranks that share them."""
 
     def __init__(
-        self, recipe: Recipe, options: RunOptions, place: Place, world: World, signals: Signals, threads: int
-    ):  # fmt: skip
+        self,
+        recipe: Recipe,
+        options: RunOptions,
+        place: Place,
+        world: World,
+        signals: Signals,
+        threads: int,
+        shelf: Shelf | None,
+    ):
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
-        self.signals, self.threads = signals, threads
+        self.signals, self.threads, self.shelf = signals, threads, shelf
 
     def train(self, bands: tuple[int, ...], dataset: DataSet, *, leads: bool) -> None:
         """``bands`` in step; the rank that ``leads`` says what holds for all of them."""
         sources = load_sources(self.recipe, self.options, self.place, self.world, bands, dataset)
         with contextlib.ExitStack() as stack:
+            if self.shelf is not None and sources.train.decoder is not None:
+                stack.callback(self.shelf.close)
+                setting, sources.train.decoder.shelf = sources.train.setting, self.shelf
+                self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # that many are made at once
             whole = {"train": sources.train, "test": sources.test, "val": sources.val}
             parts = {name: Together(part) for name, part in whole.items() if part is not None}
             for part in parts.values():

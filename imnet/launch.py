@@ -63,6 +63,14 @@ class World:
         dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
 
+    def alike(self, value: Any) -> tuple[int, int]:
+        """(this rank's number, how many) among the ranks that call it with the same value."""
+        if self.size == 1:
+            return 0, 1
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values[: self.rank].count(value), values.count(value)
+
     def part(self, size: int) -> World:
         """This rank among the ``size`` neighbours that it trains with; every rank calls it."""
         if size == 1:

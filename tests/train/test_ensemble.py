@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from imnet import cli, ensemble
+from imnet import cli, data, ensemble
 from imnet.data.pipelines import transforms
 from imnet.errors import UsageError
 from imnet.options import parse
@@ -52,7 +54,7 @@ def of_bands(folder):
     return {band: digests(path) for band, path in bands_in(folder).items()}
 
 
-def start(folder, bands, ranks, spawn, **changes):
+def start(folder, bands, ranks, spawn, recipe=BANDS, **changes):
     """The processes of one launch, as torchrun would start them; ``spawn`` has made their fork server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,7 +62,7 @@ def start(folder, bands, ranks, spawn, **changes):
     context = multiprocessing.get_context("forkserver")
     chosen = options(folder, bands=None, checkpoint_every_steps=4, **changes) if bands is None else (
         how(folder, bands, **changes))  # fmt: skip
-    recipe = ensemble.of_band(BANDS, 3) if bands is None else BANDS
+    recipe = ensemble.of_band(BANDS, 3) if bands is None else recipe
     processes = [context.Process(target=run_rank, args=(recipe, chosen, r, ranks, port)) for r in range(ranks)]
     for process in processes:
         process.start()
@@ -156,6 +158,27 @@ def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch):
     train(recipe, how(tmp_path, "0,1,3"))
     assert calls.count((0, 1, 3)) == 7  # the warm-up of all looks at the first of the seven
     assert {c for c in calls if len(c) == 1} == {(0,), (1,), (3,)}  # evaluations are a band's own
+
+
+@pytest.mark.slow
+def test_ranks_that_decode_for_each_other_change_nothing(tmp_path, spawn):
+    """Pictures kept encoded, crops of the whole picture: two ranks of this machine make half of each batch."""
+    made = data.load("shapes", image_px=24, num_classes=4, train_images=64, test_images=16)
+    for part, split in (("train", made.train), ("val", made.test)):
+        for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            path = tmp_path / "pictures" / part / f"class{label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    crops = dataclasses.replace(BANDS.augment, crop_pad_px=0, crop_scale=(0.4, 1.0), crop_px=16)
+    source = dataclasses.replace(
+        BANDS.data, name="folder", image_px=24, train_images=None, test_images=None, val_images=8
+    )
+    recipe = dataclasses.replace(BANDS, data=source, augment=crops)
+    more = {"data_dir": str(tmp_path / "pictures"), "pipeline": "host", "workers": 2}
+    train(recipe, how(tmp_path / "one", **more))
+    assert finished(start(tmp_path / "two", "all", 2, spawn, recipe, **more)) == [0, 0]
+    assert of_bands(tmp_path / "two") == of_bands(tmp_path / "one")
+    assert not list(Path("/dev/shm").glob("imnet-*"))
 
 
 def test_bands_that_stand_elsewhere_catch_up(together, tmp_path):
