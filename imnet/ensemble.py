@@ -31,6 +31,8 @@ from imnet.watch import Signals
 RANKS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Ranks on a CPU have more threads than cores together (see ``of_rank``). Where these wait busily, two ranks on two
 cores took 47 s for what took 10 s with this, and 9 s in one process (2026-11-26)."""
+EVERY_S = 10.0
+"""From a line of one band to that of the next."""
 SUMMARY = ("top-1", "validation", "report")
 """The lines of a run's summary that a band says too."""
 
@@ -132,8 +134,8 @@ class _Rank:
             for part in parts.values():
                 stack.callback(part.close)
             runs = {}
-            for band in bands:
-                voice = Voice(band, len(bands), leads=leads and not runs, enabled=self.world.is_main)
+            for number, band in enumerate(bands):
+                voice = Voice(band, number, len(bands), leads=leads and not runs, enabled=self.world.is_main)
                 own = replace(sources, **{name: OneBand(part, band) for name, part in parts.items()})
                 with _named(band):
                     runs[band] = self._run(band, voice, own, stack)
@@ -183,12 +185,17 @@ def _named(band: int) -> Iterator[None]:
 
 
 class Voice(Console):
-    """What one band of ``num`` says: its own lines, by its name; what holds for all, the one that ``leads``."""
+    """What one band, ``number`` of ``num``, says: its own lines by its name, in turn with the others; what holds for
+    all, the one that ``leads``."""
 
-    def __init__(self, band: int, num: int, *, leads: bool, enabled: bool):
-        super().__init__(enabled, interval_s=10.0 * num)
+    def __init__(self, band: int, number: int, num: int, *, leads: bool, enabled: bool):
+        super().__init__(enabled, interval_s=EVERY_S * num)
         self._rich = None  # bars of several would write over each other
-        self.band, self.num, self.leads = band, num, leads
+        self.band, self.number, self.num, self.leads = band, number, num, leads
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        super().start(total_steps, done_steps)
+        self._last_s -= EVERY_S * (self.num - 1 - self.number)
 
     def say(self, text: str) -> None:
         super().say(f"band {self.band:<5} {text}")

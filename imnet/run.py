@@ -27,7 +27,7 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import from_dict
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
-from imnet.runfolder import read_run
+from imnet.runfolder import bands_in, read_run
 from imnet.start import train
 
 
@@ -37,6 +37,9 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         info = read_run(self.path)
+        if info is None and (bands := bands_in(self.path)):
+            hint = f"give the folder of one band, e.g. {next(iter(bands.values()))}"
+            raise DataError("an ensemble, not one run", file=self.path, hint=hint)
         if info is None:
             raise DataError(
                 "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"

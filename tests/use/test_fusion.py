@@ -219,6 +219,8 @@ def test_what_an_ensemble_cannot_be_asked_is_one_line(trained, words, capsys):
 def test_one_network_cannot_be_asked_either(trained, capsys):
     assert cli.eval_main([str(trained / "band-0"), "--p", "0.5"]) == 2
     assert "for one network" in capsys.readouterr().err
+    assert cli.export_main([str(trained), "--to", "safetensors"]) == 65
+    assert "an ensemble, not one run; give the folder of one band" in capsys.readouterr().err
     with pytest.raises(UsageError, match="train_ensemble"):
         imnet.train(BANDS, bands="all")
 
