@@ -17,11 +17,12 @@ from imnet.recipes import RECIPES
 
 if TYPE_CHECKING:
     from imnet.classifier import Classifier
+    from imnet.fused import Ensemble
     from imnet.run import Run
 
 recipes = RECIPES
 
-__all__ = ["ImnetError", "Recipe", "load", "load_run", "recipes", "replace", "train"]
+__all__ = ["ImnetError", "Recipe", "load", "load_run", "recipes", "replace", "train", "train_ensemble"]
 
 
 def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
@@ -34,6 +35,17 @@ def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
     from imnet.run import train_run
 
     return train_run(recipe, options)
+
+
+def train_ensemble(recipe: Recipe | str, bands: str = "all", **options: Any) -> Ensemble:
+    """Train a network for each of a recipe's spectral ``bands`` (all, or numbers with commas), in one folder.
+
+    ``options`` as for ``train``. Bands that the folder holds already are not trained again.
+    """
+    from imnet.fused import Ensemble
+    from imnet.run import trained
+
+    return Ensemble(trained(recipe, options | {"bands": bands}))
 
 
 def load_run(path: str) -> Run:

@@ -90,9 +90,10 @@ class Card:
 class Classifier:
     """``predict`` and ``logits`` of a network; in fp32, on the CPU until ``to`` moves it."""
 
-    def __init__(self, network: nn.Module, card: Card, mean: Tensor | None = None):
-        """``mean`` (H, W, C): the mean image of x/255, of recipes that subtract one."""
-        self.network, self.card, self.mean = network.eval(), card, mean
+    def __init__(self, network: nn.Module, card: Card, mean: Tensor | None = None, bands: tuple[int, ...] = ()):
+        """``mean`` (H, W, C): the mean image of x/255, of recipes that subtract one; ``bands``: what a network sees of
+        each image, (B, K, C, h, w), where it is an ensemble's."""
+        self.network, self.card, self.mean, self.bands = network.eval(), card, mean, bands
         self.device = torch.device("cpu")
         if card.augment.mean == "image" and mean is None:
             raise UsageError("the network needs the mean image of its training set", hint="use the run, not a file")
@@ -118,7 +119,7 @@ class Classifier:
     def images(self, pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the network sees, (B, C, h, w) channels_last on its device, of uint8 (B, side, side, C)."""
         store = torch.from_numpy(np.array(pixels)).to(self.device)
-        made = Batches(store, self.card.then, seed=0, dtype=dtype, mean=self.mean)
+        made = Batches(store, self.card.then, seed=0, dtype=dtype, mean=self.mean, bands=self.bands)
         return made.batch(torch.arange(len(store)), 0, False)[0]
 
     @torch.no_grad()

@@ -77,10 +77,13 @@ def _train(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    about = "Evaluate a network on its run's test split, or on any set whose classes it knows by name."
+    about = (
+        "Evaluate a network on its run's test split, or on any set whose classes it knows by name; fuse an ensemble."
+    )
     parser = Parser(prog="imnet-eval", description=about)
     parser.add_debug()
-    parser.add_argument("run", type=Path, help="run folder; with --data also a .safetensors of imnet-export")
+    told = "folder of a run or of an ensemble; with --data also a .safetensors of imnet-export"
+    parser.add_argument("run", type=Path, help=told)
     told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
     parser.add_argument("--data", type=Path, default=None, metavar="PATH", help=told)
     told = "test, train, or final: the test set beside a validation set (test)"
@@ -99,6 +102,10 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
     told = "also average four corners, the middle and their mirrors; for images larger than what the network sees"
     parser.add_argument("--ten-crop", action="store_true", help=told)
+    told = "of an ensemble: the band of rank i weighs P (1 - P)^i (0.3)"
+    parser.add_argument("--p", type=float, default=None, metavar="P", help=told)
+    told = "of an ensemble: a run to hold beside what its bands cost"
+    parser.add_argument("--baseline", type=Path, default=None, metavar="RUN", help=told)
     values = parser.parse_args(argv)
     from imnet import judge
 
@@ -113,7 +120,7 @@ def predict_main(argv: list[str] | None = None) -> int:
 def _predict(argv: list[str]) -> int:
     parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
     parser.add_debug()
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or a .safetensors of imnet-export")
+    parser.add_argument("model", type=Path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
     told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (5)")
@@ -156,15 +163,17 @@ def _report(argv: list[str]) -> int:
     about = "Write the report of a run, or one page that compares several."
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or an ensemble's")
     parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
     values = parser.parse_args(argv)
     from imnet import report
+    from imnet.runfolder import bands_in
 
-    if len(values.runs) == 1:
-        print(report.render(values.runs[0], values.out))
+    runs = [run for path in values.runs for run in (bands_in(path) or {0: path}).values()]
+    if len(runs) == 1:
+        print(report.render(runs[0], values.out))
     else:
-        print(report.compare(values.runs, values.out or Path("comparison.html")))
+        print(report.compare(runs, values.out or Path("comparison.html")))
     return 0
 
 

@@ -24,6 +24,16 @@ class Console:
             print(text)
         sys.stdout.flush()
 
+    def header(self, lines: list[str]) -> None:
+        """What a run begins with."""
+        for line in lines:
+            self.say(line)
+
+    def summary(self, text: str) -> None:
+        """What it ends with."""
+        self.say("")
+        self.say(text)
+
     def start(self, total_steps: int, done_steps: int) -> None:
         """Show the bar; on no terminal, lines will come every ``interval_s``."""
         self._last_s = time.monotonic()

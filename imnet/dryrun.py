@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imnet import device, models, prescribed, runfolder
+from imnet import device, ensemble, models, prescribed, runfolder
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
@@ -19,7 +19,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def text(recipe: Recipe, options: RunOptions) -> str:
     """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
-    d, options = recipe.data, options.as_ran(recipe)
+    d, options, bands = recipe.data, options.as_ran(recipe), options.bands_of(recipe)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):
@@ -31,20 +31,33 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
+        *_ensemble(recipe, bands, ranks, num_params(net), forward),
         f"precision    {precision} ({why})",
-        *prescribed.lines(recipe, net),
-        *_memory(net, recipe, options, ranks, precision),
-        f"run folder   {options.out or runfolder.default_path(recipe, precision)}",
-        *_data(recipe, options, both),
+        *prescribed.lines(recipe, net, bands),
+        *_memory(net, recipe, options, bands, precision),
+        f"run folder   {options.out or (ensemble if bands else runfolder).default_path(recipe, precision)}",
+        *_data(recipe, options, both * max(1, len(bands))),
     ]
     return "\n".join(lines)
 
 
-def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, precision: str) -> list[str]:
-    """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them."""
+def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: int, forward: int) -> list[str]:
+    if not bands:
+        return []
+    ensemble.shares(bands, ranks)  # refuses what does not come out even
+    sums = f"{parameters * len(bands):,} parameters, {forward * len(bands) / 1e9:.3f} GFLOP an image forward"
+    return [f"ensemble     {ensemble.told(recipe, bands, ranks)}", f"together     {sums}"]
+
+
+def _memory(
+    net: nn.Module, recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str
+) -> list[str]:  # fmt: skip
+    """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them. A rank with
+    several bands is counted as holding those of one step at a time, which captured steps do not."""
     copies = 3 + isinstance(recipe.optim, AdamW) + (recipe.ema_decay is not None)
-    fixed = copies * 4 * num_params(net)
-    d = recipe.data
+    d, ranks = recipe.data, options.gpus or options.procs or 1
+    networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
+    fixed, ranks = copies * 4 * num_params(net) * networks, ensemble.ranks_a_band(bands, ranks) if bands else ranks
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)

@@ -189,6 +189,6 @@ def _worst(losses: Tensor, predicted: Tensor, ids: Tensor, labels: Tensor, world
     ]
     if world.size > 1:
         gathered: list[Any] = [None] * world.size
-        dist.all_gather_object(gathered, rows)
+        dist.all_gather_object(gathered, rows, group=world.group)
         rows = [row for part in gathered for row in part]
     return sorted(rows, key=lambda r: (-r["loss"], r["index"]))[:NUM_WORST]

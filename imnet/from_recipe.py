@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,37 @@ from imnet.step import TrainStep
 Step = TypeVar("Step", bound=TrainStep)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the images of a run come from, and why by such a pipeline."""
+
+    dataset: data.DataSet
+    order: Order
+    train: Pipeline
+    test: Pipeline
+    val: Pipeline | None
+    reason: str
+
+
+def load_sources(
+    recipe: Recipe,
+    options: RunOptions,
+    place: Place,
+    world: World,
+    bands: tuple[int, ...] = (),
+    dataset: data.DataSet | None = None,
+) -> Sources:
+    """The recipe's images for one rank, as spectral ``bands`` where they are named; ``dataset`` if it is loaded."""
+    dataset = dataset or load_data(recipe, options, world)
+    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    if order.steps_per_epoch == 0:
+        what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
+        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+    train, test, reason = build_pipelines(recipe, options, dataset, place, world, order, bands)
+    val = None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting)
+    return Sources(dataset=dataset, order=order, train=train, test=test, val=val, reason=reason)
+
+
 def prepare(
     recipe: Recipe,
     options: RunOptions,
@@ -34,17 +66,15 @@ def prepare(
     threads: int,
     began: Mapping[str, Any] | None = None,
     saved: bool = False,
+    sources: Sources | None = None,
 ) -> tuple[Setup, TrainStep]:
     """All that a rank needs before its first step; ``began`` is run.json of a run that goes on, at rank 0, and
-    ``saved`` whether it has a checkpoint.
+    ``saved`` whether it has a checkpoint. ``sources`` are those of the recipe where they are there already.
 
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
-    dataset = load_data(recipe, options, world)
-    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
-    if order.steps_per_epoch == 0:
-        what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
-        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+    sources = sources or load_sources(recipe, options, place, world)
+    order = sources.order
     if recipe.comm.sync_bn:
         _check_passes(order, world.size, options.micro_batch_images)
     kept = began if began is not None and began.get("device") == place.device.type else {}
@@ -56,19 +86,18 @@ def prepare(
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
-    train, test, reason = build_pipelines(recipe, options, dataset, place, world, order)
     setup = Setup(
         recipe=recipe,
         options=options,
         place=place,
         world=world,
         threads=threads,
-        dataset=dataset,
+        dataset=sources.dataset,
         order=order,
-        train_data=train,
-        test_data=test,
-        val_data=None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting),
-        pipeline_reason=reason,
+        train_data=sources.train,
+        test_data=sources.test,
+        val_data=sources.val,
+        pipeline_reason=sources.reason,
         execution=execution,
         parameters=sum(p.numel() for p in net.parameters()),
         weights=given or kept_weights(began),
@@ -151,12 +180,18 @@ def load_data(
 
 
 def build_pipelines(
-    recipe: Recipe, options: RunOptions, dataset: data.DataSet, place: Place, world: World, order: Order | None
+    recipe: Recipe,
+    options: RunOptions,
+    dataset: data.DataSet,
+    place: Place,
+    world: World,
+    order: Order | None,
+    bands: tuple[int, ...] = (),
 ) -> tuple[Pipeline, Pipeline, str]:
-    """The training and the test pipeline, and why they are of that kind."""
+    """The training and the test pipeline, and why they are of that kind; ``bands`` see ``Setting``."""
     splits = [split for split in (dataset.train, dataset.test, dataset.val) if split is not None]
     kind, reason = pipelines.choose(options.pipeline, splits, place.device)
-    setting = _setting(recipe, options, dataset, place, world, order)
+    setting = replace(_setting(recipe, options, dataset, place, world, order), bands=bands)
     train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
     return train, test, reason
 

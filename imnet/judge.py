@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imnet import classifier, device, report, tencrop
+from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
 from imnet.data.judged import Images, chosen, images_at
@@ -29,6 +29,7 @@ from imnet.files import write_atomic, write_json
 from imnet.launch import World
 from imnet.run import Run
 from imnet.run_options import RunOptions
+from imnet.runfolder import bands_in
 
 BATCH_IMAGES = 256
 FEW_CLASSES = 20
@@ -39,6 +40,10 @@ def run(values: Namespace) -> int:
     """Evaluate, print, write; what is written beside a run never takes the place of its own evaluation.json."""
     if values.batch_size is not None and values.batch_size < 1:
         raise UsageError(f"got --batch-size {values.batch_size}; allowed: 1 or more", hint="leave --batch-size out")
+    if bands_in(values.run):
+        return judge_ensemble.run(values)
+    if values.p is not None or values.baseline is not None:
+        raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
     if values.out is not None and values.out.is_dir():
         raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
     if values.ten_crop:

@@ -24,12 +24,16 @@ SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class World:
-    """This process among its ranks; ``life`` counts elastic restarts."""
+    """This process among its ranks; ``life`` counts elastic restarts.
+
+    ``group`` are the ranks that train with this one, a process group of torch; None: all.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     life: int = 0
+    group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -37,27 +41,45 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def all_reduce(self, tensor: torch.Tensor, op: Any = None) -> torch.Tensor:
         """In-place sum over the ranks (or ``op``); nothing to do for one rank."""
         if self.size > 1:
-            dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM)
+            dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
         return tensor
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
         """Rank 0's values into every rank's tensors."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, group=self.group, group_src=0)
 
     def share(self, value: Any) -> Any:
         """Rank 0's picklable value on every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
+
+    def alike(self, value: Any) -> tuple[int, int]:
+        """(this rank's number, how many) among the ranks that call it with the same value."""
+        if self.size == 1:
+            return 0, 1
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values[: self.rank].count(value), values.count(value)
+
+    def part(self, size: int) -> World:
+        """This rank among the ``size`` neighbours that it trains with; every rank calls it."""
+        if size == 1:
+            return World(local_rank=self.local_rank, life=self.life)
+        timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+        parts = [list(range(first, first + size)) for first in range(0, self.size, size)]
+        groups = [dist.new_group(ranks, timeout=timeout) for ranks in parts]
+        rank = self.rank % size
+        return World(rank, size, self.local_rank, self.life, groups[self.rank // size])
 
 
 def current_world(asked: int | None = None) -> World:

@@ -27,14 +27,22 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
 def _recipes() -> str:
     head = ("recipe", "model", "data", "px", "batch", "epochs", "published")
     rows = [
-        (r.name, r.model, r.data.name, str(r.input_px), str(r.data.batch_images), str(r.epochs), _published(r))
+        (r.name, _networks(r), r.data.name, str(r.input_px), str(r.data.batch_images), str(r.epochs), _published(r))
         for r in RECIPES.values()
     ]
     return _columns([head, *rows])
 
 
+def _networks(recipe: Recipe) -> str:
+    bands = (recipe.augment.spectral_r or 0) ** 2
+    return f"{recipe.model} x {bands}" if bands else recipe.model
+
+
 def _published(recipe: Recipe) -> str:
     p = recipe.published
+    if p is not None and p.ensemble_top1 is not None:
+        which = f"bands {' '.join(map(str, p.ensemble_of))}" if p.ensemble_of else "all bands"
+        return f"{p.ensemble_top1:.2%} of {which}" + (f" on {p.hardware}" if p.hardware else "")
     if p is None or p.top1 is None:
         return "-"
     hours = "" if p.hours is None else f" in {p.hours:g} h"

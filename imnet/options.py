@@ -21,7 +21,7 @@ from imnet import place
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, build_parser
+from imnet.parser import ALIASES, ASK, FIXED, build_parser, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.recipes import by_model, by_name
@@ -30,6 +30,7 @@ from imnet.run_options import RunOptions
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
 FIRST = (*place.DECIDES, "config", "recipe", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
+FIRST += ("augment.spectral_band", "bands")
 """What decides which options exist, and with which defaults."""
 
 
@@ -65,7 +66,9 @@ def parse(argv: list[str]) -> Request:
         values = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error)), hint="imnet-train --help lists every option") from error
-    return replace(_to_request(values, base, network_options, notes), reasons=reasons)
+    request = _to_request(values, base, network_options, notes)
+    options = choose_bands(request.recipe, request.options, first, file_values)
+    return replace(request, options=options, reasons=reasons)
 
 
 def _canonical(word: str) -> str:
@@ -189,11 +192,8 @@ def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
 def _no_recipe(model: str) -> str:
     from imnet import models
 
-    return (
-        f"got --model {model}, which has no recipe of its own"
-        if models.known(model)
-        else f"got unknown --model {model!r}"
-    )
+    without = f"got --model {model}, which has no recipe of its own"
+    return without if models.known(model) else f"got unknown --model {model!r}"
 
 
 def _model_hint(model: str) -> str:

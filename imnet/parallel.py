@@ -29,6 +29,7 @@ def parallel(net: nn.Module, comm: Comm, place: Place, world: World) -> nn.Modul
     if world.size == 1:
         return net
     options: dict[str, Any] = {
+        "process_group": world.group,
         "device_ids": [place.device.index] if place.device.type == "cuda" else None,
         # As a list: a single size would take torch's small first bucket away.
         "bucket_cap_mb_list": [min(comm.first_bucket_mb, comm.bucket_mb), comm.bucket_mb],
@@ -50,8 +51,9 @@ def has_batch_norm(net: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
 
-def synchronise_norms(net: nn.Module, place: Place) -> None:
-    """Let every BatchNorm of ``net`` take its training statistics over all ranks; weights and names stay.
+def synchronise_norms(net: nn.Module, place: Place, group: Any = None) -> None:
+    """Let every BatchNorm of ``net`` take its training statistics over the ranks of ``group`` (None: all); weights and
+    names stay.
 
     Raises UsageError for a norm with an arithmetic of its own (timm fuses activations into some).
     """
@@ -61,11 +63,12 @@ def synchronise_norms(net: nn.Module, place: Place) -> None:
         what = f"got --sync-bn for a network with {type(odd).__name__}, which is not torch's own BatchNorm"
         raise UsageError(what, hint="leave --sync-bn out, or choose another network")
     if place.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        nn.SyncBatchNorm.convert_sync_batchnorm(net, group)
         return
     for norm in norms:
         # The same parameters and buffers under the same names: only what is computed differs.
         norm.__class__ = AllRanksNorm
+        norm.group = group
 
 
 class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
@@ -73,6 +76,8 @@ class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
 
     Ranks may hold different numbers of images, but must make the same number of passes.
     """
+
+    group: Any = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any: what it stands in for has checked."""
@@ -85,10 +90,10 @@ class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
         dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1, *([1] * (x.dim() - 2))]
         here = x.new_full((1,), x.numel() / x.shape[1])
         # Two sums, one after the other: E[x^2] - E[x]^2 would cancel where the mean is large.
-        total, count = _AllReduce.apply(torch.cat([x.sum(dims), here])).split([x.shape[1], 1])
+        total, count = _AllReduce.apply(torch.cat([x.sum(dims), here]), self.group).split([x.shape[1], 1])
         mean = total / count
         centred = x - mean.view(shape)
-        variance = _AllReduce.apply(centred.square().sum(dims)) / count
+        variance = _AllReduce.apply(centred.square().sum(dims), self.group) / count
         self._remember(mean.detach(), variance.detach(), count.detach())
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
@@ -112,13 +117,13 @@ class _AllReduce(torch.autograd.Function):
     """Sum over the ranks; so is its gradient, since every rank's loss depends on every rank's summand."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group, total = group, tensor.clone()
+        dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

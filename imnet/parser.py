@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
@@ -22,6 +24,7 @@ DESCRIPTION = """Train an image classifier from a recipe.
   imnet-train                                        the embedded data set, two minutes on a laptop
   imnet-train --recipe fashion-mnist/wrn28_10        a published system
   imnet-train --model wrn36_5 --gpus 2               the recipe whose network this is, on two GPUs
+  imnet-train --recipe spectral/resnet34_sub4        a network for each of its spectral bands, in one folder
   imnet-train --recipe fashion-mnist/wrn28_10 --optim.lr 0.05 --epochs 20 --dry-run"""
 
 ASK = {
@@ -83,6 +86,27 @@ def build_parser(base: Recipe) -> ArgumentParser:
     told = "list recipes, models, data sets"
     ask.add_argument("--list", metavar="{recipes,models,data}", nargs="?", const="recipes", help=told)
     return parser
+
+
+def choose_bands(
+    recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], file_values: Mapping[str, Any]
+) -> RunOptions:
+    """``options`` with the bands that are trained together: as asked; all of them where a recipe sees bands and
+    neither --band (typed, or in the configuration file) nor --bands is given."""
+    band, bands = first["augment.spectral_band"], first["bands"]
+    if band is not None and bands is not None:
+        what = f"got --band {band} with --bands {bands}"
+        raise UsageError(what, hint="--band K trains one network as a run of its own, --bands several in one folder")
+    if band is not None:
+        return replace(options, bands=None)
+    in_file = isinstance(part := file_values.get("augment"), Mapping) and "spectral_band" in part
+    if options.bands is None and recipe.augment.spectral_r and not in_file:
+        options = replace(options, bands="all")
+    try:
+        options.bands_of(recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return options
 
 
 def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import DataError, UsageError
+from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
+from imnet.runfolder import bands_in
 
 
 def run(values: argparse.Namespace) -> int:
@@ -23,7 +25,7 @@ def run(values: argparse.Namespace) -> int:
         if getattr(values, name) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"got --{flag} {getattr(values, name)}; allowed: 1 or more", hint=f"leave --{flag} out")
-    model = Run(values.model).classifier() if values.model.is_dir() else classifier.load(values.model)
+    model = _model(values.model)
     model.to(device.resolve(RunOptions(device=values.device)).device)
     write = _as_csv() if values.csv else _as_json if values.json else _as_text
     bad = num = 0
@@ -34,6 +36,13 @@ def run(values: argparse.Namespace) -> int:
     if not num:
         raise DataError("no picture there", file=values.pictures[0], hint="name pictures, or a folder that holds some")
     return DataError.exit_code if bad else 0
+
+
+def _model(path: Path) -> classifier.Classifier:
+    """Of a run's folder, an ensemble's, or a file."""
+    if bands_in(path):
+        return Ensemble(path).classifier()
+    return Run(path).classifier() if path.is_dir() else classifier.load(path)
 
 
 def _pictures(words: list[str]) -> Iterator[classifier.Picture]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from imnet import models
@@ -10,17 +12,18 @@ from imnet.recipe import SGD, Augment, Cosine, MultiStep, OneCycle, Recipe, Step
 DROPS_SHOWN = 6
 
 
-def lines(recipe: Recipe, net: nn.Module) -> list[str]:
-    """Of ``recipe`` and its network, which may lie on the meta device."""
+def lines(recipe: Recipe, net: nn.Module, bands: Sequence[int] = ()) -> list[str]:
+    """Of ``recipe`` and its network, which may lie on the meta device; ``bands`` are those of an ensemble."""
+    seen = bands or (recipe.augment.spectral_band,)
     told = {
         "weights": _sizes(net),
         "options": _options(recipe),
         "optimiser": _optimiser(recipe),
         "drops": _rates(recipe),
         "loss": _loss(recipe),
-        "augment": _train(recipe.augment),
-        "test images": _test(recipe.augment),
-        "normalise": _normalise(recipe.augment),
+        "augment": _train(recipe.augment, seen),
+        "test images": _test(recipe.augment, seen),
+        "normalise": _normalise(recipe.augment, seen),
         "seed": f"{recipe.seed} of weights, order and augmentation",
         "split": _split(recipe),
         "published": _published(recipe),
@@ -97,7 +100,7 @@ def _loss(recipe: Recipe) -> str:
     return ", ".join([f"cross-entropy{outputs}", *(f"{name} {value:g}" for name, value in parts.items() if value)])
 
 
-def _train(a: Augment) -> str:
+def _train(a: Augment, bands: Sequence[int]) -> str:
     """In the order in which it happens."""
     flip = f"{a.hflip} mirror" + (f" (p {a.hflip_p:g})" if a.hflip == "random" else "")
     scale = a.crop_scale or (0.0, 0.0)
@@ -111,27 +114,32 @@ def _train(a: Augment) -> str:
         f"random crop of {a.crop_px} px" if a.crop_px and not a.crop_scale else "",
         "TrivialAugmentWide" if a.trivial_augment else "",
         f"colour jitter {jitter} (brightness, contrast, saturation, hue)" if any(a.color_jitter) else "",
-        _band(a),
+        _bands(a, bands),
         f"cutout {a.cutout_px} px ({where}, always)" if a.cutout_px else "",
     ]
     return ", ".join(filter(None, told)) or "none"
 
 
-def _test(a: Augment) -> str:
+def _test(a: Augment, bands: Sequence[int]) -> str:
     side = a.resize_eval_px or a.resize_px
-    told = [f"resize to {side} px" if side else "", f"middle {a.crop_px} px" if a.crop_px else "", _band(a)]
+    crop = f"middle {a.crop_px} px" if a.crop_px else ""
+    told = [f"resize to {side} px" if side else "", crop, _bands(a, bands)]
     return ", ".join(filter(None, told)) or "as they are"
 
 
-def _band(a: Augment) -> str:
-    return f"band {a.spectral_band} of {a.spectral_r**2} at 1/{a.spectral_r} of the side" if a.spectral_r else ""
+def _bands(a: Augment, bands: Sequence[int]) -> str:
+    if not a.spectral_r:
+        return ""
+    named = f"band{'s' * (len(bands) > 1)} {' '.join(map(str, bands))}"
+    return f"{named} of {a.spectral_r**2} at 1/{a.spectral_r} of the side"
 
 
-def _normalise(a: Augment) -> str:
+def _normalise(a: Augment, bands: Sequence[int]) -> str:
     if a.mean == (0.0,) and a.std == (1 / 255,):
         return "none: pixels 0..255"
     mean = "the mean image" if isinstance(a.mean, str) else _numbers(a.mean)
-    std = f"band's {a.spectral_std[a.spectral_band % len(a.spectral_std)]:g}" if a.spectral_r else _numbers(a.std)
+    stds = " ".join(f"{a.spectral_std[band % len(a.spectral_std)]:g}" for band in bands)
+    std = f"band's {stds}" if a.spectral_r else _numbers(a.std)
     return f"x/255 less {mean}, over {std}"
 
 

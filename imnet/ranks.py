@@ -43,16 +43,26 @@ class Report:
     trace: str
 
 
-def run_ranks(entry: Callable[..., int], args: tuple[Any, ...], num_ranks: int, max_restarts: int) -> int:
+def run_ranks(
+    entry: Callable[..., int],
+    args: tuple[Any, ...],
+    num_ranks: int,
+    max_restarts: int,
+    environment: Mapping[str, Any] | None = None,
+) -> int:
     """Run ``entry(*args)`` in ``num_ranks`` processes; 0, or 1 where a rank failed with a traceback, which is printed.
+
+    ``environment`` is set for them where the user has not set it.
 
     Raises the ImnetError that a rank raised (Preempted, when all have saved), and DeviceError for one that was killed.
     A rank that is lost makes all start again, at most ``max_restarts`` times; an ImnetError would only come again.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with _asked_to_stop() as asked:
+        more = {name: value for name, value in (environment or {}).items() if name not in os.environ}
         for life in range(max_restarts + 1):
-            group = _Group(entry, args, num_ranks, life, store.port)
+            with _environment(more):
+                group = _Group(entry, args, num_ranks, life, store.port)
             with group:
                 rank, code = group.watch(asked)
                 report = group.first_report() if code else None

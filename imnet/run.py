@@ -27,7 +27,7 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import from_dict
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
-from imnet.runfolder import read_run
+from imnet.runfolder import bands_in, read_run
 from imnet.start import train
 
 
@@ -37,6 +37,9 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         info = read_run(self.path)
+        if info is None and (bands := bands_in(self.path)):
+            hint = f"give the folder of one band, e.g. {next(iter(bands.values()))}"
+            raise DataError("an ensemble, not one run", file=self.path, hint=hint)
         if info is None:
             raise DataError(
                 "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"
@@ -183,6 +186,13 @@ class Run:
 
 def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
     """What ``imnet.train`` does."""
+    if options.get("bands") is not None:
+        raise UsageError(f"got bands = {options['bands']} for one run", hint="imnet.train_ensemble trains several")
+    return Run(trained(recipe, options))
+
+
+def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
+    """The folder in which a recipe was trained, with ``options`` by their names."""
     value = recipe if isinstance(recipe, Recipe) else by_name(recipe or "quickstart")
     names = {f.name for f in dataclasses.fields(RunOptions)}
     unknown = sorted(set(options) - names)
@@ -198,4 +208,4 @@ def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
         error = ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
         error.exit_code = code
         raise error
-    return Run(path)
+    return path

@@ -23,6 +23,11 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = field(
         default="auto", metadata=about("auto takes a GPU where there is one")
     )
+    bands: str | None = field(
+        # Of recipes that see spectral bands; the command line takes all where neither --band nor --bands is given.
+        default=None,
+        metadata=about("all, or numbers with commas: train these bands together, a network each, in one folder"),
+    )
     gpus: int | None = field(default=None, metadata=about("number of GPUs; starts one process each", PROCESSES))
     procs: int | None = field(default=None, metadata=about("number of CPU processes (with --device cpu)", PROCESSES))
     max_restarts: int = field(
@@ -114,6 +119,25 @@ class RunOptions:
         check(
             ok, f"keep = {self.keep!r}", "best, last, a number from 1, or several with commas", "e.g. --keep best,last"
         )
+
+        words = [] if self.bands in (None, "all") else str(self.bands).split(",")
+        ok = all(w.isdecimal() and len(w) < 4 for w in words) and len({int(w) for w in words}) == len(words)
+        check(ok, f"bands = {self.bands!r}", "all, or numbers with commas, each once", "e.g. 0,1,3")
+
+    def bands_of(self, recipe: Recipe) -> tuple[int, ...]:
+        """The spectral bands that are trained together, ascending; none where one network is trained.
+
+        Raises ValueError for bands that the recipe has not.
+        """
+        if self.bands is None:
+            return ()
+        count = (recipe.augment.spectral_r or 0) ** 2
+        check(count > 0, f"bands = {self.bands} for {recipe.name}, which sees whole images", "none", "leave it out")
+        if self.bands == "all":
+            return tuple(range(count))
+        wanted = sorted(int(word) for word in str(self.bands).split(","))
+        check(wanted[-1] < count, f"bands = {self.bands} of {count}", f"0..{count - 1}", "name others")
+        return tuple(wanted)
 
     @property
     def keeps(self) -> tuple[int, bool]:

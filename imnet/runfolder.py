@@ -37,6 +37,17 @@ def default_path(recipe: Recipe, precision: str) -> Path:
     return Path("runs") / f"{recipe.name.replace('/', '-')}-{config_hash(recipe, precision)[:8]}"
 
 
+def band_folder(path: Path, band: int) -> Path:
+    """Where an ensemble keeps the run of one spectral band."""
+    return path / f"band-{band}"
+
+
+def bands_in(path: Path) -> dict[int, Path]:
+    """The run folders of an ensemble, by band; none where ``path`` is none."""
+    found = {p.parent.name.removeprefix("band-"): p.parent for p in path.glob("band-*/run.json")}
+    return {int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdigit()}
+
+
 class RunFolder:
     """An open, locked run folder. The lock goes with the process, so a killed run blocks nobody."""
 

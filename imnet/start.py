@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from imnet import data, defaults, device, launch, models, runfolder
+from imnet import data, defaults, device, ensemble, launch, models, runfolder
 from imnet.console import Console
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import World
@@ -26,21 +26,40 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
 
     Raises ImnetError, a rank's as well as this process's.
     """
-    options = options.as_ran(recipe)
+    options, bands = options.as_ran(recipe), options.bands_of(recipe)
     precision = _check_before_start(recipe, options)
     if options.out is None:
-        options = dataclasses.replace(options, out=str(runfolder.default_path(recipe, precision)))
+        default = (ensemble if bands else runfolder).default_path(recipe, precision)
+        options = dataclasses.replace(options, out=str(default))
     assert options.out is not None
-    num_ranks = options.gpus or options.procs or 1
+    path, code, num_ranks = Path(options.out), 0, options.gpus or options.procs or 1
+    _check_folder(path, bands)
     if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
-        return run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts), Path(options.out)
-    _run_rank(recipe, options)
-    return 0, Path(options.out)
+        environment = ensemble.RANKS_ENVIRONMENT if bands else None
+        code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
+    else:
+        _run_rank(recipe, options)
+    if bands and code == 0 and launch.current_world().is_main:
+        print(ensemble.closing(path, bands), flush=True)
+    return code, path
+
+
+def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
+    """UsageError where one network would be trained in the folder of an ensemble, or the reverse."""
+    if bands and runfolder.read_run(path) is not None:
+        what = "the folder holds the run of one network, not an ensemble's"
+        raise UsageError(what, file=path, hint="choose another --out, or give --band K")
+    there = runfolder.bands_in(path)
+    if there and not bands:
+        hint = f"--bands trains them; --out {next(iter(there.values()))} is the run of one"
+        raise UsageError("the folder holds an ensemble", file=path, hint=hint)
 
 
 def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     """What can be known wrong before any process or file is made; returns the resolved precision."""
-    launch.current_world(options.gpus or options.procs)
+    world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
+    if bands:
+        ensemble.shares(bands, max(world.size, options.gpus or options.procs or 1))
     if options.gpus:
         device.check_gpus(options.gpus)
     if not models.known(recipe.model):
@@ -48,7 +67,8 @@ def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     if recipe.data.name not in data.names() and not recipe.data.name.startswith("packed:"):
         data.load(recipe.data.name)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
-    if options.cuda_graphs and (kind == "cpu" or (options.gpus or 1) > 1):
+    gpus = options.gpus or 1
+    if options.cuda_graphs and (kind == "cpu" or (ensemble.ranks_a_band(bands, gpus) if bands else gpus) > 1):
         raise UsageError("got --cuda-graphs without exactly one GPU", hint="leave --cuda-graphs out")
     return device.resolve_precision(options.precision, kind)[0]
 
@@ -61,7 +81,9 @@ def _rank_entry(recipe: Recipe, options: RunOptions) -> int:
 
 def _run_rank(recipe: Recipe, options: RunOptions) -> None:
     assert options.out is not None
-    run = runfolder.read_run(Path(options.out)) or {}
+    path, bands = Path(options.out), options.bands_of(recipe)
+    options = ensemble.of_rank(options, bands) if bands else options
+    run = runfolder.read_run(runfolder.band_folder(path, bands[0]) if bands else path) or {}
     options = defaults.keep_deterministic(options, run.get("execution"))
     world = launch.current_world()
     place = device.resolve(options, world.local_rank)
@@ -70,14 +92,24 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
         device.exact(bool(options.deterministic)),
         Signals(alone=world.size == 1) as signals,
         device.threads(options) as threads,
-        launch.connected(place.device) as world,
     ):
+        try:
+            if bands:
+                ensemble.train(recipe, options, place, signals, threads)
+            else:
+                _run_alone(recipe, options, place, signals, threads)
+        except torch.OutOfMemoryError as error:
+            ranks = ensemble.ranks_a_band(bands, world.size) if bands else world.size
+            raise _out_of_memory(recipe, options, ranks) from error
+
+
+def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
+    """One network, over all ranks."""
+    with launch.connected(place.device) as world:
         console = Console(enabled=world.is_main)
         try:
             with _folder(options, world) as folder:
                 Trainer(recipe, options, place, world, console, signals, threads, folder).run()
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(recipe, options, world) from error
         finally:
             console.stop()
 
@@ -93,8 +125,8 @@ def _folder(options: RunOptions, world: World) -> Iterator[runfolder.RunFolder |
         yield folder
 
 
-def _out_of_memory(recipe: Recipe, options: RunOptions, world: World) -> DeviceError:
-    mine = options.micro_batch_images or math.ceil(recipe.data.batch_images / world.size)
+def _out_of_memory(recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError:
+    mine = options.micro_batch_images or math.ceil(recipe.data.batch_images / ranks)
     peak = torch.cuda.max_memory_allocated() / 2**30
     what = f"out of memory with {mine} images at once (peak {peak:.1f} GiB)"
     fewer = max(1, mine // 2)

@@ -39,7 +39,7 @@ class TrainStep:
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
         if recipe.comm.sync_bn and world.size > 1:
-            synchronise_norms(net, place)
+            synchronise_norms(net, place, world.group)
         self.still = freeze(net, recipe.freeze) if recipe.freeze else []
         """Modules that are not trained."""
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs, body_lr=recipe.body_lr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from imnet import announce, checkpoint, device, report, resume, runfolder
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
-from imnet.from_recipe import prepare
+from imnet.from_recipe import Sources, prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
@@ -42,15 +43,16 @@ class Trainer:
         signals: Signals,
         threads: int,
         folder: runfolder.RunFolder | None,
+        sources: Sources | None = None,
     ):
-        """``folder`` is the open run folder, at rank 0 alone."""
+        """``folder`` is the open run folder, at rank 0 alone; ``sources`` see ``prepare``."""
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
         self.console, self.signals, self.folder = console, signals, folder
         if folder is not None:
             folder.check_same(recipe, options, place.precision)
         self.began = self.folder.read_run() if self.folder is not None else None
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
-        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
+        self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
         self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
         self.train_data = self.setup.train_data
         loss, right = torch.zeros(2, device=place.device).unbind()
@@ -62,6 +64,11 @@ class Trainer:
 
     def run(self) -> None:
         """Resume or begin, train to the last epoch, evaluate, report."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Generator[None]:
+        """The same, with a halt before every step; what goes on during it is not this run's time."""
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
         if self.world.share(self._is_complete()):  # every rank leaves, or the others would wait for one that has
@@ -72,7 +79,7 @@ class Trainer:
         self._begin(found, notes)
         self.log = MetricsLog(self.folder.metrics, self.state.metrics_bytes) if self.folder is not None else None
         try:
-            self._fit()
+            yield from self._fit()
         finally:
             if self.log is not None:
                 self.log.close()
@@ -86,8 +93,7 @@ class Trainer:
     def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
         """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
         if self.folder is not None:
-            for line in announce.header(self.setup, self.state, self.folder.path, found, notes):
-                self.console.say(line)
+            self.console.header(announce.header(self.setup, self.state, self.folder.path, found, notes))
         start = time.perf_counter()
         self._warm_up()
         if self.place.device.type == "cuda":
@@ -120,7 +126,7 @@ class Trainer:
         most = self.options.micro_batch_images
         return list(zip(*(micro_batches(t, most) for t in self.mixing(*batch, step)), strict=True))
 
-    def _fit(self) -> None:
+    def _fit(self) -> Generator[None]:
         per_epoch = self.order.steps_per_epoch
         log_every = self.options.log_every_steps or max(1, per_epoch // 20)
         self.console.start(self.num_steps, self.state.step)
@@ -129,6 +135,7 @@ class Trainer:
         if self.state.step == self.num_steps:
             self._evaluate_now(log=False)  # killed between the last checkpoint and the end
         while self.state.step < self.num_steps:
+            yield from self._halt()
             epoch, offset = divmod(self.state.step, per_epoch)
             with contextlib.closing(self.train_data.epoch(epoch, offset)) as batches:
                 for i, batch in enumerate(batches, offset):
@@ -137,8 +144,19 @@ class Trainer:
                         self._write_train_line()
                     if i < per_epoch - 1:
                         self._within_epoch(stop)
+                        yield from self._halt()
             self._end_epoch(epoch + 1)
         self.console.stop()
+
+    def _halt(self) -> Generator[None]:
+        """Let others go on; a signal that comes meanwhile stops here."""
+        self.tick()
+        yield
+        now = time.perf_counter()
+        self._interval = (self._interval[0] + now - self._clock, self._interval[1])
+        self._clock = now
+        if self.world.size == 1 and self.signals.name is not None:
+            self._within_epoch(True)
 
     def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
         """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
@@ -277,5 +295,4 @@ class Trainer:
             announce.write_evaluation(self.folder.path, found.newest, self.dataset, final=found.final)
             self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
         report.render(self.folder.path)
-        self.console.say("")
-        self.console.say(report.summary(self.folder.path))
+        self.console.summary(report.summary(self.folder.path))

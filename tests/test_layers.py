@@ -17,11 +17,11 @@ ROOMS = {
     "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start",
+        "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer ensemble start",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run tencrop classifier predict judge export own doctor prescribed dryrun listing",
+        "run tencrop fusion fused classifier predict judge judge_ensemble export own doctor prescribed dryrun listing",
         "ground recipes machine data models folder run kernels",
     ),
     "words": ("cli options place parser", "ground recipes machine data models folder run ask"),

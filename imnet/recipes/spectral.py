@@ -1,6 +1,7 @@
-"""ImageNet-1K whole (``_224``) and one spectral band at a time (``_sub4``, ``_sub16``, ``_sub36``; document 004).
+"""ImageNet-1K whole (``_224``) and as spectral bands (``_sub4``, ``_sub16``, ``_sub36``; document 004).
 
-``--band K`` chooses the band; every band is a run of its own, and what was published is the ensemble of them. Source:
+A network is trained for each band, all together in one folder; ``--bands`` names some, ``--band K`` trains one as a run
+of its own. What was published is the ensemble of them. Source:
 YangletLiu/Tensor_Layer_Neural_Networks, IEEE TNNLS 2024, doi 10.1109/TNNLS.2024.3394861.
 """
 

@@ -13,6 +13,8 @@ from tests.use.test_own import folder_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COMMANDS = {"imnet-train": cli.train_main, "imnet-predict": cli.predict_main, "imnet-export": cli.export_main}
+COMMANDS["imnet-eval"] = cli.eval_main
+LONG = ("weights.md", "spectral.md")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -25,7 +27,7 @@ def photos(tmp_path, monkeypatch):
     return folder_of(tmp_path / "photos")
 
 
-@pytest.mark.parametrize("name", [pytest.param("own-images.md"), pytest.param("weights.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["own-images.md", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
 def test_the_commands_of_a_page_work_in_their_order(name, photos):
     blocks = BLOCK.findall((DOCS / name).read_text())
     assert len(blocks) >= 1

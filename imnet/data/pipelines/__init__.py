@@ -6,10 +6,11 @@ All give the same batches for the same (seed, epoch, step), up to rounding: orde
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +37,8 @@ class Setting:
     ``mean`` is the mean image (H, W, C) of x/255 where the recipe subtracts one; ``order`` (needed by ``epoch`` only)
     with ``rank`` and ``num_ranks`` says which images this process sees when; ``workers`` is the threads that prepare
     batches (where the pipeline has any), ``ahead`` how many batches lie ready, ``on_bad`` (stop | skip) what becomes of
-    pictures that cannot be decoded.
+    pictures that cannot be decoded. With ``bands`` a batch is made of those spectral bands of each image instead of the
+    recipe's one: (B, K, C, h, w), stored band by band.
     """
 
     augment: Augment
@@ -50,6 +52,7 @@ class Setting:
     workers: int = 1
     ahead: int = 2
     on_bad: str = "stop"
+    bands: tuple[int, ...] = ()
 
 
 class Pipeline(ABC):
@@ -65,6 +68,15 @@ class Pipeline(ABC):
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def of_bands(self, bands: tuple[int, ...]) -> Pipeline:
+        """The same images, which are not copied, as other spectral ``bands``; see ``Setting``."""
+        other = copy.copy(self)
+        other.setting = replace(self.setting, bands=bands)
+        batches = getattr(self, "batches", None)
+        if batches is not None:
+            vars(other)["batches"] = batches.of_bands(bands)
+        return other
 
     @property
     def where(self) -> str:

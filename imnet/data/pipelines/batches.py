@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -22,19 +23,24 @@ class Batches:
     """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last in ``dtype``, on the device of the images."""
 
     def __init__(
-        self, images: Tensor | Decoder, augment: Augment, *, seed: int, dtype: torch.dtype, mean: Tensor | None
+        self,
+        images: Tensor | Decoder,
+        augment: Augment,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        mean: Tensor | None,
+        bands: tuple[int, ...] = (),
     ):
         """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``mean`` is the mean image (H, W, C) of
-        x/255 where the recipe has one."""
+        x/255 where the recipe has one; ``bands`` see ``Setting``."""
         self.images, self.augment, self.seed, self.dtype = images, augment, seed, dtype
         self.device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         channels = images.shape[3] if isinstance(images, Tensor) else 3
         self.mean = augment.mean_per_channel(channels) if mean is None else mean.to(self.device)
         self.std = augment.std * channels if len(augment.std) == 1 else augment.std
-        self.band_mean: Tensor | None = None
-        if augment.spectral_r:
-            band_mean, band_std = transforms.band_statistics(augment, channels)
-            self.band_mean, self.band_std = band_mean.to(self.device), band_std.to(self.device)
+        self.channels = channels
+        self._choose(bands)
         self.pad_flip = {
             "pad_px": augment.crop_pad_px,
             "pad_mode": augment.crop_pad_mode,
@@ -42,6 +48,18 @@ class Batches:
             "hflip_p": augment.hflip_p,
         }
         self.cutout = {"cutout_px": augment.cutout_px, "cutout_inside": augment.cutout_inside}
+
+    def of_bands(self, bands: tuple[int, ...]) -> Batches:
+        """The same images as other spectral bands."""
+        other = copy.copy(self)
+        other._choose(bands)
+        return other
+
+    def _choose(self, bands: tuple[int, ...]) -> None:
+        self.bands, self.band_mean = bands, None
+        if self.augment.spectral_r:
+            mean, std = transforms.band_statistics(self.augment, self.channels, bands)
+            self.band_mean, self.band_std = mean.to(self.device), std.to(self.device)
 
     def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
@@ -83,9 +101,9 @@ class Batches:
         return a.transforms if train else a.transforms_eval
 
     def _finished(self, images: Tensor, names: Tensor, key: Key, cutout: dict) -> Tensor:
-        """Levels -> the normalised batch, or the recipe's band of it."""
+        """Levels -> the normalised batch, or its bands."""
         if self.band_mean is not None:
-            return transforms.band(images, self.augment, self.band_mean, self.band_std, self.dtype)
+            return transforms.band(images, self.augment, self.band_mean, self.band_std, self.dtype, self.bands)
         assert isinstance(self.mean, tuple), "recipes that transform images have a mean per channel"
         options = {"mean": self.mean, "std": self.std, "cutout": cutout, "dtype": self.dtype}
         return transforms.normalise(images, names, key, **options)

@@ -190,12 +190,13 @@ class Dali(Pipeline):
         return dali_graph.plan(self.feeds[train], split.image_shape[2], half=half, device_id=device_id, mean=mean)
 
     def _finished(self, images: Tensor) -> Tensor:
-        """(B, H, W, C) from DALI -> the batch; the recipe's band is made here."""
+        """(B, H, W, C) from DALI -> the batch; its spectral bands are made here."""
         a, batch = self.setting.augment, images.permute(0, 3, 1, 2)
         if not a.spectral_r:
             return batch.to(self.setting.dtype)
-        mean, std = (t.to(batch.device) for t in transforms.band_statistics(a, batch.shape[1]))
-        return transforms.band(batch, a, mean, std, self.setting.dtype)
+        bands = self.setting.bands
+        mean, std = (t.to(batch.device) for t in transforms.band_statistics(a, batch.shape[1], bands))
+        return transforms.band(batch, a, mean, std, self.setting.dtype, bands)
 
     def _labels(self, names: Tensor) -> Tensor:
         labels = self.cpu_labels[names]

@@ -12,6 +12,7 @@ from torch import Tensor
 from imnet.augmentation import Augment
 from imnet.data.base import EncodedSplit
 from imnet.data.pipelines.draws import Key
+from imnet.data.pipelines.node import Shelf
 from imnet.data.pipelines.transforms import draw_resized_crop
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode, opened
 from imnet.errors import DataError
@@ -22,6 +23,9 @@ _BAD_SHARE = 1000
 class Decoder:
     """Decodes the pictures of a split as a recipe wants them; counts those that cannot be."""
 
+    shelf: Shelf | None = None
+    """Where ranks that train on the same batches decode for each other."""
+
     def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str = "stop"):
         """``on_bad``: stop, or skip: the next picture takes the place, for one in 1000 of the split or one at least."""
         self.split, self.augment, self.seed, self.on_bad = split, augment, seed, on_bad
@@ -30,6 +34,21 @@ class Decoder:
 
     def images(self, ids: Tensor, epoch: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, side, side, 3) of ``ids`` (B,) int64, and the ids that were taken (others than asked where bad)."""
+        if self.shelf is None or not train:
+            return self._images(ids, epoch, train)
+        (pixels, taken), theirs = self.shelf.crops(lambda part: self._images(part, epoch, train), ids, epoch)
+        for row in theirs:
+            self._hear(int(ids[row]), int(taken[row]))
+        return pixels, taken
+
+    def _hear(self, asked: int, taken: int) -> None:
+        """Pictures that another rank found bad, when it looked for number ``asked``, count here too."""
+        while asked != taken:
+            with self._lock:
+                self.bad.setdefault(asked, "another rank could not decode it")
+            asked = (asked + 1) % len(self.split)
+
+    def _images(self, ids: Tensor, epoch: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
         side = self.side_px(train)
         out, taken = np.empty((len(ids), side, side, 3), dtype=np.uint8), ids.numpy().copy()
         for at, i in enumerate(ids.tolist()):

@@ -59,7 +59,8 @@ class Host(Prepared):
         images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
         assert images is not None
         mean = None if setting.mean is None else setting.mean.cpu()
-        self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=mean)
+        common = {"seed": setting.seed, "dtype": setting.dtype, "bands": setting.bands}
+        self.batches = Batches(images, setting.augment, mean=mean, **common)
 
     @property
     def where(self) -> str:

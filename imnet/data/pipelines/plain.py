@@ -64,8 +64,8 @@ class Plain(Prepared):
         draws = Draws(ids, a, images[0].shape[1:], s.seed, epoch, self._sized(True)) if train else None
         if a.spectral_r:
             levels = torch.stack([self._levels(x, draws, i) for i, x in enumerate(images)]).float()
-            mean, std = transforms.band_statistics(a, levels.shape[1])
-            return transforms.band(levels, a, mean, std, s.dtype)
+            mean, std = transforms.band_statistics(a, levels.shape[1], s.bands)
+            return transforms.band(levels, a, mean, std, s.dtype, s.bands)
         make = self._minus_mean_image if s.mean is not None else self._normalised
         batch = torch.stack([make(x, draws, i) for i, x in enumerate(images)])
         return batch.to(s.dtype, memory_format=torch.channels_last)

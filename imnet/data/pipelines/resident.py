@@ -29,7 +29,8 @@ class Resident(Pipeline):
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
         self.images = images
-        self.batches = Batches(images, setting.augment, seed=setting.seed, dtype=setting.dtype, mean=setting.mean)
+        common = {"seed": setting.seed, "dtype": setting.dtype, "bands": setting.bands}
+        self.batches = Batches(images, setting.augment, mean=setting.mean, **common)
 
     @property
     def where(self) -> str:

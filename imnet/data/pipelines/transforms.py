@@ -10,7 +10,7 @@ import math
 
 import torch
 from imnet_kernels import augment as augment_kernel
-from imnet_kernels import spectral
+from imnet_kernels import spectral, tier
 from imnet_kernels.philox import uniform_below
 from torch import Tensor
 from torch.nn import functional as F
@@ -128,25 +128,35 @@ def gather(store: Tensor, rows: Tensor, ids: Tensor, key: Key, pad_flip: dict[st
     return augment_kernel(store, rows, dtype=torch.float32, **call, **pad_flip)  # type: ignore[arg-type]
 
 
-def band_statistics(augment: Augment, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean (1, C) and standard deviation (1, 1) of the recipe's band, in the units of its coefficients of 0..255.
+def band_statistics(augment: Augment, channels: int, bands: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Means (K, C) and standard deviations (K, 1) of ``bands`` (default: the recipe's one), in the units of their
+    coefficients of 0..255.
 
     Every phase has the mean of the pixels, so band 0 has 2 r r times it and every other band has mean 0.
     """
     assert augment.spectral_r is not None
     assert not isinstance(augment.mean, str)
-    gain = 2 * augment.spectral_r**2 if augment.spectral_band == 0 else 0
     means = augment.mean * channels if len(augment.mean) == 1 else augment.mean
-    std = augment.spectral_std[augment.spectral_band % len(augment.spectral_std)]
-    return torch.tensor([means]) * (255 * gain), torch.tensor([[255 * std]])
+    wanted = bands or (augment.spectral_band,)
+    gains = [[0.0 if band else 255.0 * 2 * augment.spectral_r**2] for band in wanted]
+    stds = [[255 * augment.spectral_std[band % len(augment.spectral_std)]] for band in wanted]
+    return torch.tensor([means]) * torch.tensor(gains), torch.tensor(stds)
 
 
-def band(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """The recipe's normalised band (B, C, H / r, W / r), channels_last, of images that hold levels."""
+def band(
+    images: Tensor, augment: Augment, mean: Tensor, std: Tensor, dtype: torch.dtype, bands: tuple[int, ...] = ()
+) -> Tensor:
+    """The recipe's normalised band (B, C, H / r, W / r), channels_last, of images that hold levels; with ``bands``
+    those, each as if it were made alone, (B, K, C, H / r, W / r), stored band by band."""
     assert augment.spectral_r is not None
     levels = images.to(torch.uint8, memory_format=torch.channels_last)
-    bands = spectral(levels, augment.spectral_r, [augment.spectral_band], mean=mean, std=std, dtype=dtype)
-    return bands[:, 0].contiguous(memory_format=torch.channels_last)
+    wanted = bands or (augment.spectral_band,)
+    if len(wanted) > 1 and levels.device.type == "cpu" and tier.choose("spectral", "cpu") == "reference":
+        # Its product of matrices rounds a band by how many are beside it.
+        each = [band(images, augment, mean[i : i + 1], std[i : i + 1], dtype, (k,)) for i, k in enumerate(wanted)]
+        return torch.cat([one.permute(1, 0, 3, 4, 2) for one in each]).permute(1, 0, 4, 2, 3)
+    made = spectral(levels, augment.spectral_r, wanted, mean=mean, std=std, dtype=dtype)
+    return made if bands else made[:, 0].contiguous(memory_format=torch.channels_last)
 
 
 def normalise(

@@ -1,0 +1,114 @@
+"""Pictures that the ranks of one machine decode for each other: each a part of every batch, through shared memory.
+
+For ranks that train different networks on the same batches. A crop is a pure function of (seed, epoch, sample id), so
+it does not matter who makes it: what a rank does not find, because another is late, stopped or at another batch, it
+makes itself. No rank depends on another, and no number on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imnet.data.order import shard
+
+MEMORY = Path("/dev/shm")
+PATIENCE_S = 2.0
+"""For a part that is not there yet. Who has let others wait that long is not waited for until it is back."""
+
+Crops = tuple[np.ndarray, np.ndarray]
+"""uint8 (B, side, side, 3), and int64 (B,) the ids that were taken."""
+
+
+class Shelf:
+    """The place of one rank, ``number`` of ``count``, among those that look into ``folder``.
+
+    ``kept`` batches lie ready for ranks that are behind; 8 of 256 crops of 224 pixels are 0.3 GiB a machine.
+    """
+
+    def __init__(self, folder: Path, number: int, count: int, kept: int = 8):
+        self.folder, self.number, self.count, self.kept = folder, number, count, kept
+        self._mine: deque[Path] = deque()
+        self._absent: set[int] = set()
+        self._full = False
+        self.close()
+
+    def close(self) -> None:
+        """Take away what this rank has left here, in this life or one before it."""
+        for path in self.folder.glob(f"*-{self.number}.*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def crops(self, make: Callable[[Tensor], Crops], ids: Tensor, epoch: int) -> tuple[Crops, list[int]]:
+        """``make(ids)`` of a batch, and which rows others have made."""
+        parts = [shard(torch.arange(len(ids)), number, self.count) for number in range(self.count)]
+        key = hashlib.blake2b(ids.numpy().tobytes() + b"%d" % epoch, digest_size=12).hexdigest()
+        found = {self.number: make(ids[parts[self.number]])}
+        self._put(key, found[self.number])
+        theirs: list[int] = []
+        for number in range(self.number + 1, self.number + self.count):
+            number %= self.count
+            got = self._get(key, number)
+            theirs += [] if got is None else parts[number].tolist()
+            found[number] = make(ids[parts[number]]) if got is None else got
+        ordered = [found[number] for number in range(self.count)]
+        return (np.concatenate([p for p, _ in ordered]), np.concatenate([t for _, t in ordered])), theirs
+
+    def _path(self, key: str, number: int) -> Path:
+        return self.folder / f"{key}-{number}.npy"
+
+    def _put(self, key: str, crops: Crops) -> None:
+        if self._full:
+            return
+        path = self._path(key, self.number)
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            with path.with_suffix(".tmp").open("wb") as file:
+                for array in crops:
+                    np.save(file, array)
+            path.with_suffix(".tmp").rename(path)
+        except OSError:
+            self._full = True  # others will make it themselves
+            with contextlib.suppress(OSError):
+                path.with_suffix(".tmp").unlink()
+        self._mine.append(path)
+        if len(self._mine) > self.kept:
+            with contextlib.suppress(OSError):
+                self._mine.popleft().unlink()
+
+    def _get(self, key: str, number: int) -> Crops | None:
+        path = self._path(key, number)
+        end = time.monotonic() + (0 if number in self._absent else PATIENCE_S)
+        while not path.exists():
+            if time.monotonic() >= end:
+                self._absent.add(number)
+                return None
+            time.sleep(0.001)
+        self._absent.discard(number)
+        try:
+            with path.open("rb") as file:
+                return np.load(file), np.load(file)
+        except (OSError, ValueError, EOFError):
+            return None  # taken away in this moment
+
+
+def shelf_for(run: Path, number: int, count: int, part: int) -> Shelf | None:
+    """For the ``count`` ranks of this machine that train in the folder ``run`` on one ``part`` of its batches; none
+    where there is nobody else, or no place."""
+    if count < 2 or not MEMORY.is_dir():
+        return None
+    name = hashlib.blake2b(str(run.resolve()).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    folder = MEMORY / f"imnet-{name}-{part}"
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        return None  # somebody else's: pictures from there could be anything
+    return Shelf(folder, number, count)

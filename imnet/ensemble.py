@@ -1,0 +1,225 @@
+"""Spectral ensembles: a network for each band of the same images, trained in step with the others.
+
+The folder of an ensemble holds a run folder a band (band-0, band-1, ...), and each is the run that ``--band K`` trains
+alone: the same weights, bit for bit on a CPU, whichever bands and ranks are beside it. So a band may go on with any
+others or by itself; where bands stand at different steps, those behind catch up first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from imnet import launch, runfolder
+from imnet.console import Console
+from imnet.data import DataSet
+from imnet.data.pipelines.bands import OneBand, Together
+from imnet.data.pipelines.node import Shelf, shelf_for
+from imnet.device import Place
+from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.from_recipe import Sources, load_data, load_sources
+from imnet.launch import World
+from imnet.recipe import Recipe
+from imnet.run_options import RunOptions
+from imnet.runfolder import band_folder
+from imnet.trainer import Trainer
+from imnet.watch import Signals
+
+RANKS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Ranks on a CPU have more threads than cores together (see ``of_rank``). Where these wait busily, two ranks on two
+cores took 47 s for what took 10 s with this, and 9 s in one process (2026-11-26)."""
+EVERY_S = 10.0
+"""From a line of one band to that of the next."""
+SUMMARY = ("top-1", "validation", "report")
+"""The lines of a run's summary that a band says too."""
+
+
+def of_band(recipe: Recipe, band: int) -> Recipe:
+    """What trains one band of the ensemble."""
+    return replace(recipe, augment=replace(recipe.augment, spectral_band=band))
+
+
+def default_path(recipe: Recipe, precision: str) -> Path:
+    """runs/<recipe>-ensemble-<hash>, whichever bands are trained: others are added to the same folder."""
+    alone = runfolder.default_path(of_band(recipe, 0), precision)
+    name, _, identity = alone.name.rpartition("-")
+    return alone.with_name(f"{name}-ensemble-{identity}")
+
+
+def shares(bands: Sequence[int], num_ranks: int) -> list[tuple[int, ...]]:
+    """The bands of every rank: several a rank, or several ranks a band; UsageError where neither comes out even."""
+    count = len(bands)
+    if num_ranks <= count:
+        return [tuple(bands[count * r // num_ranks : count * (r + 1) // num_ranks]) for r in range(num_ranks)]
+    if num_ranks % count:
+        what = f"got {num_ranks} ranks for {count} band(s); allowed: up to {count}, or a multiple of it"
+        raise UsageError(what, hint=f"take {num_ranks // count * count} ranks")
+    return [(bands[r * count // num_ranks],) for r in range(num_ranks)]
+
+
+def ranks_a_band(bands: Sequence[int], num_ranks: int) -> int:
+    """How many ranks share the images of one network."""
+    return max(1, num_ranks // len(bands))
+
+
+def of_rank(options: RunOptions, bands: Sequence[int]) -> RunOptions:
+    """How a rank runs its bands: as a launch of the ranks of one band would. A process of its own has all the threads
+    then, because the number of threads decides in what order a CPU sums."""
+    if options.procs is not None:
+        many = ranks_a_band(bands, options.procs)
+        return replace(options, device="cpu", procs=many if many > 1 else None)
+    many = ranks_a_band(bands, options.gpus or 1)
+    return replace(options, gpus=many if many > 1 else None)
+
+
+def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, threads: int) -> None:
+    """One rank's bands, to their end. ``options`` are those of ``of_rank``."""
+    bands = options.bands_of(recipe)
+    with launch.connected(place.device) as world:
+        mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
+        dataset = load_data(recipe, options, world)
+        assert options.out is not None
+        # Ranks of one machine that see the same part of a batch.
+        shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
+        rank = _Rank(recipe, options, place, near, signals, threads, shelf)
+        if world.is_main:
+            Console().say(f"ensemble   {told(recipe, bands, world.size)}")
+        if near.size > 1:
+            rank.train(mine, dataset, leads=world.is_main)
+            return
+    # From here on no rank needs another: one may take hours longer, or be stopped by itself.
+    rank.train(mine, dataset, leads=world.is_main)
+
+
+def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
+    """Which bands, and which ranks train them, in words."""
+    of = f"{len(bands)} of {(recipe.augment.spectral_r or 0) ** 2} bands, a network each"
+    if num_ranks == 1:
+        return f"{of}: {' '.join(map(str, bands))}"
+    each = ranks_a_band(bands, num_ranks)
+    if each > 1:
+        return f"{of}, {each} ranks a band: {' '.join(map(str, bands))}"
+    return f"{of}, over {num_ranks} ranks: {' | '.join(' '.join(map(str, part)) for part in shares(bands, num_ranks))}"
+
+
+class _Rank:
+    """How this process trains its bands; ``world`` are the ranks that share them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: RunOptions,
+        place: Place,
+        world: World,
+        signals: Signals,
+        threads: int,
+        shelf: Shelf | None,
+    ):
+        self.recipe, self.options, self.place, self.world = recipe, options, place, world
+        self.signals, self.threads, self.shelf = signals, threads, shelf
+
+    def train(self, bands: tuple[int, ...], dataset: DataSet, *, leads: bool) -> None:
+        """``bands`` in step; the rank that ``leads`` says what holds for all of them."""
+        sources = load_sources(self.recipe, self.options, self.place, self.world, bands, dataset)
+        with contextlib.ExitStack() as stack:
+            if self.shelf is not None and sources.train.decoder is not None:
+                stack.callback(self.shelf.close)
+                setting, sources.train.decoder.shelf = sources.train.setting, self.shelf
+                self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # that many are made at once
+            whole = {"train": sources.train, "test": sources.test, "val": sources.val}
+            parts = {name: Together(part) for name, part in whole.items() if part is not None}
+            for part in parts.values():
+                stack.callback(part.close)
+            runs = {}
+            for number, band in enumerate(bands):
+                voice = Voice(band, number, len(bands), leads=leads and not runs, enabled=self.world.is_main)
+                own = replace(sources, **{name: OneBand(part, band) for name, part in parts.items()})
+                with _named(band):
+                    runs[band] = self._run(band, voice, own, stack)
+            in_step(runs)
+
+    def _run(self, band: int, voice: Console, sources: Sources, stack: contextlib.ExitStack) -> Trainer:
+        assert self.options.out is not None
+        path = band_folder(Path(self.options.out), band)
+        options = replace(self.options, out=str(path), bands=None)
+        folder = None
+        if self.world.is_main:
+            folder = stack.enter_context(contextlib.closing(runfolder.RunFolder(path, options.lock)))
+        recipe = of_band(self.recipe, band)
+        return Trainer(recipe, options, self.place, self.world, voice, self.signals, self.threads, folder, sources)
+
+
+def in_step(runs: dict[int, Trainer]) -> None:
+    """Train all ``runs`` by band to their end, always those that are furthest behind; Preempted when all have saved."""
+    going, stopped = {band: run.steps() for band, run in runs.items()}, []
+    try:
+        while going:
+            behind = min(runs[band].state.step for band in going)
+            for band in [band for band in going if runs[band].state.step == behind]:
+                try:
+                    with _named(band):
+                        ended = next(going[band], True)
+                except Preempted as error:
+                    ended = stopped.append(error) or True
+                if ended:
+                    del going[band]
+    finally:
+        for steps in going.values():
+            steps.close()
+    if stopped:
+        stopped[0].what += f", and {len(stopped) - 1} more band(s)" if len(stopped) > 1 else ""
+        raise stopped[0]
+
+
+@contextlib.contextmanager
+def _named(band: int) -> Iterator[None]:
+    """An error says which band it is of."""
+    try:
+        yield
+    except ImnetError as error:
+        error.what = f"band {band}: {error.what}"
+        raise
+
+
+class Voice(Console):
+    """What one band, ``number`` of ``num``, says: its own lines by its name, in turn with the others; what holds for
+    all, the one that ``leads``."""
+
+    def __init__(self, band: int, number: int, num: int, *, leads: bool, enabled: bool):
+        super().__init__(enabled, interval_s=EVERY_S * num)
+        self._rich = None  # bars of several would write over each other
+        self.band, self.number, self.num, self.leads = band, number, num, leads
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        super().start(total_steps, done_steps)
+        self._last_s -= EVERY_S * (self.num - 1 - self.number)
+
+    def say(self, text: str) -> None:
+        super().say(f"band {self.band:<5} {text}")
+
+    def header(self, lines: list[str]) -> None:
+        own = next(i for i, line in enumerate(lines) if line.startswith("run folder"))
+        for line in lines[:own] if self.leads else []:
+            super().say(line)
+        for line in lines[own:]:
+            self.say(line)
+
+    def summary(self, text: str) -> None:
+        for line in text.splitlines():
+            if line.startswith(SUMMARY):
+                self.say(line)
+
+    def progress(
+        self, step: int, epoch: float, epochs: int, loss: float, lr: float, rate: float, left_s: float
+    ) -> None:  # fmt: skip
+        super().progress(step, epoch, epochs, loss, lr, rate, left_s * self.num)
+
+
+def closing(path: Path, bands: Sequence[int]) -> str:
+    """What the command says when it has ended."""
+    runs = {band: runfolder.read_run(band_folder(path, band)) or {} for band in bands}
+    done = sum(run.get("status") == "complete" for run in runs.values())
+    return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete; imnet-eval {path} fuses them"

@@ -1,0 +1,113 @@
+"""An ensemble's folder: its runs by band, their logits over a split, and all of them as one classifier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imnet import device, runfolder
+from imnet.classifier import Classifier
+from imnet.data import DataSet
+from imnet.errors import DataError
+from imnet.evaluate import evaluation_batch
+from imnet.from_recipe import build_pipeline
+from imnet.recipe import Recipe
+from imnet.recipe_json import to_dict
+from imnet.run import Run
+from imnet.run_options import RunOptions
+
+RESULT = "fusion.json"
+CHOSEN = "chosen: geometric"
+HELD_OUT = "held-out images"
+
+
+class Ensemble:
+    """The runs of an ensemble's folder by band. Raises DataError where it holds none, or runs that do not belong
+    together."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.bands = {band: Run(folder) for band, folder in runfolder.bands_in(self.path).items()}
+        if not self.bands:
+            raise DataError(
+                "no band-K folders: not an ensemble",
+                file=path,
+                hint="imnet-train --recipe spectral/resnet34_sub4 makes one",
+            )
+        self.first = next(iter(self.bands.values()))
+        for band, run in self.bands.items():
+            others = runfolder.difference(_shared(self.first), _shared(run))
+            if others:
+                what = f"band {band} belongs to another ensemble ({others})"
+                raise DataError(what, file=run.path, hint="give the folder of one ensemble")
+
+    def __repr__(self) -> str:
+        return f"Ensemble({str(self.path)!r}, recipe={self.recipe.name!r}, bands={list(self.bands)})"
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of its first band."""
+        return self.first.recipe
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Bands whose training has not come to its end."""
+        return [band for band, run in self.bands.items() if run.info["status"] != "complete"]
+
+    @torch.no_grad()
+    def logits(
+        self, dataset: DataSet, options: RunOptions, split: str, which: str = "last", batch_images: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """fp32 (K, N, outputs) of every image of a split, in one pass over it, and its labels (N,), on the CPU."""
+        place, images = device.resolve(options), getattr(dataset, split)
+        data = build_pipeline(self.recipe, options, dataset, images, place).of_bands(tuple(self.bands))
+        nets = [run.model(which).to(place.device, memory_format=torch.channels_last) for run in self.bands.values()]  # pyright: ignore[reportCallIssue]
+        pieces = torch.arange(len(images)).split(batch_images or evaluation_batch(self.recipe.data.batch_images))
+        found: list[list[Tensor]] = [[] for _ in nets]
+        with device.threads(options):
+            for bands, _ in data.stream(pieces, 0, False):
+                for i, net in enumerate(nets):
+                    with place.autocast:
+                        out = net(bands[:, i].contiguous(memory_format=torch.channels_last))
+                    found[i].append(out.float().cpu())
+        return torch.stack([torch.cat(parts) for parts in found]), torch.as_tensor(images.labels)
+
+    def weights(self) -> dict[int, float]:
+        """By band: what imnet-eval chose on held-out images, else all bands alike."""
+        path = self.path / RESULT
+        known = json.loads(path.read_text(encoding="utf-8"))["rules"] if path.is_file() else []
+        chosen = [r["weights"] for r in known if r["name"].startswith(CHOSEN) and r["chosen_on"] == HELD_OUT]
+        found = {int(band): weight for band, weight in chosen[0].items()} if chosen else {}
+        return found if found and set(found) <= set(self.bands) else dict.fromkeys(self.bands, 1 / len(self.bands))
+
+    def classifier(self) -> Classifier:
+        """The networks as one, which sums their logits by ``weights``."""
+        weights = self.weights()
+        each = {band: self.bands[band].classifier() for band in weights}
+        network = Sum([one.network for one in each.values()], list(weights.values()))
+        return Classifier(network, next(iter(each.values())).card, bands=tuple(weights))
+
+
+class Sum(nn.Module):
+    """The weighted sum of the logits of K networks, which see a band each: (B, K, C, h, w) -> (B, outputs)."""
+
+    def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float]):
+        super().__init__()
+        self.networks, self.weights = nn.ModuleList(networks), list(weights)
+
+    def forward(self, bands: Tensor) -> Tensor:
+        parts = zip(self.networks, self.weights, bands.unbind(1), strict=True)
+        logits = [w * net(band.contiguous(memory_format=torch.channels_last)) for net, w, band in parts]
+        return torch.stack(logits).sum(0)
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """What the bands of an ensemble have in common."""
+    recipe = to_dict(run.recipe)
+    recipe["augment"] = recipe["augment"] | {"spectral_band": None}
+    return recipe | {"precision": run.info["precision"], "data": run.info["data"]["fingerprint"][:12]}

@@ -1,0 +1,209 @@
+"""imnet-eval on an ensemble: its bands fused in every way, and held against what they cost.
+
+What is chosen (the ranking of the bands, p, how many of them, fitted weights) is chosen on the images that were held
+out of train, where there are any; beside it stands the document's way, which chooses on the images that also judge.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from imnet import device, fusion, models, runfolder
+from imnet.errors import UsageError
+from imnet.files import write_json
+from imnet.fused import CHOSEN, HELD_OUT, RESULT, Ensemble
+from imnet.fusion import Score
+from imnet.models.count import flops
+from imnet.report.markup import rate
+from imnet.report.read import load
+from imnet.run import Run
+
+JUDGED = "the test images"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to weigh the bands, and what came of it."""
+
+    name: str
+    chosen_on: str
+    """Which images decided; nothing where nothing was to be decided."""
+    weights: dict[int, float]
+    """By band, the heaviest first; bands that are left out are not named."""
+    test: Score
+    val: Score | None
+
+
+def rules(test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, bands: Sequence[int], p: float) -> list[Rule]:
+    """Every band alone, and every way to fuse them; ``test`` and ``val`` are logits (K, N, C) and labels (N,)."""
+    num = len(bands)
+    equal = torch.full((num,), 1 / num, dtype=torch.float64)
+    ways = [(f"band {band}", "", torch.eye(num, dtype=torch.float64)[k]) for k, band in enumerate(bands)]
+    ways.append(("average", "", equal))
+    if val is not None:
+        chosen = fusion.choose(*val)
+        ways += [
+            (f"geometric, p = {p:g}", HELD_OUT, fusion.Choice(fusion.rank(*val), p).weights(num)),
+            (f"{CHOSEN}, p = {chosen.p:g}", HELD_OUT, chosen.weights(num)),
+            ("fitted", HELD_OUT, fusion.fit(*val)),
+        ]
+    theirs = fusion.choose(*test)
+    ways += [
+        (f"the document's way: geometric, p = {p:g}", JUDGED, fusion.Choice(fusion.rank(*test), p).weights(num)),
+        (f"the document's way: chosen, p = {theirs.p:g}", JUDGED, theirs.weights(num)),
+    ]
+    return [_rule(name, where, weights, bands, test, val) for name, where, weights in ways]
+
+
+def _rule(
+    name: str,
+    chosen_on: str,
+    weights: Tensor,
+    bands: Sequence[int],
+    test: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor] | None,
+) -> Rule:
+    held = {band: weight for band, weight in zip(bands, weights.tolist(), strict=True) if weight}
+    ordered = dict(sorted(held.items(), key=lambda row: -row[1]))
+    scores = [None if part is None else fusion.score(fusion.fuse(part[0], weights), part[1]) for part in (test, val)]
+    assert scores[0] is not None
+    return Rule(name, chosen_on, ordered, scores[0], scores[1])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network, or several, took as trained; NaN where that was not measured."""
+
+    name: str
+    parameters: int
+    forward_flops: int
+    """Of one image."""
+    images_per_s: float
+    """In training; of several on one device, one after the other."""
+    device_hours: float
+    """The time of every device that was at it, evaluations too."""
+    top1: float
+
+    @classmethod
+    def of(cls, name: str, run: Run) -> Cost:
+        r, info = run.recipe, run.info
+        net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
+        forward = flops(net, (r.data.channels, r.input_px, r.input_px))
+        log = load(run.path)
+        hours = log.total_seconds * info["num_ranks"] / 3600
+        return cls(
+            name, info["parameters"], forward, log.images_per_s, hours, log.last.top1 if log.last else float("nan")
+        )
+
+    @classmethod
+    def together(cls, name: str, parts: Sequence[Cost], top1: float) -> Cost:
+        speed = 1 / sum(1 / part.images_per_s for part in parts)
+        sums = (sum(part.parameters for part in parts), sum(part.forward_flops for part in parts))
+        return cls(name, *sums, speed, sum(part.device_hours for part in parts), top1)
+
+
+def costs(ensemble: Ensemble, found: Sequence[Rule], baseline: Run | None) -> list[Cost]:
+    """Every band, the baseline where there is one, and the ensembles: all bands, and those that were chosen."""
+    each = {band: Cost.of(f"band {band}", run) for band, run in ensemble.bands.items()}
+    rows = [*each.values()]
+    if baseline is not None:
+        rows.append(Cost.of(f"baseline {baseline.recipe.name}", baseline))
+    for rule in found:
+        if rule.name == "average" or "chosen" in rule.name:
+            rows.append(Cost.together(rule.name, [each[band] for band in rule.weights], rule.test.top1))
+    return rows
+
+
+def run(values: Namespace) -> int:
+    """imnet-eval on an ensemble: print the two tables and write them to fusion.json."""
+    _refuse(values)
+    ensemble = Ensemble(values.run)
+    baseline = None if values.baseline is None else Run(values.baseline)
+    dataset, options = ensemble.first.dataset(values.data_dir, values.device, values.precision)
+    how = (values.checkpoint, values.batch_size)
+    test = ensemble.logits(dataset, options, "test", *how)
+    val = None if dataset.val is None else ensemble.logits(dataset, options, "val", *how)
+    found = rules(test, val, tuple(ensemble.bands), fusion.DEFAULT_P if values.p is None else values.p)
+    table = costs(ensemble, found, baseline)
+    print("\n".join([*_head(ensemble, test, val), "", *_scores(found), "", *_costs(table)]))
+    out = ensemble.path / RESULT
+    about = {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
+    write_json(out, {"about": about, "rules": [asdict(r) for r in found], "costs": [asdict(c) for c in table]})
+    print(f"written    {out}")
+    return 0
+
+
+def _refuse(values: Namespace) -> None:
+    """UsageError for what only one network can be asked."""
+    given = {"--data": values.data, "--split": values.split, "--out": values.out, "--ten-crop": values.ten_crop}
+    given |= {"--no-flip": values.no_flip}
+    for name, value in given.items():
+        if value:
+            hint = f"give one band: imnet-eval {runfolder.band_folder(values.run, 0)}"
+            raise UsageError(f"got {name} for an ensemble, whose logits are fused on its own images", hint=hint)
+    if values.p is not None and not 0 < values.p < 1:
+        raise UsageError(f"got --p {values.p:g}; allowed: between 0 and 1", hint="leave it out: 0.3")
+
+
+def _head(ensemble: Ensemble, test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> list[str]:
+    of = (ensemble.recipe.augment.spectral_r or 0) ** 2
+    lines = [
+        f"ensemble   {ensemble.recipe.name}: {len(ensemble.bands)} of {of} bands, their logits summed",
+        f"images     {len(test[1]):,} of the {ensemble.first.info['data']['judged_on']}",
+    ]
+    if val is not None:
+        lines.append(f"held out   {len(val[1]):,} training images rank the bands and choose")
+    else:
+        what = "ranking, p and bands can only be chosen on the images that also judge: too good to be compared"
+        lines.append(f"note       no training image was held out (--data.val_images N), so {what}")
+    if ensemble.unfinished:
+        lines.append(f"note       not at the end of their training: bands {' '.join(map(str, ensemble.unfinished))}")
+    return lines
+
+
+def _scores(found: Sequence[Rule]) -> list[str]:
+    head = ("", "top-1", "top-5", "loss", "held-out top-1", "chosen on", "bands and their weights")
+    rows = [
+        (
+            rule.name,
+            f"{rule.test.top1:.2%}",
+            f"{rule.test.top5:.2%}",
+            f"{rule.test.loss:.4f}",
+            "-" if rule.val is None else f"{rule.val.top1:.2%}",
+            rule.chosen_on or "-",
+            "" if len(rule.weights) == 1 and not rule.chosen_on else _told(rule.weights),
+        )
+        for rule in found
+    ]
+    return _columns([head, *rows])
+
+
+def _told(weights: dict[int, float], most: int = 6) -> str:
+    told = [f"{band}: {weight:.3f}" for band, weight in weights.items()]
+    return "  ".join(told[:most]) + (f"  and {len(told) - most} more" if len(told) > most else "")
+
+
+def _costs(table: Sequence[Cost]) -> list[str]:
+    head = ("cost", "parameters", "GFLOP an image", "images/s", "device hours", "top-1")
+    rows = [
+        (
+            cost.name,
+            f"{cost.parameters:,}",
+            f"{cost.forward_flops / 1e9:.3f}",
+            rate(cost.images_per_s),
+            f"{cost.device_hours:.4g}",
+            f"{cost.top1:.2%}",
+        )
+        for cost in table
+    ]
+    return _columns([head, *rows])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,238 @@
+"""Fusion of an ensemble's logits, against plain NumPy and SciPy, and what imnet-eval and imnet-predict say of one."""
+
+import dataclasses
+import json
+import shutil
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+import imnet
+from imnet import cli, ensemble, fusion
+from imnet.errors import DataError, UsageError
+from imnet.fused import Ensemble
+from imnet.recipe import SGD, Augment, Cosine, Data, Recipe
+from imnet.runfolder import bands_in
+
+BANDS = Recipe(
+    name="fused",
+    model="speednet",
+    model_options={"width": 8},
+    data=Data(
+        name="shapes", image_px=16, num_classes=4, batch_images=16, train_images=400, test_images=120, val_images=100
+    ),
+    augment=Augment(mean=(0.5,), spectral_r=2, spectral_std=(2.1, 0.2, 0.1, 0.2)),
+    optim=SGD(lr=0.2, momentum=0.9),
+    schedule=Cosine(),
+    epochs=4,
+)
+HOW = {"device": "cpu", "precision": "fp32", "threads": 1}
+
+
+def case(num=5, images=400, classes=7, seed=0):
+    """Logits that know a little, each network as much as its number says, and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=images)
+    noise = rng.normal(size=(num, images, classes)).astype(np.float32)
+    hints = np.eye(classes, dtype=np.float32)[labels] * rng.permutation(num)[:, None, None] * 0.3
+    return torch.from_numpy(noise + hints), torch.from_numpy(labels)
+
+
+def top1(logits, labels):
+    return np.mean(np.argmax(logits, 1) == labels)
+
+
+def by_hand(logits, ranked, p):
+    """sum_i p (1 - p)^i logits[ranked[i]] / sum_i p (1 - p)^i."""
+    weights = [p * (1 - p) ** i for i in range(len(ranked))]
+    return sum(w * logits[k].astype(np.float64) for w, k in zip(weights, ranked, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.8])
+def test_geometric_weights_are_the_documents(p):
+    logits, labels = case()
+    plain, truth = logits.numpy(), labels.numpy()
+    ranked = sorted(range(5), key=lambda k: -top1(plain[k], truth))
+    assert list(fusion.rank(logits, labels)) == ranked
+    fused = fusion.fuse(logits, fusion.Choice(tuple(ranked), p).weights(5))
+    np.testing.assert_allclose(fused.numpy(), by_hand(plain, ranked, p), rtol=1e-12)
+    got = fusion.score(fused, labels)
+    assert got.top1 == top1(by_hand(plain, ranked, p), truth)
+    fives = np.argsort(-by_hand(plain, ranked, p), 1)[:, :5]
+    assert got.top5 == np.mean((fives == truth[:, None]).any(1))
+    losses = -log_softmax(by_hand(plain, ranked, p), 1)[np.arange(len(truth)), truth]
+    assert got.loss == pytest.approx(losses.mean(), rel=1e-12)
+
+
+def test_the_average_is_the_mean():
+    logits, _ = case()
+    weights = torch.full((5,), 0.2, dtype=torch.float64)
+    np.testing.assert_allclose(
+        fusion.fuse(logits, weights).numpy(), logits.numpy().mean(0, dtype=np.float64), 1e-9, 1e-9
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_the_best_of_all_that_are_tried(seed):
+    logits, labels = case(seed=seed)
+    plain, truth = logits.numpy(), labels.numpy()
+    ranked = sorted(range(5), key=lambda k: -top1(plain[k], truth))
+    tried = [top1(by_hand(plain, ranked[:num], p), truth) for num, p in product(range(1, 6), fusion.GRID)]
+    chosen = fusion.choose(logits, labels)
+    assert top1(by_hand(plain, chosen.ranked, chosen.p), truth) == max(tried)
+    assert list(chosen.ranked) == ranked[: len(chosen.ranked)]
+
+
+def test_fitted_weights_are_scipys():
+    logits, labels = case()
+    plain, truth = logits.numpy().astype(np.float64), labels.numpy()
+
+    def loss(w):
+        each = -log_softmax(np.tensordot(w, plain, 1), 1)[np.arange(len(truth)), truth]
+        return each.mean() + fusion.RIDGE * np.sum((w - 1 / 5) ** 2)
+
+    best = minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-7})
+    np.testing.assert_allclose(fusion.fit(logits, labels).numpy(), best.x, atol=2e-5)
+
+
+def test_networks_without_a_mistake_have_weights_too():
+    labels = case()[1]
+    sure = torch.nn.functional.one_hot(labels, 7).float().expand(3, -1, -1) * 50
+    assert torch.isfinite(fusion.fit(sure, labels)).all()
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, -0.1, 2.0])
+def test_p_is_a_share(p):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fusion.geometric(4, p)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ensemble")
+    made = imnet.train_ensemble(BANDS, out=folder, **HOW)
+    assert list(made.bands) == [0, 1, 2, 3]
+    return folder
+
+
+def test_every_band_is_what_its_own_evaluation_says(trained):
+    whole = Ensemble(trained)
+    dataset, options = whole.first.dataset(None, "cpu")
+    logits, labels = whole.logits(dataset, options, "test")
+    assert logits.shape == (4, 120, 4)
+    for one, run in zip(logits, whole.bands.values(), strict=True):
+        own = json.loads((run.path / "evaluation.json").read_text())
+        got = fusion.score(one, labels)
+        assert (got.top1, got.top5) == (own["top1"], own["top5"])
+        assert got.loss == pytest.approx(own["loss"], rel=1e-6)
+
+
+def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, capsys):
+    data = dataclasses.replace(BANDS.data, val_images=None)
+    whole = dataclasses.replace(BANDS, name="whole", augment=Augment(mean=(0.5,), std=(0.3,)), data=data)
+    imnet.train(whole, out=tmp_path / "whole", **HOW)
+    capsys.readouterr()
+    argv = [str(trained), "--device", "cpu", "--baseline", str(tmp_path / "whole")]
+    assert cli.eval_main(argv) == 0
+    said = capsys.readouterr().out
+    assert "held out   100 training images rank the bands and choose" in said
+    found = json.loads((trained / "fusion.json").read_text())
+    rules = {rule["name"].partition(", p =")[0]: rule for rule in found["rules"]}
+    assert rules["geometric"]["chosen_on"] == rules["fitted"]["chosen_on"] == "held-out images"
+    assert rules["the document's way: geometric"]["chosen_on"] == "the test images"
+    assert rules["average"]["chosen_on"] == ""
+    # From the logits alone, by hand.
+    dataset, options = Ensemble(trained).first.dataset(None, "cpu")
+    (val, val_labels), (test, labels) = (Ensemble(trained).logits(dataset, options, s) for s in ("val", "test"))
+    ranked = sorted(range(4), key=lambda k: -top1(val[k].numpy(), val_labels.numpy()))
+    assert rules["geometric"]["test"]["top1"] == top1(by_hand(test.numpy(), ranked, 0.3), labels.numpy())
+    theirs = sorted(range(4), key=lambda k: -top1(test[k].numpy(), labels.numpy()))
+    best = max(top1(by_hand(test.numpy(), theirs[:n], p), labels.numpy()) for n, p in product(range(1, 5), fusion.GRID))
+    assert rules["the document's way: chosen"]["test"]["top1"] == best
+    costs = {row["name"]: row for row in found["costs"]}
+    assert costs["average"]["parameters"] == 4 * costs["band 0"]["parameters"] == 4 * 9528
+    assert costs["average"]["forward_flops"] == pytest.approx(costs["baseline whole"]["forward_flops"], rel=0.01)
+    assert costs["average"]["device_hours"] == pytest.approx(sum(costs[f"band {k}"]["device_hours"] for k in range(4)))
+    seconds = json.loads((trained / "band-2" / "run.json").read_text())["seconds"]
+    assert costs["band 2"]["device_hours"] == pytest.approx(seconds / 3600, rel=0.1)
+    assert "baseline whole" in said
+
+
+def test_without_held_out_images_it_says_so(trained, tmp_path, capsys):
+    imnet.train_ensemble(dataclasses.replace(BANDS, data=dataclasses.replace(BANDS.data, val_images=None)),
+                         bands="0,2", out=tmp_path, **HOW)  # fmt: skip
+    capsys.readouterr()
+    assert cli.eval_main([str(tmp_path), "--device", "cpu", "--p", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "no training image was held out (--data.val_images N)" in said
+    names = [rule["name"] for rule in json.loads((tmp_path / "fusion.json").read_text())["rules"]]
+    assert names[:4] == ["band 0", "band 2", "average", "the document's way: geometric, p = 0.5"]
+    assert "fitted" not in said
+    assert "2 of 4 bands" in said
+
+
+def test_imnet_predict_sums_the_logits(trained, tmp_path, capsys):
+    cli.eval_main([str(trained), "--device", "cpu"])
+    whole = Ensemble(trained)
+    dataset, options = whole.first.dataset(None, "cpu")
+    logits, _ = whole.logits(dataset, options, "test")
+    weights = torch.zeros(4, dtype=torch.float64)
+    weights[list(whole.weights())] = torch.tensor(list(whole.weights().values()), dtype=torch.float64)
+    chosen = next(
+        r for r in json.loads((trained / "fusion.json").read_text())["rules"] if r["name"].startswith("chosen")
+    )
+    assert {str(k): w for k, w in whole.weights().items()} == chosen["weights"]
+    shares = fusion.fuse(logits, weights).softmax(1)
+    pixels = dataset.test.images[7]
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    capsys.readouterr()
+    assert cli.predict_main([str(trained), str(tmp_path / "one.png"), "--json", "--device", "cpu", "--top", "4"]) == 0
+    top = json.loads(capsys.readouterr().out)["top"]
+    found = {row["class"]: row["probability"] for row in top}
+    for name, share in zip(dataset.class_names, shares[7].tolist(), strict=True):
+        assert found[name] == pytest.approx(share, abs=1e-5)
+    (trained / "fusion.json").unlink()
+    assert whole.weights() == dict.fromkeys(range(4), 0.25)
+
+
+def test_a_band_is_read_like_any_run(trained, tmp_path, capsys):
+    band = trained / "band-2"
+    assert cli.eval_main([str(band), "--device", "cpu"]) == 0
+    assert imnet.load_run(str(band)).recipe == ensemble.of_band(BANDS, 2)
+    assert cli.report_main([str(trained), "--out", str(tmp_path / "all.html")]) == 0
+    assert (tmp_path / "all.html").read_text().count("band") >= 4
+
+
+@pytest.mark.parametrize("words", ["--data x", "--split train", "--out x.csv", "--ten-crop", "--no-flip", "--p 1.5"])
+def test_what_an_ensemble_cannot_be_asked_is_one_line(trained, words, capsys):
+    assert cli.eval_main([str(trained), *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"got {words.split()[0]}" in said
+    assert said.count("\n") == 1
+
+
+def test_one_network_cannot_be_asked_either(trained, capsys):
+    assert cli.eval_main([str(trained / "band-0"), "--p", "0.5"]) == 2
+    assert "for one network" in capsys.readouterr().err
+    assert cli.export_main([str(trained), "--to", "safetensors"]) == 65
+    assert "an ensemble, not one run; give the folder of one band" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="train_ensemble"):
+        imnet.train(BANDS, bands="all")
+
+
+def test_bands_of_different_ensembles_are_refused(trained, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(trained, folder)
+    info = json.loads((folder / "band-3" / "run.json").read_text())
+    info["recipe"]["epochs"] = 9
+    (folder / "band-3" / "run.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"band 3 belongs to another ensemble \(epochs was 4, is 9\)"):
+        Ensemble(folder)
+    assert list(bands_in(folder)) == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="not an ensemble"):
+        Ensemble(tmp_path)
