@@ -90,6 +90,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "judged_on": setup.judged_on,
         },
         "best": state.best | {"chosen_on": setup.chosen_on},
+        "stopped": state.stopped,
         "last_epoch": state.last_epoch,
         "final": state.final,
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},

@@ -67,6 +67,7 @@ MEANINGS = {
     "augment.crop_scale": "scale random_resized_crop rrc",
     "augment.mean": "mean norm_mean",
     "augment.std": "std norm_std",
+    "patience": "early_stopping early_stop patience_epochs early_stopping_patience es_patience",
     "list": "list_models list_recipes list_data",
     "dry_run": "dryrun check fast_dev_run",
     "weights": "pretrained pretrained_path initial_checkpoint init finetune transfer load_weights backbone_weights",
@@ -84,7 +85,6 @@ ANSWERS = {
     "local_rank local-rank rank node_rank dist_url dist_backend master_addr master_port nnodes": "nothing to set: "
     "torchrun and srun say it by variables, and --gpus N starts processes itself",
     "wandb tensorboard mlflow logger log_wandb": "metrics.jsonl and report.html of the run folder hold every figure",
-    "patience early_stopping": "a run has the length of its recipe: --epochs N",
     "pin_memory prefetch_factor persistent_workers pin_mem": "nothing to set: batches are prepared ahead anyway",
     "verbose quiet v q": "nothing to set: a line each ten seconds; --debug shows the traceback of an error",
 }

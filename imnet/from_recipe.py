@@ -147,6 +147,9 @@ def load_data(
     )
     if world is not None and world.is_main:
         world.barrier()
+    if recipe.patience is not None and loaded.val is None and loaded.final is None and not d.hold_out:
+        what = "got --patience without held-out images: the end would be chosen on the test set"
+        raise UsageError(what, hint="hold some out: --data.val_images N")
     return loaded
 
 

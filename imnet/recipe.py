@@ -233,6 +233,12 @@ class Recipe:
         metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
     )
     grad_clip: float | None = field(default=None, metadata=about("largest 2-norm of the whole gradient", POSITIVE))
+    patience: int | None = field(
+        default=None,
+        metadata=about(
+            "stop where the top-1 of held-out images has not risen for N epochs (early stopping)", COUNT, later=True
+        ),
+    )
     comm: Comm = field(default_factory=Comm)
     seed: int = field(
         default=0, metadata=about("decides initial weights, order and augmentation", Range(low=0, high=2**63 - 1))

@@ -26,6 +26,7 @@ def save(
         "right_sum": right_sum,
         "loss_images": state.loss_images,
         "best": state.best,
+        "stopped": state.stopped,
         "top1": state.judged[1] if state.judged[0] == state.step else None,
         "skipped_steps": state.skipped_steps,
         "metrics_bytes": state.metrics_bytes,
@@ -63,6 +64,8 @@ def resume(
     for name in ("seconds", "best", "skipped_steps", "metrics_bytes", "loss_images"):
         setattr(state, name, saved[name])
     state.step = step
+    if saved["config_hash"] == setup.config_hash:  # a changed run may have more patience
+        state.stopped = saved.get("stopped")
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
         state.best = dict(NO_BEST)  # of other test images
     if setup.world.is_main:

@@ -25,7 +25,7 @@ from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
 from imnet.step import NotCapturableError
-from imnet.verdicts import Verdicts, every_epochs, note_best
+from imnet.verdicts import Verdicts, every_epochs, note_best, out_of_patience
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -51,7 +51,7 @@ class Trainer:
         self.began = self.folder.read_run() if self.folder is not None else None
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved)
-        self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
+        self.order, self.dataset = self.setup.order, self.setup.dataset
         self.train_data = self.setup.train_data
         loss, right = torch.zeros(2, device=place.device).unbind()
         self.state = RunState(loss_sum=loss, right_sum=right)
@@ -59,6 +59,12 @@ class Trainer:
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run, which --patience may have ended early."""
+        epochs = self.recipe.epochs if self.state.stopped is None else self.state.stopped
+        return epochs * self.order.steps_per_epoch
 
     def run(self) -> None:
         """Resume or begin, train to the last epoch, evaluate, report."""
@@ -235,11 +241,11 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
-        last = epoch == self.recipe.epochs
         stop = self._check_last_step()
-        if last or epoch % every_epochs(self.setup) == 0:
+        if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self._count_bad_images()
+        last = self.state.step == self.num_steps
         is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
         if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
@@ -258,15 +264,21 @@ class Trainer:
         judged = self.verdicts.now()
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch
-        if self.state.step == self.num_steps:
-            self.verdicts.in_the_end(self.state)
         self.state.judged = self.state.step, judged[0].result.top1
         note_best(self.state, judged, epoch)
+        if self.state.step < self.num_steps and out_of_patience(self.state, self.setup, epoch):
+            self.state.stopped = epoch
+        if self.state.step == self.num_steps:
+            self.verdicts.in_the_end(self.state)
         if self.log is None or not log:
             return
         for part in judged:
             self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
             self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
+        if self.state.stopped is not None:
+            best = self.state.best
+            told = f"{self.setup.chosen_on}: no better top-1 than epoch {best['epoch']}'s {best['top1']:.2%}"
+            self.console.say(f"stopped    at epoch {epoch} of {self.recipe.epochs} by --patience; {told}")
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

@@ -84,7 +84,7 @@ class Verdicts:
         self.decoders += [] if data.decoder is None else [data.decoder]
         self.final = self._of(self.net, data)
         often = (state.final or {}).get("judged", 0) + 1
-        state.final = self.final.figures() | {"epoch": s.recipe.epochs, "judged": often}
+        state.final = self.final.figures() | {"epoch": state.stopped or s.recipe.epochs, "judged": often}
 
     def _of(self, net: nn.Module, data: Pipeline) -> Evaluation:
         s = self.setup
@@ -109,9 +109,18 @@ def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
         state.best = {"top1": top1, "epoch": epoch}
 
 
+def out_of_patience(state: RunState, setup: Setup, epoch: int) -> bool:
+    """Whether what chooses has seen nothing better for the recipe's ``patience``: a function of what a checkpoint
+    holds."""
+    patience = setup.recipe.patience
+    return patience is not None and epoch - state.best["epoch"] >= patience
+
+
 def every_epochs(setup: Setup) -> int:
-    """As asked, else about ten times a run, and at most a tenth of its time: an image costs a third of a training
-    image."""
+    """As asked, every epoch where --patience waits, else about ten times a run, and at most a tenth of its time: an
+    image costs a third of a training image."""
+    if setup.recipe.patience is not None:
+        return setup.options.eval_every_epochs or 1
     images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)
     by_time = math.ceil(images / (0.3 * len(setup.train_data)))
     return setup.options.eval_every_epochs or max(1, round(setup.recipe.epochs / 10), by_time)
