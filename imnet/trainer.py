@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from imnet import announce, checkpoint, device, report, resume, runfolder
+from imnet.capture import NotCapturableError
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
@@ -24,7 +25,6 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
-from imnet.step import NotCapturableError
 from imnet.verdicts import Verdicts, every_epochs, note_best, out_of_patience
 from imnet.watch import Flags, Signals, not_finite
 

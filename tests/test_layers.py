@@ -14,7 +14,7 @@ ROOMS = {
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
-    "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
+    "step": ("step capture optim parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
         "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start",
