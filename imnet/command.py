@@ -68,6 +68,8 @@ MEANINGS = {
     "augment.mean": "mean norm_mean",
     "augment.std": "std norm_std",
     "patience": "early_stopping early_stop patience_epochs early_stopping_patience es_patience",
+    "class_weights": "class_weight weighted_loss loss_weights weight_classes",
+    "sampler": "weighted_sampler balanced_sampler oversample oversampling class_balance",
     "list": "list_models list_recipes list_data",
     "dry_run": "dryrun check fast_dev_run",
     "weights": "pretrained pretrained_path initial_checkpoint init finetune transfer load_weights backbone_weights",

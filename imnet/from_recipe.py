@@ -11,9 +11,9 @@ import torch
 from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
 from imnet.data.base import AnySplit
-from imnet.data.order import Order, micro_batches, shard
+from imnet.data.order import Order, class_weights, micro_batches, shard
 from imnet.data.pipelines import Pipeline, Setting
-from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.batches import as_tensor, mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
@@ -41,7 +41,9 @@ def prepare(
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
     dataset = load_data(recipe, options, world)
-    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    d, labels = recipe.data, as_tensor(dataset.train.labels)
+    balanced = labels if d.sampler == "balanced" else None
+    order = Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=balanced)
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
@@ -56,6 +58,8 @@ def prepare(
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
+    if recipe.class_weights == "balanced":
+        step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order)
     setup = Setup(
         recipe=recipe,

@@ -36,6 +36,7 @@ ALIASES = {
     "batch_size": "data.batch_images",
     "num_classes": "data.num_classes",
     "lr": "optim.lr",
+    "sampler": "data.sampler",
     "sync_bn": "comm.sync_bn",
     "band": "augment.spectral_band",
     "print_config": "show_config",

@@ -45,6 +45,11 @@ class Data:
     split: str | None = field(
         default=None, metadata=about("division of a set that has several (fashion-mnist: custom, official)")
     )
+    sampler: Literal["shuffled", "balanced"] = field(
+        # What is drawn again in an epoch is augmented anew.
+        default="shuffled",
+        metadata=about("balanced: every class equally often, whatever the number of its images", later=True),
+    )
     drop_last: bool = field(
         # Another one each epoch, since the order changes.
         default=True,
@@ -208,6 +213,11 @@ class Recipe:
     label_smoothing: float = field(
         default=0.0, metadata=about("share of the target given to all classes", Range(low=0, below=1))
     )
+    class_weights: Literal["none", "balanced"] = field(
+        # n / (classes * n_c), as scikit-learn has it: 1 on the average of the images.
+        default="none",
+        metadata=about("balanced: the loss of a class counts as much as that of any other", later=True),
+    )
     mixup_alpha: float = field(
         # Zhang 2018: the share is drawn from Beta(alpha, alpha).
         default=0.0,
@@ -259,6 +269,8 @@ class Recipe:
         check(ok, f"freeze = {frozen}", "all-but-head, or a number from 1, or null", "null means all is trained")
         ok = self.ema_decay is not None or not self.ema_warmup
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
+        ok = self.class_weights == "none" or self.data.sampler == "shuffled"
+        check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property

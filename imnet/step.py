@@ -47,6 +47,8 @@ class TrainStep:
         self.compiled = compile
         self.right = torch.zeros((), device=place.device)
         """How many of this rank's images the last step classified rightly, on the device; NaN for mixed labels."""
+        self.class_weights: Tensor | None = None
+        """(outputs,) fp32 on the device: what the loss of a class counts."""
         self.usual: set[torch.Size] = set()
         """Shapes of the images that ``warm_up`` saw. Compiled code serves those alone: for an odd last batch the
         compiler would start again, in the middle of a run."""
@@ -85,15 +87,26 @@ class TrainStep:
     def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         """The arithmetic of a step; what a CUDA graph captures."""
         total, self.right = torch.zeros(2, device=self.place.device)
+        weight = self._weight(batches, num_images)
         for i, (images, labels) in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._no_sync():
                 loss = self._loss(images, labels)
                 # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
-                self.scaler.scale(loss * (self.world.size / num_images)).backward()
+                self.scaler.scale(loss * (self.world.size / weight)).backward()
             total += loss.detach()
+        if self.class_weights is not None:
+            total = total * (num_images / weight)  # the sum over images of what torch calls the mean loss
         bad = self._update(total)
         return total, bad
+
+    def _weight(self, batches: list[Batch], num_images: int) -> float | Tensor:
+        """What torch's cross_entropy divides the sum of the losses by: the weights of the classes of all labels, over
+        all ranks; the number of images without such weights, and where labels are shares of classes."""
+        if self.class_weights is None or batches[0][1].is_floating_point():
+            return num_images
+        weights = [self.class_weights[labels].sum() for _, labels in batches]
+        return self.world.all_reduce(torch.stack(weights).sum())
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.loss(
@@ -105,7 +118,8 @@ class TrainStep:
         with self.place.autocast:
             logits = forward(images)
         self.right = self.right + _num_right(logits.detach(), labels)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        options: Any = {"label_smoothing": self.recipe.label_smoothing, "reduction": "sum"}
+        return F.cross_entropy(logits.float(), labels, self.class_weights, **options)
 
     def _no_sync(self):
         return (

@@ -66,6 +66,10 @@ class Pipeline(ABC):
     def __len__(self) -> int:
         return len(self.split)
 
+    def labels_of(self, draws: Tensor) -> Tensor:
+        """Labels of what was drawn, on the pipeline's device; ``draws`` as in ``Order.epoch``."""
+        return self.labels[draws % len(self)]
+
     @property
     def where(self) -> str:
         """Where the images lie, in words, for the header of a run."""
@@ -82,7 +86,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        """A batch for each piece, ids (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
+        """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
 
 
 def has_dali() -> bool:

@@ -72,7 +72,7 @@ class Feeds:
         values: dict[str, Values] = {}
         if self.pictures is None:
             assert self.images is not None
-            names, values["image"] = ids, self.images.index_select(0, ids).numpy()
+            names, values["image"] = ids, self.images.index_select(0, ids % len(self.images)).numpy()
         else:
             values["image"], names = self.pictures.encoded(ids, epoch, self.train)
         key = Key(names, self.seed, epoch)

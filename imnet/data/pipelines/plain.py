@@ -44,7 +44,7 @@ class Plain(Prepared):
             assert self.decoder is not None
             found = [self.decoder.picture(i, epoch, train) for i in ids.tolist()]
             return [tv.pil_to_tensor(Image.fromarray(x)) for x, _ in found], torch.tensor([i for _, i in found])
-        images = [as_tensor(split.images[i]).permute(2, 0, 1) for i in ids.tolist()]
+        images = [as_tensor(split.images[i % len(split)]).permute(2, 0, 1) for i in ids.tolist()]
         if a.crop_scale is None or not train:
             return images, ids
         height, width = (torch.full((len(ids),), side) for side in split.image_shape[:2])
