@@ -110,9 +110,11 @@ def _train(a: Augment) -> str:
         f"resize to {a.resize_px} px" if a.resize_px else "",
         f"random crop of {a.crop_px} px" if a.crop_px and not a.crop_scale else "",
         "TrivialAugmentWide" if a.trivial_augment else "",
+        f"RandAugment ({a.rand_augment_ops} of magnitude {a.rand_augment_magnitude})" if a.rand_augment_ops else "",
         f"colour jitter {jitter} (brightness, contrast, saturation, hue)" if any(a.color_jitter) else "",
         _band(a),
         f"cutout {a.cutout_px} px ({where}, always)" if a.cutout_px else "",
+        f"random erasing (p {a.random_erasing_p:g})" if a.random_erasing_p else "",
     ]
     return ", ".join(filter(None, told)) or "none"
 

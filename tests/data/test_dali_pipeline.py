@@ -34,6 +34,7 @@ CASES = {
     "jitter": (replace(PLAIN, color_jitter=(0.2, 0.3, 0.4, 0.0)), 1.0, 0.001),
     "hue": (replace(PLAIN, color_jitter=(0.2, 0.2, 0.2, 0.1)), 255.0, 0.001),
     "trivial": (replace(PLAIN, trivial_augment=True), 1.0, 0.002),
+    "rand and erasing": (AUGMENTS["rand and erasing"], 255.0, 0.005),
     "everything": (AUGMENTS["everything"], 255.0, 0.01),
     "band": (AUGMENTS["band"], 1000.0, 0.1),
 }
