@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from imnet import models
-from imnet.recipe import SGD, Augment, Cosine, MultiStep, OneCycle, Recipe, Step
+from imnet.recipe import SGD, Augment, Cosine, Lion, MultiStep, Muon, OneCycle, Recipe, Step
 
 DROPS_SHOWN = 6
 
@@ -51,7 +51,9 @@ def _optimiser(recipe: Recipe) -> str:
         nesterov = "Nesterov" if o.nesterov else "no Nesterov"
         how = f"momentum {o.momentum:g}, {nesterov}" if o.momentum else "no momentum"
     else:
-        how = f"betas {o.beta1:g} {o.beta2:g}, eps {o.eps:g}"
+        how = f"betas {o.beta1:g} {o.beta2:g}" + ("" if isinstance(o, Lion) else f", eps {o.eps:g}")
+    if isinstance(o, Muon):
+        how = f"momentum {o.momentum:g}, {o.ns_steps} Newton-Schulz steps, AdamW's {how}"
     body = f", body at {recipe.body_lr:g} of it" if recipe.body_lr != 1 else ""
     clip = f", gradients clipped to norm {recipe.grad_clip:g}" if recipe.grad_clip else ""
     average = f", weights averaged with decay {recipe.ema_decay:g}" if recipe.ema_decay else ""

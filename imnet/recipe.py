@@ -1,7 +1,7 @@
 """A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
 
-This module, ``augmentation``, ``schedules`` and ``fields`` need the standard library only. Everyone may read them; they
-read no one.
+This module, ``augmentation``, ``optimisers``, ``schedules`` and ``fields`` need the standard library only. Everyone may
+read them; they read no one.
 Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from imnet.augmentation import Augment
 from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
+from imnet.optimisers import SGD, AdamW, Lamb, Lion, Muon, Optim
 from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
 
 __all__ = [
@@ -23,7 +24,10 @@ __all__ = [
     "Constant",
     "Cosine",
     "Data",
+    "Lamb",
+    "Lion",
     "MultiStep",
+    "Muon",
     "OneCycle",
     "Published",
     "Ran",
@@ -77,44 +81,6 @@ class Data:
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD:
-    """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
-
-    kind: ClassVar[str] = "sgd"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    momentum: float = field(default=0.9, metadata=about("0 for none", Range(low=0, below=1)))
-    nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
-    weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
-    decay_norms: bool = field(default=True, metadata=about("weight decay for normalisation parameters and biases too"))
-    decay_biases: bool = field(
-        # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
-        default=True,
-        metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-        ok = self.momentum > 0 or not self.nesterov
-        check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
-
-    kind: ClassVar[str] = "adamw"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
-    weight_decay: float = field(default=0.01, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +144,6 @@ class Comm:
         check_ranges(self, "comm.")
 
 
-Optim = SGD | AdamW
 Schedule = Constant | Step | MultiStep | Cosine | OneCycle
 
 
