@@ -38,6 +38,7 @@ def header(
         f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
         f"batch      {r.data.batch_images} images a step: {shares}",
+        *_scaled_lr(setup),
         f"step       {setup.execution.reason}",
         f"kernels    {tiers}",
         f"run folder {folder}",
@@ -50,6 +51,13 @@ def header(
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+
+
+def _scaled_lr(setup: Setup) -> list[str]:
+    r = setup.recipe
+    if r.lr_base_images is None:
+        return []
+    return [f"lr         {r.optim.lr:g} for {r.lr_base_images} images a step, scaled linearly: {r.scaled_lr:g}"]
 
 
 def _balance(setup: Setup) -> list[str]:

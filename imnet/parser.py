@@ -26,6 +26,8 @@ DESCRIPTION = """Train an image classifier from a recipe.
 
 ASK = {
     "dry_run": "check everything, print parameters, FLOPs, memory and schedule, train nothing",
+    "find_lr": "learning-rate range test: up to 100 steps of rising rate, a picture, a suggestion; no run",
+    "find_batch_size": "images/s and memory of growing batches on a GPU, the largest that fits; no run",
     "doctor": "print versions, devices and kernel tiers, and what would improve each",
     "show_config": "print the resolved configuration and exit",
     "debug": "show the traceback of an error",

@@ -57,7 +57,7 @@ def _optimiser(recipe: Recipe) -> str:
     body = f", body at {recipe.body_lr:g} of it" if recipe.body_lr != 1 else ""
     clip = f", gradients clipped to norm {recipe.grad_clip:g}" if recipe.grad_clip else ""
     average = f", weights averaged with decay {recipe.ema_decay:g}" if recipe.ema_decay else ""
-    return f"{o.kind} lr {o.lr:g}{body}, {how}, {_decay(recipe)}{clip}{average}"
+    return f"{o.kind} lr {recipe.scaled_lr:g}{body}, {how}, {_decay(recipe)}{clip}{average}"
 
 
 def _decay(recipe: Recipe) -> str:
@@ -71,7 +71,7 @@ def _decay(recipe: Recipe) -> str:
 
 def _rates(recipe: Recipe) -> str:
     """The learning rate where it drops, or what it moves between; epochs are counted from 0."""
-    s, lr, epochs = recipe.schedule, recipe.optim.lr, recipe.epochs
+    s, lr, epochs = recipe.schedule, recipe.scaled_lr, recipe.epochs
     warm = f"warm-up over {s.warmup_epochs:g} epochs; " if s.warmup_epochs else ""
     if isinstance(s, Step):
         at = tuple(range(s.every_epochs, epochs, s.every_epochs))
@@ -87,7 +87,7 @@ def _rates(recipe: Recipe) -> str:
 
 
 def _drops(recipe: Recipe, at: tuple[int, ...], gamma: float) -> str:
-    lr = recipe.optim.lr
+    lr = recipe.scaled_lr
     told = [f"{lr * gamma**i:g} from epoch {epoch}" for i, epoch in enumerate(at[:DROPS_SHOWN], 1)]
     more = f", ... {len(at)} drops in all" if len(at) > DROPS_SHOWN else ""
     return f"x{gamma:g}: {', '.join([f'{lr:g}', *told])}{more}"

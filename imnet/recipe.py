@@ -208,6 +208,13 @@ class Recipe:
         metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
     )
     grad_clip: float | None = field(default=None, metadata=about("largest 2-norm of the whole gradient", POSITIVE))
+    lr_base_images: int | None = field(
+        # Goyal 2017, arXiv 1706.02677.
+        default=None,
+        metadata=about(
+            "optim.lr is for this many images a step, and scaled linearly to the batch's", COUNT, later=True
+        ),
+    )
     patience: int | None = field(
         default=None,
         metadata=about(
@@ -248,6 +255,11 @@ class Recipe:
         """Outputs of the network."""
         return self.head_outputs or self.data.num_classes
 
+    @property
+    def scaled_lr(self) -> float:
+        """``optim.lr``, scaled from ``lr_base_images`` to the batch where the recipe says so."""
+        return self.optim.lr * self.data.batch_images / (self.lr_base_images or self.data.batch_images)
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the optimiser step ``step`` (counted from 0 over the whole run)."""
-        return self.optim.lr * self.schedule.factor(step / steps_per_epoch, self.epochs)
+        return self.scaled_lr * self.schedule.factor(step / steps_per_epoch, self.epochs)

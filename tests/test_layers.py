@@ -17,7 +17,7 @@ ROOMS = {
     "step": ("step capture optim foreach parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
-        "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start",
+        "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start find",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
