@@ -27,8 +27,8 @@ from imnet.step import TrainStep
 
 FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
 WINDOW, DIVERGED = 7, 4.0
-"""Steps that a loss is averaged over, half of them before it, so that nothing is late; the multiple of the lowest loss that
-ends the test (fastai's number)."""
+"""Steps that a loss is averaged over, half of them before it, so that nothing is late; the multiple of the lowest loss
+that ends the test (fastai's number)."""
 PICTURE = Path("find-lr.png")
 STEPS_TIMED = 3
 NEAR = 0.95
