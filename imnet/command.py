@@ -75,6 +75,7 @@ MEANINGS = {
     "lr_base_images": "scale_lr lr_base_size linear_scaling auto_scale_lr base_batch_size lr_batch_size",
     "find_lr": "lr_find lr_finder auto_lr_find lr_range_test suggest_lr",
     "find_batch_size": "auto_batch auto_scale_batch_size batch_size_finder auto_batch_size autobatch",
+    "log": "logger loggers wandb tensorboard log_wandb report_to use_wandb track tracker csv_log tb",
     "list": "list_models list_recipes list_data",
     "dry_run": "dryrun check fast_dev_run",
     "weights": "pretrained pretrained_path initial_checkpoint init finetune transfer load_weights backbone_weights",
@@ -91,7 +92,7 @@ ANSWERS = {
     "channels_last memory_format": "nothing to set: networks are always laid out that way",
     "local_rank local-rank rank node_rank dist_url dist_backend master_addr master_port nnodes": "nothing to set: "
     "torchrun and srun say it by variables, and --gpus N starts processes itself",
-    "wandb tensorboard mlflow logger log_wandb": "metrics.jsonl and report.html of the run folder hold every figure",
+    "mlflow": "metrics.jsonl and report.html of the run folder hold every figure; --log csv hands them on",
     "pin_memory prefetch_factor persistent_workers pin_mem": "nothing to set: batches are prepared ahead anyway",
     "verbose quiet v q": "nothing to set: a line each ten seconds; --debug shows the traceback of an error",
 }

@@ -8,6 +8,7 @@ from typing import Literal
 from imnet.fields import COUNT, Range, about, check, check_ranges
 from imnet.recipe import Recipe
 
+LOGS = ("csv", "tensorboard", "wandb")
 PROCESSES = Range(low=1, high=1024)
 RESTARTS = Range(low=0, high=1000)
 
@@ -94,6 +95,12 @@ class RunOptions:
         metadata=about("checkpoints that stay: N newest ones, best (by top-1 on what judges), last; e.g. best,last"),
     )
     log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines an epoch", COUNT))
+    log: str | None = field(
+        default=None,
+        metadata=about(
+            "metrics.jsonl also as csv, tensorboard, wandb; several with commas (pip install 'imnet[track]')"
+        ),
+    )
     on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
     threads: int | None = field(
         default=None, metadata=about("CPU threads a process (default: the cores, divided by --procs)", PROCESSES)
@@ -114,6 +121,14 @@ class RunOptions:
         check(
             ok, f"keep = {self.keep!r}", "best, last, a number from 1, or several with commas", "e.g. --keep best,last"
         )
+
+        ok = all(word in LOGS for word in self.logs)
+        check(ok, f"log = {self.log!r}", f"{', '.join(LOGS)}, or several with commas", "e.g. --log csv,tensorboard")
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The words of ``log``, each once."""
+        return tuple(dict.fromkeys(self.log.split(","))) if self.log else ()
 
     @property
     def keeps(self) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from imnet import data, defaults, device, launch, models, runfolder
+from imnet import data, defaults, device, launch, loggers, models, runfolder
 from imnet.console import Console
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import World
@@ -41,6 +41,7 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
 def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     """What can be known wrong before any process or file is made; returns the resolved precision."""
     launch.current_world(options.gpus or options.procs)
+    loggers.check(options.logs)
     if options.gpus:
         device.check_gpus(options.gpus)
     if not models.known(recipe.model):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from imnet import announce, checkpoint, device, report, resume, runfolder
+from imnet import announce, checkpoint, device, loggers, report, resume, runfolder
 from imnet.capture import NotCapturableError
 from imnet.console import Console
 from imnet.data.order import micro_batches
@@ -22,10 +22,10 @@ from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
 from imnet.ranks import ELSEWHERE
 from imnet.recipe import Recipe
-from imnet.recipe_json import dump_config
+from imnet.recipe_json import dump_config, to_dict
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
-from imnet.verdicts import Verdicts, every_epochs, note_best, out_of_patience
+from imnet.verdicts import Verdicts, every_epochs, note_best, stop_early
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -56,6 +56,8 @@ class Trainer:
         loss, right = torch.zeros(2, device=place.device).unbind()
         self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
+        self.log: MetricsLog | None = None
+        """At rank 0, while it trains."""
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
@@ -73,10 +75,14 @@ class Trainer:
         if self.world.share(self._is_complete()):  # every rank leaves, or the others would wait for one that has
             if self.folder is not None:
                 self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
+                for logger in loggers.opened(self.options.logs, self.folder.path, to_dict(self.recipe)):
+                    logger.close()
             self._finish(report_only=True)
             return
         self._begin(found, notes)
-        self.log = MetricsLog(self.folder.metrics, self.state.metrics_bytes) if self.folder is not None else None
+        if self.folder is not None:
+            about = self.options.logs, to_dict(self.recipe)
+            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, *about)
         try:
             self._fit()
         finally:
@@ -266,8 +272,7 @@ class Trainer:
         epoch = self.state.step // self.order.steps_per_epoch
         self.state.judged = self.state.step, judged[0].result.top1
         note_best(self.state, judged, epoch)
-        if self.state.step < self.num_steps and out_of_patience(self.state, self.setup, epoch):
-            self.state.stopped = epoch
+        stopped = stop_early(self.state, self.setup, epoch)
         if self.state.step == self.num_steps:
             self.verdicts.in_the_end(self.state)
         if self.log is None or not log:
@@ -275,10 +280,8 @@ class Trainer:
         for part in judged:
             self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
             self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
-        if self.state.stopped is not None:
-            best = self.state.best
-            told = f"{self.setup.chosen_on}: no better top-1 than epoch {best['epoch']}'s {best['top1']:.2%}"
-            self.console.say(f"stopped    at epoch {epoch} of {self.recipe.epochs} by --patience; {told}")
+        if stopped:
+            self.console.say(stopped)
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

@@ -109,11 +109,17 @@ def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
         state.best = {"top1": top1, "epoch": epoch}
 
 
-def out_of_patience(state: RunState, setup: Setup, epoch: int) -> bool:
-    """Whether what chooses has seen nothing better for the recipe's ``patience``: a function of what a checkpoint
-    holds."""
-    patience = setup.recipe.patience
-    return patience is not None and epoch - state.best["epoch"] >= patience
+def stop_early(state: RunState, setup: Setup, epoch: int) -> str:
+    """Whether what chooses has seen nothing better for the recipe's ``patience``, noted in ``state``; in words if so.
+
+    A function of what a checkpoint holds.
+    """
+    patience, best, epochs = setup.recipe.patience, state.best, setup.recipe.epochs
+    if patience is None or epoch == epochs or epoch - best["epoch"] < patience:
+        return ""
+    state.stopped = epoch
+    why = f"no better top-1 than epoch {best['epoch']}'s {best['top1']:.2%}"
+    return f"stopped    at epoch {epoch} of {epochs} by --patience; {setup.chosen_on}: {why}"
 
 
 def every_epochs(setup: Setup) -> int:

@@ -15,7 +15,7 @@ ROOMS = {
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": ("step capture optim foreach parallel mixing defaults watch", "ground recipes machine models kernels"),
-    "folder": ("runfolder checkpoint metrics report", "ground recipes"),
+    "folder": ("runfolder checkpoint metrics loggers report", "ground recipes"),
     "run": (
         "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start find",
         "ground recipes machine data models step folder kernels",
