@@ -25,7 +25,13 @@ def photos(tmp_path, monkeypatch):
     return folder_of(tmp_path / "photos")
 
 
-@pytest.mark.parametrize("name", [pytest.param("own-images.md"), pytest.param("weights.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("own-images.md"),
+        *(pytest.param(f"{page}.md", marks=pytest.mark.slow) for page in ("weights", "training")),
+    ],
+)
 def test_the_commands_of_a_page_work_in_their_order(name, photos):
     blocks = BLOCK.findall((DOCS / name).read_text())
     assert len(blocks) >= 1
