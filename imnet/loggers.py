@@ -81,7 +81,7 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 class TensorBoard:
-    """tensorboard/ of the run folder: ``tensorboard --logdir runs``."""
+    """tensorboard/ of the run folder, which TensorBoard is pointed at."""
 
     def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
         from torch.utils.tensorboard import SummaryWriter

@@ -114,5 +114,5 @@ def help_text() -> str:
     dashed = dashed.replace(" [{true,yes,false,no}]", "")
     for short, long in ALIASES.items():
         shown = f"--{short.replace('_', '-')}, --{long}"
-        dashed = re.sub(rf"--{re.escape(long)} ([A-Z]+) *\n? *", rf"{shown} \1\n{' ' * 24}", dashed)
+        dashed = re.sub(rf"--{re.escape(long)} ([A-Z]+|{{[a-z,]+}}) *\n? *", rf"{shown} \1\n{' ' * 24}", dashed)
     return dashed.replace("--show-config ", "--print-config")

@@ -96,6 +96,9 @@ def _drops(recipe: Recipe, at: tuple[int, ...], gamma: float) -> str:
 def _loss(recipe: Recipe) -> str:
     parts = {"label smoothing": recipe.label_smoothing, "mixup": recipe.mixup_alpha, "CutMix": recipe.cutmix_alpha}
     outputs = f" over {recipe.num_outputs} outputs for {recipe.data.num_classes} classes" if recipe.head_outputs else ""
+    weighted = ", every class of equal weight" if recipe.class_weights == "balanced" else ""
+    drawn = ", every class drawn equally often" if recipe.data.sampler == "balanced" else ""
+    outputs += weighted + drawn
     return ", ".join([f"cross-entropy{outputs}", *(f"{name} {value:g}" for name, value in parts.items() if value)])
 
 
