@@ -25,6 +25,11 @@ class Console:
             print(text)
         sys.stdout.flush()
 
+    def say_if(self, text: str) -> None:
+        """The same, of a text that may be empty."""
+        if text:
+            self.say(text)
+
     def start(self, total_steps: int, done_steps: int) -> None:
         """Show the bar; on no terminal, lines will come every ``interval_s``."""
         self._last_s = time.monotonic()

@@ -41,9 +41,7 @@ def prepare(
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
     dataset = load_data(recipe, options, world)
-    d, labels = recipe.data, as_tensor(dataset.train.labels)
-    balanced = labels if d.sampler == "balanced" else None
-    order = Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=balanced)
+    order = order_of(recipe, dataset)
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
@@ -59,6 +57,7 @@ def prepare(
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
     if recipe.class_weights == "balanced":
+        labels = as_tensor(dataset.train.labels)
         step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order)
     setup = Setup(
@@ -80,6 +79,13 @@ def prepare(
         before=change.history(began, recipe, place.precision),
     )
     return setup, step
+
+
+def order_of(recipe: Recipe, dataset: data.DataSet) -> Order:
+    """In which order the recipe sees the training images of its data set."""
+    d = recipe.data
+    labels = as_tensor(dataset.train.labels) if d.sampler == "balanced" else None
+    return Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=labels)
 
 
 def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:

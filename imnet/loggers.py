@@ -114,7 +114,7 @@ class WandB:
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "imnet"), name=folder.name, dir=str(folder),
-                id=kept.read_text(), resume="allow", config=dict(config),
+                id=kept.read_text(), resume="allow", reinit="create_new", config=dict(config),
             )  # fmt: skip
         except wandb.Error as error:
             raise IOFailure(f"W&B: {error}", hint="wandb login, or export WANDB_MODE=offline") from error

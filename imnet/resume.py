@@ -11,6 +11,7 @@ import torch
 from imnet import change, checkpoint
 from imnet.errors import UsageError
 from imnet.run_state import NO_BEST, RunState, Setup
+from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
 
 
@@ -72,6 +73,12 @@ def resume(
         state.loss_sum.fill_(saved["loss_sum"])
         state.right_sum.fill_(saved.get("right_sum", math.nan))  # unknown to checkpoints of older versions
     return found, notes
+
+
+def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int, num_steps: int) -> bool:
+    """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
+    done = step >= num_steps and (run or {}).get("status") == "complete"
+    return done and folder is not None and (folder.path / "evaluation.json").exists()
 
 
 def _enter(

@@ -72,7 +72,9 @@ class Trainer:
         """Resume or begin, train to the last epoch, evaluate, report."""
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
-        if self.world.share(self._is_complete()):  # every rank leaves, or the others would wait for one that has
+        if self.world.share(
+            resume.is_complete(self.folder, self.began, self.state.step, self.num_steps)
+        ):  # every rank leaves, or the others would wait for one that has
             if self.folder is not None:
                 self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
                 for logger in loggers.opened(self.options.logs, self.folder.path, to_dict(self.recipe)):
@@ -89,11 +91,6 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
         self._finish()
-
-    def _is_complete(self) -> bool:
-        """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
-        done = self.state.step >= self.num_steps and (self.began or {}).get("status") == "complete"
-        return done and self.folder is not None and (self.folder.path / "evaluation.json").exists()
 
     def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
         """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
@@ -250,7 +247,7 @@ class Trainer:
         stop = self._check_last_step()
         if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
-        self._count_bad_images()
+        self.console.say_if(self.verdicts.note_bad_images(self.state))
         last = self.state.step == self.num_steps
         is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
         if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
@@ -258,13 +255,6 @@ class Trainer:
         if stop and not last:
             self._raise_preempted()
         self._interval = (time.perf_counter(), self.state.step)
-
-    def _count_bad_images(self) -> None:
-        """Of pictures that could not be decoded, another took the place."""
-        total, first = self.verdicts.bad_images()
-        if total > self.state.bad_images:
-            self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
-        self.state.bad_images = total
 
     def _evaluate_now(self, log: bool = True) -> None:
         judged = self.verdicts.now()
@@ -280,8 +270,7 @@ class Trainer:
         for part in judged:
             self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
             self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
-        if stopped:
-            self.console.say(stopped)
+        self.console.say_if(stopped)
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

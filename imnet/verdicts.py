@@ -93,13 +93,16 @@ class Verdicts:
         batch = evaluation_batch(s.recipe.data.batch_images)
         return evaluate(net, data, s.place, s.world, len(s.dataset.class_names), batch)
 
-    def bad_images(self) -> tuple[int, str]:
-        """Pictures that could not be decoded, over all ranks and splits, and the first of this rank in words."""
+    def note_bad_images(self, state: RunState) -> str:
+        """Count in ``state`` the pictures that could not be decoded, over all ranks and splits, of which another took
+        the place; in words, with the first of this rank, where there are new ones."""
         if not self.decoders:
-            return 0, ""
+            return ""
         count = torch.tensor(float(sum(len(d.bad) for d in self.decoders)), device=self.setup.place.device)
+        before, state.bad_images = state.bad_images, int(self.setup.world.all_reduce(count))
         first = next((f"; picture {i}: {why}" for d in self.decoders for i, why in d.bad.items()), "")
-        return int(self.setup.world.all_reduce(count)), first
+        told = f"left out   {state.bad_images} picture(s) that cannot be decoded{first}"
+        return told if state.bad_images > before else ""
 
 
 def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
