@@ -12,6 +12,7 @@ import torch
 from imnet import checkpoint, data, report, runfolder
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
+from imnet.data.pipelines.batches import as_tensor
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
 from imnet.recipe_json import to_dict
@@ -37,17 +38,39 @@ def header(
         f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
         f"batch      {r.data.batch_images} images a step: {shares}",
+        *_scaled_lr(setup),
         f"step       {setup.execution.reason}",
         f"kernels    {tiers}",
         f"run folder {folder}",
     ]
     if setup.weights is not None:
         lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
+    lines += _balance(setup)
     lines += _norms(setup, math.ceil(per_rank / passes))
     if found is None:
         return lines
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+
+
+def _scaled_lr(setup: Setup) -> list[str]:
+    r = setup.recipe
+    if r.lr_base_images is None:
+        return []
+    return [f"lr         {r.optim.lr:g} for {r.lr_base_images} images a step, scaled linearly: {r.scaled_lr:g}"]
+
+
+def _balance(setup: Setup) -> list[str]:
+    """How small classes are made to count."""
+    counts = torch.bincount(as_tensor(setup.dataset.train.labels))
+    counts = counts[counts > 0]
+    told = f"classes    of {int(counts.min()):,} to {int(counts.max()):,} images"
+    if setup.recipe.data.sampler == "balanced":
+        return [f"{told}, each drawn {len(setup.train_data) / len(counts):,.4g} times an epoch (--sampler balanced)"]
+    if setup.recipe.class_weights == "balanced":
+        low, high = (float(len(setup.train_data) / (len(counts) * n)) for n in (counts.max(), counts.min()))
+        return [f"{told}, whose losses weigh {high:.3g} to {low:.3g} (--class-weights balanced)"]
+    return []
 
 
 def _norms(setup: Setup, images: int) -> list[str]:
@@ -90,6 +113,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "judged_on": setup.judged_on,
         },
         "best": state.best | {"chosen_on": setup.chosen_on},
+        "stopped": state.stopped,
         "last_epoch": state.last_epoch,
         "final": state.final,
         "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imnet.fields import COUNT, COUNT_OR_NONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, about, check, check_ranges
+from imnet.fields import COUNT, COUNT_OR_NONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range, about, check, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What happens to a training image, in this order: pad and crop, flip, resize, crop, TrivialAugmentWide, colour
-    jitter, spectral band, normalise, cutout. A test image is resized, centre-cropped, made a band and normalised.
+    """What happens to a training image, in this order: pad and crop, flip, resize, crop, TrivialAugmentWide or
+    RandAugment, colour jitter, spectral band, normalise, cutout, random erasing. A test image is resized,
+    centre-cropped, made a band and normalised.
 
     Padding is 0 (or the mirrored image) before normalisation; cutout fills 0 after it.
     Everything random is a pure function of (seed, epoch, sample id).
@@ -61,6 +62,21 @@ class Augment:
         default=False,
         metadata=about("TrivialAugmentWide, bilinear"),
     )
+    rand_augment_ops: int = field(
+        # arXiv 1909.13719, as torchvision has it: operations of TrivialAugmentWide's list, all of one strength.
+        default=0,
+        metadata=about(
+            "RandAugment: operations an image, usually 2, bilinear; 0 = not", Range(low=0, high=16), later=True
+        ),
+    )
+    rand_augment_magnitude: int = field(
+        default=9, metadata=about("their strength, of 31", Range(low=0, high=30), later=True)
+    )
+    random_erasing_p: float = field(
+        # arXiv 1708.04896, as torchvision has it: 2 to 33 % of the area, sides 0.3 to 3.3 to each other.
+        default=0.0,
+        metadata=about("share of the images in which a box of random size is filled with the mean", SHARE, later=True),
+    )
     spectral_r: int | None = field(
         default=None,
         metadata=about("2, 4, 6: the network sees one of r*r polyphase DCT bands, at 1/r of the pixels", COUNT),
@@ -81,6 +97,8 @@ class Augment:
         jitter = self.color_jitter
         ok = len(jitter) == 4 and jitter[3] <= 0.5
         check(ok, f"augment.color_jitter = {jitter}", "four numbers from 0, the last at most 0.5", "0 means none")
+        ok = not (self.trivial_augment and self.rand_augment_ops)
+        check(ok, "augment.trivial_augment with augment.rand_augment_ops", "one of them", "leave one of them out")
         scale = self.crop_scale
         ok = scale is None or (len(scale) == 2 and scale[0] <= scale[1] <= 1)
         check(ok, f"augment.crop_scale = {scale}", "two shares of the area, 0 < least <= most <= 1", "null means none")
@@ -112,8 +130,8 @@ class Augment:
 
     @property
     def recolors(self) -> bool:
-        """Whether training images change their colours or, by TrivialAugmentWide, their geometry."""
-        return bool(self.trivial_augment or any(self.color_jitter))
+        """Whether training images change their colours or, by TrivialAugmentWide and RandAugment, their geometry."""
+        return bool(self.trivial_augment or self.rand_augment_ops or any(self.color_jitter))
 
     @property
     def transforms_eval(self) -> bool:
@@ -143,16 +161,17 @@ class Augment:
         where = "data.image_px" if size == image_px else "the input size"
         got = f"augment.cutout_px = {self.cutout_px}"
         check(self.cutout_px <= size, got, f"at most {where} = {size}", "make the box smaller")
-        ok = not self.spectral_r or not self.cutout_px
-        check(ok, f"{got} with augment.spectral_r", "0", "a box has no place in a band; leave one of them out")
+        got = "a cutout or random erasing with augment.spectral_r"
+        ok = not self.spectral_r or not (self.cutout_px or self.random_erasing_p)
+        check(ok, got, "one of both", "a box has no place in a band; leave one of them out")
 
     def _check_channels(self, channels: int) -> None:
         if self.mean != "image":
             ok = len(self.mean) in (1, channels)
             check(ok, f"augment.mean of {len(self.mean)} values", f"1 or {channels}", "one value a channel")
-        got = "augment.mean = image with resize, crop, color_jitter, trivial_augment or spectral_r"
+        got = "augment.mean = image with resize, crop, color_jitter, trivial_augment, rand_augment or spectral_r"
         check(self.mean != "image" or not self.transforms, got, "numbers", "give one value a channel")
         ok = len(self.std) in (1, channels)
         check(ok, f"augment.std of {len(self.std)} values", f"1 or {channels}", "one a channel")
-        got = f"data.channels = {channels} with augment.trivial_augment or color_jitter"
+        got = f"data.channels = {channels} with trivial_augment, rand_augment or color_jitter"
         check(channels == 3 or not self.recolors, got, "3", "leave the colours alone")

@@ -118,8 +118,9 @@ def _convert(old: Origin, setup: Setup) -> int:
     if images == 0:
         return epoch * new.steps_per_epoch
     where = f"the checkpoint lies {images:,} images into epoch {epoch + 1}"
-    if (old.order.num_images, old.order.seed, old.fingerprint) != (new.num_images, new.seed, setup.dataset.fingerprint):
-        raise UsageError(f"{where}, whose order the data and the seed decide", hint=EDGE)
+    was = (old.order.num_images, old.order.seed, old.fingerprint, old.recipe.data.sampler)
+    if was != (new.num_images, new.seed, setup.dataset.fingerprint, setup.recipe.data.sampler):
+        raise UsageError(f"{where}, whose order the data and the seed decide, and the sampler", hint=EDGE)
     if images % new.batch_images:
         what = f"{where}, which no number of batches of {new.batch_images} ends at"
         raise UsageError(what, hint=f"take a --batch-size that divides {images}, or {EDGE}")

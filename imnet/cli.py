@@ -57,6 +57,11 @@ def _train(argv: list[str]) -> int:
         return 0
     for note in request.notes:
         print(f"note       {note}")
+    if "find_lr" in asked or "find_batch_size" in asked:
+        from imnet import find
+
+        print((find.lr if "find_lr" in asked else find.batch_size)(request.recipe, request.options))
+        return 0
     if "dry_run" in asked:
         from imnet import dryrun
 

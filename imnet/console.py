@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from typing import Any
@@ -12,7 +13,7 @@ class Console:
 
     def __init__(self, enabled: bool = True, interval_s: float = 10.0):
         self.enabled, self.interval_s = enabled, interval_s
-        self._rich: Any = _rich_console() if enabled and sys.stdout.isatty() else None
+        self._rich: Any = _rich_console() if enabled and (sys.stdout.isatty() or _in_notebook()) else None
         self._bar: Any = None
         self._last_s = 0.0
 
@@ -33,6 +34,11 @@ class Console:
         """What it ends with."""
         self.say("")
         self.say(text)
+
+    def say_if(self, text: str) -> None:
+        """The same, of a text that may be empty."""
+        if text:
+            self.say(text)
 
     def start(self, total_steps: int, done_steps: int) -> None:
         """Show the bar; on no terminal, lines will come every ``interval_s``."""
@@ -62,8 +68,13 @@ class Console:
             self.say(f"step {step}  {text}")
 
 
+def _in_notebook() -> bool:
+    """Whether this is Jupyter's kernel, and has the widgets that rich shows a bar with."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+
+
 def _rich_console() -> Any:
-    """rich's, made only for a terminal: a training in a log file needs no such package."""
+    """rich's, made only for a terminal or a notebook: a training in a log file needs no such package."""
     from rich.console import Console as RichConsole
 
     return RichConsole(highlight=False, soft_wrap=True)

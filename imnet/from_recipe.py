@@ -12,9 +12,9 @@ import torch
 from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
 from imnet.data.base import AnySplit
-from imnet.data.order import Order, micro_batches, shard
+from imnet.data.order import Order, class_weights, micro_batches, shard
 from imnet.data.pipelines import Pipeline, Setting
-from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.batches import as_tensor, mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
@@ -49,7 +49,7 @@ def load_sources(
 ) -> Sources:
     """The recipe's images for one rank, as spectral ``bands`` where they are named; ``dataset`` if it is loaded."""
     dataset = dataset or load_data(recipe, options, world)
-    order = Order(len(dataset.train), recipe.data.batch_images, recipe.seed, drop_last=recipe.data.drop_last)
+    order = order_of(recipe, dataset)
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
@@ -86,6 +86,9 @@ def prepare(
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
+    if recipe.class_weights == "balanced":
+        labels = as_tensor(sources.dataset.train.labels)
+        step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
     setup = Setup(
         recipe=recipe,
         options=options,
@@ -105,6 +108,13 @@ def prepare(
         before=change.history(began, recipe, place.precision),
     )
     return setup, step
+
+
+def order_of(recipe: Recipe, dataset: data.DataSet) -> Order:
+    """In which order the recipe sees the training images of its data set."""
+    d = recipe.data
+    labels = as_tensor(dataset.train.labels) if d.sampler == "balanced" else None
+    return Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=labels)
 
 
 def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:
@@ -176,6 +186,9 @@ def load_data(
     )
     if world is not None and world.is_main:
         world.barrier()
+    if recipe.patience is not None and loaded.val is None and loaded.final is None and not d.hold_out:
+        what = "got --patience without held-out images: the end would be chosen on the test set"
+        raise UsageError(what, hint="hold some out: --data.val_images N")
     return loaded
 
 

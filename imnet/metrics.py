@@ -16,6 +16,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_at: int = 0):
         self.path = path
+        self.loggers: list[Any] = []
+        """Of ``imnet.loggers``, which get every line."""
         try:
             self._file = path.open("ab")
             self._file.truncate(min(resume_at, self._file.seek(0, os.SEEK_END)))
@@ -29,6 +31,8 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(clean).encode() + b"\n")
             self._file.flush()
+            for logger in self.loggers:
+                logger.write(clean)
         except OSError as error:
             raise IOFailure(f"not written: {error.strerror}", file=self.path, hint="make room, then resume") from error
 
@@ -40,6 +44,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+        for logger in self.loggers:
+            logger.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

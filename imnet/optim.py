@@ -1,5 +1,5 @@
 """Optimisers from recipes: torch's fused ones; SGD with the moving average in the same pass (imnet_kernels.sgd_ema_);
-NVIDIA's apex FusedSGD where it is really installed and asked for.
+NVIDIA's apex FusedSGD where it is really installed and asked for; LAMB, Lion and Muon of ``imnet.foreach``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
+from imnet import foreach
 from imnet.errors import UsageError
 from imnet.models.head import head_name, is_head
-from imnet.recipe import SGD, AdamW, Optim
+from imnet.optimisers import Optim
+from imnet.recipe import SGD, AdamW, Lamb, Lion, Muon
 
 MERGED_MEAN_ELEMENTS = 16384
 """Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
@@ -52,17 +54,21 @@ def param_groups(network: nn.Module, optim: Optim, body_lr: float = 1.0) -> list
     """Two groups for an optimiser: those of :func:`spared` with a weight decay of 0, and the rest.
 
     Frozen parameters are left out. With ``body_lr`` other than 1, each is divided again: the layers before the head
-    train at that share of the rate.
+    train at that share of the rate. So are those of Muon: its matrices, and what AdamW moves.
     """
     skip = spared(network, optim)
-    head = head_name(network) if body_lr != 1.0 else ""
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    is_muon = isinstance(optim, Muon)
+    head = head_name(network) if body_lr != 1.0 or is_muon else ""
+    tables = no_decay(network) if is_muon else set()
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name, p in ((name, p) for name, p in network.named_parameters() if p.requires_grad):
         factor = 1.0 if not head or is_head(name, head) else body_lr
-        groups.setdefault((factor, name in skip), []).append(p)
+        matrix = is_muon and p.ndim > 1 and name not in tables and not is_head(name, head)
+        groups.setdefault((factor, name in skip, matrix), []).append(p)
     return [
         {"params": params, "weight_decay": 0.0 if none else optim.weight_decay, "lr_factor": factor}
-        for (factor, none), params in sorted(groups.items())
+        | ({"matrix": matrix} if is_muon else {})
+        for (factor, none, matrix), params in sorted(groups.items())
     ]
 
 
@@ -106,7 +112,27 @@ def _adamw(groups: list[dict[str, Any]], optim: AdamW, lr: Any, backend: str) ->
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
 
 
-BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGD: _sgd, AdamW: _adamw}
+def _lamb(groups: list[dict[str, Any]], optim: Lamb, lr: Any, backend: str) -> torch.optim.Optimizer:
+    return foreach.Lamb(groups, lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+
+
+def _lion(groups: list[dict[str, Any]], optim: Lion, lr: Any, backend: str) -> torch.optim.Optimizer:
+    return foreach.Lion(groups, lr=lr, betas=(optim.beta1, optim.beta2))
+
+
+def _muon(groups: list[dict[str, Any]], optim: Muon, lr: Any, backend: str) -> torch.optim.Optimizer:
+    adam = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    matrices = {"momentum": optim.momentum, "nesterov": optim.nesterov, "ns_steps": optim.ns_steps}
+    return foreach.Muon(groups, lr=lr, **adam, **matrices)
+
+
+BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {
+    SGD: _sgd,
+    AdamW: _adamw,
+    Lamb: _lamb,
+    Lion: _lion,
+    Muon: _muon,
+}
 """By kind of a recipe's optimiser: called with the parameter groups, that part of the recipe, lr and backend."""
 
 
@@ -131,17 +157,8 @@ def _apex_sgd(groups: list[dict[str, Any]], optim: SGD) -> torch.optim.Optimizer
     return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
-class PlainSGD(torch.optim.SGD):
-    """torch's SGD, bit for bit, without the wrappers that tell torch's compiler to leave an optimiser alone.
-
-    At their first call they import the compiler: 5 of the 12 seconds that a short run took on a machine with an H200
-    (2026-11-26), for a run that compiles nothing. What is compiled here is the network, never its optimiser.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+class PlainSGD(foreach.Uncompiled, torch.optim.SGD):
+    """torch's SGD, bit for bit, without its wrappers."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -29,6 +29,8 @@ DESCRIPTION = """Train an image classifier from a recipe.
 
 ASK = {
     "dry_run": "check everything, print parameters, FLOPs, memory and schedule, train nothing",
+    "find_lr": "learning-rate range test: up to 100 steps of rising rate, a picture, a suggestion; no run",
+    "find_batch_size": "images/s and memory of growing batches on a GPU, the largest that fits; no run",
     "doctor": "print versions, devices and kernel tiers, and what would improve each",
     "show_config": "print the resolved configuration and exit",
     "debug": "show the traceback of an error",
@@ -39,6 +41,7 @@ ALIASES = {
     "batch_size": "data.batch_images",
     "num_classes": "data.num_classes",
     "lr": "optim.lr",
+    "sampler": "data.sampler",
     "sync_bn": "comm.sync_bn",
     "band": "augment.spectral_band",
     "print_config": "show_config",
@@ -135,5 +138,5 @@ def help_text() -> str:
     dashed = dashed.replace(" [{true,yes,false,no}]", "")
     for short, long in ALIASES.items():
         shown = f"--{short.replace('_', '-')}, --{long}"
-        dashed = re.sub(rf"--{re.escape(long)} ([A-Z]+) *\n? *", rf"{shown} \1\n{' ' * 24}", dashed)
+        dashed = re.sub(rf"--{re.escape(long)} ([A-Z]+|{{[a-z,]+}}) *\n? *", rf"{shown} \1\n{' ' * 24}", dashed)
     return dashed.replace("--show-config ", "--print-config")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from imnet import models
-from imnet.recipe import SGD, Augment, Cosine, MultiStep, OneCycle, Recipe, Step
+from imnet.recipe import SGD, Augment, Cosine, Lion, MultiStep, Muon, OneCycle, Recipe, Step
 
 DROPS_SHOWN = 6
 
@@ -54,11 +54,13 @@ def _optimiser(recipe: Recipe) -> str:
         nesterov = "Nesterov" if o.nesterov else "no Nesterov"
         how = f"momentum {o.momentum:g}, {nesterov}" if o.momentum else "no momentum"
     else:
-        how = f"betas {o.beta1:g} {o.beta2:g}, eps {o.eps:g}"
+        how = f"betas {o.beta1:g} {o.beta2:g}" + ("" if isinstance(o, Lion) else f", eps {o.eps:g}")
+    if isinstance(o, Muon):
+        how = f"momentum {o.momentum:g}, {o.ns_steps} Newton-Schulz steps, AdamW's {how}"
     body = f", body at {recipe.body_lr:g} of it" if recipe.body_lr != 1 else ""
     clip = f", gradients clipped to norm {recipe.grad_clip:g}" if recipe.grad_clip else ""
     average = f", weights averaged with decay {recipe.ema_decay:g}" if recipe.ema_decay else ""
-    return f"{o.kind} lr {o.lr:g}{body}, {how}, {_decay(recipe)}{clip}{average}"
+    return f"{o.kind} lr {recipe.scaled_lr:g}{body}, {how}, {_decay(recipe)}{clip}{average}"
 
 
 def _decay(recipe: Recipe) -> str:
@@ -72,7 +74,7 @@ def _decay(recipe: Recipe) -> str:
 
 def _rates(recipe: Recipe) -> str:
     """The learning rate where it drops, or what it moves between; epochs are counted from 0."""
-    s, lr, epochs = recipe.schedule, recipe.optim.lr, recipe.epochs
+    s, lr, epochs = recipe.schedule, recipe.scaled_lr, recipe.epochs
     warm = f"warm-up over {s.warmup_epochs:g} epochs; " if s.warmup_epochs else ""
     if isinstance(s, Step):
         at = tuple(range(s.every_epochs, epochs, s.every_epochs))
@@ -88,7 +90,7 @@ def _rates(recipe: Recipe) -> str:
 
 
 def _drops(recipe: Recipe, at: tuple[int, ...], gamma: float) -> str:
-    lr = recipe.optim.lr
+    lr = recipe.scaled_lr
     told = [f"{lr * gamma**i:g} from epoch {epoch}" for i, epoch in enumerate(at[:DROPS_SHOWN], 1)]
     more = f", ... {len(at)} drops in all" if len(at) > DROPS_SHOWN else ""
     return f"x{gamma:g}: {', '.join([f'{lr:g}', *told])}{more}"
@@ -97,6 +99,9 @@ def _drops(recipe: Recipe, at: tuple[int, ...], gamma: float) -> str:
 def _loss(recipe: Recipe) -> str:
     parts = {"label smoothing": recipe.label_smoothing, "mixup": recipe.mixup_alpha, "CutMix": recipe.cutmix_alpha}
     outputs = f" over {recipe.num_outputs} outputs for {recipe.data.num_classes} classes" if recipe.head_outputs else ""
+    weighted = ", every class of equal weight" if recipe.class_weights == "balanced" else ""
+    drawn = ", every class drawn equally often" if recipe.data.sampler == "balanced" else ""
+    outputs += weighted + drawn
     return ", ".join([f"cross-entropy{outputs}", *(f"{name} {value:g}" for name, value in parts.items() if value)])
 
 
@@ -113,9 +118,11 @@ def _train(a: Augment, bands: Sequence[int]) -> str:
         f"resize to {a.resize_px} px" if a.resize_px else "",
         f"random crop of {a.crop_px} px" if a.crop_px and not a.crop_scale else "",
         "TrivialAugmentWide" if a.trivial_augment else "",
+        f"RandAugment ({a.rand_augment_ops} of magnitude {a.rand_augment_magnitude})" if a.rand_augment_ops else "",
         f"colour jitter {jitter} (brightness, contrast, saturation, hue)" if any(a.color_jitter) else "",
         _bands(a, bands),
         f"cutout {a.cutout_px} px ({where}, always)" if a.cutout_px else "",
+        f"random erasing (p {a.random_erasing_p:g})" if a.random_erasing_p else "",
     ]
     return ", ".join(filter(None, told)) or "none"
 

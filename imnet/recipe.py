@@ -1,7 +1,7 @@
 """A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
 
-This module, ``augmentation``, ``schedules`` and ``fields`` need the standard library only. Everyone may read them; they
-read no one.
+This module, ``augmentation``, ``optimisers``, ``schedules`` and ``fields`` need the standard library only. Everyone may
+read them; they read no one.
 Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from imnet.augmentation import Augment
 from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
+from imnet.optimisers import SGD, AdamW, Lamb, Lion, Muon, Optim
 from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
 
 __all__ = [
@@ -23,7 +24,10 @@ __all__ = [
     "Constant",
     "Cosine",
     "Data",
+    "Lamb",
+    "Lion",
     "MultiStep",
+    "Muon",
     "OneCycle",
     "Published",
     "Ran",
@@ -44,6 +48,11 @@ class Data:
     channels: int = field(default=3, metadata=about("1 for grey images, 3 for colour", COUNT))
     split: str | None = field(
         default=None, metadata=about("division of a set that has several (fashion-mnist: custom, official)")
+    )
+    sampler: Literal["shuffled", "balanced"] = field(
+        # What is drawn again in an epoch is augmented anew.
+        default="shuffled",
+        metadata=about("balanced: every class equally often, whatever the number of its images", later=True),
     )
     drop_last: bool = field(
         # Another one each epoch, since the order changes.
@@ -72,44 +81,6 @@ class Data:
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD:
-    """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
-
-    kind: ClassVar[str] = "sgd"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    momentum: float = field(default=0.9, metadata=about("0 for none", Range(low=0, below=1)))
-    nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
-    weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
-    decay_norms: bool = field(default=True, metadata=about("weight decay for normalisation parameters and biases too"))
-    decay_biases: bool = field(
-        # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
-        default=True,
-        metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-        ok = self.momentum > 0 or not self.nesterov
-        check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
-
-    kind: ClassVar[str] = "adamw"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
-    weight_decay: float = field(default=0.01, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +144,6 @@ class Comm:
         check_ranges(self, "comm.")
 
 
-Optim = SGD | AdamW
 Schedule = Constant | Step | MultiStep | Cosine | OneCycle
 
 
@@ -208,6 +178,11 @@ class Recipe:
     label_smoothing: float = field(
         default=0.0, metadata=about("share of the target given to all classes", Range(low=0, below=1))
     )
+    class_weights: Literal["none", "balanced"] = field(
+        # n / (classes * n_c), as scikit-learn has it: 1 on the average of the images.
+        default="none",
+        metadata=about("balanced: the loss of a class counts as much as that of any other", later=True),
+    )
     mixup_alpha: float = field(
         # Zhang 2018: the share is drawn from Beta(alpha, alpha).
         default=0.0,
@@ -233,6 +208,19 @@ class Recipe:
         metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
     )
     grad_clip: float | None = field(default=None, metadata=about("largest 2-norm of the whole gradient", POSITIVE))
+    lr_base_images: int | None = field(
+        # Goyal 2017, arXiv 1706.02677.
+        default=None,
+        metadata=about(
+            "optim.lr is for this many images a step, and scaled linearly to the batch's", COUNT, later=True
+        ),
+    )
+    patience: int | None = field(
+        default=None,
+        metadata=about(
+            "stop where the top-1 of held-out images has not risen for N epochs (early stopping)", COUNT, later=True
+        ),
+    )
     comm: Comm = field(default_factory=Comm)
     seed: int = field(
         default=0, metadata=about("decides initial weights, order and augmentation", Range(low=0, high=2**63 - 1))
@@ -253,6 +241,8 @@ class Recipe:
         check(ok, f"freeze = {frozen}", "all-but-head, or a number from 1, or null", "null means all is trained")
         ok = self.ema_decay is not None or not self.ema_warmup
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
+        ok = self.class_weights == "none" or self.data.sampler == "shuffled"
+        check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property
@@ -265,6 +255,11 @@ class Recipe:
         """Outputs of the network."""
         return self.head_outputs or self.data.num_classes
 
+    @property
+    def scaled_lr(self) -> float:
+        """``optim.lr``, scaled from ``lr_base_images`` to the batch where the recipe says so."""
+        return self.optim.lr * self.data.batch_images / (self.lr_base_images or self.data.batch_images)
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the optimiser step ``step`` (counted from 0 over the whole run)."""
-        return self.optim.lr * self.schedule.factor(step / steps_per_epoch, self.epochs)
+        return self.scaled_lr * self.schedule.factor(step / steps_per_epoch, self.epochs)

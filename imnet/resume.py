@@ -11,6 +11,7 @@ import torch
 from imnet import change, checkpoint
 from imnet.errors import UsageError
 from imnet.run_state import NO_BEST, RunState, Setup
+from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
 
 
@@ -26,6 +27,7 @@ def save(
         "right_sum": right_sum,
         "loss_images": state.loss_images,
         "best": state.best,
+        "stopped": state.stopped,
         "top1": state.judged[1] if state.judged[0] == state.step else None,
         "skipped_steps": state.skipped_steps,
         "metrics_bytes": state.metrics_bytes,
@@ -63,12 +65,20 @@ def resume(
     for name in ("seconds", "best", "skipped_steps", "metrics_bytes", "loss_images"):
         setattr(state, name, saved[name])
     state.step = step
+    if saved["config_hash"] == setup.config_hash:  # a changed run may have more patience
+        state.stopped = saved.get("stopped")
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
         state.best = dict(NO_BEST)  # of other test images
     if setup.world.is_main:
         state.loss_sum.fill_(saved["loss_sum"])
         state.right_sum.fill_(saved.get("right_sum", math.nan))  # unknown to checkpoints of older versions
     return found, notes
+
+
+def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int, num_steps: int) -> bool:
+    """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
+    done = step >= num_steps and (run or {}).get("status") == "complete"
+    return done and folder is not None and (folder.path / "evaluation.json").exists()
 
 
 def _enter(

@@ -8,6 +8,7 @@ from typing import Literal
 from imnet.fields import COUNT, Range, about, check, check_ranges
 from imnet.recipe import Recipe
 
+LOGS = ("csv", "tensorboard", "wandb")
 PROCESSES = Range(low=1, high=1024)
 RESTARTS = Range(low=0, high=1000)
 
@@ -99,6 +100,12 @@ class RunOptions:
         metadata=about("checkpoints that stay: N newest ones, best (by top-1 on what judges), last; e.g. best,last"),
     )
     log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines an epoch", COUNT))
+    log: str | None = field(
+        default=None,
+        metadata=about(
+            "metrics.jsonl also as csv, tensorboard, wandb; several with commas (pip install 'imnet[track]')"
+        ),
+    )
     on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
     threads: int | None = field(
         default=None, metadata=about("CPU threads a process (default: the cores, divided by --procs)", PROCESSES)
@@ -123,6 +130,8 @@ class RunOptions:
         words = [] if self.bands in (None, "all") else str(self.bands).split(",")
         ok = all(w.isdecimal() and len(w) < 4 for w in words) and len({int(w) for w in words}) == len(words)
         check(ok, f"bands = {self.bands!r}", "all, or numbers with commas, each once", "e.g. 0,1,3")
+        ok = all(word in LOGS for word in self.logs)
+        check(ok, f"log = {self.log!r}", f"{', '.join(LOGS)}, or several with commas", "e.g. --log csv,tensorboard")
 
     def bands_of(self, recipe: Recipe) -> tuple[int, ...]:
         """The spectral bands that are trained together, ascending; none where one network is trained.
@@ -138,6 +147,11 @@ class RunOptions:
         wanted = sorted(int(word) for word in str(self.bands).split(","))
         check(wanted[-1] < count, f"bands = {self.bands} of {count}", f"0..{count - 1}", "name others")
         return tuple(wanted)
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The words of ``log``, each once."""
+        return tuple(dict.fromkeys(self.log.split(","))) if self.log else ()
 
     @property
     def keeps(self) -> tuple[int, bool]:

@@ -88,5 +88,7 @@ class RunState:
     """Figures of the averaged and of the raw weights at the end of a run that averages; at rank 0."""
     final: dict[str, Any] | None = None
     """Figures of the test set beside a validation set, at which epoch, and how often it was judged; at rank 0."""
+    stopped: int | None = None
+    """The epoch at which --patience ended the run."""
     best: dict[str, Any] = field(default_factory=lambda: dict(NO_BEST))
     """Of the images that were held out of train, where there are any, else of the test images."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from imnet import data, defaults, device, ensemble, launch, models, runfolder
+from imnet import data, defaults, device, ensemble, launch, loggers, models, runfolder
 from imnet.console import Console
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import World
@@ -60,6 +60,7 @@ def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
     world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
     if bands:
         ensemble.shares(bands, max(world.size, options.gpus or options.procs or 1))
+    loggers.check(options.logs)
     if options.gpus:
         device.check_gpus(options.gpus)
     if not models.known(recipe.model):

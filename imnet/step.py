@@ -7,8 +7,6 @@ The learning rate is a pure function of the step; randomness inside networks (dr
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from imnet import optim as optimisers
+from imnet.capture import UNCAPTURED, CapturedStep, NotCapturableError
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
@@ -25,10 +24,6 @@ from imnet.parallel import parallel, synchronise_norms
 from imnet.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
-
-
-class NotCapturableError(UsageError):
-    """A CUDA graph would not repeat what the step does."""
 
 
 class TrainStep:
@@ -52,13 +47,15 @@ class TrainStep:
         self.compiled = compile
         self.right = torch.zeros((), device=place.device)
         """How many of this rank's images the last step classified rightly, on the device; NaN for mixed labels."""
+        self.class_weights: Tensor | None = None
+        """(outputs,) fp32 on the device: what the loss of a class counts."""
         self.usual: set[torch.Size] = set()
         """Shapes of the images that ``warm_up`` saw. Compiled code serves those alone: for an odd last batch the
         compiler would start again, in the middle of a run."""
 
     def add_ema(self, averaged: nn.Module, decay: float) -> None:
         if self.graph is not None and self.recipe.ema_warmup:
-            raise NotCapturableError("--ema-warmup has another decay every step, a graph one", hint=_UNCAPTURED)
+            raise NotCapturableError("--ema-warmup has another decay every step, a graph one", hint=UNCAPTURED)
         self.ema = optimisers.Ema(self.net, averaged, decay, self.recipe.ema_warmup)
         self.ema.merge(self.optimizer)
 
@@ -90,15 +87,26 @@ class TrainStep:
     def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         """The arithmetic of a step; what a CUDA graph captures."""
         total, self.right = torch.zeros(2, device=self.place.device)
+        weight = self._weight(batches, num_images)
         for i, (images, labels) in enumerate(batches):
             last = i == len(batches) - 1
             with contextlib.nullcontext() if last else self._no_sync():
                 loss = self._loss(images, labels)
                 # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
-                self.scaler.scale(loss * (self.world.size / num_images)).backward()
+                self.scaler.scale(loss * (self.world.size / weight)).backward()
             total += loss.detach()
+        if self.class_weights is not None:
+            total = total * (num_images / weight)  # the sum over images of what torch calls the mean loss
         bad = self._update(total)
         return total, bad
+
+    def _weight(self, batches: list[Batch], num_images: int) -> float | Tensor:
+        """What torch's cross_entropy divides the sum of the losses by: the weights of the classes of all labels, over
+        all ranks; the number of images without such weights, and where labels are shares of classes."""
+        if self.class_weights is None or batches[0][1].is_floating_point():
+            return num_images
+        weights = [self.class_weights[labels].sum() for _, labels in batches]
+        return self.world.all_reduce(torch.stack(weights).sum())
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.loss(
@@ -110,7 +118,8 @@ class TrainStep:
         with self.place.autocast:
             logits = forward(images)
         self.right = self.right + _num_right(logits.detach(), labels)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        options: Any = {"label_smoothing": self.recipe.label_smoothing, "reduction": "sum"}
+        return F.cross_entropy(logits.float(), labels, self.class_weights, **options)
 
     def _no_sync(self):
         return (
@@ -189,100 +198,6 @@ class TrainStep:
         if self.ema is not None:
             # An average that the checkpoint does not have begins at its weights.
             self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
-
-
-class CapturedStep:
-    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. One GPU, static shapes."""
-
-    def __init__(self, step: TrainStep):
-        self.step = step
-        self.graph: torch.cuda.CUDAGraph | None = None
-        # MergedSGD's table of addresses is made before the capture. Others take each gradient from the backward as it
-        # is: adding it to zeros would be one more launch a parameter.
-        self.keeps_gradients = isinstance(step.optimizer, optimisers.MergedSGD)
-
-    def capture(self, batches: list[Batch], num_images: int) -> None:
-        """Record ``compute`` on static copies of the batch; state is put back afterwards.
-
-        Raises NotCapturableError where the step waits for the device or draws random numbers on the host.
-        """
-        self.static = [(images.clone(), labels.clone()) for images, labels in batches]
-        self.num_images = num_images
-        before = {name: {k: v.clone() for k, v in t.items()} for name, t in self.step.tensors().items()}
-        scale = self.step.scaler.state_dict()
-        optimisers.set_lr(self.step.optimizer, 0.0)
-        try:
-            self._record()
-        finally:
-            self._restore(before)
-            self.step.scaler.load_state_dict(scale)
-
-    def _record(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self.step.compute(self.static, self.num_images)
-            with repeatable():
-                self.step.compute(self.static, self.num_images)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may page-lock memory for the next batches meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.total, self.bad = self.step.compute(self.static, self.num_images)
-        self.graph, self.right = graph, self.step.right
-
-    def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
-        for name, tensors in self.step.tensors().items():
-            for key, value in tensors.items():
-                # Optimiser state that the warm-up made starts at zero, as if no step had been taken.
-                old = before[name].get(key)
-                value.zero_() if old is None else value.copy_(old)
-
-    def fits(self, batches: list[Batch], num_images: int) -> bool:
-        """Whether the recorded step is one of these sizes; an odd last batch is computed without it."""
-        mine = [images.shape for images, _ in self.static]
-        return num_images == self.num_images and [images.shape for images, _ in batches] == mine
-
-    def __call__(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
-        assert self.graph is not None
-        for (images, labels), (static_images, static_labels) in zip(batches, self.static, strict=True):
-            static_images.copy_(images)
-            static_labels.copy_(labels)
-        self.graph.replay()
-        self.step.right = self.right
-        return self.total.clone(), self.bad.clone()
-
-
-@contextlib.contextmanager
-def repeatable() -> Iterator[None]:
-    """NotCapturableError where the block waits for the device, or draws on the host what a graph would only repeat.
-
-    Found before anything is recorded, because a recording that breaks off leaves the allocator and the generator of
-    the device inside it.
-    """
-    drawn = torch.random.get_rng_state(), random.getstate()
-    strict = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else None
-    if strict is not None:
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    except RuntimeError as error:
-        if "synchronizing CUDA operation" not in str(error):
-            raise
-        raise NotCapturableError(
-            "the step waits for the device, which a CUDA graph cannot", hint=_UNCAPTURED
-        ) from error
-    finally:
-        if strict is not None:
-            torch.cuda.set_sync_debug_mode(strict)
-    if not torch.equal(drawn[0], torch.random.get_rng_state()) or drawn[1] != random.getstate():
-        raise NotCapturableError(
-            "the network draws random numbers on the host, once for every replay", hint=_UNCAPTURED
-        )
-
-
-_UNCAPTURED = "leave --cuda-graphs out, or set --no-cuda-graphs"
 
 
 def _num_right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from imnet import announce, checkpoint, device, report, resume, runfolder
+from imnet import announce, checkpoint, device, loggers, report, resume, runfolder
+from imnet.capture import NotCapturableError
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
@@ -22,11 +23,10 @@ from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
 from imnet.ranks import ELSEWHERE
 from imnet.recipe import Recipe
-from imnet.recipe_json import dump_config
+from imnet.recipe_json import dump_config, to_dict
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
-from imnet.step import NotCapturableError
-from imnet.verdicts import Verdicts, every_epochs, note_best
+from imnet.verdicts import Verdicts, every_epochs, note_best, stop_early
 from imnet.watch import Flags, Signals, not_finite
 
 
@@ -53,14 +53,21 @@ class Trainer:
         self.began = self.folder.read_run() if self.folder is not None else None
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
-        self.order, self.dataset, self.num_steps = self.setup.order, self.setup.dataset, self.setup.num_steps
-        self.train_data = self.setup.train_data
+        self.order, self.dataset, self.train_data = self.setup.order, self.setup.dataset, self.setup.train_data
         loss, right = torch.zeros(2, device=place.device).unbind()
         self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
+        self.log: MetricsLog | None = None
+        """At rank 0, while it trains."""
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run, which --patience may have ended early."""
+        epochs = self.recipe.epochs if self.state.stopped is None else self.state.stopped
+        return epochs * self.order.steps_per_epoch
 
     def run(self) -> None:
         """Resume or begin, train to the last epoch, evaluate, report."""
@@ -71,24 +78,24 @@ class Trainer:
         """The same, with a halt before every step; what goes on during it is not this run's time."""
         checkpoints = self.folder.checkpoints if self.folder is not None else None
         found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
-        if self.world.share(self._is_complete()):  # every rank leaves, or the others would wait for one that has
+        done = resume.is_complete(self.folder, self.began, self.state.step, self.num_steps)
+        if self.world.share(done):  # every rank leaves, or the others would wait for one that has
             if self.folder is not None:
                 self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
+                for logger in loggers.opened(self.options.logs, self.folder.path, to_dict(self.recipe)):
+                    logger.close()
             self._finish(report_only=True)
             return
         self._begin(found, notes)
-        self.log = MetricsLog(self.folder.metrics, self.state.metrics_bytes) if self.folder is not None else None
+        if self.folder is not None:
+            about = self.options.logs, to_dict(self.recipe)
+            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, *about)
         try:
             yield from self._fit()
         finally:
             if self.log is not None:
                 self.log.close()
         self._finish()
-
-    def _is_complete(self) -> bool:
-        """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
-        done = self.state.step >= self.num_steps and (self.began or {}).get("status") == "complete"
-        return done and self.folder is not None and (self.folder.path / "evaluation.json").exists()
 
     def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
         """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
@@ -253,11 +260,11 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         """``epoch`` epochs are done: evaluate and save where due, always after the last."""
-        last = epoch == self.recipe.epochs
         stop = self._check_last_step()
-        if last or epoch % every_epochs(self.setup) == 0:
+        if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
-        self._count_bad_images()
+        self.console.say_if(self.verdicts.note_bad_images(self.state))
+        last = self.state.step == self.num_steps
         is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
         if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
@@ -265,26 +272,21 @@ class Trainer:
             self._raise_preempted()
         self._interval = (time.perf_counter(), self.state.step)
 
-    def _count_bad_images(self) -> None:
-        """Of pictures that could not be decoded, another took the place."""
-        total, first = self.verdicts.bad_images()
-        if total > self.state.bad_images:
-            self.console.say(f"left out   {total} picture(s) that cannot be decoded{first}")
-        self.state.bad_images = total
-
     def _evaluate_now(self, log: bool = True) -> None:
         judged = self.verdicts.now()
         self.tick()
         epoch = self.state.step // self.order.steps_per_epoch
-        if self.state.step == self.num_steps:
-            self.verdicts.in_the_end(self.state)
         self.state.judged = self.state.step, judged[0].result.top1
         note_best(self.state, judged, epoch)
+        stopped = stop_early(self.state, self.setup, epoch)
+        if self.state.step == self.num_steps:
+            self.verdicts.in_the_end(self.state)
         if self.log is None or not log:
             return
         for part in judged:
             self.log.write(**part.values, step=self.state.step, epoch=epoch, seconds=round(self.state.seconds, 3))
             self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
+        self.console.say_if(stopped)
 
     def _finish(self, report_only: bool = False) -> None:
         if self.folder is None:

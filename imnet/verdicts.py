@@ -84,7 +84,7 @@ class Verdicts:
         self.decoders += [] if data.decoder is None else [data.decoder]
         self.final = self._of(self.net, data)
         often = (state.final or {}).get("judged", 0) + 1
-        state.final = self.final.figures() | {"epoch": s.recipe.epochs, "judged": often}
+        state.final = self.final.figures() | {"epoch": state.stopped or s.recipe.epochs, "judged": often}
 
     def _of(self, net: nn.Module, data: Pipeline) -> Evaluation:
         s = self.setup
@@ -93,13 +93,16 @@ class Verdicts:
         batch = evaluation_batch(s.recipe.data.batch_images)
         return evaluate(net, data, s.place, s.world, len(s.dataset.class_names), batch)
 
-    def bad_images(self) -> tuple[int, str]:
-        """Pictures that could not be decoded, over all ranks and splits, and the first of this rank in words."""
+    def note_bad_images(self, state: RunState) -> str:
+        """Count in ``state`` the pictures that could not be decoded, over all ranks and splits, of which another took
+        the place; in words, with the first of this rank, where there are new ones."""
         if not self.decoders:
-            return 0, ""
+            return ""
         count = torch.tensor(float(sum(len(d.bad) for d in self.decoders)), device=self.setup.place.device)
+        before, state.bad_images = state.bad_images, int(self.setup.world.all_reduce(count))
         first = next((f"; picture {i}: {why}" for d in self.decoders for i, why in d.bad.items()), "")
-        return int(self.setup.world.all_reduce(count)), first
+        told = f"left out   {state.bad_images} picture(s) that cannot be decoded{first}"
+        return told if state.bad_images > before else ""
 
 
 def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
@@ -109,9 +112,24 @@ def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
         state.best = {"top1": top1, "epoch": epoch}
 
 
+def stop_early(state: RunState, setup: Setup, epoch: int) -> str:
+    """Whether what chooses has seen nothing better for the recipe's ``patience``, noted in ``state``; in words if so.
+
+    A function of what a checkpoint holds.
+    """
+    patience, best, epochs = setup.recipe.patience, state.best, setup.recipe.epochs
+    if patience is None or epoch == epochs or epoch - best["epoch"] < patience:
+        return ""
+    state.stopped = epoch
+    why = f"no better top-1 than epoch {best['epoch']}'s {best['top1']:.2%}"
+    return f"stopped    at epoch {epoch} of {epochs} by --patience; {setup.chosen_on}: {why}"
+
+
 def every_epochs(setup: Setup) -> int:
-    """As asked, else about ten times a run, and at most a tenth of its time: an image costs a third of a training
-    image."""
+    """As asked, every epoch where --patience waits, else about ten times a run, and at most a tenth of its time: an
+    image costs a third of a training image."""
+    if setup.recipe.patience is not None:
+        return setup.options.eval_every_epochs or 1
     images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)
     by_time = math.ceil(images / (0.3 * len(setup.train_data)))
     return setup.options.eval_every_epochs or max(1, round(setup.recipe.epochs / 10), by_time)

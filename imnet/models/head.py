@@ -18,7 +18,9 @@ def head_name(network: nn.Module) -> str:
     found = [name for name, module in network.named_modules() if module is layer]
     found += [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1:]
     if not found or not found[0]:
-        raise UsageError(f"{type(network).__name__} has no classifier of its own", hint="leave freeze and body_lr out")
+        raise UsageError(
+            f"{type(network).__name__} has no classifier of its own", hint="leave freeze, body_lr and muon out"
+        )
     return found[0]
 
 

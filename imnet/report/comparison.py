@@ -73,7 +73,7 @@ def published(run: RunLog) -> str:
 
 
 def _cells(run: RunLog) -> tuple[str, ...]:
-    planned = "?" if math.isnan(run.epochs) else f"{run.epochs:g}"
+    planned = "?" if math.isnan(run.epochs) else f"{run.stopped or run.epochs:g}"
     return (
         _long(run.name),
         "not recorded" if run.seed is None else str(run.seed),

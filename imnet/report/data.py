@@ -77,7 +77,12 @@ class RunLog:
         """The last planned epoch was evaluated (or, with no plan known, an evaluation was written)."""
         if math.isnan(self.epochs):
             return self.evaluation is not None
-        return bool(self.evals) and self.evals[-1].epoch >= self.epochs - 1e-6
+        return bool(self.evals) and self.evals[-1].epoch >= (self.stopped or self.epochs) - 1e-6
+
+    @property
+    def stopped(self) -> int | None:
+        """The epoch at which --patience ended the run."""
+        return self.info.get("stopped")
 
     @property
     def last(self) -> EvalLine | None:
@@ -134,7 +139,7 @@ class RunLog:
         if math.isnan(self.final_top1) or not isinstance(final, Mapping):
             return ""
         often, epoch = final.get("judged", 1), final.get("epoch")
-        once = often == 1 and epoch == self.recipe.get("epochs")
+        once = often == 1 and epoch == (self.stopped or self.recipe.get("epochs"))
         when = "judged once at the end" if once else f"judged {often} time(s), last at epoch {epoch}"
         return f"{percent(self.final_top1)} ({when}, {final.get('num_images', 0):,} images)"
 

@@ -45,7 +45,8 @@ def status(run: RunLog) -> str:
     model = f"model {run.recipe.get('model', 'not recorded')}"
     seed = f"seed {run.seed}" if run.seed is not None else "seed not recorded"
     if run.finished:
-        return f"Finished: {_epoch(run.reached_epoch)} epochs, {model}, {seed}."
+        early = f" of {_epoch(run.epochs)}, stopped by --patience {run.recipe.get('patience')}" if run.stopped else ""
+        return f"Finished: {_epoch(run.reached_epoch)} epochs{early}, {model}, {seed}."
     planned = "an unknown number of" if math.isnan(run.epochs) else _epoch(run.epochs)
     return f"Not finished: epoch {_epoch(run.reached_epoch)} of {planned}, {model}, {seed}."
 

@@ -34,6 +34,7 @@ CASES = {
     "jitter": (replace(PLAIN, color_jitter=(0.2, 0.3, 0.4, 0.0)), 1.0, 0.001),
     "hue": (replace(PLAIN, color_jitter=(0.2, 0.2, 0.2, 0.1)), 255.0, 0.001),
     "trivial": (replace(PLAIN, trivial_augment=True), 1.0, 0.002),
+    "rand and erasing": (AUGMENTS["rand and erasing"], 255.0, 0.005),
     "everything": (AUGMENTS["everything"], 255.0, 0.01),
     "band": (AUGMENTS["band"], 1000.0, 0.1),
 }
@@ -146,7 +147,7 @@ def test_an_error_in_making_a_feed_comes_out_at_its_place():
     split = pictures(60, 8)
     pipeline = pipelines.build("dali", split, setting(split, PLAIN))
 
-    batches = pipeline.stream([*torch.arange(30).split(10), torch.tensor([60])], 0, True)
+    batches = pipeline.stream([*torch.arange(30).split(10), torch.zeros(1, 1, dtype=torch.int64)], 0, True)
     assert [len(next(batches)[1]) for _ in range(3)] == [10, 10, 10]
     with pytest.raises(IndexError):
         next(batches)

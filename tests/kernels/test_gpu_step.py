@@ -14,7 +14,7 @@ from imnet_kernels import augment, tier
 from imnet import models
 from imnet.device import Place, resolve
 from imnet.launch import World
-from imnet.recipe import SGD, AdamW, Constant, Data, Recipe
+from imnet.recipe import SGD, AdamW, Constant, Data, Lamb, Lion, Muon, Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
@@ -96,8 +96,25 @@ def test_the_merged_optimiser_is_captured_too(kernels):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
 
 
-def test_capturing_leaves_no_trace():
-    step = make_step(RECIPE, graphs=True)
+@pytest.mark.parametrize("optim", [Lamb(lr=1e-3), Lion(lr=1e-4), Muon(lr=1e-3)], ids=lambda o: o.kind)
+def test_the_foreach_optimisers_are_captured_and_skip_a_bad_step(optim):
+    recipe = dataclasses.replace(RECIPE, optim=optim)
+    found = []
+    for graphs in (False, True):
+        step = make_step(recipe, graphs=graphs)
+        step.warm_up([batch(0)], 32)
+        for i in range(4):
+            images, labels = batch(i)
+            step([(images * float("inf") if i == 2 else images, labels)], 32, i, optim.lr / (i + 1))
+        found.append([p.detach().clone() for p in step.params])
+        assert all(torch.isfinite(p).all() for p in step.params)
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, dataclasses.replace(RECIPE, optim=Muon(lr=1e-3))], ids=["sgd", "muon"])
+def test_capturing_leaves_no_trace(recipe):
+    step = make_step(recipe, graphs=True)
     before = {k: v.clone() for k, v in step.net.state_dict().items()}
     step.warm_up([batch(0)], 32)
     for name, value in step.net.state_dict().items():

@@ -1,6 +1,8 @@
-"""Run by test_ranks.py: trains a network without BatchNorm; ranks import this file again, and so know the network."""
+"""Run by test_ranks.py and test_balance.py: trains a network without BatchNorm; ranks import this file again, and so
+know the network."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -32,8 +34,14 @@ RECIPE = Recipe(
 
 if __name__ == "__main__":
     procs, micro = (int(v) for v in sys.argv[2:4])
+    recipe, data_dir = RECIPE, sys.argv[4] if len(sys.argv) > 4 else None
+    if data_dir is not None:  # and what is balanced: class_weights or sampler
+        sampler = "balanced" if sys.argv[5] == "sampler" else "shuffled"
+        own = Data(name="folder", image_px=12, num_classes=3, batch_images=25, drop_last=False, sampler=sampler)
+        recipe = replace(recipe, data=own, class_weights="balanced" if sampler == "shuffled" else "none")
     options = RunOptions(
         out=str(Path(sys.argv[1])),
+        data_dir=data_dir,
         device="cpu",
         precision="fp32",
         procs=procs if procs > 1 else None,
@@ -41,4 +49,4 @@ if __name__ == "__main__":
         log_every_steps=1,
         micro_batch_images=micro or None,
     )
-    sys.exit(train(RECIPE, options)[0])
+    sys.exit(train(recipe, options)[0])

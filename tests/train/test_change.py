@@ -130,6 +130,7 @@ def test_within_an_epoch_the_new_batches_begin_where_the_old_ones_ended(within, 
     ("recipe", "words"),
     [
         (changed(part="data", batch_images=32), "no number of batches of 32 ends at; take a --batch-size that divides"),
+        (changed(part="data", sampler="balanced"), "whose order the data and the seed decide, and the sampler"),
         (changed(seed=4), "whose order the data and the seed decide"),
         (changed(part="data", train_images=100), "whose order the data and the seed decide"),
     ],

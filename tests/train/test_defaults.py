@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from imnet import defaults, device, models, recipes
+from imnet.capture import NotCapturableError, repeatable
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.from_recipe import build_network
@@ -19,7 +20,7 @@ from imnet.launch import World
 from imnet.models.count import flops, sizes
 from imnet.run_options import RunOptions
 from imnet.start import train
-from imnet.step import NotCapturableError, TrainStep, repeatable
+from imnet.step import TrainStep
 from imnet.watch import first_bad_layer, not_finite
 
 from .conftest import TINY, options

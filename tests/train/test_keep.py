@@ -10,13 +10,13 @@ import torch
 
 import imnet
 from imnet import checkpoint
+from imnet.capture import CapturedStep, NotCapturableError
 from imnet.cli import eval_main
 from imnet.errors import UsageError
 from imnet.metrics import read_metrics
 from imnet.recipe import SGD
 from imnet.run_options import RunOptions
 from imnet.start import train
-from imnet.step import CapturedStep, NotCapturableError
 
 from .conftest import TINY, options
 from .test_merged_sgd import batch, make_step

@@ -14,7 +14,7 @@ from tests.use.test_own import folder_of
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COMMANDS = {"imnet-train": cli.train_main, "imnet-predict": cli.predict_main, "imnet-export": cli.export_main}
 COMMANDS["imnet-eval"] = cli.eval_main
-LONG = ("weights.md", "spectral.md")
+LONG = ("weights.md", "spectral.md", "training.md")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -6,6 +6,7 @@ All give the same batches for the same (seed, epoch, step), up to rounding: orde
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 from abc import ABC, abstractmethod
@@ -20,7 +21,9 @@ from imnet.augmentation import Augment
 from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.order import Order, shard
 from imnet.data.pipelines.batches import as_tensor
+from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.encoded import Decoder
+from imnet.data.pipelines.erasing import draw_boxes, erase
 from imnet.errors import DeviceError, UsageError
 
 KINDS = ("resident", "host", "dali", "torch")
@@ -78,6 +81,10 @@ class Pipeline(ABC):
             vars(other)["batches"] = batches.of_bands(bands)
         return other
 
+    def labels_of(self, draws: Tensor) -> Tensor:
+        """Labels of what was drawn, on the pipeline's device; ``draws`` as in ``Order.epoch``."""
+        return self.labels[draws % len(self)]
+
     @property
     def where(self) -> str:
         """Where the images lie, in words, for the header of a run."""
@@ -89,12 +96,24 @@ class Pipeline(ABC):
         if order is None:
             raise ValueError("got a pipeline without an order; allowed: Setting(order=...); or call stream")
         ids = order.epoch(epoch)
-        steps = range(start_step, order.steps_per_epoch)
-        return self.stream((shard(order.batch(ids, i), s.rank, s.num_ranks) for i in steps), epoch, train=True)
+        pieces = [shard(order.batch(ids, i), s.rank, s.num_ranks) for i in range(start_step, order.steps_per_epoch)]
+        batches = self.stream(iter(pieces), epoch, train=True)
+        return self._erased(batches, pieces, epoch) if s.augment.random_erasing_p else batches
+
+    def _erased(
+        self, batches: Generator[Batch, None, None], pieces: list[Tensor], epoch: int
+    ) -> Generator[Batch, None, None]:
+        """The last thing that is done to a training image, on its device, whichever pipeline made it."""
+        s = self.setting
+        with contextlib.closing(batches):
+            for (images, labels), ids in zip(batches, pieces, strict=True):
+                key = Key(ids.cpu(), s.seed, epoch)
+                boxes = draw_boxes(images.shape[2], images.shape[3], s.augment.random_erasing_p, key)
+                yield erase(images, boxes), labels
 
     @abstractmethod
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        """A batch for each piece, ids (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
+        """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
 
 
 def has_dali() -> bool:

@@ -87,11 +87,11 @@ class Batches:
             return torch.from_numpy(pixels), torch.arange(len(ids)), torch.from_numpy(taken), images.sized(train)
         names = ids.to(self.device, non_blocking=True)
         if scale is None or not train:
-            return images, names, names, False
+            return images, names % len(images), names, False
         assert self.augment.crop_px is not None
         height, width = (torch.full((len(ids),), side) for side in images.shape[1:3])
         box = transforms.draw_resized_crop(height, width, scale, Key(ids.cpu(), self.seed, epoch))
-        crops = transforms.resized_crop(images[names], box, self.augment.crop_px)
+        crops = transforms.resized_crop(images[names % len(images)], box, self.augment.crop_px)
         return crops, torch.arange(len(ids), device=self.device), names, True
 
     def _is_transformed(self, train: bool, sized: bool) -> bool:

@@ -199,7 +199,7 @@ class Dali(Pipeline):
         return transforms.band(batch, a, mean, std, self.setting.dtype, bands)
 
     def _labels(self, names: Tensor) -> Tensor:
-        labels = self.cpu_labels[names]
+        labels = self.cpu_labels[names % len(self)]
         if self.setting.device.type != "cuda":
             return labels
         return labels.pin_memory().to(self.setting.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Colour jitter and TrivialAugmentWide as DALI graphs, defined as torchvision defines them for uint8.
+"""Colour jitter, TrivialAugmentWide and RandAugment as DALI graphs, defined as torchvision defines them for uint8.
 
 DALI's own operators of these names round where torchvision truncates, or turn the hue in another colour space, so they
 are written with its arithmetic. Images are uint8 (H, W, 3), and so are the results. Where images differ in what is done
@@ -38,14 +38,16 @@ def color_jitter(x: Node, p: Mapping[str, Node], with_hue: bool, on_gpu: bool) -
     return x
 
 
-def trivial_augment(x: Node, p: Mapping[str, Node], side: tuple[int, int], on_gpu: bool) -> Node:
-    """The operation that each image drew, by its family."""
-    amount = _beside(p["amount"], on_gpu)
-    family = p["family"]
+def operate(x: Node, p: Mapping[str, Node], number: int, side: tuple[int, int], on_gpu: bool) -> Node:
+    """The operation that each image drew in round ``number``, by its family."""
+    amount, of_mean, of_grey = (_beside(p[f"{name}{number}"], on_gpu) for name in ("amount", "of_mean", "of_grey"))
+    family = p[f"family{number}"]
     if family == 1:
-        x = fn.warp_affine(x, matrix=p["matrix"], fill_value=0.0, interp_type=types.DALIInterpType.INTERP_LINEAR)
+        x = fn.warp_affine(
+            x, matrix=p[f"matrix{number}"], fill_value=0.0, interp_type=types.DALIInterpType.INTERP_LINEAR
+        )
     elif family == 2:
-        x = blend(x, 1.0 + amount, _beside(p["of_mean"], on_gpu), _beside(p["of_grey"], on_gpu))
+        x = blend(x, 1.0 + amount, of_mean, of_grey)
     elif family == 3:
         x = sharpness(x, amount, side, on_gpu)
     elif family == 4:

@@ -20,7 +20,7 @@ from imnet.data.pipelines import transforms
 from imnet.data.pipelines.batches import as_tensor
 from imnet.data.pipelines.dali_pictures import Pictures
 from imnet.data.pipelines.draws import Key
-from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, draw_trivial, inverse_matrices
+from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, inverse_matrices, rounds
 
 Values = np.ndarray | list[np.ndarray]
 HUE = 3
@@ -72,7 +72,7 @@ class Feeds:
         values: dict[str, Values] = {}
         if self.pictures is None:
             assert self.images is not None
-            names, values["image"] = ids, self.images.index_select(0, ids).numpy()
+            names, values["image"] = ids, self.images.index_select(0, ids % len(self.images)).numpy()
         else:
             values["image"], names = self.pictures.encoded(ids, epoch, self.train)
         key = Key(names, self.seed, epoch)
@@ -131,9 +131,9 @@ class Feeds:
 
     def _colors(self, values: dict[str, Values], key: Key) -> None:
         a = self.augment
-        if a.trivial_augment:
-            code, strength = draw_trivial(key)
-            values |= trivial_values(code, strength, self.side)
+        for number, (code, strength) in enumerate(rounds(a, self.side, key)):
+            drawn = operation_values(code, strength, self.side)
+            values |= {f"{name}{number}": value for name, value in drawn.items()}
         if any(a.color_jitter):
             values |= jitter_values(*draw_jitter(a.color_jitter, key), bool(a.color_jitter[HUE]))
 
@@ -165,7 +165,7 @@ def _lacking(first: Tensor, scale: Tensor, size: Tensor, side: int) -> Tensor:
     return weights.sum(2) / (weights * inside).sum(2)
 
 
-def trivial_values(code: Tensor, strength: Tensor, side: tuple[int, int]) -> dict[str, Values]:
+def operation_values(code: Tensor, strength: Tensor, side: tuple[int, int]) -> dict[str, Values]:
     """The operation drawn for each image, its family as a number, and what each family needs to know."""
     is_in: Callable[..., Tensor] = lambda *names: torch.isin(code, torch.tensor([OPERATIONS.index(n) for n in names]))  # noqa: E731
     family = torch.zeros_like(code)

@@ -10,7 +10,7 @@ import numpy as np
 from nvidia.dali import Pipeline, pipeline_def, types
 
 from imnet.augmentation import Augment
-from imnet.data.pipelines.dali_color import Node, color_jitter, fn, trivial_augment
+from imnet.data.pipelines.dali_color import Node, color_jitter, fn, operate
 from imnet.data.pipelines.dali_feeds import HUE, Feed, Feeds, Values
 from imnet.data.pipelines.dali_pictures import box_resize, box_resize_on_device
 
@@ -93,8 +93,8 @@ def batch(plan: Plan, p: Mapping[str, Node]) -> Node:
         x, mirror = fn.flip(x, horizontal=mirror), None
     if changes_size:
         x = _cropped(_resized(x, plan, p, plan.before_crop) if plan.before_crop != plan.source else x, plan, p)
-    if plan.train and a.trivial_augment:
-        x = trivial_augment(x, p, plan.side, plan.on_gpu)
+    for number in range(sum(name.startswith("family") for name in p)):
+        x = operate(x, p, number, plan.side, plan.on_gpu)
     if plan.train and any(a.color_jitter):
         x = color_jitter(x, p, bool(a.color_jitter[HUE]), plan.on_gpu)
     if a.spectral_r:

@@ -37,10 +37,11 @@ class Pictures(Decoder):
 
     def sizes(self, names: Tensor) -> Tensor:
         """Heights and widths (B, 2) int64 of pictures that ``encoded`` has given."""
-        return torch.from_numpy(self._sizes[names.numpy()]).long()
+        return torch.from_numpy(self._sizes[names.numpy() % len(self.split)]).long()
 
     def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
         """In place of pixels, the bytes that DALI will decode."""
+        i %= len(self.split)
         if i in self.bad:
             raise BadPictureError(self.bad[i])
         data = self.split.read(i)
@@ -60,13 +61,14 @@ class Pictures(Decoder):
         False where Pillow has decoded them all before, so that nothing can be done.
         """
         before = len(self.bad) + len(self.by_pillow)
-        for i in names.tolist():
+        numbers = (names % len(self.split)).tolist()
+        for i in numbers:
             try:
                 check(self.split.read(i))
             except BadPictureError as error:
                 self._note(i, error)
         if len(self.bad) + len(self.by_pillow) == before:
-            self.by_pillow.update(names.tolist())
+            self.by_pillow.update(numbers)
         return len(self.bad) + len(self.by_pillow) > before
 
 

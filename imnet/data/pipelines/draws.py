@@ -17,6 +17,8 @@ STREAM_JITTER = 17
 STREAM_JITTER_ORDER = 18
 STREAM_TRIVIAL = 19
 STREAM_RESIZED_CROP = 32  # and the nine after it, one an attempt
+STREAM_RAND = 48  # and the fifteen after it, one an operation
+STREAM_ERASING = 64  # and the ten after it: whether, and one an attempt
 
 
 @dataclass(frozen=True)

@@ -69,17 +69,18 @@ class Decoder:
         return self.augment.crop_scale is not None and (train or self.augment.resize_eval_px is not None)
 
     def picture(self, i: int, epoch: int, train: bool) -> tuple[np.ndarray, int]:
-        """uint8 (side, side, 3) of picture i, and its number: that of the next good one where it is bad."""
-        for number in range(i, i + len(self.split)):
-            number %= len(self.split)
+        """uint8 (side, side, 3) of draw i, and its number: that of the next good picture where it is bad."""
+        n = len(self.split)
+        for at in range(i % n, i % n + n):
+            number = i - i % n + at % n
             try:
                 return self._decoded(number, epoch, train), number
             except BadPictureError as error:
-                self._note(number, error)
+                self._note(at % n, error)
         raise DataError("no picture can be decoded", file=self.split.file)
 
     def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
-        data, a = self.split.read(i), self.augment
+        data, a = self.split.read(i % len(self.split)), self.augment
         if not self.sized(train):
             return decode(data, ResizeRule(self.split.image_px))
         assert a.crop_px is not None
@@ -92,7 +93,7 @@ class Decoder:
         return np.asarray(crop.resize((a.crop_px, a.crop_px), Image.Resampling.BILINEAR))
 
     def box(self, i: int, epoch: int, height_px: int, width_px: int) -> list[int]:
-        """Top, left, height and width of the training crop of picture i, whose size that is."""
+        """Top, left, height and width of the training crop of draw i, whose size that is."""
         assert self.augment.crop_scale is not None
         size = (torch.tensor([height_px]), torch.tensor([width_px]))
         key = Key(torch.tensor([i]), self.seed, epoch)

@@ -40,7 +40,7 @@ class Prepared(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
             images, names = self.made(ids, epoch, train)
-            labels = self.cpu_labels[names]
+            labels = self.cpu_labels[names % len(self)]
             return images, labels.pin_memory() if self.pinned else labels
 
         with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.threads)) as prepared:

@@ -18,7 +18,7 @@ from imnet.data.pipelines import transforms
 from imnet.data.pipelines.batches import as_tensor
 from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.host import Prepared
-from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, draw_trivial
+from imnet.data.pipelines.recolor import OPERATIONS, draw_jitter, rounds
 
 BILINEAR = InterpolationMode.BILINEAR
 _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
@@ -44,7 +44,7 @@ class Plain(Prepared):
             assert self.decoder is not None
             found = [self.decoder.picture(i, epoch, train) for i in ids.tolist()]
             return [tv.pil_to_tensor(Image.fromarray(x)) for x, _ in found], torch.tensor([i for _, i in found])
-        images = [as_tensor(split.images[i]).permute(2, 0, 1) for i in ids.tolist()]
+        images = [as_tensor(split.images[i % len(split)]).permute(2, 0, 1) for i in ids.tolist()]
         if a.crop_scale is None or not train:
             return images, ids
         height, width = (torch.full((len(ids),), side) for side in split.image_shape[:2])
@@ -116,9 +116,7 @@ class Draws:
         if self.crop_px:
             top, left = transforms.draw_crop(before[0], before[1], self.crop_px, key)
             self.top, self.left = top.tolist(), left.tolist()
-        if a.trivial_augment:
-            codes, strengths = draw_trivial(key)
-            self.trivial = list(zip(codes.tolist(), strengths.tolist(), strict=True))
+        self.rounds = [[*zip(c.tolist(), s.tolist(), strict=True)] for c, s in rounds(a, side, key)]
         if any(a.color_jitter):
             factors, order = draw_jitter(a.color_jitter, key)
             self.factors, self.order = factors.tolist(), order.tolist()
@@ -136,9 +134,9 @@ class Draws:
         return tv.crop(image, self.top[i], self.left[i], side, side) if side else image
 
     def recolored(self, image: Tensor, i: int) -> Tensor:
-        if self.augment.trivial_augment:
-            code, strength = self.trivial[i]
-            image = _TRIVIAL[OPERATIONS[code]](image, strength)
+        for drawn in self.rounds:
+            code, strength = drawn[i]
+            image = _OPERATIONS[OPERATIONS[code]](image, strength)
         if any(self.augment.color_jitter):
             for kind in self.order[i]:
                 image = _JITTER[kind](image, self.factors[i][kind])
@@ -159,7 +157,7 @@ def _affine(image: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, 
     return tv.affine(image, 0.0, list(shift), 1.0, degrees, BILINEAR, center=center)
 
 
-_TRIVIAL: dict[str, Callable[[Tensor, float], Tensor]] = {
+_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "Identity": lambda x, _: x,
     "ShearX": lambda x, s: _affine(x, shear=(s, 0.0)),
     "ShearY": lambda x, s: _affine(x, shear=(0.0, s)),

@@ -1,20 +1,31 @@
-"""Colour jitter and TrivialAugmentWide on batches of images, a strength for each image, as torchvision defines them.
+"""Colour jitter, TrivialAugmentWide and RandAugment on batches, a strength for each image, as torchvision has them.
 
 Images are (B, C, H, W) fp32 that hold whole levels 0..255, and so are the results: each operation ends as torchvision's
 does on uint8, by truncation or rounding. Nothing depends on the batch: sums over an image are sums of integers, hence
-exact. Of TrivialAugmentWide (Mueller and Hutter 2021, arXiv 2103.10158) operations, strengths and order of names are
-torchvision's: bilinear, black where an image was moved away; each is applied once, to all the images that drew it.
+exact. Of TrivialAugmentWide (Mueller and Hutter 2021, arXiv 2103.10158) and RandAugment (Cubuk 2019, arXiv 1909.13719)
+operations, strengths and order of names are torchvision's: bilinear, black where an image was moved away; each is
+applied once, to all the images that drew it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imnet.data.pipelines.draws import STREAM_JITTER, STREAM_JITTER_ORDER, STREAM_TRIVIAL, Key, groups, unit
+from imnet.augmentation import Augment
+from imnet.data.pipelines.draws import (
+    STREAM_JITTER,
+    STREAM_JITTER_ORDER,
+    STREAM_RAND,
+    STREAM_TRIVIAL,
+    Key,
+    groups,
+    unit,
+)
 
 _ORDERS = torch.tensor(list(permutations(range(4))))
 BRIGHTNESS, CONTRAST, SATURATION, _HUE = range(4)
@@ -137,9 +148,30 @@ def draw_trivial(key: Key) -> tuple[Tensor, Tensor]:
     return code, _STRENGTHS[code, level] * sign
 
 
-def trivial_augment(images: Tensor, key: Key) -> Tensor:
-    """images (B, 3, H, W) -> the same after the operation that each image drew."""
-    code, strength = draw_trivial(key)
+def draw_rand(augment: Augment, size: Sequence[int], key: Key, number: int) -> tuple[Tensor, Tensor]:
+    """The same of RandAugment's operation ``number`` on images of ``size`` (H, W)."""
+    level = augment.rand_augment_magnitude
+    table = torch.zeros(len(OPERATIONS), dtype=torch.float64)
+    spans = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * size[1], "TranslateY": 150 / 331 * size[0]}
+    spans |= {"Rotate": 30.0} | dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
+    for name, span in spans.items():
+        table[_CODE[name]] = torch.linspace(0.0, span, NUM_BINS)[level]
+    table[_CODE["Posterize"]] = 8 - round(4 * level / (NUM_BINS - 1))
+    table[_CODE["Solarize"]] = torch.linspace(1.0, 0.0, NUM_BINS)[level]
+    code, negative = key.below(STREAM_RAND + number, len(OPERATIONS), 2)
+    return code, table[code] * torch.where(_SIGNED[code] & (negative == 1), -1.0, 1.0)
+
+
+def rounds(augment: Augment, size: Sequence[int], key: Key) -> list[tuple[Tensor, Tensor]]:
+    """What a recipe does to training images of ``size`` (H, W), one operation of OPERATIONS an image and round:
+    [(operation (B,) int64, signed strength (B,) fp64)]. Every pipeline carries this list out."""
+    if augment.trivial_augment:
+        return [draw_trivial(key)]
+    return [draw_rand(augment, size, key, number) for number in range(augment.rand_augment_ops)]
+
+
+def operate(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
+    """images (B, 3, H, W) -> the same after the operation ``code`` (B,) of each."""
     out = images.clone(memory_format=torch.preserve_format)
     for family, (host, rows) in enumerate(groups(_FAMILIES[code], 8, images.device)):
         if family and len(host):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from imnet.augmentation import Augment
 from imnet.data.pipelines.draws import STREAM_CROP, STREAM_RESIZED_CROP, Key, unit
-from imnet.data.pipelines.recolor import color_jitter, trivial_augment
+from imnet.data.pipelines.recolor import color_jitter, operate, rounds
 
 
 def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bool = False) -> Tensor:
@@ -30,8 +30,8 @@ def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bo
         images = resize(images, side)
     if augment.crop_px and not sized:
         images = random_crop(images, augment.crop_px, key) if train else center_crop(images, augment.crop_px)
-    if train and augment.trivial_augment:
-        images = trivial_augment(images, key)
+    for code, strength in rounds(augment, images.shape[2:], key) if train else ():
+        images = operate(images, code, strength)
     if train and any(augment.color_jitter):
         images = color_jitter(images, augment.color_jitter, key)
     return images

@@ -87,6 +87,7 @@ class RemoteSet:
     def _checked(self, request: Request) -> Cut | None:
         """How the splits are cut, once every option of the request is known to fit."""
         require("image_px", request.image_px, self.image_shape[0], self.name)
+        require("hold_out", request.hold_out or None, None, self.name)
         require("num_classes", request.num_classes, self.num_classes, self.name)
         require("channels", request.channels, self.image_shape[2], self.name)
         if not self.splits:

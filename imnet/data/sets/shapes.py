@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imnet.data.base import DataSet, Split, make
-from imnet.data.sets import Request, dataset
+from imnet.data.sets import Request, dataset, require
 from imnet.data.sets.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
 from imnet.errors import UsageError
 
@@ -42,6 +42,7 @@ def shapes(request: Request) -> DataSet:
     num_classes and does not depend on how many images are asked for. ``split`` belongs to a set that it may stand in
     for (any recipe runs with ``--data shapes``) and changes nothing.
     """
+    require("hold_out", request.hold_out or None, None, "shapes")
     num_classes, image_px = request.num_classes or 10, request.image_px or _DEFAULT_PX
     channels = request.channels or 3
     _check(request, num_classes, image_px, channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from imnet.data.base import DataSet, Split, make
-from imnet.data.sets import Request, dataset
+from imnet.data.sets import Request, dataset, require
 
 _DEFAULT_TRAIN_IMAGES = 4096
 _DEFAULT_TEST_IMAGES = 1024
@@ -17,6 +17,7 @@ def synthetic(request: Request) -> DataSet:
 
     ``split`` belongs to the set that it stands in for and changes nothing.
     """
+    require("hold_out", request.hold_out or None, None, "synthetic")
     image_px, channels = request.image_px or 32, request.channels or 3
     num_classes = request.num_classes or 10
     splits = []

@@ -1,0 +1,110 @@
+"""A training step as one CUDA graph, and what cannot be one."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from imnet import optim as optimisers
+from imnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from imnet.step import Batch, TrainStep
+
+UNCAPTURED = "leave --cuda-graphs out, or set --no-cuda-graphs"
+
+
+class NotCapturableError(UsageError):
+    """A CUDA graph would not repeat what the step does."""
+
+
+class CapturedStep:
+    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. One GPU, static shapes."""
+
+    def __init__(self, step: TrainStep):
+        self.step = step
+        self.graph: torch.cuda.CUDAGraph | None = None
+        # MergedSGD's table of addresses is made before the capture. Others take each gradient from the backward as it
+        # is: adding it to zeros would be one more launch a parameter.
+        self.keeps_gradients = isinstance(step.optimizer, optimisers.MergedSGD)
+
+    def capture(self, batches: list[Batch], num_images: int) -> None:
+        """Record ``compute`` on static copies of the batch; state is put back afterwards.
+
+        Raises NotCapturableError where the step waits for the device or draws random numbers on the host.
+        """
+        self.static = [(images.clone(), labels.clone()) for images, labels in batches]
+        self.num_images = num_images
+        before = {name: {k: v.clone() for k, v in t.items()} for name, t in self.step.tensors().items()}
+        scale = self.step.scaler.state_dict()
+        optimisers.set_lr(self.step.optimizer, 0.0)
+        try:
+            self._record()
+        finally:
+            self._restore(before)
+            self.step.scaler.load_state_dict(scale)
+
+    def _record(self) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.step.compute(self.static, self.num_images)
+            with repeatable():
+                self.step.compute(self.static, self.num_images)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may page-lock memory for the next batches meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.total, self.bad = self.step.compute(self.static, self.num_images)
+        self.graph, self.right = graph, self.step.right
+
+    def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
+        for name, tensors in self.step.tensors().items():
+            for key, value in tensors.items():
+                # Optimiser state that the warm-up made starts at zero, as if no step had been taken.
+                old = before[name].get(key)
+                value.zero_() if old is None else value.copy_(old)
+
+    def fits(self, batches: list[Batch], num_images: int) -> bool:
+        """Whether the recorded step is one of these sizes; an odd last batch is computed without it."""
+        mine = [images.shape for images, _ in self.static]
+        return num_images == self.num_images and [images.shape for images, _ in batches] == mine
+
+    def __call__(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
+        assert self.graph is not None
+        for (images, labels), (static_images, static_labels) in zip(batches, self.static, strict=True):
+            static_images.copy_(images)
+            static_labels.copy_(labels)
+        self.graph.replay()
+        self.step.right = self.right
+        return self.total.clone(), self.bad.clone()
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """NotCapturableError where the block waits for the device, or draws on the host what a graph would only repeat.
+
+    Found before anything is recorded, because a recording that breaks off leaves the allocator and the generator of
+    the device inside it.
+    """
+    drawn = torch.random.get_rng_state(), random.getstate()
+    strict = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else None
+    if strict is not None:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise NotCapturableError("the step waits for the device, which a CUDA graph cannot", hint=UNCAPTURED) from error
+    finally:
+        if strict is not None:
+            torch.cuda.set_sync_debug_mode(strict)
+    if not torch.equal(drawn[0], torch.random.get_rng_state()) or drawn[1] != random.getstate():
+        raise NotCapturableError("the network draws random numbers on the host, once for every replay", hint=UNCAPTURED)

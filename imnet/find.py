@@ -1,0 +1,180 @@
+"""imnet-train --find-lr and --find-batch-size: a few steps that are thrown away, and what they say. No run is left."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imnet import device
+from imnet.data.order import micro_batches
+from imnet.errors import DeviceError, UsageError
+from imnet.files import write_atomic
+from imnet.from_recipe import build_network, build_step, prepare
+from imnet.launch import World, current_world
+from imnet.mixing import Mixing
+from imnet.recipe import Recipe
+from imnet.report.plots import running_mean
+from imnet.run_options import RunOptions
+from imnet.step import TrainStep
+
+FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
+WINDOW, DIVERGED = 7, 4.0
+"""Steps that a loss is averaged over, half of them before it, so that nothing is late; the multiple of the lowest loss
+that ends the test (fastai's number)."""
+PICTURE = Path("find-lr.png")
+STEPS_TIMED = 3
+NEAR = 0.95
+"""Share of the best images/s that counts as fast."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a range test saw: rate and loss of each step."""
+
+    lrs: list[float]
+    losses: list[float]
+
+    @property
+    def smoothed(self) -> list[float]:
+        return running_mean(self.losses, WINDOW)
+
+    @property
+    def suggested(self) -> float | None:
+        """Where the smoothed loss falls fastest against the rate's logarithm; None where it never falls."""
+        mean, reach = self.smoothed, WINDOW // 2
+        falls = [(mean[i + reach] - mean[i - reach], self.lrs[i]) for i in range(reach, len(mean) - reach)]
+        least, rate = min(falls, default=(0.0, 0.0))
+        return rate if least < 0 else None
+
+
+def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
+    """Smith's range test (arXiv 1506.01186) in the recipe's own steps; writes ``picture``."""
+    with _alone("--find-lr", options) as (place, threads):
+        # No average and no captured or compiled step: 100 steps earn neither back.
+        plain = replace(recipe, ema_decay=None, ema_warmup=False)
+        options = replace(options, compile=False, cuda_graphs=False)
+        setup, step = prepare(plain, options, place, World(), threads)
+        batches = (batch for epoch in itertools.count() for batch in setup.train_data.epoch(epoch))
+        curve = range_test(step, batches, Mixing(plain, 0), options.micro_batch_images)
+    write_atomic(picture, _picture(curve, recipe))
+    tried = f"{len(curve.lrs)} steps of {recipe.data.batch_images} images, lr {curve.lrs[0]:.0e} to {curve.lrs[-1]:.2g}"
+    if curve.suggested is None:
+        return f"lr         the loss falls nowhere in {tried}\npicture    {picture}"
+    asked = curve.suggested * recipe.optim.lr / recipe.scaled_lr  # as --lr is given: see lr_base_images
+    return (
+        f"lr         {recipe.scaled_lr:.2g} in the recipe; the loss falls steepest at {curve.suggested:.2g} ({tried})\n"
+        f"try        --lr {asked:.2g}, as the schedule's highest\n"
+        f"picture    {picture}"
+    )
+
+
+def range_test(step: TrainStep, batches: Iterator[tuple[Tensor, Tensor]], mixing: Mixing, most: int | None) -> Curve:
+    """Steps of exponentially rising rate, until the loss has risen to DIVERGED times its lowest or is not finite."""
+    lrs: list[float] = []
+    losses: list[float] = []
+    with contextlib.closing(batches):  # pyright: ignore[reportArgumentType]
+        for number, batch in enumerate(itertools.islice(batches, NUM_STEPS)):
+            rate = FIRST_LR * (LAST_LR / FIRST_LR) ** (number / (NUM_STEPS - 1))
+            pieces = list(zip(*(micro_batches(t, most) for t in mixing(*batch, number)), strict=True))
+            loss, bad = step(pieces, len(batch[1]), number, rate)
+            mean = float(loss) / len(batch[1])
+            if bad or not math.isfinite(mean) or mean > DIVERGED * min(losses, default=math.inf):
+                break
+            lrs.append(rate)
+            losses.append(mean)
+    return Curve(lrs, losses)
+
+
+def _picture(curve: Curve, recipe: Recipe) -> bytes:
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(curve.lrs, curve.losses, alpha=0.3)
+    axes.plot(curve.lrs, curve.smoothed, color="C0")
+    if curve.suggested is not None:
+        axes.axvline(curve.suggested, linestyle="--", label=f"falls steepest: {curve.suggested:.2g}")
+    axes.axvline(recipe.scaled_lr, linestyle=":", color="grey", label=f"{recipe.name}: {recipe.scaled_lr:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    axes.legend()
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A batch that fitted."""
+
+    images: int
+    images_per_s: float
+    peak_bytes: int
+
+
+def batch_size(recipe: Recipe, options: RunOptions) -> str:
+    """What batches of growing size need and give, on a GPU: a CPU whose memory ends kills without a word."""
+    with _alone("--find-batch-size", options) as (place, _):
+        if place.device.type != "cuda":
+            what = "got --find-batch-size on a CPU, where too large a batch ends the process without a word"
+            raise DeviceError(what, hint="--dry-run estimates the memory of a --batch-size")
+        fits, failed = grow(recipe, place)
+        free = torch.cuda.mem_get_info(place.device)[1]
+    if not fits:
+        raise DeviceError("not even two images fit", hint="take a smaller network or smaller images")
+    lines = [f"{f.images:>8} images  {f.images_per_s:>10,.0f} images/s  {f.peak_bytes / 2**30:6.2f} GiB" for f in fits]
+    end = f"; {failed} images did not" if failed else ", all that were tried"
+    best = max(f.images_per_s for f in fits)
+    fast = next(f.images for f in fits if f.images_per_s >= NEAR * best)
+    lines.append(f"fits       {fits[-1].images} images of {free / 2**30:.0f} GiB{end}; the step as it is, not compiled")
+    lines.append(f"try        --batch-size {fast}: the smallest within {1 - NEAR:.0%} of the fastest")
+    told = f"the recipe's lr is for {recipe.data.batch_images}: --lr-base-images {recipe.data.batch_images} scales it"
+    return "\n".join([*lines, f"           {told}"])
+
+
+def grow(recipe: Recipe, place: device.Place, most: int = 1 << 16) -> tuple[list[Fit], int | None]:
+    """Batches of 2, 4, 8, ... random images through the recipe's step, until one does not fit; and that one."""
+    net = build_network(recipe, place)
+    step = build_step(recipe, net, place, World(), compile=False, graphs=False)
+    fits: list[Fit] = []
+    for images in (1 << i for i in range(1, most.bit_length())):
+        try:
+            fits.append(_fit(step, recipe, images, place))
+        except torch.OutOfMemoryError:
+            return fits, images
+    return fits, None
+
+
+def _fit(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -> Fit:
+    on_gpu = place.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(place.device)
+    shape = (images, recipe.data.channels, recipe.input_px, recipe.input_px)
+    x = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
+    y = torch.zeros(images, dtype=torch.int64, device=place.device)
+    taken = []
+    for _ in range(STEPS_TIMED):
+        start = time.perf_counter()
+        float(step([(x, y)], images, 0, 1e-9)[0])  # waits
+        taken.append(time.perf_counter() - start)
+    return Fit(images, images / min(taken), torch.cuda.max_memory_allocated(place.device) if on_gpu else 0)
+
+
+@contextlib.contextmanager
+def _alone(word: str, options: RunOptions) -> Iterator[tuple[device.Place, int]]:
+    """The device of one process and its threads, for a block."""
+    if (options.gpus or options.procs or 1) > 1 or current_world().size > 1:
+        raise UsageError(f"got {word} with several ranks; allowed: one", hint="leave --gpus and --procs out")
+    place = device.resolve(options)
+    with device.threads(options) as threads:
+        yield place, threads

@@ -1,0 +1,185 @@
+"""LAMB, Lion and Muon by torch's multi-tensor operations; torch has no form of them that a step here can use.
+
+A step here never waits for the device: learning rate, counters and ``found_inf`` stay there, so a CUDA graph can repeat
+it. State is made at the start, so that a run that resumes finds its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of Jordan's quintic iteration, as torch.optim.Muon has them."""
+
+
+class Uncompiled(torch.optim.Optimizer):
+    """Without the wrappers that tell torch's compiler to leave an optimiser alone.
+
+    At their first call they import the compiler: 5 of the 12 seconds that a short run took on a machine with an H200
+    (2026-11-26), for a run that compiles nothing. What is compiled here is the network, never its optimiser.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Foreach(Uncompiled):
+    """One update of all tensors of a group at once. Where ``found_inf``, a number on the device, is 1, nothing changes.
+
+    ``moments`` names the state of a parameter that has its shape; ``step`` counts updates, if ``counts``.
+    """
+
+    moments: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[bool] = False
+    _step_supports_amp_scaling = True  # the scaler of fp16 leaves found_inf to us
+
+    def __init__(self, groups: list[dict[str, Any]], **defaults: Any):
+        super().__init__(groups, defaults | {"capturable": True})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self._begin(p, self.moments, self.counts)
+
+    def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
+        self.state[p] = {name: torch.zeros_like(p) for name in moments}
+        if counts:
+            self.state[p]["step"] = torch.zeros((), device=p.device)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As torch's; gradients come unscaled."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        assert getattr(self, "grad_scale", None) is None, "call scaler.unscale_ first"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                old, new = self.updated(group, params, [p.grad for p in params])
+                replace(old, new, getattr(self, "found_inf", None))
+        return loss
+
+    def updated(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters and state, and what they become."""
+        raise NotImplementedError
+
+    def held(self, params: list[Tensor], name: str) -> list[Tensor]:
+        """That state of each parameter."""
+        return [self.state[p][name] for p in params]
+
+
+def replace(old: list[Tensor], new: list[Tensor], found_inf: Tensor | None) -> None:
+    """Put ``new`` in the place of ``old``, unless ``found_inf`` is 1."""
+    if found_inf is not None and found_inf.device.type == "cpu":
+        if not bool(found_inf):
+            torch._foreach_copy_(old, new)
+        return
+    keep = None if found_inf is None else found_inf.bool()
+    torch._foreach_copy_(old, new if keep is None else [o.where(keep, n) for o, n in zip(old, new, strict=True)])
+
+
+def decayed(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Decoupled weight decay: a share of lr * weight_decay less."""
+    return list(torch._foreach_mul(params, 1 - group["lr"] * group["weight_decay"]))
+
+
+class Adam(Foreach):
+    """What LAMB and Muon's rest share: ``exp_avg``, ``exp_avg_sq`` and ``step`` of Adam."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+    counts = True
+
+    def direction(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Adam's direction for each tensor; the state, and what it becomes. A group's tensors have one age."""
+        beta1, beta2 = group["betas"]
+        means, squares, steps = (self.held(params, name) for name in ("exp_avg", "exp_avg_sq", "step"))
+        mean = torch._foreach_lerp(means, grads, 1 - beta1)
+        square = torch._foreach_mul(squares, beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+        step = torch._foreach_add(steps, 1.0)
+        root = torch._foreach_sqrt(square)
+        torch._foreach_mul_(root, (1 - beta2 ** step[0]).rsqrt())
+        torch._foreach_add_(root, group["eps"])
+        toward = torch._foreach_mul(mean, (1 - beta1 ** step[0]).reciprocal())
+        torch._foreach_div_(toward, root)
+        return list(toward), [*means, *squares, *steps], [*mean, *square, *step]
+
+
+class Lamb(Adam):
+    """``imnet.recipe.Lamb``."""
+
+    def updated(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        toward, old, new = self.direction(group, params, grads)
+        if group["weight_decay"]:
+            torch._foreach_add_(toward, params, alpha=group["weight_decay"])
+            weights, moves = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, toward))
+            trust = torch.where((weights > 0) & (moves > 0), weights / moves, 1.0)
+            torch._foreach_mul_(toward, list(trust.unbind()))
+        torch._foreach_mul_(toward, group["lr"])
+        return [*params, *old], [*torch._foreach_sub(params, toward), *new]
+
+
+class Lion(Foreach):
+    """``imnet.recipe.Lion``."""
+
+    moments = ("exp_avg",)
+
+    def updated(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        beta1, beta2 = group["betas"]
+        means = self.held(params, "exp_avg")
+        toward = torch._foreach_sign(torch._foreach_lerp(means, grads, 1 - beta1))
+        torch._foreach_mul_(toward, group["lr"])
+        new = torch._foreach_sub(decayed(params, group), toward)
+        return [*params, *means], [*new, *torch._foreach_lerp(means, grads, 1 - beta2)]
+
+
+class Muon(Adam):
+    """``imnet.recipe.Muon``; groups with ``matrix`` are orthogonalised, the others are AdamW's."""
+
+    def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
+        is_matrix = any(p is q for group in self.param_groups if group["matrix"] for q in group["params"])
+        super()._begin(p, ("momentum_buffer",) if is_matrix else moments, counts and not is_matrix)
+
+    def updated(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if group["matrix"]:
+            old = self.held(params, "momentum_buffer")
+            new = torch._foreach_lerp(old, grads, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(grads, new, group["momentum"]) if group["nesterov"] else new
+            toward = [_moved(a, group["ns_steps"]) for a in ahead]
+        else:
+            toward, old, new = self.direction(group, params, grads)
+        torch._foreach_mul_(toward, group["lr"])
+        return [*params, *old], [*torch._foreach_sub(decayed(params, group), toward), *new]
+
+
+def _moved(momentum: Tensor, ns_steps: int) -> Tensor:
+    """The momentum of a matrix or convolution, orthogonalised, of about the size of AdamW's direction."""
+    flat = momentum.flatten(1)
+    scale = 0.2 * math.sqrt(max(flat.shape))
+    return (orthogonalised(flat, ns_steps).to(momentum.dtype) * scale).view(momentum.shape)
+
+
+def orthogonalised(matrix: Tensor, steps: int) -> Tensor:
+    """(m, n) -> bf16 (m, n) of singular values near 1, by Newton-Schulz iterations; torch.optim.Muon's arithmetic."""
+    a, b, c = NS_COEFFICIENTS
+    x = matrix.bfloat16()
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x

@@ -1,0 +1,128 @@
+"""--log: the lines of metrics.jsonl for other readers, as CSV, to TensorBoard, to W&B (extra: track).
+
+metrics.jsonl stays the source of truth. A run that resumes has cut it to its checkpoint; csv and tensorboard are then
+written anew from it, so no step comes twice. W&B's server keeps what it has seen and takes no step again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from imnet.errors import IOFailure, UsageError
+from imnet.files import write_atomic
+from imnet.metrics import MetricsLog, read_metrics
+from imnet.run_options import LOGS
+
+COLUMNS = ("kind", "step", "epoch", "loss", "lr", "images_per_s", "seconds", "top1", "top5")
+Row = Mapping[str, Any]
+
+
+class Logger(Protocol):
+    """Takes a line of metrics.jsonl after the other."""
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check(kinds: Sequence[str]) -> None:
+    """UsageError for a kind whose package is not installed; nothing is imported."""
+    for kind in kinds:
+        if kind != "csv" and importlib.util.find_spec(kind) is None:
+            raise UsageError(f"got --log {kind}, but {kind} is not installed", hint="pip install 'imnet[track]'")
+
+
+def open_log(folder: Path, resume_at: int, kinds: Sequence[str], config: Mapping[str, Any]) -> MetricsLog:
+    """metrics.jsonl of a run folder, cut to ``resume_at`` bytes, and who else gets its lines."""
+    log = MetricsLog(folder / "metrics.jsonl", resume_at)
+    log.loggers = opened(kinds, folder, config)
+    return log
+
+
+def opened(kinds: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+    """One logger a kind, which has what metrics.jsonl of the run ``folder`` holds; ``config`` is for W&B."""
+    rows = read_metrics(folder / "metrics.jsonl") if kinds else []
+    makers = {"csv": Csv, "tensorboard": TensorBoard, "wandb": WandB}
+    assert tuple(makers) == LOGS
+    return [makers[kind](folder, rows, config) for kind in kinds]
+
+
+class Csv:
+    """metrics.csv of the run folder."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
+        path = folder / "metrics.csv"
+        write_atomic(path, ",".join(COLUMNS) + "\n")
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        for row in rows:
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        self._writer.writerow([row.get(name) for name in COLUMNS])
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """``train/loss`` and the like: the numbers of a line, without its time."""
+    told = {k: v for k, v in row.items() if k not in ("kind", "step", "seconds") and isinstance(v, int | float)}
+    return {f"{row['kind']}/{name}": value for name, value in told.items()}
+
+
+class TensorBoard:
+    """tensorboard/ of the run folder, which TensorBoard is pointed at."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = folder / "tensorboard"
+        for old in place.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)
+        self._writer = SummaryWriter(str(place))
+        for row in rows:
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row["step"], self._began + row["seconds"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of the project imnet, or $WANDB_PROJECT, under an id that the run folder keeps: a resumed run goes on."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        kept, is_new = folder / "wandb-id", False
+        with contextlib.suppress(FileExistsError), kept.open("x") as file:
+            is_new = bool(file.write(secrets.token_hex(8)))
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "imnet"), name=folder.name, dir=str(folder),
+                id=kept.read_text(), resume="allow", reinit="create_new", config=dict(config),
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise IOFailure(f"W&B: {error}", hint="wandb login, or export WANDB_MODE=offline") from error
+        for row in rows if is_new else ():
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        self._run.log(scalars(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()

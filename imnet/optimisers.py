@@ -1,0 +1,106 @@
+"""Optimisers of recipes, as values; ``imnet.optim`` builds them. A leaf, which ``imnet.recipe`` hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
+
+    kind: ClassVar[str] = "sgd"
+    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    momentum: float = field(default=0.9, metadata=about("0 for none", Range(low=0, below=1)))
+    nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
+    weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
+    decay_norms: bool = field(default=True, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_biases: bool = field(
+        # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
+        default=True,
+        metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+        ok = self.momentum > 0 or not self.nesterov
+        check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
+
+    kind: ClassVar[str] = "adamw"
+    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
+    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
+    eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
+    weight_decay: float = field(default=0.01, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamb:
+    """LAMB (You 2019, arXiv 1904.00962): AdamW's direction, scaled for each tensor to a share of its weights' norm.
+
+    Tensors that are spared the weight decay are not scaled.
+    """
+
+    kind: ClassVar[str] = "lamb"
+    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
+    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
+    eps: float = field(default=1e-6, metadata=about("added to the root of that", POSITIVE))
+    weight_decay: float = field(default=0.01, metadata=about("share of a weight in the direction", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion:
+    """Lion (Chen 2023, arXiv 2302.06675): the sign of a mean gradient; lr a third to a tenth of AdamW's."""
+
+    kind: ClassVar[str] = "lion"
+    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    beta1: float = field(default=0.9, metadata=about("share of the mean in the sign", Range(low=0, below=1)))
+    beta2: float = field(default=0.99, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
+    weight_decay: float = field(default=0.0, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon (Jordan 2024) for matrices and convolutions, flattened; AdamW for the head, norms, biases and tables.
+
+    A matrix moves by 0.2 sqrt(larger side) times its orthogonalised momentum (Liu 2025, arXiv 2502.16982), so that
+    learning rate and weight decay are AdamW's for both.
+    """
+
+    kind: ClassVar[str] = "muon"
+    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    momentum: float = field(default=0.95, metadata=about("of the matrices", Range(low=0, below=1)))
+    nesterov: bool = field(default=True, metadata=about("look ahead along the momentum"))
+    ns_steps: int = field(default=5, metadata=about("Newton-Schulz iterations", COUNT))
+    beta1: float = field(default=0.9, metadata=about("AdamW's, of the rest", Range(low=0, below=1)))
+    beta2: float = field(default=0.999, metadata=about("AdamW's, of the rest", Range(low=0, below=1)))
+    eps: float = field(default=1e-8, metadata=about("AdamW's, of the rest", POSITIVE))
+    weight_decay: float = field(default=0.1, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+
+
+Optim = SGD | AdamW | Lamb | Lion | Muon

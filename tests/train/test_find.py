@@ -1,0 +1,120 @@
+"""--find-lr, --find-batch-size and --lr-base-images: what is suggested, refused and left behind."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from imnet import find, models, options
+from imnet.cli import train_main
+from imnet.device import Place
+from imnet.errors import UsageError
+from imnet.mixing import Mixing
+from imnet.recipe import SGD, Constant
+from imnet.recipe_json import config_hash
+from imnet.start import train
+
+from . import conftest
+from .conftest import TINY
+
+SMALL = ["--data.train_images", "64", "--data.test_images", "20", "--data.image_px", "12", "--batch-size", "16"]
+SMALL += ["--device", "cpu", "--threads", "1"]
+
+
+def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_main(["--find-lr", *SMALL, "--lr", "0.3", "--micro-batch-images", "5", "--ema-decay", "0.9"]) == 0
+    out = capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["find-lr.png"]
+    assert Image.open("find-lr.png").size[0] > 500
+    first, second, third = out.splitlines()
+    assert first.startswith("lr         0.3 in the recipe; the loss falls steepest at ")
+    assert second.startswith("try        --lr ")
+    suggested = float(second.split()[2].rstrip(","))
+    assert find.FIRST_LR < suggested < find.LAST_LR
+    assert third == "picture    find-lr.png"
+    options.parse(["--lr", str(suggested)])
+
+
+class Valley:
+    """A step whose loss is a known function of the rate: it falls from 2 to 1 around ``middle``, then explodes."""
+
+    def __init__(self, middle):
+        self.middle, self.seen = middle, []
+
+    def __call__(self, pieces, images, number, rate):
+        self.seen.append(rate)
+        x = math.log10(rate / self.middle)
+        loss = 2 - 1 / (1 + math.exp(-6 * x)) + 0.01 * (-1) ** number + (100.0 if x > 1.5 else 0.0)
+        return torch.tensor(loss * images), torch.tensor(float(x > 1.6))
+
+
+@pytest.mark.parametrize("middle", [1e-4, 3e-3, 0.1])
+def test_the_suggestion_is_where_the_loss_falls_fastest(middle):
+    step, batch = Valley(middle), (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    curve = find.range_test(step, (batch for _ in range(1000)), Mixing(TINY, 0), None)
+    assert curve.suggested == pytest.approx(middle, rel=0.4)
+    assert step.seen[0] == find.FIRST_LR
+    assert step.seen[-1] < 60 * middle  # it stopped where the loss exploded
+    assert len(curve.lrs) == len(step.seen) - 1
+    ratios = [b / a for a, b in zip(step.seen, step.seen[1:], strict=False)]
+    assert max(ratios) == pytest.approx(min(ratios))
+
+
+def test_a_loss_that_never_falls_suggests_nothing():
+    assert find.Curve([10.0**-i for i in range(30, 0, -1)], [1.0 + 0.01 * i for i in range(30)]).suggested is None
+    assert find.Curve([1e-6, 1e-5], [1.0, 0.5]).suggested is None
+
+
+@pytest.mark.parametrize("word", ["--find-lr", "--find-batch-size"])
+def test_several_ranks_are_refused(word, capsys):
+    assert train_main([word, "--procs", "2"]) == 2
+    assert f"got {word} with several ranks; allowed: one" in capsys.readouterr().err
+
+
+def test_a_batch_size_is_not_probed_on_a_cpu(capsys):
+    assert train_main(["--find-batch-size", "--device", "cpu"]) == 69
+    assert "--dry-run estimates the memory" in capsys.readouterr().err
+
+
+def test_batches_grow_until_one_does_not_fit(monkeypatch):
+    class Narrow(nn.Sequential):
+        """Memory for 20 images."""
+
+        def forward(self, x):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    def narrow(name, num_classes, channels, **_):
+        return Narrow(nn.Flatten(), nn.Linear(channels * 256, num_classes))
+
+    monkeypatch.setattr(models, "build", narrow)
+    fits, failed = find.grow(TINY, Place(torch.device("cpu"), "fp32", "test"))
+    assert [f.images for f in fits] == [2, 4, 8, 16]
+    assert failed == 32
+    assert all(f.images_per_s > 0 for f in fits)
+    assert find.grow(TINY, Place(torch.device("cpu"), "fp32", "test"), most=4)[1] is None
+
+
+def test_the_rate_is_scaled_to_the_batch_and_said_aloud(tmp_path, capsys):
+    recipe = dataclasses.replace(TINY, optim=SGD(lr=0.4), schedule=Constant(), lr_base_images=256, epochs=1)
+    assert recipe.lr_at(0, 8) == pytest.approx(0.05)
+    assert config_hash(recipe, "fp32") != config_hash(dataclasses.replace(recipe, lr_base_images=None), "fp32")
+    scaled, given = tmp_path / "scaled", tmp_path / "given"
+    train(recipe, conftest.options(scaled))
+    assert "lr         0.4 for 256 images a step, scaled linearly: 0.05" in capsys.readouterr().out
+    train(dataclasses.replace(recipe, optim=SGD(lr=0.05), lr_base_images=None), conftest.options(given))
+    weights = [next(folder.glob("checkpoints/step-*/model.safetensors")).read_bytes() for folder in (scaled, given)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("word", "meant"), [
+    ("--scale-lr", "--lr-base-images"), ("--lr-find", "--find-lr"), ("--auto-batch", "--find-batch-size")])  # fmt: skip
+def test_what_others_call_it(word, meant):
+    with pytest.raises(UsageError, match=f"did you mean {meant}"):
+        options.parse([word])

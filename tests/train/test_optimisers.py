@@ -1,0 +1,218 @@
+"""LAMB, Lion and Muon against timm's and torch's; bad steps, averages, resumes; what is a matrix to Muon."""
+
+import copy
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from imnet import foreach, models, optim, options
+from imnet.errors import UsageError
+from imnet.recipe import AdamW, Constant, Lamb, Lion, Muon
+from imnet.start import train
+
+from . import conftest
+from .conftest import TINY
+from .test_resume import digests, wait_for_step
+from .test_step import batch, make_step
+
+timm_optim = pytest.importorskip("timm.optim", reason="timm is not installed (extra: timm)")
+
+
+def network():
+    """A convolution, a norm, a matrix and a head, in channels_last."""
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 12), nn.ReLU(), nn.Linear(12, 4))
+    return nn.Sequential(*parts).to(memory_format=torch.channels_last)
+
+
+def set_gradients(nets, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for params in zip(*(net.parameters() for net in nets), strict=True):
+        grad = torch.randn(params[0].shape, generator=generator) * 10 ** (seed % 3 - 1)
+        for p in params:
+            p.grad = torch.empty_like(p).copy_(grad)
+
+
+def theirs_of(name, net):
+    """The oracle, with the groups that ours has."""
+    groups = optim.param_groups(net, OURS[name])
+    if name == "lamb":
+        return [timm_optim.Lamb(groups, lr=0.01, betas=(0.9, 0.99), eps=1e-6, max_grad_norm=None)]
+    if name == "lion":
+        return [timm_optim.Lion(groups, lr=0.001, betas=(0.9, 0.99))]
+    matrices = [g for g in groups if g["matrix"]]
+    assert [tuple(p.shape) for g in matrices for p in g["params"]] == [(8, 3, 3, 3), (12, 288)]
+    form = {"ns_coefficients": "original", "adjust_lr_fn": "match_rms_adamw", "conv_mode": "flatten"}
+    timms = timm_optim.Muon(matrices, lr=0.01, momentum=0.9, nesterov=True, **form)
+    rest = torch.optim.AdamW([g for g in groups if not g["matrix"]], lr=0.01, betas=(0.9, 0.99))
+    return [timms, rest]
+
+
+OURS = {
+    "lamb": Lamb(lr=0.01, beta2=0.99, weight_decay=0.1),
+    "lion": Lion(lr=0.001, weight_decay=0.3),
+    "muon": Muon(lr=0.01, momentum=0.9, beta2=0.99, weight_decay=0.2),
+}
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", OURS)
+def test_six_updates_are_the_oracles(name, on_device):
+    mine, other = network(), network()
+    optimizer, theirs = optim.build(mine, OURS[name], graphs=on_device), theirs_of(name, other)
+    for i in range(6):
+        lr = OURS[name].lr * (1 + i % 2)
+        optim.set_lr(optimizer, lr)
+        set_gradients((mine, other), i)
+        optimizer.step()
+        for one in theirs:
+            optim.set_lr(one, lr)
+            one.step()
+    # Of bf16 iterations another order of sums shows: a thousandth of what six steps of 0.01 move.
+    close = {"rtol": 1e-3, "atol": 2e-3} if name == "muon" else {"rtol": 2e-5, "atol": 2e-6}
+    for a, b, start in zip(mine.parameters(), other.parameters(), network().parameters(), strict=True):
+        torch.testing.assert_close(a, b, **close)
+        assert (a - start).abs().max() > 10 * close["atol"] or a.numel() < 20
+        assert a.stride() == start.stride()
+
+
+def test_a_matrix_is_torchs_muon_to_the_bit():
+    torch.manual_seed(0)
+    for shape in ((12, 30), (30, 12), (16, 16)):
+        theirs = nn.Parameter(torch.randn(shape))
+        mine = nn.Parameter(theirs.detach().clone())
+        oracle = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+        group = {"params": [mine], "weight_decay": 0.1, "matrix": True}
+        ours = foreach.Muon([group], lr=0.02, betas=(0.9, 0.999), eps=1e-8, momentum=0.9, nesterov=True, ns_steps=5)
+        for i in range(4):
+            mine.grad = theirs.grad = torch.randn(shape, generator=torch.Generator().manual_seed(i))
+            ours.step()
+            oracle.step()
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_orthogonalised_is_near_the_polar_factor():
+    matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(foreach.orthogonalised(matrix, 5).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert foreach.orthogonalised(torch.zeros(3, 4), 5).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_bad_step_changes_nothing_and_the_next_one_goes_on(name):
+    recipe = dataclasses.replace(TINY, optim=OURS[name], schedule=Constant(), ema_decay=None)
+    step, clean = make_step(recipe), make_step(recipe)
+    step([batch(0)], 8, 0, 0.01)
+    clean([batch(0)], 8, 0, 0.01)
+    x, y = batch(1)
+    saved = {k: v.clone() for k, v in [*step.tensors()["model"].items(), *step.tensors()["state"].items()]}
+    _, bad = step([(x * float("inf"), y)], 8, 1, 0.01)
+    assert bad
+    weights = dict(step.net.named_parameters())
+    for k, v in [*step.tensors()["model"].items(), *step.tensors()["state"].items()]:
+        if k in weights or ("." in k and k.split(".")[0].isdigit()):
+            assert torch.equal(v, saved[k]), k
+    step.net.load_state_dict(clean.net.state_dict())  # batch statistics
+    step([batch(2)], 8, 2, 0.01)
+    clean([batch(2)], 8, 2, 0.01)
+    for a, b in zip(step.net.parameters(), clean.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_where_a_device_is_not_asked_nan_does_not_pass():
+    """The form that a GPU takes, on tensors that say they are there: selected, not multiplied."""
+    old, new = [torch.ones(3), torch.zeros(())], [torch.full((3,), float("nan")), torch.tensor(5.0)]
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    for bad, wanted in ((1.0, [[1.0, 1.0, 1.0], 0.0]), (0.0, [pytest.approx([float("nan")] * 3, nan_ok=True), 5.0])):
+        mine = [t.clone() for t in old]
+        foreach.replace(mine, new, torch.tensor(bad).as_subclass(Elsewhere))
+        assert [t.tolist() for t in mine] == wanted
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_fp16s_scaler_leaves_it_to_the_optimiser(name):
+    net = network()
+    optimizer = optim.build(net, OURS[name])
+    before = copy.deepcopy(net.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor, moves in ((float("inf"), False), (1.0, True)):
+        loss = net(torch.randn(2, 3, 8, 8)).square().mean() * factor
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert moves != torch.equal(before["3.weight"], net.state_dict()["3.weight"])
+    assert scaler.get_scale() == 2.0
+
+
+@pytest.mark.parametrize("name", ["muon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lamb", "lion"))])
+def test_a_killed_run_ends_with_the_same_bytes(name, spawn, tmp_path):
+    recipe = dataclasses.replace(TINY, optim=OURS[name], body_lr=0.5)
+    found = []
+    for kill in (False, True):
+        folder = tmp_path / str(kill)
+        process = spawn(recipe, conftest.options(folder, checkpoint_every_steps=3))
+        if kill:
+            wait_for_step(folder, process)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            process = spawn(recipe, conftest.options(folder, checkpoint_every_steps=3))
+        process.join(120)
+        assert process.exitcode == 0
+        found.append(digests(folder))
+    assert found[0] == found[1]
+
+
+def test_muon_leaves_head_norms_biases_and_tables_to_adamw():
+    vit = models.build("timm:vit_tiny_patch16_224", 4, img_size=32)
+    names = {p: name for name, p in vit.named_parameters()}
+    groups = optim.param_groups(vit, OURS["muon"], 0.1)
+    matrices = {names[p] for g in groups if g["matrix"] for p in g["params"]}
+    rest = set(names.values()) - matrices
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.11.mlp.fc2.weight"} <= matrices
+    assert {"head.weight", "pos_embed", "cls_token", "blocks.0.norm1.weight", "blocks.0.attn.qkv.bias"} <= rest
+    assert {(g["lr_factor"], g["matrix"]) for g in groups} == {(0.1, False), (0.1, True), (1.0, False)}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_words(kind, tmp_path):
+    found = options.parse(["--optim.kind", kind, "--lr", "0.003"]).recipe
+    assert (found.optim.kind, found.optim.lr) == (kind, 0.003)
+    with pytest.raises(UsageError, match=r"without a learning rate; .* give it as well: --lr X"):
+        options.parse(["--optim.kind", kind])
+    with pytest.raises(UsageError, match="optim-backend imnet for"):
+        optim.build(network(), OURS[kind], "imnet")
+
+
+def test_another_optimiser_cannot_take_a_state_over(tmp_path):
+    train(TINY, conftest.options(tmp_path))
+    with pytest.raises(UsageError, match=r"optim\.kind was sgd, is muon"):
+        train(dataclasses.replace(TINY, optim=OURS["muon"], epochs=4), conftest.options(tmp_path, allow_change=True))
+
+
+def test_they_do_not_bring_torchs_compiler():
+    code = (
+        "import sys, torch; from imnet import optim; from imnet.recipe import Lamb\n"
+        "net = torch.nn.Linear(4, 4); o = optim.build(net, Lamb(lr=0.1))\n"
+        "net(torch.ones(1, 4)).sum().backward(); o.step(); o.zero_grad(); o.state_dict()\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_adamw_is_what_it_was():
+    """The default names of the state; a run of older versions resumes."""
+    step = make_step(dataclasses.replace(TINY, optim=AdamW(lr=0.01)))
+    step([batch(0)], 8, 0, 0.01)
+    assert {k.partition(".")[2] for k in step.tensors()["state"]} == {"exp_avg", "exp_avg_sq", "step"}
