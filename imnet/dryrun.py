@@ -11,7 +11,7 @@ from imnet.data.order import Order
 from imnet.errors import ImnetError
 from imnet.from_recipe import load_data
 from imnet.models.count import activation_bytes, flops, num_params
-from imnet.recipe import AdamW, Recipe
+from imnet.recipe import AdamCPR, AdamW, Recipe
 from imnet.run_options import RunOptions
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -42,7 +42,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
 
 def _memory(net: nn.Module, recipe: Recipe, options: RunOptions, ranks: int, precision: str) -> list[str]:
     """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them."""
-    copies = 3 + isinstance(recipe.optim, AdamW) + (recipe.ema_decay is not None)
+    copies = 3 + isinstance(recipe.optim, AdamW | AdamCPR) + (recipe.ema_decay is not None)
     fixed = copies * 4 * num_params(net)
     d = recipe.data
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)

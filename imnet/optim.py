@@ -13,6 +13,8 @@ import torch
 from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
+from imnet import adamcpr
+from imnet.cpr import AdamCPR
 from imnet.errors import UsageError
 from imnet.models.head import head_name, is_head
 from imnet.recipe import SGD, AdamW, Optim
@@ -106,7 +108,11 @@ def _adamw(groups: list[dict[str, Any]], optim: AdamW, lr: Any, backend: str) ->
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
 
 
-BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {SGD: _sgd, AdamW: _adamw}
+BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {
+    SGD: _sgd,
+    AdamW: _adamw,
+    AdamCPR: adamcpr.build,
+}
 """By kind of a recipe's optimiser: called with the parameter groups, that part of the recipe, lr and backend."""
 
 

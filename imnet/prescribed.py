@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from imnet import models
-from imnet.recipe import SGD, Augment, Cosine, MultiStep, OneCycle, Recipe, Step
+from imnet.recipe import SGD, AdamCPR, Augment, Cosine, MultiStep, OneCycle, Recipe, Step
 
 DROPS_SHOWN = 6
 
@@ -60,6 +60,9 @@ def _optimiser(recipe: Recipe) -> str:
 
 def _decay(recipe: Recipe) -> str:
     o = recipe.optim
+    if isinstance(o, AdamCPR):
+        where = "every weight" if o.decay_norms else "every weight but norms and biases"
+        return f"the norm of {where} bounded by its own after {o.warm_start_steps:,} steps"
     if not o.weight_decay:
         return "no weight decay"
     shifts = isinstance(o, SGD) and not o.decay_biases

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from imnet.augmentation import Augment
+from imnet.cpr import AdamCPR
 from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
 from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
 
 __all__ = [
     "SGD",
+    "AdamCPR",
     "AdamW",
     "Augment",
     "Comm",
@@ -173,7 +175,7 @@ class Comm:
         check_ranges(self, "comm.")
 
 
-Optim = SGD | AdamW
+Optim = SGD | AdamW | AdamCPR
 Schedule = Constant | Step | MultiStep | Cosine | OneCycle
 
 

@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
     "ground": ("errors files fields command augmentation scores", ""),
-    "recipes": ("recipe schedules recipes recipe_json run_options", "ground"),
+    "recipes": ("recipe cpr schedules recipes recipe_json run_options", "ground"),
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
-    "step": ("step optim parallel mixing defaults watch", "ground recipes machine models kernels"),
+    "step": ("step optim adamcpr parallel mixing defaults watch", "ground recipes machine models kernels"),
     "folder": ("runfolder checkpoint metrics report", "ground recipes"),
     "run": (
         "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer start",
@@ -31,6 +31,7 @@ ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in mo
 # Standard library alone: read before torch is there.
 WITHOUT_TORCH = (
     "schedules.py",
+    "cpr.py",
     "recipe.py",
     "augmentation.py",
     "fields.py",
