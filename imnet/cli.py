@@ -156,15 +156,16 @@ def _report(argv: list[str]) -> int:
     about = "Write the report of a run, or one page that compares several."
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or folders of imnet-sweep")
     parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
     values = parser.parse_args(argv)
     from imnet import report
 
-    if len(values.runs) == 1:
-        print(report.render(values.runs[0], values.out))
+    runs = report.expand(values.runs)
+    if len(runs) == 1:
+        print(report.render(runs[0], values.out))
     else:
-        print(report.compare(values.runs, values.out or Path("comparison.html")))
+        print(report.compare(runs, values.out or Path("comparison.html")))
     return 0
 
 

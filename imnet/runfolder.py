@@ -121,6 +121,19 @@ class RunFolder:
         write_json(self.path / "run.json", values)
 
 
+def writer(path: Path) -> str | None:
+    """Who is writing in the run folder ``path``; None where nobody is, or where it cannot be known."""
+    try:
+        with (path / ".lock").open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                return None if error.errno in NO_LOCKS else lock.read().strip() or "another process"
+    except OSError:
+        pass  # no such folder yet
+    return None
+
+
 def read_run(path: Path) -> dict[str, Any] | None:
     """run.json of a run folder, or None where there is none."""
     try:

@@ -24,7 +24,7 @@ ROOMS = {
         "run tencrop classifier predict judge export own doctor prescribed dryrun listing",
         "ground recipes machine data models folder run kernels",
     ),
-    "words": ("cli options place parser", "ground recipes machine data models folder run ask"),
+    "words": ("cli options place parser sweep", "ground recipes machine data models folder run ask"),
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}

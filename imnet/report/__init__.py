@@ -18,13 +18,13 @@ from pathlib import Path
 
 from imnet.errors import UsageError
 from imnet.files import write_atomic
-from imnet.report import comparison, mistakes, quality, sections
+from imnet.report import comparison, mistakes, quality, search, sections
 from imnet.report.data import NAN, RunLog
 from imnet.report.markup import duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
-__all__ = ["compare", "contact_sheet", "render", "summary"]
+__all__ = ["compare", "contact_sheet", "expand", "ranking", "render", "summary"]
 
 REPORT_NAME = "report.html"
 
@@ -64,9 +64,28 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     if twice is not None:
         raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
     runs = [load(Path(run_dir)) for run_dir in run_dirs]
-    body = [comparison.groups_table(runs), comparison.overlays(runs), comparison.runs_table(runs)]
+    body = [
+        comparison.groups_table(runs),
+        *search.heat_maps(runs),
+        comparison.overlays(runs),
+        comparison.runs_table(runs),
+    ]
     names = ", ".join(dict.fromkeys(run.name for run in runs))
     return _write(Path(out), page(f"{len(runs)} runs", names, body))
+
+
+def expand(places: Sequence[Path]) -> list[Path]:
+    """Run folders; those inside a folder that is none itself, e.g. a sweep's, in its place."""
+    found: list[Path] = []
+    for place in places:
+        inside = [] if (place / "run.json").exists() else sorted(path.parent for path in place.glob("*/run.json"))
+        found += inside or [place]
+    return found
+
+
+def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:
+    """Plain lines: the runs of one label averaged, the best first. Errors as ``load``."""
+    return search.ranking([load(Path(run_dir)) for run_dir in run_dirs], labels)
 
 
 def summary(run_dir: Path) -> str:

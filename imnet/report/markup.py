@@ -48,6 +48,8 @@ table.heat tbody th{position:sticky;left:0;background:var(--card);font-weight:40
 max-width:160px;overflow:hidden;text-overflow:ellipsis}
 table.heat td{min-width:38px;height:26px;background:rgba(var(--miss),var(--a,0))}
 table.heat td.hit{background:rgba(var(--hit),var(--a,0))}table.heat td.sum{background:none;color:var(--soft)}
+table.search td{min-width:72px;height:34px;padding:2px 8px}
+table.search td.best{outline:2px solid var(--ink);font-weight:700}
 table.small td{min-width:14px;height:14px;padding:0}table.small th{font-size:.7rem;padding:0 2px}
 table.small td.sum{padding-left:6px;font-size:.7rem}
 .warn{color:var(--warn)}ul{margin:6px 0;padding-left:20px}
