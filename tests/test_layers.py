@@ -21,7 +21,7 @@ ROOMS = {
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run tencrop classifier predict judge export own doctor prescribed dryrun listing",
+        "run tencrop classifier predict judge export own doctor prescribed dryrun listing bandsheet",
         "ground recipes machine data models folder run kernels",
     ),
     "words": ("cli options place parser sweep", "ground recipes machine data models folder run ask"),
