@@ -16,6 +16,7 @@ from pathlib import Path
 from imnet import report
 from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.recipes.documents import DOCUMENTS
 from imnet.sweep import jobs, sbatch
 from imnet.sweep.grid import Trial, find, label, names, read, trials
 
@@ -123,18 +124,23 @@ def _result(folder: Path) -> str:
     from imnet.report.markup import duration, percent
     from imnet.report.read import load
 
-    run = load(folder)
+    bands = report.expand([folder])
+    if len(bands) > 1:
+        return f"{len(bands)} bands; imnet-eval {folder} fuses them"
+    run = load(bands[0])
     return f"top-1 {percent(run.last.top1 if run.last else report.NAN)} in {duration(run.total_seconds)}"
 
 
 def _end(chosen: Sequence[Trial], out: Path) -> int:
     """The table, the page and the failures; the exit code of the first of these."""
     ended = {trial.name: jobs.state(trial, out) for trial in chosen}
-    folders = [out / trial.name for trial in chosen if ended[trial.name] == "complete"]
-    if len(chosen) > 1 and folders:
-        print(report.ranking(folders, [_varied(t) for t in chosen if ended[t.name] == "complete"]))
+    complete = [trial for trial in chosen if ended[trial.name] == "complete"]
+    runs = [(run, _varied(trial, run)) for trial in complete for run in report.expand([out / trial.name])]
+    if len(chosen) > 1 and runs:
+        folders = [run for run, _ in runs]
+        print(report.ranking(folders, [label for _, label in runs]))
         page = report.compare(folders, out / "report.html") if len(folders) > 1 else report.render(folders[0])
-        print(f"report     {page}")
+        print(f"report     {page}{_document(complete, out)}")
     failed = [trial for trial in chosen if ended[trial.name] == "failed"]
     for trial in failed:
         said = jobs.outcome(out / trial.name)
@@ -143,12 +149,20 @@ def _end(chosen: Sequence[Trial], out: Path) -> int:
         error = ImnetError(f"{len(failed)} of {len(chosen)} trials failed", hint="the same command tries them again")
         error.exit_code = max(1, jobs.outcome(out / failed[0].name)["code"])
         raise error
-    open_ = len(chosen) - len(folders)
+    open_ = len(chosen) - len(complete)
     if open_:
         raise Preempted(f"{open_} of {len(chosen)} trials are not complete", hint="run the same command to go on")
     return 0
 
 
-def _varied(trial: Trial) -> str:
-    """What a trial's configuration is called where seeds are averaged."""
-    return label({name: value for name, value in trial.values.items() if name != "seed"}) or trial.recipe.name
+def _varied(trial: Trial, run: Path) -> str:
+    """What the configuration of a trial's run is called where seeds are averaged; an ensemble has a run a band."""
+    told = label({name: value for name, value in trial.values.items() if name != "seed"}) or trial.recipe.name
+    return told if run.name == trial.name else f"{told}, {run.name}"
+
+
+def _document(complete: Sequence[Trial], out: Path) -> str:
+    """The command that holds the runs against their document, where all are of one."""
+    systems = {trial.recipe.name.partition("/")[0] for trial in complete}
+    known = sorted(systems & {document.system for document in DOCUMENTS})
+    return f"; against the document: imnet-report --system {known[0]} {out}" if len(systems) == len(known) == 1 else ""

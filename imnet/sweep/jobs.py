@@ -39,9 +39,11 @@ def state(trial: Trial, out: Path) -> str:
         run = read_run(folder) or {}
         if run.get("status") == "complete" and (folder / "evaluation.json").is_file():
             return "complete"
-    if writer(folder):
+    if writer(folder) or any(writer(path.parent) for path in folder.glob("*/run.json")):
         return "running"
     code = outcome(folder).get("code")
+    if code == 0 and not (folder / "run.json").exists() and any(folder.glob("*/run.json")):
+        return "complete"  # an ensemble: a run folder a band
     if code in (None, Preempted.exit_code):
         return "stopped" if folder.exists() else "not run"
     return "failed"

@@ -1,5 +1,6 @@
 """What a grid file means, without a single training: trials, seeds, draws, ids, the Slurm script, mistakes."""
 
+import json
 import random
 import subprocess
 import sys
@@ -9,10 +10,10 @@ import pytest
 import yaml
 
 from imnet import sweep
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 from imnet.recipe_json import config_hash
 from imnet.recipes import RECIPES
-from imnet.sweep import grid, sbatch
+from imnet.sweep import grid, jobs, sbatch
 
 TINY = {"base": {"recipe": "quickstart", "epochs": 1}, "grid": {"optim.lr": [0.1, 0.01]}}
 
@@ -208,6 +209,50 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     (tmp_path / "requeued").unlink()
     assert subprocess.run(["bash", script], env=job | {"CODE": "65"}, check=False).returncode == 65
     assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize(
+    ("jobs_asked", "gpus", "visible", "expected"),
+    [
+        (None, None, None, ["0", "1", "2", "3"]),
+        (2, None, "2,3,5,7", ["2", "3"]),
+        (6, None, "2,3,5,7", ["2", "3", "5", "7", "2", "3"]),
+        (None, 2, "2,3,5,7", ["2,3", "5,7"]),
+        (None, 3, None, ["0,1,2"]),
+    ],
+)
+def test_a_trial_a_visible_gpu(tmp_path, monkeypatch, jobs_asked, gpus, visible, expected):
+    """No GPU is needed: which ones a trial will see is a variable of its process."""
+    monkeypatch.setattr("imnet.device.num_gpus", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = read(tmp_path, more=["--gpus", str(gpus)] if gpus else [], **TINY)
+    assert [slot.gpus for slot in jobs.slots(jobs_asked, found)] == expected
+
+
+def test_trials_share_the_cores_and_five_gpus_of_four_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("imnet.device.num_gpus", lambda: 4)
+    with pytest.raises(DeviceError, match="a trial asks for 5 GPUs, and 4 are visible"):
+        jobs.slots(None, read(tmp_path, more=["--gpus", "5"], **TINY))
+    monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: range(8))
+    on_cpu = read(tmp_path, more=["--device", "cpu"], **TINY)
+    assert [slot.words for slot in jobs.slots(3, on_cpu)] == [("--threads=2",)] * 3
+    assert jobs.slots(None, on_cpu) == [jobs.Slot(None)]
+    chosen = read(tmp_path, more=["--device", "cpu", "--threads", "5"], **TINY)
+    assert jobs.slots(3, chosen) == [jobs.Slot(None)] * 3
+
+
+def test_an_ensemble_is_complete_when_its_command_was(tmp_path):
+    (trial, _) = read(tmp_path, **TINY)
+    band = tmp_path / trial.name / "band-0"
+    assert jobs.state(trial, tmp_path) == "not run"
+    band.mkdir(parents=True)
+    (band / "run.json").write_text('{"status": "complete"}')
+    assert jobs.state(trial, tmp_path) == "stopped"
+    for code, state in ((0, "complete"), (75, "stopped"), (65, "failed"), (-9, "failed"), (None, "stopped")):
+        (tmp_path / trial.name / "trial.json").write_text(json.dumps({"code": code}))
+        assert jobs.state(trial, tmp_path) == state
 
 
 def test_numbers_as_slurm_writes_them():
