@@ -106,7 +106,7 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
         *documents.bands_table(bands),
         *documents.beside_table(beside),
         *search.heat_maps(drawn),
-        *([comparison.overlays(drawn), comparison.runs_table(drawn)] if drawn else []),
+        *([comparison.runs_table(drawn), comparison.overlays(drawn)] if drawn else []),
         *mistakes.best_confusion(drawn),
         *(mistakes.sheet(f"sheet{i}", title, data) for i, (title, data) in enumerate(sheets)),
     ]

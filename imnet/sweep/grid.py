@@ -233,12 +233,11 @@ def trials(grid: Grid, num_seeds: int | None = None, more: Sequence[str] = ()) -
 def _trial(number: int, grid: Grid, point: Mapping[str, Any], turn: int, seeded: bool, more: Sequence[str]) -> Trial:
     words = [*(_word(name, value) for name, value in (dict(grid.base) | dict(point)).items()), *more]
     values = dict(point)
-    request = _parse(words, grid, number, values)
     if seeded or grid.seeds:
-        listed, own = grid.seeds, request.recipe.seed
-        seed = listed[turn] if turn < len(listed) else (max(listed) + 1 - len(listed) if listed else own) + turn
+        first = grid.seeds or (_parse(words, grid, number, values).recipe.seed,)
+        seed = first[turn] if turn < len(first) else max(first) + 1 + turn - len(first)
         values, words = values | {"seed": seed}, [*words, f"--seed={seed}"]
-        request = _parse(words, grid, number, values)
+    request = _parse(words, grid, number, values)
     return Trial(number, values, tuple(words), request.recipe, request.options)
 
 

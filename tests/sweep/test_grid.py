@@ -165,7 +165,7 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text, said, capsys)
         ([], "got no grid"),
         (["fob-adam", "--dry-run"], "did you mean fob-adam"),
         (["fob-adamw", "--seeds", "0"], "got --seeds 0"),
-        (["fob-adamw", "--trial", "37"], "allowed: 1 to 36"),
+        (["fashion-mnist", "--trial", "6"], "allowed: 1 to 5"),
         (["fob-adamw", "--job", "3"], "did you mean --jobs?"),
         (["fob-adamw", "--dry-run", "--", "--lr", "0.1"], "got --optim.lr for every trial"),
         (["fob-adamw", "--dry-run", "--", "--seed", "1"], "use --seeds N"),
