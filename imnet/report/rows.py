@@ -48,10 +48,11 @@ class Row:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """In what the measured runs are not the document's."""
-        if self.found is None or self.recipe is None:
+        """In what the measured runs are not the document's, or where they are no row of it not their own recipe."""
+        book = self.recipe or (RECIPES.get(self.found.name) if self.found else None)
+        if self.found is None or book is None:
             return ()
-        return (*differing(self.found.recipe, to_dict(self.recipe)), *self.found.more)
+        return (*differing(self.found.recipe, to_dict(book)), *self.found.more)
 
     @property
     def last(self) -> float:

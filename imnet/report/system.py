@@ -84,7 +84,8 @@ def _table(found: Sequence[Row]) -> Markup:
 
 def _label(row: Row) -> str:
     if row.recipe is None:
-        return row.found.name if row.found else ""
+        changed = f'<br><span class="soft">changed {html(", ".join(row.changed))}</span>' if row.changed else ""
+        return Markup(f"{html(row.found.name if row.found else '')}{changed}")
     return row.label if row.band is None else f"{row.label}, band {row.band}"
 
 

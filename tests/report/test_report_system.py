@@ -123,6 +123,7 @@ def test_what_ran_otherwise_is_named_and_another_network_is_beside(tmp_path):
     assert "another run: changed schedule, epochs, label_smoothing" in page.text["document"]
     assert found["fashion-mnist/speedrun"]["row"] == ""
     assert "92.00 %" in page.text["beside"]
+    assert "changed" not in page.text["beside"]
     assert "quickstart" not in found
     assert "1 of other systems left out" in page.source
     assert float(found["fashion-mnist/wrn28_10"]["hours_published"]) == 7
@@ -133,6 +134,10 @@ def test_a_run_on_the_way_counts_for_nothing(tmp_path):
     folder = run_of(recipe, tmp_path / "a", 0.93, lines=metric_lines(3, [0.9, 0.91, 0.92]))
     _, _, rows = page_of(tmp_path, "fashion-mnist", [folder])
     assert {row["n"] for row in rows} == {"0"}
+    own = imnet.recipes["fashion-mnist/speedrun"]
+    page, _, rows = page_of(tmp_path, "fashion-mnist", [run_of(replace(own, epochs=3), tmp_path / "b", 0.8)])
+    assert "fashion-mnist/speedrun changed epochs" in page.text["beside"]
+    assert rows[-1]["changed"] == "epochs"
 
 
 def test_bands_and_their_ensemble(tmp_path):

@@ -276,6 +276,6 @@ def test_the_shipped_grids_are_in_the_package():
 
     root = Path(__file__).resolve().parents[2]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "sweep/grids/*.yaml" in data["imnet"]
+    assert data["imnet.sweep.grids"] == ["*.yaml"]
     with pytest.raises(UsageError):
         grid.find("nothing")
