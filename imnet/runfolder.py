@@ -30,6 +30,7 @@ from imnet.run_options import RunOptions
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What flock answers on a file system without locks, as NFS often is."""
+BUSY = "a run is writing here"
 
 
 def default_path(recipe: Recipe, precision: str) -> Path:
@@ -67,7 +68,7 @@ class RunFolder:
                 raise IOFailure(what, file=self.path, hint=hint) from error
             holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
-            raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
+            raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint) from error
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()

@@ -23,7 +23,7 @@ from typing import Any
 
 from imnet.errors import DataError, DeviceError, IOFailure, Preempted
 from imnet.files import write_json
-from imnet.runfolder import read_run, writer
+from imnet.runfolder import BUSY, read_run, writer
 from imnet.sweep.grid import Trial
 
 POLL_S = 0.1
@@ -99,24 +99,37 @@ class Sweep:
         self.free = list(places)
         self.running: dict[subprocess.Popen[bytes], tuple[Trial, Slot]] = {}
         self.asked: list[signal.Signals] = []
+        self.waiting: list[Trial] = []
+        self.until: float | None = None
+        """When to give up waiting for the trials of others, while there is nothing else to do."""
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Until every trial has ended, well or not. Preempted where a signal came: the trials have saved then."""
-        waiting, patience = list(trials), time.monotonic() + ORPHANS_S
+        self.waiting = list(trials)
         with self._listening():
-            while (waiting and not self.asked) or self.running:
-                ready = [] if self.asked else [t for t in waiting if not writer(self.out / t.name)]
-                for trial in ready[: len(self.free)]:
-                    waiting.remove(trial)
-                    self._start(trial, self.free.pop(0))
-                if waiting and not ready and not self.running and time.monotonic() > patience:
+            while (self.waiting and not self.asked) or self.running:
+                if not self.asked and not self._start_ready():
                     break
                 time.sleep(POLL_S)
                 self._collect()
-        for trial in [] if self.asked else waiting:
-            self.say("elsewhere", trial, f"{writer(self.out / trial.name)} is writing there")
         if self.asked:
             raise Preempted(f"{self.asked[0].name}: the trials have saved", hint="run the same command to go on")
+
+    def _start_ready(self) -> bool:
+        """Start what may be. False where all that is left has been written by other processes for too long."""
+        ready = [trial for trial in self.waiting if not writer(self.out / trial.name)]
+        for trial in ready[: len(self.free)]:
+            self.waiting.remove(trial)
+            if state(trial, self.out) != "complete":  # another sweep's by now
+                self._start(trial, self.free.pop(0))
+        if ready or self.running or not self.waiting:
+            self.until = None
+            return True
+        if self.until is None:
+            self.until = time.monotonic() + ORPHANS_S
+            for trial in self.waiting:
+                self.say("elsewhere", trial, f"{writer(self.out / trial.name)} is writing there; waiting a minute")
+        return time.monotonic() < self.until
 
     def _start(self, trial: Trial, slot: Slot) -> None:
         folder = self.out / trial.name
@@ -149,18 +162,22 @@ class Sweep:
             # Told to stop before it could save anything.
             code = Preempted.exit_code if self.asked and process.returncode < 0 else process.returncode
             error = None if code == 0 else _last_words(self.out / trial.name / "trial.log", code)
+            if code == IOFailure.exit_code and BUSY in str(error):  # another sweep was faster
+                self.waiting.append(trial)
+                continue
             self._note(trial, process.args, code, error)  # pyright: ignore[reportArgumentType]
             word = "done" if code == 0 else "stopped" if code == Preempted.exit_code else "FAILED"
             self.say(word, trial, error or "")
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """The first signal is passed on, so that the trials save; a second Ctrl-C kills them. None is left behind."""
+        """The first signal is passed on, so that the trials save; a second Ctrl-C kills them. None is left behind,
+        whatever ends the block."""
         old = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield
         finally:
-            self._tell(signal.SIGKILL)
+            self._tell(signal.SIGKILL if self.asked.count(signal.SIGINT) > 1 else signal.SIGTERM)
             for process in self.running:
                 process.wait()
             for number, handler in old.items():

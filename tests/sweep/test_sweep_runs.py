@@ -144,6 +144,18 @@ def test_ten_runs_killed_twice_end_in_the_page_with_both_plots(tmp_path, capsys)
 
 
 @pytest.mark.slow
+def test_two_sweeps_at_once_share_the_trials(tmp_path):
+    path, out = write(tmp_path, **{"optim.lr": [0.1, 0.05, 0.02, 0.01]}), tmp_path / "out"
+    both = [start(path, out), start(path, out)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(complete(out)) == 4
+    assert "FAILED" not in "".join(said)
+    for log in out.glob("*/trial.log"):
+        assert log.read_text().count("epoch 3/3  test") == 1, "trained twice"
+
+
+@pytest.mark.slow
 def test_one_signal_saves_every_trial_and_the_same_command_goes_on(tmp_path):
     path, out = write(tmp_path, **{"optim.lr": [0.1, 0.05]}), tmp_path / "out"
     process = start(path, out, "--jobs", "2", "--seeds", "2")
