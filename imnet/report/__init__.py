@@ -112,11 +112,11 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     ]
     left = len(runs) - len(drawn)
     told = f"{len(drawn)} run folder(s)" + (f"; {left} of other systems left out" if left else "")
-    table = [*main, *bands, *beside]
+    tables = {"The document": main, "Bands": bands, "Beside the document": beside}
     return [
         _write(out, page(document.title, told, body)),
-        _write(out.with_suffix(".md"), documents.markdown(document, table)),
-        _write(out.with_suffix(".csv"), documents.as_csv(table)),
+        _write(out.with_suffix(".md"), documents.markdown(document, tables)),
+        _write(out.with_suffix(".csv"), documents.as_csv([*main, *bands, *beside])),
     ]
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import unescape
 from typing import Any
 
@@ -165,14 +165,16 @@ def _n(row: Row) -> str:
     return str(len(row.found.last)) if row.found else "0"
 
 
-def markdown(document: Document, found: Sequence[Row]) -> str:
-    """The tables as one Markdown table."""
-    columns = _columns(found)
-    head = [header or "Row" for header, _ in columns]
+def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
+    """The tables that are not empty, by their titles."""
     lines = [f"# {document.title} (document {document.number})", "", *(f"{note}\n" for note in document.notes)]
-    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    lines += [f"| {' | '.join(_plain(show(row)) for _, show in columns)} |" for row in found]
-    return "\n".join(lines) + "\n"
+    for title, found in tables.items():
+        columns = _columns(found)
+        head = [header or "Row" for header, _ in columns]
+        lines += [f"## {title}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"] if found else []
+        lines += [f"| {' | '.join(_plain(show(row)) for _, show in columns)} |" for row in found]
+        lines += [""] if found else []
+    return "\n".join(lines)
 
 
 def _plain(cell: str) -> str:
