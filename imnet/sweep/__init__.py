@@ -18,7 +18,7 @@ from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
 from imnet.recipes.documents import DOCUMENTS
 from imnet.sweep import jobs, sbatch
-from imnet.sweep.grid import Trial, find, label, names, read, trials
+from imnet.sweep.grid import EXAMPLE, Trial, find, label, names, read, trials
 
 ABOUT = """Train every configuration of a grid file, and compare them. A trial that is complete is not run again.
 
@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="imnet-sweep", description=ABOUT, formatter_class=RawDescriptionHelpFormatter)
+    parser.epilog = f"a grid file:\n\n{EXAMPLE}"
     parser.add_debug()
-    told = "YAML file (imnet/sweep/grid.py has an example), or the name of a grid that comes with imnet"
+    told = "YAML file, as below, or the name of a grid that comes with imnet"
     parser.add_argument("grid", nargs="?", metavar="GRID", help=told)
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs (runs/sweep-GRID)")
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="runs of each configuration")

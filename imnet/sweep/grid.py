@@ -1,18 +1,4 @@
-"""A grid file and the trials that it means. Torch-free.
-
-about: what is searched, and where the values are from
-base:                       # options of imnet-train, for every trial
-  recipe: fashion-mnist/wrn28_10
-grid:                       # every combination of the values
-  optim.lr: [0.1, 0.05]
-random:                     # and this many draws, each with every combination
-  draws: 20
-  seed: 0
-  values:
-    optim.weight_decay: {low: 1.0e-5, high: 1.0e-2, log: true}
-    augment.cutout_px: [0, 8, 16]
-seeds: [1, 2, 3]            # of the runs; without it each recipe's own
-"""
+"""A grid file (see ``EXAMPLE``) and the trials that it means. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,6 +22,20 @@ from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
 from imnet.runfolder import default_path
 
+EXAMPLE = """\
+about: what is searched, and where the values are from
+base:                         # options of imnet-train, for every trial
+  recipe: fashion-mnist/wrn28_10
+grid:                         # every combination of the values
+  optim.lr: [0.1, 0.05]
+random:                       # and this many draws, each with every combination
+  draws: 20
+  seed: 0
+  values:
+    optim.weight_decay: {low: 1.0e-5, high: 1.0e-2, log: true}
+    augment.cutout_px: [0, 8, 16]
+seeds: [1, 2, 3]              # of the runs; without it each recipe's own
+"""
 SHIPPED = Path(__file__).parent / "grids"
 PARTS = ("about", "base", "grid", "random", "seeds")
 RANDOM_PARTS = ("draws", "seed", "values")

@@ -95,6 +95,17 @@ def test_random_search_is_a_function_of_its_seed(tmp_path):
     assert float(done.stdout) == first[0]["optim.lr"]
 
 
+def test_the_example_of_the_help_is_a_grid(tmp_path, capsys):
+    path = tmp_path / "example.yaml"
+    path.write_text(grid.EXAMPLE)
+    assert len(grid.read(path).points) == 40
+    found, _ = grid.trials(grid.read(path), 1)
+    assert (len(found), {trial.recipe.seed for trial in found}) == (40, {1})
+    with pytest.raises(SystemExit):
+        sweep.main(["--help"])
+    assert grid.EXAMPLE in capsys.readouterr().out
+
+
 def test_what_comes_twice_is_run_once(tmp_path):
     path = write(tmp_path, random={"draws": 12, "values": {"augment.hflip": ["none", "random"]}})
     found, twice = grid.trials(grid.read(path))
