@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 from imnet.command import Parser, guarded
+from imnet.errors import UsageError
 
 _BEGAN = time.perf_counter()
 
@@ -165,20 +167,48 @@ def _export(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    about = "Write the report of a run, or one page that compares several."
+    about = "Write the report of a run, one page that compares several, or the page of a system."
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or an ensemble's")
-    parser.add_argument("--out", type=Path, default=None, help="the page (RUN/report.html, or comparison.html)")
+    told = "run folders, folders of imnet-sweep, ensembles; with --system also JSON files of imnet-bench"
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help=told)
+    told = "published against measured, row by row: imagenet64, fashion-mnist, tiny-imagenet or spectral"
+    parser.add_argument("--system", default=None, metavar="NAME", help=told)
+    told = "with --system spectral: the picture that is shown in its bands"
+    parser.add_argument("--picture", type=Path, default=None, metavar="FILE", help=told)
+    told = "the page (RUN/report.html, comparison.html, or system-NAME.html with .md and .csv beside it)"
+    parser.add_argument("--out", type=Path, default=None, help=told)
     values = parser.parse_args(argv)
     from imnet import report
-    from imnet.runfolder import bands_in
 
-    runs = [run for path in values.runs for run in (bands_in(path) or {0: path}).values()]
+    if values.system is not None:
+        return _system(values)
+    if values.picture is not None:
+        raise UsageError("got --picture without --system spectral", hint="leave it out")
+    if not values.runs:
+        raise UsageError("got no run folder", hint="name one or more, or --system NAME")
+    runs = report.expand(values.runs)
     if len(runs) == 1:
         print(report.render(runs[0], values.out))
     else:
         print(report.compare(runs, values.out or Path("comparison.html")))
+    return 0
+
+
+def _system(values: Namespace) -> int:
+    from imnet import report
+    from imnet.recipes.documents import of_system
+
+    name = of_system(values.system).system
+    sheets: list[tuple[str, bytes]] = []
+    if name == "spectral":
+        from imnet import bandsheet
+
+        sheets = bandsheet.sheets(values.picture)
+    elif values.picture is not None:
+        raise UsageError(f"got --picture for {name}, which has no bands", hint="leave it out")
+    for path in report.system(name, values.runs, values.out or Path(f"system-{name}.html"), sheets):
+        print(path)
     return 0
 
 

@@ -11,7 +11,7 @@ from imnet.data.order import Order
 from imnet.errors import ImnetError
 from imnet.from_recipe import load_data
 from imnet.models.count import activation_bytes, flops, num_params
-from imnet.recipe import AdamW, Lamb, Recipe
+from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -54,7 +54,7 @@ def _memory(
 ) -> list[str]:  # fmt: skip
     """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them. A rank with
     several bands is counted as holding those of one step at a time, which captured steps do not."""
-    copies = 3 + isinstance(recipe.optim, AdamW | Lamb) + (recipe.ema_decay is not None)
+    copies = 3 + isinstance(recipe.optim, AdamW | AdamCPR | Lamb) + (recipe.ema_decay is not None)
     d, ranks = recipe.data, options.gpus or options.procs or 1
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
     fixed, ranks = copies * 4 * num_params(net) * networks, ensemble.ranks_a_band(bands, ranks) if bands else ranks

@@ -13,11 +13,11 @@ import torch
 from imnet_kernels import sgd_ema_, tier
 from torch import Tensor, nn
 
-from imnet import foreach
+from imnet import adamcpr, foreach
 from imnet.errors import UsageError
 from imnet.models.head import head_name, is_head
 from imnet.optimisers import Optim
-from imnet.recipe import SGD, AdamW, Lamb, Lion, Muon
+from imnet.recipe import SGD, AdamCPR, AdamW, Lamb, Lion, Muon
 
 MERGED_MEAN_ELEMENTS = 16384
 """Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
@@ -129,6 +129,7 @@ def _muon(groups: list[dict[str, Any]], optim: Muon, lr: Any, backend: str) -> t
 BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {
     SGD: _sgd,
     AdamW: _adamw,
+    AdamCPR: adamcpr.build,
     Lamb: _lamb,
     Lion: _lion,
     Muon: _muon,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from imnet import models
-from imnet.recipe import SGD, Augment, Cosine, Lion, MultiStep, Muon, OneCycle, Recipe, Step
+from imnet.recipe import SGD, AdamCPR, Augment, Cosine, Lion, MultiStep, Muon, OneCycle, Recipe, Step
 
 DROPS_SHOWN = 6
 
@@ -65,6 +65,9 @@ def _optimiser(recipe: Recipe) -> str:
 
 def _decay(recipe: Recipe) -> str:
     o = recipe.optim
+    if isinstance(o, AdamCPR):
+        where = "every weight" if o.decay_norms else "every weight but norms and biases"
+        return f"the norm of {where} bounded by its own after {o.warm_start_steps:,} steps"
     if not o.weight_decay:
         return "no weight decay"
     shifts = isinstance(o, SGD) and not o.decay_biases
@@ -180,12 +183,16 @@ def _published(recipe: Recipe) -> str:
     if p is None:
         return "nothing"
     bands = ", ".join(map(str, p.ensemble_of)) or "all"
+    hours = "" if p.ensemble_hours is None else f" in {p.ensemble_hours:g} h"
+    brackets = " ".join(f"({100 * top1:.6g} % {mark})" for mark, top1 in p.references.items())
     told = [
         f"top-1 {100 * p.top1:.6g} %" if p.top1 is not None else "",
         f"top-5 {100 * p.top5:.6g} %" if p.top5 is not None else "",
         f"bands {' '.join(f'{100 * top1:.2f}' for top1 in p.band_top1)} %" if p.band_top1 else "",
-        f"ensemble of {bands} bands {100 * p.ensemble_top1:.6g} %" if p.ensemble_top1 is not None else "",
+        f"ensemble of {bands} bands {100 * p.ensemble_top1:.6g} %{hours}" if p.ensemble_top1 is not None else "",
+        brackets,
         f"{p.hours:g} h" if p.hours is not None else "",
+        f"{p.mib:g} MiB" if p.mib is not None else "",
         p.hardware,
         p.note,
     ]
@@ -198,4 +205,6 @@ def _ran(recipe: Recipe) -> str:
         return ""
     every = f"judged every {r.eval_every_epochs} epoch(s)" if r.eval_every_epochs else ""
     precision = "" if r.precision == "auto" else r.precision
-    return ", ".join(filter(None, (precision, every))) + ", where the options leave it open"
+    options = ", ".join(filter(None, (precision, every)))
+    held_out = f"{r.val_images:,} training images held out, here none" if r.val_images else ""
+    return "; ".join(filter(None, (options and f"{options}, where the options leave it open", held_out)))

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from imnet.augmentation import Augment
 from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
-from imnet.optimisers import SGD, AdamW, Lamb, Lion, Muon, Optim
+from imnet.optimisers import SGD, AdamCPR, AdamW, Lamb, Lion, Muon, Optim
 from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
 
 __all__ = [
     "SGD",
+    "AdamCPR",
     "AdamW",
     "Augment",
     "Comm",
@@ -98,6 +99,13 @@ class Published:
     """Of several bands together: several runs."""
     ensemble_of: tuple[int, ...] = ()
     """Which bands; all where it does not say."""
+    ensemble_hours: float | None = None
+    """Of all bands, where the source does not say otherwise."""
+    parameters: int | None = None
+    mib: float | None = None
+    """Of one network's weights as a file."""
+    references: Mapping[str, float] = field(default_factory=dict)
+    """What others had reported, which the source puts in brackets: top-1 by the mark of the citation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,8 @@ class Ran:
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     eval_every_epochs: int | None = None
+    val_images: int | None = None
+    """Training images that it held out, where the recipe trains on all: a run that does the same is no other one."""
 
 
 @dataclass(frozen=True, kw_only=True)

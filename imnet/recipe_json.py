@@ -10,11 +10,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Union
 
-from imnet.recipe import SGD, AdamW, Constant, Cosine, Lamb, Lion, MultiStep, Muon, OneCycle, Recipe, Step
+from imnet.recipe import SGD, AdamCPR, AdamW, Constant, Cosine, Lamb, Lion, MultiStep, Muon, OneCycle, Recipe, Step
 from imnet.run_options import RunOptions
 
 KINDS: dict[str, dict[str, type]] = {
-    "optim": {c.kind: c for c in (SGD, AdamW, Lamb, Lion, Muon)},
+    "optim": {c.kind: c for c in (SGD, AdamW, AdamCPR, Lamb, Lion, Muon)},
     "schedule": {c.kind: c for c in (Constant, Step, MultiStep, Cosine, OneCycle)},
 }
 

@@ -30,6 +30,7 @@ from imnet.run_options import RunOptions
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What flock answers on a file system without locks, as NFS often is."""
+BUSY = "a run is writing here"
 
 
 def default_path(recipe: Recipe, precision: str) -> Path:
@@ -78,7 +79,7 @@ class RunFolder:
                 raise IOFailure(what, file=self.path, hint=hint) from error
             holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
-            raise IOFailure(f"a run is writing here ({holder})", file=self.path, hint=hint) from error
+            raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint) from error
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
@@ -130,6 +131,19 @@ class RunFolder:
 
     def write_run(self, values: dict[str, Any]) -> None:
         write_json(self.path / "run.json", values)
+
+
+def writer(path: Path) -> str | None:
+    """Who is writing in the run folder ``path``; None where nobody is, or where it cannot be known."""
+    try:
+        with (path / ".lock").open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                return None if error.errno in NO_LOCKS else lock.read().strip() or "another process"
+    except OSError:
+        pass  # no such folder yet
+    return None
 
 
 def read_run(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,10 @@ ROOMS = {
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
-    "step": ("step capture optim foreach parallel mixing defaults watch", "ground recipes machine models kernels"),
+    "step": (
+        "step capture optim foreach adamcpr parallel mixing defaults watch",
+        "ground recipes machine models kernels",
+    ),
     "folder": ("runfolder checkpoint metrics loggers report", "ground recipes"),
     "run": (
         "run_state change hubs weights from_recipe evaluate verdicts announce resume console trainer ensemble start "
@@ -22,10 +25,11 @@ ROOMS = {
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (
-        "run tencrop fusion fused classifier predict judge judge_ensemble export own doctor prescribed dryrun listing",
+        "run tencrop fusion fused classifier predict judge judge_ensemble export own doctor prescribed dryrun listing "
+        "bandsheet",
         "ground recipes machine data models folder run kernels",
     ),
-    "words": ("cli options place parser", "ground recipes machine data models folder run ask"),
+    "words": ("cli options place parser sweep", "ground recipes machine data models folder run ask"),
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}

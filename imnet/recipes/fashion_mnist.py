@@ -69,7 +69,7 @@ WRN28_10 = Recipe(
     epochs=200,
     seed=40000,
     source=f"{DOCUMENTED}; Zagoruyko and Komodakis 2016",
-    published=Published(top1=0.932775, hours=7, hardware=GPU, note=ON_TEST),
+    published=Published(top1=0.932775, hours=7, hardware=GPU, parameters=36_478_906, note=ON_TEST),
 )
 WRN28_10_AS_RUN = _as_run(WRN28_10, (59, 119, 159), 0.93177, 5.0)
 
@@ -83,7 +83,7 @@ DENSENET = Recipe(
     epochs=300,
     seed=40000,
     source=f"{DOCUMENTED}; Huang et al. 2017",
-    published=Published(top1=0.9377, hours=3.5, hardware=GPU, note=f"{ON_TEST}; 3 to 4 hours"),
+    published=Published(top1=0.9377, hours=3.5, hardware=GPU, parameters=768_730, note=f"{ON_TEST}; 3 to 4 hours"),
 )
 DENSENET_AS_RUN = _as_run(DENSENET, (149, 224), 0.93735, 3.9)
 
@@ -97,7 +97,7 @@ DPN = Recipe(
     epochs=200,
     seed=30000,
     source=f"{DOCUMENTED}; Queequeg92/DualPathNet",
-    published=Published(top1=0.9321, hours=6, hardware=GPU, note=ON_TEST),
+    published=Published(top1=0.9321, hours=6, hardware=GPU, parameters=47_751_450, note=ON_TEST),
 )
 # Its log prints the seed 52, not the document's 30000.
 DPN_AS_RUN = replace(_as_run(DPN, (59, 119, 159), 0.93153, 5.6), seed=52)
@@ -112,13 +112,13 @@ SHAKE_96D = Recipe(
     epochs=1800,
     seed=30000,
     source="document 002; Gastaldi 2017; DeVries and Taylor 2017",
-    published=Published(top1=0.937275, hours=40, hardware=GPU, note=ON_TEST),
+    published=Published(top1=0.937275, hours=40, hardware=GPU, parameters=26_330_026, note=ON_TEST),
 )
 SHAKE_64D = replace(
     SHAKE_96D,
     name="fashion-mnist/shake_shake26_2x64d",
     model="shake_shake26_2x64d",
-    published=Published(top1=0.93725, hours=25, hardware=GPU, note=ON_TEST),
+    published=Published(top1=0.93725, hours=25, hardware=GPU, parameters=11_708_362, note=ON_TEST),
 )
 # Both notebooks are absent from the author's repository: how they ran cannot be established. These are as documented.
 ABSENT = f"{SHAKE_96D.source}; as documented, since the notebook is absent: how it ran is not known"

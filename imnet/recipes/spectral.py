@@ -47,7 +47,7 @@ RESNET34_224 = Recipe(
     schedule=Cosine(final_factor=0.01, per="epoch"),
     epochs=100,
     source=f"{SOURCE}; crops as in the source's code",
-    published=Published(top1=0.7351, hours=43.66, hardware=GPU),
+    published=Published(top1=0.7351, hours=43.66, hardware=GPU, mib=83.15, references={"[5]": 0.7548, "[6]": 0.761}),
 )
 RESNET34_SUB4 = replace(
     RESNET34_224,
@@ -59,7 +59,9 @@ RESNET34_SUB4 = replace(
         band_top1=(0.7631, 0.7439, 0.6879, 0.7482),
         ensemble_top1=0.7829,
         ensemble_of=(0, 1, 3),
-        note="by 600 epochs of another recipe (ResNet strikes back), 281 h (of what, it does not say)",
+        ensemble_hours=281,
+        mib=83.15,
+        note="by 600 epochs of another recipe (ResNet strikes back); of what the 281 h are, it does not say",
     ),
 )
 RESNET34_SUB16 = replace(
@@ -89,7 +91,8 @@ RESNET34_SUB16 = replace(
             0.5507,
         ),
         ensemble_top1=0.7213,
-        note="20.02 h in the document's table",
+        ensemble_hours=20.02,
+        mib=83.15,
     ),
 )
 RESNET34_SUB36 = replace(
@@ -97,14 +100,21 @@ RESNET34_SUB36 = replace(
     name="spectral/resnet34_sub36",
     data=replace(DATA, image_px=336),
     augment=SUB36,
-    published=Published(hardware=GPU, ensemble_top1=0.6983, note="20.02 h in the document's table"),
+    published=Published(hardware=GPU, ensemble_top1=0.6983, ensemble_hours=20.02, mib=83.15),
 )
 
 RESNET50_224 = replace(
     RESNET34_224,
     name="spectral/resnet50_224",
     model="resnet50",
-    published=Published(top1=0.7799, hours=43.8, hardware=GPU, note="averaged over 10 crops; 76.27 % without"),
+    published=Published(
+        top1=0.7799,
+        hours=43.8,
+        hardware=GPU,
+        mib=97.69,
+        references={"[5]": 0.7715, "[7]": 0.803},
+        note="averaged over 10 crops; 76.27 % without",
+    ),
 )
 RESNET50_SUB4 = replace(
     RESNET34_SUB4,
@@ -116,7 +126,9 @@ RESNET50_SUB4 = replace(
         band_top1=(0.7753, 0.7342, 0.6121, 0.7344),
         ensemble_top1=0.7784,
         ensemble_of=(0, 1, 3),
-        note="the bands of the ensemble were chosen on the validation set; 62.6 h in the document's table",
+        ensemble_hours=62.6,
+        mib=97.69,
+        note="the bands of the ensemble were chosen on the validation set",
     ),
 )
 # Sub36 was published for ResNet-34 alone; that of the others is the same recipe.
@@ -127,7 +139,7 @@ ALEXNET_224 = replace(
     RESNET34_224,
     name="spectral/alexnet_224",
     model="alexnet",
-    published=Published(top1=0.6344, hours=40.8, hardware=GPU),
+    published=Published(top1=0.6344, hours=40.8, hardware=GPU, mib=224, references={"[3]": 0.593}),
 )
 ALEXNET_SUB4 = replace(
     RESNET34_SUB4,
@@ -138,14 +150,16 @@ ALEXNET_SUB4 = replace(
         hardware=GPU,
         band_top1=(0.5927, 0.5575, 0.4763, 0.5040),
         ensemble_top1=0.6343,
-        note="20.2 h in the document's table",
+        ensemble_hours=20.2,
+        mib=61.04,
+        note="the document's page has 37.73 MB here too",
     ),
 )
 ALEXNET_SUB16 = replace(
     RESNET34_SUB16,
     name="spectral/alexnet_sub16",
     model="alexnet_56",
-    published=Published(hardware=GPU, ensemble_top1=0.6218, note="9.7 h in the document's table"),
+    published=Published(hardware=GPU, ensemble_top1=0.6218, ensemble_hours=9.7, mib=37.73),
 )
 ALEXNET_SUB36 = replace(RESNET34_SUB36, name="spectral/alexnet_sub36", model="alexnet_56", published=None)
 
@@ -154,19 +168,19 @@ VGG16_224 = replace(
     RESNET34_224,
     name="spectral/vgg16_224",
     model="vgg16",
-    published=Published(top1=0.7321, hours=81.2, hardware=GPU),
+    published=Published(top1=0.7321, hours=81.2, hardware=GPU, mib=527.79, references={"[4]": 0.73}),
 )
 VGG16_SUB4 = replace(
     RESNET34_SUB4,
     name="spectral/vgg16_sub4",
     model="vgg16_bn_112",
-    published=Published(hardware=GPU, ensemble_top1=0.7282, note="44.14 h in the document's table"),
+    published=Published(hardware=GPU, ensemble_top1=0.7282, ensemble_hours=44.14, mib=207.82),
 )
 VGG16_SUB16 = replace(
     RESNET34_SUB16,
     name="spectral/vgg16_sub16",
     model="vgg16_bn_56",
-    published=Published(hardware=GPU, ensemble_top1=0.6424, note="26.84 h in the document's table"),
+    published=Published(hardware=GPU, ensemble_top1=0.6424, ensemble_hours=26.84, mib=128.05),
 )
 VGG16_SUB36 = replace(RESNET34_SUB36, name="spectral/vgg16_sub36", model="vgg16_bn_56", published=None)
 
@@ -185,7 +199,10 @@ RESNET34_21K_224 = Recipe(
     epochs=100,
     source=f"{SOURCE}; the flip, and 224 pixels for whole images, are inferred",
     published=Published(
-        top1=0.4045, note="quoted from Ridnik et al. 2021, not a run of the document's; more than 246 h"
+        top1=0.4045,
+        hours=246,
+        mib=122.35,
+        note="quoted from Ridnik et al. 2021, not the document's run; more than 246 h",
     ),
 )
 RESNET34_21K_SUB36 = replace(
@@ -194,7 +211,7 @@ RESNET34_21K_SUB36 = replace(
     model="resnet34_56",
     augment=SUB36_21K,
     source=f"{SOURCE}; the flip is inferred",
-    published=Published(hardware=GPU, ensemble_top1=0.3512, note="90 h in the document's table"),
+    published=Published(hardware=GPU, ensemble_top1=0.3512, ensemble_hours=90, mib=122.35),
 )
 RESNET50_21K_224 = replace(RESNET34_21K_224, name="spectral/resnet50_21k_224", model="resnet50", published=None)
 RESNET50_21K_SUB36 = replace(

@@ -4,7 +4,7 @@
 ``_64`` are ours: the native pixels, a 3x3 stem and no pool, which costs 1.2 to 1.3 times the arithmetic of 224 px.
 """
 
-from imnet.recipe import SGD, Augment, Constant, Cosine, Data, Published, Recipe, replace
+from imnet.recipe import SGD, Augment, Constant, Cosine, Data, Published, Ran, Recipe, replace
 
 DATA = Data(name="tiny-imagenet", image_px=64, num_classes=200, batch_images=64)
 HARDWARE = "V100"
@@ -30,6 +30,7 @@ RESNET18_BASELINE = Recipe(
     epochs=50,
     source=f"{SOURCE}; {SPLIT}",
     published=Published(top1=0.4458, hardware=HARDWARE, note=TEN_RUNS),
+    ran=Ran(val_images=10_000),
 )
 
 

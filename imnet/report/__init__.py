@@ -2,6 +2,7 @@
 
     render(run_dir)             -> run_dir/report.html
     compare([run, run], out)    -> out
+    system(name, places, out)   -> out, beside it the table as .md and .csv
     summary(run_dir)            -> text for the end of a run
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
@@ -18,13 +19,15 @@ from pathlib import Path
 
 from imnet.errors import UsageError
 from imnet.files import write_atomic
-from imnet.report import comparison, mistakes, quality, sections
+from imnet.recipes.documents import of_system
+from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
+from imnet.report import system as documents
 from imnet.report.data import NAN, RunLog
 from imnet.report.markup import duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
-__all__ = ["compare", "contact_sheet", "render", "summary"]
+__all__ = ["compare", "contact_sheet", "expand", "ranking", "render", "summary", "system"]
 
 REPORT_NAME = "report.html"
 
@@ -57,16 +60,76 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
 
     UsageError for fewer than two runs or one run given twice (it would count twice in n), else as ``render``.
     """
-    places = [Path(run_dir).resolve() for run_dir in run_dirs]
-    if len(places) < 2:
-        raise UsageError(f"got {len(places)} run folders to compare, need 2 or more", hint="render() reports one run")
+    if len(run_dirs) < 2:
+        raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
+    _check_once([Path(run_dir) for run_dir in run_dirs])
+    runs = [load(Path(run_dir)) for run_dir in run_dirs]
+    body = [
+        comparison.groups_table(runs),
+        *search.heat_maps(runs),
+        comparison.overlays(runs),
+        comparison.runs_table(runs),
+    ]
+    names = ", ".join(dict.fromkeys(run.name for run in runs))
+    return _write(Path(out), page(f"{len(runs)} runs", names, body))
+
+
+def expand(places: Sequence[Path]) -> list[Path]:
+    """Run folders; those inside a folder that is none itself, e.g. a sweep's or an ensemble's, in its place."""
+    found: list[Path] = []
+    for place in places:
+        inside = [] if (place / "run.json").exists() else [*place.glob("*/run.json"), *place.glob("*/*/run.json")]
+        found += sorted(path.parent for path in inside) or [place]
+    return found
+
+
+def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[str, bytes]] = ()) -> list[Path]:
+    """Write the page of a system: its document's table with what ``places`` measured, which are as for ``expand`` or
+    JSON files of imnet-bench; ``sheets`` are pictures (PNG) with their titles. The page, its Markdown and its CSV.
+
+    UsageError for an unknown system or one run given twice, else as ``render``.
+    """
+    document = of_system(word)
+    folders = expand([Path(place) for place in places if Path(place).suffix != ".json"])
+    _check_once(folders)
+    runs = [load(folder) for folder in folders]
+    found = measured.of_runs(runs)
+    for folder in dict.fromkeys(folder.parent for folder in folders):
+        band = next((run for run in runs if run.path.parent == folder), None)
+        found += measured.of_ensemble(folder, band) if band else []
+    found += [m for place in places if Path(place).suffix == ".json" for m in measured.of_results(Path(place))]
+    main, bands, beside = rows.rows(document, found)
+    mine = {id(row.found.recipe) for row in (*main, *bands, *beside) if row.found}
+    drawn = [run for run in runs if id(run.recipe) in mine or rows.belongs(run.recipe, document)]
+    body = [
+        documents.main_table(document, main),
+        *documents.bands_table(bands),
+        *documents.beside_table(beside),
+        *search.heat_maps(drawn),
+        *([comparison.runs_table(drawn), comparison.overlays(drawn)] if drawn else []),
+        *mistakes.best_confusion(drawn),
+        *(mistakes.sheet(f"sheet{i}", title, data) for i, (title, data) in enumerate(sheets)),
+    ]
+    left = len(runs) - len(drawn)
+    told = f"{len(drawn)} run folder(s)" + (f"; {left} of other systems left out" if left else "")
+    tables = {"The document": main, "Bands": bands, "Beside the document": beside}
+    return [
+        _write(out, page(document.title, told, body)),
+        _write(out.with_suffix(".md"), documents.markdown(document, tables)),
+        _write(out.with_suffix(".csv"), documents.as_csv([*main, *bands, *beside])),
+    ]
+
+
+def _check_once(folders: Sequence[Path]) -> None:
+    places = [folder.resolve() for folder in folders]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
-    runs = [load(Path(run_dir)) for run_dir in run_dirs]
-    body = [comparison.groups_table(runs), comparison.overlays(runs), comparison.runs_table(runs)]
-    names = ", ".join(dict.fromkeys(run.name for run in runs))
-    return _write(Path(out), page(f"{len(runs)} runs", names, body))
+
+
+def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:
+    """Plain lines: the runs of one label averaged, the best first. Errors as ``load``."""
+    return search.ranking([load(Path(run_dir)) for run_dir in run_dirs], labels)
 
 
 def summary(run_dir: Path) -> str:
@@ -119,7 +182,9 @@ def _published(run: RunLog) -> str:
     elif run.last is not None and not math.isnan(run.published_top1):
         told.append(f"last epoch {run.against_published(run.last.top1)} against it")
     if ensemble is not None:
-        told.append(f"an ensemble of several bands {percent(float(ensemble))}")
+        hours = run.published.get("ensemble_hours")
+        within = "" if hours is None else f" in {hours:g} h"
+        told.append(f"an ensemble of several bands {percent(float(ensemble))}{within}")
     if run.published.get("hours") is not None:
         told.append(sections.hours_published(run))
     told += [str(run.published[key]) for key in ("hardware", "note") if run.published.get(key)]

@@ -78,7 +78,7 @@ def _cells(run: RunLog) -> tuple[str, ...]:
         _long(run.name),
         "not recorded" if run.seed is None else str(run.seed),
         planned if run.finished else f"{run.reached_epoch:.4g} of {planned}, not finished",
-        percent(_last(run)),
+        percent(last_top1(run)),
         _best_cell(run, percent(_best(run))),
         published(run),
         rate(run.images_per_s),
@@ -91,7 +91,7 @@ def _best_cell(run: RunLog, text: str) -> str:
     return f"{text} (on the {run.chosen_on})" if run.vals and run.best else text
 
 
-def _last(run: RunLog) -> float:
+def last_top1(run: RunLog) -> float:
     return run.last.top1 if run.last else NAN
 
 
@@ -131,11 +131,11 @@ def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
     """Runs whose recipes (every value but the seed) and precision are equal, in the order of first appearance."""
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_identity(run), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(identity(run), sort_keys=True, default=str), []).append(run)
     return list(groups.values())
 
 
-def _identity(run: RunLog) -> dict[str, Any]:
+def identity(run: RunLog) -> dict[str, Any]:
     return {"recipe": _without_seed(run.recipe), "precision": run.info.get("precision")}
 
 
@@ -149,7 +149,7 @@ def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
     """The recipe's name; where two groups share it, also the values in which they differ."""
-    flat = [dict(flatten(_identity(members[0]))) for members in groups]
+    flat = [dict(flatten(identity(members[0]))) for members in groups]
     labels = []
     for members, values in zip(groups, flat, strict=True):
         name = members[0].name
@@ -171,15 +171,15 @@ def _group_cells(members: Sequence[RunLog]) -> tuple[str, ...]:
     return (
         f"{len(done)}" + (f" (+ {open_runs} not finished)" if open_runs else ""),
         (", ".join(seeds) or "none") + repeated,
-        spread([_last(run) for run in done], percent, _points),
-        _best_cell(members[0], spread([_best(run) for run in done], percent, _points)),
+        spread([last_top1(run) for run in done], percent, points_of),
+        _best_cell(members[0], spread([_best(run) for run in done], percent, points_of)),
         published(members[0]),
         spread(time, duration, duration) if same_hardware else "different hardware: see the runs",
         hours_published(members[0]),
     )
 
 
-def _points(deviation: float) -> str:
+def points_of(deviation: float) -> str:
     return f"{100 * deviation:.2f} points"
 
 

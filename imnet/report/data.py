@@ -165,11 +165,15 @@ class RunLog:
     @cached_property
     def changed(self) -> str:
         """What ran otherwise than what was published, as ``changed: model, data; not comparable``; else empty."""
-        parts = changed_parts(self.recipe) if self.published else ()
-        theirs = (self.recipe.get("ran") or {}).get("precision", "auto")
-        parts += ("precision",) if self.config.get("precision", "auto") not in ("auto", theirs) else ()
-        parts += ("the configuration on the way",) if self.info.get("before") else ()
+        parts = (changed_parts(self.recipe) if self.published else ()) + self.changed_on_the_way
         return f"changed: {', '.join(parts)}; not comparable" if parts and self.published else ""
+
+    @property
+    def changed_on_the_way(self) -> tuple[str, ...]:
+        """What ran otherwise than what was published and is no value of the recipe."""
+        theirs = (self.recipe.get("ran") or {}).get("precision", "auto")
+        parts = ("precision",) if self.config.get("precision", "auto") not in ("auto", theirs) else ()
+        return parts + (("the configuration on the way",) if self.info.get("before") else ())
 
     def against_published(self, top1: float) -> str:
         """``top1`` (a fraction) minus the published one, or why there is no such number."""
@@ -240,12 +244,19 @@ def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     That is the one of its name; of a recipe that was given another name, the nearest with the same figure. Seed and
     spectral band are no difference.
     """
-    mine = _comparable(recipe)
     book = [to_dict(r) for r in RECIPES.values() if r.name == recipe.get("name")]
     book = book or [to_dict(r) for r in RECIPES.values() if _figure(to_dict(r)) == _figure(recipe)]
-    known = [_comparable(r) for r in book]
-    found = [tuple(key for key, value in r.items() if key in mine and mine[key] != value) for r in known]
-    return min(found, key=len, default=())
+    return min((differing(recipe, r) for r in book), key=len, default=())
+
+
+def differing(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Parts of ``recipe`` in which it is not the recipe ``other`` of the book."""
+    mine, theirs = _comparable(recipe), _comparable(other)
+    held_out = (other.get("ran") or {}).get("val_images")
+    if held_out and (mine.get("data") or {}).get("val_images") == held_out:
+        whole = {key: value for key, value in theirs["data"].items() if key.startswith("val_")}
+        mine["data"] = mine["data"] | whole
+    return tuple(key for key, value in theirs.items() if key in mine and mine[key] != value)
 
 
 def _figure(recipe: Mapping[str, Any]) -> Any:

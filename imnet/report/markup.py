@@ -34,6 +34,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 14px}
 .tile b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.82rem}
 figure{margin:0}figcaption{margin-top:6px}figure svg,figure img{display:block;width:100%;height:auto}
+figure.natural img{width:auto;max-width:100%}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:5px 14px 5px 0;border-bottom:1px solid var(--line)}
@@ -48,6 +49,8 @@ table.heat tbody th{position:sticky;left:0;background:var(--card);font-weight:40
 max-width:160px;overflow:hidden;text-overflow:ellipsis}
 table.heat td{min-width:38px;height:26px;background:rgba(var(--miss),var(--a,0))}
 table.heat td.hit{background:rgba(var(--hit),var(--a,0))}table.heat td.sum{background:none;color:var(--soft)}
+table.search td{min-width:72px;height:34px;padding:2px 8px}
+table.search td.best{outline:2px solid var(--ink);font-weight:700}
 table.small td{min-width:14px;height:14px;padding:0}table.small th{font-size:.7rem;padding:0 2px}
 table.small td.sum{padding-left:6px;font-size:.7rem}
 .warn{color:var(--warn)}ul{margin:6px 0;padding-left:20px}

@@ -31,6 +31,20 @@ def confusion(run: RunLog) -> Markup:
     return section("confusion", title, *content)
 
 
+def best_confusion(runs: Sequence[RunLog]) -> list[Markup]:
+    """Of the run of the highest top-1 at its last epoch; no section where none was evaluated."""
+    judged = [run for run in runs if run.evaluation is not None and run.last is not None]
+    if not judged:
+        return []
+    best = max(judged, key=lambda run: run.last.top1 if run.last else 0.0)
+    return [Markup(confusion(best).replace("<h2>Confusion matrix", f"<h2>Confusion matrix of {html(best.path.name)}"))]
+
+
+def sheet(name: str, title: str, png: bytes) -> Markup:
+    """A section of one picture."""
+    return section(name, title, _picture(png, title, "natural"))
+
+
 def _heat_map(evaluation: Evaluation) -> Markup:
     names = evaluation.class_names
     small = len(names) > NUMBERED_CLASSES
@@ -121,7 +135,9 @@ def _sheet(run: RunLog) -> Markup:
         raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
     if not data.startswith(PNG_SIGNATURE):
         raise DataError("is not a PNG", file=path, hint="evaluate the run again")
+    return _picture(data, "the worst images with their captions")
+
+
+def _picture(data: bytes, alt: str, css_class: str = "") -> Markup:
     uri = base64.b64encode(data).decode()
-    return Markup(
-        f'<figure><img src="data:image/png;base64,{uri}" alt="the worst images with their captions"></figure>'
-    )
+    return Markup(f'<figure class="{css_class}"><img src="data:image/png;base64,{uri}" alt="{html(alt)}"></figure>')

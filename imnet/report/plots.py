@@ -24,6 +24,7 @@ INK, GRID = "#010203", "#040506"
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(8))
 DASHES = ("-", "--", ":", "-.")
 MAX_POINTS = 600  # more than the pixels of a phone or half a desktop; a run of 1e5 lines stays a small page
+CROWD = 12  # more curves are drawn thinner
 SMOOTHING = 40  # a running mean spans 1/40 of the points
 
 TILE_PX = 128
@@ -71,7 +72,7 @@ def curves_svg(
         figure = Figure(figsize=(4.9, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
-            _draw(axes, curve)
+            _draw(axes, curve, 1.8 if len(curves) <= CROWD else 1.2)
         if level is not None:
             _draw_level(axes, *level)
         if mark_x is not None:
@@ -82,14 +83,14 @@ def curves_svg(
     return _inline(out.getvalue(), name, f"{y_label} against {x_label}")
 
 
-def _draw(axes: Any, curve: Curve) -> None:
+def _draw(axes: Any, curve: Curve, width: float) -> None:
     x, y = thin(curve.x, curve.y)
     axes.plot(
         x,
         y,
         color=SERIES[curve.color % len(SERIES)],
         linestyle=DASHES[curve.dash % len(DASHES)],
-        linewidth=1.0 if curve.faint else 1.8,
+        linewidth=min(1.0, 0.7 * width) if curve.faint else width,
         alpha=0.4 if curve.faint else 1.0,
         label=curve.label or None,
         marker="o" if len(x) <= 25 and not curve.faint else None,

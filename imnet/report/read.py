@@ -20,7 +20,7 @@ def load(run_dir: Path) -> RunLog:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise DataError("no such run folder", file=run_dir, hint=NOT_A_RUN)
-    info = _read_json(run_dir / "run.json")
+    info = read_json(run_dir / "run.json")
     if not isinstance(info.get("recipe"), dict):
         raise DataError("key 'recipe' is missing or not an object", file=run_dir / "run.json", hint=NOT_A_RUN)
     _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
@@ -49,7 +49,8 @@ def _check_published(published: Any, path: Path) -> None:
         raise DataError("recipe.published must be an object or null", file=path)
     for key in ("top1", "top5"):
         as_fraction(published.get(key), f"recipe.published.{key}", path)
-    as_number(published.get("hours"), "recipe.published.hours", path)
+    for key in ("hours", "ensemble_hours", "mib"):
+        as_number(published.get(key), f"recipe.published.{key}", path)
     as_fraction(published.get("ensemble_top1"), "recipe.published.ensemble_top1", path)
     for band, top1 in enumerate(published.get("band_top1") or ()):
         as_fraction(top1, f"recipe.published.band_top1[{band}]", path)
@@ -64,7 +65,8 @@ def _read_bytes(path: Path) -> bytes:
         raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object; DataError where the file is absent or anything else."""
     data = _read_bytes(path)
     try:
         value = json.loads(data)
@@ -147,7 +149,7 @@ def as_fraction(value: Any, what: str, path: Path) -> float:
 
 
 def _evaluation(path: Path) -> Evaluation:
-    data = _read_json(path)
+    data = read_json(path)
     num_images = data.get("num_images")
     if not isinstance(num_images, int) or num_images < 1:
         raise DataError(f"num_images is {num_images!r:.40}, must be a positive integer", file=path)

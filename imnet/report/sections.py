@@ -106,7 +106,9 @@ def _ensemble(run: RunLog) -> list[tuple[str, str, str, str]]:
         return []
     bands = ", ".join(map(str, published.get("ensemble_of") or ())) or "all"
     name = f"Top-1, ensemble of the bands {bands}".replace("the bands all", "all bands")
-    return [(name, f"one run is band {run.band or 0} alone", "", percent(float(published["ensemble_top1"])))]
+    hours = published.get("ensemble_hours")
+    told = percent(float(published["ensemble_top1"])) + ("" if hours is None else f" in {hours:g} h")
+    return [(name, f"one run is band {run.band or 0} alone", "", told)]
 
 
 def hours_published(run: RunLog) -> str:

@@ -121,7 +121,7 @@ def test_an_optimiser_that_nobody_builds_is_refused():
         weight_decay: float = 0.0
         decay_norms: bool = True
 
-    with pytest.raises(UsageError, match="got optimiser lion; allowed: sgd, adamw"):
+    with pytest.raises(UsageError, match="got optimiser lion; allowed: sgd, adamw, adamcpr"):
         optim.build(nn.Linear(2, 2), Lion())
     assert set(KINDS["optim"].values()) == set(optim.BUILDERS)
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench import cli as bench_cli
 from bench.profile import cli as profile_cli
-from imnet import cli
+from imnet import cli, sweep
 from imnet.command import MEANINGS, guarded, option_hint, suggest
 from imnet.data import tool
 from imnet.errors import DataError, ImnetError
@@ -16,6 +16,7 @@ WRONG = [
     ("imnet-train", cli.train_main, ["--num-gpus", "2"], "did you mean --gpus?"),
     ("imnet-eval", cli.eval_main, ["run", "--data-root", "x"], "did you mean --data-dir?"),
     ("imnet-report", cli.report_main, ["run", "--output", "x"], "did you mean --out?"),
+    ("imnet-sweep", sweep.main, ["grid", "--output-dir", "x"], "did you mean --out?"),
     ("imnet-data", tool.main, ["pack", "a", "b", "--num-workers", "3"], "did you mean --workers?"),
     ("imnet-data", tool.main, ["pck", "a", "b"], "did you mean pack?"),
     ("imnet-bench", bench_cli.main, ["throughput", "--bs", "3"], "did you mean --batch-size?"),

@@ -9,8 +9,11 @@ from imnet.parser import ALIASES, build_parser
 from imnet.recipe_json import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-# The page's CSS has variables that begin with two dashes.
-FILES = [p for part in ("imnet", "bench") for p in sorted((ROOT / part).rglob("*.py")) if p.parts[-2] != "report"]
+# The page's CSS has variables that begin with two dashes, and a Slurm script Slurm's options.
+FILES = [
+    p for part in ("imnet", "bench") for p in sorted((ROOT / part).rglob("*.py"))
+    if p.parts[-2] != "report" and p.name != "sbatch.py"
+]  # fmt: skip
 FOREIGN = {"--porcelain", "--no"}  # git's, and half a word
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*(?:[ =](?:true|false|null|skip:3|\d[\d.]*)(?![\w.]))?")
 

@@ -14,7 +14,7 @@ from imnet_kernels import augment, tier
 from imnet import models
 from imnet.device import Place, resolve
 from imnet.launch import World
-from imnet.recipe import SGD, AdamW, Constant, Data, Lamb, Lion, Muon, Recipe
+from imnet.recipe import SGD, AdamCPR, AdamW, Constant, Data, Lamb, Lion, Muon, Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
@@ -66,8 +66,9 @@ def exact():
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, SHAKE, dataclasses.replace(RECIPE, optim=AdamW(lr=1e-3))],
-                         ids=["sgd", "shake", "adamw"])  # fmt: skip
+@pytest.mark.parametrize("recipe", [RECIPE, SHAKE, dataclasses.replace(RECIPE, optim=AdamW(lr=1e-3)),
+                                    dataclasses.replace(RECIPE, optim=AdamCPR(lr=1e-3, warm_start_steps=2))],
+                         ids=["sgd", "shake", "adamw", "adamcpr"])  # fmt: skip
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 def test_a_captured_step_is_the_step(recipe, compile):
     plain, captured = make_step(recipe, graphs=False, compile=compile), make_step(recipe, graphs=True, compile=compile)

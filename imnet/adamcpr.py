@@ -1,0 +1,71 @@
+"""AdamCPR: Adam under a bound on the norm of every weight (Franke et al. 2023, arXiv 2311.09058)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imnet.recipe import AdamCPR
+
+
+class BoundedAdam(torch.optim.AdamW):
+    """torch's fused Adam, then a pull on each bounded weight W of n elements towards its bound kappa.
+
+    After every step t > T, with T = ``warm_start_steps`` and kappa = |W|^2 as it was after step T:
+        multiplier = max(0, multiplier + kappa_update / n * (|W|^2 - kappa))
+        W          = W - 2 * multiplier * W
+    The multiplier is that of an augmented Lagrangian: it grows while the weight is too long and falls to zero where it
+    is not. Groups whose ``bounded`` is false are Adam's alone. A step with ``found_inf`` changes nothing, and nothing
+    is read on the host, so a CUDA graph can hold it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, warm_start_steps: int, kappa_update: float, **adam: Any):
+        super().__init__(groups, weight_decay=0.0, fused=True, **adam)
+        self.warm_start_steps, self.kappa_update = warm_start_steps, kappa_update
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As torch's."""
+        loss = super().step(closure)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None] if group["bounded"] else []
+            if params:
+                self._pull(params, found_inf)
+        return loss
+
+    def _pull(self, params: list[Tensor], found_inf: Tensor | None) -> None:
+        for p in params:
+            self.state[p].setdefault("kappa", p.new_zeros(()))
+            self.state[p].setdefault("multiplier", p.new_zeros(()))
+        steps, kappa, multiplier = (
+            torch.stack([self.state[p][name] for p in params]) for name in ("step", "kappa", "multiplier")
+        )
+        squares = torch.stack(torch._foreach_norm(params)).square()
+        # The rates are arguments of the launch: a tensor of them would be a copy from the host, which waits.
+        rates = [self.kappa_update / p.numel() for p in params]
+        grown = multiplier + torch.stack(torch._foreach_mul((squares - kappa).unbind(), rates))
+        past = steps > self.warm_start_steps
+        if found_inf is not None:
+            past = past & (found_inf == 0)
+        kappa = torch.where(steps == self.warm_start_steps, squares, kappa)
+        multiplier = torch.where(past, grown.clamp(min=0.0), multiplier)
+        shorter = torch.where(past, 1 - 2 * multiplier, torch.ones_like(multiplier))
+        torch._foreach_copy_([self.state[p]["kappa"] for p in params], list(kappa.unbind()))
+        torch._foreach_copy_([self.state[p]["multiplier"] for p in params], list(multiplier.unbind()))
+        torch._foreach_mul_(params, list(shorter.unbind()))
+
+
+def build(groups: list[dict[str, Any]], optim: AdamCPR, lr: Any, backend: str) -> torch.optim.Optimizer:
+    """For ``imnet.optim.BUILDERS``: the groups that would be spared a weight decay are spared the bound."""
+    return BoundedAdam(
+        [{**group, "weight_decay": 0.0, "bounded": group["weight_decay"] > 0} for group in groups],
+        lr=lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        warm_start_steps=optim.warm_start_steps,
+        kappa_update=optim.kappa_update,
+        capturable=isinstance(lr, Tensor),
+    )

@@ -1,0 +1,155 @@
+"""What was measured for a system's page: runs, ensembles and rows of result files, as one kind of value."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imnet.errors import DataError
+from imnet.recipe_json import to_dict
+from imnet.recipes import RECIPES
+from imnet.report.comparison import group
+from imnet.report.data import NAN, RunLog
+from imnet.report.read import as_fraction, as_number, read_json
+
+FUSION = "fusion.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Finished runs of one configuration on one kind of hardware, their seeds side by side."""
+
+    recipe: Mapping[str, Any]
+    last: tuple[float, ...]
+    """Top-1 of the test set at the last epoch, a fraction a run."""
+    best: tuple[float, ...] = ()
+    chosen_on: str = ""
+    """What the best epoch was selected on."""
+    seconds: tuple[float, ...] = ()
+    hardware: str
+    precision: str = ""
+    seeds: tuple[str, ...] = ()
+    band: int | None = None
+    """The spectral band that the network saw; None of an ensemble too."""
+    ensemble: str = ""
+    """How the bands of an ensemble were fused; empty for single networks."""
+    more: tuple[str, ...] = ()
+    """What else forbids a comparison with the published figure."""
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe.get("name", "?"))
+
+
+def of_runs(runs: Sequence[RunLog]) -> list[Measured]:
+    """The finished ones, grouped."""
+    found = []
+    for members in group(runs):
+        done = [run for run in members if run.finished and run.last is not None]
+        for hardware in dict.fromkeys(run.hardware for run in done):
+            found.append(_of([run for run in done if run.hardware == hardware]))
+    return found
+
+
+def _of(runs: Sequence[RunLog]) -> Measured:
+    first = runs[0]
+    best = [run.best.top1 for run in runs if run.best is not None]
+    return Measured(
+        recipe=first.recipe,
+        last=tuple(run.last.top1 if run.last else NAN for run in runs),
+        best=tuple(best),
+        chosen_on=first.chosen_on,
+        seconds=tuple(run.total_seconds for run in runs),
+        hardware=first.hardware,
+        precision=str(first.info.get("precision", "")),
+        seeds=tuple("?" if run.seed is None else str(run.seed) for run in runs),
+        band=first.band,
+        more=first.changed_on_the_way,
+    )
+
+
+def of_ensemble(folder: Path, band: RunLog) -> list[Measured]:
+    """What imnet-eval made of an ensemble's bands, one of which is ``band``; nothing where it was not asked."""
+    path = folder / FUSION
+    if not path.exists():
+        return []
+    data = read_json(path)
+    rules, costs = data.get("rules"), data.get("costs")
+    if not isinstance(rules, list) or not isinstance(costs, list):
+        raise DataError("holds no lists called rules and costs", file=path, hint="run imnet-eval on the ensemble again")
+    hours = {row.get("name"): as_number(row.get("device_hours"), "device_hours", path) for row in costs}
+    found = []
+    for rule in rules:
+        name, test = str(rule.get("name")), rule.get("test") or {}
+        if "chosen" not in name:
+            continue
+        bands = ", ".join(sorted(rule.get("weights") or {}, key=int))
+        where = rule.get("chosen_on") or "nothing"
+        found.append(
+            Measured(
+                recipe=band.recipe,
+                last=(as_fraction(test.get("top1"), "top1", path),),
+                seconds=(3600 * hours.get(name, NAN),),
+                hardware=band.hardware,
+                precision=str(band.info.get("precision", "")),
+                seeds=("?" if band.seed is None else str(band.seed),),
+                ensemble=f"{name}; bands {bands}; chosen on {where}",
+            )
+        )
+    return found
+
+
+def of_results(path: Path) -> list[Measured]:
+    """The trainings in a JSON of imnet-bench (runs, or those of a GPU); DataError where there is none."""
+    data = read_json(path)
+    rows = [
+        row for row in data.get("rows") or () if isinstance(row, dict) and {"epochs", "top1", "seconds"} <= set(row)
+    ]
+    # A row of a GPU's whole trainings has the recipe as its name.
+    known = [row | {"recipe": row.get("recipe", row.get("name"))} for row in rows]
+    known = [row for row in known if row["recipe"] in RECIPES]
+    if not known:
+        raise DataError("holds no row of a training (recipe, epochs, top1, seconds)", file=path)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in known:
+        keys = [row.get(key) for key in ("recipe", "epochs", "schedule", "precision")]
+        groups.setdefault(json.dumps([*keys, _hardware(row, data)]), []).append(row)
+    return [_of_rows(rows, _hardware(rows[0], data), path) for rows in groups.values()]
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]], hardware: str, path: Path) -> Measured:
+    first = rows[0]
+    recipe = to_dict(RECIPES[first["recipe"]])
+    schedule = first.get("schedule") or recipe["schedule"]["kind"]
+    if schedule != recipe["schedule"]["kind"]:
+        recipe["schedule"] = {"kind": schedule}
+    return Measured(
+        recipe=recipe | {"epochs": first["epochs"]},
+        last=tuple(as_fraction(row["top1"], "top1", path) for row in rows),
+        seconds=tuple(as_number(row["seconds"], "seconds", path) for row in rows),
+        hardware=hardware,
+        precision=str(first.get("precision", "")),
+        seeds=tuple(str(row.get("seed", "?")) for row in rows),
+    )
+
+
+def _hardware(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """As a run's own report says it."""
+    machine = row.get("hardware") or data.get("fingerprint") or {}
+    gpus = machine.get("gpus") if isinstance(machine.get("gpus"), list) else [machine.get("gpu")]
+    if gpus and gpus[0]:
+        return f"1 x {gpus[0]}"
+    return f"{machine.get('cpu', 'not recorded')}, {machine.get('cores', '?')} cores"
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the finite values; NaN where they are too few."""
+    finite = [value for value in values if math.isfinite(value)]
+    mean = math.fsum(finite) / len(finite) if finite else NAN
+    if len(finite) < 2:
+        return mean, NAN
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (len(finite) - 1))

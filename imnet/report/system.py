@@ -1,0 +1,224 @@
+"""The page of a system: the table of its document, every row with what was published and what was measured.
+
+The same table as Markdown and CSV lies beside the page. A row that nothing measured says "not run".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import unescape
+from typing import Any
+
+from imnet.recipes.documents import Document
+from imnet.report.markup import NOT_MEASURED, Markup, duration, html, percent, points, section, soft, table
+from imnet.report.measured import mean_and_deviation
+from imnet.report.rows import Row
+
+NOT_RUN = "not run"
+CSV_COLUMNS = (
+    "row", "recipe", "band", "ensemble", "parameters", "mib", "networks", "epochs_published", "epochs",
+    "top1_published", "references", "top1", "top1_deviation", "difference", "top1_best_epoch", "changed",
+    "hours_published", "hardware_published", "hours", "hardware", "precision", "n", "seeds",
+)  # fmt: skip
+
+
+def main_table(document: Document, found: Sequence[Row]) -> Markup:
+    """The document's own table."""
+    said = [soft(note) for note in document.notes]
+    cited = "; ".join(f"{mark} {who}" for mark, who in document.citations.items())
+    said += [soft(f"{cited}.")] if cited else []
+    said.append(soft("Measured: mean ± sample standard deviation over n finished runs; the last epoch, then the best."))
+    noted: dict[str, dict[str, None]] = {}
+    for row in found:
+        if row.recipe and row.recipe.published and row.recipe.published.note:
+            noted.setdefault(row.recipe.published.note, {})[row.label] = None
+    items = [f"<li>{html(', '.join(labels))}: {html(note)}</li>" for note, labels in noted.items()]
+    footnotes = [Markup(f'<ul class="soft">{"".join(items)}</ul>')] if len(noted) > 1 else []
+    return section("document", f"Document {document.number}", *said, _table(found), *footnotes)
+
+
+def bands_table(found: Sequence[Row]) -> list[Markup]:
+    """No section where nothing is known of any band."""
+    return (
+        [section("bands", "Bands", soft("One network a band; each row is one of them."), _table(found))]
+        if found
+        else []
+    )
+
+
+def beside_table(found: Sequence[Row]) -> list[Markup]:
+    """Recipes of our own that no row of the document is."""
+    said = soft("Recipes of the same system that are no row of the document.")
+    return [section("beside", "Beside the document", said, _table(found))] if found else []
+
+
+def _columns(found: Sequence[Row]) -> list[tuple[str, Any]]:
+    """(header, what it shows of a row), without the columns that would be empty."""
+    some = [row.recipe.published for row in found if row.recipe and row.recipe.published and row.band is None]
+    columns: list[tuple[str, Any]] = [("", _label)]
+    columns += [("Parameters", _parameters)] if any(p.parameters for p in some) else []
+    columns += [("Model size", _size)] if any(p.mib for p in some) else []
+    columns += [("Epochs", _epochs)]
+    columns += [("Published", _published)] if any(row.recipe for row in found) else []
+    columns += [("Measured", _measured)]
+    columns += [("Difference", _difference)] if any(row.recipe for row in found) else []
+    columns += [("Published time, hardware", _published_time)] if any(p.hardware for p in some) else []
+    return [*columns, ("Time", _time), ("Hardware", _hardware), ("n", _n)]
+
+
+def _table(found: Sequence[Row]) -> Markup:
+    columns = _columns(found)
+    body = []
+    before: tuple[Any, ...] = ()
+    for row in found:
+        here = (row.label, row.band)
+        cells = [show(row) for _, show in columns]
+        body.append(cells if here != before else ["", *cells[1:]])
+        before = here if row.recipe else ()
+    return table([header for header, _ in columns], body, "wide system")
+
+
+def _label(row: Row) -> str:
+    if row.recipe is None:
+        changed = f'<br><span class="soft">changed {html(", ".join(row.changed))}</span>' if row.changed else ""
+        return Markup(f"{html(row.found.name if row.found else '')}{changed}")
+    return row.label if row.band is None else f"{row.label}, band {row.band}"
+
+
+def _parameters(row: Row) -> str:
+    p = row.recipe.published if row.recipe else None
+    return f"{p.parameters:,}" if p and p.parameters else ""
+
+
+def _size(row: Row) -> str:
+    p = row.recipe.published if row.recipe else None
+    many = f" x {row.networks}" if row.networks > 1 else ""
+    return f"{p.mib:g} MiB{many}" if p and p.mib else ""
+
+
+def _epochs(row: Row) -> str:
+    ours = row.found.recipe.get("epochs", "?") if row.found else None
+    theirs = row.recipe.epochs if row.recipe else None
+    return f"{ours} (document: {theirs})" if ours and theirs and ours != theirs else str(ours or theirs)
+
+
+def _published(row: Row) -> Markup:
+    p = row.recipe.published if row.recipe and row.band is None else None
+    brackets = [f"({percent(top1)} {mark})" for mark, top1 in (p.references if p else {}).items()]
+    shown = percent(row.published, "-")
+    return Markup("<br>".join(map(html, [shown, *brackets])))
+
+
+def _measured(row: Row) -> Markup:
+    m = row.found
+    if m is None:
+        return Markup(f'<span class="soft">{NOT_RUN}</span>')
+    lines = [f"<b>{html(_spread(m.last))}</b>"]
+    if m.best and m.chosen_on:
+        lines.append(
+            f'<span class="soft">{html(_spread(m.best))} best epoch (selected on the {html(m.chosen_on)})</span>'
+        )
+    if m.ensemble:
+        lines.append(f'<span class="soft">{html(m.ensemble)}</span>')
+    if row.recipe is not None and m.name != row.recipe.name:
+        lines.append(f'<span class="soft">{html(m.name)}</span>')
+    return Markup("<br>".join(lines))
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return percent(mean) + (f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else "")
+
+
+def _difference(row: Row) -> Markup:
+    if not math.isfinite(row.difference):
+        return Markup("")
+    changed = (
+        f'<br><span class="soft">another run: changed {html(", ".join(row.changed))}</span>' if row.changed else ""
+    )
+    return Markup(f"{html(points(row.difference))}{changed}")
+
+
+def _published_time(row: Row) -> str:
+    p = row.recipe.published if row.recipe and row.band is None else None
+    if p is None:
+        return ""
+    return ", ".join(filter(None, [f"{row.hours:g} h" if math.isfinite(row.hours) else "", p.hardware]))
+
+
+def _time(row: Row) -> Markup:
+    if row.found is None:
+        return Markup("")
+    mean = mean_and_deviation(row.found.seconds)[0]
+    return Markup(f'<span class="name">{duration(mean) if math.isfinite(mean) else NOT_MEASURED}</span>')
+
+
+def _hardware(row: Row) -> str:
+    return ", ".join(filter(None, [row.found.hardware, row.found.precision])) if row.found else ""
+
+
+def _n(row: Row) -> str:
+    return str(len(row.found.last)) if row.found else "0"
+
+
+def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
+    """The tables that are not empty, by their titles."""
+    lines = [f"# {document.title} (document {document.number})", "", *(f"{note}\n" for note in document.notes)]
+    for title, found in tables.items():
+        columns = _columns(found)
+        head = [header or "Row" for header, _ in columns]
+        lines += [f"## {title}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"] if found else []
+        lines += [f"| {' | '.join(_plain(show(row)) for _, show in columns)} |" for row in found]
+        lines += [""] if found else []
+    return "\n".join(lines)
+
+
+def _plain(cell: str) -> str:
+    """A cell without tags, and without what would end it."""
+    text = re.sub(r"<[^>]+>", "", cell.replace("<br>", "; ")) if isinstance(cell, Markup) else cell
+    return (unescape(text) if isinstance(cell, Markup) else text).replace("|", "\\|").replace("\n", " ")
+
+
+def as_csv(found: Sequence[Row]) -> str:
+    """Numbers as they are: fractions, hours; what there is not is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in found:
+        writer.writerow("" if value is None or value != value else value for value in _values(row))
+    return out.getvalue()
+
+
+def _values(row: Row) -> list[Any]:
+    m, recipe = row.found, row.recipe
+    p = recipe.published if recipe else None
+    mean, deviation = mean_and_deviation(m.last if m else ())
+    return [
+        row.label or None,
+        m.name if m else recipe.name if recipe else None,
+        row.band,
+        m.ensemble if m else None,
+        p.parameters if p else None,
+        p.mib if p else None,
+        row.networks,
+        recipe.epochs if recipe else None,
+        m.recipe.get("epochs") if m else None,
+        row.published,
+        "; ".join(f"{top1:g} {mark}" for mark, top1 in (p.references if p and row.band is None else {}).items()),
+        mean,
+        deviation,
+        row.difference,
+        mean_and_deviation(m.best if m else ())[0],
+        ", ".join(row.changed),
+        row.hours,
+        p.hardware if p else None,
+        mean_and_deviation(m.seconds if m else ())[0] / 3600,
+        m.hardware if m else None,
+        m.precision if m else None,
+        len(m.last) if m else 0,
+        " ".join(m.seeds) if m else None,
+    ]

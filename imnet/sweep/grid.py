@@ -1,0 +1,260 @@
+"""A grid file (see ``EXAMPLE``) and the trials that it means. Torch-free."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imnet import options
+from imnet.command import suggest
+from imnet.errors import UsageError
+from imnet.parser import ALIASES, ASK
+from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash
+from imnet.run_options import RunOptions
+from imnet.runfolder import default_path
+
+EXAMPLE = """\
+about: what is searched, and where the values are from
+base:                         # options of imnet-train, for every trial
+  recipe: fashion-mnist/wrn28_10
+grid:                         # every combination of the values
+  optim.lr: [0.1, 0.05]
+random:                       # and this many draws, each with every combination
+  draws: 20
+  seed: 0
+  values:
+    optim.weight_decay: {low: 1.0e-5, high: 1.0e-2, log: true}
+    augment.cutout_px: [0, 8, 16]
+seeds: [1, 2, 3]              # of the runs; without it each recipe's own
+"""
+SHIPPED = Path(__file__).parent / "grids"
+PARTS = ("about", "base", "grid", "random", "seeds")
+RANDOM_PARTS = ("draws", "seed", "values")
+RANGE_PARTS = ("low", "high", "log")
+MOST_TRIALS = 10_000
+OURS = {"out": "--out of imnet-sweep", "seed": "seeds: [1, 2, 3]"}
+"""Options of imnet-train that a sweep sets itself, and what sets them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep. ``values`` are those of the axes; ``words`` the whole command line, without ``--out``."""
+
+    number: int
+    values: Mapping[str, Any]
+    words: tuple[str, ...]
+    recipe: Recipe
+    options: RunOptions
+
+    @property
+    def id(self) -> str:
+        """Beginning of the configuration's hash. The precision in it is the one asked for: a login node without a GPU
+        names the trials as the nodes that run them do."""
+        return config_hash(self.recipe, self._precision)[:8]
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        return default_path(self.recipe, self._precision).name
+
+    @property
+    def _precision(self) -> str:
+        return self.options.as_ran(self.recipe).precision
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others."""
+        return label(self.values) or self.recipe.name
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """``optim.lr 0.1, seed 3``."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, read and checked as far as it can be without the recipes."""
+
+    path: Path
+    about: str
+    base: Mapping[str, Any]
+    points: tuple[Mapping[str, Any], ...]
+    """What the axes say, for each configuration."""
+    seeds: tuple[int, ...]
+
+
+def names() -> list[str]:
+    """Of the grids that come with imnet."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find(word: str) -> Path:
+    """The file of ``word``: a path, or the name of a grid that comes with imnet. UsageError where there is none."""
+    if Path(word).is_file():
+        return Path(word)
+    if word not in names():
+        hint = suggest(word, names()) or "give a YAML file; imnet-sweep --list shows the grids that come with imnet"
+        raise UsageError(f"got {word!r}: no such file, and no grid of imnet's", hint=hint)
+    return SHIPPED / f"{word}.yaml"
+
+
+def read(path: Path) -> Grid:
+    """UsageError, which names the file, for anything that is no grid."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", file=path, hint="give a readable YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}", file=path) from error
+    raw = _mapping(raw, "the file", PARTS, path)
+    base = _mapping(raw.get("base"), "base", None, path)
+    axes = _mapping(raw.get("grid"), "grid", None, path)
+    for name, value in base.items():
+        if isinstance(value, dict) and name != "model_options":
+            inner = next(iter(value), "NAME")
+            raise UsageError(f"base.{name} is a mapping", file=path, hint=f"write {name}.{inner}: VALUE")
+    draws = _draws(_mapping(raw.get("random"), "random", RANDOM_PARTS, path), path)
+    twice = next((name for name in axes if name in base or any(name in draw for draw in draws)), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice", file=path, hint="once in base, grid or random")
+    choices = [[(name, value) for value in _list(values, f"grid.{name}", path)] for name, values in axes.items()]
+    count = math.prod(map(len, choices)) * len(draws)
+    if count > MOST_TRIALS:
+        raise UsageError(f"got {count:,} trials; allowed: {MOST_TRIALS:,}", file=path, hint="search at random instead")
+    points = tuple({**dict(point), **draw} for draw in draws for point in itertools.product(*choices))
+    return Grid(path, " ".join(str(raw.get("about", "")).split()), base, points, _seeds(raw.get("seeds"), path))
+
+
+def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -> dict[str, Any]:
+    """``value`` as a mapping, of ``allowed`` keys where they are given; nothing is an empty one."""
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} is {value!r:.60}, not a mapping", file=path, hint="write NAME: VALUE lines")
+    unknown = next((str(key) for key in value if allowed is not None and key not in allowed), None)
+    if unknown is not None:
+        hint = suggest(unknown, allowed or ()) or f"allowed: {', '.join(allowed or ())}"
+        raise UsageError(f"got unknown key {unknown} in {what}", file=path, hint=hint)
+    if allowed is not None:
+        return value
+    ours = next((str(key) for key in value if str(key) in OURS), None)
+    if ours is not None:
+        raise UsageError(f"got {ours} in {what}, which the sweep sets", file=path, hint=f"use {OURS[ours]}")
+    return {canonical(str(key)): inner for key, inner in value.items()}
+
+
+def canonical(name: str) -> str:
+    """An option's one name: ``lr`` is ``optim.lr``."""
+    plain = name if name.startswith("model_options.") else name.replace("-", "_")
+    return ALIASES.get(plain, plain)
+
+
+def _list(value: Any, what: str, path: Path) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{what} is {value!r:.60}, not a list of values", file=path, hint="e.g. [0.1, 0.01]")
+    return value
+
+
+def _whole(value: Any, what: str, least: int, path: Path) -> int:
+    if type(value) is not int or value < least:
+        raise UsageError(f"{what} is {value!r:.60}; allowed: a whole number from {least}", file=path)
+    return value
+
+
+def _seeds(value: Any, path: Path) -> tuple[int, ...]:
+    return () if value is None else tuple(_whole(seed, "a seed", 0, path) for seed in _list(value, "seeds", path))
+
+
+def _draws(raw: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """One empty draw where nothing is random."""
+    if not raw:
+        return [{}]
+    values = _mapping(raw.get("values"), "random.values", None, path)
+    if not values:
+        raise UsageError("random.values is absent or empty", file=path, hint="name what is drawn, or leave random out")
+    seed = _whole(raw.get("seed", 0), "random.seed", 0, path)
+    number = min(_whole(raw.get("draws", 10), "random.draws", 1, path), MOST_TRIALS + 1)
+    return [{name: _draw(of, name, f"{seed}:{i}:{name}", path) for name, of in values.items()} for i in range(number)]
+
+
+def _draw(of: Any, name: str, key: str, path: Path) -> Any:
+    """A value of ``name``, a function of ``key`` alone: more draws or another axis leave the others as they are."""
+    share = random.Random(key).random()
+    what = f"random.values.{name}"
+    if not isinstance(of, dict):
+        choices = _list(of, what, path)
+        return choices[int(share * len(choices))]
+    spans = _mapping(of, what, RANGE_PARTS, path)
+    log = spans.get("log", False)
+    given: tuple[Any, Any] = spans.get("low"), spans.get("high")
+    ends = [x for x in given if type(x) in (int, float) and math.isfinite(x)]
+    if len(ends) < 2 or ends[0] >= ends[1] or (log and ends[0] <= 0) or not isinstance(log, bool):
+        got = ", ".join(f"{key} = {spans.get(key)}" for key in RANGE_PARTS)
+        raise UsageError(f"{what}: got {got}", file=path, hint="low < high, both numbers; with log: true low > 0")
+    low, high = ends
+    whole = isinstance(low, int) and isinstance(high, int)
+    top = high + 1 if whole else high
+    value = low * (top / low) ** share if log else low + share * (top - low)
+    # Six digits: enough for a search, and the same on every machine's math library.
+    return min(int(value), high) if whole else float(f"{value:.6g}")
+
+
+def trials(grid: Grid, num_seeds: int | None = None, more: Sequence[str] = ()) -> tuple[list[Trial], int]:
+    """Every trial in the order in which they run, and how many configurations came twice and were left out.
+
+    ``num_seeds`` takes so many of the file's seeds and counts on from there, or from the recipe's own seed; ``more``
+    are words of imnet-train for every trial. All configurations come with their first seed, then with the second.
+    """
+    names = {canonical(word.removeprefix("--").partition("=")[0]) for word in more if word.startswith("--")}
+    both = next((name for name in grid.points[0] if name in names), None)
+    if both is not None or "seed" in names:
+        hint = f"change {grid.path}" if both else "use --seeds N"
+        raise UsageError(f"got --{both or 'seed'} for every trial, which the sweep varies", hint=hint)
+    found: dict[str, Trial] = {}
+    twice = 0
+    for turn in range(num_seeds or len(grid.seeds) or 1):
+        for point in grid.points:
+            trial = _trial(len(found) + 1, grid, point, turn, num_seeds is not None, more)
+            twice += trial.name in found
+            found.setdefault(trial.name, trial)
+    return list(found.values()), twice
+
+
+def _trial(number: int, grid: Grid, point: Mapping[str, Any], turn: int, seeded: bool, more: Sequence[str]) -> Trial:
+    words = [*(_word(name, value) for name, value in (dict(grid.base) | dict(point)).items()), *more]
+    values = dict(point)
+    if seeded or grid.seeds:
+        first = grid.seeds or (_parse(words, grid, number, values).recipe.seed,)
+        seed = first[turn] if turn < len(first) else max(first) + 1 + turn - len(first)
+        values, words = values | {"seed": seed}, [*words, f"--seed={seed}"]
+    request = _parse(words, grid, number, values)
+    return Trial(number, values, tuple(words), request.recipe, request.options)
+
+
+def _word(name: str, value: Any) -> str:
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _parse(words: Sequence[str], grid: Grid, number: int, values: Mapping[str, Any]) -> options.Request:
+    try:
+        request = options.parse(list(words))
+    except UsageError as error:
+        which = f"trial {number}" + (f" ({label(values)})" if values else "")
+        raise UsageError(f"{which}: {error.what}", file=error.file or grid.path, hint=error.hint) from error
+    asked = sorted(word.partition(":")[0] for word in request.ask)
+    if asked:
+        hint = f"leave it out: {', '.join(ASK)} and list train nothing"
+        raise UsageError(f"got --{asked[0].replace('_', '-')} for every trial", file=grid.path, hint=hint)
+    if request.options.out is not None:
+        raise UsageError("got --out for every trial", file=grid.path, hint=f"use {OURS['out']}")
+    return request

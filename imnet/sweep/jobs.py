@@ -1,0 +1,218 @@
+"""Runs trials: each is imnet-train in a process of its own, several at once; what has become of each, on the disk.
+
+A trial's folder is a run folder with two files more: ``trial.log``, what the command said, and ``trial.json``:
+
+    number, id, values, command     what was run
+    code, error                     its exit code and last words; null while it runs, or where it was killed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imnet.errors import DataError, DeviceError, IOFailure, Preempted
+from imnet.files import write_json
+from imnet.runfolder import BUSY, read_run, writer
+from imnet.sweep.grid import Trial
+
+POLL_S = 0.1
+ORPHANS_S = 60.0
+"""A trial whose sweep was killed saves and ends; so long the next sweep waits for it."""
+PR_SET_PDEATHSIG = 1
+
+
+def state(trial: Trial, out: Path) -> str:
+    """complete, running, failed, stopped or not run."""
+    folder = out / trial.name
+    with contextlib.suppress(IOFailure):
+        run = read_run(folder) or {}
+        if run.get("status") == "complete" and (folder / "evaluation.json").is_file():
+            return "complete"
+    if writer(folder) or any(writer(path.parent) for path in folder.glob("*/run.json")):
+        return "running"
+    code = outcome(folder).get("code")
+    if code == 0 and not (folder / "run.json").exists() and any(folder.glob("*/run.json")):
+        return "complete"  # an ensemble: a run folder a band
+    if code in (None, Preempted.exit_code):
+        return "stopped" if folder.exists() else "not run"
+    return "failed"
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """trial.json; empty where there is none."""
+    try:
+        return json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", file=folder / "trial.json", hint="remove it") from error
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one trial runs at a time: its GPUs as CUDA_VISIBLE_DEVICES names them, its words beside its own."""
+
+    gpus: str | None
+    words: tuple[str, ...] = ()
+
+
+def slots(jobs: int | None, needed: Sequence[Trial]) -> list[Slot]:
+    """As many as ``jobs``; by default one a visible GPU (or as many GPUs as a trial asks for), one on a CPU."""
+    options = [trial.options for trial in needed]
+    on_cpu = all(o.device == "cpu" or o.procs for o in options)
+    devices = [] if on_cpu else _visible()
+    each = max((o.gpus or 1 for o in options), default=1)
+    chunks = [",".join(devices[i : i + each]) for i in range(0, len(devices) - each + 1, each)]
+    if devices and not chunks:
+        raise DeviceError(f"a trial asks for {each} GPUs, and {len(devices)} are visible", hint="lower --gpus")
+    if chunks:
+        return [Slot(chunks[i % len(chunks)]) for i in range(jobs or len(chunks))]
+    ranks = max((o.procs or 1 for o in options), default=1)
+    share = max(1, len(os.sched_getaffinity(0)) // ((jobs or 1) * ranks))
+    chosen = any(o.threads for o in options) or (jobs or 1) == 1
+    return [Slot(None, () if chosen else (f"--threads={share}",)) for _ in range(jobs or 1)]
+
+
+def _visible() -> list[str]:
+    from imnet.device import num_gpus  # reads torch
+
+    count, words = num_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return words.split(",")[:count] if words else [str(i) for i in range(count)]
+
+
+class Sweep:
+    """Trials on their way, in ``slots``; ``say(word, trial, text)`` hears what happens to each."""
+
+    def __init__(self, out: Path, places: Sequence[Slot], say: Callable[[str, Trial, str], None]):
+        self.out, self.say = out, say
+        self.free = list(places)
+        self.running: dict[subprocess.Popen[bytes], tuple[Trial, Slot]] = {}
+        self.asked: list[signal.Signals] = []
+        self.waiting: list[Trial] = []
+        self.until: float | None = None
+        """When to give up waiting for the trials of others, while there is nothing else to do."""
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Until every trial has ended, well or not. Preempted where a signal came: the trials have saved then."""
+        self.waiting = list(trials)
+        with self._listening():
+            while (self.waiting and not self.asked) or self.running:
+                if not self.asked and not self._start_ready():
+                    break
+                time.sleep(POLL_S)
+                self._collect()
+        if self.asked:
+            raise Preempted(f"{self.asked[0].name}: the trials have saved", hint="run the same command to go on")
+
+    def _start_ready(self) -> bool:
+        """Start what may be. False where all that is left has been written by other processes for too long."""
+        ready = [trial for trial in self.waiting if not writer(self.out / trial.name)]
+        for trial in ready[: len(self.free)]:
+            self.waiting.remove(trial)
+            if state(trial, self.out) != "complete":  # another sweep's by now
+                self._start(trial, self.free.pop(0))
+        if ready or self.running or not self.waiting:
+            self.until = None
+            return True
+        if self.until is None:
+            self.until = time.monotonic() + ORPHANS_S
+            for trial in self.waiting:
+                self.say("elsewhere", trial, f"{writer(self.out / trial.name)} is writing there; waiting a minute")
+        return time.monotonic() < self.until
+
+    def _start(self, trial: Trial, slot: Slot) -> None:
+        folder = self.out / trial.name
+        command = [sys.executable, "-m", "imnet.cli", *trial.words, *slot.words, f"--out={folder}"]
+        environment = os.environ | ({} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._note(trial, command, None, None)
+            with (folder / "trial.log").open("ab") as log:
+                # A group of its own: a Ctrl-C is the sweep's to pass on, once.
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                    process_group=0, preexec_fn=_die_with(os.getpid()),
+                )  # fmt: skip
+        except OSError as error:
+            raise IOFailure(f"cannot be written: {error.strerror}", file=folder, hint="choose another --out") from error
+        self.running[process] = trial, slot
+        if self.asked:  # meanwhile
+            self._tell(signal.SIGTERM)
+        self.say("start", trial, f"on GPU {slot.gpus}" if slot.gpus else "")
+
+    def _note(self, trial: Trial, command: Sequence[str], code: int | None, error: str | None) -> None:
+        values = {"number": trial.number, "id": trial.id, "values": dict(trial.values), "command": list(command)}
+        write_json(self.out / trial.name / "trial.json", values | {"code": code, "error": error})
+
+    def _collect(self) -> None:
+        for process in [p for p in self.running if p.poll() is not None]:
+            trial, slot = self.running.pop(process)
+            self.free.append(slot)
+            # Told to stop before it could save anything.
+            code = Preempted.exit_code if self.asked and process.returncode < 0 else process.returncode
+            error = None if code == 0 else _last_words(self.out / trial.name / "trial.log", code)
+            if code == IOFailure.exit_code and BUSY in str(error):  # another sweep was faster
+                self.waiting.append(trial)
+                continue
+            self._note(trial, process.args, code, error)  # pyright: ignore[reportArgumentType]
+            word = "done" if code == 0 else "stopped" if code == Preempted.exit_code else "FAILED"
+            self.say(word, trial, error or "")
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """The first signal is passed on, so that the trials save; a second Ctrl-C kills them. None is left behind,
+        whatever ends the block."""
+        old = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            self._tell(signal.SIGKILL if self.asked.count(signal.SIGINT) > 1 else signal.SIGTERM)
+            for process in self.running:
+                process.wait()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _heard(self, number: int, _: Any) -> None:
+        again = bool(self.asked)
+        self.asked.append(signal.Signals(number))
+        if not again:
+            self._tell(signal.SIGTERM)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _tell(self, number: int) -> None:
+        for process in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """For the new process: SIGTERM, which saves, when the sweep is gone, whatever killed it."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(Preempted.exit_code)
+
+    return ask
+
+
+def _last_words(log: Path, code: int) -> str:
+    """Why a trial ended: the error's line, or the last one."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("imnet-train: ")), lines[-1] if lines else "")
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}: {said.removeprefix('imnet-train: ')}"

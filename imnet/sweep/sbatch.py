@@ -1,0 +1,63 @@
+"""A batch script for Slurm: one array task a trial, which goes back into the queue until it is complete."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+
+from imnet.sweep.grid import Trial
+
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array={array}
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+{device}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --time=04:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.log
+
+# {count} trial(s), a task each. What the cluster wants otherwise (partition, account, time) goes behind sbatch, before
+# the name of this script. Two minutes before the time is up the trial saves, and the task queues again.
+cd {folder} || exit 74
+srun --ntasks=1 {command}
+code=$?
+if [ $code -eq 75 ]; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit $code
+"""
+
+
+def script(name: str, todo: Sequence[Trial], words: Sequence[str], more: Sequence[str], jobs: int | None) -> str:
+    """The text; ``words`` are those of imnet-sweep without --trial, ``more`` those of imnet-train."""
+    ranges = spans([trial.number for trial in todo])
+    gpus = max((trial.options.gpus or 1 for trial in todo), default=1)
+    ranks = max((trial.options.procs or 1 for trial in todo), default=1)
+    on_cpu = all(trial.options.device == "cpu" or trial.options.procs for trial in todo)
+    command = [shlex.join(["imnet-sweep", *words]), '--trial "$SLURM_ARRAY_TASK_ID"']
+    return SCRIPT.format(
+        name=shlex.quote(f"imnet-{name}"),
+        array=ranges + (f"%{jobs}" if jobs else ""),
+        device="# no GPU is asked for" if on_cpu else f"#SBATCH --gpus-per-task={gpus}",
+        cpus=max(8 * gpus, ranks),
+        count=len(todo),
+        folder=shlex.quote(os.getcwd()),
+        command=" ".join([*command, *(["--", shlex.join(more)] if more else [])]),
+    )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """``1-3,7`` of 1, 2, 3, 7, which rise."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
