@@ -14,7 +14,7 @@ import pytest
 
 from imnet import loggers, options
 from imnet.cli import train_main
-from imnet.errors import UsageError
+from imnet.errors import IOFailure, UsageError
 from imnet.metrics import read_metrics
 from imnet.start import train
 
@@ -134,6 +134,16 @@ def test_what_is_not_installed_is_one_line_before_anything_is_made(kind, tmp_pat
     assert train_main(["--log", f"csv,{kind}", "--out", str(tmp_path / "run")]) == 2
     assert f"got --log {kind}, but {kind} is not installed; pip install 'imnet[track]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_also_in_closing(tmp_path):
+    log = loggers.open_log(tmp_path, 0, ("csv",), {})
+    log.loggers[0]._file.close()
+    log.loggers[0]._file = full = open("/dev/full", "w")  # noqa: SIM115
+    log.loggers[0]._writer = csv.writer(full)
+    for act in (lambda: log.write(kind="train", step=1, seconds=0.1, loss=2.0), log.close):
+        with pytest.raises(IOFailure, match="No space left on device; make room"):
+            act()
 
 
 def test_words():
