@@ -43,9 +43,13 @@ class MetricsLog:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
-        for logger in self.loggers:
-            logger.close()
+        for file in (*self.loggers, self._file):
+            try:
+                file.close()
+            except OSError as error:  # what a full disk has left in a buffer
+                raise IOFailure(
+                    f"not written: {error.strerror}", file=self.path, hint="make room, then resume"
+                ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

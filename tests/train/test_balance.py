@@ -113,7 +113,10 @@ def test_every_class_comes_equally_often_and_no_image_twice_before_all_came_once
 
 
 AUGMENT = Augment(crop_pad_px=4, hflip="random", cutout_px=9, mean=(0.5,), std=(0.25,))
-ENCODED = Augment(hflip="random", crop_scale=(0.2, 1.0), crop_px=24, resize_eval_px=32, mean=(0.5,), std=(0.25,))
+ENCODED = Augment(
+    hflip="random", crop_scale=(0.2, 1.0), crop_px=24, resize_eval_px=32, mean=(0.5,), std=(0.25,),
+    rand_augment_ops=2, random_erasing_p=0.5,
+)  # fmt: skip
 
 
 def kinds():

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from imnet import loggers, options
 from imnet.cli import train_main
-from imnet.errors import UsageError
+from imnet.errors import IOFailure, UsageError
 from imnet.metrics import read_metrics
 from imnet.start import train
 
@@ -22,39 +23,42 @@ from .conftest import TINY
 from .test_resume import wait_for_step
 
 HELD = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, val_images=32), epochs=4)
+BOTH = "csv,tensorboard" if importlib.util.find_spec("tensorboard") else "csv"
 
 
-def killed_and_resumed(folder, spawn, **more):
-    """A run that was killed in the middle, and has lines after its last checkpoint to take back."""
-    common = {"checkpoint_every_steps": 3, "log_every_steps": 1} | more
-    process = spawn(HELD, conftest.options(folder, **common))
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, spawn):
+    """The folder of a run that was killed in the middle, with lines to take back, and went on to its end."""
+    folder = tmp_path_factory.mktemp("logged") / "run"
+    told = conftest.options(folder, checkpoint_every_steps=3, log_every_steps=1, log=BOTH)
+    process = spawn(HELD, told)
     wait_for_step(folder, process)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    process = spawn(HELD, conftest.options(folder, **common))
+    process = spawn(HELD, told)
     process.join(120)
     assert process.exitcode == 0
-    return read_metrics(folder / "metrics.jsonl")
+    return folder
 
 
 def in_csv(row):
     return {name: "" if row.get(name) is None else str(row[name]) for name in loggers.COLUMNS}
 
 
-def test_csv_is_metrics_jsonl_after_a_kill_too(tmp_path, spawn):
-    rows = killed_and_resumed(tmp_path, spawn, log="csv")
-    with (tmp_path / "metrics.csv").open(newline="") as file:
+def test_csv_is_metrics_jsonl_after_a_kill_too(resumed):
+    rows = read_metrics(resumed / "metrics.jsonl")
+    with (resumed / "metrics.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [in_csv(row) for row in rows]
     assert {name for row in rows for name in row} <= set(loggers.COLUMNS)  # a new figure needs its column
     assert {row["kind"] for row in rows} == {"train", "val", "eval"}
 
 
-def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path, spawn):
+def test_tensorboard_has_each_step_once_after_a_kill_too(resumed):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed (extra: track)")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    rows = killed_and_resumed(tmp_path, spawn, log="tensorboard")
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    rows = read_metrics(resumed / "metrics.jsonl")
+    events = EventAccumulator(str(resumed / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     wanted = {}
     for row in rows:
@@ -130,6 +134,16 @@ def test_what_is_not_installed_is_one_line_before_anything_is_made(kind, tmp_pat
     assert train_main(["--log", f"csv,{kind}", "--out", str(tmp_path / "run")]) == 2
     assert f"got --log {kind}, but {kind} is not installed; pip install 'imnet[track]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line_also_in_closing(tmp_path):
+    log = loggers.open_log(tmp_path, 0, ("csv",), {})
+    log.loggers[0]._file.close()
+    log.loggers[0]._file = full = open("/dev/full", "w")  # noqa: SIM115
+    log.loggers[0]._writer = csv.writer(full)
+    for act in (lambda: log.write(kind="train", step=1, seconds=0.1, loss=2.0), log.close):
+        with pytest.raises(IOFailure, match="No space left on device; make room"):
+            act()
 
 
 def test_words():

@@ -27,7 +27,7 @@ timm_optim = pytest.importorskip("timm.optim", reason="timm is not installed (ex
 def network():
     """A convolution, a norm, a matrix and a head, in channels_last."""
     torch.manual_seed(0)
-    parts = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 12), nn.ReLU(), nn.Linear(12, 4))
+    parts = (nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32 * 36, 12), nn.ReLU(), nn.Linear(12, 4))
     return nn.Sequential(*parts).to(memory_format=torch.channels_last)
 
 
@@ -47,7 +47,7 @@ def theirs_of(name, net):
     if name == "lion":
         return [timm_optim.Lion(groups, lr=0.001, betas=(0.9, 0.99))]
     matrices = [g for g in groups if g["matrix"]]
-    assert [tuple(p.shape) for g in matrices for p in g["params"]] == [(8, 3, 3, 3), (12, 288)]
+    assert [tuple(p.shape) for g in matrices for p in g["params"]] == [(32, 3, 3, 3), (12, 1152)]
     form = {"ns_coefficients": "original", "adjust_lr_fn": "match_rms_adamw", "conv_mode": "flatten"}
     timms = timm_optim.Muon(matrices, lr=0.01, momentum=0.9, nesterov=True, **form)
     rest = torch.optim.AdamW([g for g in groups if not g["matrix"]], lr=0.01, betas=(0.9, 0.99))
