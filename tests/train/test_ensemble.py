@@ -83,7 +83,7 @@ def together(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("band", [0, 3])
+@pytest.mark.parametrize("band", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_band_alone_is_the_same_run(together, tmp_path, band):
     alone = ensemble.of_band(BANDS, band)
     train(alone, options(tmp_path, checkpoint_every_steps=4))
@@ -96,7 +96,7 @@ def test_a_band_alone_is_the_same_run(together, tmp_path, band):
 
 @pytest.mark.parametrize(("bands", "changes"), [
     ("3,1", {"pipeline": "host", "workers": 2}),
-    ("0,2", {"pipeline": "torch", "workers": 2}),
+    pytest.param("0,2", {"pipeline": "torch", "workers": 2}, marks=pytest.mark.slow),
 ], ids=["host", "torch"])  # fmt: skip
 def test_neither_the_other_bands_nor_the_pipeline_matter(together, tmp_path, bands, changes):
     train(BANDS, how(tmp_path, bands, **changes))
@@ -132,6 +132,7 @@ def test_several_ranks_a_band_are_those_ranks_on_it_alone(tmp_path, spawn):
     assert Run(tmp_path / "ensemble" / "band-0").info["num_ranks"] == 2
 
 
+@pytest.mark.slow
 def test_the_launcher_starts_ranks_and_says_what_to_do_next(together, tmp_path, capfd):
     # The recipe by its parts: ranks read the command's own words.
     recipe = dataclasses.replace(BANDS, name="spectral/resnet34_sub4")
