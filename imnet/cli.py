@@ -106,6 +106,9 @@ def _evaluate(argv: list[str]) -> int:
         "--data-dir", default=None, help="folder that holds the run's own data set (default: the run's)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument("--gpus", type=int, default=None, metavar="N", help="GPUs that share the images, a process each")
+    many.add_argument("--procs", type=int, default=None, metavar="N", help="the same of processes on the CPU")
     parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
     told = "also average four corners, the middle and their mirrors; for images larger than what the network sees"
     parser.add_argument("--ten-crop", action="store_true", help=told)

@@ -53,7 +53,7 @@ class Evaluation:
     worst: list[dict[str, Any]] = field(default_factory=list)
     """The images of highest loss: index, label, predicted, loss, probability (of the true class)."""
     predictions: Predictions | None = field(default=None, repr=False)
-    """Of a single process."""
+    """Where they are wanted, at every rank."""
 
     @property
     def per_class(self) -> list[scores.ClassScore]:
@@ -94,8 +94,10 @@ def evaluate(
     batch_images: int,
     *,
     flip: bool = False,
+    each: bool = False,
 ) -> Evaluation:
-    """``net`` over all of ``data``; ``flip`` averages the probabilities with those of the mirror image.
+    """``net`` over all of ``data``; ``flip`` averages the probabilities with those of the mirror image. ``each`` keeps
+    the prediction of every image.
 
     The head may be wider than the set (Tiny ImageNet with 1000 outputs): a prediction beyond the classes is counted as
     wrong, and left out of the confusion matrix.
@@ -120,7 +122,7 @@ def evaluate(
         support=counts.support.tolist(),
         bins=counts.bins.T.tolist(),
         worst=_worst(counts.losses, counts.predicted, mine, data.labels, world),
-        predictions=counts.predictions() if world.size == 1 else None,
+        predictions=counts.predictions(mine, len(data), world) if each else None,
     )
 
 
@@ -152,8 +154,15 @@ class _Counts:
         self.losses[rows], self.probability[rows] = loss, probability
         self.labels[rows], self.predicted[rows] = labels, top
 
-    def predictions(self) -> Predictions:
-        return Predictions(self.labels.cpu(), self.predicted.cpu(), self.probability.cpu(), self.losses.cpu())
+    def predictions(self, ids: Tensor, num_images: int, world: World) -> Predictions:
+        """Of all ranks; this one has seen the images ``ids`` of ``num_images``."""
+        whole = [
+            column.new_zeros(num_images) for column in (self.labels, self.predicted, self.probability, self.losses)
+        ]
+        for column, mine in zip(whole, (self.labels, self.predicted, self.probability, self.losses), strict=True):
+            column[ids.to(column.device)] = mine
+            world.all_reduce(column)  # zero where others have seen the image
+        return Predictions(*(column.cpu() for column in whole))
 
 
 def _binned(probability: Tensor, right: Tensor) -> Tensor:

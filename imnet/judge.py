@@ -26,7 +26,8 @@ from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.files import write_atomic, write_json
-from imnet.launch import World
+from imnet.launch import World, connected, current_world
+from imnet.ranks import run_ranks
 from imnet.run import Run
 from imnet.run_options import RunOptions
 from imnet.runfolder import bands_in
@@ -38,9 +39,13 @@ FEW_CLASSES = 20
 
 def run(values: Namespace) -> int:
     """Evaluate, print, write; what is written beside a run never takes the place of its own evaluation.json."""
-    if values.batch_size is not None and values.batch_size < 1:
-        raise UsageError(f"got --batch-size {values.batch_size}; allowed: 1 or more", hint="leave --batch-size out")
+    counts = {"--batch-size": values.batch_size, "--gpus": values.gpus, "--procs": values.procs}
+    for option, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"got {option} {count}; allowed: 1 or more", hint=f"leave {option} out")
     if bands_in(values.run):
+        if values.gpus or values.procs:
+            raise UsageError("got --gpus or --procs for an ensemble", hint="one process fuses it: leave them out")
         return judge_ensemble.run(values)
     if values.p is not None or values.baseline is not None:
         raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
@@ -48,16 +53,33 @@ def run(values: Namespace) -> int:
         raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
     if values.ten_crop:
         _check_ten_crop(values)
-    if values.data is None:
-        lines = _own(values)
-    else:
-        lines = _other(values)
-    print("\n".join(lines))
+    ranks = values.gpus or values.procs or 1
+    if values.gpus:
+        device.check_gpus(values.gpus)
+    if ranks > 1 and current_world(ranks).size == 1:
+        return run_ranks(_rank, (values,), ranks, 0)
+    return _rank(values)
+
+
+def _rank(values: Namespace) -> int:
+    """What one process does: its share of the images; the first of several prints and writes."""
+    options = RunOptions(device="cpu" if values.procs else values.device)
+    with connected(device.resolve(options, current_world().local_rank).device) as world:
+        lines = _own(values, world) if values.data is None else _other(values, world)
+    if world.is_main:
+        print("\n".join(lines))
     return 0
+
+
+def _as_asked(options: RunOptions, values: Namespace) -> RunOptions:
+    """With as many processes as were asked for, which share the machine's threads."""
+    return replace(options, procs=values.procs, gpus=values.gpus, device="cpu" if values.procs else options.device)
 
 
 def _check_ten_crop(values: Namespace) -> None:
     """Before anything is evaluated: whether ten crops can be cut."""
+    if values.gpus or values.procs:
+        raise UsageError("got --ten-crop with --gpus or --procs", hint="one process cuts them: leave those out")
     if values.data is not None or values.checkpoint != "last" or values.split not in (None, "test"):
         what = (
             "got --ten-crop with --data, --checkpoint or --split; allowed: the newest weights on the run's test images"
@@ -66,21 +88,24 @@ def _check_ten_crop(values: Namespace) -> None:
     tencrop.check(Run(values.run).recipe)
 
 
-def _own(values: Namespace) -> list[str]:
+def _own(values: Namespace, world: World) -> list[str]:
     """On a split of the run's own set."""
     if not values.run.is_dir() and values.run.suffix:
         what = "got a file, which has no images of its own"
         raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
     run = Run(values.run)
-    dataset, options = run.dataset(values.data_dir, values.device, values.precision)
+    dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
+    options = _as_asked(options, values)
     splits = ("test", "train") if dataset.final is None else ("test", "final", "train")
     split = chosen(values.split or "test", splits, None)
     images = (split, values.checkpoint, values.batch_size)
-    plain = run.judge(dataset, options, *images, flip=False)
-    mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True)
+    plain = run.judge(dataset, options, *images, flip=False, world=world)
+    mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True, world=world)
     marks = [split] * (split != "test") + _marks(run, values)
     beside_test = dataset.final is not None and split == "test"
-    final = run.judge(dataset, options, "final", *images[1:], flip=False) if beside_test else None
+    final = run.judge(dataset, options, "final", *images[1:], flip=False, world=world) if beside_test else None
+    if not world.is_main:
+        return []
     names, written = dataset.class_names, []
     if not marks:
         write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None, final)
@@ -97,7 +122,7 @@ def _own(values: Namespace) -> list[str]:
     return [*lines, *_table(values.out, plain, names, str), *written, f"report     {run.report}"]
 
 
-def _other(values: Namespace) -> list[str]:
+def _other(values: Namespace, world: World) -> list[str]:
     """On another set, of a run or of a file that imnet-export wrote."""
     run = Run(values.run) if values.run.is_dir() else None
     if run is None and values.checkpoint != "last":
@@ -107,9 +132,11 @@ def _other(values: Namespace) -> list[str]:
         options = RunOptions(device=values.device, precision=values.precision or "fp32")
     else:
         model = run.classifier(data_dir=values.data_dir, which=values.checkpoint)
-        options = run.options(values.data_dir, values.device, values.precision)
-    images = images_at(values.data.expanduser(), values.split)
-    plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip)
+        options = run.options(values.data_dir, "cpu" if values.procs else values.device, values.precision)
+    images, options = images_at(values.data.expanduser(), values.split), _as_asked(options, values)
+    plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip, world=world)
+    if not world.is_main:
+        return []
     names, written = model.card.class_names, []
     if run is not None:
         about = {"data": str(images.path), "split": images.split} | _how(values, options)
@@ -133,14 +160,20 @@ def _marks(run: Run, values: Namespace) -> list[str]:
 
 
 def judge_images(
-    model: Classifier, images: Images, options: RunOptions, batch_images: int | None = None, *, flip: bool
+    model: Classifier,
+    images: Images,
+    options: RunOptions,
+    batch_images: int | None = None,
+    *,
+    flip: bool,
+    world: World | None = None,
 ) -> tuple[Evaluation, Evaluation | None]:
-    """(plain, with mirror images averaged) of another set, whose classes are matched by name.
+    """(plain, with mirror images averaged) of another set, whose classes are matched by name; all of ``world`` call it.
 
     Raises DataError for classes that the network has not, and for a picture that cannot be decoded.
     """
-    labels = _matched(images, model.card.class_names)
-    place = device.resolve(options)
+    labels, world = _matched(images, model.card.class_names), world or World()
+    place = device.resolve(options, world.local_rank)
     net = model.network.to(place.device).to(memory_format=torch.channels_last)
     with device.threads(options) as threads:
         setting = Setting(
@@ -148,8 +181,8 @@ def judge_images(
             workers=options.workers or threads,
         )  # fmt: skip
         data = Pictures(replace(images, labels=labels), model, setting)
-        how = (net, data, place, World(), len(model.card.class_names), batch_images or BATCH_IMAGES)
-        return evaluate(*how), evaluate(*how, flip=True) if flip else None
+        how = (net, data, place, world, len(model.card.class_names), batch_images or BATCH_IMAGES)
+        return evaluate(*how, each=True), evaluate(*how, flip=True) if flip else None
 
 
 class Pictures(Prepared):
@@ -248,7 +281,7 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     if out is None:
         return []
     found = result.predictions
-    assert found is not None, "a single process keeps them"
+    assert found is not None, "judge and judge_images keep them"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "label", "predicted", "probability", "loss"])

@@ -164,15 +164,24 @@ class Run:
         return dataset, options
 
     def judge(
-        self, dataset: DataSet, options: RunOptions, split: str, which: str, batch_images: int | None, *, flip: bool
-    ) -> Evaluation:  # fmt: skip
-        """``evaluate`` on a set that is loaded already."""
-        place = device.resolve(options)
+        self,
+        dataset: DataSet,
+        options: RunOptions,
+        split: str,
+        which: str,
+        batch_images: int | None,
+        *,
+        flip: bool,
+        world: World | None = None,
+    ) -> Evaluation:
+        """``evaluate`` on a set that is loaded already, with every prediction; all of ``world`` must call it."""
+        world = world or World()
+        place = device.resolve(options, world.local_rank)
         data = build_pipeline(self.recipe, options, dataset, getattr(dataset, split), place)
         net = self.model(which).to(place.device).to(memory_format=torch.channels_last)
         batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
         with device.threads(options):
-            return evaluate(net, data, place, World(), len(dataset.class_names), batch, flip=flip)
+            return evaluate(net, data, place, world, len(dataset.class_names), batch, flip=flip, each=True)
 
     def options(self, data_dir: str | None, device_name: str, precision: str | None = None) -> RunOptions:
         """How to run what the run has made."""

@@ -302,3 +302,37 @@ def test_scores_of_empty_classes_and_bins():
     assert np.isnan(scores.balanced_accuracy(scores.per_class([[0]])))
     assert scores.calibration_error([[2, 1.5, 1], [0, 0, 0], [2, 1.0, 2]]) == pytest.approx((0.5 + 1.0) / 4)
     assert np.isnan(scores.calibration_error([[0, 0.0, 0]]))
+
+
+@pytest.mark.parametrize("other", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
+    """On the run's own images or on others, 63 of which two ranks cannot share evenly; every prediction too."""
+    next(folder.rglob("*.png")).rename(tmp_path / "one fewer.png")
+    images = ["--data", str(folder)] if other else []
+    said, tables = [], []
+    for words in (CPU, ["--procs", "2"]):
+        table = tmp_path / f"{len(said)}.csv"
+        assert eval_main([str(run.path), *images, *words, "--out", str(table)]) == 0
+        said.append([line for line in capfd.readouterr().out.splitlines() if "predictions" not in line])
+        tables.append(list(csv.reader(table.read_text().splitlines())))
+    assert said[0] == said[1]
+    for one, two in zip(*tables, strict=True):
+        assert one[:3] == two[:3]
+    columns = [[float(row[4]) for row in table[1:]] for table in tables]
+    assert columns[1] == pytest.approx(columns[0], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--procs", "0"], "got --procs 0; allowed: 1 or more"),
+        (["--gpus", "-1"], "got --gpus -1; allowed: 1 or more"),
+        (["--gpus", "2", "--procs", "2"], "not allowed with argument"),
+        (["--procs", "2", "--ten-crop"], "got --ten-crop with --gpus or --procs"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_one_line(run, words, told, capfd):
+    assert eval_main([str(run.path), *words]) in (64, 65, 2)
+    errors = capfd.readouterr().err
+    assert told in errors
+    assert len(errors.strip().splitlines()) == 1
