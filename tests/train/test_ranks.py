@@ -38,7 +38,10 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize(("procs", "micro"), [(2, 0), pytest.param(3, 0, marks=pytest.mark.slow), (1, 10), (2, 10)])
+BOTH = [pytest.param(procs, micro, marks=pytest.mark.slow) for procs, micro in ((3, 0), (2, 10))]
+
+
+@pytest.mark.parametrize(("procs", "micro"), [(2, 0), (1, 10), *BOTH])
 def test_ranks_and_accumulation_give_the_one_rank_curve(alone, tmp_path, procs, micro):
     rows, weights = run(tmp_path, procs, micro)
     expected_rows, expected = alone

@@ -48,7 +48,8 @@ def uninterrupted(tmp_path_factory, spawn):
 
 
 @pytest.mark.parametrize(("first", "then"), [
-    pytest.param("host", "host", marks=pytest.mark.slow), ("torch", "torch"), ("host", "resident")])  # fmt: skip
+    pytest.param("host", "host", marks=pytest.mark.slow), pytest.param("torch", "torch", marks=pytest.mark.slow),
+    ("host", "resident")])  # fmt: skip
 def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, tmp_path, first, then):
     """Mixup, CutMix and accumulation; the host pipeline's batches are the resident one's to the last bit."""
     recipe = dataclasses.replace(uninterrupted[0], mixup_alpha=0.2, cutmix_alpha=1.0)
