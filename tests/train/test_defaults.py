@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from imnet_kernels import tier
 
 from imnet import defaults, device, models, recipes
 from imnet.capture import NotCapturableError, repeatable
@@ -134,6 +135,21 @@ def test_a_run_goes_on_as_it_began_unless_asked_otherwise():
     assert decide(kept=began, cuda_graphs=True).cuda_graphs
     assert defaults.keep_deterministic(RunOptions(), {"deterministic": True}).deterministic
     assert not defaults.keep_deterministic(RunOptions(deterministic=False), {"deterministic": True}).deterministic
+
+
+def test_a_run_keeps_its_kernels_and_torchs_own_where_a_family_is_younger_or_a_tier_is_gone():
+    kept = {"augment": {"tier": "reference"}, "shake_shake": {"tier": "cuda"}, "spectral": {"tier": "host"}}
+    before = tier.snapshot()
+    try:
+        taken = defaults.Execution(compile=False, cuda_graphs=True, deterministic=False, reason="", step_kernels=True)
+        defaults.choose_kernels(RunOptions(device="cpu"), taken, kept)
+        report = {family: tier.choose(family, "cpu") for family in tier.FAMILIES}
+        assert report["augment"] == "reference"
+        assert report["sgd_ema"] == report["batch_norm"] == tier.choose("batch_norm", "cuda") == "reference"
+        defaults.choose_kernels(RunOptions(device="cpu"), taken, None)
+        assert tier.report("cuda")["batch_norm"][1].startswith("auto")
+    finally:
+        tier.restore(before)
 
 
 def test_what_a_graph_cannot_repeat_is_not_captured():
