@@ -21,7 +21,7 @@ from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:
-    from .compare import Measure
+    from .gate import Measure
 
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
@@ -50,29 +50,26 @@ def _main(argv: list[str]) -> int:
         code = _compare(values, report, measure)
     if values.json is not None:
         _write(values.json, report)
-        print(f"written: {values.json}")
     return code
 
 
 def _save(path: Path, report: dict[str, Any], measure: Measure) -> None:
-    from . import compare
+    from . import gate
 
-    print(f"scores for the gate: {compare.SAVE_ATTEMPTS} measurements of each", flush=True)
+    print(f"scores for the gate: {gate.SAVE_ATTEMPTS} measurements of each", flush=True)
     load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
     if load > 1.5 * cores:
         print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
-    report["gate"], report["load"] = compare.keep(measure), load
+    report["gate"], report["load"] = gate.keep(measure), load
     _write(path, report)
     for name, entry in report["gate"].items():
         print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
-    print(f"written: {path}")
 
 
 def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measure) -> int:
-    from . import compare
+    from . import gate
 
-    today = report["fingerprint"]
-    table, passed = compare.against(values.compare, today, measure, values.fail_under, values.force)
+    table, passed = gate.against(values.compare, report["fingerprint"], measure, values.fail_under, values.force)
     print(table)
     return 0 if passed else 1
 
@@ -80,6 +77,7 @@ def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measur
 def _write(path: Path, report: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written: {path}")
     except OSError as error:
         raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
 
@@ -95,13 +93,13 @@ def _check(values: argparse.Namespace) -> None:
         if path is not None and not path.parent.is_dir():
             raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another file")
     if values.compare is not None:
-        from . import compare
+        from . import gate
 
-        compare.read(values.compare)
+        gate.read(values.compare)
     if getattr(values, "picture", None) is not None:
-        from . import picture
+        from . import pictures
 
-        picture.check(values.picture)
+        pictures.check(values.picture)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -165,13 +163,11 @@ def _scaling(part: argparse.ArgumentParser) -> None:
     part.add_argument("--gpus", type=_count, metavar="N", help="up to N GPUs (all)")
     part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
     part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
-    part.add_argument("--plot", type=Path, metavar="FILE", help="with --model: draw it")
 
 
 def _data(part: argparse.ArgumentParser) -> None:
     part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
-    part.add_argument("--idx", type=Path, metavar="DIR", help="Fashion-MNIST's four files: also reading IDX")
 
 
 def _whole(part: argparse.ArgumentParser) -> None:

@@ -104,17 +104,21 @@ def windows(
 
 
 def _window(call: Callable[[], object], inner: int, children: bool) -> Window:
-    """``inner`` calls in a row."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.synchronize()
+    """``inner`` calls in a row. Where nothing has used the GPU, nothing can be waited for on it."""
+    on_gpu = torch.cuda.is_initialized()
+    wait()
     wall, cpu = time.perf_counter(), cpu_seconds(children)
     for _ in range(inner):
         call()
-    if on_gpu:
-        torch.cuda.synchronize()
+    wait()
     wall, cpu = time.perf_counter() - wall, cpu_seconds(children) - cpu
     return Window(wall / inner, (wall if on_gpu else cpu / torch.get_num_threads()) / inner)
+
+
+def wait(place: torch.device | None = None) -> None:
+    """Until the GPU is idle: the one of ``place``, which may be a CPU; else any that was used."""
+    if place.type == "cuda" if place is not None else torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def cpu_seconds(children: bool = False) -> float:

@@ -21,7 +21,7 @@ def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:
 
     found = environment()
     hardware, versions = found["hardware"], dict(found["versions"])
-    versions |= {name: got for name in PEERS if (got := _version(name)) is not None}
+    versions |= {name: got for name in PEERS if (got := version(name)) is not None}
     gpus = hardware["gpus"]
     return {
         "cpu": hardware["cpu"],
@@ -45,20 +45,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
     Versions of torch may differ in their last part; the commit, the date and the clocks of the moment may differ.
     """
-    rows = []
-    for key, a, b in ((k, _compared(old, k), _compared(new, k)) for k in _COMPARED):
-        if a != b:
-            rows.append(f"{key} was {a}, is {b}")
-    return rows
+    before, now = _compared(old), _compared(new)
+    return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]
 
 
-_COMPARED = ("cpu", "cores", "gpu", "torch", "precision", "threads")
-
-
-def _compared(found: Mapping[str, Any], key: str) -> Any:
-    if key == "torch":
-        return ".".join(found["versions"]["torch"].split(".")[:2])
-    return found.get(key)
+def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
+    torch_version = ".".join(found["versions"]["torch"].split(".")[:2])
+    parts = {key: found.get(key) for key in ("cpu", "cores", "gpu", "precision", "threads")}
+    return parts | {"torch": torch_version}
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -69,7 +63,8 @@ def text(found: Mapping[str, Any]) -> str:
     return f"{where}{threads}, {found['precision']}, torch {found['versions']['torch']}, {sha}, {found['date']}"
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of a package, None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

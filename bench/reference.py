@@ -6,6 +6,7 @@ fastest is the reference: a slow pipeline of theirs is no credit to us.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import UsageError
-from imnet.recipe import SGD, Constant, Data, Recipe, replace
+from imnet.recipe import Recipe, replace
 from imnet.recipes import by_name
 
-from .case import train_flops
-from .tables import short
+from .case import plain, train_flops
 
 FILE = Path(__file__).resolve().parent / "reference_hardware.json"
 # A step of about this many FLOPs takes seconds on two cores, which is as long as it should.
@@ -46,15 +46,15 @@ def load() -> dict[str, Any]:
 def find_card(name: str) -> str:
     """The card's name as the file has it: any case, ``NVIDIA`` and ``GeForce`` optional. UsageError if unknown."""
     cards = list(load()["cards"])
-    plain = {_plain(card): card for card in cards}
-    if _plain(name) in plain:
-        return plain[_plain(name)]
-    close = difflib.get_close_matches(_plain(name), list(plain), n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(plain[c] for c in close)}?" if close else f"allowed: {', '.join(cards)}"
+    known = {_bare(card): card for card in cards}
+    if _bare(name) in known:
+        return known[_bare(name)]
+    close = difflib.get_close_matches(_bare(name), list(known), n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(known[c] for c in close)}?" if close else f"allowed: {', '.join(cards)}"
     raise UsageError(f"got --against {name!r}, a card without published figures here", hint=hint)
 
 
-def _plain(name: str) -> str:
+def _bare(name: str) -> str:
     words = name.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "")
     return "".join(words.split())
 
@@ -75,12 +75,8 @@ def references(card: str, models: list[str] | None = None) -> list[Reference]:
         others = tuple(f"{r.images_per_s:,.0f} images/s ({r.source})" for r in ranked[1:])
         # The time that was published is the document's own, wherever the fastest rate comes from.
         hours = next((r.hours for r in group if r.hours is not None), None)
-        best.append(_with(ranked[0], hours=hours, others=others))
+        best.append(dataclasses.replace(ranked[0], hours=hours, others=others))
     return _picked(best, models, card)
-
-
-def _with(reference: Reference, **changes: Any) -> Reference:
-    return Reference(**(vars(reference) | changes))
 
 
 def _picked(found: list[Reference], models: list[str] | None, card: str) -> list[Reference]:
@@ -106,11 +102,7 @@ def _reference(row: dict[str, Any], train_images: dict[str, int]) -> Reference:
 
 
 def _plain_recipe(row: dict[str, Any]) -> Recipe:
-    sizes = {key: row[key] for key in ("channels", "num_classes", "batch_images")}
-    data = Data(name="synthetic", image_px=row["px"], **sizes)
-    optim = SGD(lr=0.1, momentum=0.9, weight_decay=5e-4)
-    name = f"no recipe: {row['model']}, {row['px']} px"
-    return Recipe(name=name, model=row["model"], data=data, optim=optim, schedule=Constant(), epochs=1)
+    return plain(row["model"], row["px"], row["channels"], row["num_classes"], row["batch_images"])
 
 
 def smaller_for_cpu(recipe: Recipe) -> Recipe:
@@ -156,24 +148,3 @@ def _share_of_peak(reference: Reference, flops: float, card: dict[str, Any]) -> 
     if card["peak_tflops"] is None:
         return None
     return flops * reference.images_per_s / (1e12 * card["peak_tflops"][reference.precision])
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """What a person reads; shares are of the peak measured here and of the maker's figure for the card."""
-    card = rows[0]["card"]
-    lines = [f"{'model':<22} {'px':>4} {'images/s':>10} {card:>12} {'ratio':>8} {'of peak':>8} {'of its':>7}  full run"]
-    for row in rows:
-        rate, theirs = short(row["images_per_s"]), short(row["published_images_per_s"])
-        theirs_of_peak = row["published_share_of_peak"]
-        shares = f"{row['share_of_peak']:8.1%} {'-' if theirs_of_peak is None else f'{theirs_of_peak:.1%}':>7}"
-        published = "not published" if row["published_hours"] is None else f"{row['published_hours']:g} h"
-        times = "-" if row["projected_hours"] is None else f"{row['projected_hours']:,.1f} h here, {published}"
-        line = f"{row['model']:<22} {row['image_px']:>4} {rate:>10} {theirs:>12} {row['ratio']:7.3g}x {shares}  {times}"
-        lines.append(line + _label(row))
-    return "\n".join(lines)
-
-
-def _label(row: dict[str, Any]) -> str:
-    if row["batch_images"] == row["recipe_batch_images"] and row["n"] >= 8:
-        return ""
-    return f"  [{row['n']} windows, batch {row['batch_images']} of {row['recipe_batch_images']}: rough]"

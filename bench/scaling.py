@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,37 @@ from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
 from .case import build, synthetic
-from .clock import Timing
-from .fingerprint import fingerprint
+from .clock import Timing, wait
 
 WARM_UP_STEPS = 3
 
 
-def report(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> dict[str, Any]:
-    """The JSON of ``imnet-bench scaling``: a row a number of ranks and kind."""
-    cores = len(os.sched_getaffinity(0))
+def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> Iterator[dict[str, Any]]:
+    """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first."""
     on_gpu = options.device != "cpu" and device.num_gpus() > 0
-    most = device.num_gpus() if on_gpu else cores
-    threads = options.threads or max(1, cores // max(ranks))
-    rows: list[dict[str, Any]] = []
+    most = device.num_gpus() if on_gpu else len(os.sched_getaffinity(0))
+    first: dict[str, dict[str, Any]] = {}
     for num in ranks:
         batches = {"weak": recipe.data.batch_images * num, "strong": recipe.data.batch_images}
-        taken = _run(recipe, sorted(set(batches.values())), _options(options, num, threads, on_gpu), steps)
+        where: dict[str, Any] = {"device": "cuda", "gpus": num} if on_gpu else {"device": "cpu", "procs": num}
+        taken = _run(recipe, sorted(set(batches.values())), dataclasses.replace(options, **where), steps)
         for kind, batch in batches.items():
             about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}
-            rows.append(about | taken[str(batch)])
-    rows.sort(key=lambda row: (row["kind"] != "weak", row["ranks"]))
-    for row in rows:
-        first = next(r for r in rows if r["kind"] == row["kind"] and r["ranks"] == ranks[0])
-        row["efficiency"] = efficiency(row, first)
-    with device.threads(dataclasses.replace(options, threads=threads)):
-        found = fingerprint(rows[0]["precision"], steps)
-    about = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
-    about |= {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
-    return {"benchmark": "scaling", "fingerprint": found, **about, "rows": rows}
+            row = about | taken[str(batch)]
+            yield row | {"efficiency": efficiency(row, first.setdefault(kind, row))}
+
+
+def about(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+    """What the rows are of."""
+    on_gpu = options.device != "cpu" and device.num_gpus() > 0
+    network = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
+    return network | {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
+
+
+def threads_a_rank(options: RunOptions, ranks: list[int]) -> RunOptions:
+    """The same with as many threads for every rank as the most ranks leave."""
+    cores = len(os.sched_getaffinity(0))
+    return dataclasses.replace(options, threads=options.threads or max(1, cores // max(ranks)))
 
 
 def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
@@ -62,12 +66,6 @@ def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
 
 def _with_batch(recipe: Recipe, batch: int) -> Recipe:
     return replace(recipe, data=replace(recipe.data, batch_images=batch))
-
-
-def _options(options: RunOptions, num: int, threads: int, on_gpu: bool) -> RunOptions:
-    if on_gpu:
-        return dataclasses.replace(options, device="cuda", gpus=num, threads=threads)
-    return dataclasses.replace(options, device="cpu", procs=num, threads=threads)
 
 
 def _run(recipe: Recipe, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
@@ -99,10 +97,12 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
     batches, seconds = case.batches(), []
     for i in range(WARM_UP_STEPS + steps):
         batch = next(batches)
-        _wait(case.place.device, world)
+        wait(case.place.device)
+        world.barrier()
         start = time.perf_counter()
         case.train(batch, i)
-        _wait(case.place.device, world)
+        wait(case.place.device)
+        world.barrier()
         seconds.append(time.perf_counter() - start)
     batches.close()
     timing = Timing.of(seconds[WARM_UP_STEPS:])
@@ -110,29 +110,6 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
     gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
     about = {"precision": case.place.precision, "threads_a_rank": torch.get_num_threads()}
     return taken | about | {"gradient_bytes": gradient_bytes}
-
-
-def _wait(where: torch.device, world: launch.World) -> None:
-    """Until every rank is here."""
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    world.barrier()
-
-
-def text(found: dict[str, Any]) -> str:
-    """The table."""
-    head = f"{found['recipe']} ({found['model']}, {found['image_px']} px), {found['backend']}"
-    lines = [
-        head,
-        f"{'kind':<7} {'ranks':>5} {'batch':>6} {'ms/step':>9} {'IQR':>7} {'images/s':>9} {'efficiency':>10}",
-    ]
-    for r in found["rows"]:
-        ms, rate = f"{r['step_s'] * 1e3:9.1f} {r['step_s_iqr'] * 1e3:7.1f}", r["batch_images"] / r["step_s"]
-        note = "  more ranks than cores" if r["oversubscribed"] else ""
-        lines.append(
-            f"{r['kind']:<7} {r['ranks']:>5} {r['batch_images']:>6} {ms} {rate:>9,.0f} {r['efficiency']:>10.1%}{note}"
-        )
-    return "\n".join(lines)
 
 
 def parse_ranks(most: int) -> list[int]:

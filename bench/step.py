@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,8 +26,7 @@ from imnet.models import build
 from imnet.recipe import SGD, Constant, Data, Recipe
 from imnet.step import TrainStep
 
-from .clock import Timing, interleaved
-from .fingerprint import fingerprint
+from .clock import interleaved
 
 # name, image size in pixels, channels, batch
 CASES = [
@@ -120,28 +119,14 @@ def has_timm() -> bool:
     return importlib.util.find_spec("timm") is not None
 
 
-def report(only: str | None = None, rounds: int = 12, compile: bool = False) -> dict[str, Any]:
-    """The JSON of ``imnet-bench step``; prints a line a network. UsageError for a network that is not in the table."""
+def rows(only: str | None = None, rounds: int = 12, compile: bool = False) -> Iterator[dict[str, Any]]:
+    """A row a network, after its gate. UsageError for a network that is not in the table."""
     cases = [case for case in CASES if only in (None, case[0])]
     if not cases:
         hint = f"allowed: {', '.join(case[0] for case in CASES)}"
         raise UsageError(f"got --only {only!r}, a network that the table has not", hint=hint)
-    rows = []
     for name, px, channels, batch in cases:
-        if name.startswith("timm:") and not has_timm():
-            continue
         if has_timm():
             gate(name, px, channels)
-        rows.append(measure(name, px, channels, batch, rounds, compile))
-        print(text(rows[-1]), flush=True)
-    found = {"benchmark": "step", "fingerprint": fingerprint("bf16", rounds), "compile": compile, "rows": rows}
-    return found | {"timm": found["fingerprint"]["versions"].get("timm", "not measured: not installed")}
-
-
-def text(row: dict[str, Any]) -> str:
-    times = {name: Timing(**values) for name, values in row["times"].items()}
-    figures = ", ".join(f"{k} {v.best_s * 1e3:.1f} ms (median {v.median_s * 1e3:.1f})" for k, v in times.items())
-    ratios = [f"{row[key]:.2f}x {of}" for key, of in (("ratio_to_defaults", "defaults"), ("ratio_to_flags", "flags"))
-              if row[key] is not None]  # fmt: skip
-    size = f"{row['network']} {row['image_px']} px, batch {row['batch_images']}"
-    return f"{size}: {figures}; {', '.join(ratios) or 'timm is not installed'} (n = {times['imnet'].n})"
+        if has_timm() or not name.startswith("timm:"):
+            yield measure(name, px, channels, batch, rounds, compile)

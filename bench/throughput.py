@@ -14,21 +14,17 @@ from typing import Any
 
 import torch
 
-from imnet import device
 from imnet.data.pipelines import Batch
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
 from . import roof
 from .case import Case, build, synthetic, train_flops
-from .clock import Timing, Window, windows
-from .fingerprint import fingerprint
+from .clock import Timing, Window, wait, windows
 from .tables import short
 
 WINDOW_S = 0.25
 ROUNDS = 40
-# Fewer windows than this are called a rough figure.
-FEW = 8
 PARTS = ("loader", "model", "end to end")
 
 
@@ -39,12 +35,7 @@ def measure(
 
     ``seconds`` is for the windows; at least three are taken, however long a step is.
     """
-    with device.threads(options):
-        case = build(recipe if options.data_dir else synthetic(recipe), options)
-        return _measure(case, recipe, seconds, parts)
-
-
-def _measure(case: Case, recipe: Recipe, seconds: float, parts: tuple[str, ...]) -> dict[str, Any]:
+    case = build(recipe if options.data_dir else synthetic(recipe), options)
     on_gpu = case.place.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -94,8 +85,7 @@ def _first_step(case: Case, batch: Batch) -> float:
     start = time.perf_counter()
     case.step.warm_up([batch], case.batch_images)
     case.train(batch)
-    if case.place.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait(case.place.device)
     return time.perf_counter() - start
 
 
@@ -129,36 +119,3 @@ def bound(rates: dict[str, float]) -> str:
     slower = "loader" if loader < model else "model"
     figures = f"loader {short(loader)}, model {short(model)}, end to end {short(both)} images/s"
     return f"bound by the {slower}: {figures} ({both / min(loader, model):.0%} of the {slower} alone)"
-
-
-def report(recipes: list[Recipe], options: RunOptions, seconds: float) -> dict[str, Any]:
-    """The JSON of ``imnet-bench throughput``; prints a few lines a recipe as they are ready."""
-    rows = []
-    for recipe in recipes:
-        rows.append(measure(recipe, options, seconds))
-        print(text(rows[-1]), flush=True)
-    with device.threads(options):
-        found = fingerprint(rows[0]["precision"], min(row["rates"]["model"]["n"] for row in rows)) if rows else {}
-    return {"benchmark": "throughput", "fingerprint": found, "rows": rows}
-
-
-def text(row: dict[str, Any]) -> str:
-    """What a person reads of one row."""
-    head = f"{row['recipe']} ({row['model']}, {row['image_px']} px, batch {row['batch_images']}, {row['precision']})"
-    lines = [f"{head}, data {row['data']}, pipeline {row['pipeline']}"]
-    for name in PARTS:
-        part = row["rates"][name]
-        clock = f"; best by {row['clock']} {short(part['images_per_s_by_clock'])}"
-        spread = f"IQR {short(part['images_per_s_iqr'])}, {part['n']} windows{clock}"
-        lines.append(f"  {name:<11}{short(part['images_per_s']):>12} images/s  ({spread})")
-    few = row["rates"]["model"]["n"] < FEW
-    lines.append(f"  first step {row['first_step_s']:11.1f} s  (compilation and allocation, not in the rates)")
-    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB ({row['peak_memory_of']})"
-    gflop, peak = row["train_flops_per_image"] / 1e9, row["matmul_flops_per_s"] / 1e12
-    lines.append(f"  peak memory {memory}")
-    lines.append(
-        f"  MFU {row['mfu']:.1%}: {gflop:.3g} GFLOP an image, a matrix product reaches {peak:.3g} TFLOP/s, "
-        f"a copy {row['copy_bytes_per_s'] / 1e9:.3g} GB/s"
-    )
-    lines.append(f"  {row['bound']}" + ("; few windows: a rough figure" if few else ""))
-    return "\n".join(lines)

@@ -220,7 +220,7 @@ def start(values: argparse.Namespace) -> int:
         if not values.dry and not torch.cuda.is_available():
             print("bench.gpu: got no CUDA GPU; allowed: a machine with one, or --dry", file=sys.stderr)
             return 69
-        from ..gpu_tables import document
+        from .tables import document
 
         print(document(measure(values, setting, workers, jobs).values))
     finally:

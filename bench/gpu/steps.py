@@ -192,16 +192,16 @@ def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
 def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
     """imnet-profile's table of kernels, cut to the ones that take the most time."""
     from ..profile.step import top_kernels
-    from ..profile.work import Request, Work
+    from ..profile.work import Work
 
     options = _options(variant, setting)
     steps = 1 if setting.dry else PROFILED_STEPS
     if setting.dry:
         roof.COPY_BYTES["cpu"], roof.MATMUL["cpu"] = 1 << 20, 64
-    work = Work(Request(net.recipe, options, steps, setting.scratch), device.resolve(options))
+    work = Work(net.recipe, options, device.resolve(options))
     if variant.compile and setting.dry:
         work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")
-    found = top_kernels(work, TOP)
+    found = top_kernels(work, steps, TOP)
     if not setting.dry:
         return found | {"batch": net.batch, "n": steps}
     untimed = dict.fromkeys(("warm_up_s", "step_ms", "device_ms"))

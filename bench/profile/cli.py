@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from imnet.command import Parser, guarded
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import UsageError
 
 _OUT = Path("runs") / "profile"
 
@@ -18,65 +18,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     values = _parser().parse_args(argv)
-    _check_counts(values)
-    if values.command == "step":
-        return _step(values, argv)
-    if values.command == "kernels":
-        return _kernels(values, argv)
-    return _data(values, argv)
-
-
-def _check_counts(values: argparse.Namespace) -> None:
     for name in ("batch_size", "steps", "image_px", "threads", "top", "images"):
         value = getattr(values, name, None)
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"got --{flag} {value}; allowed: 1 or more", hint=f"leave --{flag} out for the default")
-
-
-def _step(values: argparse.Namespace, argv: list[str]) -> int:
-    import torch
-
     from imnet.defaults import choose_kernels
     from imnet.run_options import RunOptions
 
-    from ..case import find_recipe
-    from .step import run
-    from .work import Request
-
-    sizes = {"batch_images": values.batch_size, "image_px": values.image_px}
-    recipe = find_recipe(values.recipe, values.model, **sizes, default="quickstart")
-    options = RunOptions(
-        device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
-    )
-    shown = {"nvtx": values.nvtx, "by_shape": values.by_shape, "top": values.top}
-    choose_kernels(options)
-    try:
-        run(Request(recipe, options, values.steps, values.out, **shown), argv)
-    except torch.OutOfMemoryError as error:
-        images = recipe.data.batch_images
-        hint = f"try --batch-size {max(1, images // 2)}"
-        raise DeviceError(f"out of memory with {images} images at once", hint=hint) from error
-    return 0
-
-
-def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
-    from .kernels import Request, run
-
-    asked = {name: getattr(values, name) for name in ("family", "case", "dtype", "tier", "device", "out", "threads")}
-    run(Request(**asked, resources=not values.no_resources), argv)
-    return 0
-
-
-def _data(values: argparse.Namespace, argv: list[str]) -> int:
-    from imnet.defaults import choose_kernels
-    from imnet.run_options import RunOptions
-
-    from .data import Request, run
-
-    choose_kernels(RunOptions())
-    names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
-    run(Request(**{name: getattr(values, name) for name in names}), argv)
+    if values.command != "kernels":  # which says itself what it takes
+        choose_kernels(RunOptions(device=values.device))
+    if values.command == "step":
+        from .step import run
+    elif values.command == "kernels":
+        from .kernels import run
+    else:
+        from .data import run
+    run(values, argv)
     return 0
 
 
@@ -91,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         command.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores)")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_debug()
     return parser
 
 

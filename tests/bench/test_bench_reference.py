@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bench import picture, reference
+from bench import pictures, reference, tables
 from bench.case import find_recipe, train_flops
 from bench.cli import main
 from imnet.errors import UsageError
@@ -101,7 +101,7 @@ def test_cards_of_no_known_kind_have_no_share_of_a_peak():
     row = comparison(one=one)
     assert row["published_share_of_peak"] is None
     assert row["published_hours"] == 4
-    assert " - " in reference.table([row])
+    assert "of its peak            -" in tables.shown("reference", row)
 
 
 @pytest.mark.parametrize(("recipe", "gflop"), TRAIN_GFLOP.items())
@@ -150,17 +150,17 @@ def test_ratio_shares_and_projected_hours_by_hand():
     assert row["published_hours"] == 7
 
 
-def test_a_figure_of_few_windows_or_a_smaller_batch_is_called_rough():
-    assert "3 windows, batch 16 of 256: rough" in reference.table([comparison()])
-    assert "rough" not in reference.table([comparison(batch=256) | {"n": 20}])
+def test_a_figure_of_few_windows_or_a_smaller_batch_says_so():
+    lines = [" ".join(line.split()) for line in tables.shown("reference", comparison()).splitlines()]
+    assert {"images/s 100 (IQR 1, n = 3)", "batch 16 of 256", "ratio 0.182x"} <= set(lines)
+    assert "256 of" not in tables.shown("reference", comparison(batch=256))
 
 
 def test_the_picture_shows_both_rates_of_every_model(tmp_path):
     path = tmp_path / "bars.svg"
     rows = [comparison(), comparison(rate=1234.0) | {"model": "another"}]
-    picture.check(path)
-    with __import__("matplotlib").rc_context({"svg.fonttype": "none"}):
-        picture.draw(path, rows, "this machine")
+    pictures.check(path)
+    pictures.bars(path, rows, "this machine")
     text = " ".join(re.findall(r">([^<>]+)</text>", path.read_text()))
     for word in ("wrn28_10", "another", "550", "1,234", "100", "published, GTX 1080 Ti", "measured, this machine"):
         assert word in text, word

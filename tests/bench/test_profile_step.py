@@ -13,10 +13,9 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench import roof
-from bench.profile import commands as profile_commands
 from bench.profile.cli import main
-from bench.profile.memory import peak_bytes, running_sums, storage_bytes
-from bench.profile.ops import OpCall, count
+from bench.profile.ops import OpCall, count, peak_bytes, running_sums, storage_bytes
+from bench.profile.report import again
 from bench.profile.trace import STEP, Roofs, argument_costs, kernel_costs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
@@ -92,7 +91,7 @@ def test_commands_repeat_this_very_run(profiled):
         start = words.index(sys.executable)
         assert words[start : start + 3] == [sys.executable, "-m", "bench.profile"]
         assert words[start + 3 : start + 3 + len(COMMAND)] == COMMAND
-    quoted = profile_commands.again(["step", "--out", "a b"], ["--nvtx"])
+    quoted = again(["step", "--out", "a b"], ["--nvtx"])
     assert shlex.split(quoted)[-4:] == ["step", "--out", "a b", "--nvtx"]
 
 
