@@ -11,29 +11,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from imnet_kernels.family import Family, families
-from imnet_kernels.implementations import tiers_of
+from imnet_kernels.family import families
 
 from .. import peers, roof
 from ..clock import Timing, windows
 from ..kernels import Job, device_figures, on_gpu
+from .checks import gpu_tiers
 from .plan import UNTIMED, Row, Setting, UnavailableError
 
 COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
 """Seconds a row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
+DRY_FAMILIES = ("shake_shake", "sgd_ema")
 UNMEASURED: dict[str, Any] = dict.fromkeys(("us", "us_launched", "gb_per_s", "share_of_copy"))
-
-
-def gpu_tiers(family: Family, dry: bool) -> list[str]:
-    """A family's tiers for a GPU, whose library may still be compiling; in a dry run those that run here."""
-    return family.tiers("cpu") if dry else [name for name in tiers_of(family.name) if name in ("triton", "cuda")]
 
 
 def jobs(dry: bool) -> list[Job]:
     """Every case of a GPU's own size, and its backward where a family has one, in bf16 where the family has it; in a
-    dry run one odd case a family."""
+    dry run one odd case of a family with a backward, and of the one with peers."""
     found = []
     for family in families():
+        if dry and family.name not in DRY_FAMILIES:
+            continue
         dtype = torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
         cases = [case for case in family.contract if not case.real][:1] if dry else [c for c in family.cases if c.gpu]
         found += [Job(family, case, dtype) for case in cases]

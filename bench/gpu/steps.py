@@ -106,7 +106,7 @@ def _needs(net: Net, variant: Variant) -> frozenset[str]:
 
 def step_rows(setting: Setting) -> Iterator[Row]:
     for net, variant in _variants(setting.dry):
-        if setting.dry and variant.compile and net is not DRY_NETS[0]:
+        if setting.dry and variant is not VARIANTS[0] and net is not DRY_NETS[0]:
             continue
         work = functools.partial(_in_tier, measure, net, variant, setting)
         needs = _needs(net, variant)

@@ -103,11 +103,8 @@ def stages(recipe: Recipe, split: AnySplit, setting: Setting) -> list[Stage]:
     if isinstance(split, EncodedSplit):
         found, pixels, augment = _encoded_stages(split, setting, pieces)
     else:
-        turn, pixels, augment = (
-            cycle([piece.numpy() for piece in pieces]),
-            as_tensor(split.images[pieces[0].numpy()]),
-            setting.augment,
-        )
+        turn, augment = cycle([piece.numpy() for piece in pieces]), setting.augment
+        pixels = as_tensor(split.images[pieces[0].numpy()])
         found = [Stage("read", lambda: split.images[next(turn)], 2 * pixels.nbytes)]
     mean = None if setting.mean is None else setting.mean.cpu()
     batches = Batches(pixels, augment, seed=setting.seed, dtype=torch.float32, mean=mean)

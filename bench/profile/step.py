@@ -50,7 +50,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
                 return _ranges_only(work, values.steps)
             bare_s = work.seconds_per_step(values.steps)
             found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": bare_s}
-            found |= _profiled(work, values.steps, values.by_shape, folder)
+            found |= _profiled(work, values.steps, values.by_shape, folder / "step-trace.json")
             found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
     except torch.OutOfMemoryError as error:
         images = recipe.data.batch_images
@@ -84,24 +84,37 @@ def _held(work: Work) -> list[torch.Tensor]:
     return [*found, work.data.images, work.data.labels]
 
 
-def _profiled(work: Work, steps: int, by_shape: bool, folder: Path) -> dict[str, Any]:
-    on_gpu, trace = work.place.device.type == "cuda", "step-trace.json"
-    calls = _calls(work)
+def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None = None) -> dict[str, Any]:
+    """The operators and, on a GPU, the kernels of some steps.
+
+    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured.
+    """
+    on_gpu = work.place.device.type == "cuda"
+    with work.uncaptured(
+        eager=True
+    ):  # compiled and captured code hides its operators; those that it keeps are the same
+        calls = count(work.once)
+    costs: dict[str, Row] = {}
+    if work.step.graph is not None:
+        with work.uncaptured():
+            costs = _costs(_steps_profiled(work, steps), calls, steps)
     profiler = _steps_profiled(work, steps)
-    profiler.export_chrome_trace(str(folder / trace))
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
     events = profiler.events() or []
     found = rows(events, calls, steps=steps, on_gpu=on_gpu, by_shape=by_shape)
-    run_kernels = kernels(events, _costs(profiler, calls, steps)) if on_gpu else []
+    run_kernels = kernels(events, costs or _costs(profiler, calls, steps)) if on_gpu else []
     total_s = sum(row.seconds for row in (run_kernels or found))
-    roofs = _roofs(work.place.device, calls)
+    dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
+    products = {d: roof.matmul_flops_per_s(work.place.device, d) for d in dtypes}
+    roofs = Roofs(roof.copy_bytes_per_s(work.place.device), products)
     return {
         "steps": steps,
-        "trace": trace,
         "total_s": total_s,
         "phases_s": phases(events),
         "flops_per_step": sum(c.flops or 0 for c in calls),
         "copy_bytes_per_s": roofs.bytes_per_s,
-        "matmul_flops_per_s": {str(d).removeprefix("torch."): v for d, v in roofs.flops_per_s.items()},
+        "matmul_flops_per_s": {str(d).removeprefix("torch."): v for d, v in products.items()},
         "rows": [row.as_dict(total_s, roofs) for row in found],
         "kernels": [row.as_dict(total_s, roofs) for row in run_kernels],
     }
@@ -125,30 +138,18 @@ def _costs(profiler: profile, calls: Sequence[OpCall], steps: int) -> dict[str, 
 
 
 def top_kernels(work: Work, steps: int, top: int) -> dict[str, Any]:
-    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step.
-
-    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured. On
-    a CPU, which has no kernels, operators stand in their place.
-    """
-    on_gpu = work.place.device.type == "cuda"
+    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step. On
+    a CPU, which has no kernels, operators stand in their place."""
     warm_s, step_s = work.warm_up(), work.seconds_per_step(steps)
-    calls = _calls(work)
-    costs: dict[str, Row] = {}
-    if work.step.graph is not None:
-        with work.uncaptured():
-            costs = _costs(_steps_profiled(work, steps), calls, steps)
-    profiler = _steps_profiled(work, steps)
-    events = profiler.events() or []
-    costs = costs or _costs(profiler, calls, steps)
-    found = kernels(events, costs) if on_gpu else rows(events, calls, steps=steps)
-    roofs, total_s = _roofs(work.place.device, calls), sum(row.seconds for row in found)
-    shown = [_short(row.as_dict(total_s, roofs), steps) for row in found[:top]]
+    found = _profiled(work, steps)
+    lines = found["kernels"] or found["rows"]
+    shown = [_short(row, steps) for row in lines[:top]]
     return {
         "warm_up_s": round(warm_s, 2),
         "step_ms": round(step_s * 1e3, 3),
-        "device_ms": round(total_s / steps * 1e3, 3),
-        "launches": sum(row.calls for row in found) // steps,
-        "flops": sum(c.flops or 0 for c in calls),
+        "device_ms": round(found["total_s"] / steps * 1e3, 3),
+        "launches": sum(row["calls"] for row in lines) // steps,
+        "flops": found["flops_per_step"],
         "top": shown,
         "share_of_others": round(max(0.0, 1 - sum(row["share"] for row in shown)), 4),
     }
@@ -166,17 +167,6 @@ def _short(row: dict[str, Any], steps: int) -> dict[str, Any]:
         **per_step,
         "of_roof": of_roof,
     }
-
-
-def _calls(work: Work) -> list[OpCall]:
-    """The operators of one eager step: compiled and captured code hides them, and those that it keeps are the same."""
-    with work.uncaptured(eager=True):
-        return count(work.once)
-
-
-def _roofs(place: torch.device, calls: Sequence[OpCall]) -> Roofs:
-    dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
-    return Roofs(roof.copy_bytes_per_s(place), {d: roof.matmul_flops_per_s(place, d) for d in dtypes})
 
 
 def _about(work: Work) -> dict[str, Any]:
@@ -211,7 +201,7 @@ def text(found: dict[str, Any], top: int, folder: Path) -> str:
         lines.append("over 100 %: what it touches lies in the caches, which the copy exceeds")
     if found["device"] == "cpu":
         lines.append("times are the wall's: whatever else this machine does stretches them")
-    return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / found['trace']}"])
+    return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / 'step-trace.json'}"])
 
 
 def _head(found: dict[str, Any]) -> list[str]:
