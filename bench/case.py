@@ -33,7 +33,6 @@ class Case:
     place: device.Place
     world: World
     pipeline: Pipeline
-    pipeline_reason: str
     step: TrainStep
     mixing: Mixing
     lr: float
@@ -119,7 +118,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
     mixing = Mixing(recipe, world.rank)
     lr = recipe.optim.lr * 0.01
-    return Case(recipe, place, world, setup.train_data, setup.pipeline_reason, step, mixing, lr)
+    return Case(recipe, place, world, setup.train_data, step, mixing, lr)
 
 
 def make_step(

@@ -15,10 +15,10 @@ from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
-from . import data, gate, kernels, reference, scaling, scaling_model, step, tables, throughput, whole
+from . import data, gate, kernels, reference, scaling, step, tables, throughput, whole
 from .case import find_recipe
-from .fingerprint import fingerprint, version
 from .gate import Measure
+from .machine import fingerprint, version
 
 Row = dict[str, Any]
 Result = tuple[Row, Measure]
@@ -172,8 +172,9 @@ def whole_(values: argparse.Namespace) -> Result:
 def scaling_(values: argparse.Namespace) -> Result:
     """Ranks on this machine, or the model of many on paper."""
     if values.model is not None:
-        batch = values.batch_size or scaling_model.GLOBAL_BATCH
-        rows, about = scaling_model.rows(values.model, batch), functools.partial(scaling_model.about, batch)
+        batch = values.batch_size or scaling.GLOBAL_BATCH
+        rows = scaling.predicted_rows(values.model, batch)
+        about = functools.partial(scaling.predicted_about, batch)
         return report("scaling model", rows, "none: on paper", about=about), _no_scores
     options = run_options(values)
     on_gpu = options.device != "cpu" and values.procs is None and device.num_gpus() > 0

@@ -37,7 +37,7 @@ from imnet.run_options import RunOptions
 
 from .case import build, find_recipe, synthetic
 from .clock import ratios, samples
-from .fingerprint import differences
+from .machine import differences
 
 SAVE_ATTEMPTS = 5
 ATTEMPTS = 4

@@ -16,7 +16,7 @@ import torch
 from imnet_kernels import native, tier
 from imnet_kernels.family import Case, Family, families
 
-from . import peers, roof
+from . import machine, peers
 from .clock import EVENT_ROUNDS, Timing, interleaved, launched, num_rotated, replayed
 
 SLICE_S = 0.03
@@ -114,7 +114,7 @@ def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]
     times = interleaved(columns, rounds, slice_s=SLICE_S)
     rate = job.num_bytes / times["host"].best_s
     found |= {"bytes": job.num_bytes, **_figures(times), "host_gb_per_s": round(rate / 1e9, 2)}
-    return found | {"share_of_copy": round(rate / roof.copy_bytes_per_s("cpu"), 3)}
+    return found | {"share_of_copy": round(rate / machine.copy_bytes_per_s("cpu"), 3)}
 
 
 def _figures(times: dict[str, Timing]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def device_figures(calls: list[Call], num_bytes: int) -> dict[str, Any]:
         "us_launched": round(one_by_one.median_s * 1e6, 2),
         "us_launched_iqr": round(one_by_one.iqr_s * 1e6, 2),
         "gb_per_s": round(rate / 1e9, 1),
-        "share_of_copy": round(rate / roof.copy_bytes_per_s("cuda"), 3),
+        "share_of_copy": round(rate / machine.copy_bytes_per_s("cuda"), 3),
         "floor_bytes": num_bytes,
         "rotated": len(calls),
         "n": EVENT_ROUNDS,
@@ -174,7 +174,7 @@ def rows(family: str | None, rounds: int, quick: bool = False) -> Iterator[dict[
 def about(rounds: int) -> dict[str, Any]:
     """What the rows were taken on, with the bandwidth that their shares refer to."""
     method = f"CPU time, one thread, interleaved, best of {rounds}, freed memory kept"
-    copy = round(roof.copy_bytes_per_s("cpu") / 1e9, 2)
+    copy = round(machine.copy_bytes_per_s("cpu") / 1e9, 2)
     return {"environment": {"isa": native.host().isa(), "method": method, "copy_gb_per_s": copy}}
 
 

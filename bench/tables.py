@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .fingerprint import PEERS
-from .fingerprint import text as machine_text
+from .machine import PEERS
+from .machine import text as machine_text
 
 NOT_MEASURED = "not measured"
 LINE_CHARACTERS = 180

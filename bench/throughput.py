@@ -18,7 +18,7 @@ from imnet.data.pipelines import Batch
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
-from . import roof
+from . import machine
 from .case import Case, build, synthetic, train_flops
 from .clock import Timing, Window, wait, windows
 from .tables import short
@@ -104,11 +104,11 @@ def rate(num_images: int, taken: list[Window]) -> dict[str, Any]:
 def _roofs(case: Case, images_per_s: float) -> dict[str, Any]:
     """FLOPs counted, peak and bandwidth measured, and the share of the peak."""
     counted = train_flops(case.recipe)
-    peak = roof.matmul_flops_per_s(case.place.device, case.place.dtype)
+    peak = machine.matmul_flops_per_s(case.place.device, case.place.dtype)
     return {
         "train_flops_per_image": counted,
         "matmul_flops_per_s": peak,
-        "copy_bytes_per_s": roof.copy_bytes_per_s(case.place.device),
+        "copy_bytes_per_s": machine.copy_bytes_per_s(case.place.device),
         "mfu": counted * images_per_s / peak,
     }
 

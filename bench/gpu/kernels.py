@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from imnet_kernels.family import families
 
-from .. import peers, roof
+from .. import machine, peers
 from ..clock import Timing, windows
 from ..kernels import Job, device_figures, on_gpu
 from .checks import gpu_tiers
@@ -73,8 +73,8 @@ def _ceiling(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
     if setting.dry:
         return {"gb_per_s" if name == "copy" else "tflop_per_s": None}
     if name == "copy":
-        return {"gb_per_s": round(roof.copy_bytes_per_s("cuda") / 1e9, 1)}
-    return {"tflop_per_s": round(roof.matmul_flops_per_s("cuda", torch.bfloat16) / 1e12, 1)}
+        return {"gb_per_s": round(machine.copy_bytes_per_s("cuda") / 1e9, 1)}
+    return {"tflop_per_s": round(machine.matmul_flops_per_s("cuda", torch.bfloat16) / 1e12, 1)}
 
 
 def _measure(job: Job, variant: str, setting: Setting, limit_s: float) -> dict[str, Any]:

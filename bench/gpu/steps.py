@@ -25,7 +25,7 @@ from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import Batch, TrainStep
 
-from .. import roof
+from .. import machine
 from ..case import make_step, plain, train_flops
 from ..clock import Timing, windows
 from .plan import DEVICE, HOST, Row, Setting
@@ -176,7 +176,7 @@ def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
         return found | {"warm_up_s": None, "images_per_s": None, "mfu": None}
     taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, ROUNDS, WINDOW_STEPS)["step"]
     times = Timing.of([window.wall_s for window in taken])
-    peak = roof.matmul_flops_per_s("cuda", torch.bfloat16)
+    peak = machine.matmul_flops_per_s("cuda", torch.bfloat16)
     return found | {
         "warm_up_s": round(warm_s, 1),
         "step_ms": round(times.median_s * 1e3, 3),
@@ -197,7 +197,7 @@ def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
     options = _options(variant, setting)
     steps = 1 if setting.dry else PROFILED_STEPS
     if setting.dry:
-        roof.COPY_BYTES["cpu"], roof.MATMUL["cpu"] = 1 << 20, 64
+        machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
     work = Work(net.recipe, options, device.resolve(options))
     if variant.compile and setting.dry:
         work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")

@@ -17,7 +17,7 @@ from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
 from imnet.run_options import RunOptions
 
-from .. import roof
+from .. import machine
 from ..clock import on_device
 from ..pictures import roofline
 from ..tables import scaled
@@ -41,7 +41,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     chosen = _tier(values.tier, family.name, place.type)
     folder, name = usable_folder(values.out), f"kernels-{family.name}"
     with device.threads(options) as threads, tier.using(f"{family.name}={chosen}"):
-        copy = roof.copy_bytes_per_s(place)
+        copy = machine.copy_bytes_per_s(place)
         with captured(place):
             timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
         product = {"fp32": _fp32_peak(place)}
@@ -64,7 +64,7 @@ def _fp32_peak(place: torch.device) -> float:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        return roof.matmul_flops_per_s(place, torch.float32)
+        return machine.matmul_flops_per_s(place, torch.float32)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 

@@ -15,7 +15,7 @@ from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
 from imnet.run_options import RunOptions
 
-from .. import roof
+from .. import machine
 from ..case import find_recipe
 from ..clock import wait
 from ..tables import scaled
@@ -106,8 +106,8 @@ def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None
     run_kernels = kernels(events, costs or _costs(profiler, calls, steps)) if on_gpu else []
     total_s = sum(row.seconds for row in (run_kernels or found))
     dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
-    products = {d: roof.matmul_flops_per_s(work.place.device, d) for d in dtypes}
-    roofs = Roofs(roof.copy_bytes_per_s(work.place.device), products)
+    products = {d: machine.matmul_flops_per_s(work.place.device, d) for d in dtypes}
+    roofs = Roofs(machine.copy_bytes_per_s(work.place.device), products)
     return {
         "steps": steps,
         "total_s": total_s,

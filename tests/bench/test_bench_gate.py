@@ -8,7 +8,7 @@ import pytest
 
 from bench import gate
 from bench.cli import main
-from bench.fingerprint import differences, fingerprint
+from bench.machine import differences, fingerprint
 from imnet.errors import UsageError
 
 SLOWED = Path(__file__).with_name("slowed_gate.py")

@@ -13,8 +13,8 @@ import pytest
 from imnet_kernels import tier
 
 from bench import whole
+from bench.gpu import __main__ as gpu
 from bench.gpu import commands, files, processes
-from bench.gpu import script as gpu
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS

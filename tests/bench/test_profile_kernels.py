@@ -24,10 +24,10 @@ COMMON = ["--device", "cpu", "--threads", "1"]
 @pytest.fixture(autouse=True)
 def small_roofs(monkeypatch):
     """The roofs of this machine, measured on less: a test needs them quickly, not well."""
-    from bench import roof
+    from bench import machine
 
-    monkeypatch.setitem(roof.COPY_BYTES, "cpu", 1 << 22)
-    monkeypatch.setitem(roof.MATMUL, "cpu", 128)
+    monkeypatch.setitem(machine.COPY_BYTES, "cpu", 1 << 22)
+    monkeypatch.setitem(machine.MATMUL, "cpu", 128)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from bench import scaling_model as model
+from bench import scaling as model
 from bench.cli import main
-from bench.scaling_model import Cluster, Job, all_reduce_s, strong, weak
+from bench.scaling import Cluster, Job, all_reduce_s, strong, weak
 
 # Published points: one GPU's rate and batch, GPUs, speed-up. hysts/pytorch_image_classification: WRN-28-10 on V100s,
 # 754 img/s on one, 1,244 / 2,732 / 4,902 on 2 / 4 / 8, 128 images a step (assumed); MXNet, PyTorch AMP: ResNet-50, 256
