@@ -124,10 +124,10 @@ def _common(part: Parser) -> None:
 
 def _run(part: argparse.ArgumentParser) -> None:
     """Which recipe, and how it runs."""
-    part.add_argument("--batch-size", type=_count, metavar="N", help="global batch in images (the recipe's)")
+    part.add_argument("--batch-size", type=count, metavar="N", help="global batch in images (the recipe's)")
     part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     part.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads a process (the cores)")
+    part.add_argument("--threads", type=count, metavar="N", help="CPU threads a process (the cores)")
     part.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU yes)")
 
 
@@ -151,22 +151,22 @@ def _kernels(part: argparse.ArgumentParser) -> None:
 
 def _step(part: argparse.ArgumentParser) -> None:
     part.add_argument("--only", metavar="NAME", help="one network of the table")
-    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
-    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
+    part.add_argument("--rounds", type=count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--threads", type=count, metavar="N", help="CPU threads (the cores)")
     part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:
     _run(part)
     part.add_argument("--recipe", metavar="NAME", help="a recipe (fashion-mnist/speedrun)")
-    part.add_argument("--procs", type=_count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
-    part.add_argument("--gpus", type=_count, metavar="N", help="up to N GPUs (all)")
-    part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
-    part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
+    part.add_argument("--procs", type=count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
+    part.add_argument("--gpus", type=count, metavar="N", help="up to N GPUs (all)")
+    part.add_argument("--steps", type=count, default=20, metavar="N", help="timed steps a row (20)")
+    part.add_argument("--model", type=count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
 
 
 def _data(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--rounds", type=count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
 
 
@@ -174,10 +174,10 @@ def _whole(part: argparse.ArgumentParser) -> None:
     part.add_argument("--timm-script", type=Path, required=True, metavar="FILE", help="train.py of timm's repository")
     part.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="train/ and val/ of class folders")
     part.add_argument("--model", default="resnet18", metavar="NAME", help="a network of timm (resnet18)")
-    part.add_argument("--image-px", type=_count, default=64, metavar="N", help="side of the images (64)")
-    part.add_argument("--batch-size", type=_count, default=128, metavar="N", help="images a step (128)")
-    part.add_argument("--epochs", type=_count, default=2, metavar="N", help="of each run (2)")
-    part.add_argument("--rounds", type=_count, default=2, metavar="N", help="runs of each side (2)")
+    part.add_argument("--image-px", type=count, default=64, metavar="N", help="side of the images (64)")
+    part.add_argument("--batch-size", type=count, default=128, metavar="N", help="images a step (128)")
+    part.add_argument("--epochs", type=count, default=2, metavar="N", help="of each run (2)")
+    part.add_argument("--rounds", type=count, default=2, metavar="N", help="runs of each side (2)")
 
 
 def _runs(part: argparse.ArgumentParser) -> None:
@@ -188,7 +188,8 @@ def _nothing(part: argparse.ArgumentParser) -> None:
     pass
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An argparse type."""
     try:
         value = int(text)
     except ValueError:

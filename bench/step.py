@@ -12,7 +12,6 @@ The gate comes first: in fp32, both must make the same update.
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,10 +22,12 @@ from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.models import build
-from imnet.recipe import SGD, Constant, Data, Recipe
+from imnet.recipe import SGD, replace
 from imnet.step import TrainStep
 
+from .case import plain
 from .clock import interleaved
+from .peers import has
 
 # name, image size in pixels, channels, batch
 CASES = [
@@ -36,13 +37,8 @@ CASES = [
     ("timm:resnet18", 64, 3, 64),
     ("timm:resnet50", 64, 3, 32),
 ]
-RECIPE = Recipe(
-    name="bench",
-    model="timm",
-    data=Data(name="synthetic", image_px=64, num_classes=10, batch_images=64),
-    optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False),
-    schedule=Constant(),
-    epochs=1,
+RECIPE = replace(
+    plain("timm", 64, 3, 10, 64), optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False)
 )
 
 
@@ -102,7 +98,7 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
     images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
     ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
     calls: dict[str, Callable[[], object]] = {}
-    if has_timm():
+    if has("timm"):
         default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
         flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
         calls |= {"timm defaults": lambda: default(images, labels), "timm flags": lambda: flags(images, labels)}
@@ -115,10 +111,6 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
     return row
 
 
-def has_timm() -> bool:
-    return importlib.util.find_spec("timm") is not None
-
-
 def rows(only: str | None = None, rounds: int = 12, compile: bool = False) -> Iterator[dict[str, Any]]:
     """A row a network, after its gate. UsageError for a network that is not in the table."""
     cases = [case for case in CASES if only in (None, case[0])]
@@ -126,7 +118,7 @@ def rows(only: str | None = None, rounds: int = 12, compile: bool = False) -> It
         hint = f"allowed: {', '.join(case[0] for case in CASES)}"
         raise UsageError(f"got --only {only!r}, a network that the table has not", hint=hint)
     for name, px, channels, batch in cases:
-        if has_timm():
+        if has("timm"):
             gate(name, px, channels)
-        if has_timm() or not name.startswith("timm:"):
+        if has("timm") or not name.startswith("timm:"):
             yield measure(name, px, channels, batch, rounds, compile)

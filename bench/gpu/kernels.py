@@ -6,7 +6,6 @@ What is timed and how is bench/kernels.py's; here are the rows and what they cos
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,7 +101,7 @@ def dali_rows(setting: Setting) -> Iterator[Row]:
 
 def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> dict[str, Any]:
     """Microseconds a batch of 256, all of it in DALI, its copy to the device too."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
     images = torch.randint(0, 256, (peers.BATCH, px, px, channels), dtype=torch.uint8).numpy()
     run = peers.dali(images, setting.device, threads=4)

@@ -237,7 +237,7 @@ def test_peak_memory_of_a_known_sequence():
         (["--model", "wnr28_10"], 2, "wrn28_10"),
         (["--model", "wrn10_1", "--recipe", "quickstart"], 2, "leave one out"),
         (["--nvtx"], 2, "need CUDA"),
-        (["--steps", "0"], 2, "allowed: 1 or more"),
+        (["--steps", "0"], 2, "a whole number from 1"),
         (["--precision", "fp61"], 2, "did you mean fp16"),
         (["--out", __file__ + "/below"], 74, "choose another --out"),
     ],
