@@ -51,7 +51,8 @@ def report(
             print(tables.shown(benchmark, row), flush=True)
         machine = fingerprint(precision or found[0]["precision"], n)
         whole = {"benchmark": benchmark, "fingerprint": machine, **about(), "rows": found}
-    print(tables.SECTIONS[benchmark].about(whole))
+    if where := tables.SECTIONS[benchmark].about(whole):
+        print(where)
     return whole
 
 

@@ -95,10 +95,12 @@ def roofline(
     high = 4 * max([x for _, x, _ in shown] + [peak / bytes_per_s for peak in flops_per_s.values()])
     least = min([y for r, _, y in shown if r["real"]] or [y for _, _, y in shown]) / BELOW_MAIN
     with _drawn(path, 5.0, title) as axes:
-        axes.plot([low, high], [low * bytes_per_s, high * bytes_per_s], color=INK,
-                  label=f"copy {scaled(bytes_per_s, 'B/s')}")  # fmt: skip
+        ridge = max(flops_per_s.values()) / bytes_per_s
+        label = f"copy {scaled(bytes_per_s, 'B/s')}"
+        axes.plot([low, ridge], [low * bytes_per_s, ridge * bytes_per_s], color=INK, label=label)
         for name, peak in flops_per_s.items():
-            axes.axhline(peak, color=INK, linestyle="--", label=f"{name} matrix product {scaled(peak, 'FLOP/s')}")
+            label = f"{name} matrix product {scaled(peak, 'FLOP/s')}"
+            axes.plot([peak / bytes_per_s, high], [peak, peak], color=INK, linestyle="--", label=label)
         for i, (row, x, y) in enumerate(one for one in shown if one[0]["real"]):
             label, colour = f"{row['case']}: {scaled(row['bytes_per_s'], 'B/s')}", COLOURS[i % len(COLOURS)]
             axes.scatter([x], [y], s=70, color=colour, marker=MARKERS[i % len(MARKERS)], label=label, zorder=4)
@@ -109,5 +111,5 @@ def roofline(
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(least, 2 * max(flops_per_s.values())))
         axes.set(xlabel="arithmetic intensity, FLOP per byte", ylabel="FLOP/s")
         axes.grid(True, which="major", color=GRID)
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower right", edgecolor="none", framealpha=1.0)
     return f"roofline: {path}"

@@ -43,7 +43,7 @@ def shown(benchmark: str, row: Row) -> str:
     found, blocks = SECTIONS[benchmark], []
     for name, *cells in found.lines([row]):
         named = list(zip(found.head[1:], cells, strict=True))
-        line = f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in named)
+        line = f"{name}: " + "; ".join(f"{head} {cell}" for head, cell in named)
         wide = "\n".join([name, *(f"  {head:<22} {cell}" for head, cell in named)])
         blocks.append(line if len(line) <= LINE_CHARACTERS else wide)
     return "\n".join(blocks)

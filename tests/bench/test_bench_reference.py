@@ -1,6 +1,5 @@
 """Published throughput: the data against the documents' own arithmetic, cards by name, the comparison, the picture."""
 
-import json
 import re
 
 import pytest
@@ -170,7 +169,3 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_measured(tmp_path, caps
     assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "bars.bmp")]) == 2
     assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "none" / "bars.png")]) == 74
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
-
-
-def test_the_file_is_plain_json():
-    assert set(json.loads(reference.FILE.read_text())) == {"about", "train_images", "cards", "rows"}
