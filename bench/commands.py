@@ -15,7 +15,7 @@ from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
-from . import data, gate, kernels, reference, scaling, step, tables, throughput, whole
+from . import data, gate, kernels, scaling, step, tables, throughput, whole
 from .case import find_recipe
 from .gate import Measure
 from .machine import fingerprint, version
@@ -87,17 +87,17 @@ def _throughput(recipes: list[Recipe], options: RunOptions, seconds: float) -> R
 def _against(values: argparse.Namespace, options: RunOptions) -> Result:
     if values.recipe or values.model:
         raise UsageError("got --against with --recipe or --model", hint="choose networks with --models a,b")
-    card = reference.find_card(values.against)
-    chosen = reference.references(card, values.models.split(",") if values.models else None)
+    card = throughput.find_card(values.against)
+    chosen = throughput.references(card, values.models.split(",") if values.models else None)
     on_cpu = options.device == "cpu" or not device.num_gpus()
 
-    def measured(one: reference.Reference) -> Row:
+    def measured(one: throughput.Reference) -> Row:
         recipe = one.recipe
         if values.batch_size:
             recipe = replace(recipe, data=replace(recipe.data, batch_images=values.batch_size))
         elif on_cpu:
-            recipe = reference.smaller_for_cpu(recipe)
-        return reference.compared(one, throughput.measure(recipe, options, values.seconds, parts=("end to end",)))
+            recipe = throughput.smaller_for_cpu(recipe)
+        return throughput.compared(one, throughput.measure(recipe, options, values.seconds, parts=("end to end",)))
 
     found = report("reference", map(measured, chosen), options=options, about=lambda: {"card": card})
     machine = found["fingerprint"]

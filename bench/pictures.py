@@ -55,7 +55,7 @@ def _drawn(path: Path, height_in: float, title: str) -> Iterator[Any]:
 
 
 def bars(path: Path, rows: list[dict[str, Any]], where: str) -> None:
-    """Two bars a network; ``rows`` are those of ``reference.compared``; ``where`` names this machine."""
+    """Two bars a network; ``rows`` are those of ``throughput.compared``; ``where`` names this machine."""
 
     def note(row: dict[str, Any], key: str) -> str:
         less = "" if row["batch_images"] == row["recipe_batch_images"] else f", batch of {row['batch_images']}: rough"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bench import pictures, reference, tables
+from bench import pictures, tables, throughput
 from bench.case import find_recipe, train_flops
 from bench.cli import main
 from imnet.errors import UsageError
@@ -45,8 +45,8 @@ TRAIN_GFLOP = {
 
 
 def every():
-    data = reference.load()
-    return [reference._reference(row, data["train_images"]) for row in data["rows"]]
+    data = throughput.published()
+    return [throughput._reference(row, data["train_images"]) for row in data["rows"]]
 
 
 def test_hours_give_the_rates_that_the_documents_imply():
@@ -61,7 +61,7 @@ def test_hours_give_the_rates_that_the_documents_imply():
 
 
 def test_the_fastest_figure_is_the_reference_and_the_others_are_named():
-    (wrn,) = reference.references("GTX 1080 Ti", ["wrn28_10"])
+    (wrn,) = throughput.references("GTX 1080 Ti", ["wrn28_10"])
     assert wrn.images_per_s == 550
     assert wrn.hours == 7
     assert len(wrn.others) == 2
@@ -69,7 +69,7 @@ def test_the_fastest_figure_is_the_reference_and_the_others_are_named():
 
 
 def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
-    data = reference.load()
+    data = throughput.published()
     for row in data["rows"]:
         card = data["cards"][row["card"]]
         assert row["source"]
@@ -80,7 +80,7 @@ def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
 
 
 def test_every_document_has_its_rows():
-    rows = reference.load()["rows"]
+    rows = throughput.published()["rows"]
     cards = {"000": "4 GPUs", "002": "GTX 1080 Ti", "003": "V100", "004": "A100"}
     counts = {name: sum(f"document {name}" in r["source"] and r["card"] == card for r in rows)
               for name, card in cards.items()}  # fmt: skip
@@ -91,12 +91,12 @@ def test_every_document_has_its_rows():
 
 
 def test_a_network_of_two_data_sets_on_a_card_has_a_reference_each():
-    assert [r.recipe.name for r in reference.references("V100", ["resnet50"])] == [
+    assert [r.recipe.name for r in throughput.references("V100", ["resnet50"])] == [
         "spectral/resnet50_224", "tiny-imagenet/resnet50_augmented"]  # fmt: skip
 
 
 def test_cards_of_no_known_kind_have_no_share_of_a_peak():
-    (one,) = reference.references("4 GPUs")
+    (one,) = throughput.references("4 GPUs")
     row = comparison(one=one)
     assert row["published_share_of_peak"] is None
     assert row["published_hours"] == 4
@@ -110,7 +110,7 @@ def test_counted_flops_are_the_stated_ones(recipe, gflop):
 
 @pytest.mark.parametrize("name", ["GTX 1080 Ti", "gtx1080ti", "NVIDIA GeForce GTX 1080 Ti"])
 def test_a_card_is_found_however_it_is_written(name):
-    assert reference.find_card(name) == "GTX 1080 Ti"
+    assert throughput.find_card(name) == "GTX 1080 Ti"
 
 
 def test_an_unknown_card_is_one_line_with_a_suggestion_and_exit_code_2(capsys):
@@ -118,16 +118,16 @@ def test_an_unknown_card_is_one_line_with_a_suggestion_and_exit_code_2(capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "did you mean GTX 1080 Ti" in line
     with pytest.raises(UsageError, match=r"allowed: 4 GPUs, GTX 1080 Ti, Titan X"):
-        reference.find_card("quadro")
+        throughput.find_card("quadro")
 
 
 def test_an_unknown_network_of_the_card_names_those_it_has():
     with pytest.raises(UsageError, match=r"got --models vgg16; allowed for V100: wrn28_10, resnet50"):
-        reference.references("V100", ["vgg16"])
+        throughput.references("V100", ["vgg16"])
 
 
 def comparison(rate=100.0, batch=16, one=None):
-    one = one or reference.references("GTX 1080 Ti", ["wrn28_10"])[0]
+    one = one or throughput.references("GTX 1080 Ti", ["wrn28_10"])[0]
     rates = {"images_per_s": rate, "images_per_s_iqr": 1.0, "images_per_s_by_clock": rate, "n": 3}
     row = {
         "image_px": 28,
@@ -137,7 +137,7 @@ def comparison(rate=100.0, batch=16, one=None):
         "train_flops_per_image": 24.09e9,
         "matmul_flops_per_s": 10e12,
     }
-    return reference.compared(one, row)
+    return throughput.compared(one, row)
 
 
 def test_ratio_shares_and_projected_hours_by_hand():
