@@ -21,15 +21,6 @@ from bench.profile.resources import occupancy
 COMMON = ["--device", "cpu", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def small_roofs(monkeypatch):
-    """The roofs of this machine, measured on less: a test needs them quickly, not well."""
-    from bench import machine
-
-    monkeypatch.setitem(machine.COPY_BYTES, "cpu", 1 << 22)
-    monkeypatch.setitem(machine.MATMUL, "cpu", 128)
-
-
 @pytest.mark.parametrize(
     ("registers", "shared", "threads", "architecture", "warps", "limit"),
     [

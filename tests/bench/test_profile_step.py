@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 
-from bench import machine
 from bench.profile.cli import main
 from bench.profile.ops import OpCall, count, peak_bytes, running_sums, storage_bytes
 from bench.profile.report import again
@@ -31,8 +30,6 @@ def profiled(tmp_path_factory):
     out = tmp_path_factory.mktemp("profile") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch, open(out.parent.parent / "printed", "w+") as printed:
         patch.setattr(sys, "stdout", printed)
-        patch.setitem(machine.COPY_BYTES, "cpu", 1 << 22)  # a test needs the roofs quickly, not well
-        patch.setitem(machine.MATMUL, "cpu", 128)
         assert main([*COMMAND, *COMMON, "--by-shape", "--out", str(out)]) == 0
         printed.seek(0)
         text = printed.read()
