@@ -45,20 +45,20 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None, children: bool = False
+    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None
 ) -> dict[str, Timing]:
-    """Time every call once a round, after two uncounted rounds; a sample is as many calls as fill ``slice_s`` seconds.
-
-    ``children`` adds the processor time of processes that have ended, for peers with workers.
-    """
-    found = samples(calls, rounds, slice_s=slice_s, children=children)
+    """Time every call once a round, after two uncounted rounds; a sample is as many calls as fill ``slice_s`` seconds."""
+    found = samples(calls, rounds, slice_s=slice_s)
     return {name: Timing.of(values) for name, values in found.items()}
 
 
 def samples(
     calls: Mapping[str, Callable[[], object]], rounds: int, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, list[float]]:
-    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time."""
+    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time.
+
+    ``children`` adds the processor time of processes that have ended, for peers with workers.
+    """
     found = windows(calls, rounds, slice_s=slice_s, children=children)
     return {name: [w.seconds for w in taken] for name, taken in found.items()}
 

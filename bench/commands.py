@@ -50,10 +50,10 @@ def report(
             found.append(row)
             print(tables.shown(benchmark, row), flush=True)
         machine = fingerprint(precision or found[0]["precision"], n)
-        whole = {"benchmark": benchmark, "fingerprint": machine, **about(), "rows": found}
-    if where := tables.SECTIONS[benchmark].about(whole):
+        made = {"benchmark": benchmark, "fingerprint": machine, **about(), "rows": found}
+    if where := tables.SECTIONS[benchmark].about(made):
         print(where)
-    return whole
+    return made
 
 
 def run_options(values: argparse.Namespace) -> RunOptions:
