@@ -47,7 +47,7 @@ class Timing:
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None
 ) -> dict[str, Timing]:
-    """Time every call once a round, after two uncounted rounds; a sample is as many calls as fill ``slice_s`` seconds."""
+    """Time every call once a round, after two uncounted ones; a sample is as many calls as fill ``slice_s`` seconds."""
     found = samples(calls, rounds, slice_s=slice_s)
     return {name: Timing.of(values) for name, values in found.items()}
 
