@@ -33,7 +33,6 @@ class Case:
     place: device.Place
     world: World
     pipeline: Pipeline
-    pipeline_reason: str
     step: TrainStep
     mixing: Mixing
     lr: float
@@ -44,12 +43,17 @@ class Case:
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's batches, epoch after epoch, without end; close it when done."""
-        for epoch in itertools.count():
-            yield from self.pipeline.epoch(epoch)
+        return endless(self.pipeline)
 
     def train(self, batch: Batch, step: int = 0) -> None:
         """One optimiser step on a batch, mixed first where the recipe mixes."""
         self.step([self.mixing(*batch, step)], self.batch_images, step, self.lr)
+
+
+def endless(pipeline: Pipeline) -> Generator[Batch, None, None]:
+    """Its batches, epoch after epoch; close it when done."""
+    for epoch in itertools.count():
+        yield from pipeline.epoch(epoch)
 
 
 def train_flops(recipe: Recipe) -> int:
@@ -114,7 +118,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
     mixing = Mixing(recipe, world.rank)
     lr = recipe.optim.lr * 0.01
-    return Case(recipe, place, world, setup.train_data, setup.pipeline_reason, step, mixing, lr)
+    return Case(recipe, place, world, setup.train_data, step, mixing, lr)
 
 
 def make_step(

@@ -21,7 +21,7 @@ from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:
-    from .compare import Measure
+    from .gate import Measure
 
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
@@ -50,29 +50,26 @@ def _main(argv: list[str]) -> int:
         code = _compare(values, report, measure)
     if values.json is not None:
         _write(values.json, report)
-        print(f"written: {values.json}")
     return code
 
 
 def _save(path: Path, report: dict[str, Any], measure: Measure) -> None:
-    from . import compare
+    from . import gate
 
-    print(f"scores for the gate: {compare.SAVE_ATTEMPTS} measurements of each", flush=True)
+    print(f"scores for the gate: {gate.SAVE_ATTEMPTS} measurements of each", flush=True)
     load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
     if load > 1.5 * cores:
         print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
-    report["gate"], report["load"] = compare.keep(measure), load
+    report["gate"], report["load"] = gate.keep(measure), load
     _write(path, report)
     for name, entry in report["gate"].items():
         print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
-    print(f"written: {path}")
 
 
 def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measure) -> int:
-    from . import compare
+    from . import gate
 
-    today = report["fingerprint"]
-    table, passed = compare.against(values.compare, today, measure, values.fail_under, values.force)
+    table, passed = gate.against(values.compare, report["fingerprint"], measure, values.fail_under, values.force)
     print(table)
     return 0 if passed else 1
 
@@ -80,6 +77,7 @@ def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measur
 def _write(path: Path, report: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written: {path}")
     except OSError as error:
         raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
 
@@ -95,13 +93,13 @@ def _check(values: argparse.Namespace) -> None:
         if path is not None and not path.parent.is_dir():
             raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another file")
     if values.compare is not None:
-        from . import compare
+        from . import gate
 
-        compare.read(values.compare)
+        gate.read(values.compare)
     if getattr(values, "picture", None) is not None:
-        from . import picture
+        from . import pictures
 
-        picture.check(values.picture)
+        pictures.check(values.picture)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,10 +124,10 @@ def _common(part: Parser) -> None:
 
 def _run(part: argparse.ArgumentParser) -> None:
     """Which recipe, and how it runs."""
-    part.add_argument("--batch-size", type=_count, metavar="N", help="global batch in images (the recipe's)")
+    part.add_argument("--batch-size", type=count, metavar="N", help="global batch in images (the recipe's)")
     part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     part.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads a process (the cores)")
+    part.add_argument("--threads", type=count, metavar="N", help="CPU threads a process (the cores)")
     part.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU yes)")
 
 
@@ -153,35 +151,33 @@ def _kernels(part: argparse.ArgumentParser) -> None:
 
 def _step(part: argparse.ArgumentParser) -> None:
     part.add_argument("--only", metavar="NAME", help="one network of the table")
-    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
-    part.add_argument("--threads", type=_count, metavar="N", help="CPU threads (the cores)")
+    part.add_argument("--rounds", type=count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--threads", type=count, metavar="N", help="CPU threads (the cores)")
     part.add_argument("--compile", action="store_true", help="torch.compile on both sides of equal flags")
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:
     _run(part)
     part.add_argument("--recipe", metavar="NAME", help="a recipe (fashion-mnist/speedrun)")
-    part.add_argument("--procs", type=_count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
-    part.add_argument("--gpus", type=_count, metavar="N", help="up to N GPUs (all)")
-    part.add_argument("--steps", type=_count, default=20, metavar="N", help="timed steps a row (20)")
-    part.add_argument("--model", type=_count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
-    part.add_argument("--plot", type=Path, metavar="FILE", help="with --model: draw it")
+    part.add_argument("--procs", type=count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
+    part.add_argument("--gpus", type=count, metavar="N", help="up to N GPUs (all)")
+    part.add_argument("--steps", type=count, default=20, metavar="N", help="timed steps a row (20)")
+    part.add_argument("--model", type=count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
 
 
 def _data(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--rounds", type=_count, default=12, metavar="N", help="timed rounds (12)")
+    part.add_argument("--rounds", type=count, default=12, metavar="N", help="timed rounds (12)")
     part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
-    part.add_argument("--idx", type=Path, metavar="DIR", help="Fashion-MNIST's four files: also reading IDX")
 
 
 def _whole(part: argparse.ArgumentParser) -> None:
     part.add_argument("--timm-script", type=Path, required=True, metavar="FILE", help="train.py of timm's repository")
     part.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="train/ and val/ of class folders")
     part.add_argument("--model", default="resnet18", metavar="NAME", help="a network of timm (resnet18)")
-    part.add_argument("--image-px", type=_count, default=64, metavar="N", help="side of the images (64)")
-    part.add_argument("--batch-size", type=_count, default=128, metavar="N", help="images a step (128)")
-    part.add_argument("--epochs", type=_count, default=2, metavar="N", help="of each run (2)")
-    part.add_argument("--rounds", type=_count, default=2, metavar="N", help="runs of each side (2)")
+    part.add_argument("--image-px", type=count, default=64, metavar="N", help="side of the images (64)")
+    part.add_argument("--batch-size", type=count, default=128, metavar="N", help="images a step (128)")
+    part.add_argument("--epochs", type=count, default=2, metavar="N", help="of each run (2)")
+    part.add_argument("--rounds", type=count, default=2, metavar="N", help="runs of each side (2)")
 
 
 def _runs(part: argparse.ArgumentParser) -> None:
@@ -192,7 +188,8 @@ def _nothing(part: argparse.ArgumentParser) -> None:
     pass
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An argparse type."""
     try:
         value = int(text)
     except ValueError:

@@ -45,20 +45,20 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None, children: bool = False
+    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None
 ) -> dict[str, Timing]:
-    """Time every call once a round, after two uncounted rounds; a sample is as many calls as fill ``slice_s`` seconds.
-
-    ``children`` adds the processor time of processes that have ended, for peers with workers.
-    """
-    found = samples(calls, rounds, slice_s=slice_s, children=children)
+    """Time every call once a round, after two uncounted ones; a sample is as many calls as fill ``slice_s`` seconds."""
+    found = samples(calls, rounds, slice_s=slice_s)
     return {name: Timing.of(values) for name, values in found.items()}
 
 
 def samples(
     calls: Mapping[str, Callable[[], object]], rounds: int, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, list[float]]:
-    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time."""
+    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time.
+
+    ``children`` adds the processor time of processes that have ended, for peers with workers.
+    """
     found = windows(calls, rounds, slice_s=slice_s, children=children)
     return {name: [w.seconds for w in taken] for name, taken in found.items()}
 
@@ -104,17 +104,21 @@ def windows(
 
 
 def _window(call: Callable[[], object], inner: int, children: bool) -> Window:
-    """``inner`` calls in a row."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.synchronize()
+    """``inner`` calls in a row. Where nothing has used the GPU, nothing can be waited for on it."""
+    on_gpu = torch.cuda.is_initialized()
+    wait()
     wall, cpu = time.perf_counter(), cpu_seconds(children)
     for _ in range(inner):
         call()
-    if on_gpu:
-        torch.cuda.synchronize()
+    wait()
     wall, cpu = time.perf_counter() - wall, cpu_seconds(children) - cpu
     return Window(wall / inner, (wall if on_gpu else cpu / torch.get_num_threads()) / inner)
+
+
+def wait(place: torch.device | None = None) -> None:
+    """Until the GPU is idle: the one of ``place``, which may be a CPU; else any that was used."""
+    if place.type == "cuda" if place is not None else torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def cpu_seconds(children: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""What each command of imnet-bench runs: (its JSON, how its scores for the gate are measured)."""
+"""What each command of imnet-bench measures: (its JSON, how its scores for the gate are measured)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from imnet import device
@@ -15,24 +15,55 @@ from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
-from . import data, kernels, probe, reference, runs, scaling, scaling_model, step, tables, throughput, whole
+from . import data, gate, kernels, scaling, step, tables, throughput, whole
 from .case import find_recipe
-from .compare import Measure
-from .fingerprint import fingerprint, text
+from .gate import Measure
+from .machine import fingerprint, version
 
-Result = tuple[dict[str, Any], Measure]
+Row = dict[str, Any]
+Result = tuple[Row, Measure]
+ONE_THREAD = RunOptions(threads=1)
+GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
+WIDE, SMALL_ROUNDS = "tiny-imagenet/resnet18_64", 6
+LEFT_OUT = [
+    "throughput: two recipes, the second with 32 images a step; `imnet-bench throughput --recipe NAME` takes any",
+    f"step: two networks, {SMALL_ROUNDS} rounds; `imnet-bench step` takes the whole table",
+    "kernels: fewer rounds and no compiled column; `imnet-bench kernels` takes all",
+    f"data: {data.QUICK_ROUNDS} rounds; rows that need files: `imnet-bench data --jpegs ZIP`",
+    "scaling: up to two processes; the model on paper is `imnet-bench scaling --model 1024`",
+    "published hardware: `imnet-bench throughput --against CARD`",
+]
+
+
+def report(
+    benchmark: str,
+    rows: Iterable[Row],
+    precision: str | None = None,
+    n: int | None = None,
+    options: RunOptions | None = None,
+    about: Callable[[], Row] = dict,
+) -> Row:
+    """A benchmark's JSON, each row printed as soon as it is there; the precision is the first row's where not given."""
+    found: list[Row] = []
+    with device.threads(options or RunOptions()):
+        for row in rows:
+            found.append(row)
+            print(tables.shown(benchmark, row), flush=True)
+        machine = fingerprint(precision or found[0]["precision"], n)
+        made = {"benchmark": benchmark, "fingerprint": machine, **about(), "rows": found}
+    if where := tables.SECTIONS[benchmark].about(made):
+        print(where)
+    return made
 
 
 def run_options(values: argparse.Namespace) -> RunOptions:
     """The command line's, as a run takes them."""
-    given: dict[str, Any] = {name: getattr(values, name, None) for name in _OPTIONS}
+    names = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
+    given: dict[str, Any] = {name: getattr(values, name, None) for name in names}
     try:
         return RunOptions(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-_OPTIONS = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
 
 
 def throughput_(values: argparse.Namespace) -> Result:
@@ -44,38 +75,42 @@ def throughput_(values: argparse.Namespace) -> Result:
         if getattr(values, name) is not None:
             raise UsageError(f"got --{name} without --against", hint='e.g. --against "GTX 1080 Ti"')
     recipe = find_recipe(values.recipe, values.model, batch_images=values.batch_size)
-    found = throughput.report([recipe], options, values.seconds)
-    return found, probes([recipe], options)
+    return _throughput([recipe], options, values.seconds), _probes([recipe])
+
+
+def _throughput(recipes: list[Recipe], options: RunOptions, seconds: float) -> Row:
+    found = report("throughput", (throughput.measure(recipe, options, seconds) for recipe in recipes), options=options)
+    found["fingerprint"]["n"] = min(row["rates"]["model"]["n"] for row in found["rows"])
+    return found
 
 
 def _against(values: argparse.Namespace, options: RunOptions) -> Result:
     if values.recipe or values.model:
         raise UsageError("got --against with --recipe or --model", hint="choose networks with --models a,b")
-    card = reference.find_card(values.against)
-    models = values.models.split(",") if values.models else None
-    chosen = reference.references(card, models)
+    card = throughput.find_card(values.against)
+    chosen = throughput.references(card, values.models.split(",") if values.models else None)
     on_cpu = options.device == "cpu" or not device.num_gpus()
-    rows, machine = [], None
-    for one in chosen:
-        recipe = reference.smaller_for_cpu(one.recipe) if on_cpu and not values.batch_size else one.recipe
+
+    def measured(one: throughput.Reference) -> Row:
+        recipe = one.recipe
         if values.batch_size:
             recipe = replace(recipe, data=replace(recipe.data, batch_images=values.batch_size))
-        row = throughput.measure(recipe, options, values.seconds, parts=("end to end",))
-        rows.append(reference.compared(one, row))
-        print(reference.table(rows[-1:]).splitlines()[-1], flush=True)
-    with device.threads(options):
-        machine = fingerprint(rows[0]["precision"], min(row["n"] for row in rows))
-    print(f"\n{text(machine)}\n{reference.table(rows)}")
+        elif on_cpu:
+            recipe = throughput.smaller_for_cpu(recipe)
+        return throughput.compared(one, throughput.measure(recipe, options, values.seconds, parts=("end to end",)))
+
+    found = report("reference", map(measured, chosen), options=options, about=lambda: {"card": card})
+    machine = found["fingerprint"]
+    machine["n"] = min(row["n"] for row in found["rows"])
     if values.picture is not None:
-        from . import picture
+        from . import pictures
 
-        picture.draw(values.picture, rows, machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
+        pictures.bars(values.picture, found["rows"], machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
         print(f"picture: {values.picture}")
-    found = {"benchmark": "reference", "fingerprint": machine, "card": card, "rows": rows}
-    return found, probes([one.recipe for one in chosen if one.has_schedule], options)
+    return found, _probes([one.recipe for one in chosen if one.has_schedule])
 
 
-def probes(recipes: list[Recipe], options: RunOptions, parts: tuple[str, ...] = probe.PARTS) -> Measure:
+def _probes(recipes: list[Recipe], parts: tuple[str, ...] = gate.PARTS) -> Measure:
     """Scores of the recipes' loader and step, each from a process of its own."""
 
     def measure(names: Collection[str] | None) -> dict[str, float]:
@@ -83,93 +118,85 @@ def probes(recipes: list[Recipe], options: RunOptions, parts: tuple[str, ...] = 
         for recipe in recipes:
             wanted = tuple(p for p in parts if names is None or f"{p} {recipe.name}" in names)
             if wanted:
-                found |= probe.run(recipe.name, batch_images=recipe.data.batch_images, parts=wanted)
+                found |= gate.probe(recipe.name, recipe.data.batch_images, wanted)
         return found
 
     return measure
 
 
-def step_(values: argparse.Namespace) -> Result:
-    """The table against timm's step; the gate's scores are those of two recipes' steps."""
-    with device.threads(RunOptions(threads=values.threads)):
-        found = step.report(values.only, values.rounds, values.compile)
-    return found, probes(gate_recipes(), RunOptions(), ("model",))
-
-
-def gate_recipes() -> list[Recipe]:
-    """Small cases of a narrow and of a wide network, for the gate of the step."""
+def _gate_recipes() -> list[Recipe]:
+    """Small cases of a narrow and of a wide network."""
     return [find_recipe(name, None, batch_images=batch) for name, batch in GATE_RECIPES]
 
 
-GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
+def _again(take: Callable[[], Row], scores: Callable[[Row], dict[str, float]]) -> Result:
+    """A report and its rows' scores: of the one at hand at the first asking, of a new one at every later."""
+    first = take()
+    at_hand = [first]
+
+    def measure(names: Collection[str] | None) -> dict[str, float]:
+        found = at_hand.pop() if at_hand else take()
+        return {name: score for row in found["rows"] for name, score in scores(row).items()}
+
+    return first, measure
 
 
-def kernels_(values: argparse.Namespace) -> Result:
-    """The score of a case is its reference's time over its own."""
-    take = functools.partial(kernels.report, values.family, values.quick)
-    found = take()
-    print(tables.kernels(found))
-    return found, again(found, take, kernels.scores)
+def _step(only: str | None, rounds: int, compile: bool = False, threads: int | None = None) -> Row:
+    about = {"compile": compile, "timm": version("timm") or "not measured: not installed"}
+    rows = step.rows(only, rounds, compile)
+    return report("step", rows, "bf16", rounds, RunOptions(threads=threads), lambda: about)
 
 
-def data_(values: argparse.Namespace) -> Result:
-    """The score of a row is its peer's time over its own."""
-    take = functools.partial(data.report, values.rounds, values.jpegs, values.idx)
-    found = take()
-    return found, again(found, take, data.scores)
+def step_(values: argparse.Namespace) -> Result:
+    """The table against timm's step; the gate's scores are those of two recipes' steps."""
+    found = _step(values.only, values.rounds, values.compile, values.threads)
+    return found, _probes(_gate_recipes(), ("model",))
+
+
+def _kernels(family: str | None, quick: bool) -> Row:
+    rounds = kernels.QUICK_ROUNDS if quick else kernels.ROUNDS
+    about = functools.partial(kernels.about, rounds)
+    return report("kernels", kernels.rows(family, rounds, quick), "fp32, bf16", rounds, ONE_THREAD, about)
+
+
+def _data(rounds: int, jpegs: Any = None) -> Row:
+    return report("data", data.rows(rounds, jpegs), "bf16", rounds, ONE_THREAD)
 
 
 def whole_(values: argparse.Namespace) -> Result:
     """Two commands of many minutes, in turn."""
     case = {"model": values.model, "image_px": values.image_px, "batch_images": values.batch_size}
-    found = whole.report(values.timm_script.resolve(), values.pictures.resolve(), values.rounds, values.epochs, **case)
-    print(tables.whole(found))
-    return found, _no_scores
-
-
-def runs_(values: argparse.Namespace) -> Result:
-    """Whole trainings, from their run folders."""
-    found = runs.report(values.runs)
-    print(tables.runs(found))
-    return found, _no_scores
-
-
-def again(
-    first: dict[str, Any], take: Callable[[], dict[str, Any]], scores: Callable[[dict[str, Any]], dict[str, float]]
-) -> Measure:
-    """Scores of a report: of the one at hand at the first asking, of a new one at every later."""
-    at_hand = [first]
-
-    def measure(names: Collection[str] | None) -> dict[str, float]:
-        return scores(at_hand.pop() if at_hand else take())
-
-    return measure
+    files = values.timm_script.resolve(), values.pictures.resolve()
+    return report("whole", whole.rows(*files, values.rounds, values.epochs, **case), "bf16", values.rounds), _no_scores
 
 
 def scaling_(values: argparse.Namespace) -> Result:
     """Ranks on this machine, or the model of many on paper."""
     if values.model is not None:
-        return _on_paper(values), _no_scores
-    if values.plot is not None:
-        raise UsageError("got --plot without --model", hint="e.g. --model 1024 --plot scaling.png")
+        batch = values.batch_size or scaling.GLOBAL_BATCH
+        rows = scaling.predicted_rows(values.model, batch)
+        about = functools.partial(scaling.predicted_about, batch)
+        return report("scaling model", rows, "none: on paper", about=about), _no_scores
     options = run_options(values)
     on_gpu = options.device != "cpu" and values.procs is None and device.num_gpus() > 0
     if values.gpus and not on_gpu:
         device.check_gpus(values.gpus)
     most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
-    if not on_gpu:
-        options = dataclasses.replace(options, device="cpu")
     recipe = find_recipe(values.recipe, None, batch_images=values.batch_size)
-    found = scaling.report(recipe, options, scaling.parse_ranks(most), values.steps)
-    print(scaling.text(found))
-    return found, _no_scores
+    options = options if on_gpu else dataclasses.replace(options, device="cpu")
+    return _scaling(recipe, options, most, values.steps), _no_scores
 
 
-def _on_paper(values: argparse.Namespace) -> dict[str, Any]:
-    batch = {"global_batch": values.batch_size} if values.batch_size else {}
-    found = scaling_model.report(values.model, plot=values.plot, **batch)
-    print(found.pop("table"))
-    return found | {"fingerprint": fingerprint("none: on paper")}
+def _scaling(recipe: Recipe, options: RunOptions, most: int, steps: int) -> Row:
+    ranks = scaling.parse_ranks(most)
+    options = scaling.threads_a_rank(options, ranks)
+    about = functools.partial(scaling.about, recipe, options)
+    return report("scaling", scaling.rows(recipe, options, ranks, steps), None, steps, options, about)
+
+
+def runs_(values: argparse.Namespace) -> Result:
+    """Whole trainings, from their run folders."""
+    return report("runs", whole.run_rows(values.runs)), _no_scores
 
 
 def _no_scores(names: Collection[str] | None) -> dict[str, float]:
@@ -194,49 +221,37 @@ def all_(values: argparse.Namespace) -> Result:
     with device.threads(RunOptions()):
         machine = fingerprint(device.resolve(RunOptions()).precision)
     about = {"benchmark": "all", "fingerprint": machine, "parts": found, "took_s": took, "left_out": LEFT_OUT}
-    return about, probes(gate_recipes(), RunOptions())
+    return about, _probes(_gate_recipes())
 
 
-def _small_throughput() -> dict[str, Any]:
+def _small_throughput() -> Row:
     recipes = [find_recipe("fashion-mnist/speedrun", None), find_recipe(WIDE, None, batch_images=32)]
-    return throughput.report(recipes, RunOptions(), seconds=15)
+    return _throughput(recipes, RunOptions(), seconds=15)
 
 
-def _small_step() -> dict[str, Any]:
-    with device.threads(RunOptions()):
-        reports = [step.report(name, SMALL_ROUNDS) for name in ("speednet", "timm:resnet18")]
+def _small_step() -> Row:
+    reports = [_step(name, SMALL_ROUNDS) for name in ("speednet", "timm:resnet18")]
     return reports[0] | {"rows": [row for found in reports for row in found["rows"]]}
 
 
-def _small_scaling() -> dict[str, Any]:
+def _small_scaling() -> Row:
     gpus = device.num_gpus()
-    options = RunOptions() if gpus else RunOptions(device="cpu")
     recipe = find_recipe("fashion-mnist/speedrun", None, batch_images=128)
-    found = scaling.report(recipe, options, scaling.parse_ranks(max(2, gpus)), steps=12)
-    print(scaling.text(found))
-    return found
+    return _scaling(recipe, RunOptions() if gpus else RunOptions(device="cpu"), max(2, gpus), steps=12)
 
 
-WIDE, SMALL_ROUNDS = "tiny-imagenet/resnet18_64", 6
-SMALL: dict[str, Callable[[], dict[str, Any]]] = {
+SMALL: dict[str, Callable[[], Row]] = {
     "throughput": _small_throughput,
     "step": _small_step,
     "scaling": _small_scaling,
-    "kernels": lambda: kernels.report(quick=True),
-    "data": lambda: data.report(data.QUICK_ROUNDS),
+    "kernels": lambda: _kernels(None, True),
+    "data": lambda: _data(data.QUICK_ROUNDS),
 }
-LEFT_OUT = [
-    "throughput: two recipes, the second with 32 images a step; `imnet-bench throughput --recipe NAME` takes any",
-    f"step: two networks, {SMALL_ROUNDS} rounds; `imnet-bench step` takes the whole table",
-    "kernels: fewer rounds and no compiled column; `imnet-bench kernels` takes all",
-    f"data: {data.QUICK_ROUNDS} rounds; rows that need files: `imnet-bench data --jpegs ZIP --idx FOLDER`",
-    "scaling: up to two processes; the model on paper is `imnet-bench scaling --model 1024`",
-    "published hardware: `imnet-bench throughput --against CARD`",
-]
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "throughput": throughput_,
-    "kernels": kernels_,
-    "data": data_,
+    # The score of a kernel is its reference's time over its own, that of a row of data its peer's.
+    "kernels": lambda values: _again(lambda: _kernels(values.family, values.quick), kernels.scores),
+    "data": lambda values: _again(lambda: _data(values.rounds, values.jpegs), data.scores),
     "step": step_,
     "whole": whole_,
     "scaling": scaling_,

@@ -7,7 +7,6 @@ their launch (``python -m bench.gpu``). Shares are of a large copy's bandwidth.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +16,8 @@ import torch
 from imnet_kernels import native, tier
 from imnet_kernels.family import Case, Family, families
 
-from imnet import device
-from imnet.run_options import RunOptions
-
-from . import peers, roof
+from . import machine, peers
 from .clock import EVENT_ROUNDS, Timing, interleaved, launched, num_rotated, replayed
-from .fingerprint import fingerprint
 
 SLICE_S = 0.03
 ROUNDS, QUICK_ROUNDS = 12, 5
@@ -119,7 +114,7 @@ def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]
     times = interleaved(columns, rounds, slice_s=SLICE_S)
     rate = job.num_bytes / times["host"].best_s
     found |= {"bytes": job.num_bytes, **_figures(times), "host_gb_per_s": round(rate / 1e9, 2)}
-    return found | {"share_of_copy": round(rate / roof.copy_bytes_per_s("cpu"), 3)}
+    return found | {"share_of_copy": round(rate / machine.copy_bytes_per_s("cpu"), 3)}
 
 
 def _figures(times: dict[str, Timing]) -> dict[str, Any]:
@@ -160,29 +155,29 @@ def device_figures(calls: list[Call], num_bytes: int) -> dict[str, Any]:
         "us_launched": round(one_by_one.median_s * 1e6, 2),
         "us_launched_iqr": round(one_by_one.iqr_s * 1e6, 2),
         "gb_per_s": round(rate / 1e9, 1),
-        "share_of_copy": round(rate / roof.copy_bytes_per_s("cuda"), 3),
+        "share_of_copy": round(rate / machine.copy_bytes_per_s("cuda"), 3),
         "floor_bytes": num_bytes,
         "rotated": len(calls),
         "n": EVENT_ROUNDS,
     }
 
 
-def report(family: str | None = None, quick: bool = False) -> dict[str, Any]:
-    """The JSON of ``imnet-bench kernels``; ``quick``: fewer rounds, no compiled column."""
-    before, rounds, rows = tier.snapshot(), QUICK_ROUNDS if quick else ROUNDS, []
-    with device.threads(RunOptions(threads=1)):
-        torch.manual_seed(0)
-        for job in real_jobs(family):
-            rows.append(on_cpu(job, rounds, job.first and not quick))
-            print(".", end="", file=sys.stderr, flush=True)
-        method = f"CPU time, one thread, interleaved, best of {rounds}, freed memory kept"
-        copy = round(roof.copy_bytes_per_s("cpu") / 1e9, 2)
-        machine = fingerprint("fp32, bf16", rounds)
+def rows(family: str | None, rounds: int, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """A row a case; ``quick``: no compiled column."""
+    before = tier.snapshot()
+    torch.manual_seed(0)
+    for job in real_jobs(family):
+        yield on_cpu(job, rounds, job.first and not quick)
     tier.restore(before)
-    environment = {"isa": native.host().isa(), "method": method, "copy_gb_per_s": copy}
-    return {"benchmark": "kernels", "fingerprint": machine, "environment": environment, "rows": rows}
 
 
-def scores(found: dict[str, Any]) -> dict[str, float]:
+def about(rounds: int) -> dict[str, Any]:
+    """What the rows were taken on, with the bandwidth that their shares refer to."""
+    method = f"CPU time, one thread, interleaved, best of {rounds}, freed memory kept"
+    copy = round(machine.copy_bytes_per_s("cpu") / 1e9, 2)
+    return {"environment": {"isa": native.host().isa(), "method": method, "copy_gb_per_s": copy}}
+
+
+def scores(row: dict[str, Any]) -> dict[str, float]:
     """``<family> <case> <dtype>``: the reference's time over the host tier's, taken in turn."""
-    return {f"{r['family']} {r['case']} {r['dtype']}": r["ratio_of_medians"]["reference"] for r in found["rows"]}
+    return {f"{row['family']} {row['case']} {row['dtype']}": row["ratio_of_medians"]["reference"]}

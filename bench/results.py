@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import gpu_tables, tables
+from .gpu import tables as gpu_tables
+from .tables import SECTIONS, section
 
 HERE = Path(__file__).resolve().parent
-
-SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "gpu": gpu_tables.document,
-    "runs": tables.runs,
-    "throughput": tables.throughput,
-    "reference": tables.reference,
-    "whole": tables.whole,
-    "step": tables.step,
-    "data": tables.data,
-    "scaling": tables.scaling,
-    "scaling model": tables.scaling_model,
-    "kernels": tables.kernels,
-}
-
-
-def kind(data: dict[str, Any]) -> str:
-    return data.get("benchmark") or ("kernels" if "environment" in data else "unknown")
 
 
 def expanded(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The parts of an `imnet-bench all`, or the JSON itself; what could not be measured is left out."""
-    if kind(data) != "all":
+    if data["benchmark"] != "all":
         return [data]
     return [part for part in data["parts"].values() if "error" not in part]
 
 
 def document(found: list[dict[str, Any]], notes: str) -> str:
-    """RESULTS.md: a section a JSON, in the order of ``SECTIONS``, then the hand-written notes."""
+    """RESULTS.md: a section a JSON, GPUs first, then in the order of ``SECTIONS``, then the hand-written notes."""
     parts = [
         "# Results",
         "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are "
         "bench/NEGATIVES.md.",
     ]
-    if not any(kind(data) == "gpu" for data in found):
-        parts.append("On a GPU: not measured.")
-    for name, section in SECTIONS.items():
-        parts += [section(data) for data in found if kind(data) == name]
+    parts += [gpu_tables.document(data) for data in found if data["benchmark"] == "gpu"] or ["On a GPU: not measured."]
+    parts += [section(data) for name in SECTIONS for data in found if data["benchmark"] == name]
     return "\n\n".join([*parts, notes.rstrip()]) + "\n"
 
 

@@ -3,15 +3,26 @@
 Weak: every rank keeps its batch, so that the ideal is equal time. Strong: the global batch is kept, so that the ideal
 is time over N. Every rank has the same number of threads whatever N is, or one rank would have the others' cores.
 Ranks wait for one another, so the figures are wall time of rank 0 and only mean something on a quiet machine.
+
+On paper (``predicted_rows``) a step of N ranks of up to thousands takes
+
+    step = (fixed + images / rate) (1 + host + straggler log2 N) + all-reduce
+    all-reduce = 2 (g-1)/g B/intra + 2 (m-1)/m B/(g inter) + buckets latency log2 N     g GPUs a node, m nodes, B bytes
+
+which hides nothing of the communication behind the backward pass. Efficiency is against one GPU with the same images
+per GPU (weak) or with the whole global batch (strong). Everything is predicted; nothing here is measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +35,38 @@ from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
 from .case import build, synthetic
-from .clock import Timing
-from .fingerprint import fingerprint
+from .clock import Timing, wait
 
+MIB = 2**20
 WARM_UP_STEPS = 3
 
 
-def report(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> dict[str, Any]:
-    """The JSON of ``imnet-bench scaling``: a row a number of ranks and kind."""
-    cores = len(os.sched_getaffinity(0))
+def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> Iterator[dict[str, Any]]:
+    """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first."""
     on_gpu = options.device != "cpu" and device.num_gpus() > 0
-    most = device.num_gpus() if on_gpu else cores
-    threads = options.threads or max(1, cores // max(ranks))
-    rows: list[dict[str, Any]] = []
+    most = device.num_gpus() if on_gpu else len(os.sched_getaffinity(0))
+    first: dict[str, dict[str, Any]] = {}
     for num in ranks:
         batches = {"weak": recipe.data.batch_images * num, "strong": recipe.data.batch_images}
-        taken = _run(recipe, sorted(set(batches.values())), _options(options, num, threads, on_gpu), steps)
+        where: dict[str, Any] = {"device": "cuda", "gpus": num} if on_gpu else {"device": "cpu", "procs": num}
+        taken = _run(recipe, sorted(set(batches.values())), dataclasses.replace(options, **where), steps)
         for kind, batch in batches.items():
             about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}
-            rows.append(about | taken[str(batch)])
-    rows.sort(key=lambda row: (row["kind"] != "weak", row["ranks"]))
-    for row in rows:
-        first = next(r for r in rows if r["kind"] == row["kind"] and r["ranks"] == ranks[0])
-        row["efficiency"] = efficiency(row, first)
-    with device.threads(dataclasses.replace(options, threads=threads)):
-        found = fingerprint(rows[0]["precision"], steps)
-    about = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
-    about |= {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
-    return {"benchmark": "scaling", "fingerprint": found, **about, "rows": rows}
+            row = about | taken[str(batch)]
+            yield row | {"efficiency": efficiency(row, first.setdefault(kind, row))}
+
+
+def about(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+    """What the rows are of."""
+    on_gpu = options.device != "cpu" and device.num_gpus() > 0
+    network = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
+    return network | {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
+
+
+def threads_a_rank(options: RunOptions, ranks: list[int]) -> RunOptions:
+    """The same with as many threads for every rank as the most ranks leave."""
+    cores = len(os.sched_getaffinity(0))
+    return dataclasses.replace(options, threads=options.threads or max(1, cores // max(ranks)))
 
 
 def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
@@ -62,12 +77,6 @@ def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
 
 def _with_batch(recipe: Recipe, batch: int) -> Recipe:
     return replace(recipe, data=replace(recipe.data, batch_images=batch))
-
-
-def _options(options: RunOptions, num: int, threads: int, on_gpu: bool) -> RunOptions:
-    if on_gpu:
-        return dataclasses.replace(options, device="cuda", gpus=num, threads=threads)
-    return dataclasses.replace(options, device="cpu", procs=num, threads=threads)
 
 
 def _run(recipe: Recipe, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
@@ -99,10 +108,12 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
     batches, seconds = case.batches(), []
     for i in range(WARM_UP_STEPS + steps):
         batch = next(batches)
-        _wait(case.place.device, world)
+        wait(case.place.device)
+        world.barrier()
         start = time.perf_counter()
         case.train(batch, i)
-        _wait(case.place.device, world)
+        wait(case.place.device)
+        world.barrier()
         seconds.append(time.perf_counter() - start)
     batches.close()
     timing = Timing.of(seconds[WARM_UP_STEPS:])
@@ -110,29 +121,6 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
     gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
     about = {"precision": case.place.precision, "threads_a_rank": torch.get_num_threads()}
     return taken | about | {"gradient_bytes": gradient_bytes}
-
-
-def _wait(where: torch.device, world: launch.World) -> None:
-    """Until every rank is here."""
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    world.barrier()
-
-
-def text(found: dict[str, Any]) -> str:
-    """The table."""
-    head = f"{found['recipe']} ({found['model']}, {found['image_px']} px), {found['backend']}"
-    lines = [
-        head,
-        f"{'kind':<7} {'ranks':>5} {'batch':>6} {'ms/step':>9} {'IQR':>7} {'images/s':>9} {'efficiency':>10}",
-    ]
-    for r in found["rows"]:
-        ms, rate = f"{r['step_s'] * 1e3:9.1f} {r['step_s_iqr'] * 1e3:7.1f}", r["batch_images"] / r["step_s"]
-        note = "  more ranks than cores" if r["oversubscribed"] else ""
-        lines.append(
-            f"{r['kind']:<7} {r['ranks']:>5} {r['batch_images']:>6} {ms} {rate:>9,.0f} {r['efficiency']:>10.1%}{note}"
-        )
-    return "\n".join(lines)
 
 
 def parse_ranks(most: int) -> list[int]:
@@ -143,3 +131,107 @@ def parse_ranks(most: int) -> list[int]:
     while ranks[-1] * 2 < most:
         ranks.append(ranks[-1] * 2)
     return ranks if most == 1 else [*ranks, most]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A network on one GPU. ``images_per_s`` is its rate at a large batch, ``fixed_s`` what a step costs besides."""
+
+    name: str
+    num_params: int
+    images_per_s: float
+    fixed_s: float = 0.0
+    gradient_bytes: int = 2
+    """Bytes a parameter on the wire: 4 is fp32, 2 the bf16 hook."""
+    bucket_mb: float = 25.0
+    """MiB of fp32 gradients a bucket, as ``comm.bucket_mb``."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_params * self.gradient_bytes
+
+    @property
+    def num_buckets(self) -> int:
+        return max(1, math.ceil(4 * self.num_params / (self.bucket_mb * MIB)))
+
+    def compute_s(self, images: float) -> float:
+        return self.fixed_s + images / self.images_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Bandwidths in bytes/s that an all-reduce reaches: within a node, and of one GPU's share of the network."""
+
+    name: str
+    gpus_per_node: int = 8
+    intra_bytes_per_s: float
+    inter_bytes_per_s: float
+    latency_s: float = 1e-6
+    """Of one bucket, for every doubling of the ranks."""
+    host: float = 0.0
+    """Slowdown of every step as soon as several ranks share a host: its input pipeline and launches."""
+    straggler: float = 0.0
+    """Slowdown for every doubling of the ranks: all wait for the slowest."""
+
+
+# The scenario that the project was planned with: a target rate on one H200, bf16 gradients. ``fixed_s`` (the
+# optimiser's 28 bytes a parameter alone take 0.25 ms) and the bandwidths (of NVLink's 450 GB/s and a 400 Gb/s adapter a
+# GPU) were chosen so that the plan's seven efficiencies come out within a point: its figures hide no communication.
+WRN36_5 = Job(name="wrn36_5", num_params=37_633_464, images_per_s=8_800, fixed_s=0.2e-3)
+H200 = Cluster(name="8 x H200 a node", intra_bytes_per_s=400e9, inter_bytes_per_s=30e9, latency_s=0.5e-6)
+PLAN_STRAGGLER = 0.009
+"""Brings the weak-scaling efficiencies to that plan's with stragglers (97 / 93 / 88 %)."""
+WEAK_IMAGES, GLOBAL_BATCH = 256, 8192
+
+
+def all_reduce_s(job: Job, cluster: Cluster, gpus: int) -> float:
+    """Seconds of a hierarchical ring over the gradients: within the nodes, then between them."""
+    if gpus == 1:
+        return 0.0
+    local = min(gpus, cluster.gpus_per_node)
+    nodes = math.ceil(gpus / cluster.gpus_per_node)
+    within = 2 * (local - 1) / local * job.num_bytes / cluster.intra_bytes_per_s
+    between = 2 * (nodes - 1) / nodes * (job.num_bytes / local) / cluster.inter_bytes_per_s
+    return within + between + job.num_buckets * cluster.latency_s * math.log2(gpus)
+
+
+def predict(job: Job, cluster: Cluster, gpus: int, images_per_gpu: float, one_gpu_images: float) -> dict[str, float]:
+    """One row, times in ms; ``one_gpu_images`` is the batch of the single GPU that efficiency refers to."""
+    compute = job.compute_s(images_per_gpu)
+    waiting = compute * (cluster.host * (gpus > 1) + cluster.straggler * math.log2(gpus))
+    reduce = all_reduce_s(job, cluster, gpus)
+    step = compute + waiting + reduce
+    rate, alone = gpus * images_per_gpu / step, one_gpu_images / job.compute_s(one_gpu_images)
+    times = {"compute_ms": compute, "all_reduce_ms": reduce, "waiting_ms": waiting, "step_ms": step}
+    found = {"gpus": gpus, "images_per_gpu": images_per_gpu} | {name: 1e3 * value for name, value in times.items()}
+    return found | {"images_per_s": rate, "efficiency": rate / (gpus * alone)}
+
+
+def weak(job: Job, cluster: Cluster, gpus: int, images_per_gpu: int = WEAK_IMAGES) -> dict[str, float]:
+    """The batch grows with the GPUs."""
+    return predict(job, cluster, gpus, images_per_gpu, images_per_gpu)
+
+
+def strong(job: Job, cluster: Cluster, gpus: int, global_batch: int) -> dict[str, float]:
+    """The batch stays."""
+    return predict(job, cluster, gpus, global_batch / gpus, global_batch)
+
+
+def predicted_rows(num_gpus: int, batch: int = GLOBAL_BATCH) -> Iterator[dict[str, Any]]:
+    """The scenarios of the plan for 1, 2, 4 ... ``num_gpus`` GPUs; strong ones end at a GPU an image."""
+    gpus = sorted({*(2**i for i in range(num_gpus.bit_length())), num_gpus})
+    fp32 = dataclasses.replace(WRN36_5, gradient_bytes=4)
+    waiting = dataclasses.replace(H200, straggler=PLAN_STRAGGLER)
+    curves = {
+        f"weak, {WEAK_IMAGES} images a GPU": lambda n: weak(WRN36_5, H200, n),
+        f"weak, stragglers {PLAN_STRAGGLER:.1%} a doubling": lambda n: weak(WRN36_5, waiting, n),
+        f"strong, {batch:,} images, bf16 gradients": lambda n: strong(WRN36_5, H200, n, batch),
+        f"strong, {batch:,} images, fp32 gradients": lambda n: strong(fp32, H200, n, batch),
+    }
+    for name, point in curves.items():
+        yield from ({"curve": name, **point(n)} for n in gpus if n <= batch or name.startswith("weak"))
+
+
+def predicted_about(batch: int) -> dict[str, Any]:
+    """What the rows were predicted from."""
+    return {"inputs": {"job": asdict(WRN36_5), "cluster": asdict(H200), "global_batch": batch}}

@@ -12,8 +12,7 @@ The gate comes first: in fp32, both must make the same update.
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,11 +22,12 @@ from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.models import build
-from imnet.recipe import SGD, Constant, Data, Recipe
+from imnet.recipe import SGD, replace
 from imnet.step import TrainStep
 
-from .clock import Timing, interleaved
-from .fingerprint import fingerprint
+from .case import plain
+from .clock import interleaved
+from .peers import has
 
 # name, image size in pixels, channels, batch
 CASES = [
@@ -37,13 +37,8 @@ CASES = [
     ("timm:resnet18", 64, 3, 64),
     ("timm:resnet50", 64, 3, 32),
 ]
-RECIPE = Recipe(
-    name="bench",
-    model="timm",
-    data=Data(name="synthetic", image_px=64, num_classes=10, batch_images=64),
-    optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False),
-    schedule=Constant(),
-    epochs=1,
+RECIPE = replace(
+    plain("timm", 64, 3, 10, 64), optim=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-5, decay_norms=False)
 )
 
 
@@ -103,7 +98,7 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
     images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
     ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
     calls: dict[str, Callable[[], object]] = {}
-    if has_timm():
+    if has("timm"):
         default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
         flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)
         calls |= {"timm defaults": lambda: default(images, labels), "timm flags": lambda: flags(images, labels)}
@@ -116,32 +111,14 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
     return row
 
 
-def has_timm() -> bool:
-    return importlib.util.find_spec("timm") is not None
-
-
-def report(only: str | None = None, rounds: int = 12, compile: bool = False) -> dict[str, Any]:
-    """The JSON of ``imnet-bench step``; prints a line a network. UsageError for a network that is not in the table."""
+def rows(only: str | None = None, rounds: int = 12, compile: bool = False) -> Iterator[dict[str, Any]]:
+    """A row a network, after its gate. UsageError for a network that is not in the table."""
     cases = [case for case in CASES if only in (None, case[0])]
     if not cases:
         hint = f"allowed: {', '.join(case[0] for case in CASES)}"
         raise UsageError(f"got --only {only!r}, a network that the table has not", hint=hint)
-    rows = []
     for name, px, channels, batch in cases:
-        if name.startswith("timm:") and not has_timm():
-            continue
-        if has_timm():
+        if has("timm"):
             gate(name, px, channels)
-        rows.append(measure(name, px, channels, batch, rounds, compile))
-        print(text(rows[-1]), flush=True)
-    found = {"benchmark": "step", "fingerprint": fingerprint("bf16", rounds), "compile": compile, "rows": rows}
-    return found | {"timm": found["fingerprint"]["versions"].get("timm", "not measured: not installed")}
-
-
-def text(row: dict[str, Any]) -> str:
-    times = {name: Timing(**values) for name, values in row["times"].items()}
-    figures = ", ".join(f"{k} {v.best_s * 1e3:.1f} ms (median {v.median_s * 1e3:.1f})" for k, v in times.items())
-    ratios = [f"{row[key]:.2f}x {of}" for key, of in (("ratio_to_defaults", "defaults"), ("ratio_to_flags", "flags"))
-              if row[key] is not None]  # fmt: skip
-    size = f"{row['network']} {row['image_px']} px, batch {row['batch_images']}"
-    return f"{size}: {figures}; {', '.join(ratios) or 'timm is not installed'} (n = {times['imnet'].n})"
+        if has("timm") or not name.startswith("timm:"):
+            yield measure(name, px, channels, batch, rounds, compile)

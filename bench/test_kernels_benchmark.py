@@ -19,7 +19,7 @@ from imnet_kernels import tier
 from imnet import device
 from imnet.run_options import RunOptions
 
-from . import kernels, roof
+from . import kernels, machine
 from .clock import on_device
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (it comes with the dev extra)")
@@ -69,5 +69,5 @@ def test_kernel(benchmark, job: kernels.Job, on: str, name: str):
     if on == "cuda":
         seconds = info["device_s"] = on_device(lambda: call, job.num_bytes, on).median_s
     info["gb_per_s"] = job.num_bytes / seconds / 1e9
-    info["share_of_copy"] = job.num_bytes / seconds / roof.copy_bytes_per_s(on)
+    info["share_of_copy"] = job.num_bytes / seconds / machine.copy_bytes_per_s(on)
     assert seconds > 0

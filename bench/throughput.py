@@ -1,35 +1,46 @@
-"""Images a second of a recipe on this machine: loader alone, model alone, both; and which of the two is the limit.
+"""Images a second of a recipe on this machine: loader alone, model alone, both; which of the two is the limit; and what
+was published for a card beside it.
 
 The three are measured in turn, window by window, by the wall's clock (median and distance of the quartiles); what a
 compiler or an allocator does first is reported apart. MFU is counted FLOPs over what a matrix product reaches here in
 the same precision, both by the clock of bench/clock.py.
+
+Published figures are data with their sources (reference_hardware.json). Where a network has several on a card, the
+fastest is the reference: a slow pipeline of theirs is no credit to us.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from imnet import device
 from imnet.data.pipelines import Batch
-from imnet.recipe import Recipe
+from imnet.errors import UsageError
+from imnet.recipe import Recipe, replace
+from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-from . import roof
-from .case import Case, build, synthetic, train_flops
-from .clock import Timing, Window, windows
-from .fingerprint import fingerprint
+from . import machine
+from .case import Case, build, plain, synthetic, train_flops
+from .clock import Timing, Window, wait, windows
 from .tables import short
 
 WINDOW_S = 0.25
 ROUNDS = 40
-# Fewer windows than this are called a rough figure.
-FEW = 8
 PARTS = ("loader", "model", "end to end")
+FILE = Path(__file__).resolve().parent / "reference_hardware.json"
+# A step of about this many FLOPs takes seconds on two cores, which is as long as it should.
+CPU_STEP_FLOPS = 400e9
+CPU_LEAST_BATCH = 8
 
 
 def measure(
@@ -39,12 +50,7 @@ def measure(
 
     ``seconds`` is for the windows; at least three are taken, however long a step is.
     """
-    with device.threads(options):
-        case = build(recipe if options.data_dir else synthetic(recipe), options)
-        return _measure(case, recipe, seconds, parts)
-
-
-def _measure(case: Case, recipe: Recipe, seconds: float, parts: tuple[str, ...]) -> dict[str, Any]:
+    case = build(recipe if options.data_dir else synthetic(recipe), options)
     on_gpu = case.place.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -94,8 +100,7 @@ def _first_step(case: Case, batch: Batch) -> float:
     start = time.perf_counter()
     case.step.warm_up([batch], case.batch_images)
     case.train(batch)
-    if case.place.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait(case.place.device)
     return time.perf_counter() - start
 
 
@@ -114,11 +119,11 @@ def rate(num_images: int, taken: list[Window]) -> dict[str, Any]:
 def _roofs(case: Case, images_per_s: float) -> dict[str, Any]:
     """FLOPs counted, peak and bandwidth measured, and the share of the peak."""
     counted = train_flops(case.recipe)
-    peak = roof.matmul_flops_per_s(case.place.device, case.place.dtype)
+    peak = machine.matmul_flops_per_s(case.place.device, case.place.dtype)
     return {
         "train_flops_per_image": counted,
         "matmul_flops_per_s": peak,
-        "copy_bytes_per_s": roof.copy_bytes_per_s(case.place.device),
+        "copy_bytes_per_s": machine.copy_bytes_per_s(case.place.device),
         "mfu": counted * images_per_s / peak,
     }
 
@@ -131,34 +136,126 @@ def bound(rates: dict[str, float]) -> str:
     return f"bound by the {slower}: {figures} ({both / min(loader, model):.0%} of the {slower} alone)"
 
 
-def report(recipes: list[Recipe], options: RunOptions, seconds: float) -> dict[str, Any]:
-    """The JSON of ``imnet-bench throughput``; prints a few lines a recipe as they are ready."""
-    rows = []
-    for recipe in recipes:
-        rows.append(measure(recipe, options, seconds))
-        print(text(rows[-1]), flush=True)
-    with device.threads(options):
-        found = fingerprint(rows[0]["precision"], min(row["rates"]["model"]["n"] for row in rows)) if rows else {}
-    return {"benchmark": "throughput", "fingerprint": found, "rows": rows}
+@dataclass(frozen=True)
+class Reference:
+    """A published figure with the recipe that it is compared with."""
+
+    card: str
+    recipe: Recipe
+    images_per_s: float
+    hours: float | None
+    precision: str
+    source: str
+    has_schedule: bool
+    others: tuple[str, ...] = ()
 
 
-def text(row: dict[str, Any]) -> str:
-    """What a person reads of one row."""
-    head = f"{row['recipe']} ({row['model']}, {row['image_px']} px, batch {row['batch_images']}, {row['precision']})"
-    lines = [f"{head}, data {row['data']}, pipeline {row['pipeline']}"]
-    for name in PARTS:
-        part = row["rates"][name]
-        clock = f"; best by {row['clock']} {short(part['images_per_s_by_clock'])}"
-        spread = f"IQR {short(part['images_per_s_iqr'])}, {part['n']} windows{clock}"
-        lines.append(f"  {name:<11}{short(part['images_per_s']):>12} images/s  ({spread})")
-    few = row["rates"]["model"]["n"] < FEW
-    lines.append(f"  first step {row['first_step_s']:11.1f} s  (compilation and allocation, not in the rates)")
-    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB ({row['peak_memory_of']})"
-    gflop, peak = row["train_flops_per_image"] / 1e9, row["matmul_flops_per_s"] / 1e12
-    lines.append(f"  peak memory {memory}")
-    lines.append(
-        f"  MFU {row['mfu']:.1%}: {gflop:.3g} GFLOP an image, a matrix product reaches {peak:.3g} TFLOP/s, "
-        f"a copy {row['copy_bytes_per_s'] / 1e9:.3g} GB/s"
-    )
-    lines.append(f"  {row['bound']}" + ("; few windows: a rough figure" if few else ""))
-    return "\n".join(lines)
+def published() -> dict[str, Any]:
+    """The file of published figures."""
+    return json.loads(FILE.read_text())
+
+
+def find_card(name: str) -> str:
+    """The card's name as the file has it: any case, ``NVIDIA`` and ``GeForce`` optional. UsageError if unknown."""
+    cards = list(published()["cards"])
+    known = {_bare(card): card for card in cards}
+    if _bare(name) in known:
+        return known[_bare(name)]
+    close = difflib.get_close_matches(_bare(name), list(known), n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(known[c] for c in close)}?" if close else f"allowed: {', '.join(cards)}"
+    raise UsageError(f"got --against {name!r}, a card without published figures here", hint=hint)
+
+
+def _bare(name: str) -> str:
+    words = name.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "")
+    return "".join(words.split())
+
+
+def references(card: str, models: list[str] | None = None) -> list[Reference]:
+    """One reference a network that the card has figures for, the fastest; ``models`` picks among them."""
+    data = published()
+    groups: dict[tuple[str, int, str], list[Reference]] = {}
+    for row in data["rows"]:
+        if row["card"] == card:
+            reference = _reference(row, data["train_images"])
+            # A network at one size trains at another rate where its data come from elsewhere (ImageNet, Tiny ImageNet).
+            key = (reference.recipe.model, row["px"], reference.recipe.data.name)
+            groups.setdefault(key, []).append(reference)
+    best = []
+    for group in groups.values():
+        ranked = sorted(group, key=lambda r: -r.images_per_s)
+        others = tuple(f"{r.images_per_s:,.0f} images/s ({r.source})" for r in ranked[1:])
+        # The time that was published is the document's own, wherever the fastest rate comes from.
+        hours = next((r.hours for r in group if r.hours is not None), None)
+        best.append(dataclasses.replace(ranked[0], hours=hours, others=others))
+    return _picked(best, models, card)
+
+
+def _picked(found: list[Reference], models: list[str] | None, card: str) -> list[Reference]:
+    if models is None:
+        return found
+    known = list(dict.fromkeys(r.recipe.model for r in found))
+    for model in models:
+        if model not in known:
+            raise UsageError(f"got --models {model}; allowed for {card}: {', '.join(known)}", hint="choose among them")
+    return [r for r in found if r.recipe.model in models]
+
+
+def _reference(row: dict[str, Any], train_images: dict[str, int]) -> Reference:
+    if "recipe" in row:
+        recipe = by_name(row["recipe"])
+    else:
+        recipe = plain(row["model"], row["px"], row["channels"], row["num_classes"], row["batch_images"])
+    if recipe.input_px != row["px"]:
+        raise ValueError(f"{FILE.name}: {recipe.name} is at {recipe.input_px} px, the row at {row['px']}")
+    hours = row.get("hours")
+    rate = row.get("images_per_s")
+    if rate is None:
+        assert hours is not None, "a row has images_per_s or hours"
+        rate = recipe.epochs * train_images[recipe.data.name] / (hours * 3600)
+    return Reference(row["card"], recipe, rate, hours, row["precision"], row["source"], "recipe" in row)
+
+
+def smaller_for_cpu(recipe: Recipe) -> Recipe:
+    """The recipe with a batch that takes seconds, not minutes, on a few cores."""
+    batch = max(CPU_LEAST_BATCH, int(CPU_STEP_FLOPS / train_flops(recipe)))
+    return replace(recipe, data=replace(recipe.data, batch_images=min(batch, recipe.data.batch_images)))
+
+
+def compared(reference: Reference, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``imnet-bench throughput --against``; ``row`` is throughput's, of the reference's recipe."""
+    data, recipe = published(), reference.recipe
+    card, counted = data["cards"][reference.card], row["train_flops_per_image"]
+    rates = row["rates"]["end to end"]
+    ours = rates["images_per_s"]
+    images = recipe.epochs * data["train_images"][recipe.data.name] if reference.has_schedule else None
+    return {
+        "card": reference.card,
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "image_px": row["image_px"],
+        "batch_images": row["batch_images"],
+        "recipe_batch_images": recipe.data.batch_images,
+        "precision": row["precision"],
+        "images_per_s": ours,
+        "images_per_s_iqr": rates["images_per_s_iqr"],
+        "images_per_s_by_clock": rates["images_per_s_by_clock"],
+        "n": rates["n"],
+        "published_images_per_s": reference.images_per_s,
+        "published_precision": reference.precision,
+        "source": reference.source,
+        "other_figures": list(reference.others),
+        "ratio": ours / reference.images_per_s,
+        "train_flops_per_image": counted,
+        "share_of_peak": counted * rates["images_per_s_by_clock"] / row["matmul_flops_per_s"],
+        "published_share_of_peak": _share_of_peak(reference, counted, card),
+        "projected_hours": images / ours / 3600 if images else None,
+        "published_hours": reference.hours,
+    }
+
+
+def _share_of_peak(reference: Reference, flops: float, card: dict[str, Any]) -> float | None:
+    """Of the maker's figure for the card, where the source says which card it was."""
+    if card["peak_tflops"] is None:
+        return None
+    return flops * reference.images_per_s / (1e12 * card["peak_tflops"][reference.precision])

@@ -1,24 +1,28 @@
-"""The whole command against timm's own training script: from class folders of pictures to a judged network.
+"""Whole trainings: what a run folder says; and the whole command against timm's own training script.
 
-The same network, pictures, precision, layout, batch, epochs, optimiser and mirror; wall and processor seconds of every
-process that takes part, start-up, reading, evaluation and checkpoints too, the two sides in turn. Ours packs first, in
-every round. timm's script is not in its package: give the train.py of its repository, at the tag that is installed.
+The comparison goes from class folders of pictures to a judged network: the same network, pictures, precision, layout,
+batch, epochs, optimiser and mirror; wall and processor seconds of every process that takes part, start-up, reading,
+evaluation and checkpoints too, the two sides in turn. Ours packs first, in every round. timm's script is not in its
+package: give the train.py of its repository, at the tag that is installed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import DeviceError
+from imnet.errors import DataError, DeviceError
+from imnet.metrics import read_metrics
 
 from .clock import Timing, cpu_seconds, ratios
-from .fingerprint import fingerprint
 
 LR, MOMENTUM, DECAY, WORKERS = 0.05, 0.9, 5e-4, 2
 
@@ -40,18 +44,8 @@ def our_command(pictures: Path, out: Path, case: dict[str, Any]) -> list[str]:
     augment = ["--augment.crop_pad_px", 0, "--label-smoothing", 0]
     optimiser = ["--lr", LR, "--optim.momentum", MOMENTUM, "--optim.weight_decay", DECAY, "--schedule.kind", "cosine"]
     sizes = ["--epochs", case["epochs"], "--batch-size", case["batch_images"], "--precision", "bf16"]
-    words = [
-        pictures,
-        "--model",
-        f"timm:{case['model']}",
-        *sizes,
-        *optimiser,
-        *augment,
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
+    what = [pictures, "--model", f"timm:{case['model']}", "--device", "cpu", "--out", out]
+    words = [*what, *sizes, *optimiser, *augment]
     return [sys.executable, "-m", "imnet.cli", *map(str, words)]
 
 
@@ -69,8 +63,8 @@ def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
     return time.perf_counter() - wall, cpu_seconds(children=True) - cpu
 
 
-def report(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) -> dict[str, Any]:
-    """The JSON of ``imnet-bench whole``; prints a line a round. ``pictures`` holds train/ and val/ of class folders."""
+def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) -> Iterator[dict[str, Any]]:
+    """One row; prints a line a round. ``pictures`` holds train/ and val/ of class folders."""
     counts = {part: [len(list(c.iterdir())) for c in sorted((pictures / part).iterdir())] for part in ("train", "val")}
     case = {**case, "epochs": epochs, "num_classes": len(counts["train"])}
     case |= {"train_images": sum(counts["train"]), "test_images": sum(counts["val"])}
@@ -88,4 +82,43 @@ def report(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) 
     for i, clock in enumerate(("wall", "cpu")):
         ours, theirs = ([one[i] for one in taken[name]] for name in ("imnet", "timm"))
         row[clock] = {"imnet": Timing.of(ours).as_dict(), "timm": Timing.of(theirs).as_dict(), **ratios(ours, theirs)}
-    return {"benchmark": "whole", "fingerprint": fingerprint("bf16", rounds), "rows": [row]}
+    yield row
+
+
+def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
+    """Last epoch's accuracy, training seconds and rate of a complete run folder, beside what was published.
+
+    Raises DataError where the run is not complete.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    if run["status"] != "complete":
+        raise DataError(f"the run is {run['status']}, not complete", file=folder, hint="go on with it first")
+    rows = read_metrics(folder / "metrics.jsonl")
+    evals, recipe = [r for r in rows if r["kind"] == "eval"], run["recipe"]
+    rates = [r["images_per_s"] for r in rows if r["kind"] == "train"]
+    published = recipe.get("published") or {}
+    found = {
+        "recipe": recipe["name"],
+        "epochs": recipe["epochs"],
+        "schedule": recipe["schedule"]["kind"],
+        "seed": recipe["seed"],
+        "precision": run["precision"],
+        "top1": evals[-1]["top1"],
+        "seconds": run["seconds"],
+        "images_per_s": statistics.median(rates) if rates else None,
+        "kernels": {k: v["tier"] for k, v in run["kernels"].items()},
+    }
+    if curve:
+        found["curve"] = [[r["epoch"], round(r["top1"], 4)] for r in evals][-40:]
+        found |= {f"published_{key}": published.get(key) for key in ("top1", "hours", "hardware")}
+    return found
+
+
+def run_rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of ``imnet-bench runs``: recipe, seed, last-epoch accuracy, training time, hardware."""
+    for folder in folders:
+        run = json.loads((folder / "run.json").read_text())
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        about = {key: run[key] for key in ("parameters", "hardware", "versions", "git_sha")}
+        about |= {"published": run["recipe"]["published"], "test_images": evaluation["num_images"]}
+        yield figures(folder, curve=False) | about | {"top1_flip": evaluation["top1_flip"]}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import runs
+from .. import whole
 from .plan import UNTIMED, Row, Setting, UnavailableError, UnfinishedError
 from .processes import ERROR_CHARACTERS, ROOT, environment
 
@@ -165,7 +165,7 @@ def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[
 
 def _figures(folder: Path, dry: bool, curve: bool) -> dict[str, Any]:
     """A run's figures; in a dry run without times, which are a CPU's."""
-    found = runs.figures(folder, curve)
+    found = whole.figures(folder, curve)
     return found | ({"seconds": None, "images_per_s": None} if dry else {})
 
 

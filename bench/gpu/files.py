@@ -25,7 +25,7 @@ def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
     """What a figure needs beside it: device, driver, clocks, versions, commit, date (UTC)."""
     import torch
 
-    from ..fingerprint import fingerprint as common
+    from ..machine import fingerprint as common
 
     found = common("bf16")
     # What the user says: a copied checkout may have kept the .git of an older commit.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import roof
+from .. import machine
 from ..case import train_flops
 from ..clock import replayed
 from .plan import DEVICE, Row, Setting
@@ -52,9 +52,9 @@ def _floor(net: Net, setting: Setting, limit_s: float) -> dict[str, Any]:
     found: dict[str, Any] = {"batch": net.batch, "convolutions": sum(convolutions.values()), "rest_bytes": rest_bytes}
     if setting.dry:
         return found | {"floor_ms": None}
-    rest_ms = rest_bytes / roof.copy_bytes_per_s("cuda") * 1e3
+    rest_ms = rest_bytes / machine.copy_bytes_per_s("cuda") * 1e3
     floor_ms = sum(ms.values()) + rest_ms
-    peak = roof.matmul_flops_per_s("cuda", torch.bfloat16)
+    peak = machine.matmul_flops_per_s("cuda", torch.bfloat16)
     return found | {
         **{f"{name}_ms": round(value, 3) for name, value in ms.items()},
         "rest_ms": round(rest_ms, 3),

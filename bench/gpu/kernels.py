@@ -6,34 +6,31 @@ What is timed and how is bench/kernels.py's; here are the rows and what they cos
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from imnet_kernels.family import Family, families
-from imnet_kernels.implementations import tiers_of
+from imnet_kernels.family import families
 
-from .. import peers, roof
+from .. import machine, peers
 from ..clock import Timing, windows
 from ..kernels import Job, device_figures, on_gpu
+from .checks import gpu_tiers
 from .plan import UNTIMED, Row, Setting, UnavailableError
 
 COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
 """Seconds a row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
+DRY_FAMILIES = ("shake_shake", "sgd_ema")
 UNMEASURED: dict[str, Any] = dict.fromkeys(("us", "us_launched", "gb_per_s", "share_of_copy"))
-
-
-def gpu_tiers(family: Family, dry: bool) -> list[str]:
-    """A family's tiers for a GPU, whose library may still be compiling; in a dry run those that run here."""
-    return family.tiers("cpu") if dry else [name for name in tiers_of(family.name) if name in ("triton", "cuda")]
 
 
 def jobs(dry: bool) -> list[Job]:
     """Every case of a GPU's own size, and its backward where a family has one, in bf16 where the family has it; in a
-    dry run one odd case a family."""
+    dry run one odd case of a family with a backward, and of the one with peers."""
     found = []
     for family in families():
+        if dry and family.name not in DRY_FAMILIES:
+            continue
         dtype = torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
         cases = [case for case in family.contract if not case.real][:1] if dry else [c for c in family.cases if c.gpu]
         found += [Job(family, case, dtype) for case in cases]
@@ -75,8 +72,8 @@ def _ceiling(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
     if setting.dry:
         return {"gb_per_s" if name == "copy" else "tflop_per_s": None}
     if name == "copy":
-        return {"gb_per_s": round(roof.copy_bytes_per_s("cuda") / 1e9, 1)}
-    return {"tflop_per_s": round(roof.matmul_flops_per_s("cuda", torch.bfloat16) / 1e12, 1)}
+        return {"gb_per_s": round(machine.copy_bytes_per_s("cuda") / 1e9, 1)}
+    return {"tflop_per_s": round(machine.matmul_flops_per_s("cuda", torch.bfloat16) / 1e12, 1)}
 
 
 def _measure(job: Job, variant: str, setting: Setting, limit_s: float) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def dali_rows(setting: Setting) -> Iterator[Row]:
 
 def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> dict[str, Any]:
     """Microseconds a batch of 256, all of it in DALI, its copy to the device too."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
     images = torch.randint(0, 256, (peers.BATCH, px, px, channels), dtype=torch.uint8).numpy()
     run = peers.dali(images, setting.device, threads=4)

@@ -25,7 +25,7 @@ from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import Batch, TrainStep
 
-from .. import roof
+from .. import machine
 from ..case import make_step, plain, train_flops
 from ..clock import Timing, windows
 from .plan import DEVICE, HOST, Row, Setting
@@ -106,7 +106,7 @@ def _needs(net: Net, variant: Variant) -> frozenset[str]:
 
 def step_rows(setting: Setting) -> Iterator[Row]:
     for net, variant in _variants(setting.dry):
-        if setting.dry and variant.compile and net is not DRY_NETS[0]:
+        if setting.dry and variant is not VARIANTS[0] and net is not DRY_NETS[0]:
             continue
         work = functools.partial(_in_tier, measure, net, variant, setting)
         needs = _needs(net, variant)
@@ -176,7 +176,7 @@ def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
         return found | {"warm_up_s": None, "images_per_s": None, "mfu": None}
     taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, ROUNDS, WINDOW_STEPS)["step"]
     times = Timing.of([window.wall_s for window in taken])
-    peak = roof.matmul_flops_per_s("cuda", torch.bfloat16)
+    peak = machine.matmul_flops_per_s("cuda", torch.bfloat16)
     return found | {
         "warm_up_s": round(warm_s, 1),
         "step_ms": round(times.median_s * 1e3, 3),
@@ -192,16 +192,16 @@ def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
 def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
     """imnet-profile's table of kernels, cut to the ones that take the most time."""
     from ..profile.step import top_kernels
-    from ..profile.work import Request, Work
+    from ..profile.work import Work
 
     options = _options(variant, setting)
     steps = 1 if setting.dry else PROFILED_STEPS
     if setting.dry:
-        roof.COPY_BYTES["cpu"], roof.MATMUL["cpu"] = 1 << 20, 64
-    work = Work(Request(net.recipe, options, steps, setting.scratch), device.resolve(options))
+        machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
+    work = Work(net.recipe, options, device.resolve(options))
     if variant.compile and setting.dry:
         work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")
-    found = top_kernels(work, TOP)
+    found = top_kernels(work, steps, TOP)
     if not setting.dry:
         return found | {"batch": net.batch, "n": steps}
     untimed = dict.fromkeys(("warm_up_s", "step_ms", "device_ms"))

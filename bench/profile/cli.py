@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from imnet.command import Parser, guarded
-from imnet.errors import DeviceError, UsageError
+
+from ..cli import count
 
 _OUT = Path("runs") / "profile"
 
@@ -18,65 +19,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     values = _parser().parse_args(argv)
-    _check_counts(values)
+    from imnet.defaults import choose_kernels
+    from imnet.run_options import RunOptions
+
+    if values.command != "kernels":  # which says itself what it takes
+        choose_kernels(RunOptions(device=values.device))
     if values.command == "step":
-        return _step(values, argv)
-    if values.command == "kernels":
-        return _kernels(values, argv)
-    return _data(values, argv)
-
-
-def _check_counts(values: argparse.Namespace) -> None:
-    for name in ("batch_size", "steps", "image_px", "threads", "top", "images"):
-        value = getattr(values, name, None)
-        if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"got --{flag} {value}; allowed: 1 or more", hint=f"leave --{flag} out for the default")
-
-
-def _step(values: argparse.Namespace, argv: list[str]) -> int:
-    import torch
-
-    from imnet.defaults import choose_kernels
-    from imnet.run_options import RunOptions
-
-    from ..case import find_recipe
-    from .step import run
-    from .work import Request
-
-    sizes = {"batch_images": values.batch_size, "image_px": values.image_px}
-    recipe = find_recipe(values.recipe, values.model, **sizes, default="quickstart")
-    options = RunOptions(
-        device=values.device, precision=values.precision, compile=values.compile, threads=values.threads
-    )
-    shown = {"nvtx": values.nvtx, "by_shape": values.by_shape, "top": values.top}
-    choose_kernels(options)
-    try:
-        run(Request(recipe, options, values.steps, values.out, **shown), argv)
-    except torch.OutOfMemoryError as error:
-        images = recipe.data.batch_images
-        hint = f"try --batch-size {max(1, images // 2)}"
-        raise DeviceError(f"out of memory with {images} images at once", hint=hint) from error
-    return 0
-
-
-def _kernels(values: argparse.Namespace, argv: list[str]) -> int:
-    from .kernels import Request, run
-
-    asked = {name: getattr(values, name) for name in ("family", "case", "dtype", "tier", "device", "out", "threads")}
-    run(Request(**asked, resources=not values.no_resources), argv)
-    return 0
-
-
-def _data(values: argparse.Namespace, argv: list[str]) -> int:
-    from imnet.defaults import choose_kernels
-    from imnet.run_options import RunOptions
-
-    from .data import Request, run
-
-    choose_kernels(RunOptions())
-    names = ("recipe", "data_dir", "device", "precision", "threads", "synthetic", "images", "batch_size", "out")
-    run(Request(**{name: getattr(values, name) for name in names}), argv)
+        from .step import run
+    elif values.command == "kernels":
+        from .kernels import run
+    else:
+        from .data import run
+    run(values, argv)
     return 0
 
 
@@ -90,36 +44,36 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        command.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores)")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--threads", type=count, help="CPU threads (default: the cores)")
+        command.add_debug()
     return parser
 
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=None, help="recipe to profile (default quickstart)")
-    parser.add_argument("--model", default=None, help="or a network: in its recipe, else at 64 px")
-    parser.add_argument("--batch-size", type=int, default=None, help="images a step (default: the recipe's)")
-    parser.add_argument("--image-px", type=int, default=None, help="side of the images (default: the recipe's)")
-    parser.add_argument("--steps", type=int, default=3, help="steps to profile (default 3)")
+    parser.add_argument("--recipe", help="recipe to profile (default quickstart)")
+    parser.add_argument("--model", help="or a network: in its recipe, else at 64 px")
+    parser.add_argument("--batch-size", type=count, help="images a step (default: the recipe's)")
+    parser.add_argument("--image-px", type=count, help="side of the images (default: the recipe's)")
+    parser.add_argument("--steps", type=count, default=3, help="steps to profile (default 3)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--nvtx", action="store_true", help="NVTX ranges instead of torch's profiler: for nsys and ncu")
     parser.add_argument("--by-shape", action="store_true", help="a line for every shape of an operator")
-    parser.add_argument("--top", type=int, default=25, help="lines to print (default 25)")
+    parser.add_argument("--top", type=count, default=25, help="lines to print (default 25)")
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("family", help="augment, spectral, shake_shake or sgd_ema")
-    parser.add_argument("--case", default=None, help="one case (default: all)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default=None, help="default: bf16 where it has it")
+    parser.add_argument("--case", help="one case (default: all)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 where it has it")
     parser.add_argument("--tier", default="auto", help="reference, host, triton or cuda (default: what training takes)")
     parser.add_argument("--no-resources", action="store_true", help="do not compile for sm_80 and sm_90")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="quickstart", help="recipe whose data path it is (default quickstart)")
-    parser.add_argument("--data-dir", default=None, help="folder that holds the data set")
+    parser.add_argument("--data-dir", help="folder that holds the data set")
     parser.add_argument("--synthetic", action="store_true", help="random images in place of the data set")
-    parser.add_argument("--images", type=int, default=None, help="take that many images of the set")
-    parser.add_argument("--batch-size", type=int, default=None, help="images a batch (default: the recipe's)")
+    parser.add_argument("--images", type=count, help="take that many images of the set")
+    parser.add_argument("--batch-size", type=count, help="images a batch (default: the recipe's)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle
-from pathlib import Path
-from typing import Any, Literal
+from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imnet import device
 from imnet.data import pipelines
-from imnet.data.base import AnySplit, EncodedSplit, Split
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.order import Order
-from imnet.data.pipelines import Batch, Pipeline, Setting
+from imnet.data.pipelines import Setting
 from imnet.data.pipelines.batches import Batches, as_tensor, mean_image
 from imnet.data.pipelines.encoded import Decoder
 from imnet.errors import UsageError
@@ -28,29 +28,15 @@ from imnet.recipe import Augment, Recipe, replace
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-from ..clock import cpu_seconds, interleaved
-from . import commands
-from .report import duration, percent, plural, scaled, table, usable_folder
+from ..case import endless
+from ..clock import cpu_seconds, interleaved, wait
+from ..tables import scaled
+from .report import captured, commands, duration, percent, plural, table, usable_folder
 
 ROUNDS = 9
 PIPELINE_BATCHES, PIPELINE_S = 8, 0.5
 SYNTHETIC_BATCHES = 8
 """Of random images: more than the caches hold, less than a minute to draw."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    recipe: str
-    data_dir: str | None
-    device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    threads: int | None
-    synthetic: bool
-    images: int | None
-    batch_size: int | None
-    out: Path
 
 
 @dataclass(frozen=True)
@@ -62,23 +48,22 @@ class Stage:
     num_bytes: int
 
 
-def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time the stages and the pipelines, write ``data.json``, print the table; returns what data.json holds."""
-    recipe = _recipe(request)
-    options = RunOptions(
-        device=request.device, precision=request.precision, threads=request.threads, data_dir=request.data_dir
-    )
-    place = device.resolve(options)
-    folder = usable_folder(request.out)
+    recipe = _recipe(values)
+    chosen = {name: getattr(values, name) for name in ("device", "precision", "threads", "data_dir")}
+    options = RunOptions(**chosen)
+    place, folder = device.resolve(options), usable_folder(values.out)
     with device.threads(options) as threads:
         split = load_data(recipe, options).train
         batch = min(recipe.data.batch_images, len(split))
         order = Order(len(split), batch, recipe.seed)
         setting = _setting(recipe, split, place, order, threads)
         parts = stages(recipe, split, setting)
-        with commands.captured(place.device):
+        kinds = ["host"] if isinstance(split, EncodedSplit) else ["resident", "host"]
+        with captured(place.device):
             measured = timed(parts, batch, place.device)
-            whole = [end_to_end(kind, split, setting) for kind in _kinds(split)]
+            whole = [end_to_end(kind, split, setting) for kind in kinds]
         found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
         found |= {"images": len(split), "image_shape": list(split.image_shape), "threads": threads}
         found |= {"device": str(place.device), "dtype": place.precision, "stages": measured}
@@ -86,20 +71,20 @@ def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     write_json(folder / "data.json", found)
     print(text(found))
     print(f"written: {folder / 'data.json'}")
-    print(commands.text(arguments, folder, "data"))
+    print(commands(arguments, folder, "data"))
     return found
 
 
-def _recipe(request: Request) -> Recipe:
-    recipe = by_name(request.recipe)
-    data = replace(recipe.data, batch_images=request.batch_size or recipe.data.batch_images)
-    if request.synthetic:
-        if request.data_dir is not None:
+def _recipe(values: argparse.Namespace) -> Recipe:
+    recipe = by_name(values.recipe)
+    data = replace(recipe.data, batch_images=values.batch_size or recipe.data.batch_images)
+    if values.synthetic:
+        if values.data_dir is not None:
             raise UsageError("got --synthetic and --data-dir", hint="give one of them")
         images = SYNTHETIC_BATCHES * data.batch_images
         data = replace(data, name="synthetic", split=None, train_images=images, test_images=1)
-    if request.images is not None:
-        data = replace(data, train_images=request.images)
+    if values.images is not None:
+        data = replace(data, train_images=values.images)
     return replace(recipe, data=data)
 
 
@@ -118,11 +103,9 @@ def stages(recipe: Recipe, split: AnySplit, setting: Setting) -> list[Stage]:
     if isinstance(split, EncodedSplit):
         found, pixels, augment = _encoded_stages(split, setting, pieces)
     else:
-        found, pixels, augment = (
-            [_read_stage(split, pieces)],
-            as_tensor(split.images[pieces[0].numpy()]),
-            setting.augment,
-        )
+        turn, augment = cycle([piece.numpy() for piece in pieces]), setting.augment
+        pixels = as_tensor(split.images[pieces[0].numpy()])
+        found = [Stage("read", lambda: split.images[next(turn)], 2 * pixels.nbytes)]
     mean = None if setting.mean is None else setting.mean.cpu()
     batches = Batches(pixels, augment, seed=setting.seed, dtype=torch.float32, mean=mean)
     rows = torch.arange(len(pixels))
@@ -132,17 +115,13 @@ def stages(recipe: Recipe, split: AnySplit, setting: Setting) -> list[Stage]:
     if setting.dtype != torch.float32:
         name = f"cast to {str(setting.dtype).removeprefix('torch.')}"
         found.append(Stage(name, lambda: exact.to(setting.dtype), exact.nbytes + made.nbytes))
-    found += _mixing_stage(recipe, made)
+    mixing, labels = Mixing(recipe, 0), torch.zeros(len(made), dtype=torch.int64)
+    if mixing.ways:  # two images are read, one is written
+        found.append(Stage("mix", lambda: mixing(made, labels, 0), 3 * made.nbytes))
     if setting.device.type == "cuda":
         pinned = made.pin_memory()
         found.append(Stage("copy to device", lambda: pinned.to(setting.device, non_blocking=True), made.nbytes))
     return found
-
-
-def _read_stage(split: Split, pieces: Sequence[Tensor]) -> Stage:
-    """Gathering a batch from memory or the mapped file, another one each time."""
-    turn = cycle([piece.numpy() for piece in pieces])
-    return Stage("read", lambda: split.images[next(turn)], 2 * len(pieces[0]) * split.images[0].nbytes)
 
 
 def _encoded_stages(
@@ -163,12 +142,6 @@ def _encoded_stages(
     return [read, decode], pixels, augment
 
 
-def _mixing_stage(recipe: Recipe, images: Tensor) -> list[Stage]:
-    """Mixup or CutMix, where the recipe has them: two images read, one written."""
-    mixing, labels = Mixing(recipe, 0), torch.zeros(len(images), dtype=torch.int64)
-    return [Stage("mix", lambda: mixing(images, labels, 0), 3 * images.nbytes)] if mixing.ways else []
-
-
 def timed(found: Sequence[Stage], batch: int, place: torch.device) -> list[dict[str, Any]]:
     """A row a stage, measured in turn: on a CPU processor seconds (one core's time), on a GPU wall seconds."""
     cores = 1 if place.type == "cuda" else torch.get_num_threads()
@@ -184,38 +157,22 @@ def timed(found: Sequence[Stage], batch: int, place: torch.device) -> list[dict[
     return rows
 
 
-def _kinds(split: AnySplit) -> list[str]:
-    return ["host"] if isinstance(split, EncodedSplit) else ["resident", "host"]
-
-
 def end_to_end(kind: str, split: AnySplit, setting: Setting) -> dict[str, Any]:
     """A pipeline as a step without work would drain it: wall seconds and processor seconds a batch."""
     assert setting.order is not None
     pipeline = pipelines.build(kind, split, setting)
-    drained = _batches(pipeline)
-    with contextlib.closing(drained):
+    with contextlib.closing(endless(pipeline)) as drained:
         for _ in range(2):  # the threads' first batches, page faults and page-locked memory belong to no batch
             next(drained)
-        _synchronize(setting.device)
+        wait(setting.device)
         wall, cpu, num = time.perf_counter(), cpu_seconds(), 0
         while num < PIPELINE_BATCHES or time.perf_counter() - wall < PIPELINE_S:
             next(drained)
             num += 1
-        _synchronize(setting.device)
+        wait(setting.device)
         wall, cpu = (time.perf_counter() - wall) / num, (cpu_seconds() - cpu) / num
     batch = setting.order.batch_images
     return {"pipeline": kind, "where": pipeline.where, "seconds": wall, "cpu_s": cpu, "images_per_s": batch / wall}
-
-
-def _batches(pipeline: Pipeline) -> Generator[Batch, None, None]:
-    """Epoch after epoch."""
-    for epoch in count():
-        yield from pipeline.epoch(epoch)
-
-
-def _synchronize(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def text(found: dict[str, Any]) -> str:

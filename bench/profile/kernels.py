@@ -2,72 +2,60 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from imnet_kernels import tier
 from imnet_kernels.family import Case, Family, families
 
 from imnet import device
+from imnet.command import suggest
 from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
 from imnet.run_options import RunOptions
 
-from .. import roof
+from .. import machine
 from ..clock import on_device
-from . import commands, resources, roofline
-from .report import clipped, duration, percent, plural, scaled, table, usable_folder
+from ..pictures import roofline
+from ..tables import scaled
+from . import resources
+from .report import captured, clipped, commands, duration, percent, plural, table, usable_folder
 
 NAME_CHARACTERS = 44
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    family: str
-    case: str | None
-    dtype: str | None
-    tier: str
-    device: Literal["auto", "cpu", "cuda"]
-    out: Path
-    threads: int | None = None
-    resources: bool = True
-
-
-def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time the cases, compile the kernels, write ``kernels-<family>.json`` and ``.svg``, print the tables.
 
     Returns what the JSON holds. ``arguments`` are the command line's, for the nsys and ncu lines of this run.
     """
-    family = _family(request.family)
-    dtype = _dtype(family, request.dtype)
-    cases = _cases(family, request.case)
-    place = device.resolve(RunOptions(device=request.device, threads=request.threads)).device
-    chosen = _tier(request.tier, family.name, place.type)
-    folder = usable_folder(request.out)
-    name = f"kernels-{family.name}"
-    with device.threads(RunOptions(threads=request.threads)) as threads, tier.using(f"{family.name}={chosen}"):
-        copy = roof.copy_bytes_per_s(place)
-        with commands.captured(place):
+    family = _chosen("kernel family", values.family, {family.name: family for family in families()})
+    dtype = _dtype(family, values.dtype)
+    cases = _cases(family, values.case)
+    options = RunOptions(device=values.device, threads=values.threads)
+    place = device.resolve(options).device
+    chosen = _tier(values.tier, family.name, place.type)
+    folder, name = usable_folder(values.out), f"kernels-{family.name}"
+    with device.threads(options) as threads, tier.using(f"{family.name}={chosen}"):
+        copy = machine.copy_bytes_per_s(place)
+        with captured(place):
             timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
         product = {"fp32": _fp32_peak(place)}
+    where = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     found: dict[str, Any] = {"family": family.name, "dtype": _short(dtype), "tier": chosen, "threads": threads}
-    found |= {"device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu", "copy_bytes_per_s": copy}
-    found |= {"matmul_flops_per_s": product, "cases": timed, "torch": torch.__version__}
-    compiled, missing = resources.of_family(family.name, _short(dtype)) if request.resources else ([], [])
-    found |= {"resources": [r.as_dict() for r in compiled], "missing": missing}
+    found |= {"device": where, "copy_bytes_per_s": copy, "matmul_flops_per_s": product, "cases": timed}
+    compiled, missing = ([], []) if values.no_resources else resources.of_family(family.name, _short(dtype))
+    found |= {"torch": torch.__version__, "resources": [r.as_dict() for r in compiled], "missing": missing}
     write_json(folder / f"{name}.json", found)
     print(text(found))
-    print(_picture(found, folder / f"{name}.svg"))
+    title = f"{family.name}, {chosen}, {_short(dtype)}, {where}, {plural(threads, 'thread')}"
+    print(roofline(folder / f"{name}.svg", title, timed, copy, product))
     print(f"written: {folder / name}.json")
-    print(commands.text(arguments, folder, name))
+    print(commands(arguments, folder, name))
     return found
 
 
@@ -76,7 +64,7 @@ def _fp32_peak(place: torch.device) -> float:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        return roof.matmul_flops_per_s(place, torch.float32)
+        return machine.matmul_flops_per_s(place, torch.float32)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
@@ -114,29 +102,21 @@ def flops(family: str, case: Case) -> int:
     return torch.Size(o["shape"]).numel() // s * per_block
 
 
-def _family(name: str) -> Family:
-    known = {family.name: family for family in families()}
+def _chosen(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """The one of that name; UsageError with the nearest of the known ones."""
     if name not in known:
-        raise UsageError(f"got unknown kernel family {name!r}; allowed: {', '.join(known)}", hint=_near(name, known))
+        raise UsageError(f"got unknown {what} {name!r}; allowed: {', '.join(known)}", hint=suggest(name, known) or None)
     return known[name]
 
 
 def _cases(family: Family, name: str | None) -> list[Case]:
     """All of the contract that move anything, or the one that was asked for, which may be of a GPU's own size."""
-    known = {case.name: case for case in family.cases}
     if name is None:
         return [case for case in family.contract if family.bytes_moved(case, torch.float32)]
-    if name not in known:
-        what = f"got unknown case {name!r} of {family.name}; allowed: {', '.join(known)}"
-        raise UsageError(what, hint=_near(name, known))
-    if not family.bytes_moved(known[name], torch.float32):
+    case = _chosen(f"case of {family.name}", name, {case.name: case for case in family.cases})
+    if not family.bytes_moved(case, torch.float32):
         raise UsageError(f"got case {name!r}, which moves nothing", hint="choose another --case")
-    return [known[name]]
-
-
-def _near(word: str, known: Sequence[str] | dict[str, Any]) -> str | None:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"did you mean {close[0]}?" if close else None
+    return [case]
 
 
 def _dtype(family: Family, name: str | None) -> torch.dtype:
@@ -156,24 +136,11 @@ def _tier(name: str, family: str, kind: str) -> str:
     """The tier's name; UsageError for an unknown one, DeviceError for one that is not here."""
     if name == "auto":
         return tier.report(kind)[family][0]
-    if name not in tier.TIERS:
-        allowed = f"auto, {', '.join(tier.TIERS)}"
-        raise UsageError(f"got --tier {name}; allowed: {allowed}", hint=_near(name, tier.TIERS))
+    _chosen("--tier", name, dict.fromkeys(tier.TIERS))
     problem = tier.missing(name, kind)
     if problem:
         raise DeviceError(f"got --tier {name}: {problem}")
     return name
-
-
-def _picture(found: dict[str, Any], path: Path) -> str:
-    """Draw the roofline; the line to print."""
-    timed = found["cases"]
-    points = [roofline.Point(r["case"], r["flops"], r["bytes"], r["median_s"], r["real"]) for r in timed]
-    title = (
-        f"{found['family']}, {found['tier']}, {found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}"
-    )
-    problem = roofline.draw(path, title, points, found["copy_bytes_per_s"], found["matmul_flops_per_s"])
-    return problem or f"roofline: {path}"
 
 
 def text(found: dict[str, Any]) -> str:

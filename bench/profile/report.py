@@ -1,15 +1,19 @@
-"""How profiles are written down: aligned tables, numbers that a person can read, files in a folder that can be used."""
+"""How profiles are written down: aligned tables, a folder that can be used, the lines of nsys and ncu for this run."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import torch
 
 from imnet.errors import IOFailure
 
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+KERNELS_COUNTED = 20
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -19,16 +23,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     pairs = [zip(line, widths, strict=True) for line in lines]
     found = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(p)).rstrip() for p in pairs]
     return "\n".join([found[0], "-" * len(found[0]), *found[1:]])
-
-
-def scaled(value: float | None, unit: str = "") -> str:
-    """Three digits with a decimal prefix: 12.3 GB/s; ``-`` where nothing is known."""
-    if value is None:
-        return "-"
-    for size, prefix in _PREFIXES:
-        if abs(value) >= size:
-            return f"{value / size:{'.3g' if abs(value / size) < 999.5 else '.0f'}} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -52,28 +46,45 @@ def clipped(text: str, width: int) -> str:
 
 def usable_folder(path: Path) -> Path:
     """The folder, made where it was not; IOFailure unless files can be written into it."""
-    with refusals(path):
+    try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
         probe.write_bytes(b"imnet")
         probe.unlink()
+    except OSError as error:
+        what = f"not writable: {error.strerror}"
+        raise IOFailure(what, file=path, hint="choose another --out") from error
     return path
 
 
 @contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """What the disk refuses, as IOFailure."""
+def captured(place: torch.device) -> Iterator[None]:
+    """What nsys and ncu are to look at, started as below; on a CPU nothing."""
+    if place.type != "cuda":
+        yield
+        return
+    torch.cuda.profiler.start()
     try:
         yield
-    except OSError as error:
-        what = f"not writable: {error.strerror}"
-        raise IOFailure(what, file=path, hint="choose another --out") from error
+    finally:
+        torch.cuda.profiler.stop()
 
 
-def saved(path: Path, write: Callable[[str], object]) -> Path:
-    """``write(name)`` under a temporary name, renamed once it is whole."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    with refusals(path.parent):
-        write(str(temporary))
-        temporary.rename(path)
-    return path
+def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
+    """This run as a shell command; PYTHONPATH comes along where it is set, as in a checkout."""
+    package = (__package__ or "bench").partition(".")[0]
+    path = os.environ.get("PYTHONPATH")
+    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile"]
+    missing = [word for word in extra if word not in arguments]
+    return shlex.join([*words, *arguments, *missing])
+
+
+def commands(arguments: Sequence[str], folder: Path, name: str, extra: Sequence[str] = ()) -> str:
+    """The timeline of launches, and every counter of the first kernels, between cudaProfilerStart and Stop (see
+    ``captured``). ``extra``: what the run needs besides, e.g. ``--nvtx``."""
+    out, run = str(folder / name), again(arguments, extra)
+    ranged = ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
+    nsys = ["nsys", "profile", "--trace=cuda,nvtx,cudnn,cublas,osrt", *ranged, "--force-overwrite=true", "-o", out]
+    chosen = ["--nvtx", "--profile-from-start", "off", "--launch-count", str(KERNELS_COUNTED)]
+    ncu = ["ncu", "--set", "full", "--clock-control", "none", *chosen, "-f", "-o", out]
+    return f"on a GPU, the timeline:  {shlex.join(nsys)} {run}\non a GPU, the counters:  {shlex.join(ncu)} {run}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,57 +11,69 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from imnet import device
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
+from imnet.run_options import RunOptions
 
-from .. import roof
-from . import commands
-from .memory import peak_bytes
-from .ops import OpCall, count
-from .report import clipped, duration, percent, plural, saved, scaled, table, usable_folder
+from .. import machine
+from ..case import find_recipe
+from ..clock import wait
+from ..tables import scaled
+from .ops import OpCall, count, peak_bytes
+from .report import captured, clipped, commands, duration, percent, plural, table, usable_folder
 from .trace import STEP, Roofs, Row, argument_costs, kernel_costs, kernels, phases, rows
-from .work import Request, Work
+from .work import Work
 
 NAME_CHARACTERS = 64
 
 
-def run(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Profile, write ``step.json`` and ``step-trace.json``, print the tables; returns what step.json holds.
 
     ``arguments`` are the command line's, for the nsys and ncu lines of this run.
     """
-    place = device.resolve(request.options)
-    if request.nvtx and place.device.type != "cuda":
+    sizes = {"batch_images": values.batch_size, "image_px": values.image_px}
+    recipe = find_recipe(values.recipe, values.model, **sizes, default="quickstart")
+    chosen = {name: getattr(values, name) for name in ("device", "precision", "compile", "threads")}
+    options = RunOptions(**chosen)
+    place = device.resolve(options)
+    if values.nvtx and place.device.type != "cuda":
         raise UsageError("got --nvtx, which does nothing on a CPU: NVTX ranges need CUDA", hint="leave --nvtx out")
-    folder = usable_folder(request.out)
-    with device.threads(request.options):
-        _name_compiled_kernels(request, place)
-        work = Work(request, place)
-        warm_s = work.warm_up()
-        if request.nvtx:
-            return _ranges_only(work)
-        found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": work.seconds_per_step(request.steps)}
-        found |= _profiled(work, folder)
-        found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
+    folder = usable_folder(values.out)
+    if options.compile and place.device.type == "cpu":
+        _name_compiled_kernels()
+    try:
+        with device.threads(options):
+            work = Work(recipe, options, place, values.nvtx)
+            warm_s = work.warm_up()
+            if values.nvtx:
+                return _ranges_only(work, values.steps)
+            bare_s = work.seconds_per_step(values.steps)
+            found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": bare_s}
+            found |= _profiled(work, values.steps, values.by_shape, folder / "step-trace.json")
+            found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
+    except torch.OutOfMemoryError as error:
+        images = recipe.data.batch_images
+        hint = f"try --batch-size {max(1, images // 2)}"
+        raise DeviceError(f"out of memory with {images} images at once", hint=hint) from error
     write_json(folder / "step.json", found)
-    print(text(found, request.top, folder))
-    print(commands.text(arguments, folder, "step", ["--nvtx"]))
+    print(text(found, values.top, folder))
+    print(commands(arguments, folder, "step", ["--nvtx"]))
     return found
 
 
-def _name_compiled_kernels(request: Request, place: device.Place) -> None:
+def _name_compiled_kernels() -> None:
     """Inductor's C++ kernels carry names into the profiler only when asked to."""
-    if request.options.compile and place.device.type == "cpu":
-        import torch._inductor.config as inductor
+    import torch._inductor.config as inductor
 
-        inductor.cpp.enable_kernel_profile = True
+    inductor.cpp.enable_kernel_profile = True
 
 
-def _ranges_only(work: Work) -> dict[str, Any]:
+def _ranges_only(work: Work, steps: int) -> dict[str, Any]:
     """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
-    with commands.captured(work.place.device):
-        seconds = work.seconds_per_step(work.request.steps)
-    print(f"{work.request.steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
+    with captured(work.place.device):
+        seconds = work.seconds_per_step(steps)
+    print(f"{steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
     return {"seconds_without_profiler": seconds}
 
 
@@ -71,36 +84,49 @@ def _held(work: Work) -> list[torch.Tensor]:
     return [*found, work.data.images, work.data.labels]
 
 
-def _profiled(work: Work, folder: Path) -> dict[str, Any]:
-    request, on_gpu = work.request, work.place.device.type == "cuda"
-    calls = _calls(work)
-    profiler = _steps_profiled(work)
-    trace = saved(folder / "step-trace.json", profiler.export_chrome_trace)
+def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None = None) -> dict[str, Any]:
+    """The operators and, on a GPU, the kernels of some steps.
+
+    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured.
+    """
+    on_gpu = work.place.device.type == "cuda"
+    with work.uncaptured(
+        eager=True
+    ):  # compiled and captured code hides its operators; those that it keeps are the same
+        calls = count(work.once)
+    costs: dict[str, Row] = {}
+    if work.step.graph is not None:
+        with work.uncaptured():
+            costs = _costs(_steps_profiled(work, steps), calls, steps)
+    profiler = _steps_profiled(work, steps)
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
     events = profiler.events() or []
-    found = rows(events, calls, steps=request.steps, on_gpu=on_gpu, by_shape=request.by_shape)
-    run_kernels = kernels(events, _costs(profiler, calls, request.steps)) if on_gpu else []
+    found = rows(events, calls, steps=steps, on_gpu=on_gpu, by_shape=by_shape)
+    run_kernels = kernels(events, costs or _costs(profiler, calls, steps)) if on_gpu else []
     total_s = sum(row.seconds for row in (run_kernels or found))
-    roofs = _roofs(work.place.device, calls)
+    dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
+    products = {d: machine.matmul_flops_per_s(work.place.device, d) for d in dtypes}
+    roofs = Roofs(machine.copy_bytes_per_s(work.place.device), products)
     return {
-        "steps": request.steps,
-        "trace": trace.name,
+        "steps": steps,
         "total_s": total_s,
         "phases_s": phases(events),
         "flops_per_step": sum(c.flops or 0 for c in calls),
         "copy_bytes_per_s": roofs.bytes_per_s,
-        "matmul_flops_per_s": {str(d).removeprefix("torch."): v for d, v in roofs.flops_per_s.items()},
+        "matmul_flops_per_s": {str(d).removeprefix("torch."): v for d, v in products.items()},
         "rows": [row.as_dict(total_s, roofs) for row in found],
         "kernels": [row.as_dict(total_s, roofs) for row in run_kernels],
     }
 
 
-def _steps_profiled(work: Work) -> profile:
-    """torch's profiler over the request's steps."""
+def _steps_profiled(work: Work, steps: int) -> profile:
+    """torch's profiler over some steps."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.place.device.type == "cuda" else [])]
     with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        for i in range(work.request.steps):
+        for i in range(steps):
             work.once(i)
-        work.synchronize()
+        wait(work.place.device)
     return profiler
 
 
@@ -111,31 +137,19 @@ def _costs(profiler: profile, calls: Sequence[OpCall], steps: int) -> dict[str, 
     return generated | kernel_costs(profiler.events() or [], calls, steps=steps)
 
 
-def top_kernels(work: Work, top: int) -> dict[str, Any]:
-    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step.
-
-    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured. On
-    a CPU, which has no kernels, operators stand in their place.
-    """
-    steps, on_gpu = work.request.steps, work.place.device.type == "cuda"
+def top_kernels(work: Work, steps: int, top: int) -> dict[str, Any]:
+    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step. On
+    a CPU, which has no kernels, operators stand in their place."""
     warm_s, step_s = work.warm_up(), work.seconds_per_step(steps)
-    calls = _calls(work)
-    costs: dict[str, Row] = {}
-    if work.step.graph is not None:
-        with work.uncaptured():
-            costs = _costs(_steps_profiled(work), calls, steps)
-    profiler = _steps_profiled(work)
-    events = profiler.events() or []
-    costs = costs or _costs(profiler, calls, steps)
-    found = kernels(events, costs) if on_gpu else rows(events, calls, steps=steps)
-    roofs, total_s = _roofs(work.place.device, calls), sum(row.seconds for row in found)
-    shown = [_short(row.as_dict(total_s, roofs), steps) for row in found[:top]]
+    found = _profiled(work, steps)
+    lines = found["kernels"] or found["rows"]
+    shown = [_short(row, steps) for row in lines[:top]]
     return {
         "warm_up_s": round(warm_s, 2),
         "step_ms": round(step_s * 1e3, 3),
-        "device_ms": round(total_s / steps * 1e3, 3),
-        "launches": sum(row.calls for row in found) // steps,
-        "flops": sum(c.flops or 0 for c in calls),
+        "device_ms": round(found["total_s"] / steps * 1e3, 3),
+        "launches": sum(row["calls"] for row in lines) // steps,
+        "flops": found["flops_per_step"],
         "top": shown,
         "share_of_others": round(max(0.0, 1 - sum(row["share"] for row in shown)), 4),
     }
@@ -155,28 +169,17 @@ def _short(row: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def _calls(work: Work) -> list[OpCall]:
-    """The operators of one eager step: compiled and captured code hides them, and those that it keeps are the same."""
-    with work.eager():
-        return count(work.once)
-
-
-def _roofs(place: torch.device, calls: Sequence[OpCall]) -> Roofs:
-    dtypes = {c.dtype for c in calls if c.flops and c.dtype is not None}
-    return Roofs(roof.copy_bytes_per_s(place), {d: roof.matmul_flops_per_s(place, d) for d in dtypes})
-
-
 def _about(work: Work) -> dict[str, Any]:
-    request, place = work.request, work.place
+    recipe, place = work.recipe, work.place
     return {
-        "recipe": request.recipe.name,
-        "model": request.recipe.model,
-        "batch_images": request.batch_images,
-        "image_px": request.recipe.input_px,
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "batch_images": work.batch_images,
+        "image_px": recipe.input_px,
         "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
         "precision": place.precision,
         "threads": torch.get_num_threads(),
-        "compiled": bool(request.options.compile),
+        "compiled": bool(work.options.compile),
         "torch": torch.__version__,
     }
 
@@ -198,7 +201,7 @@ def text(found: dict[str, Any], top: int, folder: Path) -> str:
         lines.append("over 100 %: what it touches lies in the caches, which the copy exceeds")
     if found["device"] == "cpu":
         lines.append("times are the wall's: whatever else this machine does stretches them")
-    return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / found['trace']}"])
+    return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / 'step-trace.json'}"])
 
 
 def _head(found: dict[str, Any]) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,29 +24,13 @@ from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
 from ..case import make_step
+from ..clock import wait
 from .trace import PHASES, STEP
 
 _DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
 _STEPS_PER_EPOCH = 100
 """Of the learning rate only: the figures do not depend on it."""
 WARM_UP_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    recipe: Recipe
-    options: RunOptions
-    steps: int
-    out: Path
-    nvtx: bool = False
-    by_shape: bool = False
-    top: int = 25
-
-    @property
-    def batch_images(self) -> int:
-        return self.recipe.data.batch_images
 
 
 class RangedStep(TrainStep):
@@ -91,21 +73,21 @@ class RangedStep(TrainStep):
 class Work:
     """The step and the data path of a recipe, on two batches of random images that lie on the device."""
 
-    def __init__(self, request: Request, place: device.Place):
-        self.request, self.place = request, place
-        self.step = self._build_step()
+    def __init__(self, recipe: Recipe, options: RunOptions, place: device.Place, nvtx: bool = False):
+        self.recipe, self.options, self.place = recipe, options, place
+        self.step = make_step(recipe, options, place, World(), RangedStep)
+        self.step.nvtx = nvtx
         self.data, self.ids = self._build_data()
-        self.mixing = Mixing(request.recipe, rank=0)
+        self.mixing = Mixing(recipe, rank=0)
 
-    def _build_step(self) -> RangedStep:
-        step = make_step(self.request.recipe, self.request.options, self.place, World(), RangedStep)
-        step.nvtx = self.request.nvtx
-        return step
+    @property
+    def batch_images(self) -> int:
+        return self.recipe.data.batch_images
 
     def _build_data(self) -> tuple[Resident, list[Tensor]]:
-        recipe, batch = self.request.recipe, self.request.batch_images
+        recipe, batch = self.recipe, self.batch_images
         data = replace(recipe.data, name="synthetic", split=None, train_images=2 * batch, test_images=1)
-        split = load_data(replace(recipe, data=data), self.request.options).train
+        split = load_data(replace(recipe, data=data), self.options).train
         mean = mean_image(split) if recipe.augment.mean == "image" else None
         about = {"augment": recipe.augment, "seed": recipe.seed, "mean": mean, "dtype": self.place.dtype}
         order = Order(2 * batch, batch, recipe.seed)
@@ -114,7 +96,7 @@ class Work:
 
     def _pieces(self, number: int) -> list[tuple[Tensor, Tensor]]:
         batch = self.mixing(*self.data.batch(self.ids[number % 2], 0, True), number)
-        most = self.request.options.micro_batch_images
+        most = self.options.micro_batch_images
         return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
 
     def once(self, number: int = 0) -> None:
@@ -122,45 +104,33 @@ class Work:
         with record_function(STEP):
             with self.step.phase(_DATA):
                 pieces = self._pieces(number)
-            lr = self.request.recipe.lr_at(number, _STEPS_PER_EPOCH)
-            self.step(pieces, self.request.batch_images, number, lr)
+            lr = self.recipe.lr_at(number, _STEPS_PER_EPOCH)
+            self.step(pieces, self.batch_images, number, lr)
 
     @contextmanager
-    def eager(self) -> Iterator[None]:
-        """Steps in this block run operator by operator, whatever the request compiles or captures."""
+    def uncaptured(self, eager: bool = False) -> Iterator[None]:
+        """Steps in this block launch their kernels one by one, compiled ones where the step is compiled; ``eager``:
+        operator by operator."""
         before = self.step.forward, self.step.graph
-        self.step.forward, self.step.graph = self.step.parallel, None
+        self.step.forward, self.step.graph = self.step.parallel if eager else self.step.forward, None
         try:
             yield
         finally:
             self.step.forward, self.step.graph = before
 
-    @contextmanager
-    def uncaptured(self) -> Iterator[None]:
-        """Steps in this block launch their kernels one by one: compiled ones where the request compiles."""
-        before, self.step.graph = self.step.graph, None
-        try:
-            yield
-        finally:
-            self.step.graph = before
-
-    def synchronize(self) -> None:
-        if self.place.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def warm_up(self) -> float:
         """Seconds of the first steps: compilation, capture, allocation, the optimiser's state."""
         start = time.perf_counter()
         if self.step.graph is not None:
-            self.step.warm_up(self._pieces(0), self.request.batch_images)
+            self.step.warm_up(self._pieces(0), self.batch_images)
         self.seconds_per_step(WARM_UP_STEPS)
         return time.perf_counter() - start
 
     def seconds_per_step(self, steps: int) -> float:
         """Wall seconds without a profiler, the device idle at both ends."""
-        self.synchronize()
+        wait(self.place.device)
         start = time.perf_counter()
         for i in range(steps):
             self.once(i)
-        self.synchronize()
+        wait(self.place.device)
         return (time.perf_counter() - start) / steps

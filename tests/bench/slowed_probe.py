@@ -1,10 +1,10 @@
-"""bench.probe with every training step slower by the share in $SLOWED_BY: the regression that the gate must see."""
+"""bench.gate with every training step slower by the share in $SLOWED_BY: the regression that the gate must see."""
 
 import os
 import sys
 import time
 
-from bench import probe
+from bench import gate
 from imnet.step import TrainStep
 
 _step = TrainStep.__call__
@@ -22,4 +22,4 @@ def _slowed(self, *args):
 TrainStep.__call__ = _slowed
 
 if __name__ == "__main__":
-    sys.exit(probe.main())
+    sys.exit(gate.main())

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, probe
+from bench import gate
 from bench.cli import main
-from bench.fingerprint import differences, fingerprint
+from bench.machine import differences, fingerprint
+from imnet.errors import UsageError
 
-SLOWED = Path(__file__).with_name("slowed_probe.py")
+SLOWED = Path(__file__).with_name("slowed_gate.py")
 # A loader's score has been seen to differ by half between processes of one build on a crowded machine.
 MARGIN = 0.35
 
@@ -28,7 +29,7 @@ def scripted(*takes):
 
 def test_a_score_that_is_low_by_chance_is_measured_again_and_passes():
     measure, asked = scripted({"a": 0.90, "b": 1.0}, {"a": 1.0, "b": 0.2})
-    a, b = compare.judge({"a": [1.0], "b": [1.0]}, measure, 0.97)
+    a, b = gate.judge({"a": [1.0], "b": [1.0]}, measure, 0.97)
     assert (a.passed, a.attempts, a.ratio) == (True, 2, 1.0)
     assert (b.passed, b.attempts, b.new) == (True, 1, 1.0)  # what passed is not asked for again
     assert asked == [None, ["a"]]
@@ -36,21 +37,21 @@ def test_a_score_that_is_low_by_chance_is_measured_again_and_passes():
 
 def test_a_score_that_is_always_low_fails_after_every_attempt():
     measure, asked = scripted(*[{"a": value} for value in (0.90, 0.91, 0.89, 0.90)])
-    (verdict,) = compare.judge({"a": [1.0, 0.99, 1.01]}, measure, 0.97)
+    (verdict,) = gate.judge({"a": [1.0, 0.99, 1.01]}, measure, 0.97)
     assert not verdict.passed
-    assert verdict.attempts == len(asked) == compare.ATTEMPTS
+    assert verdict.attempts == len(asked) == gate.ATTEMPTS
     assert verdict.ratio == pytest.approx(0.91)
 
 
 def test_the_line_is_a_share_of_the_median_but_never_above_the_second_lowest_kept():
-    assert compare.line([1.0, 1.01, 0.99, 1.0, 1.02], 0.97) == pytest.approx(0.97)
-    assert compare.line([1.0, 0.5, 0.9, 1.1, 1.2], 0.97) == pytest.approx(0.9)
-    assert compare.line([2.0], 0.5) == pytest.approx(1.0)
+    assert gate.line([1.0, 1.01, 0.99, 1.0, 1.02], 0.97) == pytest.approx(0.97)
+    assert gate.line([1.0, 0.5, 0.9, 1.1, 1.2], 0.97) == pytest.approx(0.9)
+    assert gate.line([2.0], 0.5) == pytest.approx(1.0)
 
 
 def test_only_names_in_both_are_compared():
     measure, _ = scripted({"a": 1.0, "new": 3.0})
-    assert [v.name for v in compare.judge({"gone": [1.0], "a": [1.0]}, measure, 0.97)] == ["a"]
+    assert [v.name for v in gate.judge({"gone": [1.0], "a": [1.0]}, measure, 0.97)] == ["a"]
 
 
 def kept(folder, scores, **changes):
@@ -64,9 +65,9 @@ def kept(folder, scores, **changes):
 
 def test_another_machine_is_refused_and_compared_by_force(tmp_path):
     path, today = kept(tmp_path, {"a": 1.0}, cpu="Z80", threads=64)
-    with pytest.raises(compare.UsageError, match=r"cpu was Z80, is .*threads was 64.*--force"):
-        compare.against(path, today, lambda names: {"a": 1.0}, 0.97, force=False)
-    table, passed = compare.against(path, today, lambda names: {"a": 1.0}, 0.97, force=True)
+    with pytest.raises(UsageError, match=r"cpu was Z80, is .*threads was 64.*--force"):
+        gate.against(path, today, lambda names: {"a": 1.0}, 0.97, force=False)
+    table, passed = gate.against(path, today, lambda names: {"a": 1.0}, 0.97, force=True)
     assert passed
     assert "compared by force: cpu was Z80" in table
 
@@ -74,7 +75,7 @@ def test_another_machine_is_refused_and_compared_by_force(tmp_path):
 @pytest.mark.parametrize(("score", "passed"), [(1.0, True), (0.98, True), (0.96, False)])
 def test_the_table_says_old_new_ratio_and_the_verdict(tmp_path, score, passed):
     path, today = kept(tmp_path, {"a": 2.0})
-    table, got = compare.against(path, today, lambda names: {"a": 2.0 * score}, 0.97, force=False)
+    table, got = gate.against(path, today, lambda names: {"a": 2.0 * score}, 0.97, force=False)
     assert got is passed
     assert f"{score:.3f}" in table
     assert ("SLOWER" in table) is not passed
@@ -82,8 +83,8 @@ def test_the_table_says_old_new_ratio_and_the_verdict(tmp_path, score, passed):
 
 def test_no_common_name_is_a_mistake(tmp_path):
     path, today = kept(tmp_path, {"a": 2.0})
-    with pytest.raises(compare.UsageError, match="no name is in both"):
-        compare.against(path, today, lambda names: {"b": 1.0}, 0.97, force=False)
+    with pytest.raises(UsageError, match="no name is in both"):
+        gate.against(path, today, lambda names: {"b": 1.0}, 0.97, force=False)
 
 
 def test_versions_of_torch_may_differ_in_their_last_part_only():
@@ -114,35 +115,35 @@ def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):
     """One real measurement, by a process of its own."""
     if slowed is not None:
         monkeypatch.setenv("SLOWED_BY", str(slowed))
-    start = [sys.executable, *(["-m", "bench.probe"] if slowed is None else [str(SLOWED)])]
+    start = [sys.executable, *(["-m", "bench.gate"] if slowed is None else [str(SLOWED)])]
     more = ["--recipe", "quickstart", "--batch-size", "64", "--parts", parts, "--rounds", str(rounds)]
-    return probe.scores_of([*start, *more])
+    return gate.scores_of([*start, *more])
 
 
 @pytest.mark.slow
 def test_real_scores_pass_the_same_build_and_fail_a_slow_loader_and_a_slow_step(monkeypatch):
     """With a wide margin, since this runs beside other tests; the narrow one is the slow test below."""
     base = {name: [score] for name, score in scores().items()}
-    same = compare.judge(base, lambda names: scores(), MARGIN)
+    same = gate.judge(base, lambda names: scores(), MARGIN)
     assert [v.passed for v in same] == [True, True], same
     slow = scores(slowed=4, monkeypatch=monkeypatch, parts="model")
-    assert [v.passed for v in compare.judge(base, lambda names: slow, MARGIN)] == [False]
+    assert [v.passed for v in gate.judge(base, lambda names: slow, MARGIN)] == [False]
     monkeypatch.setenv("IMNET_KERNELS", "reference")
     slow = scores(parts="loader")
-    assert [v.passed for v in compare.judge(base, lambda names: slow, MARGIN)] == [False]
+    assert [v.passed for v in gate.judge(base, lambda names: slow, MARGIN)] == [False]
 
 
 @pytest.mark.slow
 def test_the_same_build_passes_ten_times_of_ten_and_ten_percent_more_work_fails(monkeypatch):
     """At the default line; minutes."""
-    taken = [scores(rounds=probe.ROUNDS) for _ in range(compare.SAVE_ATTEMPTS)]
+    taken = [scores(rounds=gate.ROUNDS) for _ in range(gate.SAVE_ATTEMPTS)]
     base = {name: [one[name] for one in taken] for name in taken[0]}
     for _ in range(10):
-        verdicts = compare.judge(base, lambda names: scores(rounds=probe.ROUNDS), 0.97)
+        verdicts = gate.judge(base, lambda names: scores(rounds=gate.ROUNDS), 0.97)
         assert all(v.passed for v in verdicts), verdicts
-    slow = compare.judge(
+    slow = gate.judge(
         {name: kept for name, kept in base.items() if name.startswith("model")},
-        lambda names: scores(slowed=0.1, monkeypatch=monkeypatch, parts="model", rounds=probe.ROUNDS),
+        lambda names: scores(slowed=0.1, monkeypatch=monkeypatch, parts="model", rounds=gate.ROUNDS),
         0.97,
     )
     assert [v.passed for v in slow] == [False], slow

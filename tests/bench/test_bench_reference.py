@@ -1,11 +1,10 @@
 """Published throughput: the data against the documents' own arithmetic, cards by name, the comparison, the picture."""
 
-import json
 import re
 
 import pytest
 
-from bench import picture, reference
+from bench import pictures, tables, throughput
 from bench.case import find_recipe, train_flops
 from bench.cli import main
 from imnet.errors import UsageError
@@ -46,8 +45,8 @@ TRAIN_GFLOP = {
 
 
 def every():
-    data = reference.load()
-    return [reference._reference(row, data["train_images"]) for row in data["rows"]]
+    data = throughput.published()
+    return [throughput._reference(row, data["train_images"]) for row in data["rows"]]
 
 
 def test_hours_give_the_rates_that_the_documents_imply():
@@ -62,7 +61,7 @@ def test_hours_give_the_rates_that_the_documents_imply():
 
 
 def test_the_fastest_figure_is_the_reference_and_the_others_are_named():
-    (wrn,) = reference.references("GTX 1080 Ti", ["wrn28_10"])
+    (wrn,) = throughput.references("GTX 1080 Ti", ["wrn28_10"])
     assert wrn.images_per_s == 550
     assert wrn.hours == 7
     assert len(wrn.others) == 2
@@ -70,7 +69,7 @@ def test_the_fastest_figure_is_the_reference_and_the_others_are_named():
 
 
 def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
-    data = reference.load()
+    data = throughput.published()
     for row in data["rows"]:
         card = data["cards"][row["card"]]
         assert row["source"]
@@ -81,7 +80,7 @@ def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
 
 
 def test_every_document_has_its_rows():
-    rows = reference.load()["rows"]
+    rows = throughput.published()["rows"]
     cards = {"000": "4 GPUs", "002": "GTX 1080 Ti", "003": "V100", "004": "A100"}
     counts = {name: sum(f"document {name}" in r["source"] and r["card"] == card for r in rows)
               for name, card in cards.items()}  # fmt: skip
@@ -92,16 +91,16 @@ def test_every_document_has_its_rows():
 
 
 def test_a_network_of_two_data_sets_on_a_card_has_a_reference_each():
-    assert [r.recipe.name for r in reference.references("V100", ["resnet50"])] == [
+    assert [r.recipe.name for r in throughput.references("V100", ["resnet50"])] == [
         "spectral/resnet50_224", "tiny-imagenet/resnet50_augmented"]  # fmt: skip
 
 
 def test_cards_of_no_known_kind_have_no_share_of_a_peak():
-    (one,) = reference.references("4 GPUs")
+    (one,) = throughput.references("4 GPUs")
     row = comparison(one=one)
     assert row["published_share_of_peak"] is None
     assert row["published_hours"] == 4
-    assert " - " in reference.table([row])
+    assert "of its peak            -" in tables.shown("reference", row)
 
 
 @pytest.mark.parametrize(("recipe", "gflop"), TRAIN_GFLOP.items())
@@ -111,7 +110,7 @@ def test_counted_flops_are_the_stated_ones(recipe, gflop):
 
 @pytest.mark.parametrize("name", ["GTX 1080 Ti", "gtx1080ti", "NVIDIA GeForce GTX 1080 Ti"])
 def test_a_card_is_found_however_it_is_written(name):
-    assert reference.find_card(name) == "GTX 1080 Ti"
+    assert throughput.find_card(name) == "GTX 1080 Ti"
 
 
 def test_an_unknown_card_is_one_line_with_a_suggestion_and_exit_code_2(capsys):
@@ -119,16 +118,16 @@ def test_an_unknown_card_is_one_line_with_a_suggestion_and_exit_code_2(capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "did you mean GTX 1080 Ti" in line
     with pytest.raises(UsageError, match=r"allowed: 4 GPUs, GTX 1080 Ti, Titan X"):
-        reference.find_card("quadro")
+        throughput.find_card("quadro")
 
 
 def test_an_unknown_network_of_the_card_names_those_it_has():
     with pytest.raises(UsageError, match=r"got --models vgg16; allowed for V100: wrn28_10, resnet50"):
-        reference.references("V100", ["vgg16"])
+        throughput.references("V100", ["vgg16"])
 
 
 def comparison(rate=100.0, batch=16, one=None):
-    one = one or reference.references("GTX 1080 Ti", ["wrn28_10"])[0]
+    one = one or throughput.references("GTX 1080 Ti", ["wrn28_10"])[0]
     rates = {"images_per_s": rate, "images_per_s_iqr": 1.0, "images_per_s_by_clock": rate, "n": 3}
     row = {
         "image_px": 28,
@@ -138,7 +137,7 @@ def comparison(rate=100.0, batch=16, one=None):
         "train_flops_per_image": 24.09e9,
         "matmul_flops_per_s": 10e12,
     }
-    return reference.compared(one, row)
+    return throughput.compared(one, row)
 
 
 def test_ratio_shares_and_projected_hours_by_hand():
@@ -150,17 +149,17 @@ def test_ratio_shares_and_projected_hours_by_hand():
     assert row["published_hours"] == 7
 
 
-def test_a_figure_of_few_windows_or_a_smaller_batch_is_called_rough():
-    assert "3 windows, batch 16 of 256: rough" in reference.table([comparison()])
-    assert "rough" not in reference.table([comparison(batch=256) | {"n": 20}])
+def test_a_figure_of_few_windows_or_a_smaller_batch_says_so():
+    lines = [" ".join(line.split()) for line in tables.shown("reference", comparison()).splitlines()]
+    assert {"images/s 100 (IQR 1, n = 3)", "batch 16 of 256", "ratio 0.182x"} <= set(lines)
+    assert "256 of" not in tables.shown("reference", comparison(batch=256))
 
 
 def test_the_picture_shows_both_rates_of_every_model(tmp_path):
     path = tmp_path / "bars.svg"
     rows = [comparison(), comparison(rate=1234.0) | {"model": "another"}]
-    picture.check(path)
-    with __import__("matplotlib").rc_context({"svg.fonttype": "none"}):
-        picture.draw(path, rows, "this machine")
+    pictures.check(path)
+    pictures.bars(path, rows, "this machine")
     text = " ".join(re.findall(r">([^<>]+)</text>", path.read_text()))
     for word in ("wrn28_10", "another", "550", "1,234", "100", "published, GTX 1080 Ti", "measured, this machine"):
         assert word in text, word
@@ -170,7 +169,3 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_measured(tmp_path, caps
     assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "bars.bmp")]) == 2
     assert main(["throughput", "--against", "A100", "--picture", str(tmp_path / "none" / "bars.png")]) == 74
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
-
-
-def test_the_file_is_plain_json():
-    assert set(json.loads(reference.FILE.read_text())) == {"about", "train_images", "cards", "rows"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import results
-from bench.tables import short
+from bench.tables import SECTIONS, short, shown
 
 MACHINE = {
     "cpu": "Z80",
@@ -90,7 +90,7 @@ def test_results_md_is_what_the_committed_files_say():
 
 def test_every_committed_file_has_a_section():
     for data in committed():
-        assert results.kind(data) in results.SECTIONS
+        assert data["benchmark"] in {"gpu", *SECTIONS}
 
 
 def test_a_gpu_is_not_measured_until_its_file_is_there():
@@ -131,6 +131,15 @@ def test_the_parts_of_all_are_sections_and_a_failed_part_is_none():
     both = {"benchmark": "all", "parts": {"a": THROUGHPUT, "b": {"benchmark": "data", "error": "no disk"}}}
     assert results.expanded(both) == [THROUGHPUT]
     assert results.expanded(SCALING) == [SCALING]
+
+
+def test_a_row_is_a_line_where_it_fits_and_else_a_line_a_column():
+    line = shown("scaling", SCALING["rows"][0])
+    assert line == ("weak: ranks 2; global batch 64; ms a step 32.0 (IQR 1.0); images/s 2,000; efficiency 87.5%; n 20")
+    wide = shown("throughput", THROUGHPUT["rows"][0]).splitlines()
+    assert wide[0] == "fashion-mnist/speedrun, 28 px, batch 256, bf16"
+    assert wide[-1].split(maxsplit=1) == ["bound", "bound by the model"]
+    assert len(wide) == len(SECTIONS["throughput"].head)
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "not measured"), (1234.5, "1,234"), (0.01234, "0.0123")])

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from imnet_kernels import tier
 
-from bench import runs
+from bench import whole
+from bench.gpu import __main__ as gpu
 from bench.gpu import commands, files, processes
-from bench.gpu import script as gpu
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
@@ -190,11 +190,11 @@ def test_recipes_are_named_in_order_and_a_run_has_figures(tmp_path):
     run["recipe"] = {"name": "r", "epochs": 2, "seed": 3, "schedule": {"kind": "onecycle"}, "published": None}
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "epoch": 2, "top1": 0.5}\n')
-    found = runs.figures(tmp_path)
+    found = whole.figures(tmp_path)
     assert (found["recipe"], found["seconds"], found["top1"], found["curve"]) == ("r", 9.0, 0.5, [[2, 0.5]])
     (tmp_path / "run.json").write_text(json.dumps(run | {"status": "running"}))
     with pytest.raises(DataError, match="the run is running"):
-        runs.figures(tmp_path)
+        whole.figures(tmp_path)
 
 
 @pytest.mark.skipif(not list(DATA.rglob("train-images-idx3-ubyte*")), reason="no Fashion-MNIST files here")

@@ -94,7 +94,7 @@ def test_stages_of_encoded_pictures(cropped, side):
     [
         (["--recipe", "quickstarts"], 2, "did you mean quickstart?"),
         (["--synthetic", "--data-dir", "x"], 2, "give one of them"),
-        (["--batch-size", "-1"], 2, "allowed: 1 or more"),
+        (["--batch-size", "-1"], 2, "a whole number from 1"),
         (["--recipe", "imagenet64/wrn36_5", "--data-dir", "no-such-folder"], 65, "no-such-folder"),
     ],
 )

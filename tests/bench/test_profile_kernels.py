@@ -12,22 +12,13 @@ import torch
 from imnet_kernels import build
 from imnet_kernels.family import families
 
+from bench.pictures import roofline
 from bench.profile import resources as profile_resources
-from bench.profile import roofline
 from bench.profile.cli import main
 from bench.profile.kernels import flops
-from bench.profile.occupancy import occupancy
+from bench.profile.resources import occupancy
 
 COMMON = ["--device", "cpu", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def small_roofs(monkeypatch):
-    """The roofs of this machine, measured on less: a test needs them quickly, not well."""
-    from bench import roof
-
-    monkeypatch.setitem(roof.COPY_BYTES, "cpu", 1 << 22)
-    monkeypatch.setitem(roof.MATMUL, "cpu", 128)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +173,16 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
     assert "choose another --out" in capsys.readouterr().err
 
 
-POINTS = [roofline.Point("a", 100, 50, 1e-6), roofline.Point("b", 1000, 50, 1e-5, main=False)]
+POINTS = [
+    {"case": "a", "flops": 100, "bytes": 50, "median_s": 1e-6, "bytes_per_s": 5e7, "real": True},
+    {"case": "b", "flops": 1000, "bytes": 50, "median_s": 1e-5, "bytes_per_s": 5e6, "real": False},
+]
 
 
 def test_roofline_is_the_same_picture_twice(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     for name in ("one.svg", "two.svg", "three.png"):
-        assert roofline.draw(tmp_path / name, "title", POINTS, 1e9, {"fp32": 1e11}) is None
+        assert roofline(tmp_path / name, "title", POINTS, 1e9, {"fp32": 1e11}) == f"roofline: {tmp_path / name}"
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
     assert ET.parse(tmp_path / "one.svg").getroot().tag.endswith("svg")
@@ -196,7 +190,6 @@ def test_roofline_is_the_same_picture_twice(tmp_path):
 
 def test_roofline_without_matplotlib_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = roofline.draw(tmp_path / "one.svg", "title", POINTS, 1e9, {"fp32": 1e11})
-    assert said is not None
+    said = roofline(tmp_path / "one.svg", "title", POINTS, 1e9, {"fp32": 1e11})
     assert "matplotlib is not installed" in said
     assert not (tmp_path / "one.svg").exists()

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 
-from bench import roof
-from bench.profile import commands as profile_commands
 from bench.profile.cli import main
-from bench.profile.memory import peak_bytes, running_sums, storage_bytes
-from bench.profile.ops import OpCall, count
+from bench.profile.ops import OpCall, count, peak_bytes, running_sums, storage_bytes
+from bench.profile.report import again
 from bench.profile.trace import STEP, Roofs, argument_costs, kernel_costs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
@@ -32,8 +30,6 @@ def profiled(tmp_path_factory):
     out = tmp_path_factory.mktemp("profile") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch, open(out.parent.parent / "printed", "w+") as printed:
         patch.setattr(sys, "stdout", printed)
-        patch.setitem(roof.COPY_BYTES, "cpu", 1 << 22)  # a test needs the roofs quickly, not well
-        patch.setitem(roof.MATMUL, "cpu", 128)
         assert main([*COMMAND, *COMMON, "--by-shape", "--out", str(out)]) == 0
         printed.seek(0)
         text = printed.read()
@@ -92,7 +88,7 @@ def test_commands_repeat_this_very_run(profiled):
         start = words.index(sys.executable)
         assert words[start : start + 3] == [sys.executable, "-m", "bench.profile"]
         assert words[start + 3 : start + 3 + len(COMMAND)] == COMMAND
-    quoted = profile_commands.again(["step", "--out", "a b"], ["--nvtx"])
+    quoted = again(["step", "--out", "a b"], ["--nvtx"])
     assert shlex.split(quoted)[-4:] == ["step", "--out", "a b", "--nvtx"]
 
 
@@ -238,7 +234,7 @@ def test_peak_memory_of_a_known_sequence():
         (["--model", "wnr28_10"], 2, "wrn28_10"),
         (["--model", "wrn10_1", "--recipe", "quickstart"], 2, "leave one out"),
         (["--nvtx"], 2, "need CUDA"),
-        (["--steps", "0"], 2, "allowed: 1 or more"),
+        (["--steps", "0"], 2, "a whole number from 1"),
         (["--precision", "fp61"], 2, "did you mean fp16"),
         (["--out", __file__ + "/below"], 74, "choose another --out"),
     ],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from .gpu.files import condensed
-from .gpu.plan import Figures
-from .tables import NOT_MEASURED, short, table
+from ..tables import NOT_MEASURED, grouped, markdown, short, spread
+from .files import condensed
+from .plan import Figures
 
 STEPS = (
     "eager",
@@ -31,15 +30,13 @@ def document(values: dict[str, Any]) -> str:
     driver = found.get("driver") or NOT_MEASURED
     others = ", ".join(f"{name} {versions[name]}" for name in ("triton", "cuda", "cudnn") if versions.get(name))
     commit = (found.get("git_sha") or "no commit")[:10]
-    parts: dict[str, list[Figures]] = defaultdict(list)
-    for row in values["rows"]:
-        parts[row["part"]].append(row)
-    floors = {row["name"]: row["floor_images_per_s"] for row in parts["floor"] if row.get("floor_images_per_s")}
-    parts["steps"] = [row | {"floor_images_per_s": floors.get(row["name"])} for row in parts["steps"]]
+    parts = {part: rows for (part,), rows in grouped(values["rows"], "part").items()}
+    floors = {r["name"]: r["floor_images_per_s"] for r in parts.get("floor", []) if r.get("floor_images_per_s")}
+    parts["steps"] = [row | {"floor_images_per_s": floors.get(row["name"])} for row in parts.get("steps", [])]
     lines = [f"## On a GPU: {where}"]
     lines.append(f"`python -m bench.gpu` at {commit}, torch {versions['torch']}, {others}, driver {driver}.")
     for part, (title, section) in SECTIONS.items():
-        good = [row for row in parts[part] if "error" not in row and "skipped" not in row]
+        good = [row for row in parts.get(part, []) if "error" not in row and "skipped" not in row]
         if good:
             lines.append(f"### {title} ({where})\n\n{section(good)}")
     return "\n\n".join([*lines, *_failed(values["rows"])])
@@ -56,18 +53,6 @@ def _failed(rows: list[Figures]) -> list[str]:
     return [*found, *([f"Rows left out: {left}."] if left else [])]
 
 
-def _grouped(rows: list[Figures], *names: str) -> dict[tuple[Any, ...], list[Figures]]:
-    found: dict[tuple[Any, ...], list[Figures]] = defaultdict(list)
-    for row in rows:
-        found[tuple(row.get(name) for name in names)].append(row)
-    return found
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
-
-
 def _each(rows: list[Figures], name: str) -> str:
     """Every run's value: a mean would hide which run shared the card."""
     values = [row.get(name) for row in rows]
@@ -76,32 +61,32 @@ def _each(rows: list[Figures], name: str) -> str:
 
 def _recipes(rows: list[Figures]) -> str:
     lines, notes = [], []
-    for (name, epochs, schedule), runs in _grouped(rows, "name", "epochs", "schedule").items():
+    for (name, epochs, schedule), runs in grouped(rows, "name", "epochs", "schedule").items():
         first = runs[0]
         accuracy = first.get("published_top1")
         published = NOT_MEASURED if accuracy is None else f"{100 * accuracy:.2f} in {first['published_hours']:g} h, "
         published += first["published_hardware"] if accuracy is not None else ""
         how = f"{epochs} epochs, {schedule}" + (f", {first['how']}" if first.get("how") else "")
-        figures = [_percent([r["top1"] for r in runs]), _each(runs, "seconds"), _each(runs, "wall_s")]
+        figures = [spread([r["top1"] for r in runs], 100, 2), _each(runs, "seconds"), _each(runs, "wall_s")]
         lines.append([name, how, *figures, _each(runs, "images_per_s"), str(len(runs)), published])
         notes += [f"- {name}, seed {r['seed']}: {r['note']}" for r in runs if r.get("note")]
     head = ["recipe", "schedule", "top-1 %, last epoch", "training, s", "prompt to summary, s", "images/s", "n"]
-    text = table([*head, "published top-1 %, best epoch"], lines)
+    text = markdown([*head, "published top-1 %, best epoch"], lines)
     return "\n".join([text, "", *notes]) if notes else text
 
 
 def _commands(rows: list[Figures]) -> str:
     lines = []
-    for (name,), runs in _grouped(rows, "name").items():
-        top1 = _percent([r["top1"] for r in runs])
+    for (name,), runs in grouped(rows, "name").items():
+        top1 = spread([r["top1"] for r in runs], 100, 2)
         figures = [_each(runs, key) for key in ("wall_s", "seconds", "warm_up_s", "start_up_s")]
         lines.append([f"`{name}`", *figures, top1, str(len(runs))])
     head = ["command", "prompt to summary, s", "training, s", "warm-up, s", "all but training, s", "top-1 %", "n"]
-    return "Each run in turn; the first with an empty cache of compiled kernels.\n\n" + table(head, lines)
+    return "Each run in turn; the first with an empty cache of compiled kernels.\n\n" + markdown(head, lines)
 
 
 def _steps(rows: list[Figures]) -> str:
-    by_name = {name: {r["variant"]: r for r in found} for (name,), found in _grouped(rows, "name").items()}
+    by_name = {name: {r["variant"]: r for r in found} for (name,), found in grouped(rows, "name").items()}
     shown = [v for v in STEPS if any(v in found for found in by_name.values())]
     shown += sorted({r["variant"] for r in rows} - {*shown})
     lines = []
@@ -115,7 +100,7 @@ def _steps(rows: list[Figures]) -> str:
     n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
     text = f"Images/s, median of {n}, bf16, channels last; (ms a step). MFU is of a measured 8192 matrix product."
     text += " The floor, measured below: the convolutions alone, and a copy of what all else must move."
-    return f"{text}\n\n" + table(["network, batch", *shown, "best MFU", "of the floor"], lines)
+    return f"{text}\n\n" + markdown(["network, batch", *shown, "best MFU", "of the floor"], lines)
 
 
 def _floor(rows: list[Figures]) -> str:
@@ -123,17 +108,9 @@ def _floor(rows: list[Figures]) -> str:
     lines = [
         [r["name"], *(short(r[k]) for k in keys), f"{r['mfu_of_convolutions']:.1%}"] for r in rows if r["floor_ms"]
     ]
-    head = [
-        "network, batch",
-        "forward",
-        "data gradient",
-        "weight gradient",
-        "all else",
-        "floor",
-        "images/s at the floor",
-    ]
+    head = ["network, batch", "forward", "data gradient", "weight gradient", "all else", "floor"]
     text = "Milliseconds a step of every convolution alone, and of the bytes of all else at the copy's rate."
-    return f"{text}\n\n" + table([*head, "MFU of the convolutions"], lines)
+    return f"{text}\n\n" + markdown([*head, "images/s at the floor", "MFU of the convolutions"], lines)
 
 
 def _step_cell(row: Figures | None) -> str:
@@ -149,12 +126,12 @@ def _kernels(rows: list[Figures]) -> str:
     timed = [r for r in rows if "us" in r]
     shown = [v for v in KERNELS if any(r["variant"] == v for r in timed)]
     lines = []
-    for (name,), found in _grouped(timed, "name").items():
+    for (name,), found in grouped(timed, "name").items():
         by_variant = {r["variant"]: r for r in found}
         others = [f"{v} {_kernel_cell(r)}" for v, r in by_variant.items() if v not in shown]
         lines.append([name, *(_kernel_cell(by_variant.get(v)) for v in shown), "; ".join(others) or "-"])
     text = "us a call of the device's own time, share of the copy's bandwidth, (us launched from Python)"
-    return f"{text}; {', '.join(roofs) or NOT_MEASURED}.\n\n" + table(["kernel", *shown, "peers"], lines)
+    return f"{text}; {', '.join(roofs) or NOT_MEASURED}.\n\n" + markdown(["kernel", *shown, "peers"], lines)
 
 
 def _kernel_cell(row: Figures | None) -> str:
@@ -170,7 +147,7 @@ def _checks(rows: list[Figures]) -> str:
         errors = [NOT_MEASURED if r[f"error_{k}"] is None else f"{r[f'error_{k}']:.1e}" for k in ERROR_NAMES]
         lines.append([r["name"], r["variant"], f"{r['agree']} of {r['of']}", str(r["graph_replays_equal"]), *errors])
     head = ["family", "tier", "cases that agree", "graph replays equal"]
-    return table([*head, *(f"largest error, {name}" for name in ERROR_NAMES)], lines)
+    return markdown([*head, *(f"largest error, {name}" for name in ERROR_NAMES)], lines)
 
 
 ERROR_NAMES = ("forward", "gradient", "fp64")
@@ -190,20 +167,20 @@ def _profile(rows: list[Figures]) -> str:
         step = f"{short(row['step_ms'])} ms a step, {short(row['device_ms'])} of kernels, {row['launches']} launches"
         lines.append([row["name"], row["variant"], f"all: {step}", "", "", "", "", "", ""])
     head = ["network", "step", "kernel", "calls", "us a step", "share", "GB", "GFLOP", "of roof"]
-    return table(head, lines)
+    return markdown(head, lines)
 
 
 def _tests(rows: list[Figures]) -> str:
     lines = [[r["name"], r["summary"], "; ".join(r.get("failed", [])[:3])] for r in rows]
-    return table(["file", "pytest -m gpu", "failures"], lines)
+    return markdown(["file", "pytest -m gpu", "failures"], lines)
 
 
 def _build(rows: list[Figures]) -> str:
-    return table(["job", "seconds"], [[r["name"], short(r["seconds"])] for r in rows])
+    return markdown(["job", "seconds"], [[r["name"], short(r["seconds"])] for r in rows])
 
 
 def _dali(rows: list[Figures]) -> str:
-    return table(["work", "us a batch", "n"], [[r["name"], short(r["us"]), str(r.get("n", "-"))] for r in rows])
+    return markdown(["work", "us a batch", "n"], [[r["name"], short(r["us"]), str(r.get("n", "-"))] for r in rows])
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {

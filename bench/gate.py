@@ -1,0 +1,226 @@
+"""The regression gate: scores kept in a file (--save), and held against it later (--compare --fail-under).
+
+A score is the time of something else over that of ours, taken in turn in the same run, so that it belongs to the code
+more than to the hour: of a peer, or of a plain PyTorch workload (``probe``). What is left of chance is met thrice: a
+kept score is the median of ``SAVE_ATTEMPTS`` measurements; the line is never above their second lowest, since what the
+kept code did itself is no regression; and a score below the line is measured again, up to ``ATTEMPTS`` times in all,
+the best counts. Slower code is slower every time; chance is not. Other machines are refused, not corrected for.
+
+    python -m bench.gate --recipe NAME [--batch-size N] [--parts loader,model]
+
+is the process of a probe: one thread, because threads that wait for one another burn processor time when somebody else
+has the core; memory that is never given back to the system (``ALLOCATOR``), because page faults cost what the rest of
+the machine makes them cost. The workload resembles the part (convolution, batch norm and their gradients for the step;
+gather, cast and scale for the loader), because unlike ones are slowed unequally. It prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from imnet import device
+from imnet.errors import DataError, IOFailure, UsageError
+from imnet.run_options import RunOptions
+
+from .case import build, find_recipe, synthetic
+from .clock import ratios, samples
+from .machine import differences
+
+SAVE_ATTEMPTS = 5
+ATTEMPTS = 4
+ROUNDS = 30
+PARTS = ("loader", "model")
+# The C library keeps what it has: no mmap an allocation, no trimming.
+ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
+Measure = Callable[[Collection[str] | None], dict[str, float]]
+"""Scores by name, higher is better; of the names given, or of all (it may return more than was asked for)."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the comparison; ``ratio`` is new over old."""
+
+    name: str
+    old: float
+    new: float
+    line: float
+    attempts: int
+
+    @property
+    def ratio(self) -> float:
+        return self.new / self.old
+
+    @property
+    def passed(self) -> bool:
+        return self.new >= self.line
+
+
+def keep(measure: Measure) -> dict[str, Any]:
+    """What ``--save`` adds to a report: every score's median, and the measurements behind it."""
+    taken = [measure(None) for _ in range(SAVE_ATTEMPTS)]
+    names = [name for name in taken[0] if all(name in one for one in taken)]
+    return {name: {"score": statistics.median(v), "of": v} for name in names for v in [[one[name] for one in taken]]}
+
+
+def judge(old: Mapping[str, Sequence[float]], measure: Measure, fail_under: float) -> list[Verdict]:
+    """Each name of ``old`` (the kept measurements) that is measured today too, in its order."""
+    lines = {name: line(kept, fail_under) for name, kept in old.items()}
+    best: dict[str, float] = {}
+    attempts: Counter[str] = Counter()
+    below: Collection[str] | None = None
+    for _ in range(ATTEMPTS):
+        found = measure(below)
+        for name in found.keys() & old.keys() & set(old if below is None else below):
+            best[name] = max(best.get(name, 0.0), found[name])
+            attempts[name] += 1
+        below = [name for name, value in best.items() if value < lines[name]]
+        if not below:
+            break
+    return [
+        Verdict(name, statistics.median(old[name]), best[name], lines[name], attempts[name])
+        for name in old
+        if name in best
+    ]
+
+
+def line(kept: Sequence[float], fail_under: float) -> float:
+    """Below this a score is slower: a share of the kept median, and no more than their second lowest."""
+    return min(fail_under * statistics.median(kept), sorted(kept)[min(1, len(kept) - 1)])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that ``--save`` wrote. DataError where it is not one."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise IOFailure(f"cannot be read: {error.strerror}", file=path, hint="give the file of --save") from error
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", file=path, hint="write it anew with --save") from error
+    if not isinstance(found, dict) or not {"gate", "fingerprint"} <= found.keys():
+        raise DataError("no scores in it", file=path, hint="write it with imnet-bench ... --save FILE")
+    return found
+
+
+def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: float, force: bool) -> tuple[str, bool]:
+    """(table, whether everything passed) of today's code against a kept file; ``today`` is this fingerprint.
+
+    UsageError where the machine is another one (unless ``force``) or no name is in both.
+    """
+    base = read(path)
+    other = differences(base["fingerprint"], today)
+    if other and not force:
+        what = f"got a file of another machine: {'; '.join(other)}"
+        raise UsageError(what, file=path, hint="measure and --save here, or --force the comparison")
+    old = {name: entry["of"] for name, entry in base["gate"].items()}
+    verdicts = judge(old, measure, fail_under)
+    if not verdicts:
+        raise UsageError("no name is in both", file=path, hint=f"it holds {', '.join(old) or 'none'}")
+    note = f"compared by force: {'; '.join(other)}\n" if other else ""
+    return note + table(verdicts, fail_under), all(v.passed for v in verdicts)
+
+
+def table(verdicts: list[Verdict], fail_under: float) -> str:
+    """old, new, ratio, one line a name, and the verdict last."""
+    width = max(len(v.name) for v in verdicts)
+    rows = [f"{'score':<{width}} {'old':>9} {'new':>9} {'ratio':>6} {'line':>6}"]
+    for v in verdicts:
+        note = f"  (best of {v.attempts})" if v.attempts > 1 else ""
+        note += "" if v.passed else "  SLOWER"
+        rows.append(f"{v.name:<{width}} {v.old:9.4g} {v.new:9.4g} {v.ratio:6.3f} {v.line / v.old:6.3f}{note}")
+    slower = [v.name for v in verdicts if not v.passed]
+    if slower:
+        rows.append(f"gate: FAILED (--fail-under {fail_under}): below the line in every attempt: {', '.join(slower)}")
+    else:
+        rows.append(f"gate: passed (--fail-under {fail_under}): {len(verdicts)} score(s)")
+    return "\n".join(rows)
+
+
+def probe(recipe: str, batch_images: int, parts: tuple[str, ...] = PARTS) -> dict[str, float]:
+    """{``<part> <recipe>``: score} from a new process; RuntimeError with its last line where it fails."""
+    words = ["--recipe", recipe, "--batch-size", str(batch_images), "--parts", ",".join(parts)]
+    return scores_of([sys.executable, "-m", f"{__package__}.gate", *words])
+
+
+def scores_of(command: list[str]) -> dict[str, float]:
+    """The line of JSON that a probe prints last."""
+    paths = [str(Path(__file__).resolve().parents[1]), *sys.path]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLIBC_TUNABLES": ALLOCATOR,
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the probe failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: int = ROUNDS) -> dict[str, float]:
+    """The same measured in this process."""
+    recipe, found = find_recipe(recipe_name, None, batch_images=batch_images), {}
+    with device.threads(RunOptions(threads=1)):
+        case = build(synthetic(recipe), RunOptions(threads=1, compile=False))
+        batches = case.batches()
+        batch = next(batches)
+        ours: dict[str, Callable[[], object]] = {"loader": lambda: next(batches), "model": lambda: case.train(batch)}
+        yardsticks = {"loader": _loading, "model": _training}
+        for part in parts:
+            yardstick = yardsticks[part](case.place.device, case.place.dtype)
+            taken = samples({"ours": ours[part], "yardstick": yardstick}, rounds, slice_s=0.03)
+            found[f"{part} {recipe.name}"] = ratios(taken["ours"], taken["yardstick"])["ratio_median"]
+    return found
+
+
+def _training(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Convolution, batch norm, ReLU: forward and backward on 64 maps of 48 x 28 x 28, in plain PyTorch."""
+    like = {"device": device, "dtype": dtype}
+    images = torch.randn(64, 48, 28, 28, **like).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(48, 48, 3, 3, device=device, requires_grad=True)
+
+    def call() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            maps = F.conv2d(images, weight, padding=1)
+            loss = F.relu(F.batch_norm(maps, None, None, training=True)).float().sum()
+        loss.backward()
+        weight.grad = images.grad = None
+
+    return call
+
+
+def _loading(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Gather 256 of 4096 images of 28 x 28 bytes, scale, shift, cast: in plain PyTorch.
+
+    As few bytes as ours reads: more would empty the cache that ours finds warm, or not, by chance.
+    """
+    images = torch.randint(0, 256, (4096, 28 * 28), dtype=torch.uint8, device=device)
+    ids = torch.randperm(4096, device=device)[:256]
+    return lambda: images[ids].float().mul_(1 / 255).add_(0.5).clamp_(0, 1).to(dtype)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    values = parser.parse_args()
+    print(json.dumps(scores(values.recipe, values.batch_size, tuple(values.parts.split(",")), values.rounds)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
