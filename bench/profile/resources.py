@@ -135,12 +135,14 @@ def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], l
     return found, missing
 
 
-def triton_kernels(family: str, dtype: str | None) -> list[Resources]:
+def triton_kernels(
+    family: str, dtype: str | None, architectures: Sequence[int] = ARCHITECTURES
+) -> list[Resources]:  # fmt: skip
     """Every variant of the recipes, compiled to cubins in a cache of its own (a warm one would report nothing)."""
     builds = implementations.module(family, "triton").builds()
     named = [b for b in builds if dtype is None or f"*{dtype}" in b.name or not re.search(r"\*\w*\d", b.name)]
     with _triton_cache():
-        return [_triton_kernel(b, architecture) for architecture in ARCHITECTURES for b in named]
+        return [_triton_kernel(b, architecture) for architecture in architectures for b in named]
 
 
 @contextlib.contextmanager

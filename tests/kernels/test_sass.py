@@ -40,7 +40,7 @@ def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[floa
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
 @pytest.mark.parametrize("family", ["augment", "spectral", pytest.param("batch_norm", marks=pytest.mark.slow)])
 def test_triton_kernels(family):
-    found = {k.name: k for k in resources.triton_kernels(family, "bf16") if k.architecture == 90}
+    found = {k.name: k for k in resources.triton_kernels(family, "bf16", (90,))}
     expected = {name: limits for name, limits in TRITON.items() if name in found}
     assert len(expected) == 3
     _check(found, expected)
