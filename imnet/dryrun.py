@@ -35,7 +35,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
         *_memory(net, recipe, options, bands, precision),
-        f"run folder   {options.out or (ensemble if bands else runfolder).default_path(recipe, precision)}",
+        f"run folder   {options.out or runfolder.default_path(recipe, precision, bands)}",
         *_data(recipe, options, both * max(1, len(bands))),
     ]
     return "\n".join(lines)

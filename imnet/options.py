@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from imnet import place
+from imnet import place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
@@ -52,7 +49,7 @@ def parse(argv: list[str]) -> Request:
     argv, network_options = _split_network_options([_canonical(word) for word in argv])
     argv, path = place.split(argv)
     first = _first_look(argv)
-    file_values = _read_config(first["config"]) if first["config"] else {}
+    file_values, lines = _read_config(first["config"]) if first["config"] else ({}, [])
     base, notes, reasons = place.recipe(path, first) if path else (*_base_recipe(first, file_values), ())
     base = _with_kinds(base, first, file_values)
     parser = build_parser(base)
@@ -60,7 +57,7 @@ def parse(argv: list[str]) -> Request:
         known = _leaf_names(parser)
         _check_words(argv, known)
         if file_values:
-            _check_keys(first["config"], known)
+            _check_keys(first["config"], lines, known)
             file_values = {k: v for k, v in file_values.items() if k not in FIXED}
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
@@ -96,8 +93,8 @@ def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
         if text is None:
             raise UsageError(f"got {name} without a value", hint=f"e.g. {name} 8")
         try:
-            found[name.removeprefix("--model_options.")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            found[name.removeprefix("--model_options.")] = yaml_file.parse(text)
+        except UsageError as error:
             raise UsageError(f"got {name} {text}: not a YAML value", hint="quote brackets and colons") from error
     return rest, found
 
@@ -114,16 +111,12 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"got --config {path}: {error.strerror}", hint="give a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {_one_line(str(error))}", file=path) from error
+def _read_config(path: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """Its values, and its names with their lines."""
+    values, lines = yaml_file.read(path)
     if not isinstance(values, dict):
         raise UsageError("got no mapping of names to values", file=path, hint="--print-config writes one")
-    return values
+    return values, lines
 
 
 def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
@@ -251,22 +244,16 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_keys(path: str | None, known: list[str]) -> None:
-    """Every key of the file must be an option; the error names file and line."""
-    assert path is not None
-    for name, line in _key_lines(yaml.compose(Path(path).read_text(encoding="utf-8"))):
+def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]) -> None:
+    """Every key of the file must be an option, once; the error names file and line."""
+    seen: set[str] = set()
+    for name, line in lines:
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
             hint = f"write {ALIASES[name]}" if name in ALIASES else _flag_hint(name, known)
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
-
-
-def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        if isinstance(value, yaml.MappingNode) and key.value != "model_options":
-            yield from _key_lines(value, f"{name}.")
-        else:
-            yield name, key.start_mark.line + 1
+        if name in seen:
+            raise UsageError(f"{name} is given twice", file=f"{path}:{line}", hint="leave one of them out")
+        seen.add(name)
 
 
 def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any], notes: tuple[str, ...]) -> Request:
