@@ -18,7 +18,7 @@ from imnet import place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, build_parser, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.recipes import by_model, by_name
@@ -55,14 +55,14 @@ def parse(argv: list[str]) -> Request:
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
-        _check_words(argv, known)
+        _check_words(argv, known, {spelling for action in parser._actions for spelling in action.option_strings})
         if file_values:
             _check_keys(first["config"], lines, known)
             file_values = {k: v for k, v in file_values.items() if k not in FIXED}
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
     except argparse.ArgumentError as error:
-        raise UsageError(_one_line(str(error)), hint="imnet-train --help lists every option") from error
+        raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
     return replace(request, options=options, reasons=reasons)
@@ -218,16 +218,26 @@ def _leaf_names(parser: ArgumentParser) -> list[str]:
     return [a.dest for a in parser._actions]
 
 
-def _check_words(argv: list[str], known: list[str]) -> None:
+def _check_words(argv: list[str], known: list[str], spellings: set[str]) -> None:
     """An unknown flag is one line with a suggestion, before anything else can go wrong."""
     for word in argv:
         name = word.lstrip("-").partition("=")[0]
-        plain = name.removeprefix("no_")
-        is_known = word.startswith("--") and (name in known or plain in known)
-        if not re.match(r"--?[A-Za-z]", word) or is_known or name in ("help", "h"):
+        if word.partition("=")[0] in spellings or not re.match(r"--.|-[A-Za-z]", word) or name in ("help", "h"):
             continue
+        plain = name.removeprefix("no_")
+        if plain != name and plain in known and word.startswith("--no_"):
+            hint = "leave it out" if plain in ASK else f"give it a value: --{flag(plain)} VALUE"
+            raise UsageError(f"got --no-{flag(plain)}, which is no matter of yes or no", hint=hint)
         dashes = "-" * (len(word) - len(word.lstrip("-")))
         raise UsageError(f"got unknown option {dashes}{name.replace('_', '-')}", hint=_flag_hint(name, known))
+
+
+def _check_asked(asked: frozenset[str]) -> None:
+    """UsageError for two questions at once, of which one would have no answer."""
+    words = sorted(flag(word.partition(":")[0]) for word in asked - {"debug"})
+    if len(words) > 1:
+        told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
+        raise UsageError(f"got {told}; allowed: one at a time", hint="leave one of them out")
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
@@ -267,7 +277,8 @@ def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]
         recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
         recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
     except ValueError as error:
-        raise UsageError(_one_line(str(error))) from error
+        raise UsageError(_one_line(str(error), base)) from error
+    _check_asked(asked)
     return Request(recipe=recipe, options=options, ask=asked, notes=notes)
 
 
@@ -277,11 +288,12 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _one_line(text: str) -> str:
-    """jsonargparse's several lines, as one; 'Parser key "x"' becomes the flag that was typed."""
+def _one_line(text: str, base: Recipe) -> str:
+    """jsonargparse's several lines, as one; a value of another type is told as all other wrong values are."""
     text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(text.split()))
     text = re.sub(r"(--[\w.]+)/--no_[\w.]+: invalid _boolean_type value:", r"\1: allowed: true, false; got", text)
-    if text.startswith('Parser key "'):
-        name, _, rest = text.removeprefix('Parser key "').partition('"')
-        text = f"--{name}{rest}"
+    wrong = re.match(r'Parser key "([\w.]+)": ?(?:Expected|Does not validate).*(?:Got|Given) value: ?(.*)', text)
+    may_be = allowed(base, wrong[1]) if wrong else ""
+    if wrong and may_be:
+        text = f"got --{flag(wrong[1])} {wrong[2] or 'without a value'}; allowed: {may_be}"
     return text if len(text) <= 240 else text[:237] + "..."

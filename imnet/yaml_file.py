@@ -22,12 +22,12 @@ NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 class _Plain(yaml.SafeLoader):
     """Without ``NOT_PLAIN``, and with a mapping's names each once."""
 
-    yaml_constructors: ClassVar[dict[Any, Any]] = {
+    yaml_constructors: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
         if str(tag).rpartition(":")[2] not in NOT_PLAIN
     }
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         first: [row for row in rows if not row[0].endswith(":timestamp")]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

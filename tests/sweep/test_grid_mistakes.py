@@ -39,7 +39,7 @@ MISTAKES = [
     ("bytes", "grid: {lr: [!!binary aGk=]}", "not YAML of plain values"),
     ("a list in itself", "grid: {lr: &a [*a]}", "not YAML of plain values"),
     ("no number", "grid: {lr: [!!int x]}", "not YAML of plain values"),
-    ("a date", "grid: {lr: [2026-13-45]}", "optim.lr: Expected a float. Got value: 2026-13-45"),
+    ("a date", "grid: {lr: [2026-13-45]}", "got --optim.lr 2026-13-45; allowed: a number"),
     ("a tab", "base:\n\tlr: 0.1", "not YAML"),
 ]  # fmt: skip
 
