@@ -99,6 +99,13 @@ class Augment:
         check(ok, f"augment.color_jitter = {jitter}", "four numbers from 0, the last at most 0.5", "0 means none")
         ok = not (self.trivial_augment and self.rand_augment_ops)
         check(ok, "augment.trivial_augment with augment.rand_augment_ops", "one of them", "leave one of them out")
+        ok = self.rand_augment_ops or self.rand_augment_magnitude == 9
+        check(
+            bool(ok),
+            "augment.rand_augment_magnitude without operations",
+            "both, or neither",
+            "set --augment.rand_augment_ops 2",
+        )
         scale = self.crop_scale
         ok = scale is None or (len(scale) == 2 and scale[0] <= scale[1] <= 1)
         check(ok, f"augment.crop_scale = {scale}", "two shares of the area, 0 < least <= most <= 1", "null means none")

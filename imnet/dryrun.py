@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imnet import device, ensemble, models, prescribed, runfolder
+from imnet import device, ensemble, loggers, models, prescribed, runfolder
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
@@ -20,6 +20,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 def text(recipe: Recipe, options: RunOptions) -> str:
     """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
     d, options, bands = recipe.data, options.as_ran(recipe), options.bands_of(recipe)
+    loggers.check(options.logs)
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):
@@ -35,7 +36,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
         *_memory(net, recipe, options, bands, precision),
-        f"run folder   {options.out or (ensemble if bands else runfolder).default_path(recipe, precision)}",
+        f"run folder   {options.out or runfolder.default_path(recipe, precision, bands)}",
         *_data(recipe, options, both * max(1, len(bands))),
     ]
     return "\n".join(lines)

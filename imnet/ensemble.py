@@ -42,13 +42,6 @@ def of_band(recipe: Recipe, band: int) -> Recipe:
     return replace(recipe, augment=replace(recipe.augment, spectral_band=band))
 
 
-def default_path(recipe: Recipe, precision: str) -> Path:
-    """runs/<recipe>-ensemble-<hash>, whichever bands are trained: others are added to the same folder."""
-    alone = runfolder.default_path(of_band(recipe, 0), precision)
-    name, _, identity = alone.name.rpartition("-")
-    return alone.with_name(f"{name}-ensemble-{identity}")
-
-
 def shares(bands: Sequence[int], num_ranks: int) -> list[tuple[int, ...]]:
     """The bands of every rank: several a rank, or several ranks a band; UsageError where neither comes out even."""
     count = len(bands)
@@ -220,6 +213,5 @@ class Voice(Console):
 
 def closing(path: Path, bands: Sequence[int]) -> str:
     """What the command says when it has ended."""
-    runs = {band: runfolder.read_run(band_folder(path, band)) or {} for band in bands}
-    done = sum(run.get("status") == "complete" for run in runs.values())
+    done = sum(map(runfolder.is_complete, runfolder.runs_of(path, bands)))
     return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete; imnet-eval {path} fuses them"

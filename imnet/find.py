@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imnet import device
+from imnet import device, ensemble
 from imnet.data.order import micro_batches
 from imnet.errors import DeviceError, UsageError
 from imnet.files import write_atomic
@@ -57,6 +57,7 @@ class Curve:
 
 def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
     """Smith's range test (arXiv 1506.01186) in the recipe's own steps; writes ``picture``."""
+    recipe, told = _one_band(recipe, options)
     with _alone("--find-lr", options) as (place, threads):
         # No average and no captured or compiled step: 100 steps earn neither back.
         plain = replace(recipe, ema_decay=None, ema_warmup=False)
@@ -67,10 +68,11 @@ def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
     write_atomic(picture, _picture(curve, recipe))
     tried = f"{len(curve.lrs)} steps of {recipe.data.batch_images} images, lr {curve.lrs[0]:.0e} to {curve.lrs[-1]:.2g}"
     if curve.suggested is None:
-        return f"lr         the loss falls nowhere in {tried}\npicture    {picture}"
+        return f"{told}lr         the loss falls nowhere in {tried}\npicture    {picture}"
     asked = curve.suggested * recipe.optim.lr / recipe.scaled_lr  # as --lr is given: see lr_base_images
     return (
-        f"lr         {recipe.scaled_lr:.2g} in the recipe; the loss falls steepest at {curve.suggested:.2g} ({tried})\n"
+        f"{told}lr         {recipe.scaled_lr:.2g} in the recipe; "
+        f"the loss falls steepest at {curve.suggested:.2g} ({tried})\n"
         f"try        --lr {asked:.2g}, as the schedule's highest\n"
         f"picture    {picture}"
     )
@@ -123,6 +125,7 @@ class Fit:
 
 def batch_size(recipe: Recipe, options: RunOptions) -> str:
     """What batches of growing size need and give, on a GPU: a CPU whose memory ends kills without a word."""
+    recipe, told = _one_band(recipe, options)
     with _alone("--find-batch-size", options) as (place, _):
         if place.device.type != "cuda":
             what = "got --find-batch-size on a CPU, where too large a batch ends the process without a word"
@@ -137,8 +140,17 @@ def batch_size(recipe: Recipe, options: RunOptions) -> str:
     fast = next(f.images for f in fits if f.images_per_s >= NEAR * best)
     lines.append(f"fits       {fits[-1].images} images of {free / 2**30:.0f} GiB{end}; the step as it is, not compiled")
     lines.append(f"try        --batch-size {fast}: the smallest within {1 - NEAR:.0%} of the fastest")
-    told = f"the recipe's lr is for {recipe.data.batch_images}: --lr-base-images {recipe.data.batch_images} scales it"
-    return "\n".join([*lines, f"           {told}"])
+    scaled = f"the recipe's lr is for {recipe.data.batch_images}: --lr-base-images {recipe.data.batch_images} scales it"
+    return told + "\n".join([*lines, f"           {scaled}"])
+
+
+def _one_band(recipe: Recipe, options: RunOptions) -> tuple[Recipe, str]:
+    """What is tried of an ensemble: one band's network; and the line that says so."""
+    bands = options.bands_of(recipe)
+    if not bands:
+        return recipe, ""
+    told = f"bands      {bands[0]} alone was tried, one network of {len(bands)}; --band K tries another\n"
+    return ensemble.of_band(recipe, bands[0]), told
 
 
 def grow(recipe: Recipe, place: device.Place, most: int = 1 << 16) -> tuple[list[Fit], int | None]:

@@ -102,6 +102,12 @@ class TensorBoard:
         self._writer.close()
 
 
+def name_of(folder: Path) -> str:
+    """What W&B calls a run: its folder; of an ensemble's band with the ensemble's, as all of them have a band-0."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("band-") else folder.name
+
+
 class WandB:
     """A run of the project imnet, or $WANDB_PROJECT, under an id that the run folder keeps: a resumed run goes on."""
 
@@ -113,7 +119,7 @@ class WandB:
             is_new = bool(file.write(secrets.token_hex(8)))
         try:
             self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "imnet"), name=folder.name, dir=str(folder),
+                project=os.environ.get("WANDB_PROJECT", "imnet"), name=name_of(folder), dir=str(folder),
                 id=kept.read_text(), resume="allow", reinit="create_new", config=dict(config),
             )  # fmt: skip
         except wandb.Error as error:

@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from imnet import place
+from imnet import place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, build_parser, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.recipes import by_model, by_name
@@ -52,20 +49,20 @@ def parse(argv: list[str]) -> Request:
     argv, network_options = _split_network_options([_canonical(word) for word in argv])
     argv, path = place.split(argv)
     first = _first_look(argv)
-    file_values = _read_config(first["config"]) if first["config"] else {}
+    file_values, lines = _read_config(first["config"]) if first["config"] else ({}, [])
     base, notes, reasons = place.recipe(path, first) if path else (*_base_recipe(first, file_values), ())
     base = _with_kinds(base, first, file_values)
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
-        _check_words(argv, known)
+        _check_words(argv, known, {spelling for action in parser._actions for spelling in action.option_strings})
         if file_values:
-            _check_keys(first["config"], known)
+            _check_keys(first["config"], lines, known)
             file_values = {k: v for k, v in file_values.items() if k not in FIXED}
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
     except argparse.ArgumentError as error:
-        raise UsageError(_one_line(str(error)), hint="imnet-train --help lists every option") from error
+        raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
     return replace(request, options=options, reasons=reasons)
@@ -96,8 +93,8 @@ def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
         if text is None:
             raise UsageError(f"got {name} without a value", hint=f"e.g. {name} 8")
         try:
-            found[name.removeprefix("--model_options.")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            found[name.removeprefix("--model_options.")] = yaml_file.parse(text)
+        except UsageError as error:
             raise UsageError(f"got {name} {text}: not a YAML value", hint="quote brackets and colons") from error
     return rest, found
 
@@ -114,16 +111,12 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"got --config {path}: {error.strerror}", hint="give a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {_one_line(str(error))}", file=path) from error
+def _read_config(path: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """Its values, and its names with their lines."""
+    values, lines = yaml_file.read(path)
     if not isinstance(values, dict):
         raise UsageError("got no mapping of names to values", file=path, hint="--print-config writes one")
-    return values
+    return values, lines
 
 
 def _base_recipe(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
@@ -225,16 +218,26 @@ def _leaf_names(parser: ArgumentParser) -> list[str]:
     return [a.dest for a in parser._actions]
 
 
-def _check_words(argv: list[str], known: list[str]) -> None:
+def _check_words(argv: list[str], known: list[str], spellings: set[str]) -> None:
     """An unknown flag is one line with a suggestion, before anything else can go wrong."""
     for word in argv:
         name = word.lstrip("-").partition("=")[0]
-        plain = name.removeprefix("no_")
-        is_known = word.startswith("--") and (name in known or plain in known)
-        if not re.match(r"--?[A-Za-z]", word) or is_known or name in ("help", "h"):
+        if word.partition("=")[0] in spellings or not re.match(r"--.|-[A-Za-z]", word) or name in ("help", "h"):
             continue
+        plain = name.removeprefix("no_")
+        if plain != name and plain in known and word.startswith("--no_"):
+            hint = "leave it out" if plain in ASK else f"give it a value: --{flag(plain)} VALUE"
+            raise UsageError(f"got --no-{flag(plain)}, which is no matter of yes or no", hint=hint)
         dashes = "-" * (len(word) - len(word.lstrip("-")))
         raise UsageError(f"got unknown option {dashes}{name.replace('_', '-')}", hint=_flag_hint(name, known))
+
+
+def _check_asked(asked: frozenset[str]) -> None:
+    """UsageError for two questions at once, of which one would have no answer."""
+    words = sorted(flag(word.partition(":")[0]) for word in asked - {"debug"})
+    if len(words) > 1:
+        told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
+        raise UsageError(f"got {told}; allowed: one at a time", hint="leave one of them out")
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
@@ -251,22 +254,16 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_keys(path: str | None, known: list[str]) -> None:
-    """Every key of the file must be an option; the error names file and line."""
-    assert path is not None
-    for name, line in _key_lines(yaml.compose(Path(path).read_text(encoding="utf-8"))):
+def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]) -> None:
+    """Every key of the file must be an option, once; the error names file and line."""
+    seen: set[str] = set()
+    for name, line in lines:
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
             hint = f"write {ALIASES[name]}" if name in ALIASES else _flag_hint(name, known)
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
-
-
-def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        if isinstance(value, yaml.MappingNode) and key.value != "model_options":
-            yield from _key_lines(value, f"{name}.")
-        else:
-            yield name, key.start_mark.line + 1
+        if name in seen:
+            raise UsageError(f"{name} is given twice", file=f"{path}:{line}", hint="leave one of them out")
+        seen.add(name)
 
 
 def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any], notes: tuple[str, ...]) -> Request:
@@ -280,7 +277,8 @@ def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]
         recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
         recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
     except ValueError as error:
-        raise UsageError(_one_line(str(error))) from error
+        raise UsageError(_one_line(str(error), base)) from error
+    _check_asked(asked)
     return Request(recipe=recipe, options=options, ask=asked, notes=notes)
 
 
@@ -290,11 +288,12 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _one_line(text: str) -> str:
-    """jsonargparse's several lines, as one; 'Parser key "x"' becomes the flag that was typed."""
+def _one_line(text: str, base: Recipe) -> str:
+    """jsonargparse's several lines, as one; a value of another type is told as all other wrong values are."""
     text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(text.split()))
     text = re.sub(r"(--[\w.]+)/--no_[\w.]+: invalid _boolean_type value:", r"\1: allowed: true, false; got", text)
-    if text.startswith('Parser key "'):
-        name, _, rest = text.removeprefix('Parser key "').partition('"')
-        text = f"--{name}{rest}"
+    wrong = re.match(r'Parser key "([\w.]+)": ?(?:Expected|Does not validate).*(?:Got|Given) value: ?(.*)', text)
+    may_be = allowed(base, wrong[1]) if wrong else ""
+    if wrong and may_be:
+        text = f"got --{flag(wrong[1])} {wrong[2] or 'without a value'}; allowed: {may_be}"
     return text if len(text) <= 240 else text[:237] + "..."

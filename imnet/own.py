@@ -245,8 +245,9 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     """The line that says how long it will take, from a few steps made here and a few pictures decoded; empty for a run
     that is complete already."""
     place, batch = device.resolve(options), min(recipe.data.batch_images, 64)
-    out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision)
-    if (runfolder.read_run(out) or {}).get("status") == "complete":
+    bands = options.bands_of(recipe)
+    out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision, bands)
+    if all(map(runfolder.is_complete, runfolder.runs_of(out, bands))):
         return ""
     with device.threads(options) as threads:
         net = build_network(recipe, place)
@@ -260,7 +261,8 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
     ranks = options.gpus or options.procs or 1
     rate = ranks / max(seconds, decoding)
-    total = 1.1 * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
+    networks = max(1, len(bands))
+    total = 1.1 * networks * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"
     return f"time       about {_words(total)}: {rate:,.0f} images/s, bound by {what}, measured here"
 

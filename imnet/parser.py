@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -129,6 +130,20 @@ def _metavar(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(members) + "}"
     return short.get(members[0], "[X, ...]")
+
+
+def allowed(base: Recipe, name: str) -> str:
+    """What an option may be, in words; nothing for one that is no leaf."""
+    hint = next((hint for value in (RunOptions(), base) for leaf, hint, *_ in leaves(value) if leaf == name), None)
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return " or ".join(_in_words(member) for member in members if member is not None)
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    words = {int: "a whole number", float: "a number", str: "a word", type(None): "null", bool: "true, false"}
+    return words.get(hint) or ("{NAME: VALUE}" if "Mapping" in str(hint) else "[X, ...]")
 
 
 def help_text() -> str:

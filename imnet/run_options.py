@@ -151,7 +151,7 @@ class RunOptions:
     @property
     def logs(self) -> tuple[str, ...]:
         """The words of ``log``, each once."""
-        return tuple(dict.fromkeys(self.log.split(","))) if self.log else ()
+        return () if self.log is None else tuple(dict.fromkeys(self.log.split(",")))
 
     @property
     def keeps(self) -> tuple[int, bool]:

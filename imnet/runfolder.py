@@ -19,12 +19,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from imnet.errors import IOFailure, UsageError
 from imnet.files import write_atomic, write_json
-from imnet.recipe import Recipe
+from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, to_dict
 from imnet.run_options import RunOptions
 
@@ -33,14 +34,28 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 BUSY = "a run is writing here"
 
 
-def default_path(recipe: Recipe, precision: str) -> Path:
-    """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another."""
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{config_hash(recipe, precision)[:8]}"
+def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> Path:
+    """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another. Of an ensemble
+    runs/<recipe>-ensemble-<hash>, whichever ``bands`` are trained: others are added to the same folder."""
+    if bands:
+        recipe = replace(recipe, augment=replace(recipe.augment, spectral_band=0))
+    name = recipe.name.replace("/", "-") + ("-ensemble" if bands else "")
+    return Path("runs") / f"{name}-{config_hash(recipe, precision)[:8]}"
 
 
 def band_folder(path: Path, band: int) -> Path:
     """Where an ensemble keeps the run of one spectral band."""
     return path / f"band-{band}"
+
+
+def runs_of(path: Path, bands: Sequence[int]) -> list[Path]:
+    """The run folders that a command with ``--out path`` writes: of an ensemble one a band."""
+    return [band_folder(path, band) for band in bands] or [path]
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the run in ``path`` has come to its end. An unreadable run.json is IOFailure."""
+    return (read_run(path) or {}).get("status") == "complete" and (path / "evaluation.json").is_file()
 
 
 def bands_in(path: Path) -> dict[int, Path]:

@@ -29,8 +29,7 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     options, bands = options.as_ran(recipe), options.bands_of(recipe)
     precision = _check_before_start(recipe, options)
     if options.out is None:
-        default = (ensemble if bands else runfolder).default_path(recipe, precision)
-        options = dataclasses.replace(options, out=str(default))
+        options = dataclasses.replace(options, out=str(runfolder.default_path(recipe, precision, bands)))
     assert options.out is not None
     path, code, num_ranks = Path(options.out), 0, options.gpus or options.procs or 1
     _check_folder(path, bands)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> (its modules, the rooms that they may import beside their own), from the ground up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
-    "ground": ("errors files fields command augmentation scores", ""),
+    "ground": ("errors files fields command yaml_file augmentation scores", ""),
     "recipes": ("recipe optimisers schedules recipes recipe_json run_options", "ground"),
     "machine": ("device launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),

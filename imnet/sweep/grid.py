@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from imnet import options
+from imnet import options, yaml_file
 from imnet.command import suggest
 from imnet.errors import UsageError
+from imnet.fields import flag
 from imnet.parser import ALIASES, ASK
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash
@@ -43,6 +43,8 @@ RANGE_PARTS = ("low", "high", "log")
 MOST_TRIALS = 10_000
 OURS = {"out": "--out of imnet-sweep", "seed": "seeds: [1, 2, 3]"}
 """Options of imnet-train that a sweep sets itself, and what sets them."""
+HOW = {field.name for field in dataclasses.fields(RunOptions)} - {"precision"}
+"""Options that do not decide which run it is."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Trial:
     @property
     def name(self) -> str:
         """Of its run folder."""
-        return default_path(self.recipe, self._precision).name
+        return default_path(self.recipe, self._precision, self.bands).name
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Those that are trained together; none where it is one network."""
+        return self.options.bands_of(self.recipe)
 
     @property
     def _precision(self) -> str:
@@ -110,13 +117,7 @@ def find(word: str) -> Path:
 
 def read(path: Path) -> Grid:
     """UsageError, which names the file, for anything that is no grid."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", file=path, hint="give a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}", file=path) from error
-    raw = _mapping(raw, "the file", PARTS, path)
+    raw = _mapping(yaml_file.read(path)[0], "the file", PARTS, path)
     base = _mapping(raw.get("base"), "base", None, path)
     axes = _mapping(raw.get("grid"), "grid", None, path)
     for name, value in base.items():
@@ -132,7 +133,19 @@ def read(path: Path) -> Grid:
     if count > MOST_TRIALS:
         raise UsageError(f"got {count:,} trials; allowed: {MOST_TRIALS:,}", file=path, hint="search at random instead")
     points = tuple({**dict(point), **draw} for draw in draws for point in itertools.product(*choices))
-    return Grid(path, " ".join(str(raw.get("about", "")).split()), base, points, _seeds(raw.get("seeds"), path))
+    seeds = _seeds(raw.get("seeds"), path)
+    if not (base or any(points) or seeds):
+        raise UsageError("names nothing to train", file=path, hint="imnet-sweep --help shows a grid file")
+    _check_varied(points[0], path)
+    return Grid(path, " ".join(str(raw.get("about", "")).split()), base, points, seeds)
+
+
+def _check_varied(axes: Iterable[str], path: Path) -> None:
+    """UsageError for an axis whose trials would be one run, in one folder."""
+    for name in axes:
+        if name.removeprefix("no_") in HOW:
+            what = f"{name} is no part of a run's configuration: its values would be one trial"
+            raise UsageError(what, file=path, hint=f"give it in base, or behind --: --{flag(name)}")
 
 
 def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -> dict[str, Any]:
@@ -150,7 +163,11 @@ def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -
     ours = next((str(key) for key in value if str(key) in OURS), None)
     if ours is not None:
         raise UsageError(f"got {ours} in {what}, which the sweep sets", file=path, hint=f"use {OURS[ours]}")
-    return {canonical(str(key)): inner for key, inner in value.items()}
+    named = [canonical(str(key)) for key in value]
+    twice = next((name for i, name in enumerate(named) if name in named[:i]), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice in {what}", file=path, hint="leave one of them out")
+    return dict(zip(named, value.values(), strict=True))
 
 
 def canonical(name: str) -> str:
@@ -246,6 +263,8 @@ def _word(name: str, value: Any) -> str:
 
 
 def _parse(words: Sequence[str], grid: Grid, number: int, values: Mapping[str, Any]) -> options.Request:
+    if set(words) & {"-h", "--help"}:
+        raise UsageError("got --help for every trial", file=grid.path, hint="imnet-train --help")
     try:
         request = options.parse(list(words))
     except UsageError as error:

@@ -23,7 +23,7 @@ from typing import Any
 
 from imnet.errors import DataError, DeviceError, IOFailure, Preempted
 from imnet.files import write_json
-from imnet.runfolder import BUSY, read_run, writer
+from imnet.runfolder import BUSY, is_complete, runs_of, writer
 from imnet.sweep.grid import Trial
 
 POLL_S = 0.1
@@ -36,24 +36,27 @@ def state(trial: Trial, out: Path) -> str:
     """complete, running, failed, stopped or not run."""
     folder = out / trial.name
     with contextlib.suppress(IOFailure):
-        run = read_run(folder) or {}
-        if run.get("status") == "complete" and (folder / "evaluation.json").is_file():
+        if all(map(is_complete, runs_of(folder, trial.bands))):
             return "complete"
-    if writer(folder) or any(writer(path.parent) for path in folder.glob("*/run.json")):
+    if busy(trial, out):
         return "running"
     code = outcome(folder).get("code")
-    if code == 0 and not (folder / "run.json").exists() and any(folder.glob("*/run.json")):
-        return "complete"  # an ensemble: a run folder a band
-    if code in (None, Preempted.exit_code):
+    if code in (None, 0, Preempted.exit_code):  # 0: of fewer bands of an ensemble than are wanted by now
         return "stopped" if folder.exists() else "not run"
     return "failed"
+
+
+def busy(trial: Trial, out: Path) -> str | None:
+    """Who is writing in the trial's folder; None where nobody is."""
+    folder = out / trial.name
+    return next(filter(None, map(writer, {folder, *runs_of(folder, trial.bands)})), None)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
     """trial.json; empty where there is none."""
     try:
         return json.loads((folder / "trial.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}", file=folder / "trial.json", hint="remove it") from error
@@ -117,7 +120,7 @@ class Sweep:
 
     def _start_ready(self) -> bool:
         """Start what may be. False where all that is left has been written by other processes for too long."""
-        ready = [trial for trial in self.waiting if not writer(self.out / trial.name)]
+        ready = [trial for trial in self.waiting if not busy(trial, self.out)]
         for trial in ready[: len(self.free)]:
             self.waiting.remove(trial)
             if state(trial, self.out) != "complete":  # another sweep's by now
@@ -128,7 +131,7 @@ class Sweep:
         if self.until is None:
             self.until = time.monotonic() + ORPHANS_S
             for trial in self.waiting:
-                self.say("elsewhere", trial, f"{writer(self.out / trial.name)} is writing there; waiting a minute")
+                self.say("elsewhere", trial, f"{busy(trial, self.out)} is writing there; waiting a minute")
         return time.monotonic() < self.until
 
     def _start(self, trial: Trial, slot: Slot) -> None:

@@ -1,5 +1,6 @@
 """What a grid file means, without a single training: trials, seeds, draws, ids, the Slurm script, mistakes."""
 
+import contextlib
 import json
 import random
 import subprocess
@@ -13,6 +14,7 @@ from imnet import sweep
 from imnet.errors import DeviceError, UsageError
 from imnet.recipe_json import config_hash
 from imnet.recipes import RECIPES
+from imnet.runfolder import RunFolder
 from imnet.sweep import grid, jobs, sbatch
 
 TINY = {"base": {"recipe": "quickstart", "epochs": 1}, "grid": {"optim.lr": [0.1, 0.01]}}
@@ -132,64 +134,6 @@ def test_shipped_grids_are_of_recipes_and_the_documents_numbers(name):
         assert {(t.recipe.data.val_images, t.recipe.data.val_seed) for t in found} == {(10_000, 123)}
 
 
-MISTAKES = [
-    ("not YAML", "grid: [", "not YAML"),
-    ("a list", "- 1", "not a mapping"),
-    ("unknown part", "gird: {optim.lr: [1]}", "did you mean grid?"),
-    ("unknown option", "grid: {optim.lrr: [1]}", "did you mean --optim.lr?"),
-    ("no list", "grid: {optim.lr: 0.1}", "not a list of values"),
-    ("an empty list", "grid: {optim.lr: []}", "not a list of values"),
-    ("wrong value", "grid: {optim.lr: [0.1, fast]}", "trial 2 (optim.lr fast)"),
-    ("out of range", "grid: {optim.lr: [-1]}", "trial 1 (optim.lr -1)"),
-    ("unknown recipe", "base: {recipe: fashion-mnist/wrn}", "did you mean"),
-    ("twice", "{base: {lr: 0.1}, grid: {optim.lr: [1]}}", "optim.lr is given twice"),
-    ("nested", "base: {optim: {lr: 0.1}}", "write optim.lr: VALUE"),
-    ("the folder", "base: {out: runs/x}", "--out of imnet-sweep"),
-    ("the seed", "grid: {seed: [1, 2]}", "seeds: [1, 2, 3]"),
-    ("seeds that are none", "seeds: [1.5]", "a seed is 1.5"),
-    ("a range upside down", "random: {values: {optim.lr: {low: 1, high: 0.1}}}", "low < high"),
-    ("a logarithm of zero", "random: {values: {optim.lr: {low: 0, high: 1, log: true}}}", "low > 0"),
-    ("an unknown word of a range", "random: {values: {optim.lr: {min: 0, high: 1}}}", "got unknown key min"),
-    ("draws of nothing", "random: {draws: 3}", "random.values is absent"),
-    ("no draws", "random: {draws: 0, values: {optim.lr: [1]}}", "random.draws is 0"),
-    ("what trains nothing", "base: {dry_run: true}", "dry"),
-    ("too many", "grid: {lr: &a [1,2,3,4,5,6,7,8,9,10,11], epochs: *a, batch_size: *a, threads: *a}", "14,641"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "said"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
-def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text, said, capsys):
-    path = tmp_path / "wrong.yaml"
-    path.write_text(text)
-    assert sweep.main([str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("imnet-sweep: ")
-    assert "wrong.yaml" in err
-    assert said in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ([], "got no grid"),
-        (["fob-adam", "--dry-run"], "did you mean fob-adam"),
-        (["fob-adamw", "--seeds", "0"], "got --seeds 0"),
-        (["fashion-mnist", "--trial", "6"], "allowed: 1 to 5"),
-        (["fob-adamw", "--job", "3"], "did you mean --jobs?"),
-        (["fob-adamw", "--dry-run", "--", "--lr", "0.1"], "got --optim.lr for every trial"),
-        (["fob-adamw", "--dry-run", "--", "--seed", "1"], "use --seeds N"),
-        (["fob-adamw", "--dry-run", "--", "--out", "x"], "use --out of imnet-sweep"),
-    ],
-)
-def test_a_mistake_of_the_command_is_one_line(argv, said, capsys):
-    assert sweep.main(argv) == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert err.count("\n") == 1
-
-
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -254,16 +198,40 @@ def test_trials_share_the_cores_and_five_gpus_of_four_are_refused(tmp_path, monk
     assert jobs.slots(3, chosen) == [jobs.Slot(None)] * 3
 
 
-def test_an_ensemble_is_complete_when_its_command_was(tmp_path):
-    (trial, _) = read(tmp_path, **TINY)
-    band = tmp_path / trial.name / "band-0"
-    assert jobs.state(trial, tmp_path) == "not run"
-    band.mkdir(parents=True)
-    (band / "run.json").write_text('{"status": "complete"}')
-    assert jobs.state(trial, tmp_path) == "stopped"
-    for code, state in ((0, "complete"), (75, "stopped"), (65, "failed"), (-9, "failed"), (None, "stopped")):
-        (tmp_path / trial.name / "trial.json").write_text(json.dumps({"code": code}))
-        assert jobs.state(trial, tmp_path) == state
+def finish(folder):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "complete"}')
+    (folder / "evaluation.json").write_text("{}")
+
+
+def test_an_ensemble_is_complete_when_every_band_that_is_wanted_is(tmp_path):
+    base = {"recipe": "spectral/resnet34_sub4"}
+    (whole,), (two,) = read(tmp_path, base=base), read(tmp_path, base=base | {"bands": "0,3"})
+    (alone,) = read(tmp_path, base=base | {"band": 0})
+    folder = tmp_path / whole.name
+    assert whole.name == two.name == f"spectral-resnet34_sub4-ensemble-{alone.id}"
+    assert alone.name == f"spectral-resnet34_sub4-{alone.id}"  # another folder: it holds one run
+    assert jobs.state(whole, tmp_path) == "not run"
+    for band in (0, 3):
+        finish(folder / f"band-{band}")
+    for code, state in ((0, "stopped"), (75, "stopped"), (65, "failed"), (-9, "failed"), (None, "stopped")):
+        (folder / "trial.json").write_text(json.dumps({"code": code}))
+        assert jobs.state(whole, tmp_path) == state
+        assert jobs.state(two, tmp_path) == "complete"
+    for band in (1, 2):
+        finish(folder / f"band-{band}")
+    assert jobs.state(whole, tmp_path) == "complete"
+
+
+def test_a_band_that_is_written_keeps_its_ensemble_from_being_started(tmp_path):
+    (trial,) = read(tmp_path, base={"recipe": "spectral/resnet34_sub4"})
+    with contextlib.closing(RunFolder(tmp_path / trial.name / "band-2")):
+        assert jobs.state(trial, tmp_path) == "running"
+        told = []
+        started = jobs.Sweep(tmp_path, [jobs.Slot(None)], lambda word, *_: told.append(word))
+        started.waiting = [trial]
+        assert started._start_ready()
+        assert (told, started.running, started.waiting) == (["elsewhere"], {}, [trial])
 
 
 def test_numbers_as_slurm_writes_them():

@@ -40,6 +40,16 @@ def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, ca
     options.parse(["--lr", str(suggested)])
 
 
+def test_of_an_ensemble_one_band_is_tried_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--augment.spectral_r", "2", "--model_options.width", "4", *SMALL, "--data.image_px", "24"]
+    assert train_main(["--find-lr", "--bands", "2,3", *small]) == 0
+    together = capsys.readouterr().out.splitlines()
+    assert together[0] == "bands      2 alone was tried, one network of 2; --band K tries another"
+    assert train_main(["--find-lr", "--band", "2", *small]) == 0
+    assert capsys.readouterr().out.splitlines() == together[1:]
+
+
 class Valley:
     """A step whose loss is a known function of the rate: it falls from 2 to 1 around ``middle``, then explodes."""
 

@@ -133,6 +133,7 @@ def test_what_is_not_installed_is_one_line_before_anything_is_made(kind, tmp_pat
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == kind else real(name))
     assert train_main(["--log", f"csv,{kind}", "--out", str(tmp_path / "run")]) == 2
     assert f"got --log {kind}, but {kind} is not installed; pip install 'imnet[track]'" in capsys.readouterr().err
+    assert train_main(["--log", kind, "--dry-run"]) == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -144,6 +145,11 @@ def test_a_full_disk_is_one_line_also_in_closing(tmp_path):
     for act in (lambda: log.write(kind="train", step=1, seconds=0.1, loss=2.0), log.close):
         with pytest.raises(IOFailure, match="No space left on device; make room"):
             act()
+
+
+def test_bands_of_different_ensembles_have_different_names(tmp_path):
+    assert loggers.name_of(tmp_path / "first" / "band-0") == "first/band-0"
+    assert loggers.name_of(tmp_path / "first") == "first"
 
 
 def test_words():

@@ -1,0 +1,80 @@
+"""YAML that people write: configuration files, grids, a value on a command line. Plain values only, as JSON has them.
+
+A name that comes twice, a value that contains itself and what is no YAML are a UsageError of one line. A date is the
+text that was written, since no option takes a date.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from imnet.errors import UsageError
+
+NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
+"""YAML's types that no option takes."""
+
+
+class _Plain(yaml.SafeLoader):
+    """Without ``NOT_PLAIN``, and with a mapping's names each once."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if str(tag).rpartition(":")[2] not in NOT_PLAIN
+    }
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        first: [row for row in rows if not row[0].endswith(":timestamp")]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} is given twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str, file: str | Path | None = None) -> Any:
+    """What ``text`` says. UsageError, which names ``file``."""
+    return _load(text, file)[0]
+
+
+def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:
+    """What a file says, and its dotted names with their lines, counted from 1. The file is read once: it may be a
+    pipe."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", file=path, hint="give a readable YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not YAML: {error}", file=path, hint="write it in UTF-8") from error
+    value, node = _load(text, path)
+    return value, list(_key_lines(node)) if isinstance(value, dict) else []
+
+
+def _load(text: str, file: str | Path | None) -> tuple[Any, Any]:
+    """The value and the node that it is made of."""
+    try:
+        loader = _Plain(text)
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
+        json.dumps(value)  # a value that contains itself
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        why = " ".join(str(error).split()).replace('"<unicode string>", ', "")
+        raise UsageError(f"not YAML of plain values: {why}", file=file) from error
+    return value, node
+
+
+def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and key.value != "model_options":
+            yield from _key_lines(value, f"{name}.")
+        else:
+            yield name, key.start_mark.line + 1

@@ -1,0 +1,68 @@
+"""Configuration files and values of YAML as people write them: plain values, or one line that says what is wrong."""
+
+import os
+import threading
+
+import pytest
+
+from imnet import yaml_file
+from imnet.cli import train_main
+from imnet.errors import UsageError
+from imnet.options import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: 3\nepochs: 4", "epochs is given twice"),
+        ("optim: {lr: 1}\noptim.lr: 2", "wrong.yaml:2: optim.lr is given twice"),
+        ("data: {batch_images: 4, batch_images: 5}", "batch_images is given twice"),
+        ("epochs: &a [*a]", "not YAML of plain values"),
+        ("data: &a {name: *a}", "not YAML of plain values"),
+        ("epochs: !!int x", "not YAML of plain values"),
+        ("epochs: !!timestamp 2026-01-01", "not YAML of plain values"),
+        ("model_options: {width: !!set {8}}", "not YAML of plain values"),
+        ("[" * 1200, "not YAML"),
+        ("epochs: !!python/object/apply:os.getcwd []", "not YAML of plain values"),
+        ("epochs: 2026-13-45", "epochs"),
+        ("data_dir: \x00", "not YAML"),
+        ("", "no mapping"),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert train_main(["--config", str(path), "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("imnet-train: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "latin.yaml").write_bytes(b"data_dir: caf\xe9")
+    for path, said in ((tmp_path / "no.yaml", "No such file"), (tmp_path, "Is a directory")):
+        assert train_main(["--config", str(path), "--dry-run"]) == 2
+        assert f"{path}: cannot be read: {said}" in capsys.readouterr().err
+    assert train_main(["--config", str(tmp_path / "latin.yaml"), "--dry-run"]) == 2
+    assert "write it in UTF-8" in capsys.readouterr().err
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    """--config <(...): a second look would find nothing."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("epochs: 3",), daemon=True)
+    writer.start()
+    assert parse(["--config", str(path)]).recipe.epochs == 3
+    writer.join(10)
+
+
+def test_a_date_is_its_text_and_merged_mappings_may_be_overridden():
+    assert yaml_file.parse("2026-01-01") == "2026-01-01"
+    assert parse(["--data-dir", "2026-01-01"]).options.data_dir == "2026-01-01"
+    assert yaml_file.parse("{a: &a {x: 1, y: 2}, b: {<<: *a, x: 3}}")["b"] == {"x": 3, "y": 2}
+    assert yaml_file.parse("1.0e-3") == 1e-3
+    assert yaml_file.parse("") is None
+    with pytest.raises(UsageError, match=r"got --model_options\.width 2026: \[: not a YAML value"):
+        parse(["--model_options.width", "2026: ["])

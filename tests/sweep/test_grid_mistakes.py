@@ -1,0 +1,87 @@
+"""Grid files and words of imnet-sweep that are wrong: one line each, which says where and what to do."""
+
+import pytest
+
+from imnet import sweep
+
+MISTAKES = [
+    ("not YAML", "grid: [", "not YAML"),
+    ("a list", "- 1", "not a mapping"),
+    ("unknown part", "gird: {optim.lr: [1]}", "did you mean grid?"),
+    ("unknown option", "grid: {optim.lrr: [1]}", "did you mean --optim.lr?"),
+    ("no list", "grid: {optim.lr: 0.1}", "not a list of values"),
+    ("an empty list", "grid: {optim.lr: []}", "not a list of values"),
+    ("wrong value", "grid: {optim.lr: [0.1, fast]}", "trial 2 (optim.lr fast)"),
+    ("out of range", "grid: {optim.lr: [-1]}", "trial 1 (optim.lr -1)"),
+    ("unknown recipe", "base: {recipe: fashion-mnist/wrn}", "did you mean"),
+    ("twice", "{base: {lr: 0.1}, grid: {optim.lr: [1]}}", "optim.lr is given twice"),
+    ("nested", "base: {optim: {lr: 0.1}}", "write optim.lr: VALUE"),
+    ("the folder", "base: {out: runs/x}", "--out of imnet-sweep"),
+    ("the seed", "grid: {seed: [1, 2]}", "seeds: [1, 2, 3]"),
+    ("seeds that are none", "seeds: [1.5]", "a seed is 1.5"),
+    ("a range upside down", "random: {values: {optim.lr: {low: 1, high: 0.1}}}", "low < high"),
+    ("a logarithm of zero", "random: {values: {optim.lr: {low: 0, high: 1, log: true}}}", "low > 0"),
+    ("an unknown word of a range", "random: {values: {optim.lr: {min: 0, high: 1}}}", "got unknown key min"),
+    ("draws of nothing", "random: {draws: 3}", "random.values is absent"),
+    ("no draws", "random: {draws: 0, values: {optim.lr: [1]}}", "random.draws is 0"),
+    ("what trains nothing", "base: {dry_run: true}", "dry"),
+    ("too many", "grid: {lr: &a [1,2,3,4,5,6,7,8,9,10,11], epochs: *a, batch_size: *a, threads: *a}", "14,641"),
+    ("nothing at all", "", "names nothing to train"),
+    ("nothing but its name", "about: mine\ngrid: {}\nbase:", "names nothing to train"),
+    ("a part twice", "grid: {lr: [0.1]}\ngrid: {lr: [0.2]}", "grid is given twice"),
+    ("an axis twice", "grid: {optim.lr: [0.1], optim.lr: [0.2]}", "optim.lr is given twice"),
+    ("an axis under two names", "grid: {lr: [0.1], optim.lr: [0.2]}", "optim.lr is given twice"),
+    ("one in base twice", "base: {batch-size: 8, data.batch_images: 9}", "data.batch_images is given twice"),
+    ("no configuration", "grid: {threads: [1, 2]}", "no part of a run's configuration"),
+    ("a folder's bands", "base: {recipe: spectral/alexnet_sub4}\ngrid: {bands: [all, '0,1']}", "no part of a run's"),
+    ("the same with no", "grid: {no-compile: [true, false]}", "no part of a run's configuration"),
+    ("drawn", "random: {values: {keep: [1, 2]}}", "no part of a run's configuration"),
+    ("bytes", "grid: {lr: [!!binary aGk=]}", "not YAML of plain values"),
+    ("a list in itself", "grid: {lr: &a [*a]}", "not YAML of plain values"),
+    ("no number", "grid: {lr: [!!int x]}", "not YAML of plain values"),
+    ("a date", "grid: {lr: [2026-13-45]}", "got --optim.lr 2026-13-45; allowed: a number"),
+    ("a tab", "base:\n\tlr: 0.1", "not YAML"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
+def test_a_mistake_is_one_line_that_names_the_file(tmp_path, text, said, capsys):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert sweep.main([str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("imnet-sweep: ")
+    assert "wrong.yaml" in err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "got no grid"),
+        (["fob-adam", "--dry-run"], "did you mean fob-adam"),
+        (["fob-adamw", "--seeds", "0"], "got --seeds 0"),
+        (["fashion-mnist", "--trial", "6"], "allowed: 1 to 5"),
+        (["fob-adamw", "--job", "3"], "did you mean --jobs?"),
+        (["fob-adamw", "--dry-run", "--", "--lr", "0.1"], "got --optim.lr for every trial"),
+        (["fob-adamw", "--dry-run", "--", "--seed", "1"], "use --seeds N"),
+        (["fob-adamw", "--dry-run", "--", "--help"], "got --help for every trial"),
+        (["fob-adamw", "--dry-run", "--", "-h"], "got --help for every trial"),
+        (["fob-adamw", "--dry-run", "--", "--out", "x"], "use --out of imnet-sweep"),
+    ],
+)
+def test_a_mistake_of_the_command_is_one_line(argv, said, capsys):
+    assert sweep.main(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_in_the_folders_place_is_said_as_such(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: {recipe: quickstart}")
+    assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 74
+    assert "cannot be written: Not a directory; choose another --out" in capsys.readouterr().err
