@@ -26,7 +26,8 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     with torch.device("meta"):
         net = models.build(recipe.model, recipe.num_outputs, d.channels, **recipe.model_options)
     shape = (d.channels, recipe.input_px, recipe.input_px)
-    forward, both = flops(net, shape), flops(net, shape, backward=True)
+    with models.seeing(recipe.model, recipe.input_px):
+        forward, both = flops(net, shape), flops(net, shape, backward=True)
     ranks = options.gpus or options.procs or 1
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",

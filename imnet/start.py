@@ -92,6 +92,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
         device.exact(bool(options.deterministic)),
         Signals(alone=world.size == 1) as signals,
         device.threads(options) as threads,
+        models.seeing(recipe.model, recipe.input_px),
     ):
         try:
             if bands:

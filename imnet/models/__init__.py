@@ -12,8 +12,10 @@ Four kinds of name:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..command import suggest
@@ -24,7 +26,7 @@ from .registry import MODELS, keyword_options, model, options
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build", "known", "model", "names", "option_defaults", "option_names"]
+__all__ = ["build", "known", "model", "names", "option_defaults", "option_names", "seeing"]
 
 _WRN = re.compile(r"wrn(\d+)_(\d+)")
 
@@ -62,6 +64,24 @@ def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> n
             raise
         told = ", ".join(f"{key} = {value!r}" for key, value in kwargs.items())
         raise UsageError(f"model {name!r} refused {told}: {error}", hint="check --model-options") from error
+
+
+SHRUNK = ("Output size is too small", "Kernel size can't be greater", "shapes cannot be multiplied")
+"""What torch says where a map has become smaller than a window, or another size than a linear layer reads."""
+
+
+@contextlib.contextmanager
+def seeing(name: str, input_px: int) -> Iterator[None]:
+    """For a block that shows images of ``input_px`` to the network: UsageError where it is not made for that size."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in SHRUNK):
+            raise
+        what = f"{name} cannot see images of {input_px} px ({str(error).splitlines()[0]})"
+        raise UsageError(
+            what, hint="take larger images (--data.image_px, --augment.crop_px), or another --model"
+        ) from error
 
 
 def _ours(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any]) -> nn.Module:

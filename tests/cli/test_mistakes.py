@@ -7,6 +7,7 @@ import pytest
 
 from imnet import cli
 
+TOO_SMALL = ["--data.image_px", "12", "--augment.spectral_r", "2", "--band", "0"]
 MISTAKES = [
     (["--epoch", "3"], 2, "did you mean --epochs?"),
     (["--optimizer", "sgd"], 2, "did you mean --optim.kind?"),
@@ -76,6 +77,16 @@ MISTAKES = [
     (["--out", "/proc/imnet"], 74, "choose another --out"),
     (["--data-dir", "/nowhere", "--recipe", "fashion-mnist/wrn28_10"], 65, "shapes"),
     (["stray"], 2, "stray"),
+    (
+        ["--data.image_px", "12", "--augment.spectral_r", "2", "--band", "0", "--device", "cpu"],
+        2,
+        "speednet cannot see",
+    ),
+    (
+        ["--data.image_px", "12", "--augment.spectral_r", "2", "--band", "0", "--dry-run"],
+        2,
+        "cannot see images of 6 px",
+    ),
     (["--patience", "1.5"], 2, "got --patience 1.5; allowed: a whole number or null"),
     (["--patience="], 2, "got --patience without a value; allowed: a whole number or null"),
     (["--class-weights", "true"], 2, "got --class-weights true; allowed: none, balanced"),
