@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,29 @@ from typing import Any
 from imnet.errors import IOFailure
 
 
+def temporary_of(path: Path) -> Path:
+    """Under which name this process writes what will be ``path``; what killed processes left of it is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, fsync, rename. Raises IOFailure and leaves the old file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         with temporary.open("wb") as f:

@@ -21,6 +21,7 @@ from imnet.data.store import open_store, split_path
 from imnet.data.store.pack import Options, pack
 from imnet.data.tool import main
 from imnet.errors import IOFailure
+from imnet.files import write_atomic
 from tests.data import making
 
 WHOLE = ["source.json", "train.imnet", "train.source.npz"]
@@ -140,3 +141,15 @@ def test_lock_times_out_with_one_line(tmp_path):
         locked(tmp_path / "lock", wait_s=0.1),
     ):
         pass
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
+    """And what a living one writes is left alone, and so is another file's."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = f".source.json.{dead.pid}.tmp"
+    kept = [f".source.json.{os.getppid()}.tmp", ".source.json.x.tmp", f".other.{dead.pid}.tmp"]
+    for name in (left, *kept):
+        (tmp_path / name).write_text("half")
+    write_atomic(tmp_path / "source.json", "whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "source.json"])

@@ -24,7 +24,7 @@ from imnet.data.readers.picture import ResizeRule
 from imnet.data.readers.rule import shown
 from imnet.data.readers.webdataset import NAME_FILES
 from imnet.errors import DataError
-from imnet.files import write_atomic
+from imnet.files import temporary_of, write_atomic
 
 _MAX_LINKS = 2
 _BLOCK_BYTES = 1 << 20
@@ -112,7 +112,7 @@ class Table:
 
     def write(self, path: Path) -> None:
         names = np.frombuffer(os.fsencode("\0".join((self.root, *self.names))), dtype=np.uint8)
-        part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        part = temporary_of(path)
         with io_errors(path, "write"):
             with open(part, "wb") as file:
                 np.savez_compressed(file, allow_pickle=False, names=names, **self.columns)
