@@ -4,7 +4,7 @@ A captured step is one CUDA graph: the device no longer waits for the launches o
 H100 (2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
 faster, so it is taken wherever one GPU trains. Our own kernels make a captured step another 20 to 45 % faster and cost
 some seconds (one H200, the same day, bench/results/h200-2026-11-26.json): they are taken where a run is long enough.
-With them compiling gains nothing more for a network with batch norms. Elsewhere it gained 16 to 23 % and cost 18 to
+With them compiling gained nothing more for the four networks with batch norms that were measured. Elsewhere it gained 16 to 23 % and cost 18 to
 101 s, so it is taken where the whole run is predicted to be long enough to earn them back.
 """
 

@@ -39,7 +39,20 @@ def document(values: dict[str, Any]) -> str:
         good = [row for row in parts.get(part, []) if "error" not in row and "skipped" not in row]
         if good:
             lines.append(f"### {title} ({where})\n\n{section(good)}")
+            lines += _sittings(good, commit)
     return "\n\n".join([*lines, *_failed(values["rows"])])
+
+
+def _sittings(rows: list[Figures], commit: str) -> list[str]:
+    """Rows of another commit were measured in another sitting, maybe on another machine with such a card: said."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.get("git_sha") not in (None, commit):
+            others[row["git_sha"][:10]].append(f"{row['name']} {row['variant']}")
+    lines = [f"- At {sha}, in another sitting: {'; '.join(names)}." for sha, names in others.items()]
+    noted = {row["note"] for row in rows if row.get("note") and row["part"] != "recipes"}
+    lines += [f"- Of some of these rows: {note}." for note in sorted(noted)]
+    return ["\n".join(lines)] if lines else []
 
 
 def _failed(rows: list[Figures]) -> list[str]:
@@ -137,7 +150,9 @@ def _kernels(rows: list[Figures]) -> str:
 def _kernel_cell(row: Figures | None) -> str:
     if row is None or row.get("us") is None:
         return NOT_MEASURED
-    return f"{short(row['us'])}, {row['share_of_copy']:.0%} ({short(row['us_launched'])})"
+    share = "" if row["share_of_copy"] is None else f", {row['share_of_copy']:.0%}"
+    launched = "" if row["us_launched"] is None else f" ({short(row['us_launched'])})"
+    return f"{short(row['us'])}{share}{launched}"
 
 
 def _checks(rows: list[Figures]) -> str:
