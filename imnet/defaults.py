@@ -1,11 +1,11 @@
 """What a run leaves open, decided once from measurements, said aloud, and kept for the run's life.
 
-A captured step is one CUDA graph: the device no longer waits for the launches of hundreds of small kernels. On one
-H100 (2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
+A captured step is one CUDA graph: the device no longer waits for the launches of hundreds of small kernels. On one H100
+(2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
 faster, so it is taken wherever one GPU trains. Our own kernels make a captured step another 20 to 45 % faster and cost
 some seconds (one H200, the same day, bench/results/h200-2026-11-26.json): they are taken where a run is long enough.
-With them compiling gained nothing more for the four networks with batch norms that were measured. Elsewhere it gained 16 to 23 % and cost 18 to
-101 s, so it is taken where the whole run is predicted to be long enough to earn them back.
+With them compiling gained nothing more for the four networks with batch norms that were measured. Elsewhere it gained
+16 to 23 % and cost 18 to 101 s, so it is taken where the whole run is predicted to be long enough to earn them back.
 """
 
 from __future__ import annotations
