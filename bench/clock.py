@@ -130,7 +130,11 @@ def cpu_seconds(children: bool = False) -> float:
 
 
 def event_s(call: Callable[[], object]) -> float:
-    """Seconds on the current CUDA stream between two events around the call."""
+    """Seconds on the current CUDA stream between two events around the call; without a GPU by the wall's clock."""
+    if not torch.cuda.is_available():
+        before = time.perf_counter()
+        call()
+        return time.perf_counter() - before
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()
@@ -153,12 +157,17 @@ def on_device(make: Callable[[], Callable[[], object]], num_bytes: int, device: 
 
 def num_rotated(bytes_per_call: int) -> int:
     """How many calls on inputs of their own exceed the GPU's L2 cache by far."""
+    if not torch.cuda.is_available():
+        return 1
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     return min(64, max(1, math.ceil(L2_MULTIPLE * l2 / max(1, bytes_per_call))))
 
 
 def launched(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
-    """Seconds a call on a GPU, launched one by one from Python, on each call's inputs in turn; results are kept."""
+    """Seconds a call on a GPU, launched one by one from Python, on each call's inputs in turn; results are kept.
+
+    Without a GPU, in a dry run of what is for one, each call is made once.
+    """
     kept: list[Any] = []
 
     def once() -> None:
@@ -169,6 +178,8 @@ def launched(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) 
 
 def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
     """The same with all calls in one CUDA graph: the device's own time, without the gaps between launches."""
+    if not torch.cuda.is_available():
+        return launched(calls, rounds)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -184,5 +195,7 @@ def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) 
 
 
 def _events(work: Callable[[], object], num_calls: int, rounds: int) -> Timing:
+    if not torch.cuda.is_available():
+        return Timing.of([event_s(work) / num_calls])
     taken = [event_s(work) / num_calls for _ in range(rounds + EVENT_WARM_UP_ROUNDS)]
     return Timing.of(taken[EVENT_WARM_UP_ROUNDS:])

@@ -128,18 +128,18 @@ def _figures(times: dict[str, Timing]) -> dict[str, Any]:
     }
 
 
-def on_gpu(job: Job, name: str) -> dict[str, Any]:
-    """One column of a GPU's row: ``name`` is a tier, or ``compiled``."""
-    backend, one = ("inductor", "reference") if name == "compiled" else (None, name)
-    error, count = job.gate(one, "cuda", backend), num_rotated(job.num_bytes)
-    if backend:
-        calls = compiled([job.run(one, "cuda") for _ in range(count)])[0]
+def column(job: Job, name: str, on: str, backend: str = "inductor") -> dict[str, Any]:
+    """One column of a GPU's row: ``name`` is a tier, or ``compiled`` by torch.compile's ``backend``."""
+    count = num_rotated(job.num_bytes)
+    if name == "compiled":
+        error = job.gate("reference", on, backend)
+        calls = compiled([job.run("reference", on) for _ in range(count)], backend)[0]
     else:
-        calls = [job.call(one, "cuda") for _ in range(count)]
-    return {"gate_error": error, **device_figures(calls, job.num_bytes)}
+        error, calls = job.gate(name, on), [job.call(name, on) for _ in range(count)]
+    return {"gate_error": error, **device_figures(calls, job.num_bytes, on)}
 
 
-def device_figures(calls: list[Call], num_bytes: int) -> dict[str, Any]:
+def device_figures(calls: list[Call], num_bytes: int, on: str) -> dict[str, Any]:
     """Microseconds a call, replayed and launched, and what that is of the copy's bandwidth."""
     one_by_one = launched(calls)
     times, problem = one_by_one, {}
@@ -155,7 +155,7 @@ def device_figures(calls: list[Call], num_bytes: int) -> dict[str, Any]:
         "us_launched": round(one_by_one.median_s * 1e6, 2),
         "us_launched_iqr": round(one_by_one.iqr_s * 1e6, 2),
         "gb_per_s": round(rate / 1e9, 1),
-        "share_of_copy": round(rate / machine.copy_bytes_per_s("cuda"), 3),
+        "share_of_copy": round(rate / machine.copy_bytes_per_s(on), 3),
         "floor_bytes": num_bytes,
         "rotated": len(calls),
         "n": EVENT_ROUNDS,

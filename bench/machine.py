@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import resource
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
@@ -103,6 +104,19 @@ def _nvidia() -> dict[str, Any]:
         return {"driver": None}
     values = dict(zip(fields, (part.strip() for part in line.split(",")), strict=False))
     return values | {"capability": ".".join(map(str, torch.cuda.get_device_capability()))}
+
+
+def forget_peak() -> None:
+    """Begin to count the peak of a GPU's memory anew."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes(place: torch.device) -> int:
+    """The most memory that was held: what CUDA's allocator says, on a CPU the resident set of the process."""
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated(place)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def copy_bytes_per_s(device: torch.device | str, num_bytes: int | None = None) -> float:

@@ -14,14 +14,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from imnet.data.pipelines import Batch
 from imnet.errors import UsageError
@@ -52,8 +49,7 @@ def measure(
     """
     case = build(recipe if options.data_dir else synthetic(recipe), options)
     on_gpu = case.place.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    machine.forget_peak()
     loader, both = case.batches(), case.batches()
     batch = next(loader)
     first_s = _first_step(case, batch)
@@ -65,14 +61,13 @@ def measure(
     taken = windows({name: calls[name] for name in parts}, ROUNDS, slice_s=WINDOW_S, budget_s=seconds)
     for iterator in (loader, both):
         iterator.close()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rates = {name: rate(case.batch_images, taken[name]) for name in parts}
     clock = {name: found["images_per_s_by_clock"] for name, found in rates.items()}
     return {
         **_about(case, recipe),
         "rates": rates,
         "first_step_s": first_s,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": machine.peak_bytes(case.place.device),
         "peak_memory_of": "CUDA allocator" if on_gpu else "resident set of the process",
         **_roofs(case, clock["model" if "model" in parts else "end to end"]),
         "bound": bound(clock) if set(parts) == set(PARTS) else None,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import gc
 import importlib
 import os
@@ -33,14 +32,14 @@ STARTED = time.monotonic()
 BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
-from .files import ResultFile, fingerprint, has_result, known, merge  # noqa: E402
+from .files import ResultFile, fingerprint, has_result, known, merge, untimed  # noqa: E402
 from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
 from .processes import Jobs, Worker, environment, serve  # noqa: E402
 
 # Part -> (share of the budget, where its rows come from). Shares are of the parts that are asked for.
 PARTS: dict[str, tuple[float, str]] = {
     "commands": (0.24, "commands.command_rows"),
-    "checks": (0.13, "checks.check_rows"),
+    "checks": (0.13, "kernels.check_rows"),
     "profile": (0.25, "steps.profile_rows"),
     "floor": (0.10, "floor.floor_rows"),
     "steps": (0.15, "steps.step_rows"),
@@ -75,9 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     scratch = Path(tempfile.gettempdir()) / "imnet-bench-gpu"
     parser.add_argument("--scratch", type=Path, default=scratch, help=f"compiled code, logs, runs (default {scratch})")
     parser.add_argument("--data-dir", help="folder with Fashion-MNIST's four files (also: $IMNET_DATA)")
-    parser.add_argument("--host", action="store_true", help="also build the CPU module")
     parser.add_argument("--dry", action="store_true", help="on the CPU, tiny, nothing timed")
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
     parser.add_argument("--git-sha", help="commit of this checkout, where it came without its .git")
     parser.add_argument("--merge", nargs=2, type=Path, metavar=("FROM", "FILE"), help="write the file to commit")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -113,27 +110,30 @@ def in_order(rows: list[Row], file: ResultFile) -> list[Row]:
 
 
 def worker(values: argparse.Namespace) -> int:
-    """A process that measures the rows it is told."""
+    """A process that measures the rows it is told; a dry run takes the same way with small roofs and shows no time."""
     import torch
 
-    if not values.dry:
+    from .. import machine
+
+    if values.dry:
+        machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
+    else:
         torch.cuda.set_device(0)
     torch.manual_seed(0)
     work_of = {row.key: row for row in rows_of(values, setting_of(values))}
     hello = fingerprint(values.dry, values.git_sha)
-    return serve(work_of, hello, values.worker, functools.partial(clean_up, values.dry))
+    return serve(work_of, hello, values.worker, clean_up, untimed if values.dry else dict)
 
 
-def clean_up(dry: bool) -> bool:
+def clean_up() -> bool:
     """Give memory back between rows; whether the device still answers."""
-    gc.collect()
-    if dry:
-        return True
     import torch
 
+    gc.collect()
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
     except RuntimeError:
         return False
     return True
@@ -160,16 +160,13 @@ def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> li
         found.append(("_C", [*build, "--help"]))
     elif "_C" in wanted and not built():
         found.append(("_C", [*build, "--cuda"]))
-    if values.host:
-        out = ["--out", str(setting.scratch)] if values.dry else []
-        found.append(("_host", [*build, "--host", *out]))
     return [*found, *steps.jobs(wanted, setting)]
 
 
 def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Worker], jobs: Jobs) -> ResultFile:
     """Start the background and carry out the plan."""
     rows = rows_of(values, setting)
-    file = ResultFile(values.out, values.dry, workers["main"].ready(), values.fresh)
+    file = ResultFile(values.out, values.dry, workers["main"].ready())
     rows = in_order(rows, file)
     jobs.start(jobs_of(rows, values, setting))
     end = STARTED + values.budget * (1 - END_SHARE) - END_S
@@ -187,7 +184,8 @@ def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Wor
     carry_out(plan, file, run, jobs, time.sleep)
     for name, took_s in jobs.took_s.items():
         why = {"error": jobs.why[name]} if name in jobs.why else {}
-        file.add(("build", name, "in the background"), {"seconds": None if values.dry else took_s, **why})
+        found = {"seconds": took_s, **why}
+        file.add(("build", name, "in the background"), untimed(found) if values.dry else found)
     return file
 
 

@@ -68,11 +68,11 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
         wall_s = time.perf_counter() - start
         if code:
             raise RuntimeError(f"exit code {code}: {errors}")
-        found = _figures(Path(scratch), setting.dry, curve=False)
+        found = whole.figures(Path(scratch), curve=False)
     warm_up = re.search(r"warm-up\s+([\d.]+) s", printed)
     times: dict[str, Any] = {"wall_s": wall_s, "start_up_s": wall_s - (found["seconds"] or 0.0)}
     times["warm_up_s"] = float(warm_up[1]) if warm_up else None
-    rounded = {key: None if setting.dry or value is None else round(value, 2) for key, value in times.items()}
+    rounded = {key: None if value is None else round(value, 2) for key, value in times.items()}
     return {**found, **rounded, "cold_cache": cold}
 
 
@@ -118,10 +118,10 @@ def recipe_names() -> list[str]:
 def recipe_rows(setting: Setting) -> Iterator[Row]:
     """A fast form begins where it can end; a documented recipe takes what is left, and goes on in a later call."""
     for name in ["quickstart"] if setting.dry else recipe_names():
-        whole = setting.dry or name in FAST
-        cost_s = 10.0 if setting.dry else predicted_s(name) if whole else 2 * STOP_S + START_UP_S
-        work = functools.partial(_recipe, name, 2.0 if whole else STOP_S, setting)
-        yield Row("recipes", name, "in full", cost_s, work, goes_on=not whole)
+        ends = setting.dry or name in FAST
+        cost_s = 10.0 if setting.dry else predicted_s(name) if ends else 2 * STOP_S + START_UP_S
+        work = functools.partial(_recipe, name, 2.0 if ends else STOP_S, setting)
+        yield Row("recipes", name, "in full", cost_s, work, goes_on=not ends)
 
 
 @functools.cache
@@ -160,13 +160,7 @@ def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[
         raise UnfinishedError(errors)
     if code:
         raise RuntimeError(f"exit code {code}: {errors}")
-    return {**_figures(folder, setting.dry, curve=True), "wall_s": None if setting.dry else wall_s}
-
-
-def _figures(folder: Path, dry: bool, curve: bool) -> dict[str, Any]:
-    """A run's figures; in a dry run without times, which are a CPU's."""
-    found = whole.figures(folder, curve)
-    return found | ({"seconds": None, "images_per_s": None} if dry else {})
+    return {**whole.figures(folder), "wall_s": wall_s}
 
 
 def gpu_test_files() -> list[Path]:

@@ -18,6 +18,8 @@ from typing import Any
 from .plan import Figures, Key, Row
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+TIME = re.compile(r"us|us_\w+|seconds|\w+_(s|ms|iqr)|share\w*|of_roof|mfu\w*|peak_gib")
+"""Names of figures that a dry run, which is made on a CPU, must not show: times and what follows from them."""
 ERRORS = ("error_forward", "error_gradient", "error_fp64")
 
 
@@ -42,12 +44,12 @@ def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
 class ResultFile:
     """``<out>/<device>.json``; a machine with another card begins another file."""
 
-    def __init__(self, folder: Path, dry: bool, about: dict[str, Any], fresh: bool = False):
+    def __init__(self, folder: Path, dry: bool, about: dict[str, Any]):
         slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
         self.path, self.git_sha = folder / f"{slug}.json", about.get("git_sha")
         self.values: dict[str, Any] = {"benchmark": "gpu", "dry": dry, "running": None, "fingerprint": about}
         self.values["rows"] = []
-        if self.path.exists() and not fresh:
+        if self.path.exists():
             self._take_up(json.loads(self.path.read_text()))
 
     def _take_up(self, old: dict[str, Any]) -> None:
@@ -84,6 +86,12 @@ class ResultFile:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.values, indent=1) + "\n")
         os.replace(temporary, self.path)
+
+
+def untimed(figures: Figures) -> Figures:
+    """The same without figures that ``TIME`` names, in the rows of a table that it holds too."""
+    rows = {key: [untimed(row) for row in value] for key, value in figures.items() if key == "top"}
+    return figures | dict.fromkeys(filter(TIME.fullmatch, figures)) | rows
 
 
 def key_of(row: Figures) -> Key:

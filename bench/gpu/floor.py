@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .. import machine
 from ..case import train_flops
 from ..clock import replayed
-from .plan import DEVICE, Row, Setting
+from .plan import DEVICE, Figures, Row, Setting
 from .steps import DRY_NETS, NETS, Net
 
 Convolution = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, tuple[int, ...], int]
@@ -38,7 +38,7 @@ def floor_rows(setting: Setting) -> Iterator[Row]:
         yield Row("floor", net.label, "convolutions + bytes", COST_S, functools.partial(_floor, net, setting), DEVICE)
 
 
-def _floor(net: Net, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _floor(net: Net, setting: Setting, limit_s: float) -> Figures:
     convolutions, norm_elements = shapes(net)
     ms = {"forward": 0.0, "data": 0.0, "weight": 0.0}
     first = next(iter(convolutions))
@@ -47,15 +47,16 @@ def _floor(net: Net, setting: Setting, limit_s: float) -> dict[str, Any]:
         for name, call in directions(convolution, setting.device).items():
             # Nobody asks for the gradient of the images.
             times = count - (convolution == first) if name == "data" else count
-            ms[name] += times * _ms(call, setting)
+            with torch.no_grad():
+                ms[name] += times * replayed([call] * CALLS, ROUNDS).median_s * 1e3
     rest_bytes = NORM_PASSES * 2 * norm_elements
-    found: dict[str, Any] = {"batch": net.batch, "convolutions": sum(convolutions.values()), "rest_bytes": rest_bytes}
-    if setting.dry:
-        return found | {"floor_ms": None}
-    rest_ms = rest_bytes / machine.copy_bytes_per_s("cuda") * 1e3
+    rest_ms = rest_bytes / machine.copy_bytes_per_s(setting.device) * 1e3
     floor_ms = sum(ms.values()) + rest_ms
-    peak = machine.matmul_flops_per_s("cuda", torch.bfloat16)
-    return found | {
+    peak = machine.matmul_flops_per_s(setting.device, torch.bfloat16)
+    return {
+        "batch": net.batch,
+        "convolutions": sum(convolutions.values()),
+        "rest_bytes": rest_bytes,
         **{f"{name}_ms": round(value, 3) for name, value in ms.items()},
         "rest_ms": round(rest_ms, 3),
         "floor_ms": round(floor_ms, 3),
@@ -108,12 +109,3 @@ def directions(convolution: Convolution, device: str) -> dict[str, Callable[[], 
         return torch.ops.aten.convolution_backward(gradient, images, weight, None, *where, [data, not data, False])
 
     return {"forward": forward, "data": lambda: backward(True), "weight": lambda: backward(False)}
-
-
-def _ms(call: Callable[[], Any], setting: Setting) -> float:
-    """Milliseconds of one call; in a dry run it is made once and not timed."""
-    with torch.no_grad():
-        if setting.dry:
-            call()
-            return 0.0
-        return replayed([call] * CALLS, ROUNDS).median_s * 1e3

@@ -1,6 +1,7 @@
-"""Kernels at the recipes' shapes: eager | compiled | triton | cuda, a gate first, then microseconds and GB/s.
+"""Kernels: every family x case x dtype x tier against its definition, then at the recipes' shapes the time of each.
 
-What is timed and how is bench/kernels.py's; here are the rows and what they cost.
+What agrees is decided by Family.check; in ``checks`` the reference runs on the CPU, not on the device that is checked.
+How ops are registered is for the tests marked gpu to check. What is timed and how is bench/kernels.py's.
 """
 
 from __future__ import annotations
@@ -10,18 +11,103 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from imnet_kernels.family import families
+from imnet_kernels import tier
+from imnet_kernels.family import Call, Case, Family, families
+from imnet_kernels.implementations import tiers_of
+from torch import Tensor
 
 from .. import machine, peers
 from ..clock import Timing, windows
-from ..kernels import Job, device_figures, on_gpu
-from .checks import gpu_tiers
-from .plan import UNTIMED, Row, Setting, UnavailableError
+from ..kernels import Job, column, device_figures
+from .plan import UNTIMED, Figures, Row, Setting, UnavailableError
 
+NUMBERS_S = {"host": 0.2, "cuda": 0.2, "triton": 1.5}
+"""Seconds a case on an H100, 2026-11-26: Triton compiles its kernel first (spectral up to 4)."""
+COMPILED_S = 5.0
 COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
-"""Seconds a row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
+"""Seconds a timed row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
 DRY_FAMILIES = ("shake_shake", "sgd_ema")
-UNMEASURED: dict[str, Any] = dict.fromkeys(("us", "us_launched", "gb_per_s", "share_of_copy"))
+
+
+def gpu_tiers(family: Family, dry: bool) -> list[str]:
+    """A family's tiers for a GPU, whose library may still be compiling; in a dry run the nearest that runs here, which
+    is Triton interpreted."""
+    return family.tiers("cpu")[-1:] if dry else [name for name in tiers_of(family.name) if name in ("triton", "cuda")]
+
+
+def needs(tier_name: str) -> frozenset[str]:
+    return frozenset({"_C"} if tier_name == "cuda" else ())
+
+
+def check_rows(setting: Setting) -> Iterator[Row]:
+    """Numbers of every case first, captured too, then the compilation of one case a family."""
+    pairs = [(family, name) for family in families() for name in gpu_tiers(family, setting.dry)]
+    for family, name in pairs:
+        for case, dtype in _cases(family, setting.dry):
+            label = f"{family.name} {case.name} {str(dtype).removeprefix('torch.')}"
+            work = functools.partial(numbers, family, case, dtype, name, setting)
+            yield Row("checks", label, name, NUMBERS_S[name], work, UNTIMED, needs(name))
+    for family, name in pairs[-1:] if setting.dry else pairs:
+        case = next(c for c in family.cases if not c.real)
+        work = functools.partial(compiled, family, case, name, setting)
+        yield Row("checks", f"{family.name} {case.name} compiled", name, COMPILED_S, work, UNTIMED, needs(name))
+
+
+def _cases(family: Family, dry: bool) -> Iterator[tuple[Case, torch.dtype]]:
+    odd = [c for c in family.contract if not c.real]
+    for case in odd[:1] if dry else family.contract:
+        for dtype in list(family.tolerance)[: 1 if dry else None]:
+            yield case, dtype
+
+
+def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, setting: Setting, limit_s: float) -> Figures:
+    """The errors of one tier on one case, and whether a replayed CUDA graph gives the call's bits."""
+    errors = family.check(case, dtype, name, setting.device, reference_on="cpu")
+    found: Figures = {"error_forward": errors.forward}
+    if errors.gradient is not None:
+        found["error_gradient"] = errors.gradient
+    launches = setting.device == "cuda" and family.bytes_moved(case, dtype) > 0
+    with tier.using(name):
+        replayed = replay_equal(family, case, dtype) if launches else None
+    return found | {"error_fp64": errors.fp64, "graph_replay_equal": replayed}
+
+
+def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
+    """Capture the call in a CUDA graph, replay it over poisoned results; AssertionError unless the bits are eager's."""
+    eager = [t.clone() for t in _on_device(family.make(case, dtype, "cuda"))]
+    call = family.make(case, dtype, "cuda")
+    before = [t.clone() for t in call.in_place]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        _on_device(call)  # tables and constants are made before the capture
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = _on_device(call)
+    for tensor in kept:
+        tensor.fill_(float("nan"))
+    for tensor, old in zip(call.in_place, before, strict=True):
+        tensor.copy_(old)
+    graph.replay()
+    torch.cuda.synchronize()
+    same = all(torch.equal(k, e) for k, e in zip(kept, eager, strict=True))
+    assert same, "a replayed CUDA graph gives other bits than the call"
+    return same
+
+
+def _on_device(call: Call) -> list[Tensor]:
+    """As ``outputs``, without anything from the host; what is changed in place is not copied."""
+    result = call.run()
+    if result is None or not call.leaves:
+        return [*([] if result is None else [result]), *call.in_place]
+    return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result)), *call.in_place]
+
+
+def compiled(family: Family, case: Case, name: str, setting: Setting, limit_s: float) -> Figures:
+    """The call under torch.compile in one piece, forward and backward, against the reference as it is."""
+    errors = family.check(case, torch.float32, name, setting.device, compiled=setting.backend)
+    return {"error_forward": max(errors.forward, errors.gradient or 0.0), "backend": setting.backend, "fullgraph": True}
 
 
 def jobs(dry: bool) -> list[Job]:
@@ -62,36 +148,26 @@ def _name(job: Job) -> str:
 
 
 def _row(job: Job, variant: str, setting: Setting) -> Row:
-    needs, timed = frozenset({"_C"} if variant == "cuda" else ()), UNTIMED if setting.dry else Row.timed
+    timed = UNTIMED if setting.dry else Row.timed
     work = functools.partial(_measure, job, variant, setting)
-    return Row("kernels", _name(job), variant, COST_S[variant], work, timed=timed, needs=needs)
+    return Row("kernels", _name(job), variant, COST_S[variant], work, timed, needs(variant))
 
 
-def _ceiling(name: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _ceiling(name: str, setting: Setting, limit_s: float) -> Figures:
     """What every share refers to."""
-    if setting.dry:
-        return {"gb_per_s" if name == "copy" else "tflop_per_s": None}
     if name == "copy":
-        return {"gb_per_s": round(machine.copy_bytes_per_s("cuda") / 1e9, 1)}
-    return {"tflop_per_s": round(machine.matmul_flops_per_s("cuda", torch.bfloat16) / 1e12, 1)}
+        return {"gb_per_s": round(machine.copy_bytes_per_s(setting.device) / 1e9, 1)}
+    return {"tflop_per_s": round(machine.matmul_flops_per_s(setting.device, torch.bfloat16) / 1e12, 1)}
 
 
-def _measure(job: Job, variant: str, setting: Setting, limit_s: float) -> dict[str, Any]:
-    if not setting.dry:
-        return on_gpu(job, variant)
-    tier, backend = ("reference", "aot_eager") if variant == "compiled" else (variant, None)
-    error = job.gate(tier, "cpu", backend)
-    job.call(tier, "cpu")()
-    return {"gate_error": error, **UNMEASURED, "floor_bytes": job.num_bytes}
+def _measure(job: Job, variant: str, setting: Setting, limit_s: float) -> Figures:
+    return column(job, variant, setting.device, setting.backend)
 
 
-def _optimiser(job: Job, form: str, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _optimiser(job: Job, form: str, setting: Setting, limit_s: float) -> Figures:
     """A peer of sgd_ema; it reads and writes 28 bytes a parameter."""
-    run = peers.optimiser(job.case, form, setting.device)
-    if not setting.dry:
-        return device_figures([run], 28 * sum(torch.Size(shape).numel() for shape in job.case.options["shapes"]))
-    run()
-    return dict(UNMEASURED)
+    num_bytes = 28 * sum(torch.Size(shape).numel() for shape in job.case.options["shapes"])
+    return device_figures([peers.optimiser(job.case, form, setting.device)], num_bytes, setting.device)
 
 
 def dali_rows(setting: Setting) -> Iterator[Row]:
@@ -99,15 +175,13 @@ def dali_rows(setting: Setting) -> Iterator[Row]:
         yield Row("dali", f"augment {px}px 256", "DALI", 8.0, functools.partial(_dali, px, channels, setting))
 
 
-def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> Figures:
     """Microseconds a batch of 256, all of it in DALI, its copy to the device too."""
     if not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
     images = torch.randint(0, 256, (peers.BATCH, px, px, channels), dtype=torch.uint8).numpy()
     run = peers.dali(images, setting.device, threads=4)
-    if setting.dry:
-        run()
-        return {"us": None}
-    times = Timing.of([w.wall_s for w in windows({"dali": run}, rounds=7, inner=50)["dali"]])
-    figures = {"us": round(times.median_s * 1e6, 2), "us_iqr": round(times.iqr_s * 1e6, 2), "n": times.n}
-    return figures | {"dtype": "float16"}
+    taken = windows({"dali": run}, rounds=setting.few(7), inner=setting.few(50))["dali"]
+    times = Timing.of([w.wall_s for w in taken])
+    figures: dict[str, Any] = {"us": round(times.median_s * 1e6, 2), "us_iqr": round(times.iqr_s * 1e6, 2)}
+    return figures | {"n": times.n, "dtype": "float16"}

@@ -47,6 +47,15 @@ class Setting:
     def device(self) -> str:
         return "cpu" if self.dry else "cuda"
 
+    @property
+    def backend(self) -> str:
+        """Of torch.compile: a dry run stops before the C++ of a CPU build, which takes a minute."""
+        return "aot_eager" if self.dry else "inductor"
+
+    def few(self, count: int) -> int:
+        """How often: once in a dry run."""
+        return 1 if self.dry else count
+
 
 @dataclass(frozen=True)
 class Row:

@@ -34,7 +34,7 @@ def environment(dry: bool, cache: Path | None = None) -> dict[str, str]:
     if cache is not None:
         found |= {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
     if dry:
-        found |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        found |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return found
 
 
@@ -124,8 +124,14 @@ class Worker:
         self.process = None
 
 
-def serve(work_of: dict[Key, Row], hello: Figures, reply_to: int, clean_up: Callable[[], bool]) -> int:
-    """A worker's life: read which row, measure it, answer; until the other side closes."""
+def serve(
+    work_of: dict[Key, Row],
+    hello: Figures,
+    reply_to: int,
+    clean_up: Callable[[], bool],
+    shown: Callable[[Figures], Figures] = dict,
+) -> int:
+    """A worker's life: read which row, measure it, answer what is ``shown`` of it; until the other side closes."""
     os.set_inheritable(reply_to, False)
     with os.fdopen(reply_to, "wb", buffering=0) as replies:
         replies.write(json.dumps(hello).encode() + b"\n")
@@ -133,7 +139,7 @@ def serve(work_of: dict[Key, Row], hello: Figures, reply_to: int, clean_up: Call
             key, limit_s = json.loads(line)
             figures: Figures
             try:
-                figures = dict(work_of[key[0], key[1], key[2]].work(limit_s))
+                figures = shown(work_of[key[0], key[1], key[2]].work(limit_s))
             except UnfinishedError as reason:
                 figures = {"skipped": f"not finished: {reason}"}
             except UnavailableError as reason:

@@ -28,7 +28,7 @@ from imnet.step import Batch, TrainStep
 from .. import machine
 from ..case import make_step, plain, train_flops
 from ..clock import Timing, windows
-from .plan import DEVICE, HOST, Row, Setting
+from .plan import DEVICE, HOST, Figures, Row, Setting
 
 ROUNDS, WINDOW_STEPS, WARM_STEPS, PROFILED_STEPS, TOP = 7, 10, 5, 3, 15
 
@@ -132,7 +132,7 @@ def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
             yield net.job, command
 
 
-def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> dict[str, Any]:
+def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> Figures:
     torch._dynamo.reset()
     with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
         found = work(net, variant, setting)
@@ -148,64 +148,59 @@ def _options(variant: Variant, setting: Setting) -> RunOptions:
 
 
 def open_step(net: Net, variant: Variant, setting: Setting) -> tuple[TrainStep, Batch]:
-    """The step and one batch, before any warm-up."""
+    """The trainer's step and one batch, before any warm-up."""
     torch.manual_seed(0)
     options = _options(variant, setting)
     place = device.resolve(options)
     step = make_step(net.recipe, options, place, World())
-    if variant.compile and setting.dry:
-        step.forward = torch.compile(step.parallel, backend="aot_eager")
+    _compile_dry(step, variant, setting)
     shape = (net.batch, net.channels, net.px, net.px)
     images = torch.randn(shape, device=place.device).to(torch.bfloat16, memory_format=torch.channels_last)
     return step, (images, torch.randint(0, net.classes, (net.batch,), device=place.device))
 
 
-def measure(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
+def _compile_dry(step: TrainStep, variant: Variant, setting: Setting) -> None:
+    if variant.compile and setting.dry:
+        step.forward = torch.compile(step.parallel, backend=setting.backend)
+
+
+def measure(net: Net, variant: Variant, setting: Setting) -> Figures:
     """Rates of one network in one variant; raises where a loss or gradient is not finite."""
-    if not setting.dry:
-        torch.cuda.reset_peak_memory_stats()
+    machine.forget_peak()
     step, batch = open_step(net, variant, setting)
     start = time.perf_counter()
     step.warm_up([batch], net.batch)
     warm_s = time.perf_counter() - start
-    losses = [step([batch], net.batch, i, 0.01) for i in range(1 if setting.dry else WARM_STEPS)]
+    losses = [step([batch], net.batch, i, 0.01) for i in range(setting.few(WARM_STEPS))]
     if not all(math.isfinite(float(loss)) and not bool(bad) for loss, bad in losses):
         raise ArithmeticError("a loss or gradient is not finite; nothing was timed")
-    found: dict[str, Any] = {"batch": net.batch, "loss": float(losses[-1][0]) / net.batch}
-    if setting.dry:
-        return found | {"warm_up_s": None, "images_per_s": None, "mfu": None}
-    taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, ROUNDS, WINDOW_STEPS)["step"]
+    inner = setting.few(WINDOW_STEPS)
+    taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, setting.few(ROUNDS), inner)["step"]
     times = Timing.of([window.wall_s for window in taken])
-    peak = machine.matmul_flops_per_s("cuda", torch.bfloat16)
-    return found | {
+    peak = machine.matmul_flops_per_s(setting.device, torch.bfloat16)
+    return {
+        "batch": net.batch,
+        "loss": float(losses[-1][0]) / net.batch,
         "warm_up_s": round(warm_s, 1),
         "step_ms": round(times.median_s * 1e3, 3),
         "step_ms_iqr": round(times.iqr_s * 1e3, 3),
         "images_per_s": round(net.batch / times.median_s, 1),
         "mfu": round(net.batch * train_flops(net.recipe) / times.median_s / peak, 4),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "peak_gib": round(machine.peak_bytes(step.place.device) / 2**30, 2),
         "n": times.n,
-        "steps_a_window": WINDOW_STEPS,
+        "steps_a_window": inner,
     }
 
 
-def profiled(net: Net, variant: Variant, setting: Setting) -> dict[str, Any]:
+def profiled(net: Net, variant: Variant, setting: Setting) -> Figures:
     """imnet-profile's table of kernels, cut to the ones that take the most time."""
     from ..profile.step import top_kernels
     from ..profile.work import Work
 
-    options = _options(variant, setting)
-    steps = 1 if setting.dry else PROFILED_STEPS
-    if setting.dry:
-        machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
+    options, steps = _options(variant, setting), setting.few(PROFILED_STEPS)
     work = Work(net.recipe, options, device.resolve(options))
-    if variant.compile and setting.dry:
-        work.step.forward = torch.compile(work.step.parallel, backend="aot_eager")
-    found = top_kernels(work, steps, TOP)
-    if not setting.dry:
-        return found | {"batch": net.batch, "n": steps}
-    untimed = dict.fromkeys(("warm_up_s", "step_ms", "device_ms"))
-    return found | untimed | {"top": [{**k, "us": None, "share": None, "of_roof": None} for k in found["top"]]}
+    _compile_dry(work.step, variant, setting)
+    return top_kernels(work, steps, TOP) | {"batch": net.batch, "n": steps}
 
 
 def compile_ahead(label: str, dry: bool) -> int:
