@@ -11,7 +11,7 @@ import torch
 from imnet import device, models
 from imnet.data.pipelines import Batch, Pipeline
 from imnet.errors import UsageError
-from imnet.from_recipe import Step, build_network, build_step, prepare
+from imnet.from_recipe import Step, build_network, build_step, load_sources, prepare
 from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.models.catalog import CATALOG
@@ -119,6 +119,15 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     mixing = Mixing(recipe, world.rank)
     lr = recipe.optim.lr * 0.01
     return Case(recipe, place, world, setup.train_data, step, mixing, lr)
+
+
+def bare(recipe: Recipe, options: RunOptions, kind: type[TrainStep] = TrainStep) -> Case:
+    """The same on random images, with a step of ``kind`` that is compiled and captured only where that is asked for."""
+    place, world = device.resolve(options), World()
+    stand_in = synthetic(recipe)
+    pipeline = load_sources(stand_in, options, place, world).train
+    step = make_step(recipe, options, place, world, kind)
+    return Case(stand_in, place, world, pipeline, step, Mixing(recipe, 0), recipe.optim.lr * 0.01)
 
 
 def make_step(

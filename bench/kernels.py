@@ -17,7 +17,7 @@ from imnet_kernels import native, tier
 from imnet_kernels.family import Case, Family, families
 
 from . import machine, peers
-from .clock import EVENT_ROUNDS, Timing, interleaved, launched, num_rotated, replayed
+from .clock import EVENT_ROUNDS, interleaved, launched, num_rotated, replayed
 
 SLICE_S = 0.03
 ROUNDS, QUICK_ROUNDS = 12, 5
@@ -112,19 +112,13 @@ def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]
     if not job.backward:
         columns |= peers.of_kernel(job.family, job.case, job.dtype)
     times = interleaved(columns, rounds, slice_s=SLICE_S)
-    rate = job.num_bytes / times["host"].best_s
-    found |= {"bytes": job.num_bytes, **_figures(times), "host_gb_per_s": round(rate / 1e9, 2)}
-    return found | {"share_of_copy": round(rate / machine.copy_bytes_per_s("cpu"), 3)}
-
-
-def _figures(times: dict[str, Timing]) -> dict[str, Any]:
-    """CPU microseconds, spread and ratio to host of every column."""
     host, others = times["host"], {name: t for name, t in times.items() if name != "host"}
-    return {
-        "cpu_us": {name: round(1e6 * t.best_s, 1) for name, t in times.items()},
+    return found | {
+        "bytes": job.num_bytes,
         "times": {name: t.as_dict() for name, t in times.items()},
         "ratio_to_host": {name: round(t.best_s / host.best_s, 2) for name, t in others.items()},
         "ratio_of_medians": {name: round(t.median_s / host.median_s, 2) for name, t in others.items()},
+        "share_of_copy": round(job.num_bytes / host.best_s / machine.copy_bytes_per_s("cpu"), 3),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from imnet.errors import DeviceError, IOFailure, UsageError
 
-from .tables import scaled, short
+from .form import scaled, short
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 PUBLISHED, MEASURED = "#9aa5b1", "#1f6f8b"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from .form import NOT_MEASURED, Row, grouped, markdown, short, spread
 from .machine import PEERS
 from .machine import text as machine_text
 
-NOT_MEASURED = "not measured"
 LINE_CHARACTERS = 180
-Row = dict[str, Any]
 Cells = list[str]
 
 
@@ -24,11 +21,6 @@ class Section:
     about: Callable[[Row], str]
     head: Cells
     lines: Callable[[list[Row]], list[Cells]]
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 def section(data: Row) -> str:
@@ -47,37 +39,6 @@ def shown(benchmark: str, row: Row) -> str:
         wide = "\n".join([name, *(f"  {head:<22} {cell}" for head, cell in named)])
         blocks.append(line if len(line) <= LINE_CHARACTERS else wide)
     return "\n".join(blocks)
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """A number for people."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
-
-
-def scaled(value: float | None, unit: str = "") -> str:
-    """Three digits with a decimal prefix: 12.3 GB/s; ``-`` where nothing is known."""
-    if value is None:
-        return "-"
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:{'.3g' if abs(value / size) < 999.5 else '.0f'}} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
-
-
-def spread(values: Sequence[float], scale: float, digits: int) -> str:
-    """mean +- sample standard deviation."""
-    mean = f"{statistics.fmean(values) * scale:.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) * scale:.{digits}f}"
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by their values of ``names``, in the order of first sight."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row.get(name) for name in names), []).append(row)
-    return found
 
 
 def where(data: Row) -> str:
@@ -180,7 +141,7 @@ def _step(row: Row) -> Cells:
 def _kernel(row: Row) -> Cells:
     peers = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratio_to_host"].items())
     host = row["times"]["host"]
-    us = f"{row['cpu_us']['host']:,.0f} (median {1e6 * host['median_s']:,.0f}, IQR {1e6 * host['iqr_s']:,.0f})"
+    us = f"{1e6 * host['best_s']:,.0f} (median {1e6 * host['median_s']:,.0f}, IQR {1e6 * host['iqr_s']:,.0f})"
     return [
         f"{row['family']} {row['case']}",
         row["dtype"],

@@ -29,7 +29,7 @@ from imnet.run_options import RunOptions
 from . import machine
 from .case import Case, build, plain, synthetic, train_flops
 from .clock import Timing, Window, wait, windows
-from .tables import short
+from .form import short
 
 WINDOW_S = 0.25
 ROUNDS = 40

@@ -197,8 +197,7 @@ def profiled(net: Net, variant: Variant, setting: Setting) -> Figures:
     from ..profile.step import top_kernels
     from ..profile.work import Work
 
-    options, steps = _options(variant, setting), setting.few(PROFILED_STEPS)
-    work = Work(net.recipe, options, device.resolve(options))
+    steps, work = setting.few(PROFILED_STEPS), Work(net.recipe, _options(variant, setting))
     _compile_dry(work.step, variant, setting)
     return top_kernels(work, steps, TOP) | {"batch": net.batch, "n": steps}
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..tables import NOT_MEASURED, grouped, markdown, short, spread
+from ..form import NOT_MEASURED, grouped, markdown, short, spread
 from .files import condensed
 from .plan import Figures
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from imnet.command import Parser, guarded
 
-from ..cli import count
+from ..cli import FAMILIES, count
 
 _OUT = Path("runs") / "profile"
 
@@ -63,17 +64,22 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("family", help="augment, spectral, shake_shake or sgd_ema")
+    parser.add_argument("family", choices=(*FAMILIES, "batch_norm"))
     parser.add_argument("--case", help="one case (default: all)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 where it has it")
-    parser.add_argument("--tier", default="auto", help="reference, host, triton or cuda (default: what training takes)")
+    tiers = ("auto", "reference", "host", "triton", "cuda")
+    parser.add_argument("--tier", choices=tiers, default="auto", help="default: what training takes")
     parser.add_argument("--no-resources", action="store_true", help="do not compile for sm_80 and sm_90")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="quickstart", help="recipe whose data path it is (default quickstart)")
+    parser.add_argument("--recipe", help="recipe whose data path it is (default quickstart)")
     parser.add_argument("--data-dir", help="folder that holds the data set")
     parser.add_argument("--synthetic", action="store_true", help="random images in place of the data set")
     parser.add_argument("--images", type=count, help="take that many images of the set")
     parser.add_argument("--batch-size", type=count, help="images a batch (default: the recipe's)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

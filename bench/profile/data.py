@@ -16,27 +16,24 @@ from torch import Tensor
 from imnet import device
 from imnet.data import pipelines
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.order import Order
 from imnet.data.pipelines import Setting
-from imnet.data.pipelines.batches import Batches, as_tensor, mean_image
+from imnet.data.pipelines.batches import Batches, as_tensor
 from imnet.data.pipelines.encoded import Decoder
 from imnet.errors import UsageError
 from imnet.files import write_json
-from imnet.from_recipe import load_data
+from imnet.from_recipe import load_sources
+from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.recipe import Augment, Recipe, replace
-from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
-from ..case import endless
+from ..case import endless, find_recipe, synthetic
 from ..clock import cpu_seconds, interleaved, wait
-from ..tables import scaled
-from .report import captured, commands, duration, percent, plural, table, usable_folder
+from ..form import aligned, duration, percent, plural, scaled
+from .report import captured, commands, usable_folder
 
 ROUNDS = 9
 PIPELINE_BATCHES, PIPELINE_S = 8, 0.5
-SYNTHETIC_BATCHES = 8
-"""Of random images: more than the caches hold, less than a minute to draw."""
 
 
 @dataclass(frozen=True)
@@ -48,50 +45,35 @@ class Stage:
     num_bytes: int
 
 
-def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Time the stages and the pipelines, write ``data.json``, print the table; returns what data.json holds."""
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Time the stages and the pipelines, write ``data.json``, print the tables."""
     recipe = _recipe(values)
-    chosen = {name: getattr(values, name) for name in ("device", "precision", "threads", "data_dir")}
-    options = RunOptions(**chosen)
+    options = RunOptions(**{name: getattr(values, name) for name in ("device", "precision", "threads", "data_dir")})
     place, folder = device.resolve(options), usable_folder(values.out)
     with device.threads(options) as threads:
-        split = load_data(recipe, options).train
-        batch = min(recipe.data.batch_images, len(split))
-        order = Order(len(split), batch, recipe.seed)
-        setting = _setting(recipe, split, place, order, threads)
-        parts = stages(recipe, split, setting)
+        sources = load_sources(recipe, options, place, World())
+        split, setting, batch = sources.dataset.train, sources.train.setting, sources.order.batch_images
         kinds = ["host"] if isinstance(split, EncodedSplit) else ["resident", "host"]
         with captured(place.device):
-            measured = timed(parts, batch, place.device)
+            measured = timed(stages(recipe, split, setting), batch, place.device)
             whole = [end_to_end(kind, split, setting) for kind in kinds]
         found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
         found |= {"images": len(split), "image_shape": list(split.image_shape), "threads": threads}
-        found |= {"device": str(place.device), "dtype": place.precision, "stages": measured}
-        found |= {"encoded": isinstance(split, EncodedSplit), "pipelines": whole}
+        found |= {"device": str(place.device), "dtype": place.precision, "stages": measured, "pipelines": whole}
     write_json(folder / "data.json", found)
     print(text(found))
     print(f"written: {folder / 'data.json'}")
     print(commands(arguments, folder, "data"))
-    return found
 
 
 def _recipe(values: argparse.Namespace) -> Recipe:
-    recipe = by_name(values.recipe)
-    data = replace(recipe.data, batch_images=values.batch_size or recipe.data.batch_images)
+    recipe = find_recipe(values.recipe, None, batch_images=values.batch_size, default="quickstart")
+    if values.synthetic and values.data_dir is not None:
+        raise UsageError("got --synthetic and --data-dir", hint="give one of them")
     if values.synthetic:
-        if values.data_dir is not None:
-            raise UsageError("got --synthetic and --data-dir", hint="give one of them")
-        images = SYNTHETIC_BATCHES * data.batch_images
-        data = replace(data, name="synthetic", split=None, train_images=images, test_images=1)
-    if values.images is not None:
-        data = replace(data, train_images=values.images)
-    return replace(recipe, data=data)
-
-
-def _setting(recipe: Recipe, split: AnySplit, place: device.Place, order: Order, threads: int) -> Setting:
-    mean = mean_image(split) if recipe.augment.mean == "image" else None
-    about = {"augment": recipe.augment, "seed": recipe.seed, "mean": mean, "order": order, "workers": threads}
-    return Setting(**about, device=place.device, dtype=place.dtype)
+        recipe = synthetic(recipe)
+    images = values.images or recipe.data.train_images
+    return replace(recipe, data=replace(recipe.data, train_images=images))
 
 
 def stages(recipe: Recipe, split: AnySplit, setting: Setting) -> list[Stage]:
@@ -178,36 +160,25 @@ def end_to_end(kind: str, split: AnySplit, setting: Setting) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """What the command prints of data.json."""
     shape = "x".join(map(str, found["image_shape"]))
-    kept = "pictures kept encoded" if found["encoded"] else "images"
     slowest = max(found["stages"], key=lambda row: row["share"])
     clock = "one core's time" if found["device"] == "cpu" else "wall time"
+    cells = [
+        [row["stage"], duration(row["seconds"]), duration(row["iqr_s"]), f"{row['images_per_s']:,.0f}",
+         scaled(row["bytes"], "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["share"])]
+        for row in found["stages"]
+    ]  # fmt: skip
+    whole = [
+        [f"{row['pipeline']}: {row['where']}", duration(row["seconds"]), duration(row["cpu_s"]),
+         f"{row['images_per_s']:,.0f}"]
+        for row in found["pipelines"]
+    ]  # fmt: skip
     return "\n".join(
         [
-            f"{found['recipe']} ({found['data']}), {found['images']:,} {kept} {shape}, batch {found['batch_images']}, "
-            f"{found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}",
-            "",
-            _stage_table(found["stages"]),
-            f"stage by stage, {clock}; most of it is {slowest['stage']} ({percent(slowest['share'])})",
-            "",
-            _pipeline_table(found["pipelines"]),
+            f"{found['recipe']} ({found['data']}), {found['images']:,} images {shape}, batch {found['batch_images']}, "
+            f"{found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}\n",
+            aligned(["stage", "a batch", "IQR", "images/s", "bytes", "bytes/s", "share"], cells),
+            f"stage by stage, {clock}; most of it is {slowest['stage']} ({percent(slowest['share'])})\n",
+            aligned(["pipeline", "a batch", "processor time", "images/s"], whole),
             "end to end, without a step: the stages in one pass, where the kernels fuse them",
         ]
     )
-
-
-def _stage_table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["stage", "a batch", "IQR", "images/s", "bytes", "bytes/s", "share"]
-    cells = []
-    for row in rows:
-        times = [duration(row["seconds"]), duration(row["iqr_s"]), f"{row['images_per_s']:,.0f}"]
-        amounts = [scaled(row["bytes"], "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["share"])]
-        cells.append([row["stage"], *times, *amounts])
-    return table(head, cells)
-
-
-def _pipeline_table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = []
-    for row in rows:
-        times = [duration(row["seconds"]), duration(row["cpu_s"]), f"{row['images_per_s']:,.0f}"]
-        cells.append([f"{row['pipeline']}: {row['where']}", *times])
-    return table(["pipeline", "a batch", "processor time", "images/s"], cells)

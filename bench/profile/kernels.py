@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,21 +19,22 @@ from imnet.run_options import RunOptions
 
 from .. import machine
 from ..clock import on_device
+from ..form import aligned, clipped, duration, percent, plural, scaled
+from ..kernels import Job
 from ..pictures import roofline
-from ..tables import scaled
 from . import resources
-from .report import captured, clipped, commands, duration, percent, plural, table, usable_folder
+from .report import captured, commands, usable_folder
 
 NAME_CHARACTERS = 44
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Time the cases, compile the kernels, write ``kernels-<family>.json`` and ``.svg``, print the tables.
 
-    Returns what the JSON holds. ``arguments`` are the command line's, for the nsys and ncu lines of this run.
+    ``arguments`` are the command line's, for the nsys and ncu lines of this run.
     """
-    family = _chosen("kernel family", values.family, {family.name: family for family in families()})
+    family = next(family for family in families() if family.name == values.family)
     dtype = _dtype(family, values.dtype)
     cases = _cases(family, values.case)
     options = RunOptions(device=values.device, threads=values.threads)
@@ -43,7 +44,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     with device.threads(options) as threads, tier.using(f"{family.name}={chosen}"):
         copy = machine.copy_bytes_per_s(place)
         with captured(place):
-            timed = [timed_case(family, case, dtype, place.type, copy) for case in cases]
+            timed = [timed_case(Job(family, case, dtype), chosen, place.type, copy) for case in cases]
         product = {"fp32": _fp32_peak(place)}
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu"
     found: dict[str, Any] = {"family": family.name, "dtype": _short(dtype), "tier": chosen, "threads": threads}
@@ -56,7 +57,6 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     print(roofline(folder / f"{name}.svg", title, timed, copy, product))
     print(f"written: {folder / name}.json")
     print(commands(arguments, folder, name))
-    return found
 
 
 def _fp32_peak(place: torch.device) -> float:
@@ -69,14 +69,14 @@ def _fp32_peak(place: torch.device) -> float:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def timed_case(family: Family, case: Case, dtype: torch.dtype, kind: str, copy: float) -> dict[str, Any]:
+def timed_case(job: Job, name: str, kind: str, copy: float) -> dict[str, Any]:
     """One row: seconds a call (median, interquartile range), bytes, FLOPs, share of the copy's bandwidth."""
-    moved = family.bytes_moved(case, dtype)
-    taken = on_device(lambda: family.make(case, dtype, kind).run, moved, kind)
-    median_s, iqr_s = taken.median_s, taken.iqr_s
-    rate = moved / median_s
-    row: dict[str, Any] = {"case": case.name, "real": case.real, "median_s": median_s, "iqr_s": iqr_s, "bytes": moved}
-    return row | {"flops": flops(family.name, case), "bytes_per_s": rate, "of_copy": rate / copy}
+    case, moved = job.case, job.num_bytes
+    taken = on_device(lambda: job.run(name, kind), moved, kind)
+    rate = moved / taken.median_s
+    row: dict[str, Any] = {"case": case.name, "real": case.real, "median_s": taken.median_s, "iqr_s": taken.iqr_s}
+    row |= {"bytes": moved, "flops": flops(job.family.name, case)}
+    return row | {"bytes_per_s": rate, "of_copy": rate / copy}
 
 
 def flops(family: str, case: Case) -> int:
@@ -102,21 +102,15 @@ def flops(family: str, case: Case) -> int:
     return torch.Size(o["shape"]).numel() // s * per_block
 
 
-def _chosen(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    """The one of that name; UsageError with the nearest of the known ones."""
-    if name not in known:
-        raise UsageError(f"got unknown {what} {name!r}; allowed: {', '.join(known)}", hint=suggest(name, known) or None)
-    return known[name]
-
-
 def _cases(family: Family, name: str | None) -> list[Case]:
     """All of the contract that move anything, or the one that was asked for, which may be of a GPU's own size."""
     if name is None:
         return [case for case in family.contract if family.bytes_moved(case, torch.float32)]
-    case = _chosen(f"case of {family.name}", name, {case.name: case for case in family.cases})
-    if not family.bytes_moved(case, torch.float32):
-        raise UsageError(f"got case {name!r}, which moves nothing", hint="choose another --case")
-    return [case]
+    known = {case.name: case for case in family.cases if family.bytes_moved(case, torch.float32)}
+    if name not in known:
+        what = f"got --case {name!r}; allowed of {family.name}, since they move something: {', '.join(known)}"
+        raise UsageError(what, hint=suggest(name, known) or None)
+    return [known[name]]
 
 
 def _dtype(family: Family, name: str | None) -> torch.dtype:
@@ -133,10 +127,9 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _tier(name: str, family: str, kind: str) -> str:
-    """The tier's name; UsageError for an unknown one, DeviceError for one that is not here."""
+    """The tier's name; DeviceError for one that is not here."""
     if name == "auto":
         return tier.report(kind)[family][0]
-    _chosen("--tier", name, dict.fromkeys(tier.TIERS))
     problem = tier.missing(name, kind)
     if problem:
         raise DeviceError(f"got --tier {name}: {problem}")
@@ -164,7 +157,7 @@ def _case_table(timed: Sequence[dict[str, Any]]) -> str:
         f"{r['flops'] / r['bytes']:.2f}", scaled(r["flops"] / r["median_s"], "FLOP/s"),
     ]  # fmt: skip
     head = ["case", "median", "IQR", "bytes", "bytes/s", "of copy", "FLOP/B", "FLOP/s"]
-    return table(head, [cells(row) for row in timed])
+    return aligned(head, [cells(row) for row in timed])
 
 
 def _resource_table(found: Sequence[dict[str, Any]]) -> str:
@@ -179,7 +172,7 @@ def _resource_table(found: Sequence[dict[str, Any]]) -> str:
         lines.append([clipped(name, NAME_CHARACTERS), kind, *cells])
     sm = " / ".join(dict.fromkeys(f"sm_{row['architecture']}" for row in found))
     head = [f"kernel ({sm})", "tier", "registers", "shared B", "spilled B", "threads", "warps of 64", "limited by"]
-    return table([*head, *_COUNTED.values()], lines)
+    return aligned([*head, *_COUNTED.values()], lines)
 
 
 _COUNTED = {"per_element": "instr/element", "load_bytes": "load B", "store_bytes": "store B", "local": "local"}

@@ -1,4 +1,4 @@
-"""How profiles are written down: aligned tables, a folder that can be used, the lines of nsys and ncu for this run."""
+"""What every profile needs: a folder that can be used, and the lines of nsys and ncu for this run."""
 
 from __future__ import annotations
 
@@ -14,34 +14,6 @@ import torch
 from imnet.errors import IOFailure
 
 KERNELS_COUNTED = 20
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart: the first to the left, the others to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    pairs = [zip(line, widths, strict=True) for line in lines]
-    found = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(p)).rstrip() for p in pairs]
-    return "\n".join([found[0], "-" * len(found[0]), *found[1:]])
-
-
-def duration(seconds: float) -> str:
-    """Microseconds or milliseconds, three digits."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def clipped(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def usable_folder(path: Path) -> Path:
@@ -74,7 +46,7 @@ def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
     """This run as a shell command; PYTHONPATH comes along where it is set, as in a checkout."""
     package = (__package__ or "bench").partition(".")[0]
     path = os.environ.get("PYTHONPATH")
-    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile"]
+    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile.cli"]
     missing = [word for word in extra if word not in arguments]
     return shlex.join([*words, *arguments, *missing])
 

@@ -18,9 +18,9 @@ from imnet.run_options import RunOptions
 from .. import machine
 from ..case import find_recipe
 from ..clock import wait
-from ..tables import scaled
-from .ops import OpCall, count, peak_bytes
-from .report import captured, clipped, commands, duration, percent, plural, table, usable_folder
+from ..form import aligned, clipped, duration, percent, plural, scaled
+from .ops import OpCall, count
+from .report import captured, commands, usable_folder
 from .trace import STEP, Roofs, Row, argument_costs, kernel_costs, kernels, phases, rows
 from .work import Work
 
@@ -44,14 +44,14 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
         _name_compiled_kernels()
     try:
         with device.threads(options):
-            work = Work(recipe, options, place, values.nvtx)
+            work = Work(recipe, options, values.nvtx)
             warm_s = work.warm_up()
             if values.nvtx:
                 return _ranges_only(work, values.steps)
             bare_s = work.seconds_per_step(values.steps)
             found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": bare_s}
             found |= _profiled(work, values.steps, values.by_shape, folder / "step-trace.json")
-            found["peak_bytes"] = peak_bytes(work.once, _held(work), place.device)
+            found["peak_bytes"] = _peak_bytes(work)
     except torch.OutOfMemoryError as error:
         images = recipe.data.batch_images
         hint = f"try --batch-size {max(1, images // 2)}"
@@ -77,11 +77,11 @@ def _ranges_only(work: Work, steps: int) -> dict[str, Any]:
     return {"seconds_without_profiler": seconds}
 
 
-def _held(work: Work) -> list[torch.Tensor]:
-    """What lives before and after a step: weights, their averages, the optimiser's state, the images."""
-    step = work.step
-    found = [t for group in step.tensors().values() for t in group.values()]
-    return [*found, work.data.images, work.data.labels]
+def _peak_bytes(work: Work) -> int:
+    """Of a step without a profiler; on a CPU of all that the process did."""
+    machine.forget_peak()
+    work.once()
+    return machine.peak_bytes(work.place.device)
 
 
 def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None = None) -> dict[str, Any]:
@@ -90,9 +90,8 @@ def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None
     The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured.
     """
     on_gpu = work.place.device.type == "cuda"
-    with work.uncaptured(
-        eager=True
-    ):  # compiled and captured code hides its operators; those that it keeps are the same
+    # Compiled and captured code hides its operators; those that it keeps are the same.
+    with work.uncaptured(eager=True):
         calls = count(work.once)
     costs: dict[str, Row] = {}
     if work.step.graph is not None:
@@ -174,7 +173,7 @@ def _about(work: Work) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "model": recipe.model,
-        "batch_images": work.batch_images,
+        "batch_images": work.case.batch_images,
         "image_px": recipe.input_px,
         "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
         "precision": place.precision,
@@ -223,7 +222,7 @@ def _head(found: dict[str, Any]) -> list[str]:
 
 def _table(found: Sequence[dict[str, Any]], steps: int, what: str = "operator") -> str:
     head = [what, "calls", "time", "share", "FLOP", "bytes", "bytes/s", "of roof"]
-    return table(head, [_cells(row, steps) for row in found])
+    return aligned(head, [_cells(row, steps) for row in found])
 
 
 def _cells(row: dict[str, Any], steps: int) -> list[str]:

@@ -1,35 +1,26 @@
-"""What `imnet-profile step` runs: a recipe's real step and data path on a synthetic set, its phases marked."""
+"""What `imnet-profile step` runs: a recipe's real step and data path on random images, its phases marked."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from imnet import device
-from imnet.data.order import Order, micro_batches
-from imnet.data.pipelines import Setting
-from imnet.data.pipelines.batches import mean_image
-from imnet.data.pipelines.resident import Resident
-from imnet.from_recipe import load_data
-from imnet.launch import World
-from imnet.mixing import Mixing
-from imnet.recipe import Recipe, replace
+from imnet.data.order import micro_batches
+from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
-from ..case import make_step
+from ..case import bare
 from ..clock import wait
 from .trace import PHASES, STEP
 
 _DATA, _FORWARD, _BACKWARD, _UPDATE = PHASES
-_STEPS_PER_EPOCH = 100
-"""Of the learning rate only: the figures do not depend on it."""
 WARM_UP_STEPS = 2
 
 
@@ -71,32 +62,16 @@ class RangedStep(TrainStep):
 
 
 class Work:
-    """The step and the data path of a recipe, on two batches of random images that lie on the device."""
+    """A recipe's step and data path."""
 
-    def __init__(self, recipe: Recipe, options: RunOptions, place: device.Place, nvtx: bool = False):
-        self.recipe, self.options, self.place = recipe, options, place
-        self.step = make_step(recipe, options, place, World(), RangedStep)
+    def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
+        self.options, self.case = options, bare(recipe, options, RangedStep)
+        self.recipe, self.place, self.step = self.case.recipe, self.case.place, cast(RangedStep, self.case.step)
         self.step.nvtx = nvtx
-        self.data, self.ids = self._build_data()
-        self.mixing = Mixing(recipe, rank=0)
-
-    @property
-    def batch_images(self) -> int:
-        return self.recipe.data.batch_images
-
-    def _build_data(self) -> tuple[Resident, list[Tensor]]:
-        recipe, batch = self.recipe, self.batch_images
-        data = replace(recipe.data, name="synthetic", split=None, train_images=2 * batch, test_images=1)
-        split = load_data(replace(recipe, data=data), self.options).train
-        mean = mean_image(split) if recipe.augment.mean == "image" else None
-        about = {"augment": recipe.augment, "seed": recipe.seed, "mean": mean, "dtype": self.place.dtype}
-        order = Order(2 * batch, batch, recipe.seed)
-        ids = order.epoch(0)
-        return Resident(split, Setting(**about, device=self.place.device)), [order.batch(ids, i) for i in (0, 1)]
+        self.batches = self.case.batches()
 
     def _pieces(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        batch = self.mixing(*self.data.batch(self.ids[number % 2], 0, True), number)
-        most = self.options.micro_batch_images
+        batch, most = self.case.mixing(*next(self.batches), number), self.options.micro_batch_images
         return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
 
     def once(self, number: int = 0) -> None:
@@ -104,8 +79,7 @@ class Work:
         with record_function(STEP):
             with self.step.phase(_DATA):
                 pieces = self._pieces(number)
-            lr = self.recipe.lr_at(number, _STEPS_PER_EPOCH)
-            self.step(pieces, self.batch_images, number, lr)
+            self.step(pieces, self.case.batch_images, number, self.case.lr)
 
     @contextmanager
     def uncaptured(self, eager: bool = False) -> Iterator[None]:
@@ -122,7 +96,7 @@ class Work:
         """Seconds of the first steps: compilation, capture, allocation, the optimiser's state."""
         start = time.perf_counter()
         if self.step.graph is not None:
-            self.step.warm_up(self._pieces(0), self.batch_images)
+            self.step.warm_up(self._pieces(0), self.case.batch_images)
         self.seconds_per_step(WARM_UP_STEPS)
         return time.perf_counter() - start
 

@@ -54,8 +54,8 @@ def test_a_row_has_the_spread_of_every_figure():
     for name, times in row["times"].items():
         assert times["n"] == 3
         assert 0 < times["best_s"] <= times["median_s"]
-        assert row["cpu_us"][name] == pytest.approx(1e6 * times["best_s"], abs=0.1)
-    assert f"{row['cpu_us']['host']:,.0f} (median" in tables.shown("kernels", row)
+        assert name == "host" or row["ratio_to_host"][name] > 0
+    assert f"{1e6 * row['times']['host']['best_s']:,.0f} (median" in tables.shown("kernels", row)
 
 
 @needs_host

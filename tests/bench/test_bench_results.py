@@ -5,7 +5,8 @@ import json
 import pytest
 
 from bench import results
-from bench.tables import SECTIONS, short, shown
+from bench.form import short
+from bench.tables import SECTIONS, shown
 
 MACHINE = {
     "cpu": "Z80",

@@ -52,7 +52,7 @@ def test_stages_of_pixels(tmp_path, capsys):
 def test_random_images_stand_in_for_a_set(tmp_path):
     assert data(tmp_path, "--recipe", "imagenet64/wrn36_5", "--synthetic", "--batch-size", "4") == 0
     found = json.loads((tmp_path / "data.json").read_text())
-    assert (found["data"], found["images"], found["image_shape"]) == ("synthetic", 32, [64, 64, 3])
+    assert (found["data"], found["images"], found["image_shape"]) == ("synthetic", 64, [64, 64, 3])
     assert found["stages"][0]["bytes"] == 2 * 4 * 64 * 64 * 3
 
 

@@ -153,7 +153,7 @@ def test_flops_of_spectral_are_those_of_a_folded_dct():
     [
         (["augmnet"], 2, "did you mean augment?"),
         (["augment", "--case", "imagenet46"], 2, "did you mean imagenet64?"),
-        (["augment", "--case", "empty_batch"], 2, "moves nothing"),
+        (["augment", "--case", "empty_batch"], 2, "since they move something"),
         (["augment", "--tier", "hots"], 2, "did you mean host?"),
         (["augment", "--tier", "cuda"], 69, "runs on CUDA tensors"),
         (["sgd_ema", "--dtype", "bf16"], 2, "allowed: fp32"),
