@@ -12,16 +12,10 @@ The parts' own code is imported when they run: asking does not import torch.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
-
-if TYPE_CHECKING:
-    from .gate import Measure
 
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
@@ -39,47 +33,21 @@ def _main(argv: list[str]) -> int:
     from imnet.defaults import choose_kernels
     from imnet.run_options import RunOptions
 
-    from . import commands
+    from . import commands, gate
 
     choose_kernels(RunOptions())
     report, measure = commands.COMMANDS[values.command](values)
     code = 0
     if values.save is not None:
-        _save(values.save, report, measure)
+        gate.save(values.save, report, measure)
     if values.compare is not None:
-        code = _compare(values, report, measure)
+        options = values.fail_under, values.force
+        table, passed = gate.against(values.compare, report["fingerprint"], measure, *options)
+        print(table)
+        code = 0 if passed else 1
     if values.json is not None:
-        _write(values.json, report)
+        gate.write(values.json, report)
     return code
-
-
-def _save(path: Path, report: dict[str, Any], measure: Measure) -> None:
-    from . import gate
-
-    print(f"scores for the gate: {gate.SAVE_ATTEMPTS} measurements of each", flush=True)
-    load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
-    if load > 1.5 * cores:
-        print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
-    report["gate"], report["load"] = gate.keep(measure), load
-    _write(path, report)
-    for name, entry in report["gate"].items():
-        print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
-
-
-def _compare(values: argparse.Namespace, report: dict[str, Any], measure: Measure) -> int:
-    from . import gate
-
-    table, passed = gate.against(values.compare, report["fingerprint"], measure, values.fail_under, values.force)
-    print(table)
-    return 0 if passed else 1
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"written: {path}")
-    except OSError as error:
-        raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
 
 
 def _check(values: argparse.Namespace) -> None:
@@ -122,7 +90,7 @@ def _common(part: Parser) -> None:
     part.add_debug()
 
 
-def _run(part: argparse.ArgumentParser) -> None:
+def add_run(part: argparse.ArgumentParser) -> None:
     """Which recipe, and how it runs."""
     part.add_argument("--batch-size", type=count, metavar="N", help="global batch in images (the recipe's)")
     part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -132,7 +100,7 @@ def _run(part: argparse.ArgumentParser) -> None:
 
 
 def _throughput(part: argparse.ArgumentParser) -> None:
-    _run(part)
+    add_run(part)
     part.add_argument("--recipe", metavar="NAME", help="a recipe of imnet-train --list (fashion-mnist/speedrun)")
     part.add_argument("--model", metavar="NAME", help="a network: its first recipe, or a plain one")
     part.add_argument("--data-dir", metavar="DIR", help="the recipe's own data; default random images of their shape")
@@ -157,7 +125,7 @@ def _step(part: argparse.ArgumentParser) -> None:
 
 
 def _scaling(part: argparse.ArgumentParser) -> None:
-    _run(part)
+    add_run(part)
     part.add_argument("--recipe", metavar="NAME", help="a recipe (fashion-mnist/speedrun)")
     part.add_argument("--procs", type=count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
     part.add_argument("--gpus", type=count, metavar="N", help="up to N GPUs (all)")
@@ -184,10 +152,6 @@ def _runs(part: argparse.ArgumentParser) -> None:
     part.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of complete runs")
 
 
-def _nothing(part: argparse.ArgumentParser) -> None:
-    pass
-
-
 def count(text: str) -> int:
     """An argparse type."""
     try:
@@ -207,5 +171,5 @@ _PARTS = {
     "whole": ("the whole command against timm's own train.py", _whole),
     "scaling": ("1 to N ranks, weak and strong; or the model of it on paper", _scaling),
     "runs": ("accuracies and seconds of whole trainings, from their run folders", _runs),
-    "all": ("small cases of everything, under ten minutes on two cores", _nothing),
+    "all": ("small cases of everything, under ten minutes on two cores", lambda part: None),
 }

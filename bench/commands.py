@@ -17,22 +17,23 @@ from imnet.run_options import RunOptions
 
 from . import data, gate, kernels, scaling, step, tables, throughput, whole
 from .case import find_recipe
+from .form import Row
 from .gate import Measure
 from .machine import fingerprint, version
 
-Row = dict[str, Any]
 Result = tuple[Row, Measure]
 ONE_THREAD = RunOptions(threads=1)
 GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
-WIDE, SMALL_ROUNDS = "tiny-imagenet/resnet18_64", 6
-LEFT_OUT = [
-    "throughput: two recipes, the second with 32 images a step; `imnet-bench throughput --recipe NAME` takes any",
-    f"step: two networks, {SMALL_ROUNDS} rounds; `imnet-bench step` takes the whole table",
-    "kernels: fewer rounds and no compiled column; `imnet-bench kernels` takes all",
-    f"data: {data.QUICK_ROUNDS} rounds; rows that need files: `imnet-bench data --jpegs ZIP`",
-    "scaling: up to two processes; the model on paper is `imnet-bench scaling --model 1024`",
-    "published hardware: `imnet-bench throughput --against CARD`",
-]
+# `imnet-bench all`: small cases of a narrow and of a wide network, fewer rounds, nothing that needs files.
+SMALL = (
+    "throughput --recipe fashion-mnist/speedrun --seconds 7",
+    "throughput --recipe tiny-imagenet/resnet18_64 --batch-size 32 --seconds 7",
+    "step --only speednet --rounds 6",
+    "step --only timm:resnet18 --rounds 6",
+    "scaling --batch-size 128 --steps 12",
+    "kernels --quick",
+    "data --rounds 6",
+)
 
 
 def report(
@@ -75,13 +76,10 @@ def throughput_(values: argparse.Namespace) -> Result:
         if getattr(values, name) is not None:
             raise UsageError(f"got --{name} without --against", hint='e.g. --against "GTX 1080 Ti"')
     recipe = find_recipe(values.recipe, values.model, batch_images=values.batch_size)
-    return _throughput([recipe], options, values.seconds), _probes([recipe])
-
-
-def _throughput(recipes: list[Recipe], options: RunOptions, seconds: float) -> Row:
-    found = report("throughput", (throughput.measure(recipe, options, seconds) for recipe in recipes), options=options)
-    found["fingerprint"]["n"] = min(row["rates"]["model"]["n"] for row in found["rows"])
-    return found
+    rows = (throughput.measure(one, options, values.seconds) for one in [recipe])
+    found = report("throughput", rows, options=options)
+    found["fingerprint"]["n"] = found["rows"][0]["rates"]["model"]["n"]
+    return found, _probes([recipe])
 
 
 def _against(values: argparse.Namespace, options: RunOptions) -> Result:
@@ -141,26 +139,30 @@ def _again(take: Callable[[], Row], scores: Callable[[Row], dict[str, float]]) -
     return first, measure
 
 
-def _step(only: str | None, rounds: int, compile: bool = False, threads: int | None = None) -> Row:
-    about = {"compile": compile, "timm": version("timm") or "not measured: not installed"}
-    rows = step.rows(only, rounds, compile)
-    return report("step", rows, "bf16", rounds, RunOptions(threads=threads), lambda: about)
+def kernels_(values: argparse.Namespace) -> Result:
+    """The score of a kernel is its reference's time over its own."""
+    rounds = kernels.QUICK_ROUNDS if values.quick else kernels.ROUNDS
+    about = functools.partial(kernels.about, rounds)
+
+    def take() -> Row:
+        rows = kernels.rows(values.family, rounds, values.quick)
+        return report("kernels", rows, "fp32, bf16", rounds, ONE_THREAD, about)
+
+    return _again(take, kernels.scores)
+
+
+def data_(values: argparse.Namespace) -> Result:
+    """The score of a row is its peer's time over ours."""
+    n = values.rounds
+    return _again(lambda: report("data", data.rows(n, values.jpegs), "bf16", n, ONE_THREAD), data.scores)
 
 
 def step_(values: argparse.Namespace) -> Result:
     """The table against timm's step; the gate's scores are those of two recipes' steps."""
-    found = _step(values.only, values.rounds, values.compile, values.threads)
-    return found, _probes(_gate_recipes(), ("model",))
-
-
-def _kernels(family: str | None, quick: bool) -> Row:
-    rounds = kernels.QUICK_ROUNDS if quick else kernels.ROUNDS
-    about = functools.partial(kernels.about, rounds)
-    return report("kernels", kernels.rows(family, rounds, quick), "fp32, bf16", rounds, ONE_THREAD, about)
-
-
-def _data(rounds: int, jpegs: Any = None) -> Row:
-    return report("data", data.rows(rounds, jpegs), "bf16", rounds, ONE_THREAD)
+    about = {"compile": values.compile, "timm": version("timm") or "not measured: not installed"}
+    rows = step.rows(values.only, values.rounds, values.compile)
+    options = RunOptions(threads=values.threads)
+    return report("step", rows, "bf16", values.rounds, options, lambda: about), _probes(_gate_recipes(), ("model",))
 
 
 def whole_(values: argparse.Namespace) -> Result:
@@ -182,16 +184,10 @@ def scaling_(values: argparse.Namespace) -> Result:
     if values.gpus and not on_gpu:
         device.check_gpus(values.gpus)
     most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
-    recipe = find_recipe(values.recipe, None, batch_images=values.batch_size)
-    options = options if on_gpu else dataclasses.replace(options, device="cpu")
-    return _scaling(recipe, options, most, values.steps), _no_scores
-
-
-def _scaling(recipe: Recipe, options: RunOptions, most: int, steps: int) -> Row:
-    ranks = scaling.parse_ranks(most)
-    options = scaling.threads_a_rank(options, ranks)
-    about = functools.partial(scaling.about, recipe, options)
-    return report("scaling", scaling.rows(recipe, options, ranks, steps), None, steps, options, about)
+    recipe, ranks = find_recipe(values.recipe, None, batch_images=values.batch_size), scaling.parse_ranks(most)
+    options = scaling.threads_a_rank(options if on_gpu else dataclasses.replace(options, device="cpu"), ranks)
+    rows, about = scaling.rows(recipe, options, ranks, values.steps), functools.partial(scaling.about, recipe, options)
+    return report("scaling", rows, None, values.steps, options, about), _no_scores
 
 
 def runs_(values: argparse.Namespace) -> Result:
@@ -205,53 +201,30 @@ def _no_scores(names: Collection[str] | None) -> dict[str, float]:
 
 def all_(values: argparse.Namespace) -> Result:
     """Small cases of every subject; one that cannot run says why, the others go on."""
+    from .cli import parser
+
     took: dict[str, float] = {}
     found: dict[str, Any] = {}
-    for name, run in SMALL.items():
-        print(f"== {name}", flush=True)
-        start = time.perf_counter()
+    for words in SMALL:
+        print(f"== {words}", flush=True)
+        start, small = time.perf_counter(), parser().parse_args(words.split())
         try:
-            found[name] = run()
+            found[words], _ = COMMANDS[small.command](small)
         except (ImnetError, RuntimeError, OSError) as error:
-            found[name] = {"benchmark": name, "error": str(error).splitlines()[0]}
-            print(f"not measured: {found[name]['error']}", flush=True)
-        took[name] = round(time.perf_counter() - start, 1)
-    print("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items()))
-    print("left out:\n" + "\n".join(f"  {line}" for line in LEFT_OUT))
+            found[words] = {"benchmark": small.command, "error": str(error).splitlines()[0]}
+            print(f"not measured: {found[words]['error']}", flush=True)
+        took[words] = round(time.perf_counter() - start, 1)
+    print("took " + ", ".join(f"{words.split()[0]} {seconds:.0f} s" for words, seconds in took.items()))
     with device.threads(RunOptions()):
         machine = fingerprint(device.resolve(RunOptions()).precision)
-    about = {"benchmark": "all", "fingerprint": machine, "parts": found, "took_s": took, "left_out": LEFT_OUT}
+    about = {"benchmark": "all", "fingerprint": machine, "parts": found, "took_s": took}
     return about, _probes(_gate_recipes())
 
 
-def _small_throughput() -> Row:
-    recipes = [find_recipe("fashion-mnist/speedrun", None), find_recipe(WIDE, None, batch_images=32)]
-    return _throughput(recipes, RunOptions(), seconds=15)
-
-
-def _small_step() -> Row:
-    reports = [_step(name, SMALL_ROUNDS) for name in ("speednet", "timm:resnet18")]
-    return reports[0] | {"rows": [row for found in reports for row in found["rows"]]}
-
-
-def _small_scaling() -> Row:
-    gpus = device.num_gpus()
-    recipe = find_recipe("fashion-mnist/speedrun", None, batch_images=128)
-    return _scaling(recipe, RunOptions() if gpus else RunOptions(device="cpu"), max(2, gpus), steps=12)
-
-
-SMALL: dict[str, Callable[[], Row]] = {
-    "throughput": _small_throughput,
-    "step": _small_step,
-    "scaling": _small_scaling,
-    "kernels": lambda: _kernels(None, True),
-    "data": lambda: _data(data.QUICK_ROUNDS),
-}
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "throughput": throughput_,
-    # The score of a kernel is its reference's time over its own, that of a row of data its peer's.
-    "kernels": lambda values: _again(lambda: _kernels(values.family, values.quick), kernels.scores),
-    "data": lambda values: _again(lambda: _data(values.rounds, values.jpegs), data.scores),
+    "kernels": kernels_,
+    "data": data_,
     "step": step_,
     "whole": whole_,
     "scaling": scaling_,

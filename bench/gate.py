@@ -75,6 +75,27 @@ def keep(measure: Measure) -> dict[str, Any]:
     return {name: {"score": statistics.median(v), "of": v} for name in names for v in [[one[name] for one in taken]]}
 
 
+def save(path: Path, report: dict[str, Any], measure: Measure) -> None:
+    """Add the scores to a report, and write it. A busy machine's low scores would let slower code pass later."""
+    print(f"scores for the gate: {SAVE_ATTEMPTS} measurements of each", flush=True)
+    load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
+    if load > 1.5 * cores:
+        print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
+    report["gate"], report["load"] = keep(measure), load
+    write(path, report)
+    for name, entry in report["gate"].items():
+        print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """A report as JSON, and where it lies."""
+    try:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written: {path}")
+    except OSError as error:
+        raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
+
+
 def judge(old: Mapping[str, Sequence[float]], measure: Measure, fail_under: float) -> list[Verdict]:
     """Each name of ``old`` (the kept measurements) that is measured today too, in its order."""
     lines = {name: line(kept, fail_under) for name, kept in old.items()}

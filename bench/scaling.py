@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from .case import build, synthetic
 from .clock import Timing, wait
 
 MIB = 2**20
-WARM_UP_STEPS = 3
+WARM_UP_STEPS, ALL_REDUCES = 3, 10
 
 
 def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> Iterator[dict[str, Any]]:
@@ -53,7 +54,8 @@ def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20)
         for kind, batch in batches.items():
             about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}
             row = about | taken[str(batch)]
-            yield row | {"efficiency": efficiency(row, first.setdefault(kind, row))}
+            one = first.setdefault(kind, row)
+            yield row | {"efficiency": efficiency(row, one), "predicted_efficiency": predicted_efficiency(row, one)}
 
 
 def about(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
@@ -73,6 +75,13 @@ def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
     """Images a second a rank, over those of the fewest ranks: 1 is ideal for weak and for strong."""
     rate = row["batch_images"] / row["step_s"] / row["ranks"]
     return rate / (first["batch_images"] / first["step_s"] / first["ranks"])
+
+
+def predicted_efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
+    """What the model on paper says of a row, from what one rank was measured to compute and the all-reduce alone to
+    take: nothing is hidden behind the backward pass, and no rank waits for a slower one."""
+    compute_s = first["step_s"] * row["batch_images"] / row["ranks"] / first["batch_images"]
+    return efficiency(row | {"step_s": compute_s + row["all_reduce_s"]}, first)
 
 
 def _with_batch(recipe: Recipe, batch: int) -> Recipe:
@@ -118,9 +127,21 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
     batches.close()
     timing = Timing.of(seconds[WARM_UP_STEPS:])
     taken = {"step_s": timing.median_s, "step_s_iqr": timing.iqr_s, "step_s_best": timing.best_s, "n": timing.n}
-    gradient_bytes = sum(p.numel() * 4 for p in case.step.params)
+    gradients = torch.zeros(sum(p.numel() for p in case.step.params), device=case.place.device)
     about = {"precision": case.place.precision, "threads_a_rank": torch.get_num_threads()}
-    return taken | about | {"gradient_bytes": gradient_bytes}
+    return taken | about | {"gradient_bytes": 4 * gradients.numel(), "all_reduce_s": _all_reduce_s(gradients, world)}
+
+
+def _all_reduce_s(gradients: torch.Tensor, world: launch.World) -> float:
+    """Median seconds of the ranks' sum of as many fp32 numbers as there are gradients, with nothing beside it."""
+    seconds = []
+    for _ in range(WARM_UP_STEPS + ALL_REDUCES):
+        world.barrier()
+        start = time.perf_counter()
+        world.all_reduce(gradients)
+        wait(gradients.device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_UP_STEPS:])
 
 
 def parse_ranks(most: int) -> list[int]:

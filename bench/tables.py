@@ -120,7 +120,8 @@ def _scaling(row: Row) -> Cells:
     ranks = str(row["ranks"]) + (" (more than cores)" if row["oversubscribed"] else "")
     ms = f"{row['step_s'] * 1e3:.1f} (IQR {row['step_s_iqr'] * 1e3:.1f})"
     rate = short(row["batch_images"] / row["step_s"])
-    return [row["kind"], ranks, str(row["batch_images"]), ms, rate, f"{row['efficiency']:.1%}", str(row["n"])]
+    of_model = _optional(row.get("predicted_efficiency"), "{:.1%}")
+    return [row["kind"], ranks, str(row["batch_images"]), ms, rate, f"{row['efficiency']:.1%}", of_model, str(row["n"])]
 
 
 def _on_paper(row: Row) -> Cells:
@@ -213,7 +214,7 @@ SECTIONS = {
     "scaling": Section(
         lambda data: "Several ranks",
         lambda data: f"{data['recipe']} ({data['model']}) over {data['backend']}, wall time of rank 0. {where(data)}.",
-        ["kind", "ranks", "global batch", "ms a step", "images/s", "efficiency", "n"],
+        ["kind", "ranks", "global batch", "ms a step", "images/s", "efficiency", "the model's", "n"],
         lambda rows: [_scaling(row) for row in sorted(rows, key=lambda row: row["kind"] != "weak")],
     ),
     "scaling model": Section(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from imnet.command import Parser, guarded
 
-from ..cli import FAMILIES, count
+from ..cli import FAMILIES, add_run, count
 
 _OUT = Path("runs") / "profile"
 
@@ -25,13 +26,7 @@ def _run(argv: list[str]) -> int:
 
     if values.command != "kernels":  # which says itself what it takes
         choose_kernels(RunOptions(device=values.device))
-    if values.command == "step":
-        from .step import run
-    elif values.command == "kernels":
-        from .kernels import run
-    else:
-        from .data import run
-    run(values, argv)
+    importlib.import_module(f".{values.command}", __package__).run(values, argv)
     return 0
 
 
@@ -39,13 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     about = "Where the time of a training goes, and how far from the roof it is."
     parser = Parser(prog="imnet-profile", description=about)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
-    _add_step(commands.add_parser("step", help="real training steps, operator by operator"))
-    _add_kernels(commands.add_parser("kernels", help="a kernel family, case by case"))
-    _add_data(commands.add_parser("data", help="the data path, stage by stage"))
-    for command in commands.choices.values():
+    for name, (about, extend) in _COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        extend(command)
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
-        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        command.add_argument("--threads", type=count, help="CPU threads (default: the cores)")
         command.add_debug()
     return parser
 
@@ -53,11 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="recipe to profile (default quickstart)")
     parser.add_argument("--model", help="or a network: in its recipe, else at 64 px")
-    parser.add_argument("--batch-size", type=count, help="images a step (default: the recipe's)")
+    add_run(parser)
     parser.add_argument("--image-px", type=count, help="side of the images (default: the recipe's)")
     parser.add_argument("--steps", type=count, default=3, help="steps to profile (default 3)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--nvtx", action="store_true", help="NVTX ranges instead of torch's profiler: for nsys and ncu")
     parser.add_argument("--by-shape", action="store_true", help="a line for every shape of an operator")
     parser.add_argument("--top", type=count, default=25, help="lines to print (default 25)")
@@ -69,6 +59,8 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 where it has it")
     tiers = ("auto", "reference", "host", "triton", "cuda")
     parser.add_argument("--tier", choices=tiers, default="auto", help="default: what training takes")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=count, help="CPU threads (default: the cores)")
     parser.add_argument("--no-resources", action="store_true", help="do not compile for sm_80 and sm_90")
 
 
@@ -77,8 +69,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", help="folder that holds the data set")
     parser.add_argument("--synthetic", action="store_true", help="random images in place of the data set")
     parser.add_argument("--images", type=count, help="take that many images of the set")
-    parser.add_argument("--batch-size", type=count, help="images a batch (default: the recipe's)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    add_run(parser)
+
+
+_COMMANDS = {
+    "step": ("real training steps, operator by operator", _add_step),
+    "kernels": ("a kernel family, case by case", _add_kernels),
+    "data": ("the data path, stage by stage", _add_data),
+}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from bench.cli import main
 from bench.machine import differences, fingerprint
 from imnet.errors import UsageError
 
-SLOWED = Path(__file__).with_name("slowed_gate.py")
+SLOWED = Path(__file__).with_name("slowed_probe.py")
 # A loader's score has been seen to differ by half between processes of one build on a crowded machine.
 MARGIN = 0.35
 

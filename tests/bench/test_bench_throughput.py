@@ -9,7 +9,7 @@ import torch
 
 from bench import commands, scaling, step, throughput
 from bench.case import build, find_recipe, synthetic
-from bench.cli import main
+from bench.cli import GATED, main, parser
 from bench.clock import Window
 from imnet.errors import UsageError
 from imnet.models import build as build_model
@@ -93,18 +93,24 @@ def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion()
         find_recipe("quickstart", "wrn28_10")
 
 
-def test_two_real_ranks_scale_weakly_and_strongly(capsys):
-    recipe = find_recipe("quickstart", None, batch_images=16)
-    found = commands._scaling(recipe, RunOptions(device="cpu", precision="fp32"), 2, steps=3)
+def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert main(["scaling", *SMALL, "--precision", "fp32", "--procs", "2", "--steps", "3", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
     kinds = [(row["kind"], row["ranks"], row["batch_images"]) for row in found["rows"]]
-    assert kinds == [("weak", 1, 16), ("strong", 1, 16), ("weak", 2, 32), ("strong", 2, 16)]
+    assert kinds == [("weak", 1, 32), ("strong", 1, 32), ("weak", 2, 64), ("strong", 2, 32)]
     for row in found["rows"]:
         assert row["gradient_bytes"] == 4 * num_params(build_model("speednet", 10, 3))
         assert row["n"] == 3
-    assert [row["efficiency"] for row in found["rows"] if row["ranks"] == 1] == [1, 1]
+    one, two = ([row for row in found["rows"] if row["ranks"] == n] for n in (1, 2))
+    assert [row["efficiency"] for row in one] == [1, 1]
+    assert [row["predicted_efficiency"] for row in one] == pytest.approx([1, 1], abs=1e-3)
+    for row, alone in zip(two, one, strict=True):  # an all-reduce of its own length behind a rank's share of the images
+        compute = alone["step_s"] * (1 if row["kind"] == "weak" else 0.5)
+        assert row["predicted_efficiency"] == pytest.approx(compute / (compute + row["all_reduce_s"]))
+        assert row["all_reduce_s"] > 0
     assert found["backend"] == "gloo"
-    json.dumps(found)
-    assert capsys.readouterr().out.count("efficiency") == 4
+    assert capsys.readouterr().out.count("the model's") == 4
 
 
 @pytest.mark.parametrize(("most", "ranks"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
@@ -121,13 +127,27 @@ def test_efficiency_is_images_a_second_a_rank():
 def test_the_step_of_timm_and_ours_agree_before_they_are_timed(one_thread, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setattr(step, "CASES", [("speednet", 28, 1, 8)])
-    found = commands._step(None, rounds=2)
-    (row,) = found["rows"]
+    (row,) = step.rows(rounds=2)
     times = row["times"]
     assert row["ratio_to_defaults"] == pytest.approx(times["timm defaults"]["best_s"] / times["imnet"]["best_s"])
-    assert found["timm"] == found["fingerprint"]["versions"]["timm"]
+    once = step.TimmStep.__call__
+    monkeypatch.setattr(step.TimmStep, "__call__", lambda self, *batch: once(self, *batch) + once(self, *batch))
+    with pytest.raises(SystemExit, match="updates differ"):
+        next(step.rows())
     with pytest.raises(UsageError, match="allowed: speednet"):
-        commands._step("resnet", rounds=2)
+        next(step.rows("resnet"))
+
+
+def test_all_is_small_cases_of_the_commands_and_one_that_fails_does_not_end_it(monkeypatch, tmp_path, capsys):
+    for words in commands.SMALL:
+        assert parser().parse_args(words.split()).command in (*GATED, "scaling")
+    few = (" ".join(["throughput", *SMALL, "--seconds", "0.1"]), "step --only nothing")
+    monkeypatch.setattr(commands, "SMALL", few)
+    assert main(["all", "--json", str(tmp_path / "all.json")]) == 0
+    parts = json.loads((tmp_path / "all.json").read_text())["parts"]
+    assert [name.split()[0] for name in parts] == ["throughput", "step"]
+    assert "allowed: speednet" in parts[few[1]]["error"]
+    assert "not measured: " in capsys.readouterr().out
 
 
 def test_asking_does_not_import_torch():
