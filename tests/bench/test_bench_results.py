@@ -137,7 +137,8 @@ def test_the_parts_of_all_are_sections_and_a_failed_part_is_none():
 def test_a_row_is_a_line_where_it_fits_and_else_a_line_a_column():
     line = shown("scaling", SCALING["rows"][0])
     assert line == (
-        "weak: ranks 2; global batch 64; ms a step 32.0 (IQR 1.0); images/s 2,000; efficiency 87.5%; the model's -; n 20"
+        "weak: ranks 2; global batch 64; ms a step 32.0 (IQR 1.0); images/s 2,000; efficiency 87.5%; "
+        "the model's -; n 20"
     )
     wide = shown("throughput", THROUGHPUT["rows"][0]).splitlines()
     assert wide[0] == "fashion-mnist/speedrun, 28 px, batch 256, bf16"
