@@ -12,6 +12,7 @@ The parts' own code is imported when they run: asking does not import torch.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from imnet.command import Parser, guarded
@@ -31,6 +32,7 @@ def _main(argv: list[str]) -> int:
     values = parser().parse_args(argv)
     _check(values)
     from imnet.defaults import choose_kernels
+    from imnet.files import write_json
     from imnet.run_options import RunOptions
 
     from . import commands, gate
@@ -46,7 +48,8 @@ def _main(argv: list[str]) -> int:
         print(table)
         code = 0 if passed else 1
     if values.json is not None:
-        gate.write(values.json, report)
+        write_json(values.json, report)
+        print(f"written: {values.json}")
     return code
 
 
@@ -173,3 +176,6 @@ _PARTS = {
     "runs": ("accuracies and seconds of whole trainings, from their run folders", _runs),
     "all": ("small cases of everything, under ten minutes on two cores", lambda part: None),
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

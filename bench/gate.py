@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from imnet import device
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import write_json
 from imnet.run_options import RunOptions
 
 from .case import build, find_recipe, synthetic
@@ -82,18 +83,10 @@ def save(path: Path, report: dict[str, Any], measure: Measure) -> None:
     if load > 1.5 * cores:
         print(f"the machine is busy (load {load:.1f} on {cores} cores): scores kept now let slower code pass later")
     report["gate"], report["load"] = keep(measure), load
-    write(path, report)
+    write_json(path, report)
+    print(f"written: {path}")
     for name, entry in report["gate"].items():
         print(f"  {name}: {entry['score']:.4g} of {', '.join(f'{v:.4g}' for v in entry['of'])}")
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """A report as JSON, and where it lies."""
-    try:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"written: {path}")
-    except OSError as error:
-        raise IOFailure(f"cannot be written: {error.strerror}", file=path, hint="choose another file") from error
 
 
 def judge(old: Mapping[str, Sequence[float]], measure: Measure, fail_under: float) -> list[Verdict]:

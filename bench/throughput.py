@@ -12,7 +12,6 @@ fastest is the reference: a slow pipeline of theirs is no credit to us.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imnet.command import suggest
 from imnet.data.pipelines import Batch
 from imnet.errors import UsageError
 from imnet.recipe import Recipe, replace
@@ -156,8 +156,7 @@ def find_card(name: str) -> str:
     known = {_bare(card): card for card in cards}
     if _bare(name) in known:
         return known[_bare(name)]
-    close = difflib.get_close_matches(_bare(name), list(known), n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(known[c] for c in close)}?" if close else f"allowed: {', '.join(cards)}"
+    hint = suggest(name, cards) or f"allowed: {', '.join(cards)}"
     raise UsageError(f"got --against {name!r}, a card without published figures here", hint=hint)
 
 

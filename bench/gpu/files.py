@@ -9,11 +9,12 @@ one that was left out "skipped". ``running`` names the row at work, should every
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from imnet.files import write_json
 
 from .plan import Figures, Key, Row
 
@@ -83,9 +84,7 @@ class ResultFile:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.values, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.path, self.values)
 
 
 def untimed(figures: Figures) -> Figures:

@@ -1,10 +1,8 @@
-"""`imnet-profile data`: the data path of a recipe stage by stage, then the pipelines as training runs them."""
+"""`imnet-profile data`: the data path of a recipe stage by stage."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor
 
 from imnet import device
-from imnet.data import pipelines
 from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import Setting
 from imnet.data.pipelines.batches import Batches, as_tensor
@@ -27,13 +24,12 @@ from imnet.mixing import Mixing
 from imnet.recipe import Augment, Recipe, replace
 from imnet.run_options import RunOptions
 
-from ..case import endless, find_recipe, synthetic
-from ..clock import cpu_seconds, interleaved, wait
+from ..case import find_recipe, synthetic
+from ..clock import interleaved
 from ..form import aligned, duration, percent, plural, scaled
 from .report import captured, commands, usable_folder
 
 ROUNDS = 9
-PIPELINE_BATCHES, PIPELINE_S = 8, 0.5
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,11 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
     with device.threads(options) as threads:
         sources = load_sources(recipe, options, place, World())
         split, setting, batch = sources.dataset.train, sources.train.setting, sources.order.batch_images
-        kinds = ["host"] if isinstance(split, EncodedSplit) else ["resident", "host"]
         with captured(place.device):
             measured = timed(stages(recipe, split, setting), batch, place.device)
-            whole = [end_to_end(kind, split, setting) for kind in kinds]
         found: dict[str, Any] = {"recipe": recipe.name, "data": recipe.data.name, "batch_images": batch}
         found |= {"images": len(split), "image_shape": list(split.image_shape), "threads": threads}
-        found |= {"device": str(place.device), "dtype": place.precision, "stages": measured, "pipelines": whole}
+        found |= {"device": str(place.device), "dtype": place.precision, "stages": measured}
     write_json(folder / "data.json", found)
     print(text(found))
     print(f"written: {folder / 'data.json'}")
@@ -139,24 +133,6 @@ def timed(found: Sequence[Stage], batch: int, place: torch.device) -> list[dict[
     return rows
 
 
-def end_to_end(kind: str, split: AnySplit, setting: Setting) -> dict[str, Any]:
-    """A pipeline as a step without work would drain it: wall seconds and processor seconds a batch."""
-    assert setting.order is not None
-    pipeline = pipelines.build(kind, split, setting)
-    with contextlib.closing(endless(pipeline)) as drained:
-        for _ in range(2):  # the threads' first batches, page faults and page-locked memory belong to no batch
-            next(drained)
-        wait(setting.device)
-        wall, cpu, num = time.perf_counter(), cpu_seconds(), 0
-        while num < PIPELINE_BATCHES or time.perf_counter() - wall < PIPELINE_S:
-            next(drained)
-            num += 1
-        wait(setting.device)
-        wall, cpu = (time.perf_counter() - wall) / num, (cpu_seconds() - cpu) / num
-    batch = setting.order.batch_images
-    return {"pipeline": kind, "where": pipeline.where, "seconds": wall, "cpu_s": cpu, "images_per_s": batch / wall}
-
-
 def text(found: dict[str, Any]) -> str:
     """What the command prints of data.json."""
     shape = "x".join(map(str, found["image_shape"]))
@@ -167,18 +143,12 @@ def text(found: dict[str, Any]) -> str:
          scaled(row["bytes"], "B"), scaled(row["bytes_per_s"], "B/s"), percent(row["share"])]
         for row in found["stages"]
     ]  # fmt: skip
-    whole = [
-        [f"{row['pipeline']}: {row['where']}", duration(row["seconds"]), duration(row["cpu_s"]),
-         f"{row['images_per_s']:,.0f}"]
-        for row in found["pipelines"]
-    ]  # fmt: skip
     return "\n".join(
         [
             f"{found['recipe']} ({found['data']}), {found['images']:,} images {shape}, batch {found['batch_images']}, "
             f"{found['dtype']}, {found['device']}, {plural(found['threads'], 'thread')}\n",
             aligned(["stage", "a batch", "IQR", "images/s", "bytes", "bytes/s", "share"], cells),
-            f"stage by stage, {clock}; most of it is {slowest['stage']} ({percent(slowest['share'])})\n",
-            aligned(["pipeline", "a batch", "processor time", "images/s"], whole),
-            "end to end, without a step: the stages in one pass, where the kernels fuse them",
+            f"stage by stage, {clock}; most of it is {slowest['stage']} ({percent(slowest['share'])})",
+            "in one pass, as training drains it: the loader's column of imnet-bench throughput",
         ]
     )

@@ -204,19 +204,13 @@ def parse_ptxas(report: str) -> list[tuple[str, int, int, int, int]]:
 
 def launch_bounds(source: str) -> dict[str, int]:
     """{kernel: threads a block} from __launch_bounds__ of a .cu file, whose constants are constexpr int."""
-    constants = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", source)}
-    constants |= {name: int(n) for line in re.findall(r"constexpr int ([^;]+);", source) for name, n in _pairs(line)}
+    lines = re.findall(r"constexpr int ([^;]+);", source)
+    constants = {name: int(value) for line in lines for name, value in re.findall(r"(\w+) = (\d+)", line)}
     found = {}
     for words, kernel in re.findall(r"__launch_bounds__\(([^)]*)\)\s+(\w+)\(", source):
-        threads = 1
-        for word in re.findall(r"\w+", words):
-            threads *= int(word) if word.isdigit() else constants[word]
-        found[kernel] = threads
+        factors = (int(word) if word.isdigit() else constants[word] for word in re.findall(r"\w+", words))
+        found[kernel] = math.prod(factors)
     return found
-
-
-def _pairs(line: str) -> list[tuple[str, str]]:
-    return re.findall(r"(\w+) = (\d+)", line)
 
 
 def demangled(symbols: Sequence[str]) -> list[str]:
@@ -224,17 +218,8 @@ def demangled(symbols: Sequence[str]) -> list[str]:
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if tool is None or not symbols:
         return list(symbols)
-    done = subprocess.run([tool], input="\n".join(symbols), text=True, capture_output=True, check=True)
-    return [_short(line) for line in done.stdout.splitlines()]
-
-
-def _short(name: str) -> str:
-    """``void ns::(anonymous namespace)::kernel<float, 3>(Launch)`` -> ``kernel<float, 3>``."""
-    name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-    depth, end = 0, len(name)
-    for i, c in enumerate(name):
-        depth += (c == "<") - (c == ">")
-        if c == "(" and depth == 0:
-            end = i
-            break
-    return re.sub(r"\b(?:imnet|_GLOBAL__N_\w*)::", "", name[:end])
+    done = subprocess.run([tool, "-p"], input="\n".join(symbols), text=True, capture_output=True, check=True)
+    # With -p: void imnet::(anonymous namespace)::kernel<float, 3>
+    return [
+        re.sub(r"^void |\(anonymous namespace\)::|\b(imnet|_GLOBAL__N_\w*)::", "", n) for n in done.stdout.splitlines()
+    ]

@@ -41,10 +41,6 @@ def test_stages_of_pixels(tmp_path, capsys):
         assert row["share"] == pytest.approx(row["seconds"] / total)
         assert row["images_per_s"] * row["seconds"] == pytest.approx(32)
         assert row["bytes_per_s"] * row["seconds"] == pytest.approx(row["bytes"])
-    assert [row["pipeline"] for row in found["pipelines"]] == ["resident", "host"]
-    for row in found["pipelines"]:
-        assert row["images_per_s"] * row["seconds"] == pytest.approx(32)
-        assert row["cpu_s"] > 0
     slowest = max(found["stages"], key=lambda row: row["seconds"])
     assert f"most of it is {slowest['stage']}" in capsys.readouterr().out
 
