@@ -216,9 +216,9 @@ def start(values: argparse.Namespace) -> int:
         if not values.dry and not torch.cuda.is_available():
             print("bench.gpu: got no CUDA GPU; allowed: a machine with one, or --dry", file=sys.stderr)
             return 69
-        from .tables import document
+        from ..results import gpu_section
 
-        print(document(measure(values, setting, workers, jobs).values))
+        print(gpu_section(measure(values, setting, workers, jobs).values))
     finally:
         jobs.close()
         for one in workers.values():

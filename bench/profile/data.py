@@ -27,7 +27,7 @@ from imnet.run_options import RunOptions
 from ..case import find_recipe, synthetic
 from ..clock import interleaved
 from ..form import aligned, duration, percent, plural, scaled
-from .report import captured, commands, usable_folder
+from .cli import captured, commands, usable_folder
 
 ROUNDS = 9
 

@@ -23,7 +23,7 @@ from ..form import aligned, clipped, duration, percent, plural, scaled
 from ..kernels import Job
 from ..pictures import roofline
 from . import resources
-from .report import captured, commands, usable_folder
+from .cli import captured, commands, usable_folder
 
 NAME_CHARACTERS = 44
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,8 +19,8 @@ from .. import machine
 from ..case import find_recipe
 from ..clock import wait
 from ..form import aligned, clipped, duration, percent, plural, scaled
+from .cli import captured, commands, usable_folder
 from .ops import OpCall, count
-from .report import captured, commands, usable_folder
 from .trace import STEP, Roofs, Row, argument_costs, kernel_costs, kernels, phases, rows
 from .work import Work
 

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 
-from bench.profile.cli import main
+from bench.profile.cli import again, main
 from bench.profile.ops import OpCall, count
-from bench.profile.report import again
 from bench.profile.trace import STEP, Roofs, argument_costs, kernel_costs, kernels, rows
 from imnet import models
 from imnet.models.count import flops
