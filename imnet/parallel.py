@@ -19,7 +19,7 @@ from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.recipe import Comm
 
-# torch 2.15 renamed it.
+# torch 2.15 gave the argument another name; ours is looked up in the signature, so that both versions are served.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
