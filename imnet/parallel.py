@@ -25,8 +25,8 @@ _BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
 
 def parallel(net: nn.Module, comm: Comm, place: Place, world: World) -> nn.Module:
-    """``net`` itself on one rank, else wrapped so that gradients are averaged over the ranks as ``comm`` says."""
-    if world.size == 1:
+    """``net`` wrapped so that gradients are averaged over the ranks as ``comm`` says; itself where it is alone."""
+    if not world.reduces:
         return net
     options: dict[str, Any] = {
         "process_group": world.group,
