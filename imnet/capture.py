@@ -23,11 +23,21 @@ class NotCapturableError(UsageError):
     """A CUDA graph would not repeat what the step does."""
 
 
-class CapturedStep:
-    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. One GPU, static shapes."""
+DDP_WARM_UPS = 11
+"""Steps before a recording on several ranks. DistributedDataParallel arranges its buckets anew in its second step, and
+times its first ten, which waits for the device."""
 
-    def __init__(self, step: TrainStep):
-        self.step = step
+
+class CapturedStep:
+    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. Static shapes.
+
+    On several ranks the all-reduces of the gradients are in the graph: every rank records and replays its own.
+    ``stream`` is then the one that DistributedDataParallel was made on: it keeps nodes of the backward pass that run
+    there, and a recording must not wait for work of a stream that it does not contain.
+    """
+
+    def __init__(self, step: TrainStep, stream: torch.cuda.Stream | None = None):
+        self.step, self.stream = step, stream
         self.graph: torch.cuda.CUDAGraph | None = None
         # MergedSGD's table of addresses is made before the capture. Others take each gradient from the backward as it
         # is: adding it to zeros would be one more launch a parameter.
@@ -50,17 +60,17 @@ class CapturedStep:
             self.step.scaler.load_state_dict(scale)
 
     def _record(self) -> None:
-        side = torch.cuda.Stream()
+        side = self.stream or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
+            for _ in range(DDP_WARM_UPS if self.step.world.reduces else 2):
                 self.step.compute(self.static, self.num_images)
             with repeatable():
                 self.step.compute(self.static, self.num_images)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may page-lock memory for the next batches meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads may page-lock memory for the next batches meanwhile, and NCCL's may ask for its events.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.total, self.bad = self.step.compute(self.static, self.num_images)
         self.graph, self.right = graph, self.step.right
 

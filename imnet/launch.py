@@ -39,6 +39,12 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def reduces(self) -> bool:
+        """Whether gradients are averaged over a process group: of several ranks, or of this one alone where it was
+        given one, which is how a single card shows what NCCL does."""
+        return self.size > 1 or self.group is not None
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(self.group)

@@ -19,14 +19,14 @@ from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.recipe import Comm
 
-# torch 2.15 renamed it.
+# torch 2.15 gave the argument another name; ours is looked up in the signature, so that both versions are served.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
 
 def parallel(net: nn.Module, comm: Comm, place: Place, world: World) -> nn.Module:
-    """``net`` itself on one rank, else wrapped so that gradients are averaged over the ranks as ``comm`` says."""
-    if world.size == 1:
+    """``net`` wrapped so that gradients are averaged over the ranks as ``comm`` says; itself where it is alone."""
+    if not world.reduces:
         return net
     options: dict[str, Any] = {
         "process_group": world.group,

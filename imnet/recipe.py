@@ -126,7 +126,8 @@ class Comm:
     """
 
     bucket_mb: float = field(
-        # Smaller starts earlier, larger wastes less latency.
+        # The first gradients are sent while the backward pass still computes the others. Small buckets are full, and
+        # hence sent, earlier; large ones pay the network's latency fewer times.
         default=25.0,
         metadata=about("MiB of gradients that ranks all-reduce at once", POSITIVE),
     )
@@ -204,7 +205,8 @@ class Recipe:
         metadata=about("a box of another image of the batch is pasted in (CutMix); 0 = not", NOT_NEGATIVE),
     )
     head_outputs: int | None = field(
-        # The others are always wrong.
+        # A network made for more classes keeps its head; no image has one of the additional labels, so an answer among
+        # them counts as wrong.
         default=None,
         metadata=about("outputs of the network, where they are more than the classes", COUNT),
     )

@@ -40,10 +40,12 @@ class TrainStep:
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs, body_lr=recipe.body_lr)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.ema: optimisers.Ema | None = None
-        self.parallel = parallel(net, recipe.comm, place, world)
+        stream = torch.cuda.Stream(place.device) if graphs and world.reduces else None
+        with torch.cuda.stream(stream):
+            self.parallel = parallel(net, recipe.comm, place, world)
         self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
         self.params = [p for p in net.parameters() if p.requires_grad]
-        self.graph = CapturedStep(self) if graphs else None
+        self.graph = CapturedStep(self, stream) if graphs else None
         self.compiled = compile
         self.right = torch.zeros((), device=place.device)
         """How many of this rank's images the last step classified rightly, on the device; NaN for mixed labels."""

@@ -36,7 +36,8 @@ IMNET_HD int32_t uniform_below(uint32_t word, int32_t n) { return int32_t((uint6
 
 enum HFlip : int32_t { kFlipNone = 0, kFlipRandom = 1, kFlipAlternating = 2 };
 
-// The streams of philox.py.
+// Philox streams, numbered as in philox.py: each kind of choice draws from one of its own, so that switching one on does
+// not move what the others draw.
 constexpr uint32_t kStreamCropFlip = 0, kStreamCutout = 1, kStreamFlipPhase = 2;
 
 struct AugmentParams {
@@ -57,7 +58,7 @@ IMNET_HD Words draw(uint64_t id, const AugmentParams& p, uint32_t epoch, uint32_
   return philox4x32(Words{{uint32_t(id), uint32_t(id >> 32), epoch, stream}}, uint32_t(p.seed), uint32_t(p.seed >> 32));
 }
 
-// Which streams a call draws from.
+// Whether a call draws from each stream; one that nobody asks for is skipped, since a draw costs ten rounds of products.
 IMNET_HD bool draws_crop(const AugmentParams& p) { return p.pad_px > 0 || p.hflip == kFlipRandom; }
 IMNET_HD bool draws_phase(const AugmentParams& p) { return p.hflip == kFlipAlternating; }
 IMNET_HD bool draws_box(const AugmentParams& p) { return p.cutout_px > 0; }

@@ -61,7 +61,8 @@ bool ordinary(const float* values, int64_t n) {
   return num_bad == 0;
 }
 
-// What a call's images share.
+// What all images of one call have in common. It is computed once a call; each image then copies `image` and adds its
+// own source, destination and choices.
 struct Shared {
   std::vector<float> scale, shift, mirrored;
   std::vector<int32_t> columns;

@@ -85,8 +85,8 @@ inline void reflect_pixels(const P* src, P* dst, int width, int channels, int ox
   for (int x = end; x < width; ++x) copy_pixel(src + (2 * (width - 1) - x - ox) * channels, dst + x * channels, channels);
 }
 
-// What padding becomes, at elements begin .. end of a row of n. Whole vectors: they may run over into the part between the
-// borders, which is written afterwards.
+// Writes what padding becomes, at elements begin .. end of a row of n. It stores whole vectors, which may run over into
+// the part between the borders: the caller writes that part afterwards, so that nothing wrong stays there.
 template <class E>
 inline void fill_border(typename E::T* row, int n, int begin, int end, const AugmentImage& im) {
   const int backwards = end == n && begin > 0;  // a right border grows from the row's end

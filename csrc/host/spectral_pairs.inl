@@ -60,7 +60,8 @@ IMNET_INLINE void fold_pairs(const SpectralPlan& plan, const SpectralRow& row, c
   }
 }
 
-// What the bands with k % 4 == 0 and == 2 are made of.
+// Folds the sums a second time. A cosine of even frequency is symmetric about the middle of the first half as well: its
+// bands with k % 4 == 0 need only the sums of these pairs (even), those with k % 4 == 2 only their differences (odd).
 template <int PAIRS>
 IMNET_INLINE void fold_sums(const __m512i* sums, V* even, V* odd) {
   for (int q = 0; q < PAIRS / 2; ++q) {
@@ -75,7 +76,7 @@ IMNET_INLINE void fold_sums(const __m512i* sums, V* even, V* odd) {
   }
 }
 
-// The same for odd k.
+// Converts the first fold's differences, which are all that the bands with odd k need: they have no second symmetry.
 template <int PAIRS>
 IMNET_INLINE void split_differences(const __m512i* differences, V* once) {
   for (int q = 0; q < PAIRS; ++q) {

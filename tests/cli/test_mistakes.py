@@ -68,7 +68,7 @@ MISTAKES = [
     (["--procs", "2", "--gpus", "2"], 2, "drop one"),
     (["--gpus", "2", "--device", "cpu"], 2, "drop one"),
     (["--gpus", "0"], 2, "1 to 1,024"),
-    (["--cuda-graphs", "--device", "cpu"], 2, "exactly one GPU"),
+    (["--cuda-graphs", "--device", "cpu"], 2, "without a GPU"),
     (["--on-nonfinite", "ignore"], 2, "skip:N"),
     (["--kernels", "fast"], 2, "reference"),
     (["--kernels", "cuda", "--device", "cpu"], 69, "tier cuda"),

@@ -157,8 +157,13 @@ def test_what_a_graph_cannot_repeat_is_not_captured():
     found = decide(on_nonfinite="skip:3")
     assert not found.cuda_graphs
     assert "skip:N" in found.reason
-    with pytest.raises(UsageError, match="exactly one GPU"):
-        decide(world=World(0, 2), cuda_graphs=True)
+
+
+def test_several_gpus_are_captured_only_where_that_is_asked_for():
+    found = decide("fashion-mnist/wrn28_10", FASHION, world=World(0, 2))
+    assert "not captured on 2 ranks" in found.reason
+    found = decide("fashion-mnist/wrn28_10", FASHION, world=World(0, 2), cuda_graphs=True)
+    assert (found.cuda_graphs, found.compile, found.step_kernels) == (True, False, True)
 
 
 def test_deterministic_and_compiled_is_refused():

@@ -9,10 +9,15 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from imnet import recipes
+from imnet.device import Place
 from imnet.errors import UsageError
+from imnet.from_recipe import build_network, build_step
+from imnet.launch import World
 from imnet.models.registry import MODELS
 from imnet.run_options import RunOptions
 from imnet.start import train
@@ -126,3 +131,44 @@ def test_a_network_that_reads_the_device_trains_uncaptured_and_says_so(tmp_path,
     assert not execution(tmp_path / "auto")["cuda_graphs"]
     with pytest.raises(UsageError, match="waits for the device"):
         train(run, on_gpu(tmp_path / "asked", cuda_graphs=True))
+
+
+@pytest.fixture
+def group():
+    """NCCL among one rank: its kernels and the buckets of DistributedDataParallel, on a single card."""
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("bucket_mb", [25.0, 0.05], ids=["one bucket", "many buckets"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_step_with_its_all_reduces_is_captured(group, bucket_mb, dtype):
+    """Steps of the usual size are replayed and one of an odd size is not: the same weights as without a graph."""
+    comm = dataclasses.replace(QUICK.comm, bucket_mb=bucket_mb, first_bucket_mb=bucket_mb, gradient_dtype=dtype)
+    recipe, place = dataclasses.replace(QUICK, comm=comm), Place(torch.device("cuda", 0), "bf16", "test")
+    weights = []
+    for graphs in (False, True):
+        net = build_network(recipe, place)
+        step = build_step(recipe, net, place, World(group=group), compile=False, graphs=graphs)
+        assert isinstance(step.parallel, DistributedDataParallel)
+        generator = torch.Generator("cuda").manual_seed(0)
+        images = torch.randn(64, 3, 32, 32, device="cuda", generator=generator).to(place.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(0, 10, (64,), device="cuda", generator=generator)
+        step.warm_up([(images, labels)], 64)
+        for number in range(6):
+            size = 40 if number == 3 else 64
+            step([(images[:size], labels[:size])], size, number, 0.05)
+        weights.append([p.detach().clone() for p in net.parameters()])
+    for plain, captured in zip(*weights, strict=True):
+        torch.testing.assert_close(captured, plain, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_captured_as_they_do_without(tmp_path):
+    for name, graphs in (("captured", True), ("plain", False)):
+        train(QUICK, on_gpu(tmp_path / name, gpus=2, cuda_graphs=graphs, checkpoint_every_steps=None))
+    assert execution(tmp_path / "captured")["cuda_graphs"]
+    found = [json.loads((tmp_path / n / "evaluation.json").read_text())["loss"] for n in ("captured", "plain")]
+    assert found[0] == pytest.approx(found[1], rel=0.1)

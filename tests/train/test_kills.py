@@ -39,6 +39,7 @@ WAYS = {
     "micro-batches": (PLAIN, {"micro_batch_images": 5}, 1),
     "2 ranks": (PLAIN, {}, 2),
 }
+SLOW = ("EMA", "micro-batches")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -93,7 +94,8 @@ def kill(processes, number, delay_s):
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("way", WAYS)
+# Averages and micro-batches are in the killed runs of test_keep.py and test_resume.py too.
+@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in SLOW else w for w in WAYS])
 def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
     whole = start(way, tmp_path / "whole", spawn)
     for process in whole:

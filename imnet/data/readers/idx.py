@@ -33,7 +33,8 @@ _BLOCK_BYTES = 1 << 20
 # Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
 _MAX_DEFLATE_RATIO = 1032
 MAX_IDX_BYTES = 4 << 30
-# train-images-idx3-ubyte.gz, train-images.idx3-ubyte, emnist-balanced-test-labels-idx1-ubyte.
+# Names as they are found: train-images-idx3-ubyte.gz (MNIST's own), train-images.idx3-ubyte (unpacked by some tools),
+# emnist-balanced-test-labels-idx1-ubyte (several sets in a folder).
 _NAME = re.compile(
     r"(?:(?P<set>.+)-)?(?P<part>train|t10k|test)[-_.](?P<kind>images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?"
 )

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # the child: run by path and isolated, so its siblin
 else:
     from imnet.data.readers.pickle_machine import Array, Machine, Span
 
-# Longer byte strings stay in the file.
+# Byte strings longer than this are not copied out of the file: they are the pixels, and a map of the file serves them.
 _KEEP_BYTES = 1 << 16
 # Address space for the child beyond the mapped file, and its processor time; a batch of 128,123 labels needs a tenth.
 _CHILD_BYTES = 512 << 20

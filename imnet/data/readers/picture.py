@@ -30,7 +30,8 @@ FORMATS = (
     *("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM"),
     *(name for name, feature in _OPTIONAL if features.check(feature)),
 )
-# ImageNet-1K's largest picture has 40 million pixels.
+# A damaged header may claim any size, and memory would be reserved for it. Three times ImageNet-1K's largest picture,
+# which has 40 million pixels, is where that ends.
 MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
 _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")

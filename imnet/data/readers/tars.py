@@ -19,7 +19,8 @@ from imnet.data.readers.tree import JoinedTree, TarTree, Tree
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError
 
-# The last ones are refused by name.
+# What a tar is called. One compressed by bzip2, xz or zstd is known as a tar too, so that opening it can say which
+# compression that is and what to do, instead of calling it an unknown file.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 # So many members say what a tar is; a sample of WebDataset is shorter.

@@ -32,7 +32,8 @@ def sgd_ema_kernel(
     e_ptr = tl.load(table_ptr + 3 * num_tensors + tensor).to(tl.pointer_type(tl.float32))
     lr = tl.load(lr_ptr)
     scale = tl.load(grad_scale_ptr)
-    # A skipped step has no elements.
+    # A step with a gradient that is not finite must change nothing. The flag lies on the device, and to read it here
+    # would make the host wait: so such a step gets zero elements, and every load and store is masked out.
     size = tl.where(tl.load(skip_ptr) == 0.0, tl.load(table_ptr + 4 * num_tensors + tensor), 0)
     for start in tl.static_range(0, CHUNK, BLOCK):
         at = first + start + tl.arange(0, BLOCK)

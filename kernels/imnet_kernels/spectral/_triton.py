@@ -138,7 +138,8 @@ def spectral(
     constants = _constants(images, r, bands, scale, shift)
     batch = images.shape[0]
     grid = (batch, triton.cdiv(out.numel() // (len(bands) * batch), constants["BLOCK"]))
-    # Without statistics any pointer will do.
+    # A launch needs an address for every pointer. Without statistics the kernel is compiled not to read these two, so
+    # they get the output's.
     pointers = (images, *(out if t is None else t for t in (scale, shift)), out)
     spectral_kernel[grid](*pointers, batch, images.stride(0), **constants, num_warps=WARPS)
     return out
