@@ -76,6 +76,7 @@ def _check(values: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = Parser(prog="imnet-bench", description=(__doc__ or "").split("\n\n")[0])
+    top.set_defaults(parse=top.parse_args)
     parts = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     for name, (text, extend) in _PARTS.items():
         part = parts.add_parser(name, help=text, description=text)

@@ -129,20 +129,6 @@ def cpu_seconds(children: bool = False) -> float:
     return sum(u.ru_utime + u.ru_stime for u in usages)
 
 
-def event_s(call: Callable[[], object]) -> float:
-    """Seconds on the current CUDA stream between two events around the call; without a GPU by the wall's clock."""
-    if not torch.cuda.is_available():
-        before = time.perf_counter()
-        call()
-        return time.perf_counter() - before
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3
-
-
 def on_device(make: Callable[[], Callable[[], object]], num_bytes: int, device: torch.device | str) -> Timing:
     """Seconds a call of the device's own time, without gradients; ``make`` gives a call with inputs of its own.
 
@@ -195,7 +181,17 @@ def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) 
 
 
 def _events(work: Callable[[], object], num_calls: int, rounds: int) -> Timing:
+    """Seconds between two events on the current stream; without a GPU one round by the wall's clock."""
     if not torch.cuda.is_available():
-        return Timing.of([event_s(work) / num_calls])
-    taken = [event_s(work) / num_calls for _ in range(rounds + EVENT_WARM_UP_ROUNDS)]
-    return Timing.of(taken[EVENT_WARM_UP_ROUNDS:])
+        before = time.perf_counter()
+        work()
+        return Timing.of([(time.perf_counter() - before) / num_calls])
+    seconds = []
+    for _ in range(rounds + EVENT_WARM_UP_ROUNDS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) * 1e-3 / num_calls)
+    return Timing.of(seconds[EVENT_WARM_UP_ROUNDS:])

@@ -201,13 +201,11 @@ def _no_scores(names: Collection[str] | None) -> dict[str, float]:
 
 def all_(values: argparse.Namespace) -> Result:
     """Small cases of every subject; one that cannot run says why, the others go on."""
-    from .cli import parser
-
     took: dict[str, float] = {}
     found: dict[str, Any] = {}
     for words in SMALL:
         print(f"== {words}", flush=True)
-        start, small = time.perf_counter(), parser().parse_args(words.split())
+        start, small = time.perf_counter(), values.parse(words.split())
         try:
             found[words], _ = COMMANDS[small.command](small)
         except (ImnetError, RuntimeError, OSError) as error:

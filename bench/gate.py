@@ -38,6 +38,7 @@ from imnet.run_options import RunOptions
 
 from .case import build, find_recipe, synthetic
 from .clock import ratios, samples
+from .form import aligned
 from .machine import differences
 
 SAVE_ATTEMPTS = 5
@@ -148,18 +149,15 @@ def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: flo
 
 def table(verdicts: list[Verdict], fail_under: float) -> str:
     """old, new, ratio, one line a name, and the verdict last."""
-    width = max(len(v.name) for v in verdicts)
-    rows = [f"{'score':<{width}} {'old':>9} {'new':>9} {'ratio':>6} {'line':>6}"]
+    cells = []
     for v in verdicts:
-        note = f"  (best of {v.attempts})" if v.attempts > 1 else ""
-        note += "" if v.passed else "  SLOWER"
-        rows.append(f"{v.name:<{width}} {v.old:9.4g} {v.new:9.4g} {v.ratio:6.3f} {v.line / v.old:6.3f}{note}")
+        note = ("" if v.passed else "SLOWER ") + (f"(best of {v.attempts})" if v.attempts > 1 else "")
+        cells.append([v.name, f"{v.old:.4g}", f"{v.new:.4g}", f"{v.ratio:.3f}", f"{v.line / v.old:.3f}", note])
     slower = [v.name for v in verdicts if not v.passed]
+    verdict = f"passed (--fail-under {fail_under}): {len(verdicts)} score(s)"
     if slower:
-        rows.append(f"gate: FAILED (--fail-under {fail_under}): below the line in every attempt: {', '.join(slower)}")
-    else:
-        rows.append(f"gate: passed (--fail-under {fail_under}): {len(verdicts)} score(s)")
-    return "\n".join(rows)
+        verdict = f"FAILED (--fail-under {fail_under}): below the line in every attempt: {', '.join(slower)}"
+    return f"{aligned(['score', 'old', 'new', 'ratio', 'line', ''], cells)}\ngate: {verdict}"
 
 
 def probe(recipe: str, batch_images: int, parts: tuple[str, ...] = PARTS) -> dict[str, float]:
