@@ -141,11 +141,11 @@ def test_the_step_of_timm_and_ours_agree_before_they_are_timed(one_thread, monke
 def test_all_is_small_cases_of_the_commands_and_one_that_fails_does_not_end_it(monkeypatch, tmp_path, capsys):
     for words in commands.SMALL:
         assert parser().parse_args(words.split()).command in (*GATED, "scaling")
-    few = (" ".join(["throughput", *SMALL, "--seconds", "0.1"]), "step --only nothing")
+    few = ("scaling --model 2", "step --only nothing")
     monkeypatch.setattr(commands, "SMALL", few)
     assert main(["all", "--json", str(tmp_path / "all.json")]) == 0
     parts = json.loads((tmp_path / "all.json").read_text())["parts"]
-    assert [name.split()[0] for name in parts] == ["throughput", "step"]
+    assert [name.split()[0] for name in parts] == ["scaling", "step"]
     assert "allowed: speednet" in parts[few[1]]["error"]
     assert "not measured: " in capsys.readouterr().out
 
