@@ -43,17 +43,12 @@ class Case:
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's batches, epoch after epoch, without end; close it when done."""
-        return endless(self.pipeline)
+        for epoch in itertools.count():
+            yield from self.pipeline.epoch(epoch)
 
     def train(self, batch: Batch, step: int = 0) -> None:
         """One optimiser step on a batch, mixed first where the recipe mixes."""
         self.step([self.mixing(*batch, step)], self.batch_images, step, self.lr)
-
-
-def endless(pipeline: Pipeline) -> Generator[Batch, None, None]:
-    """Its batches, epoch after epoch; close it when done."""
-    for epoch in itertools.count():
-        yield from pipeline.epoch(epoch)
 
 
 def train_flops(recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""imnet-profile step | kernels | data: where the time goes and how far from the roof, on a GPU or a CPU."""
+"""imnet-profile step | kernels: where the time goes and how far from the roof, on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -74,14 +74,6 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-resources", action="store_true", help="do not compile for sm_80 and sm_90")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="recipe whose data path it is (default quickstart)")
-    parser.add_argument("--data-dir", help="folder that holds the data set")
-    parser.add_argument("--synthetic", action="store_true", help="random images in place of the data set")
-    parser.add_argument("--images", type=count, help="take that many images of the set")
-    add_run(parser)
-
-
 def usable_folder(path: Path) -> Path:
     """The folder, made where it was not; IOFailure unless files can be written into it."""
     try:
@@ -133,7 +125,6 @@ def commands(arguments: Sequence[str], folder: Path, name: str, extra: Sequence[
 _COMMANDS = {
     "step": ("real training steps, operator by operator", _add_step),
     "kernels": ("a kernel family, case by case", _add_kernels),
-    "data": ("the data path, stage by stage", _add_data),
 }
 
 
