@@ -102,6 +102,7 @@ def synthetic(recipe: Recipe, num_ranks: int = 1) -> Recipe:
     bytes_an_image = d.image_px * d.image_px * d.channels
     least = 4 * d.batch_images * num_ranks
     images = max(least, min(16 * d.batch_images, SYNTHETIC_BYTES // bytes_an_image))
+    images -= images % d.batch_images  # no odd last batch: every step is the same work
     named = replace(d, name="synthetic", split=None, train_images=images, test_images=min(64, images))
     return replace(recipe, data=named)
 

@@ -178,7 +178,7 @@ def _about(work: Work) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
         "precision": place.precision,
         "threads": torch.get_num_threads(),
-        "compiled": bool(work.options.compile),
+        "compiled": work.step.compiled,
         "torch": torch.__version__,
     }
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from imnet.data.order import micro_batches
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
@@ -45,7 +44,7 @@ class RangedStep(TrainStep):
         self._end_backward()
         with self.phase(_FORWARD):
             loss = super()._loss(images, labels)
-        # What follows a loss, until the next micro-batch or the update, is its backward.
+        # What follows a loss, until the next one (a warm-up has no update between) or the update, is its backward.
         self._open = self.phase(_BACKWARD)
         self._open.__enter__()
         return loss
@@ -65,21 +64,17 @@ class Work:
     """A recipe's step and data path."""
 
     def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
-        self.options, self.case = options, bare(recipe, options, RangedStep)
+        self.case = bare(recipe, options, RangedStep)
         self.recipe, self.place, self.step = self.case.recipe, self.case.place, cast(RangedStep, self.case.step)
         self.step.nvtx = nvtx
         self.batches = self.case.batches()
-
-    def _pieces(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        batch, most = self.case.mixing(*next(self.batches), number), self.options.micro_batch_images
-        return list(zip(*(micro_batches(t, most) for t in batch), strict=True))
 
     def once(self, number: int = 0) -> None:
         """One step, with the batch it needs."""
         with record_function(STEP):
             with self.step.phase(_DATA):
-                pieces = self._pieces(number)
-            self.step(pieces, self.case.batch_images, number, self.case.lr)
+                batch = self.case.mixing(*next(self.batches), number)
+            self.step([batch], self.case.batch_images, number, self.case.lr)
 
     @contextmanager
     def uncaptured(self, eager: bool = False) -> Iterator[None]:
@@ -96,7 +91,7 @@ class Work:
         """Seconds of the first steps: compilation, capture, allocation, the optimiser's state."""
         start = time.perf_counter()
         if self.step.graph is not None:
-            self.step.warm_up(self._pieces(0), self.case.batch_images)
+            self.step.warm_up([self.case.mixing(*next(self.batches), 0)], self.case.batch_images)
         self.seconds_per_step(WARM_UP_STEPS)
         return time.perf_counter() - start
 

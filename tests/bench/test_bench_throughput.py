@@ -74,6 +74,8 @@ def test_the_case_is_the_recipe_on_images_of_its_shape():
     stand_in = synthetic(recipe)
     assert (stand_in.data.name, stand_in.data.image_px, stand_in.data.num_classes) == ("synthetic", 64, 1000)
     assert stand_in.optim == recipe.optim
+    large = synthetic(find_recipe("spectral/resnet50_224", None, batch_images=60))
+    assert large.data.train_images % 60 == 0  # 128 MiB would end in an odd batch
     case = build(synthetic(find_recipe("quickstart", None, batch_images=8)), RunOptions(device="cpu", precision="fp32"))
     batches = case.batches()
     seen = [next(batches) for _ in range(20)]  # more than an epoch of the 128 images
