@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -115,6 +116,16 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     mixing = Mixing(recipe, world.rank)
     lr = recipe.optim.lr * 0.01
     return Case(recipe, place, world, setup.train_data, step, mixing, lr)
+
+
+def run_options(values: argparse.Namespace) -> RunOptions:
+    """The command line's, as a run takes them."""
+    names = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
+    given = {name: value for name in names if (value := getattr(values, name, None)) is not None}
+    try:
+        return RunOptions(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def bare(recipe: Recipe, options: RunOptions, kind: type[TrainStep] = TrainStep) -> Case:

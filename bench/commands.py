@@ -16,7 +16,7 @@ from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
 
 from . import data, gate, kernels, scaling, step, tables, throughput, whole
-from .case import find_recipe
+from .case import find_recipe, run_options
 from .form import Row
 from .gate import Measure
 from .machine import fingerprint, version
@@ -55,16 +55,6 @@ def report(
     if where := tables.SECTIONS[benchmark].about(made):
         print(where)
     return made
-
-
-def run_options(values: argparse.Namespace) -> RunOptions:
-    """The command line's, as a run takes them."""
-    names = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
-    given: dict[str, Any] = {name: getattr(values, name, None) for name in names}
-    try:
-        return RunOptions(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def throughput_(values: argparse.Namespace) -> Result:

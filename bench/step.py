@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from imnet.device import Place
 from imnet.errors import UsageError
+from imnet.from_recipe import build_step
 from imnet.launch import World
 from imnet.models import build
 from imnet.recipe import SGD, replace
@@ -72,7 +73,7 @@ class TimmStep:
 def our_step(net: nn.Module, *, bf16: bool, compile: bool) -> TrainStep:
     place = Place(torch.device("cpu"), "bf16" if bf16 else "fp32", "benchmark")
     net = net.to(memory_format=torch.channels_last)
-    return TrainStep(net, RECIPE, place, World(), compile=compile, graphs=False, backend="auto")
+    return build_step(RECIPE, net, place, World(), compile=compile, graphs=False)
 
 
 def gate(name: str, px: int, channels: int) -> None:

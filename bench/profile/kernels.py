@@ -15,9 +15,9 @@ from imnet import device
 from imnet.command import suggest
 from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
-from imnet.run_options import RunOptions
 
 from .. import machine
+from ..case import run_options
 from ..clock import on_device
 from ..form import aligned, clipped, duration, percent, plural, scaled
 from ..kernels import Job
@@ -37,7 +37,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
     family = next(family for family in families() if family.name == values.family)
     dtype = _dtype(family, values.dtype)
     cases = _cases(family, values.case)
-    options = RunOptions(device=values.device, threads=values.threads)
+    options = run_options(values)
     place = device.resolve(options).device
     chosen = _tier(values.tier, family.name, place.type)
     folder, name = usable_folder(values.out), f"kernels-{family.name}"

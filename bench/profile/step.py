@@ -13,10 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from imnet import device
 from imnet.errors import DeviceError, UsageError
 from imnet.files import write_json
-from imnet.run_options import RunOptions
 
 from .. import machine
-from ..case import find_recipe
+from ..case import find_recipe, run_options
 from ..clock import wait
 from ..form import aligned, clipped, duration, percent, plural, scaled
 from .cli import captured, commands, usable_folder
@@ -34,8 +33,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """
     sizes = {"batch_images": values.batch_size, "image_px": values.image_px}
     recipe = find_recipe(values.recipe, values.model, **sizes, default="quickstart")
-    chosen = {name: getattr(values, name) for name in ("device", "precision", "compile", "threads")}
-    options = RunOptions(**chosen)
+    options = run_options(values)
     place = device.resolve(options)
     if values.nvtx and place.device.type != "cuda":
         raise UsageError("got --nvtx, which does nothing on a CPU: NVTX ranges need CUDA", hint="leave --nvtx out")

@@ -120,12 +120,6 @@ def test_ranks_double_up_to_the_most(most, ranks):
     assert scaling.parse_ranks(most) == ranks
 
 
-def test_efficiency_is_images_a_second_a_rank():
-    first = {"batch_images": 64, "step_s": 1.0, "ranks": 1}
-    assert scaling.efficiency({"batch_images": 128, "step_s": 1.25, "ranks": 2}, first) == pytest.approx(0.8)
-    assert scaling.efficiency({"batch_images": 64, "step_s": 0.625, "ranks": 2}, first) == pytest.approx(0.8)
-
-
 def test_the_step_of_timm_and_ours_agree_before_they_are_timed(one_thread, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setattr(step, "CASES", [("speednet", 28, 1, 8)])

@@ -106,12 +106,6 @@ def test_what_a_part_leaves_goes_to_the_first_that_can_use_it():
     assert of(world, "figure") == ["a1", "b0", "a0", "c0"]
 
 
-def test_a_row_that_cannot_fit_is_left_out_and_no_error():
-    world, _ = carried_out([row("a", "huge", 101.0), row("b", "b0", 1.0)], 100.0)
-    assert world.order == ["b0"]
-    assert world.rows["huge"] == {"skipped": "costs about 101 s, 99 s were left"}
-
-
 def test_what_is_no_time_runs_beside_the_background_and_the_processors_times_wait():
     rows = [
         row("a", "host", 5.0, timed=HOST),
