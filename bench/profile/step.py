@@ -206,14 +206,16 @@ def _head(found: dict[str, Any]) -> list[str]:
     bare, images = found["seconds_without_profiler"], found["batch_images"]
     profiled = found["phases_s"][STEP] / found["steps"]
     flops_per_s = found["flops_per_step"] / bare
-    peak = max(found["matmul_flops_per_s"].values(), default=None)
+    roof = max(found["matmul_flops_per_s"].values(), default=None)
+    process = " of the process" if found["device"] == "cpu" else ""
+    peak = f"peak memory{process} {found['peak_bytes'] / 2**20:,.0f} MiB"
     where = f"{found['device']}, {plural(found['threads'], 'thread')}, torch {found['torch']}"
     how = found["precision"] + (", compiled" if found["compiled"] else "")
-    share = f", {percent(flops_per_s / peak)} of the matrix product's {scaled(peak, 'FLOP/s')}" if peak else ""
+    share = f", {percent(flops_per_s / roof)} of the matrix product's {scaled(roof, 'FLOP/s')}" if roof else ""
     return [
         f"{found['recipe']} ({found['model']}), batch {images} of {found['image_px']} px, {how}, {where}",
         f"step {duration(bare)} ({images / bare:,.0f} images/s), {duration(profiled)} with the profiler; "
-        f"warm-up {duration(found['warm_up_s'])}; peak memory {found['peak_bytes'] / 2**20:,.0f} MiB",
+        f"warm-up {duration(found['warm_up_s'])}; {peak}",
         f"{scaled(float(found['flops_per_step']), 'FLOP')} a step, {scaled(flops_per_s, 'FLOP/s')}{share}",
     ]
 
