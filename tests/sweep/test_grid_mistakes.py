@@ -93,5 +93,8 @@ def test_a_log_that_cannot_be_kept_is_said_once_before_any_trial(tmp_path, monke
     path = tmp_path / "mine.yaml"
     path.write_text("base: {recipe: quickstart, log: 'csv,wandb'}\nseeds: [1, 2]")
     assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "imnet-sweep: got --log wandb, but wandb is not installed; pip install 'imnet[track]'\n"
+    assert (
+        capsys.readouterr().err
+        == "imnet-sweep: got --log wandb, but wandb is not installed; pip install 'imnet[track]'\n"
+    )
     assert not (tmp_path / "out").exists()
