@@ -13,7 +13,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from imnet import report
+from imnet import loggers, report
 from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
 from imnet.recipes.documents import DOCUMENTS
@@ -103,6 +103,8 @@ def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
         print(f"{word:<10} {mark}  {trial.id}  {trial.label}{': ' if more else ''}{more}", flush=True)
 
     complete = len(chosen) - len(todo)
+    for trial in todo:
+        loggers.check(trial.options.logs)  # once, not in every trial
     if todo:
         places = jobs.slots(at_once, todo)
         again = sum(state == "failed" for state in states.values())

@@ -1,4 +1,4 @@
-"""DALI's batches of pixel sets are those of the resident pipeline, up to rounding; its threads and graphs."""
+"""DALI's batches of pixel sets are those of the resident pipeline to the bit; its threads and graphs."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imnet.data import pipelines
 from imnet.data.base import Split
@@ -21,22 +21,14 @@ from tests.data.test_pipeline import AUGMENTS, PLAIN, pictures, setting
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (extra: dali)")
 
 RESIZED = replace(PLAIN, resize_px=30, crop_px=28)
-# name: (augment, largest difference in levels, share of values that differ at all). A value that falls on a half, or a
-# colour on a boundary, may go to the next level; an operation after it may stretch that, so chains have no largest.
-CASES = {
-    "plain": (AUGMENTS["plain"], 0.0, 0.0),
-    "cutout inside": (AUGMENTS["cutout inside"], 0.0, 0.0),
-    "mean image": (AUGMENTS["mean image"], 0.0, 0.0),
-    "reflect": (replace(PLAIN, crop_pad_mode="reflect"), 0.0, 0.0),
-    "shrink": (RESIZED, 1.0, 0.04),
-    "enlarge": (replace(PLAIN, resize_px=44, resize_eval_px=48, crop_px=40), 1.0, 0.01),
-    "resized crop": (replace(PLAIN, crop_px=24, crop_scale=(0.1, 1.0)), 1.0, 0.01),
-    "jitter": (replace(PLAIN, color_jitter=(0.2, 0.3, 0.4, 0.0)), 1.0, 0.001),
-    "hue": (replace(PLAIN, color_jitter=(0.2, 0.2, 0.2, 0.1)), 255.0, 0.001),
-    "trivial": (replace(PLAIN, trivial_augment=True), 1.0, 0.002),
-    "rand and erasing": (AUGMENTS["rand and erasing"], 255.0, 0.005),
-    "everything": (AUGMENTS["everything"], 255.0, 0.01),
-    "band": (AUGMENTS["band"], 1000.0, 0.1),
+CASES = AUGMENTS | {
+    "reflect": replace(PLAIN, crop_pad_mode="reflect"),
+    "shrink": RESIZED,
+    "enlarge": replace(PLAIN, resize_px=44, resize_eval_px=48, crop_px=40),
+    "resized crop": replace(PLAIN, crop_px=24, crop_scale=(0.1, 1.0)),
+    "jitter": replace(PLAIN, color_jitter=(0.2, 0.3, 0.4, 0.0)),
+    "hue": replace(PLAIN, color_jitter=(0.2, 0.2, 0.2, 0.1)),
+    "trivial": replace(PLAIN, trivial_augment=True),
 }
 
 
@@ -58,18 +50,13 @@ def differences(got, want):
 
 @pytest.mark.parametrize("name", CASES)
 def test_batches_are_those_of_the_resident_pipeline(name):
-    augment, most, share = CASES[name]
     split = pictures(130, 40)
-    options = replace(setting(split, augment, workers=2), order=Order(130, 64, 3, drop_last=False))
+    options = replace(setting(split, CASES[name], workers=2), order=Order(130, 64, 3, drop_last=False))
     dali, resident = dali_and_resident(split, options)
-    level = 1 / (255 * min(augment.spectral_std if augment.spectral_r else augment.std))
     for epoch, start in ((0, 0), (1, 1)):
-        difference = differences(list(dali.epoch(epoch, start)), list(resident.epoch(epoch, start)))
-        assert difference.max() <= most * level + 2e-6
-        assert (difference > 2e-6).float().mean() <= share
+        assert differences(list(dali.epoch(epoch, start)), list(resident.epoch(epoch, start))).max() == 0
     pieces = torch.arange(130).split(50)
-    streams = [list(p.stream(pieces, 0, False)) for p in (dali, resident)]
-    assert (differences(*streams) > 2e-6).float().mean() <= max(share, 0.04 if augment.spectral_r else 0)
+    assert differences(*(list(p.stream(pieces, 0, False)) for p in (dali, resident))).max() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -79,8 +66,15 @@ def test_one_channel_in_half_precision_and_evaluation(dtype):
     dali, resident = dali_and_resident(split, setting(split, augment, dtype))
     for train in (True, False):
         pieces = torch.arange(37).split(10)
-        difference = differences(*(list(p.stream(pieces, 4, train)) for p in (dali, resident)))
-        assert difference.max() <= 0.016  # one step of bf16 below 4
+        assert differences(*(list(p.stream(pieces, 4, train)) for p in (dali, resident))).max() == 0
+
+
+def test_several_bands_at_once_are_those_of_the_resident_pipeline():
+    split = pictures(30, 40)
+    options = setting(split, AUGMENTS["band"], workers=2)
+    dali, resident = (p.of_bands((0, 5)) for p in dali_and_resident(split, options))
+    for (x, _), (y, _) in zip(dali.epoch(0), resident.epoch(0), strict=True):
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
@@ -110,7 +104,7 @@ def falls_to(most):
 
 
 def test_a_graph_serves_every_epoch_and_ends_with_its_threads_when_left():
-    split = pictures(60, 8)
+    split = pictures(60, 12)
     pipeline = pipelines.build("dali", split, setting(split, PLAIN, workers=8))
     gc.collect()
     before = num_threads() + 3  # the libraries start one or two of their own, which stay
@@ -140,11 +134,11 @@ def test_batches_may_grow_and_keep_their_values():
     split = pictures(60, 12)
     dali, resident = dali_and_resident(split, setting(split, PLAIN))
     pieces = torch.arange(60).split([3, 3, 20, 1, 33])
-    assert differences(list(dali.stream(pieces, 0, True)), list(resident.stream(pieces, 0, True))).max() <= 2e-6
+    assert differences(list(dali.stream(pieces, 0, True)), list(resident.stream(pieces, 0, True))).max() == 0
 
 
 def test_an_error_in_making_a_feed_comes_out_at_its_place():
-    split = pictures(60, 8)
+    split = pictures(60, 12)
     pipeline = pipelines.build("dali", split, setting(split, PLAIN))
 
     batches = pipeline.stream([*torch.arange(30).split(10), torch.zeros(1, 1, dtype=torch.int64)], 0, True)
@@ -155,7 +149,6 @@ def test_an_error_in_making_a_feed_comes_out_at_its_place():
 
 
 def test_what_a_gpu_runs_in_place_of_pillow():
-    from imnet.data.pipelines.dali_color import equalize_on_device
     from imnet.data.pipelines.dali_pictures import box_resize_on_device
 
     rng = np.random.default_rng(1)
@@ -164,10 +157,6 @@ def test_what_a_gpu_runs_in_place_of_pillow():
         got = box_resize_on_device(torch.from_numpy(pixels), 24).int().numpy()
         want = np.asarray(Image.fromarray(pixels).resize((24, 24), Image.Resampling.BOX)).astype(int)
         assert np.abs(got - want).max() <= 1
-        dark = torch.from_numpy(pixels // 3)
-        assert np.array_equal(
-            equalize_on_device(dark).numpy(), np.asarray(ImageOps.equalize(Image.fromarray(pixels // 3)))
-        )
 
 
 _BESIDE = """
@@ -201,10 +190,11 @@ def test_dali_beside_torch_brings_no_openmp_and_changes_no_numbers():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["plain", "mean image", "reflect", "shrink", "jitter", "trivial"])
 def test_on_a_gpu_as_on_the_cpu(name):
-    augment, most, _ = CASES[name]
     split = pictures(130, 40)
-    options = setting(split, augment)
-    on_gpu = pipelines.build("dali", split, replace(options, device=torch.device("cuda", 0)))
-    got = [(x.cpu(), y.cpu()) for x, y in on_gpu.epoch(0)]
-    difference = differences(got, list(pipelines.build("resident", split, options).epoch(0)))
-    assert difference.max() <= max(most, 1.0 if name == "trivial" else 0.0) / (255 * min(augment.std)) + 1e-5
+    options = setting(split, CASES[name])
+    on_gpu, resident = dali_and_resident(split, replace(options, device=torch.device("cuda", 0)))
+    assert differences(list(on_gpu.epoch(0)), list(resident.epoch(0))).max() == 0
+    got = [(x.cpu(), y.cpu()) for x, y in on_gpu.epoch(1)]
+    difference = differences(got, list(pipelines.build("resident", split, options).epoch(1)))
+    # A value that falls on a half may go to the next level on another device.
+    assert difference.max() <= 1 / (255 * min(CASES[name].std)) + 1e-5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imnet import sweep
+from imnet import loggers, sweep
 
 MISTAKES = [
     ("not YAML", "grid: [", "not YAML"),
@@ -85,3 +85,16 @@ def test_a_file_in_the_folders_place_is_said_as_such(tmp_path, capsys):
     path.write_text("base: {recipe: quickstart}")
     assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 74
     assert "cannot be written: Not a directory; choose another --out" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_kept_is_said_once_before_any_trial(tmp_path, monkeypatch, capsys):
+    real = loggers.importlib.util.find_spec
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: {recipe: quickstart, log: 'csv,wandb'}\nseeds: [1, 2]")
+    assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        capsys.readouterr().err
+        == "imnet-sweep: got --log wandb, but wandb is not installed; pip install 'imnet[track]'\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,11 @@
-"""From sample ids to a training batch on one device: what the resident and the host pipeline share."""
+"""From sample ids to a training batch on one device: what the resident, the host and the DALI pipeline share."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,27 +20,28 @@ from imnet.data.pipelines.encoded import Decoder
 from imnet.errors import UsageError
 
 
-class Batches:
-    """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last in ``dtype``, on the device of the images."""
+class Finish:
+    """From uint8 images to a batch of what the network sees: all that a recipe does to them, on their device.
+
+    An augmentation that is no operation of ``recolor`` is done here or in ``transforms``, for every pipeline but the
+    one image by image (``plain``), which is its reference.
+    """
 
     def __init__(
         self,
-        images: Tensor | Decoder,
         augment: Augment,
+        channels: int,
+        device: torch.device,
         *,
         seed: int,
         dtype: torch.dtype,
         mean: Tensor | None,
         bands: tuple[int, ...] = (),
     ):
-        """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``mean`` is the mean image (H, W, C) of
-        x/255 where the recipe has one; ``bands`` see ``Setting``."""
-        self.images, self.augment, self.seed, self.dtype = images, augment, seed, dtype
-        self.device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-        channels = images.shape[3] if isinstance(images, Tensor) else 3
-        self.mean = augment.mean_per_channel(channels) if mean is None else mean.to(self.device)
+        """``mean`` is the mean image (H, W, C) of x/255 where the recipe has one; ``bands`` see ``Setting``."""
+        self.augment, self.channels, self.device, self.seed, self.dtype = augment, channels, device, seed, dtype
+        self.mean = augment.mean_per_channel(channels) if mean is None else mean.to(device)
         self.std = augment.std * channels if len(augment.std) == 1 else augment.std
-        self.channels = channels
         self._choose(bands)
         self.pad_flip = {
             "pad_px": augment.crop_pad_px,
@@ -49,8 +51,8 @@ class Batches:
         }
         self.cutout = {"cutout_px": augment.cutout_px, "cutout_inside": augment.cutout_inside}
 
-    def of_bands(self, bands: tuple[int, ...]) -> Batches:
-        """The same images as other spectral bands."""
+    def of_bands(self, bands: tuple[int, ...]) -> Finish:
+        """The same as other spectral bands."""
         other = copy.copy(self)
         other._choose(bands)
         return other
@@ -61,38 +63,37 @@ class Batches:
             mean, std = transforms.band_statistics(self.augment, self.channels, bands)
             self.band_mean, self.band_std = mean.to(self.device), std.to(self.device)
 
-    def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
-        """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
+    def __call__(
+        self, store: Tensor, rows: Tensor, ids: Tensor, epoch: int, *, train: bool, sized: bool, pinned: bool = False
+    ) -> Tensor:
+        """Images (B, C, H, W) channels_last of ``store`` (N, H, W, C) at ``rows`` (B,), drawn for ``ids`` (B,) int64.
 
-        Also returned: the ids on the images' device; where a picture was bad and skipped, the one in its place.
         Ids on the CPU spare recipes that transform images a wait for the device: their choices are drawn on the host.
-        ``pinned`` puts the result into page-locked memory (of a batch on the CPU).
+        ``sized`` images have the side that the network sees already. ``pinned`` puts the result into page-locked memory
+        (of a batch on the CPU).
         """
-        store, rows, names, sized = self._fetched(ids, epoch, train)
+        a, names = self.augment, ids.to(self.device, non_blocking=True)
+        if train and not sized and a.crop_scale is not None:
+            store, sized = self._cropped(store, rows, ids.cpu(), epoch), True
+            rows = torch.arange(len(ids), device=self.device)
+        rows = rows.to(self.device, non_blocking=True)
         pad_flip, cutout = (self.pad_flip, self.cutout) if train else ({}, {})
         if self._is_transformed(train, sized):
-            key = Key(names if isinstance(self.images, Decoder) else ids.cpu(), self.seed, epoch)
+            key = Key(ids.cpu(), self.seed, epoch)
             images = transforms.gather(store, rows, names, key, pad_flip)
-            images = self._finished(transforms.transform(images, self.augment, key, train, sized), names, key, cutout)
-            return images.pin_memory() if pinned else images, names
+            images = self._normalised(transforms.transform(images, a, key, train, sized), names, key, cutout)
+            return images.pin_memory() if pinned else images
         out = _page_locked(len(ids), store.shape[1:], self.dtype) if pinned else None
         common = {"seed": self.seed, "epoch": epoch, "mean": self.mean, "std": self.std, "dtype": self.dtype}
-        return augment_kernel(store, rows, out=out, sample_ids=names, **common, **pad_flip, **cutout), names
+        return augment_kernel(store, rows, out=out, sample_ids=names, **common, **pad_flip, **cutout)
 
-    def _fetched(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Where the images lie, in which rows, their ids, and whether they have the network's side already."""
-        images, scale = self.images, self.augment.crop_scale
-        if isinstance(images, Decoder):
-            pixels, taken = images.images(ids.cpu(), epoch, train)
-            return torch.from_numpy(pixels), torch.arange(len(ids)), torch.from_numpy(taken), images.sized(train)
-        names = ids.to(self.device, non_blocking=True)
-        if scale is None or not train:
-            return images, names % len(images), names, False
+    def _cropped(self, store: Tensor, rows: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """uint8 (B, side, side, C): the random resized crop of each image."""
         assert self.augment.crop_px is not None
-        height, width = (torch.full((len(ids),), side) for side in images.shape[1:3])
-        box = transforms.draw_resized_crop(height, width, scale, Key(ids.cpu(), self.seed, epoch))
-        crops = transforms.resized_crop(images[names % len(images)], box, self.augment.crop_px)
-        return crops, torch.arange(len(ids), device=self.device), names, True
+        assert self.augment.crop_scale is not None
+        height, width = (torch.full((len(ids),), side) for side in store.shape[1:3])
+        box = transforms.draw_resized_crop(height, width, self.augment.crop_scale, Key(ids, self.seed, epoch))
+        return transforms.resized_crop(store[rows.to(store.device, non_blocking=True)], box, self.augment.crop_px)
 
     def _is_transformed(self, train: bool, sized: bool) -> bool:
         a = self.augment
@@ -100,13 +101,43 @@ class Batches:
             return bool(a.spectral_r or (train and a.recolors))
         return a.transforms if train else a.transforms_eval
 
-    def _finished(self, images: Tensor, names: Tensor, key: Key, cutout: dict) -> Tensor:
+    def _normalised(self, images: Tensor, names: Tensor, key: Key, cutout: dict) -> Tensor:
         """Levels -> the normalised batch, or its bands."""
         if self.band_mean is not None:
             return transforms.band(images, self.augment, self.band_mean, self.band_std, self.dtype, self.bands)
         assert isinstance(self.mean, tuple), "recipes that transform images have a mean per channel"
         options = {"mean": self.mean, "std": self.std, "cutout": cutout, "dtype": self.dtype}
         return transforms.normalise(images, names, key, **options)
+
+
+class Batches:
+    """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last, on the device of the images."""
+
+    def __init__(self, images: Tensor | Decoder, augment: Augment, **how: Any):
+        """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``how`` as in ``Finish``."""
+        self.images = images
+        of = (images.shape[3], images.device) if isinstance(images, Tensor) else (3, torch.device("cpu"))
+        self.finish = Finish(augment, *of, **how)
+
+    def of_bands(self, bands: tuple[int, ...]) -> Batches:
+        """The same images as other spectral bands."""
+        other = copy.copy(self)
+        other.finish = self.finish.of_bands(bands)
+        return other
+
+    def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+        """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
+
+        Also returned: the ids on the images' device; where a picture was bad and skipped, the one in its place.
+        """
+        if isinstance(self.images, Tensor):
+            names = ids.to(self.images.device, non_blocking=True)
+            store, rows, sized = self.images, names % len(self.images), False
+        else:
+            pixels, taken = self.images.images(ids.cpu(), epoch, train)
+            store, rows, sized = torch.from_numpy(pixels), torch.arange(len(ids)), self.images.sized(train)
+            ids = names = torch.from_numpy(taken)
+        return self.finish(store, rows, ids, epoch, train=train, sized=sized, pinned=pinned), names
 
 
 def _page_locked(num_images: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

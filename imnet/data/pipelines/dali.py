@@ -15,9 +15,9 @@ from nvidia.dali import Pipeline as Graph
 from torch import Tensor
 
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.pipelines import Batch, Pipeline, Setting, dali_graph, transforms
-from imnet.data.pipelines.batches import as_tensor
-from imnet.data.pipelines.dali_feeds import Feed, Feeds, Values
+from imnet.data.pipelines import Batch, Pipeline, Setting, dali_graph
+from imnet.data.pipelines.batches import Finish, as_tensor
+from imnet.data.pipelines.dali_graph import Feed, Feeds, Values
 from imnet.data.pipelines.dali_pictures import Pictures
 from imnet.data.pipelines.host import ahead
 from imnet.errors import DataError, DeviceError
@@ -134,7 +134,8 @@ def one_line(error: Exception) -> str:
 
 
 class Dali(Pipeline):
-    """Batches made by DALI's operators; equal to those of the other pipelines up to rounding, see ``dali_graph``.
+    """DALI decodes pictures and brings images to the device; what the recipe does to them ``Finish`` does, as in the
+    other pipelines. Batches of pixels are theirs to the bit, those of pictures as far as the decoders agree.
 
     A graph is built for training and one for evaluation when they are first needed, and kept for the next epoch; one
     that is left in the middle of an epoch is taken down with its threads.
@@ -151,6 +152,8 @@ class Dali(Pipeline):
         self.feeds = {train: Feeds(split, s.augment, s.seed, train, pictures) for train in (True, False)}
         self.cpu_labels = as_tensor(split.labels)
         self._idle: dict[bool, Runner] = {}
+        how = {"seed": s.seed, "dtype": s.dtype, "mean": s.mean, "bands": s.bands}
+        self.batches = Finish(s.augment, split.image_shape[2], s.device, **how)
 
     @property
     def where(self) -> str:
@@ -165,7 +168,9 @@ class Dali(Pipeline):
         with contextlib.closing(ahead(lambda ids: feeds.feed(ids.cpu(), epoch), pieces, s.ahead, workers)) as prepared:
             try:
                 for images, feed in runner.run(prepared, again):
-                    yield self._finished(images), self._labels(feed.names)
+                    rows = torch.arange(len(feed), device=images.device)
+                    made = self.batches(images, rows, feed.names, epoch, train=train, sized=feeds.sized)
+                    yield made, self._labels(feed.names)
             except BaseException:
                 runner.close()
                 raise
@@ -183,20 +188,8 @@ class Dali(Pipeline):
         return again
 
     def _plan(self, train: bool) -> dali_graph.Plan:
-        s, split = self.setting, self.split
-        mean = None if s.mean is None else s.mean.cpu().float().numpy()
-        device_id = (s.device.index or 0) if s.device.type == "cuda" else None
-        half = s.dtype == torch.float16
-        return dali_graph.plan(self.feeds[train], split.image_shape[2], half=half, device_id=device_id, mean=mean)
-
-    def _finished(self, images: Tensor) -> Tensor:
-        """(B, H, W, C) from DALI -> the batch; its spectral bands are made here."""
-        a, batch = self.setting.augment, images.permute(0, 3, 1, 2)
-        if not a.spectral_r:
-            return batch.to(self.setting.dtype)
-        bands = self.setting.bands
-        mean, std = (t.to(batch.device) for t in transforms.band_statistics(a, batch.shape[1], bands))
-        return transforms.band(batch, a, mean, std, self.setting.dtype, bands)
+        device = self.setting.device
+        return dali_graph.Plan.of(self.feeds[train], (device.index or 0) if device.type == "cuda" else None)
 
     def _labels(self, names: Tensor) -> Tensor:
         labels = self.cpu_labels[names % len(self)]

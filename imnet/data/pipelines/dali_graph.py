@@ -1,54 +1,132 @@
-"""A DALI pipeline of what a recipe does to its images, from a feed of ``dali_feeds`` to the batch; for CPU and GPU."""
+"""What DALI is asked for: pixels brought to the device, or encoded pictures decoded there, cut and resized.
+
+DALI draws nothing itself: a feed holds the choices of its batch, so there is no state of it to save. All else that a
+recipe does to an image is done afterwards, on the same device, by the code of the other pipelines (``batches.Finish``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali import Pipeline, pipeline_def, types
+from nvidia.dali import fn as operators
+from torch import Tensor
 
 from imnet.augmentation import Augment
-from imnet.data.pipelines.dali_color import Node, color_jitter, fn, operate
-from imnet.data.pipelines.dali_feeds import HUE, Feed, Feeds, Values
-from imnet.data.pipelines.dali_pictures import box_resize, box_resize_on_device
+from imnet.data.base import AnySplit, EncodedSplit
+from imnet.data.pipelines import transforms
+from imnet.data.pipelines.batches import as_tensor
+from imnet.data.pipelines.dali_pictures import Pictures, box_resize, box_resize_on_device
+from imnet.data.pipelines.draws import Key
 
+Node = Any  # a DataNode
+# The stubs have every operator return a node or a list of nodes, so no result could be used.
+fn: Any = operators
+Values = np.ndarray | list[np.ndarray]
 LINEAR = types.DALIInterpType.INTERP_LINEAR
 _TYPES = {
-    "uint8": types.DALIDataType.UINT8, "int32": types.DALIDataType.INT32, "bool": types.DALIDataType.BOOL,
-    "float32": types.DALIDataType.FLOAT,
+    "uint8": types.DALIDataType.UINT8, "int32": types.DALIDataType.INT32, "float32": types.DALIDataType.FLOAT,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the graph does. ``side`` and ``before_crop`` are (H, W) as in ``Feeds``, ``source`` that of pixels as they
-    are stored (or that pictures are made first); ``mean_image`` (H, W, C) fp32 of x/255 or None."""
+class Feed:
+    """The inputs of one batch, by name; ``names`` are the ids (B,) int64 that were taken, ``ids`` those asked for."""
 
-    augment: Augment
+    ids: Tensor
+    names: Tensor
+    values: dict[str, Values] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Feeds:
+    """``feed(ids, epoch)`` of one split, for training or for evaluation."""
+
+    def __init__(self, split: AnySplit, augment: Augment, seed: int, train: bool, pictures: Pictures | None):
+        self.augment, self.seed, self.train, self.pictures = augment, seed, train, pictures
+        self.images = None if isinstance(split, EncodedSplit) else as_tensor(split.images)
+        self.sized = pictures is not None and pictures.sized(train)
+        """Whether DALI makes the images as large as the network sees them."""
+        self.side_px = split.image_shape[0] if pictures is None else pictures.side_px(train)
+
+    def feed(self, ids: Tensor, epoch: int) -> Feed:
+        """The feed of ``ids`` (B,) int64 on the CPU; DataError for a picture that cannot be decoded."""
+        if self.pictures is None:
+            assert self.images is not None
+            return Feed(ids, ids, {"image": self.images.index_select(0, ids % len(self.images)).numpy()})
+        data, names = self.pictures.encoded(ids, epoch, self.train)
+        values: dict[str, Values] = {"image": data}
+        if self.sized:
+            values |= self._parts(self.pictures.sizes(names), Key(names, self.seed, epoch))
+        dense = {k: np.ascontiguousarray(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        return Feed(ids, names, dense)
+
+    def _parts(self, size: Tensor, key: Key) -> dict[str, Values]:
+        """Which part of each picture of ``size`` (B, 2) becomes the image: a drawn box, or the middle."""
+        a, side = self.augment, self.side_px
+        if self.train:
+            assert a.crop_scale is not None
+            box = transforms.draw_resized_crop(size[:, 0], size[:, 1], a.crop_scale, key)
+            parts: dict[str, Values] = {"box_at": box[:, :2].int().numpy(), "box_size": box[:, 2:].int().numpy()}
+            return parts | resampling(torch.zeros(size.shape), box[:, 2:] / side, box[:, 2:], side)
+        assert a.resize_eval_px is not None
+        # As the readers' ResizeRule has it, in the same double arithmetic.
+        ratio = a.resize_eval_px / size.min(1, keepdim=True).values.double()
+        resized = (size * ratio).round().clamp(min=a.resize_eval_px)
+        top_left = (resized - side) // 2
+        return resampling(top_left * size / resized, size / resized, size, side)
+
+
+def resampling(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> dict[str, Values]:
+    """How to resize so that output pixel o of an axis lies at ``first + (o + 0.5) * scale`` of the source's ``size``.
+
+    first, scale, size (B, 2). DALI's filter repeats the border, ours and Pillow's has the weights inside sum to 1:
+    so the graph puts a margin of 0 around the image, and multiplies by what the weights inside lack.
+    """
+    scale = scale.double()
+    margin = scale.clamp(min=1).ceil() + 1
+    start, stop = first + margin, first + margin + scale * side_px
+    values: dict[str, Values] = {"margin_at": (-margin).int().numpy(), "margin_size": (size + 2 * margin).int().numpy()}
+    values["part_at"], values["part_end"] = start.float().numpy(), stop.float().numpy()
+    lack = [_lacking(first[:, k].double(), scale[:, k], size[:, k], side_px).float().numpy() for k in (0, 1)]
+    values["lack_y"], values["lack_x"] = lack[0][:, :, None, None], lack[1][:, None, :, None]
+    return values
+
+
+def _lacking(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> Tensor:
+    """(B, side) sum of the triangle filter's weights over that of those inside the image."""
+    reach = scale.clamp(min=1)[:, None]
+    center = first[:, None] + (torch.arange(side_px, dtype=torch.float64) + 0.5) * scale[:, None]
+    taps = torch.arange(int(2 * reach.max().ceil()) + 3, dtype=torch.float64)
+    at = (center - reach).floor()[..., None] + taps
+    weights = (1 - ((at + 0.5 - center[..., None]) / reach[..., None]).abs()).clamp(min=0)
+    inside = (at >= 0) & (at < size[:, None, None])
+    return weights.sum(2) / (weights * inside).sum(2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the graph does: images of ``side_px``, of pictures where ``encoded``, ``sized`` as in ``Feeds``."""
+
     train: bool
-    sized: bool
     encoded: bool
-    source: tuple[int, int]
-    before_crop: tuple[int, int]
-    side: tuple[int, int]
-    channels: int
-    half: bool
+    sized: bool
+    side_px: int
     device_id: int | None
-    mean_image: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, feeds: Feeds, device_id: int | None) -> Plan:
+        return cls(feeds.train, feeds.pictures is not None, feeds.sized, feeds.side_px, device_id)
 
     @property
     def on_gpu(self) -> bool:
         return self.device_id is not None
-
-
-def plan(feeds: Feeds, channels: int, *, half: bool, device_id: int | None, mean: np.ndarray | None) -> Plan:
-    """``half``: the batch in fp16 rather than fp32 (DALI has no bf16)."""
-    return Plan(
-        feeds.augment, feeds.train, feeds.sized, feeds.pictures is not None, (feeds.size[0], feeds.size[1]),
-        feeds.before_crop, feeds.side, channels, half, device_id, mean,
-    )  # fmt: skip
 
 
 def build(
@@ -63,57 +141,31 @@ def build(
     }  # fmt: skip
 
     about: dict[str, Any] = {"batch_size": max_images, "num_threads": threads, "prefetch_queue_depth": depth}
-    about |= {"device_id": plan.device_id, "enable_conditionals": plan.train and plan.augment.recolors}
 
-    @pipeline_def(**about)
+    @pipeline_def(**about, device_id=plan.device_id)  # pyright: ignore[reportArgumentType]
     def graph() -> Node:
         inputs = fn.external_source(source, **options)
-        return batch(plan, {name: inputs[i] for i, name in enumerate(names)})
+        return images(plan, {name: inputs[i] for i, name in enumerate(names)})
 
     made: Pipeline = graph()  # pyright: ignore[reportAssignmentType, reportCallIssue]
     made.build()
     return made
 
 
-def batch(plan: Plan, p: Mapping[str, Node]) -> Node:
-    """The inputs -> (H, W, C) images: normalised fp32 or fp16, or uint8 levels where a band is still to be made."""
-    a = plan.augment
-    x = _pictures(plan, p) if plan.encoded else fn.reshape(_on_device(p["image"], plan), layout="HWC")
-    if plan.train and plan.sized:
-        if not plan.encoded:
-            x = fn.slice(x, start=p["box_at"], shape=p["box_size"], axes=[0, 1])
-        x = _resized(x, plan, p, plan.side)
-    if plan.mean_image is not None:
-        return _minus_mean_image(x, plan, p)
-    mirror = p.get("flip") if plan.train else None
-    if "shift" in p:
-        x = _padded_crop(x, plan, p["shift"], plan.side if plan.sized else plan.source)
-    changes_size = not plan.sized and (plan.before_crop != plan.source or a.crop_px is not None)
-    if mirror is not None and (changes_size or a.recolors or a.spectral_r):
-        x, mirror = fn.flip(x, horizontal=mirror), None
-    if changes_size:
-        x = _cropped(_resized(x, plan, p, plan.before_crop) if plan.before_crop != plan.source else x, plan, p)
-    for number in range(sum(name.startswith("family") for name in p)):
-        x = operate(x, p, number, plan.side, plan.on_gpu)
-    if plan.train and any(a.color_jitter):
-        x = color_jitter(x, p, bool(a.color_jitter[HUE]), plan.on_gpu)
-    if a.spectral_r:
-        return x
-    return _cut(_normalised(x, plan, mirror), p)
-
-
-def _pictures(plan: Plan, p: Mapping[str, Node]) -> Node:
-    """Bytes -> uint8 (H, W, 3): a box of the picture, its middle, or all of it made ``source`` square."""
+def images(plan: Plan, p: Mapping[str, Node]) -> Node:
+    """The inputs -> uint8 (H, W, C) each."""
+    if not plan.encoded:
+        return _on_device(p["image"], plan)
     device = "mixed" if plan.on_gpu else "cpu"
     rgb: dict[str, Any] = {"device": device, "output_type": types.DALIImageType.RGB, "adjust_orientation": False}
     if plan.on_gpu:
         rgb["jpeg_fancy_upsampling"] = True  # as libjpeg does it
     if plan.sized and plan.train:
-        return fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
-    x = fn.decoders.image(p["image"], **rgb)
+        part = fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
+        return _resized(part, plan, p)
+    x, side = fn.decoders.image(p["image"], **rgb), plan.side_px
     if plan.sized:
-        return _resized(x, plan, p, plan.side)
-    side = plan.source[0]
+        return _resized(x, plan, p)
     if not plan.on_gpu:
         return fn.python_function(x, function=lambda picture: box_resize(picture, side), output_layouts=["HWC"])
     from nvidia.dali.plugin.pytorch import fn as torch_fn
@@ -123,70 +175,17 @@ def _pictures(plan: Plan, p: Mapping[str, Node]) -> Node:
     )
 
 
-def _resized(x: Node, plan: Plan, p: Mapping[str, Node], side: tuple[int, int]) -> Node:
-    """uint8 levels of ``side``, bilinear with antialiasing: see ``dali_feeds.resampling``."""
+def _resized(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:
+    """uint8 levels of ``side_px``, bilinear with antialiasing: see ``resampling``."""
     margin = {"start": p["margin_at"], "shape": p["margin_size"], "out_of_bounds_policy": "pad", "fill_values": 0}
     x = fn.slice(x, axes=[0, 1], **margin)
     x = fn.resize(
-        x, resize_y=side[0], resize_x=side[1], roi_start=p["part_at"], roi_end=p["part_end"], interp_type=LINEAR,
-        antialias=True, dtype=types.DALIDataType.FLOAT,
+        x, resize_y=plan.side_px, resize_x=plan.side_px, roi_start=p["part_at"], roi_end=p["part_end"],
+        interp_type=LINEAR, antialias=True, dtype=types.DALIDataType.FLOAT,
     )  # fmt: skip
     # The cast rounds; halves may go to another neighbour than ours, which go to the even one.
     lack = _on_device(p["lack_y"], plan) * _on_device(p["lack_x"], plan)
     return fn.reshape(fn.cast(x * lack, dtype=types.DALIDataType.UINT8), layout="HWC")
-
-
-def _cropped(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:
-    """The drawn crop, or in evaluation the middle, as torchvision rounds it."""
-    if plan.augment.crop_px is None:
-        return x
-    start = p.get("crop_at")
-    if start is None:
-        start = [round((size - plan.augment.crop_px) / 2) for size in plan.before_crop]
-    return fn.slice(x, start=start, shape=list(plan.side), axes=[0, 1])
-
-
-def _padded_crop(x: Node, plan: Plan, shift: Node, size: tuple[int, int]) -> Node:
-    """The image moved: 0, or its mirrored self, comes in."""
-    pad = plan.augment.crop_pad_px
-    if plan.augment.crop_pad_mode == "reflect":
-        for axis in (0, 1):
-            way = {"horizontal": axis, "vertical": 1 - axis}
-            low, high = (fn.slice(x, start=[at], shape=[pad], axes=[axis]) for at in (1, size[axis] - pad - 1))
-            x = fn.cat(fn.flip(low, **way), x, fn.flip(high, **way), axis=axis)
-    shape = list(size)
-    return fn.slice(x, start=shift, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
-
-
-def _normalised(x: Node, plan: Plan, mirror: Node | None) -> Node:
-    a, channels = plan.augment, plan.channels
-    std = a.std * channels if len(a.std) == 1 else a.std
-    return fn.crop_mirror_normalize(
-        x, dtype=types.DALIDataType.FLOAT16 if plan.half else types.DALIDataType.FLOAT, output_layout="HWC",
-        mean=[255 * m for m in a.mean_per_channel(channels)], std=[255 * s for s in std],
-        **({} if mirror is None else {"mirror": mirror}),
-    )  # fmt: skip
-
-
-def _minus_mean_image(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:
-    """The mean is the source pixel's, so it goes first and what is padded is 0 after it."""
-    mean = types.Constant(np.ascontiguousarray(plan.mean_image), device="cpu")
-    x = fn.cast(x, dtype=types.DALIDataType.FLOAT) * (1.0 / 255) - _on_device(mean, plan)
-    std = plan.augment.std * plan.channels if len(plan.augment.std) == 1 else plan.augment.std
-    scale = types.Constant(np.array([1 / s for s in std], dtype=np.float32), device="cpu")
-    x = fn.reshape(x * _on_device(scale, plan), layout="HWC")
-    if "shift" in p:
-        x = _padded_crop(x, plan, p["shift"], plan.source)
-    if "flip" in p:
-        x = fn.flip(x, horizontal=p["flip"])
-    x = _cut(x, p)
-    return fn.cast(x, dtype=types.DALIDataType.FLOAT16) if plan.half else x
-
-
-def _cut(x: Node, p: Mapping[str, Node]) -> Node:
-    if "cut_at" not in p:
-        return x
-    return fn.erase(x, anchor=p["cut_at"], shape=p["cut_size"], axes=[0, 1], fill_value=0.0)
 
 
 def _on_device(x: Node, plan: Plan) -> Node:
