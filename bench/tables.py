@@ -120,7 +120,7 @@ def _scaling(row: Row) -> Cells:
     ranks = str(row["ranks"]) + (" (more than cores)" if row["oversubscribed"] else "")
     ms = f"{row['step_s'] * 1e3:.1f} (IQR {row['step_s_iqr'] * 1e3:.1f})"
     rate = short(row["batch_images"] / row["step_s"])
-    of_model = _optional(row.get("predicted_efficiency"), "{:.1%}")
+    of_model = f"{row['predicted_efficiency']:.1%}" if "predicted_efficiency" in row else NOT_MEASURED
     return [row["kind"], ranks, str(row["batch_images"]), ms, rate, f"{row['efficiency']:.1%}", of_model, str(row["n"])]
 
 

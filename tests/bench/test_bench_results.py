@@ -138,7 +138,7 @@ def test_a_row_is_a_line_where_it_fits_and_else_a_line_a_column():
     line = shown("scaling", SCALING["rows"][0])
     assert line == (
         "weak: ranks 2; global batch 64; ms a step 32.0 (IQR 1.0); images/s 2,000; efficiency 87.5%; "
-        "the model's -; n 20"
+        "the model's not measured; n 20"
     )
     wide = shown("throughput", THROUGHPUT["rows"][0]).splitlines()
     assert wide[0] == "fashion-mnist/speedrun, 28 px, batch 256, bf16"
