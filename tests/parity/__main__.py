@@ -22,6 +22,7 @@ from .cases import CASES, lay_out
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(5)
 FAULTY_RUNS = 3
+LEVEL = 0.01
 SIDES = ("imnet", "plain", "fault")
 
 
@@ -60,7 +61,12 @@ def compared(ours, theirs):
     """Difference of two lists' means, its 95 % interval and the p of no difference, by Welch's t-test."""
     found = ttest_ind(ours, theirs, equal_var=False)
     low, high = found.confidence_interval(0.95)
-    return {"difference": sum(ours) / len(ours) - sum(theirs) / len(theirs), "low": low, "high": high, "p": found.pvalue}
+    return {
+        "difference": sum(ours) / len(ours) - sum(theirs) / len(theirs),
+        "low": low,
+        "high": high,
+        "p": found.pvalue,
+    }
 
 
 def row(case, name, runs):
@@ -71,6 +77,15 @@ def row(case, name, runs):
         if min(len(top1["imnet"]), len(top1[side])) > 1:
             found[key] = compared(top1["imnet"], top1[side])
     return found
+
+
+def problems(told):
+    """What of a case does not hold: the accuracies are equal within the noise, and a fault of the peer would show."""
+    parity, seen = told["parity"], told["sensitivity"]
+    if parity["p"] < LEVEL:
+        yield f"{told['case']}: imnet is {parity['difference']:+.4f} away from plain PyTorch, p = {parity['p']:.4f}"
+    if seen["p"] > LEVEL or seen["difference"] < 0:
+        yield f"{told['case']}: {told['fault']} does not show, p = {seen['p']:.4f}"
 
 
 def main(argv=None):
@@ -88,8 +103,9 @@ def measure(names, shared, work, out, note=""):
     """The rows of ``names``, written to ``out`` after each run."""
     work.mkdir(parents=True, exist_ok=True)
     folders = lay_out(shared, work)
-    told = json.loads(out.read_text()) if out.is_file() else {
-        "benchmark": "parity", "fingerprint": fingerprint("fp32") | {"threads": 1}, "note": note, "rows": []}  # fmt: skip
+    told = {"benchmark": "parity", "fingerprint": fingerprint("fp32") | {"threads": 1}, "note": note, "rows": []}
+    if out.is_file():
+        told = json.loads(out.read_text())
     runs = {one["case"]: one["runs"] for one in told["rows"]}
     for seed in SEEDS:
         for name in names:

@@ -35,8 +35,8 @@ CASES = {
         f"--recipe imagenet64/wrn36_5 --model wrn12_1 {TEN_CLASSES} --batch-size 32 --lr 0.05 --epochs 4 "
         "--data.train_images 640 --schedule.every_epochs 1",
         "imagenet64",
-        "no momentum",
-        {"momentum": 0.0},
+        "a hundredth of the learning rate",
+        {"lr": 0.0005},
     ),
     "wrn": Case(
         "fashion-mnist (002)",

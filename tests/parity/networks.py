@@ -123,7 +123,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """He et al. 2016 for ImageNet: stem 7x7 at stride 2, max-pool, four stages of ``blocks``; (2, 2, 2, 2) has 18 layers."""
+    """He et al. 2016 for ImageNet: stem 7x7 at stride 2, max-pool, four stages; (2, 2, 2, 2) is ResNet-18."""
 
     def __init__(self, blocks, classes):
         super().__init__()

@@ -48,7 +48,7 @@ def step(net, optimizer, images, labels):
 
 
 def fit(net, optimizer, scheduler, batch, labels, *, batch_size, epochs, every_step=False):
-    """Train; ``batch(ids)`` makes images. The scheduler moves once an epoch, or once a step. An odd rest is left out."""
+    """Train; ``batch(ids)`` makes images. The scheduler moves once an epoch or a step. An odd rest is left out."""
     net.train()
     for _ in range(epochs):
         order = torch.randperm(len(labels))

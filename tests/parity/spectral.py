@@ -5,8 +5,8 @@
 An image is split into r * r smaller ones, phase p = r * row + column being x[row::r, column::r]; a DCT-II over the
 phases makes the bands, V[k] = 2 sum_p x[p] cos(pi k (2p + 1) / 2s) with s = r * r, and every band has a network of its
 own. SGD with momentum 0.9 and decay 1e-4, at 0.01 by a cosine to 0.0001, once an epoch. The document says nothing of
-augmentation or scale: here images are mirrored, and bands are divided by imnet's own figures. The images have 64 pixels,
-so a band has 32; the network is a ResNet-18.
+augmentation or scale: here images are mirrored, and bands are divided by imnet's own figures. The images have 64
+pixels, so a band has 32; the network is a ResNet-18.
 """
 
 import json

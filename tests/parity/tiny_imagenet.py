@@ -4,7 +4,8 @@
 
 Resize to 250 pixels, a random crop of 224, a mirror image one time in five, brightness, contrast, saturation and hue
 moved by up to 0.1; the test images are resized and cut in the middle; no mean is taken off. torchvision's ResNet with
-its 1000 outputs, SGD at 0.1 without momentum, decay or schedule, batches of 64. Here the sides are a seventh: 36 and 32.
+its 1000 outputs, SGD at 0.1 without momentum, decay or schedule, batches of 64. Here the sides are a seventh, 36 and
+32 pixels.
 """
 
 import json
