@@ -6,8 +6,10 @@ One run at a time, on one thread, the two sides in turn; what the file holds alr
 """
 
 import argparse
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +29,9 @@ SIDES = ("imnet", "plain", "fault")
 
 
 def ours(case, data, seed, out):
-    """The command of imnet-train; it resumes nothing."""
+    """The command of imnet-train."""
     epochs = case.words.split("--epochs ")[1].split()[0]
-    how = f"--device cpu --precision fp32 --threads 1 --resume never --eval-every-epochs {epochs}"
+    how = f"--device cpu --precision fp32 --threads 1 --eval-every-epochs {epochs}"
     words = [*case.words.split(), *how.split(), "--seed", str(seed), "--data-dir", str(data), "--out", str(out)]
     return [sys.executable, "-m", case.command, *words]
 
@@ -42,8 +44,9 @@ def peer(case, data, seed, changes):
 def result(case, side, data, seed, work):
     """Accuracy, seconds of training and judging, processor seconds of the whole process."""
     out = work / "runs" / f"{case.peer}-{case.options.get('net', '')}-{seed}"
-    command = ours(case, data, seed, out) if side == "imnet" else (
-        peer(case, data, seed, case.faulty if side == "fault" else {}))  # fmt: skip
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was ended in the middle
+    changes = case.faulty if side == "fault" else {}
+    command = ours(case, data, seed, out) if side == "imnet" else peer(case, data, seed, changes)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(work / "cache")}
     before = cpu_seconds(children=True)
@@ -107,16 +110,13 @@ def measure(names, shared, work, out, note=""):
     if out.is_file():
         told = json.loads(out.read_text())
     runs = {one["case"]: one["runs"] for one in told["rows"]}
-    for seed in SEEDS:
-        for name in names:
-            for side in SIDES:
-                sides = runs.setdefault(name, {}).setdefault(side, {})
-                if str(seed) in sides or (side == "fault" and seed >= FAULTY_RUNS):
-                    continue
-                sides[str(seed)] = result(CASES[name], side, folders[CASES[name].data], seed, work)
-                print(name, side, seed, sides[str(seed)], flush=True)
-                told["rows"] = [row(CASES[n], n, runs[n]) for n in CASES if n in runs]
-                out.write_text(json.dumps(told, indent=1) + "\n")
+    for seed, name, side in itertools.product(SEEDS, names, SIDES):
+        sides = runs.setdefault(name, {}).setdefault(side, {})
+        if str(seed) not in sides and (side != "fault" or seed < FAULTY_RUNS):
+            sides[str(seed)] = result(CASES[name], side, folders[CASES[name].data], seed, work)
+            print(name, side, seed, sides[str(seed)], flush=True)
+        told["rows"] = [row(CASES[n], n, runs[n]) for n in CASES if n in runs]
+        out.write_text(json.dumps(told, indent=1) + "\n")
     return told
 
 

@@ -31,7 +31,7 @@ class Case:
 CASES = {
     "imagenet64": Case(
         "imagenet64 (000)",
-        "WRN-12-1, 10 classes of Tiny ImageNet at 64 px, 4 epochs of 640 images",
+        "WRN-12-1, 10 classes of Tiny ImageNet at 64 px, 4 epochs of 640 images, 500 to judge",
         f"--recipe imagenet64/wrn36_5 --model wrn12_1 {TEN_CLASSES} --batch-size 32 --lr 0.05 --epochs 4 "
         "--data.train_images 640 --schedule.every_epochs 1",
         "imagenet64",
@@ -40,7 +40,7 @@ CASES = {
     ),
     "wrn": Case(
         "fashion-mnist (002)",
-        "WRN-10-1, 4 epochs of 4,000 images",
+        "WRN-10-1, 4 epochs of 4,000 images, 8,000 to judge",
         "--recipe fashion-mnist/wrn28_10 --model wrn10_1 --data.train_images 4000 --data.test_images 8000 "
         "--batch-size 64 --epochs 4 --schedule.milestones_epochs [1,2,3]",
         "fashion_mnist",
@@ -50,7 +50,7 @@ CASES = {
     ),
     "shake": Case(
         "fashion-mnist (002)",
-        "Shake-Shake 26 2x8d, Cutout, 2 epochs of 3,000 images",
+        "Shake-Shake 26 2x8d, Cutout, 2 epochs of 3,000 images, 3,000 to judge",
         "--recipe fashion-mnist/shake_shake26_2x64d --model shake_shake26_2x8d --data.train_images 3000 "
         "--data.test_images 3000 --batch-size 64 --epochs 2",
         "fashion_mnist",
@@ -61,7 +61,7 @@ CASES = {
     ),
     "tiny_imagenet": Case(
         "tiny-imagenet (003)",
-        "ResNet-18, 10 classes at 36 px cut to 32, 4 epochs of 1,000 images",
+        "ResNet-18, 10 classes at 36 px cut to 32, 4 epochs of 1,000 images, 500 to judge",
         f"--recipe tiny-imagenet/resnet18_augmented {TEN_CLASSES} --augment.resize_px 36 --augment.crop_px 32 "
         "--epochs 4",
         "tiny_imagenet",
@@ -70,12 +70,12 @@ CASES = {
     ),
     "spectral": Case(
         "spectral (004)",
-        "ResNet-18 on band 1 of sub4, 10 classes of Tiny ImageNet at 64 px, 4 epochs of 1,000 images",
+        "ResNet-18 on band 1 of sub4, 10 classes of Tiny ImageNet at 64 px, 4 epochs of 1,000 images, 500 to judge",
         f"--recipe spectral/resnet34_sub4 --model resnet18 --band 1 {TEN_CLASSES} --augment.crop_scale null "
         "--augment.crop_px null --augment.resize_eval_px null --batch-size 32 --epochs 4",
         "spectral",
-        "band 2",
-        {"band": 2},
+        "a hundredth of the learning rate",
+        {"lr": 0.0001},
     ),
 }
 
