@@ -83,12 +83,13 @@ def row(case, name, runs):
 
 
 def problems(told):
-    """What of a case does not hold: the accuracies are equal within the noise, and a fault of the peer would show."""
+    """What of a case does not hold: the accuracies are equal within the noise, and a fault of the peer costs accuracy
+    (one-sided), so that the noise is not too large to see one."""
     parity, seen = told["parity"], told["sensitivity"]
     if parity["p"] < LEVEL:
         yield f"{told['case']}: imnet is {parity['difference']:+.4f} away from plain PyTorch, p = {parity['p']:.4f}"
-    if seen["p"] > LEVEL or seen["difference"] < 0:
-        yield f"{told['case']}: {told['fault']} does not show, p = {seen['p']:.4f}"
+    if seen["p"] / 2 > LEVEL or seen["difference"] < 0:
+        yield f"{told['case']}: {told['fault']} does not show, p = {seen['p'] / 2:.4f}"
 
 
 def main(argv=None):
@@ -115,8 +116,10 @@ def measure(names, shared, work, out, note=""):
         if str(seed) not in sides and (side != "fault" or seed < FAULTY_RUNS):
             sides[str(seed)] = result(CASES[name], side, folders[CASES[name].data], seed, work)
             print(name, side, seed, sides[str(seed)], flush=True)
-        told["rows"] = [row(CASES[n], n, runs[n]) for n in CASES if n in runs]
-        out.write_text(json.dumps(told, indent=1) + "\n")
+            told["rows"] = [row(CASES[n], n, runs[n]) for n in CASES if n in runs]
+            half = out.with_suffix(".half")
+            half.write_text(json.dumps(told, indent=1) + "\n")
+            half.replace(out)
     return told
 
 
