@@ -233,8 +233,8 @@ SECTIONS = {
         lambda data: "Parity with plain PyTorch",
         lambda data: "Each document's recipe, scaled down, by `imnet-train` and by a plain trainer of "
         "[tests/parity](../tests/parity) that was written from the document and imports nothing of imnet: the same "
-        "images, other seeds' order, weights and augmentation. Top-1 of the last epoch; seconds of training and "
-        "judging, and processor seconds of the whole command with its start; the peer uses torch's defaults (NCHW), "
+        "images, to each side its own order, first weights and augmentation. Top-1 of the last epoch; seconds of "
+        "training and judging; processor seconds of the whole command, its start too; the peer is in NCHW, "
         f"ours channels last. {where(data)}. {data['note']}".rstrip(". ") + ".",
         ["system", "network, images", "imnet, top-1 %", "plain, top-1 %", "difference, points (95 %)",
          "plain with a fault", "seconds, imnet / plain", "processor s, imnet / plain", "n"],
