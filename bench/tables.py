@@ -163,6 +163,21 @@ def _whole(rows: list[Row]) -> list[Cells]:
     return lines
 
 
+def _parity(row: Row) -> Cells:
+    """Accuracies in %, differences in points with their 95 % interval."""
+    sides = {side: list(runs.values()) for side, runs in row["runs"].items()}
+    top1 = {side: spread([run["top1"] for run in runs], 100, 2) for side, runs in sides.items()}
+    times = [
+        " / ".join(spread([run[clock] for run in sides[side]], 1, 0) for side in ("imnet", "plain"))
+        for clock in ("seconds", "cpu_s")
+    ]
+    found = row["parity"]
+    apart = f"{100 * found['difference']:+.2f} ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
+    counts = f"{len(sides['imnet'])} + {len(sides['plain'])}"
+    fault = f"{top1['fault']} ({row['fault']}, n = {len(sides['fault'])})"
+    return [row["system"], row["what"], top1["imnet"], top1["plain"], apart, fault, *times, counts]
+
+
 def _each(cells: Callable[[Row], Cells]) -> Callable[[list[Row]], list[Cells]]:
     """Of a table with one line a row."""
     return lambda rows: [cells(row) for row in rows]
@@ -175,6 +190,17 @@ SECTIONS = {
         lambda data: "",
         ["recipe", "parameters", "epochs", "top-1 %, last epoch", "with flip TTA", "seconds", "n", "hardware"],
         _runs,
+    ),
+    "parity": Section(
+        lambda data: "Parity with plain PyTorch",
+        lambda data: "Each document's recipe, scaled down, by `imnet-train` and by a plain trainer of "
+        "[tests/parity](../tests/parity) that was written from the document and imports nothing of imnet: the same "
+        "images, to each side its own order, first weights and augmentation. Top-1 of the last epoch; seconds of "
+        "training and judging; processor seconds of the whole command, its start too; the peer is in NCHW, "
+        f"ours channels last. {where(data)}. {data['note']}".rstrip(". ") + ".",
+        ["system", "network, images", "imnet, top-1 %", "plain, top-1 %", "difference, points (95 %)",
+         "plain with a fault", "seconds, imnet / plain", "processor s, imnet / plain", "n"],
+        _each(_parity),
     ),
     "throughput": Section(
         lambda data: "Throughput",

@@ -1,0 +1,243 @@
+"""The peers and imnet, compared where they must agree exactly: parameters, steps, rates, images; no training run."""
+
+import ast
+import importlib
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from imnet import device, options
+from imnet.from_recipe import build_network, build_step, load_sources
+from imnet.launch import World
+from imnet.models.shake_shake import ShakeShake26
+from imnet.recipe import replace
+
+from . import narrow, networks, plain
+from .cases import CASES, lay_out
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+STEPS = 4
+
+
+def request_of(case, data=None):
+    words = [*case.words.split(), "--device", "cpu", "--precision", "fp32"]
+    return options.parse([*words, *([] if data is None else ["--data-dir", str(data)])])
+
+
+def peer_of(case):
+    return importlib.import_module(f"tests.parity.{case.peer}")
+
+
+def net_option(case):
+    return {key: case.options[key] for key in ("net",) if key in case.options}
+
+
+def made(case, **changes):
+    """The peer's network and optimiser."""
+    peer, net = peer_of(case), net_option(case)
+    model = peer.NETWORKS[net["net"]]() if net else peer.network(10)
+    return model, peer.optimiser(model, **net, **changes)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    assert narrow.shake_shake26_2x8d  # registered
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not on this machine")
+    place = tmp_path_factory.mktemp("parity")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        yield lay_out(SHARED, place)
+
+
+@pytest.mark.parametrize("name", ["plain", "networks", "imagenet64", "fashion_mnist", "tiny_imagenet", "spectral"])
+def test_a_peer_imports_nothing_of_imnet(name):
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text())
+    found = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    found |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    ours = {module for module in found if not module.startswith(("torch", "tests.parity."))}
+    assert ours <= {"gzip", "json", "numpy", "pathlib", "PIL", "random", "sys", "time"}
+    assert {m for m in found if m.startswith("tests.")} <= {"tests.parity.networks", "tests.parity.plain"}
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda: networks.WideResNet(3, 4, 10, channels=1, classes=10), 36_478_906),
+        (lambda: networks.ShakeShake(96, channels=1, classes=10), 26_330_026),
+        (lambda: networks.ShakeShake(64, channels=1, classes=10), 11_708_362),
+        (lambda: networks.WideResNet(4, 4, 5, channels=3, classes=1000), 37_633_464),
+        (lambda: networks.ResNet((2, 2, 2, 2), classes=1000), 11_689_512),
+        (lambda: networks.ResNet((3, 4, 6, 3), classes=1000), 21_797_672),
+    ],
+)
+def test_the_peers_networks_have_the_parameters_of_the_documents(make, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in make().parameters()) == parameters
+
+
+def test_weights_begin_alike(case):
+    """The same spread tensor by tensor, within what chance allows."""
+    torch.manual_seed(1)
+    ours, theirs = build_network(request_of(case).recipe), made(case)[0]
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.shape == b.shape
+        (mean, std), (their_mean, their_std) = ((x.mean().item(), x.std(correction=0).item()) for x in (a, b))
+        allowed = 6 / math.sqrt(a.numel())
+        assert std == pytest.approx(their_std, rel=allowed, abs=1e-12)
+        assert mean == pytest.approx(their_mean, abs=1.5 * allowed * std + 1e-12)
+
+
+def apart(case, monkeypatch, **changes):
+    """Train both sides from the same weights on the same batches, in fp64 but for imnet's loss. How far weights and
+    running statistics end from each other, each as a share of the way that ours went; and the losses."""
+    torch.manual_seed(0)
+    request = request_of(case)
+    place = device.resolve(request.options, 0)
+    # As many epochs as steps, so that what happens to the rate between epochs is seen.
+    recipe = replace(request.recipe, epochs=STEPS, schedule=scaled(request.recipe))
+    net = build_network(recipe, place).double()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    theirs, optimizer = made(case, **changes)
+    theirs.double().load_state_dict(dict(zip(theirs.state_dict(), before.values(), strict=True)))
+    scheduler = peer_of(case).schedule(optimizer, STEPS, STEPS, **net_option(case))
+    step = build_step(recipe, net, place, World(), compile=False, graphs=False)
+    share_coefficients(monkeypatch)
+    losses = []
+    for i in range(STEPS):
+        images = torch.randn(8, recipe.data.channels, recipe.input_px, recipe.input_px, dtype=torch.float64)
+        labels = torch.randint(10, (8,))
+        loss, bad = step([(images.contiguous(memory_format=torch.channels_last), labels)], 8, i, recipe.lr_at(i, 1))
+        losses.append((loss.item() / 8, plain.step(theirs.train(), optimizer, images, labels)))
+        scheduler.step()
+        assert not bad
+    after = zip(net.state_dict().items(), theirs.state_dict().values(), before.values(), strict=True)
+    after = [("running" in name, a, b, c) for (name, a), b, c in after if a.is_floating_point()]
+    parts = ([three for kind, *three in after if kind == which] for which in (False, True))
+    return [share(*zip(*part, strict=True)) for part in parts], losses
+
+
+def share(ours, theirs, before):
+    away, gone = (sum((a - b).square().sum().item() for a, b in zip(ours, x, strict=True)) for x in (theirs, before))
+    return math.sqrt(away / gone)
+
+
+def scaled(recipe):
+    """The recipe's schedule, its drops where the peer has them in a run of STEPS epochs."""
+    changes = {"step": {"every_epochs": STEPS // 4}, "multistep": {"milestones_epochs": (1, 2, 3)}}
+    return replace(recipe.schedule, **changes.get(recipe.schedule.kind, {}))
+
+
+def share_coefficients(monkeypatch):
+    """Shake-Shake draws the same numbers on both sides: block by block, the forward's and the backward's."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = [[torch.rand(2, 8, generator=generator) for _ in range(12)] for _ in range(STEPS)]
+    mine, theirs = iter(drawn), (one.view(8, 1, 1, 1) for step in drawn for pair in step for one in pair)
+    monkeypatch.setattr(ShakeShake26, "coefficients", lambda self, images: [tuple(pair) for pair in next(mine)])
+    monkeypatch.setattr(networks, "uniform", lambda images: next(theirs))
+
+
+def test_steps_from_the_same_weights_end_in_the_same_weights(case, monkeypatch):
+    distances, losses = apart(case, monkeypatch)
+    assert max(distances) < 1e-4
+    for ours, theirs in losses:
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("imagenet64", {"decay": 5e-4}),
+        ("wrn", {"nesterov": False}),
+        ("wrn", {"weight_decay": 0.0}),
+        ("shake", {"weight_decay": 5e-4}),
+        ("spectral", {"momentum": 0.85}),
+    ],
+)
+def test_another_optimiser_ends_elsewhere(name, changes, monkeypatch):
+    """The test above can fail, by small differences too."""
+    assert apart(CASES[name], monkeypatch, **changes)[0][0] > 5e-3
+
+
+def test_the_same_learning_rates(case):
+    """Of the whole run that is measured, step by step."""
+    recipe, per_epoch = request_of(case).recipe, 7
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], recipe.optim.lr)
+    scheduler = peer_of(case).schedule(optimizer, recipe.epochs, recipe.epochs * per_epoch, **net_option(case))
+    for i in range(recipe.epochs * per_epoch):
+        assert recipe.lr_at(i, per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6, abs=1e-9)
+        optimizer.step()
+        if case.options.get("net") == "shake" or (i + 1) % per_epoch == 0:
+            scheduler.step()
+
+
+def images_of(case, folders):
+    """imnet's sources; what makes the peer's training batches, labels, what makes its test batches, their labels."""
+    request = request_of(case, folders[case.data])
+    recipe = request.recipe
+    sources = load_sources(recipe, request.options, device.resolve(request.options, 0), World())
+    sizes = {"imagenet64": (recipe.data.train_images,), "tiny_imagenet": (), "spectral": (1,)}
+    counts = recipe.data.train_images, recipe.data.test_images, case.options.get("net")
+    return sources, *peer_of(case).data(folders[case.data], *sizes.get(case.peer, counts))
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    """The same, read once a case."""
+    kept = {}
+
+    def load(case):
+        if case.what not in kept:
+            kept[case.what] = images_of(case, folders)
+        return kept[case.what]
+
+    return load
+
+
+def test_the_same_images(case, loaded):
+    """Labels and test images are equal."""
+    sources, _, labels, test_batch, test_labels = loaded(case)
+    assert torch.equal(sources.train.labels, labels)
+    assert torch.equal(sources.test.labels, test_labels)
+    ids = torch.arange(0, len(test_labels), len(test_labels) // 50)
+    found, _ = next(sources.test.stream([ids], 0, train=False))
+    # Tiny ImageNet is resized in integers by the one and in fp32 by the other: a level apart at most.
+    torch.testing.assert_close(
+        found, test_batch(ids), rtol=1e-4, atol=1.01 / 255 if case.peer == "tiny_imagenet" else 1e-5
+    )
+
+
+DRAWS, ALIKE = 300, 1.5
+IDS = torch.tensor([3, 250, 471, 602])
+
+
+def moments(draw):
+    """Mean and variance of each pixel, and of its square, over DRAWS random choices: (2, B, C, H, W) each."""
+    drawn = torch.stack([draw(i).double() for i in range(DRAWS)])
+    drawn = torch.stack([drawn, drawn.square()], 1)
+    return drawn.mean(0), drawn.var(0)
+
+
+def surprise(ours, theirs):
+    """Of pixels and of their squares: the mean of z^2 for the difference of two means, near 1 where both are alike."""
+    (a, var_a), (b, var_b) = ours, theirs
+    return ((a - b).square() / ((var_a + var_b) / DRAWS + 1e-6)).mean((1, 2, 3, 4)).max()
+
+
+def test_the_same_random_choices(case, loaded):
+    """Crops, mirror images, boxes and colours are drawn alike: the average of many draws is the same."""
+    sources, batch, *_ = loaded(case)
+    torch.manual_seed(0)
+    random.seed(0)
+    ours = moments(lambda i: next(sources.train.stream([IDS], i, train=True))[0])
+    assert surprise(ours, moments(lambda i: batch(IDS))) < ALIKE
+    # What the test is to see: images a pixel further to the right.
+    assert surprise(ours, moments(lambda i: batch(IDS).roll(1, 3))) > ALIKE
