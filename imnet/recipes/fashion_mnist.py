@@ -59,6 +59,15 @@ SPEEDRUN_LONG = replace(
     source="made for imnet: the speed recipe, wider and longer",
 )
 
+# For a GPU: wide, since its kernels are few and short there; see bench/NEGATIVES.md for what was tried.
+SPEEDRUN_GPU = replace(
+    SPEEDRUN,
+    name="fashion-mnist/speedrun_gpu",
+    model_options={"width": 256, "last_residuals": 1, "pool_stem": True},
+    epochs=20,
+    source="made for imnet: the speed recipe for a GPU; not measured on one",
+)
+
 WRN28_10 = Recipe(
     name="fashion-mnist/wrn28_10",
     model="wrn28_10",
