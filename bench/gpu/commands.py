@@ -110,7 +110,7 @@ def _data_dir(setting: Setting) -> str | None:
 
 
 def recipe_names() -> list[str]:
-    """The speed recipe and the fast forms of the five networks, then all documented recipes by the time they will take."""
+    """The speed recipe, the fast forms of the five networks, and all documented recipes by the time that they take."""
     from imnet.recipes import RECIPES
 
     documented = [r.name for r in RECIPES.values() if r.name.startswith("fashion-mnist/") and r.published is not None]
