@@ -3,6 +3,8 @@ units like. Narrow it is for a CPU, wide for a GPU, where each of its few kernel
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,6 +76,6 @@ class SpeedNet(nn.Module):
 
 
 @model(options_of=SpeedNet)
-def speednet(num_classes: int, in_channels: int = 3, **options: int) -> nn.Module:
+def speednet(num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
     """See :class:`SpeedNet`."""
     return SpeedNet(num_classes, in_channels, **options)
