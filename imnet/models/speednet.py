@@ -1,6 +1,9 @@
-"""A small network for a CPU: most of its arithmetic happens at 14 x 14 and below, in widths that bf16 units like."""
+"""A small network for short runs: most of its arithmetic is at a quarter of the pixels and below, in widths that bf16
+units like. Narrow it is for a CPU, wide for a GPU, where each of its few kernels has much to do."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,28 +40,42 @@ class Residual(nn.Module):
 
 
 class SpeedNet(nn.Module):
-    """5x5 stride-2 stem, then widths w, 2w, 4w with a max-pool of 2 between them, global max, scaled linear layer.
+    """5x5 stem that halves the map, then widths w, 2w, 4w with a max-pool of 2 between them, global max, linear layer.
 
-    (B, C, 28, 28) -> 14 x 14 x w -> 7 x 7 x 2w -> 3 x 3 x 4w -> (B, num_classes). The first two stages end in
-    ``num_residuals`` residual layers each. In the spirit of the networks of DAWNBench and airbench (Page 2018, Jordan
-    2024); the global maximum and the output scale of 1/8 are theirs.
+    (B, C, 28, 28) -> 14 x 14 x w -> 7 x 7 x 2w -> 3 x 3 x 4w -> (B, num_classes), and so on for more ``num_stages``.
+    Each stage but the last ends in ``num_residuals`` residual layers, the last one in ``last_residuals``. The stem
+    halves by its stride; with ``pool_stem`` it looks at every pixel and pools. In the spirit of the networks of
+    DAWNBench and airbench (Page 2018, Jordan 2024); the global maximum and the output scale of 1/8 are theirs.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, *, width: int = 32, num_residuals: int = 1):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        *,
+        width: int = 32,
+        num_residuals: int = 1,
+        num_stages: int = 3,
+        last_residuals: int = 0,
+        pool_stem: bool = False,
+    ):
         super().__init__()
-        stages: list[nn.Module] = [ConvNorm(nn.Conv2d(in_channels, width, 5, 2, 2, bias=False))]
-        stages += [Residual(width) for _ in range(num_residuals)]
-        stages += [ConvNorm(conv3x3(width, 2 * width), pool=2)]
-        stages += [Residual(2 * width) for _ in range(num_residuals)]
-        stages += [ConvNorm(conv3x3(2 * width, 4 * width), pool=2)]
-        self.features = nn.Sequential(*stages)
-        self.head = nn.Linear(4 * width, num_classes, bias=False)
+        stride, pool = (1, 2) if pool_stem else (2, 1)
+        layers: list[nn.Module] = [ConvNorm(nn.Conv2d(in_channels, width, 5, stride, 2, bias=False), pool)]
+        for stage in range(num_stages):
+            if stage:
+                layers.append(ConvNorm(conv3x3(width, 2 * width), pool=2))
+                width *= 2
+            is_last = stage == num_stages - 1
+            layers += [Residual(width) for _ in range(last_residuals if is_last else num_residuals)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width, num_classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(global_max(self.features(x))) / 8
 
 
 @model(options_of=SpeedNet)
-def speednet(num_classes: int, in_channels: int = 3, **options: int) -> nn.Module:
+def speednet(num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
     """See :class:`SpeedNet`."""
     return SpeedNet(num_classes, in_channels, **options)

@@ -81,6 +81,26 @@ def test_catalogue_agrees_with_the_network(name):
     assert entry.source
 
 
+def test_speednet_grows_by_what_its_options_add():
+    """By hand, at width 8 and 32 px: a 3x3 layer and its norm; a stem at every pixel; a stage of twice the width."""
+
+    def counted(**options):
+        network = on_meta("speednet", 10, 3, width=8, **options)
+        return num_params(network), flops(network, (3, 32, 32))
+
+    params, work = counted()
+    third, second = 9 * 32 * 32, 9 * 16 * 16  # weights of a layer of the third and of the second stage
+    assert counted(last_residuals=1) == (params + third + 2 * 32, work + 2 * 4 * 4 * third)
+    stem = 25 * 3 * 8
+    assert counted(pool_stem=True) == (params, work + 2 * (32 * 32 - 16 * 16) * stem)
+    # The third stage gains the residual layer that each but the last has; the head reads 64 features, not 32.
+    added = third + 9 * 32 * 64 + 2 * (32 + 64) + 10 * 32
+    layers = 2 * 4 * 4 * (third + 9 * 32 * 64) + 2 * 10 * 32
+    assert counted(num_stages=4) == (params + added, work + layers)
+    assert counted(num_stages=2, num_residuals=0)[0] == stem + 9 * 8 * 16 + 2 * (8 + 16) + 10 * 16
+    assert counted(num_residuals=2)[0] == params + 9 * 8 * 8 + second + 2 * (8 + 16)
+
+
 @pytest.mark.parametrize(("name", "shape", "gflops"), TRAIN_GFLOPS)
 def test_training_flops_of_the_performance_model(name, shape, gflops):
     network = on_meta(name, CATALOG[name].num_classes, shape[0])

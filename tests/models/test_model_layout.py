@@ -18,6 +18,7 @@ OURS = {
     "shake_shake": (lambda: ShakeShake26(4, 4, 5), 8),
     "shake_shake_stem16": (lambda: ShakeShake26(4, 16, 5), 8),
     "speednet": (lambda: build("speednet", 5), 28),
+    "speednet_pool_stem": (lambda: build("speednet", 5, last_residuals=1, pool_stem=True), 28),
 }
 # Maps that torchvision's own code writes in NCHW: the gradient of ResNet's global pool, (B, 512, H, W) once, and what
 # AlexNet's and VGG's classifier reads flattened and its gradient, where that map is larger than one pixel.

@@ -24,6 +24,7 @@ SMALL = {
     "dpn": (lambda **o: DualPathNet((8, 16, 32), (2, 4, 8), 2, 5, **o), 8),
     "shake_shake": (lambda **o: ShakeShake26(4, 8, 5, **o), 8),
     "speednet": (lambda **o: build("speednet", 5, width=8, **o), 28),
+    "speednet_deep": (lambda: build("speednet", 5, width=4, num_stages=4, last_residuals=1, pool_stem=True), 32),
     "resnet": (lambda **o: build("resnet18_64", 5, **o), 16),
     "alexnet": (lambda: build("alexnet_56", 5), 56),
     "vgg": (lambda: build("vgg16_bn_56", 5), 56),
