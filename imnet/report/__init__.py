@@ -94,9 +94,9 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     _check_once(folders)
     runs = [load(folder) for folder in folders]
     found = measured.of_runs(runs)
-    for folder in dict.fromkeys(folder.parent for folder in folders):
-        band = next((run for run in runs if run.path.parent == folder), None)
-        found += measured.of_ensemble(folder, band) if band else []
+    parents = {run.path.parent: run for run in reversed(runs)}
+    fused = [measured.of_ensemble(folder, band) for folder, band in reversed(parents.items())]
+    found += [m for part in fused for m in part or ()]
     found += [m for place in places if Path(place).suffix == ".json" for m in measured.of_results(Path(place))]
     main, bands, beside = rows.rows(document, found)
     mine = {id(row.found.recipe) for row in (*main, *bands, *beside) if row.found}
@@ -112,6 +112,8 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     ]
     left = len(runs) - len(drawn)
     told = f"{len(drawn)} run folder(s)" + (f"; {left} of other systems left out" if left else "")
+    early = fused.count(None)
+    told += f"; {early} {measured.FUSION} left out, of weights that are not the last: imnet-eval again" if early else ""
     tables = {"The document": main, "Bands": bands, "Beside the document": beside}
     return [
         _write(out, page(document.title, told, body)),
