@@ -115,7 +115,8 @@ def _own(values: Namespace, world: World) -> list[str]:
     report.render(run.path)
     lines = _lines(plain, mirrored, names)
     if values.ten_crop:
-        lines.append(tencrop.told(tencrop.evaluate(run, data_dir=values.data_dir, device_name=values.device)))
+        how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
+        lines.append(tencrop.told(tencrop.evaluate(run, **how)))
     if final is not None:
         lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
                      "that the run did not look at")  # fmt: skip
