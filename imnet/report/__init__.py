@@ -58,7 +58,8 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write one HTML page at ``out`` that overlays the runs; runs of one recipe are averaged over their seeds.
 
-    UsageError for fewer than two runs or one run given twice (it would count twice in n), else as ``render``.
+    UsageError for fewer than two runs or one run given twice, as a copy too (it would count twice in n), else as
+    ``render``.
     """
     if len(run_dirs) < 2:
         raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
@@ -127,6 +128,20 @@ def _check_once(folders: Sequence[Path]) -> None:
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
+    first: dict[bytes, Path] = {}
+    for place in places:
+        log = _log(place)
+        if log and first.setdefault(log, place) != place:
+            raise UsageError(f"is a copy of the run in {first[log]}", file=place, hint="name each run once")
+
+
+def _log(folder: Path) -> bytes:
+    """What a run logged with its clock, which no two runs have alike; empty where nothing was logged."""
+    try:
+        log = (folder / "metrics.jsonl").read_bytes()
+        return log and (folder / "run.json").read_bytes() + log
+    except OSError:
+        return b""  # ``load`` says it
 
 
 def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:
