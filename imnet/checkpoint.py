@@ -140,6 +140,11 @@ def best_of(folder: Path, fingerprint: str | None) -> Path | None:
     return max(ranked)[2] if ranked else None
 
 
+def newest(folder: Path, config_hash: str | None = None) -> Path | None:
+    """The one that ``load`` tries first, whether it verifies or not; None where there is none."""
+    return next(iter(_newest_first(folder, config_hash)), None)
+
+
 def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
     """Steps of another configuration count other batches, so their numbers say nothing of what is newer."""
     return sorted(_paths(folder), key=lambda p: (_config_hash(p) in (config_hash, None), p.name), reverse=True)

@@ -9,7 +9,7 @@ from imnet import device, ensemble, loggers, models, prescribed, runfolder
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
-from imnet.from_recipe import load_data
+from imnet.from_recipe import check_fills, load_data
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -107,6 +107,7 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
 def _steps(recipe: Recipe, train: int, flops_per_image: int) -> list[str]:
     d = recipe.data
     order = Order(train, d.batch_images, recipe.seed, drop_last=d.drop_last)
+    check_fills(recipe, train, order)
     total = recipe.epochs * order.steps_per_epoch * d.batch_images * flops_per_image
     return [
         *_schedule(recipe, order.steps_per_epoch),

@@ -50,9 +50,7 @@ def load_sources(
     """The recipe's images for one rank, as spectral ``bands`` where they are named; ``dataset`` if it is loaded."""
     dataset = dataset or load_data(recipe, options, world)
     order = order_of(recipe, dataset)
-    if order.steps_per_epoch == 0:
-        what = f"got batch_images = {recipe.data.batch_images} for {len(dataset.train)} training images"
-        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+    check_fills(recipe, len(dataset.train), order)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order, bands)
     val = None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting)
     return Sources(dataset=dataset, order=order, train=train, test=test, val=val, reason=reason)
@@ -115,6 +113,13 @@ def order_of(recipe: Recipe, dataset: data.DataSet) -> Order:
     d = recipe.data
     labels = as_tensor(dataset.train.labels) if d.sampler == "balanced" else None
     return Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=labels)
+
+
+def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
+    """UsageError where so many training images make no batch."""
+    if order.steps_per_epoch == 0:
+        what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
+        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
 
 
 def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:

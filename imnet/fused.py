@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from imnet.evaluate import evaluation_batch
 from imnet.from_recipe import build_pipeline
 from imnet.recipe import Recipe
 from imnet.recipe_json import to_dict
+from imnet.report.measured import FUSION, read_fusion
 from imnet.run import Run
 from imnet.run_options import RunOptions
 
-RESULT = "fusion.json"
 CHOSEN = "chosen: geometric"
 HELD_OUT = "held-out images"
 
@@ -41,6 +40,10 @@ class Ensemble:
             )
         self.first = next(iter(self.bands.values()))
         for band, run in self.bands.items():
+            own = run.recipe.augment.spectral_band
+            if run.recipe.augment.spectral_r is None or own != band:
+                what = f"the folder is called band-{band}, its run saw band {own}"
+                raise DataError(what, file=run.path, hint="give it its own name back")
             others = runfolder.difference(_shared(self.first), _shared(run))
             if others:
                 what = f"band {band} belongs to another ensemble ({others})"
@@ -79,11 +82,20 @@ class Ensemble:
 
     def weights(self) -> dict[int, float]:
         """By band: what imnet-eval chose on held-out images, else all bands alike."""
-        path = self.path / RESULT
-        known = json.loads(path.read_text(encoding="utf-8"))["rules"] if path.is_file() else []
-        chosen = [r["weights"] for r in known if r["name"].startswith(CHOSEN) and r["chosen_on"] == HELD_OUT]
-        found = {int(band): weight for band, weight in chosen[0].items()} if chosen else {}
-        return found if found and set(found) <= set(self.bands) else dict.fromkeys(self.bands, 1 / len(self.bands))
+        known = read_fusion(self.path) or {"rules": ()}
+        chosen = [r["weights"] for r in known["rules"] if _is_choice(r)]
+        if not chosen:
+            return dict.fromkeys(self.bands, 1 / len(self.bands))
+        now = self.weights_ids()
+        other = sorted(int(band) for band in {*now, *known["bands"]} if now.get(band) != known["bands"].get(band))
+        if other:
+            what = f"was chosen with other weights than the folder's newest (band {', '.join(map(str, other))})"
+            raise DataError(what, file=self.path / FUSION, hint=f"choose again: imnet-eval {self.path}")
+        return {int(band): weight for band, weight in chosen[0].items()}
+
+    def weights_ids(self, which: str = "last") -> dict[str, str]:
+        """Which weights every band has, by its number (see ``Run.weights_id``)."""
+        return {str(band): run.weights_id(which) for band, run in self.bands.items()}
 
     def classifier(self) -> Classifier:
         """The networks as one, which sums their logits by ``weights``."""
@@ -91,6 +103,10 @@ class Ensemble:
         each = {band: self.bands[band].classifier() for band in weights}
         network = Sum([one.network for one in each.values()], list(weights.values()))
         return Classifier(network, next(iter(each.values())).card, bands=tuple(weights))
+
+
+def _is_choice(rule: dict[str, Any]) -> bool:
+    return str(rule.get("name")).startswith(CHOSEN) and rule.get("chosen_on") == HELD_OUT
 
 
 class Sum(nn.Module):

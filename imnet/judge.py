@@ -113,9 +113,10 @@ def _own(values: Namespace, world: World) -> list[str]:
         about = {"data": dataset.name, "split": split} | _how(values, options)
         written = [_beside(run, plain, names, mirrored, about, marks)]
     report.render(run.path)
-    lines = _lines(plain, mirrored, names)
+    lines = _lines(plain, mirrored, names, run)
     if values.ten_crop:
-        lines.append(tencrop.told(tencrop.evaluate(run, data_dir=values.data_dir, device_name=values.device)))
+        how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
+        lines.append(tencrop.told(tencrop.evaluate(run, **how)))
     if final is not None:
         lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
                      "that the run did not look at")  # fmt: skip
@@ -145,7 +146,7 @@ def _other(values: Namespace, world: World) -> list[str]:
         report.render(run.path)
         written.append(f"report     {run.report}")
     told = [f"data       {images.path}: its {images.split} part", *_told_classes(plain, names)]
-    return [*told, *_lines(plain, mirrored, names), *_table(values.out, plain, names, images.name), *written]
+    return [*told, *_lines(plain, mirrored, names, run), *_table(values.out, plain, names, images.name), *written]
 
 
 def _how(values: Namespace, options: RunOptions) -> dict[str, Any]:
@@ -235,8 +236,10 @@ def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:
     return [f"classes    {held} of the network's {len(names)}, matched by name; it may still answer with any of them"]
 
 
-def _lines(plain: Evaluation, mirrored: Evaluation | None, names: tuple[str, ...]) -> list[str]:
+def _lines(plain: Evaluation, mirrored: Evaluation | None, names: tuple[str, ...], run: Run | None) -> list[str]:
+    ended = run is None or run.info["status"] == "complete"
     lines = [
+        *([] if ended else ["note       not at the end of its training"]),
         f"images     {plain.num_images:,}",
         f"top-1      {plain.top1:.4%}",
         f"top-5      {plain.top5:.4%}",

@@ -6,20 +6,24 @@ out of train, where there are any; beside it stands the document's way, which ch
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imnet import device, fusion, models, runfolder
-from imnet.errors import UsageError
+from imnet.errors import DataError, UsageError
 from imnet.files import write_json
-from imnet.fused import CHOSEN, HELD_OUT, RESULT, Ensemble
+from imnet.fused import CHOSEN, HELD_OUT, Ensemble
 from imnet.fusion import Score
 from imnet.models.count import flops
 from imnet.report.markup import rate
+from imnet.report.measured import FUSION
 from imnet.report.read import load
 from imnet.run import Run
 
@@ -90,15 +94,16 @@ class Cost:
     top1: float
 
     @classmethod
-    def of(cls, name: str, run: Run) -> Cost:
+    def of(cls, name: str, run: Run, top1: float | None = None) -> Cost:
+        """``top1`` is that of the run's last evaluation, where it is not given."""
         r, info = run.recipe, run.info
         net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
         forward = flops(net, (r.data.channels, r.input_px, r.input_px))
         log = load(run.path)
         hours = log.total_seconds * info["num_ranks"] / 3600
-        return cls(
-            name, info["parameters"], forward, log.images_per_s, hours, log.last.top1 if log.last else float("nan")
-        )
+        if top1 is None:
+            top1 = log.last.top1 if log.last else float("nan")
+        return cls(name, info["parameters"], forward, log.images_per_s, hours, top1)
 
     @classmethod
     def together(cls, name: str, parts: Sequence[Cost], top1: float) -> Cost:
@@ -109,7 +114,8 @@ class Cost:
 
 def costs(ensemble: Ensemble, found: Sequence[Rule], baseline: Run | None) -> list[Cost]:
     """Every band, the baseline where there is one, and the ensembles: all bands, and those that were chosen."""
-    each = {band: Cost.of(f"band {band}", run) for band, run in ensemble.bands.items()}
+    alone = {rule.name: rule.test.top1 for rule in found}
+    each = {band: Cost.of(name, run, alone[name]) for band, run in ensemble.bands.items() for name in [f"band {band}"]}
     rows = [*each.values()]
     if baseline is not None:
         rows.append(Cost.of(f"baseline {baseline.recipe.name}", baseline))
@@ -123,19 +129,38 @@ def run(values: Namespace) -> int:
     """imnet-eval on an ensemble: print the two tables and write them to fusion.json."""
     _refuse(values)
     ensemble = Ensemble(values.run)
-    baseline = None if values.baseline is None else Run(values.baseline)
+    baseline = None if values.baseline is None else _baseline(values.baseline, ensemble)
     dataset, options = ensemble.first.dataset(values.data_dir, values.device, values.precision)
-    how = (values.checkpoint, values.batch_size)
+    how, bands = (values.checkpoint, values.batch_size), ensemble.weights_ids(values.checkpoint)
     test = ensemble.logits(dataset, options, "test", *how)
     val = None if dataset.val is None else ensemble.logits(dataset, options, "val", *how)
     found = rules(test, val, tuple(ensemble.bands), fusion.DEFAULT_P if values.p is None else values.p)
     table = costs(ensemble, found, baseline)
-    print("\n".join([*_head(ensemble, test, val), "", *_scores(found), "", *_costs(table)]))
-    out = ensemble.path / RESULT
+    print("\n".join([*_head(ensemble, test, val, baseline), "", *_scores(found), "", *_costs(table)]))
+    out = ensemble.path / FUSION
     about = {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
-    write_json(out, {"about": about, "rules": [asdict(r) for r in found], "costs": [asdict(c) for c in table]})
+    rows = {"rules": [asdict(rule) for rule in found], "costs": [_finite(asdict(cost)) for cost in table]}
+    write_json(out, {"about": about, "bands": bands, **rows})
     print(f"written    {out}")
     return 0
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """What was not measured is null: JSON has no NaN."""
+    return {key: None if value != value else value for key, value in row.items()}
+
+
+def _baseline(path: Path, ensemble: Ensemble) -> Run:
+    """DataError where it was judged on other images than the bands."""
+    run = Run(path)
+    ours, theirs = (
+        " ".join(f"{r.info['data'][key]}" for key in ("name", "test_images", "judged_on"))
+        for r in (ensemble.first, run)
+    )
+    if ours != theirs:
+        what = f"the baseline was judged on other images ({theirs}) than the ensemble ({ours})"
+        raise DataError(what, file=path, hint="give a run of the same data set")
+    return run
 
 
 def _refuse(values: Namespace) -> None:
@@ -150,7 +175,9 @@ def _refuse(values: Namespace) -> None:
         raise UsageError(f"got --p {values.p:g}; allowed: between 0 and 1", hint="leave it out: 0.3")
 
 
-def _head(ensemble: Ensemble, test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> list[str]:
+def _head(
+    ensemble: Ensemble, test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, baseline: Run | None
+) -> list[str]:  # fmt: skip
     of = (ensemble.recipe.augment.spectral_r or 0) ** 2
     lines = [
         f"ensemble   {ensemble.recipe.name}: {len(ensemble.bands)} of {of} bands, their logits summed",
@@ -163,6 +190,8 @@ def _head(ensemble: Ensemble, test: tuple[Tensor, Tensor], val: tuple[Tensor, Te
         lines.append(f"note       no training image was held out (--data.val_images N), so {what}")
     if ensemble.unfinished:
         lines.append(f"note       not at the end of their training: bands {' '.join(map(str, ensemble.unfinished))}")
+    if baseline is not None and baseline.info["status"] != "complete":
+        lines.append(f"note       not at the end of its training: the baseline, {baseline.path}")
     return lines
 
 
@@ -197,7 +226,7 @@ def _costs(table: Sequence[Cost]) -> list[str]:
             f"{cost.forward_flops / 1e9:.3f}",
             rate(cost.images_per_s),
             f"{cost.device_hours:.4g}",
-            f"{cost.top1:.2%}",
+            f"{cost.top1:.2%}" if math.isfinite(cost.top1) else "-",
         )
         for cost in table
     ]

@@ -65,16 +65,31 @@ class Run:
         ``which`` may be ``best`` or the number of an epoch too, where its checkpoint is kept. Raises DataError where
         they are damaged, or gone from a complete run: older ones would pass for them.
         """
-        found = self._newest() if which == "last" else self._of_epoch(which)
+        found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which))
         net = build_network(self.recipe)
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
 
-    def _newest(self) -> checkpoint.Checkpoint:
-        found = checkpoint.load(self.path / "checkpoints", self.info["config_hash"])
+    def weights_id(self, which: str = "last") -> str:
+        """Which weights ``model`` gives: equal where configuration and step are. DataError where there are none."""
+        newest = which == "last"
+        found = checkpoint.newest(self._checkpoints, self.info["config_hash"]) if newest else self._of_epoch(which)
         if found is None:
-            raise DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
+            raise self._no_checkpoint()
+        return f"{found.name} of {self.info['config_hash'][:8]}"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _no_checkpoint(self) -> DataError:
+        return DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
+
+    def _newest(self) -> checkpoint.Checkpoint:
+        found = checkpoint.load(self._checkpoints, self.info["config_hash"])
+        if found is None:
+            raise self._no_checkpoint()
         again = "imnet-train goes on from the one before: run the training's command again"
         if found.skipped:
             raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
@@ -84,7 +99,7 @@ class Run:
             raise DataError(what, file=self.path, hint=again)
         return found
 
-    def _of_epoch(self, which: str) -> checkpoint.Checkpoint:
+    def _of_epoch(self, which: str) -> Path:
         if which == "best":
             # The images held out of train choose, where there are any.
             lines = [line for line in self.metrics if line["kind"] in ("val", "eval") and line["top1"] is not None]
@@ -94,12 +109,12 @@ class Run:
             epoch = int(which)
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
-        kept = {self._epoch(state): path for path, state in checkpoint.states(self.path / "checkpoints").items()}
+        kept = {self._epoch(state): path for path, state in checkpoint.states(self._checkpoints).items()}
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
             there = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
             raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {there}")
-        return checkpoint.verified(kept[epoch])
+        return kept[epoch]
 
     def _epoch(self, state: dict[str, Any]) -> float:
         """At which a checkpoint was saved; of older ones by the number of its step."""

@@ -48,10 +48,13 @@ def crops(levels: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run, *, data_dir: str | None = None, device_name: str = "auto") -> Evaluation:
-    """A run's newest weights on its test split, without a confusion matrix. Nothing is written."""
+def evaluate(
+    run: Run, *, data_dir: str | None = None, device_name: str = "auto", precision: str | None = None
+) -> Evaluation:  # fmt: skip
+    """A run's newest weights on its test split, without a confusion matrix; ``precision`` is the run's, where it is
+    None. Nothing is written."""
     side = check(run.recipe)
-    options = run.options(data_dir, device_name)
+    options = run.options(data_dir, device_name, precision)
     place = device.resolve(options)
     test = load_data(run.recipe, options).test
     net = run.model().to(place.device).to(memory_format=torch.channels_last)

@@ -105,6 +105,9 @@ def _with_val(whole: DataSet, count: int, seed: int, stratified: bool) -> DataSe
     train, val = hold_out_images(whole.train, count, seed, stratified)
     how = "the same share of every class" if stratified else "as torch's random_split draws them"
     note = f"validation: {count:,} of {len(whole.train):,} training images held out, {how}, seed {seed}"
+    for part, words in ((train, "left to train"), (val, "held out")):
+        bare = len(np.setdiff1d(whole.train.labels, part.labels))
+        note += f"; of {bare} classes no image is {words}" if bare else ""
     mark = f"{whole.fingerprint} val {count} {seed} {stratified}".encode()
     fingerprint = hashlib.sha256(mark).hexdigest()
     return replace(whole, train=train, val=val, fingerprint=fingerprint, notes=(*whole.notes, note))

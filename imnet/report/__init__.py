@@ -58,7 +58,8 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write one HTML page at ``out`` that overlays the runs; runs of one recipe are averaged over their seeds.
 
-    UsageError for fewer than two runs or one run given twice (it would count twice in n), else as ``render``.
+    UsageError for fewer than two runs or one run given twice, as a copy too (it would count twice in n), else as
+    ``render``.
     """
     if len(run_dirs) < 2:
         raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
@@ -94,9 +95,9 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     _check_once(folders)
     runs = [load(folder) for folder in folders]
     found = measured.of_runs(runs)
-    for folder in dict.fromkeys(folder.parent for folder in folders):
-        band = next((run for run in runs if run.path.parent == folder), None)
-        found += measured.of_ensemble(folder, band) if band else []
+    parents = {run.path.parent: run for run in reversed(runs)}
+    fused = [measured.of_ensemble(folder, band) for folder, band in reversed(parents.items())]
+    found += [m for part in fused for m in part or ()]
     found += [m for place in places if Path(place).suffix == ".json" for m in measured.of_results(Path(place))]
     main, bands, beside = rows.rows(document, found)
     mine = {id(row.found.recipe) for row in (*main, *bands, *beside) if row.found}
@@ -112,6 +113,8 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     ]
     left = len(runs) - len(drawn)
     told = f"{len(drawn)} run folder(s)" + (f"; {left} of other systems left out" if left else "")
+    early = fused.count(None)
+    told += f"; {early} {measured.FUSION} left out, of weights that are not the last: imnet-eval again" if early else ""
     tables = {"The document": main, "Bands": bands, "Beside the document": beside}
     return [
         _write(out, page(document.title, told, body)),
@@ -125,6 +128,20 @@ def _check_once(folders: Sequence[Path]) -> None:
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
+    first: dict[bytes, Path] = {}
+    for place in places:
+        log = _log(place)
+        if log and first.setdefault(log, place) != place:
+            raise UsageError(f"is a copy of the run in {first[log]}", file=place, hint="name each run once")
+
+
+def _log(folder: Path) -> bytes:
+    """What a run logged with its clock, which no two runs have alike; empty where nothing was logged."""
+    try:
+        log = (folder / "metrics.jsonl").read_bytes()
+        return log and (folder / "run.json").read_bytes() + log
+    except OSError:
+        return b""  # ``load`` says it
 
 
 def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from imnet.recipe_json import to_dict
 from imnet.recipes import RECIPES
 from imnet.report.comparison import group
 from imnet.report.data import NAN, RunLog
-from imnet.report.read import as_fraction, as_number, read_json
+from imnet.report.read import as_fraction, as_number, load, read_json
+from imnet.runfolder import band_folder
 
 FUSION = "fusion.json"
 
@@ -72,22 +73,40 @@ def _of(runs: Sequence[RunLog]) -> Measured:
     )
 
 
-def of_ensemble(folder: Path, band: RunLog) -> list[Measured]:
-    """What imnet-eval made of an ensemble's bands, one of which is ``band``; nothing where it was not asked."""
+def read_fusion(folder: Path) -> dict[str, Any] | None:
+    """What imnet-eval wrote of an ensemble: ``rules``, ``costs`` and the weights of its ``bands``; None where it was
+    not asked, DataError where that is damaged."""
     path = folder / FUSION
     if not path.exists():
-        return []
+        return None
     data = read_json(path)
-    rules, costs = data.get("rules"), data.get("costs")
-    if not isinstance(rules, list) or not isinstance(costs, list):
-        raise DataError("holds no lists called rules and costs", file=path, hint="run imnet-eval on the ensemble again")
-    hours = {row.get("name"): as_number(row.get("device_hours"), "device_hours", path) for row in costs}
+    rules, costs, bands = data.get("rules"), data.get("costs"), data.get("bands")
+    lists = all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in (rules, costs))
+    if not lists or not all(map(_numbered, [bands, *(rule.get("weights") for rule in rules or ())])):
+        what = "does not hold bands, rules with the weights of bands, and costs"
+        raise DataError(what, file=path, hint="run imnet-eval on the ensemble again")
+    return data
+
+
+def _numbered(bands: Any) -> bool:
+    return isinstance(bands, dict) and all(band.isdecimal() for band in bands)
+
+
+def of_ensemble(folder: Path, band: RunLog) -> list[Measured] | None:
+    """What imnet-eval made of an ensemble's bands, one of which is ``band``; nothing where it was not asked, None where
+    it was asked before their training had come to its end."""
+    path, data = folder / FUSION, read_fusion(folder)
+    if data is None:
+        return []
+    if not all(_is_final(band_folder(folder, int(number)), weights) for number, weights in data["bands"].items()):
+        return None
+    hours = {row.get("name"): as_number(row.get("device_hours"), "device_hours", path) for row in data["costs"]}
     found = []
-    for rule in rules:
+    for rule in data["rules"]:
         name, test = str(rule.get("name")), rule.get("test") or {}
         if "chosen" not in name:
             continue
-        bands = ", ".join(sorted(rule.get("weights") or {}, key=int))
+        bands = ", ".join(sorted(rule["weights"], key=int))
         where = rule.get("chosen_on") or "nothing"
         found.append(
             Measured(
@@ -98,9 +117,18 @@ def of_ensemble(folder: Path, band: RunLog) -> list[Measured]:
                 precision=str(band.info.get("precision", "")),
                 seeds=("?" if band.seed is None else str(band.seed),),
                 ensemble=f"{name}; bands {bands}; chosen on {where}",
+                more=band.changed_on_the_way,
             )
         )
     return found
+
+
+def _is_final(folder: Path, weights: str) -> bool:
+    """Whether these are the last weights of a finished run (see ``Run.weights_id``)."""
+    run = load(folder) if (folder / "run.json").exists() else None
+    if run is None or run.last is None or not run.finished:
+        return False
+    return weights == f"step-{int(run.last.step):08d} of {run.info.get('config_hash', '')[:8]}"
 
 
 def of_results(path: Path) -> list[Measured]:

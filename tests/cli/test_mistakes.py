@@ -87,6 +87,8 @@ MISTAKES = [
         2,
         "cannot see images of 6 px",
     ),
+    (["--data.train_images", "5", "--batch-size", "10", "--dry-run"], 2, "10 for 5 training images; make --batch-size"),
+    (["--data.val_images", "118", "--data.train_images", "120", "--batch-size", "10", "--dry-run"], 2, "10 for 2"),
     (["--patience", "1.5"], 2, "got --patience 1.5; allowed: a whole number or null"),
     (["--patience="], 2, "got --patience without a value; allowed: a whole number or null"),
     (["--class-weights", "true"], 2, "got --class-weights true; allowed: none, balanced"),

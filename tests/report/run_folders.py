@@ -88,6 +88,7 @@ def make_run(folder: Path, *, epochs: int = 3, top1: list[float] | None = None, 
     info = {
         "versions": {"torch": "2.15.0"},
         "git_sha": "3f2a9c1",
+        "config_hash": "0123abcd",
         "device": "cpu",
         "num_ranks": 1,
         "hardware": {"cpu": "EPYC", "cores": 2, "gpus": []},

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 
 import pytest
@@ -105,6 +106,10 @@ def test_compare_refuses_one_run_or_the_same_twice(tmp_path, run_dir):
         compare([run_dir], tmp_path / "out.html")
     with pytest.raises(UsageError, match="given twice"):
         compare([run_dir, run_dir / ".." / run_dir.name], tmp_path / "out.html")
+    shutil.copytree(run_dir, tmp_path / "again")
+    (tmp_path / "again" / "report.html").write_text("made later")
+    with pytest.raises(UsageError, match="again: is a copy of the run in"):
+        compare([run_dir, tmp_path / "again"], tmp_path / "out.html")
     assert not (tmp_path / "out.html").exists()
 
 

@@ -160,16 +160,26 @@ def test_bands_and_their_ensemble(tmp_path):
          "test": {"top1": 0.76}},
     ]  # fmt: skip
     costs = [{"name": "chosen: geometric, p = 0.3", "device_hours": 2.5}]
-    (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps({"rules": rules, "costs": costs}))
+    saved = {str(band): "step-00000010 of 0123abcd" for band in range(4)}
+    fusion = {"bands": saved, "rules": rules, "costs": costs}
+    (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps(fusion))
     page, _, rows = page_of(tmp_path, "spectral", [tmp_path / "ensemble"])
     ours, theirs = [row for row in rows if row["recipe"] == recipe.name and not row["band"]]
     assert (float(ours["top1"]), float(ours["hours"]), theirs["hours"]) == (0.75, 2.5, "")
     assert float(theirs["difference"]) == pytest.approx(0.76 - 0.7829)
     assert "bands 0, 3; chosen on held-out images" in page.text["document"]
     assert "chosen on the test images" in page.text["document"]
-    (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps({"rules": 1}))
-    with pytest.raises(imnet.ImnetError, match=r"fusion.json: holds no lists"):
-        page_of(tmp_path, "spectral", [tmp_path / "ensemble"])
+    # Of weights before the last ones, and of a band that is gone.
+    for early in (saved | {"3": "step-00000009 of 0123abcd"}, saved | {"3": "step-00000010 of 0"}, saved | {"7": "x"}):
+        (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps(fusion | {"bands": early}))
+        page, _, rows = page_of(tmp_path, "spectral", [tmp_path / "ensemble"])
+        assert [row["n"] for row in rows if row["recipe"] == recipe.name and not row["band"]] == ["0"]
+        assert "1 fusion.json left out, of weights that are not the last: imnet-eval again" in page.source
+    weightless = [{"name": "chosen", "weights": {"a": 1}}]
+    for damaged in ({"rules": 1}, fusion | {"rules": weightless}, fusion | {"costs": [3]}, fusion | {"bands": None}):
+        (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps(damaged))
+        with pytest.raises(imnet.ImnetError, match=r"fusion.json: does not hold bands, rules"):
+            page_of(tmp_path, "spectral", [tmp_path / "ensemble"])
 
 
 def test_the_measured_results_fill_the_page_of_fashion_mnist(tmp_path):

@@ -160,3 +160,13 @@ def test_both_plots_of_training_and_validation_come_out_of_one_command(held_out_
     run = load(held_out_run)
     assert [epoch for epoch, _ in run.train_top1] == [1.0, 2.0, 3.0]
     assert run.train_loss[0][1] > run.train_loss[2][1]
+
+
+def test_classes_that_a_part_has_no_image_of_are_counted():
+    def note(count):
+        sizes = {"image_px": 12, "num_classes": 10, "train_images": 40, "test_images": 10}
+        return data.load("shapes", **sizes, val_images=count, val_seed=0, val_stratified=True).notes[-1]
+
+    assert note(3).endswith("the same share of every class, seed 0; of 7 classes no image is held out")
+    assert note(38).endswith("seed 0; of 8 classes no image is left to train")
+    assert note(10).endswith("seed 0")

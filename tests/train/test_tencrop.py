@@ -73,6 +73,11 @@ def test_a_run_on_stored_pixels_and_its_command(resized, tmp_path, capsys):
     agree(result, by_hand(run.model(), test.images, test.labels, resize, 12))
     assert tencrop.told(result) in out
     assert result.num_images == 101
+    halved = tencrop.evaluate(run, precision="bf16")
+    assert halved.loss == pytest.approx(result.loss, rel=0.05)
+    assert halved.loss != result.loss
+    assert cli.eval_main([str(folder), "--no-flip", "--ten-crop", "--device", "cpu", "--precision", "bf16"]) == 0
+    assert tencrop.told(halved) in capsys.readouterr().out
 
 
 def test_pictures_kept_encoded_of_any_shape(tmp_path):

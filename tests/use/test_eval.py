@@ -336,3 +336,13 @@ def test_what_several_processes_cannot_do_is_one_line(run, words, told, capfd):
     errors = capfd.readouterr().err
     assert told in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_run_on_the_way_is_judged_with_a_note(run, folder, tmp_path, capsys):
+    on_the_way = tmp_path / "r"
+    shutil.copytree(run.path, on_the_way)
+    (on_the_way / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
+    for more in ([], ["--data", str(folder)]):
+        for place, noted in ((on_the_way, 1), (run.path, 0)):
+            assert eval_main([str(place), *CPU, "--no-flip", *more]) == 0
+            assert capsys.readouterr().out.count("note       not at the end of its training\n") == noted

@@ -234,5 +234,65 @@ def test_bands_of_different_ensembles_are_refused(trained, tmp_path):
     with pytest.raises(DataError, match=r"band 3 belongs to another ensemble \(epochs was 4, is 9\)"):
         Ensemble(folder)
     assert list(bands_in(folder)) == [0, 1, 2, 3]
+    # Names that were exchanged would show a network the other's band.
+    shutil.rmtree(folder / "band-3")
+    for old, new in ((1, 7), (2, 1), (7, 2)):
+        (folder / f"band-{old}").rename(folder / f"band-{new}")
+    with pytest.raises(DataError, match="the folder is called band-1, its run saw band 2"):
+        Ensemble(folder)
     with pytest.raises(DataError, match="not an ensemble"):
         Ensemble(tmp_path)
+
+
+def test_what_was_chosen_with_other_weights_is_not_taken(trained, tmp_path, capsys):
+    folder, picture = tmp_path / "ensemble", tmp_path / "one.png"
+    shutil.copytree(trained, folder)
+    Image.new("RGB", (16, 16)).save(picture)
+    assert cli.eval_main([str(folder), "--device", "cpu", "--checkpoint", "3"]) == 0
+    assert cli.predict_main([str(folder), str(picture), "--device", "cpu"]) == 65
+    said = capsys.readouterr().err
+    assert "was chosen with other weights than the folder's newest (band 0, 1, 2, 3); choose again: imnet-eval" in said
+    assert cli.eval_main([str(folder), "--device", "cpu"]) == 0
+    assert cli.predict_main([str(folder), str(picture), "--device", "cpu"]) == 0
+    shutil.rmtree(folder / "band-2")
+    assert cli.predict_main([str(folder), str(picture), "--device", "cpu"]) == 65
+    assert "(band 2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"rules": [{}]}', '{"bands": {}, "costs": [], "rules": [{"weights": 1}]}']
+)
+def test_a_damaged_choice_is_one_line(trained, tmp_path, text, capsys):
+    shutil.copytree(trained, tmp_path / "ensemble")
+    (tmp_path / "ensemble" / "fusion.json").write_text(text)
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    assert cli.predict_main([str(tmp_path / "ensemble"), str(tmp_path / "one.png"), "--device", "cpu"]) == 65
+    said = capsys.readouterr().err
+    assert "fusion.json: " in said
+    assert said.count("\n") == 1
+
+
+def test_bands_that_are_not_at_their_end_have_an_accuracy_and_a_note(trained, tmp_path, capsys):
+    folder = tmp_path / "ensemble"
+    shutil.copytree(trained, folder)
+    for run in Ensemble(folder).bands.values():
+        (run.path / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        (run.path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if '"train"' in line))
+    assert cli.eval_main([str(folder), "--device", "cpu", "--baseline", str(folder / "band-1")]) == 0
+    said = capsys.readouterr().out
+    assert "not at the end of their training: bands 0 1 2 3" in said
+    assert "not at the end of its training: the baseline" in said
+    assert "nan" not in said
+    (found,) = [json.loads((folder / "fusion.json").read_text(), parse_constant=pytest.fail)]
+    alone = {rule["name"]: rule["test"]["top1"] for rule in found["rules"]}
+    assert [row["top1"] for row in found["costs"][:5]] == [*(alone[f"band {band}"] for band in range(4)), None]
+
+
+def test_a_baseline_that_was_judged_on_other_images_is_refused(trained, tmp_path, capsys):
+    shutil.copytree(trained / "band-0", tmp_path / "other")
+    info = json.loads((tmp_path / "other" / "run.json").read_text())
+    info["data"]["test_images"] = 119
+    (tmp_path / "other" / "run.json").write_text(json.dumps(info))
+    assert cli.eval_main([str(trained), "--device", "cpu", "--baseline", str(tmp_path / "other")]) == 65
+    assert "(shapes 119 test set) than the ensemble (shapes 120 test set)" in capsys.readouterr().err
