@@ -14,7 +14,7 @@ from typing import Any, Literal
 from imnet.augmentation import Augment
 from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, check_ranges
 from imnet.optimisers import SGD, AdamCPR, AdamW, Lamb, Lion, Muon, Optim
-from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Step
+from imnet.schedules import Constant, Cosine, MultiStep, OneCycle, Schedule, Step
 
 __all__ = [
     "SGD",
@@ -153,9 +153,6 @@ class Comm:
 
     def __post_init__(self) -> None:
         check_ranges(self, "comm.")
-
-
-Schedule = Constant | Step | MultiStep | Cosine | OneCycle
 
 
 @dataclass(frozen=True, kw_only=True)

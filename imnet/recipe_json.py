@@ -10,13 +10,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Union
 
-from imnet.recipe import SGD, AdamCPR, AdamW, Constant, Cosine, Lamb, Lion, MultiStep, Muon, OneCycle, Recipe, Step
+from imnet.optimisers import Optim
+from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
+from imnet.schedules import Schedule
 
 KINDS: dict[str, dict[str, type]] = {
-    "optim": {c.kind: c for c in (SGD, AdamW, AdamCPR, Lamb, Lion, Muon)},
-    "schedule": {c.kind: c for c in (Constant, Step, MultiStep, Cosine, OneCycle)},
+    part: {kind.kind: kind for kind in typing.get_args(kinds)}
+    for part, kinds in (("optim", Optim), ("schedule", Schedule))
 }
+"""What may stand in these parts of a recipe, by the word that names it."""
 
 
 def to_dict(value: Any) -> Any:

@@ -87,3 +87,6 @@ class OneCycle(_Schedule):
         if x < self.peak_fraction:
             return self.start_factor + (1 - self.start_factor) * x / self.peak_fraction
         return self.final_factor + (1 - self.final_factor) * (1 - x) / (1 - self.peak_fraction)
+
+
+Schedule = Constant | Step | MultiStep | Cosine | OneCycle
