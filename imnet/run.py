@@ -45,7 +45,11 @@ class Run:
                 "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"
             )
         self.info: dict[str, Any] = info
-        self.recipe: Recipe = from_dict(info["recipe"])
+        try:
+            self.recipe: Recipe = from_dict(info["recipe"])
+        except ValueError as error:
+            what = f"the recipe in run.json cannot be read: {error}"
+            raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, recipe={self.recipe.name!r}, status={self.info['status']!r})"

@@ -161,14 +161,29 @@ def writer(path: Path) -> str | None:
     return None
 
 
+_ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, "device": str}
+"""What run.json has held since the first version."""
+_SOMETIMES = {"data": dict, "best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
+"""What a version that knows it wrote, or null."""
+_WORDS = {str: "text", dict: "object", list: "list"}
+
+
 def read_run(path: Path) -> dict[str, Any] | None:
-    """run.json of a run folder, or None where there is none."""
+    """run.json of a run folder, or None where there is none; IOFailure for one that holds something else."""
     try:
-        return json.loads((path / "run.json").read_text(encoding="utf-8"))
+        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(run, dict):
+            raise ValueError(f"it holds a {type(run).__name__}, must be an object")
+        there = {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None}
+        for key, kind in (_ALWAYS | there).items():
+            if not isinstance(run.get(key), kind):
+                raise ValueError(f"{key} is missing or no {_WORDS[kind]}")
+        return run
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise IOFailure(f"run.json is unreadable: {error}", file=path, hint="choose another --out") from error
+        hint = "put a copy back, or take another folder"
+        raise IOFailure(f"run.json is unreadable: {error}", file=path, hint=hint) from error
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
