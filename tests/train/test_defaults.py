@@ -152,6 +152,13 @@ def test_a_run_keeps_its_kernels_and_torchs_own_where_a_family_is_younger_or_a_t
         tier.restore(before)
 
 
+def test_the_headline_takes_our_kernels_on_the_card_that_measured_it(monkeypatch):
+    """The prediction is near the limit there, and it alone decides."""
+    monkeypatch.setattr(defaults, "rates", lambda place: defaults.RATES["H200"])
+    assert decide("fashion-mnist/wrn28_10_fast", FASHION).step_kernels
+    assert not decide("fashion-mnist/speedrun_gpu", FASHION).step_kernels
+
+
 def test_what_a_graph_cannot_repeat_is_not_captured():
     assert not decide(world=World(0, 2)).cuda_graphs
     found = decide(on_nonfinite="skip:3")
