@@ -62,7 +62,8 @@ SPEEDRUN_LONG = replace(
 # Wide, for a GPU, where a narrow layer's launches cost as much. Its shape and optimiser were chosen on 20,000 held-out
 # training images, at width 32 and from the other 10,000, on a CPU (bench/NEGATIVES.md).
 # Predicted for an H100: 5.2 ms a step (2.8 of arithmetic and bytes, as imnet/defaults.py counts them, 1.1 of launches,
-# 1.3 of Muon), so 8.5 s in 28 epochs, and 3.5 s for judging and saving, which is what speedrun_long needed there.
+# 1.3 of Muon), so 8.5 s in 28 epochs, and 3.5 s for judging and saving. Measured on an H200: 9.1 to 12.1 s in all
+# (bench/RESULTS.md).
 SPEEDRUN_GPU = replace(
     SPEEDRUN,
     name="fashion-mnist/speedrun_gpu",
@@ -70,7 +71,7 @@ SPEEDRUN_GPU = replace(
     data=replace(DATA, batch_images=512),
     optim=Muon(lr=0.006),
     epochs=28,
-    source="made for imnet: for a GPU, tuned on held-out training images at a smaller scale; not measured on a GPU",
+    source="made for imnet: for a GPU, tuned on held-out training images at a smaller scale",
 )
 
 WRN28_10 = Recipe(
