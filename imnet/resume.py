@@ -1,12 +1,9 @@
-"""What a checkpoint holds of a training run, and how a run takes it up again."""
+"""How a run takes up its newest good checkpoint."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from imnet import change, checkpoint
 from imnet.errors import UsageError
@@ -15,41 +12,16 @@ from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
 
 
-def save(
-    checkpoints: Path, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float, right_sum: float
-) -> None:
-    """Rank 0's checkpoint; the sums are those of all ranks."""
-    values = {
-        "step": state.step,
-        "epoch": state.step / setup.order.steps_per_epoch,
-        "seconds": state.seconds,
-        "loss_sum": loss_sum,
-        "right_sum": right_sum,
-        "loss_images": state.loss_images,
-        "best": state.best,
-        "stopped": state.stopped,
-        "top1": state.judged[1] if state.judged[0] == state.step else None,
-        "skipped_steps": state.skipped_steps,
-        "metrics_bytes": state.metrics_bytes,
-        "train_images": setup.order.num_images,
-        "data_fingerprint": setup.dataset.fingerprint,
-        "config_hash": setup.config_hash,
-        "scaler": step_fn.scaler.state_dict(),
-        "versions": {"torch": torch.__version__},
-    }
-    checkpoint.save(checkpoints, state.step, step_fn.tensors(), values, setup.options.keeps)
-
-
 def resume(
-    checkpoints: Path | None, setup: Setup, state: RunState, step_fn: TrainStep, run: dict[str, Any] | None
+    folder: RunFolder | None, setup: Setup, state: RunState, step_fn: TrainStep, run: dict[str, Any] | None
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """Take up the newest good checkpoint on every rank; rank 0, which has the folder and its ``run``.json, chooses it.
 
     Also returns what there is to say where it is of another configuration or of other data. Nothing is written.
     """
     found, step, notes = None, 0, []
-    if checkpoints is not None:
-        found = checkpoint.load(checkpoints, (run or {}).get("config_hash"))
+    if folder is not None:
+        found = checkpoint.load(folder.checkpoints, (run or {}).get("config_hash"))
         if found is not None:
             step, notes = _enter(found, setup, step_fn, run or {})
             notes += _other_ranks(setup, run or {})

@@ -26,6 +26,7 @@ from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config, to_dict
 from imnet.run_options import RunOptions
 from imnet.run_state import RunState
+from imnet.saver import Saver
 from imnet.verdicts import Verdicts, every_epochs, note_best, stop_early
 from imnet.watch import Flags, Signals, not_finite
 
@@ -57,6 +58,7 @@ class Trainer:
         loss, right = torch.zeros(2, device=place.device).unbind()
         self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
+        self.saver = Saver()
         self.log: MetricsLog | None = None
         """At rank 0, while it trains."""
         self.flags = Flags(world, place.device, signals)
@@ -76,8 +78,7 @@ class Trainer:
 
     def steps(self) -> Generator[None]:
         """The same, with a halt before every step; what goes on during it is not this run's time."""
-        checkpoints = self.folder.checkpoints if self.folder is not None else None
-        found, notes = resume.resume(checkpoints, self.setup, self.state, self.step_fn, self.began)
+        found, notes = resume.resume(self.folder, self.setup, self.state, self.step_fn, self.began)
         done = resume.is_complete(self.folder, self.began, self.state.step, self.num_steps)
         if self.world.share(done):  # every rank leaves, or the others would wait for one that has
             if self.folder is not None:
@@ -88,11 +89,12 @@ class Trainer:
             return
         self._begin(found, notes)
         if self.folder is not None:
-            about = self.options.logs, to_dict(self.recipe)
-            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, *about)
+            kinds, config = self.options.logs, to_dict(self.recipe)
+            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, kinds, config)
         try:
             yield from self._fit()
         finally:
+            self.saver.close()
             if self.log is not None:
                 self.log.close()
         self._finish()
@@ -212,8 +214,8 @@ class Trainer:
         return stop or (self.world.size == 1 and self.signals.name is not None)
 
     def _raise_preempted(self) -> None:
-        name = self.signals.name or ELSEWHERE
-        what = f"{name}: saved at step {self.state.step} of {self.num_steps}"
+        self.saver.wait()
+        what = f"{self.signals.name or ELSEWHERE}: saved at step {self.state.step} of {self.num_steps}"
         raise Preempted(what, hint="run the same command to go on")
 
     def _nonfinite(self, step: int) -> DataError:
@@ -225,8 +227,7 @@ class Trainer:
     def _write_train_line(self) -> None:
         loss, top1 = (total / self.state.loss_images for total in self._sums())
         now = time.perf_counter()
-        since, first = self._interval
-        per_epoch = self.order.steps_per_epoch
+        (since, first), per_epoch = self._interval, self.order.steps_per_epoch
         rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)
         self._interval = (now, self.state.step)
         self.state.loss_sum.zero_()
@@ -248,10 +249,9 @@ class Trainer:
     def _save(self) -> None:
         self.tick()
         sums = self._sums()
-        if self.folder is None or self.log is None:
-            return
-        self.state.metrics_bytes = self.log.sync()
-        resume.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, *sums)
+        if self.folder is not None and self.log is not None:
+            self.state.metrics_bytes = self.log.sync()
+            self.saver.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, *sums)
 
     def tick(self) -> None:
         now = time.perf_counter()
@@ -289,12 +289,12 @@ class Trainer:
         self.console.say_if(stopped)
 
     def _finish(self, report_only: bool = False) -> None:
+        self.saver.wait()
         if self.folder is None:
             return
         if not report_only:
-            found = self.verdicts
-            assert found.newest is not None
-            announce.write_evaluation(self.folder.path, found.newest, self.dataset, final=found.final)
+            assert self.verdicts.newest is not None
+            announce.write_evaluation(self.folder.path, self.verdicts.newest, self.dataset, final=self.verdicts.final)
             self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
         report.render(self.folder.path)
         self.console.summary(report.summary(self.folder.path))
