@@ -76,9 +76,6 @@ def decide(
     ours = graphs and norms_are_ours(net)
     compile, why_compile = _compile(recipe, net, options, place, world, run_s, ours, kept)
     exact = bool(options.deterministic)
-    if exact and compile:
-        what = "got --deterministic with --compile: its kernels are chosen by how fast they were at that moment"
-        raise UsageError(what, hint="leave one of them out")
     words = [*filter(None, (why_graphs, why_compile)), *(["deterministic"] if exact else [])]
     why, kernels = "; ".join(words) or "eager", graphs and not compile and run_s > KERNELS_PAY_FROM_S
     return Execution(compile=compile, cuda_graphs=graphs, deterministic=exact, reason=why, step_kernels=kernels)

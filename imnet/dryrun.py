@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import torch
+from imnet_kernels import tier
 from torch import nn
 
-from imnet import device, ensemble, loggers, models, prescribed, runfolder
+from imnet import device, ensemble, hubs, loggers, models, prescribed, runfolder, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
-from imnet.errors import ImnetError
+from imnet.errors import ImnetError, UsageError
 from imnet.from_recipe import check_fills, load_data
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
@@ -18,9 +22,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def text(recipe: Recipe, options: RunOptions) -> str:
-    """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it."""
+    """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it, and a machine
+    that lacks GPUs or kernels may plan for one that has them."""
     d, options, bands = recipe.data, options.as_ran(recipe), options.bands_of(recipe)
     loggers.check(options.logs)
+    try:
+        tier.forced(options.kernels)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
     with torch.device("meta"):
@@ -28,7 +37,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     shape = (d.channels, recipe.input_px, recipe.input_px)
     with models.seeing(recipe.model, recipe.input_px):
         forward, both = flops(net, shape), flops(net, shape, backward=True)
-    ranks = options.gpus or options.procs or 1
+    ranks, folder = options.gpus or options.procs or 1, options.out or runfolder.default_path(recipe, precision, bands)
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
@@ -36,8 +45,9 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         *_ensemble(recipe, bands, ranks, num_params(net), forward),
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
+        *_first_weights(recipe, net, Path(folder)),
         *_memory(net, recipe, options, bands, precision),
-        f"run folder   {options.out or runfolder.default_path(recipe, precision, bands)}",
+        f"run folder   {folder}",
         *_data(recipe, options, both * max(1, len(bands))),
     ]
     return "\n".join(lines)
@@ -49,6 +59,19 @@ def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: in
     ensemble.shares(bands, ranks)  # refuses what does not come out even
     sums = f"{parameters * len(bands):,} parameters, {forward * len(bands) / 1e9:.3f} GFLOP an image forward"
     return [f"ensemble     {ensemble.told(recipe, bands, ranks)}", f"together     {sums}"]
+
+
+def _first_weights(recipe: Recipe, net: nn.Module, folder: Path) -> list[str]:
+    """What of ``recipe.weights`` fits; a run that goes on has its own, and the source may be gone."""
+    source = recipe.weights
+    if source is None or any(folder.glob("checkpoints/step-*")):
+        return []
+    if source.startswith(hubs.PREFIXES) and not hubs.is_here(source):
+        weights.preprocessing(source)  # refuses a name that nobody has published
+        return [f"begins with  {source}, fetched when training begins"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copy to the meta device copies nothing, and says so
+        return [f"begins with  {source}: {weights.put(net, weights.read(source))}"]
 
 
 def _memory(

@@ -121,6 +121,12 @@ class RunOptions:
         ok = self.on_nonfinite == "stop" or (word == "skip" and count.isdecimal() and len(count) < 10)
         check(ok, f"on_nonfinite = {self.on_nonfinite!r}", "stop or skip:N", "e.g. --on-nonfinite skip:3")
 
+        on_cpu = self.device == "cpu" or self.procs is not None
+        check(not (self.cuda_graphs and on_cpu), "cuda_graphs on a CPU", "on a GPU", "leave --cuda-graphs out")
+        # Its kernels are chosen by how fast they were at that moment.
+        clash = bool(self.compile and self.deterministic)
+        check(not clash, "compile together with deterministic", "one of them", "leave --compile out")
+
         words = str(self.keep).split(",")
         ok = all(w in ("best", "last") or (w.isdecimal() and 0 < int(w) < 10**6) for w in words)
         check(

@@ -42,8 +42,11 @@ def missing(tier: str, device: str) -> str | None:
     return None if kind.installed() else f"tier {tier} is not installed; {kind.remedy}"
 
 
-def _forced(spec: str) -> dict[str, str]:
-    """'host' or 'augment=host,...' -> {family: tier}; 'auto' leaves a family out, and so does a tier it has not."""
+def forced(spec: str) -> dict[str, str]:
+    """'host' or 'augment=host,...' -> {family: tier}; 'auto' leaves a family out, and so does a tier it has not.
+
+    Raises ValueError for a word that is no tier or family.
+    """
     wanted: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in spec.split(","))):
         family, _, tier = part.rpartition("=")
@@ -78,9 +81,9 @@ def set(spec: str, *, source: str = "tier.set", captured: bool = False) -> None:
 
     ``captured`` says that the steps to come are one CUDA graph each and not compiled.
     """
-    forced = _forced(spec)
+    wanted = forced(spec)
     # Choosing from a table, not from probes: torch.compile guards on it and never traces an import.
-    choices = {(f, d): _choose(f, d, forced.get(f), source, captured) for f in FAMILIES for d in DEVICES}
+    choices = {(f, d): _choose(f, d, wanted.get(f), source, captured) for f in FAMILIES for d in DEVICES}
     _choices.update(choices)
 
 

@@ -175,7 +175,7 @@ def test_several_gpus_are_captured_only_where_that_is_asked_for():
 
 def test_deterministic_and_compiled_is_refused():
     assert not decide("imagenet64/davit_tiny", IMAGENET, deterministic=True).compile
-    with pytest.raises(UsageError, match="--deterministic with --compile"):
+    with pytest.raises(ValueError, match="compile together with deterministic; allowed: one of them"):
         decide(compile=True, deterministic=True)
 
 

@@ -12,13 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import imnet
-from imnet import hubs, weights
+from imnet import dryrun, hubs, weights
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.models import build
 from imnet.models.head import freeze, head_name
 from imnet.optim import build as build_optimizer
 from imnet.optim import param_groups, set_lr
 from imnet.recipe import SGD, AdamW
+from imnet.run_options import RunOptions
+from imnet.start import train
 
 SMALL = {"train_images": 96, "test_images": 48, "image_px": 16, "batch_images": 32}
 
@@ -49,6 +51,21 @@ def test_what_fits_is_taken_and_the_rest_is_said(donor, tmp_path):
         assert torch.equal(value, wanted[name]), name
     text = f"{put.loaded} tensors loaded, 2 new ({head}.weight, {head}.bias), 2 left out ({', '.join(put.skipped)})"
     assert str(put) == text
+
+
+def test_a_dry_run_says_what_fits_and_leaves_a_run_that_goes_on_alone(donor, tmp_path):
+    source, out = tmp_path / "donor.safetensors", tmp_path / "run"
+    save_file(donor.state_dict(), source)
+    options = RunOptions(out=str(out), device="cpu", threads=1)
+    told = dryrun.text(recipe(weights=str(source)), options)
+    assert (
+        f"begins with  {source}: {len(donor.state_dict()) - 2} tensors loaded, 2 new (head.weight, head.bias)" in told
+    )
+    train(recipe(weights=str(source)), options)
+    source.unlink()
+    assert "begins with" not in dryrun.text(recipe(weights=str(source)), options)
+    with pytest.raises(UsageError, match="no such file"):
+        dryrun.text(recipe(weights=str(source)), replace(options, out=str(tmp_path / "another")))
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "ddp", "compiled", "ema first", "nested"])
