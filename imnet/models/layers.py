@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from imnet_kernels import batch_norm, tier
+from imnet_kernels import add_batch_norm, batch_norm, tier
 from torch import nn
 
 from ..errors import UsageError
@@ -22,17 +22,17 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
+Sum = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""A map (B, C, H, W), or the two that it is the sum of: see :func:`summed_later`."""
+
+
 def normed(
     norm: nn.Module, x: torch.Tensor, *, relu: bool = False, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``norm(x)``, plus ``residual`` and through ReLU where asked, in one kernel where a faster one is chosen."""
-    if _is_plain(norm) and tier.choose("batch_norm", x.device.type) != "reference":
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.momentum is not None
-        norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
-        names = ("weight", "bias", "running_mean", "running_var")
-        tensors = [getattr(norm, name) for name in names]
-        return batch_norm(x, *tensors, momentum=norm.momentum, eps=norm.eps, relu=relu, residual=residual)
+    if _is_ours(norm, x):
+        tensors, options = _counted(norm)
+        return batch_norm(x, *tensors, **options, relu=relu, residual=residual)
     y = norm(x)
     if residual is not None:
         y += residual
@@ -40,10 +40,34 @@ def normed(
     return F.relu(y, inplace=True) if relu else y
 
 
-def _is_plain(norm: nn.Module) -> bool:
-    """Whether it is torch's own batch norm, with weights, and takes the batch's statistics and keeps running ones."""
+def summed_later(x: torch.Tensor, addend: torch.Tensor) -> Sum:
+    """``x + addend`` for :func:`sum_norm_relu`: both as they are where a faster kernel is chosen, which adds them."""
+    return x + addend if tier.choose("batch_norm", x.device.type) == "reference" else (x, addend)
+
+
+def sum_norm_relu(norm: nn.Module, x: Sum) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the sum, ReLU of ``norm`` of it), the addition in the norm's kernel where it is still to be done."""
+    if isinstance(x, tuple):
+        if _is_ours(norm, x[0]):
+            tensors, options = _counted(norm)
+            return add_batch_norm(*x, *tensors, **options, relu=True)
+        x = x[0] + x[1]
+    return x, norm_relu(norm, x)
+
+
+def _is_ours(norm: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a faster kernel is chosen for it: torch's own batch norm, with weights, and takes the batch's statistics
+    and keeps running ones."""
     complete = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
-    return complete and norm.training and norm.momentum is not None
+    plain = complete and norm.training and norm.momentum is not None
+    return plain and tier.choose("batch_norm", x.device.type) != "reference"
+
+
+def _counted(norm: nn.Module) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """What :func:`batch_norm` is given of a norm, which has now seen one batch more."""
+    norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+    tensors = [getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")]
+    return tensors, {"momentum": norm.momentum, "eps": norm.eps}
 
 
 def norm_relu(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
-from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, norm_relu
+from .layers import Sum, check_rate, conv1x1, conv3x3, global_mean, he_init, norm_relu, sum_norm_relu, summed_later
 from .registry import model
 
 
@@ -19,9 +19,12 @@ class PreActBlock(nn.Module):
     """BN-ReLU-3x3-BN-ReLU-(dropout)-3x3 plus skip: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
     The skip is the identity, or a 1x1 convolution of the PRE-ACTIVATED input where the channels or the map change.
+    The last addition may be left to the norm that follows, where :func:`sum_norm_relu` computes that.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, drop_rate: float = 0.0, *, norm_follows: bool = False
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, out_channels, stride)
@@ -30,14 +33,16 @@ class PreActBlock(nn.Module):
         same = in_channels == out_channels and stride == 1
         self.projection = None if same else conv1x1(in_channels, out_channels, stride)
         self.drop_rate = drop_rate
+        self.norm_follows = norm_follows
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = norm_relu(self.bn1, x)
-        skip = x if self.projection is None else self.projection(activated)
+    def forward(self, x: Sum) -> Sum:
+        total, activated = sum_norm_relu(self.bn1, x)
+        skip = total if self.projection is None else self.projection(activated)
         out = norm_relu(self.bn2, self.conv1(activated))
         if self.drop_rate:
             out = F.dropout(out, self.drop_rate, self.training)
-        return self.conv2(out) + skip
+        out = self.conv2(out)
+        return summed_later(out, skip) if self.norm_follows else out + skip
 
 
 class LasagneBlock(nn.Module):
@@ -47,18 +52,33 @@ class LasagneBlock(nn.Module):
     reads the RAW input, and opens every group; the second convolution has a bias.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, opens_group: bool, first: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        opens_group: bool,
+        first: bool,
+        norm_follows: bool = False,
+    ) -> None:
         super().__init__()
         self.bn1 = None if first else nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels, bias=True)
         self.projection = conv1x1(in_channels, out_channels, stride) if opens_group else None
+        self.norm_follows = norm_follows
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = x if self.bn1 is None else norm_relu(self.bn1, x)
-        skip = x if self.projection is None else self.projection(x)
-        return self.conv2(norm_relu(self.bn2, self.conv1(activated))) + skip
+    def forward(self, x: Sum) -> Sum:
+        if self.bn1 is None:
+            assert isinstance(x, torch.Tensor), "the stem adds nothing"
+            total = activated = x
+        else:
+            total, activated = sum_norm_relu(self.bn1, x)
+        skip = total if self.projection is None else self.projection(total)
+        out = self.conv2(norm_relu(self.bn2, self.conv1(activated)))
+        return summed_later(out, skip) if self.norm_follows else out + skip
 
 
 class WideResNet(nn.Module):
@@ -88,7 +108,7 @@ class WideResNet(nn.Module):
         blocks: list[PreActBlock] = []
         width = 16
         for out_width, stride in sizes:
-            blocks.append(PreActBlock(width, out_width, stride, drop_rate))
+            blocks.append(PreActBlock(width, out_width, stride, drop_rate, norm_follows=True))
             width = out_width
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(width)
@@ -99,8 +119,8 @@ class WideResNet(nn.Module):
                 nn.init.zeros_(block.conv2.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.blocks(self.stem(images))
-        return self.head(global_mean(norm_relu(self.bn, features)))
+        _, features = sum_norm_relu(self.bn, self.blocks(self.stem(images)))
+        return self.head(global_mean(features))
 
 
 class LasagneWideResNet(nn.Module):
@@ -120,7 +140,8 @@ class LasagneWideResNet(nn.Module):
         width = 16
         for i, (out_width, stride) in enumerate(sizes):
             opens = i % (len(sizes) // 4) == 0
-            blocks.append(LasagneBlock(width, out_width, stride, opens_group=opens, first=i == 0))
+            options = {"opens_group": opens, "first": i == 0, "norm_follows": True}
+            blocks.append(LasagneBlock(width, out_width, stride, **options))
             width = out_width
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(width)
@@ -134,8 +155,8 @@ class LasagneWideResNet(nn.Module):
                 nn.init.xavier_uniform_(module.projection.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.blocks(norm_relu(self.stem_bn, self.stem(images)))
-        return self.head(global_mean(norm_relu(self.bn, features)))
+        _, features = sum_norm_relu(self.bn, self.blocks(norm_relu(self.stem_bn, self.stem(images))))
+        return self.head(global_mean(features))
 
 
 def _group_sizes(depth: int, widen: int, groups: int | None) -> list[tuple[int, int]]:

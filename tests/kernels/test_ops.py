@@ -30,6 +30,8 @@ def _op_calls():
     x = [_image() for _ in range(3)]
     plain = [t.detach() for t in x]
     coefficients = torch.rand(2), torch.rand(2)
+    norm = (plain[0], *(torch.rand(4) for _ in range(4)))
+    back = (*plain[:2], *(torch.rand(4) for _ in range(4)))
     keys = (5, 1, 2, "zero", "random", 0.5, 3, False, torch.bfloat16)
     weights = [torch.randn(5), torch.randn(2, 3)]
     lists = [[w.clone() for w in weights] for _ in range(4)]
@@ -38,8 +40,10 @@ def _op_calls():
         "spectral": (spectral_op, (plain[0], 2, [0, 3], None, None, torch.float32)),
         "shake": (shake_op, (*x, *coefficients)),
         "shake_backward": (shake_backward_op, (plain[0], coefficients[1])),
-        "batch_norm": (norm_op, (plain[0], *(torch.rand(4) for _ in range(4)), plain[1], 0.1, 1e-5, True)),
-        "batch_norm_backward": (norm_backward_op, (*plain[:2], *(torch.rand(4) for _ in range(4)), plain[2], True)),
+        "batch_norm": (norm_op, (*norm, plain[1], 0.1, 1e-5, True)),
+        "batch_norm_of_a_sum": (norm_op, (*norm, None, 0.1, 1e-5, True, plain[1])),
+        "batch_norm_backward": (norm_backward_op, (*back, plain[2], True)),
+        "batch_norm_of_a_sum_backward": (norm_backward_op, (*back, None, True, plain[2])),
         "sgd_ema": (sgd_ema_op, (*lists, torch.tensor(0.1), None, None, 0.9, 1e-4, 0.99, True)),
     }
 

@@ -14,11 +14,13 @@ from bench.profile import resources, sass
 
 pytest.importorskip("triton", reason="triton is not installed")
 SLACK = 1.5
-# Instructions an element of bf16 on the main path, and the bytes of its stores: what the compilers gave on 2026-11-26.
+# Instructions an element of bf16 on the main path, and the bytes of its stores: what the compilers gave on 2026-11-26,
+# and with a sum on 2026-11-27, where the statistics' shortest path is that of the last rows, one tile at a time.
 TRITON = {
     "augment imagenet64 *bf16": (12.4, 16), "augment mean_image *bf16": (15.7, 16), "augment fashion *bf16": (15.6, 8),
     "spectral s=4 *bf16": (17.6, 16), "spectral s=16 *bf16": (16.7, 8), "spectral s=36 *bf16": (24.2, 4),
     "normalise_kernel *bf16": (9.2, 16), "gradient_kernel *bf16": (16.1, 16), "reduce_kernel *bf16 adds": (13.6, 16),
+    "statistics_kernel *bf16 adds": (40.4, 16), "gradient_kernel *bf16 adds": (18.4, 16),
 }  # fmt: skip
 CUDA = {
     "augment_kernel<__nv_bfloat16, 3, 8, false>": (14.1, 16), "augment_kernel<__nv_bfloat16, 3, 8, true>": (17.1, 16),
@@ -42,9 +44,9 @@ def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[floa
 def test_triton_kernels(family):
     found = {k.name: k for k in resources.triton_kernels(family, "bf16", (90,))}
     expected = {name: limits for name, limits in TRITON.items() if name in found}
-    assert len(expected) == 3
+    assert len(expected) == {"batch_norm": 5}.get(family, 3)
     _check(found, expected)
-    for name in found.keys() & {"statistics_kernel *bf16", "reduce_kernel *bf16"}:  # they store a few sums only
+    for name in found.keys() & {"statistics_kernel *bf16", "statistics_kernel *bf16 adds", "reduce_kernel *bf16"}:
         code = found[name].code
         assert code is not None
         assert code.load_bytes == 16

@@ -77,25 +77,38 @@ def forward(
     momentum: float,
     eps: float,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    addend: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See forward_op of the package."""
     plan, y = _Plan(x), torch.empty_like(x)
     mean, inverse = torch.empty_like(weight), torch.empty_like(weight)
     added = y if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    statistics_kernel[plan.reduce](x, plan.partial, plan.rows, plan.pitch, plan.rows_a_program, **plan.tile)
+    sums = addend is not None
+    before, total = (addend.contiguous(memory_format=torch.channels_last), torch.empty_like(x)) if sums else (x, x)
+    statistics_kernel[plan.reduce](
+        x, before, total, plan.partial, plan.rows, plan.pitch, plan.rows_a_program, ADDS=sums, **plan.tile
+    )
     join_statistics_kernel[plan.join](
         plan.partial, mean, inverse, running_mean, running_var, plan.rows, plan.channels, plan.fold,
         plan.rows_a_program, plan.programs, momentum, eps, **plan.most,
     )  # fmt: skip
     normalise_kernel[plan.whole](
-        x, added, y, mean, inverse, weight, bias, plan.rows, plan.pitch, plan.channels,
+        total, added, y, mean, inverse, weight, bias, plan.rows, plan.pitch, plan.channels,
         RELU=relu, ADDS=residual is not None, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
     )  # fmt: skip
-    return y, mean, inverse
+    return y, mean, inverse, total if sums else x.new_empty(0)
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, y: Tensor | None, relu: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    y: Tensor | None,
+    relu: bool,
+    grad_sum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See backward_op of the package."""
     plan, d_x = _Plan(x), torch.empty_like(x)
@@ -114,9 +127,10 @@ def backward(
         **plan.most,
     )  # fmt: skip
     source = let_through if adds else grad
+    other = grad if grad_sum is None else grad_sum.contiguous(memory_format=torch.channels_last)
     gradient_kernel[plan.whole](
-        source, x, d_x, *known, means, *size,
-        RELU=relu and not adds, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
+        source, x, other, d_x, *known, means, *size,
+        RELU=relu and not adds, ADDS=grad_sum is not None, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
     )  # fmt: skip
     return d_x, d_weight, d_bias, let_through
 
@@ -128,7 +142,8 @@ def builds() -> list[Build]:
 
 def _builds() -> Iterator[Build]:
     for data in ("*bf16", "*fp32"):
-        types = dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr", "grad_ptr", "passed_ptr", "d_x_ptr"), data)
+        maps = ("x", "addend", "sum", "residual", "y", "grad", "grad_sum", "passed", "d_x")
+        types = dict.fromkeys((f"{name}_ptr" for name in maps), data)
         names = ("mean", "inverse", "weight", "bias", "running_mean", "running_var", "d_weight", "d_bias", "means")
         types |= dict.fromkeys((f"{name}_ptr" for name in (*names, "partial")), "*fp32")
         types |= dict.fromkeys(("rows", "pitch", "channels", "fold", "rows_a_program", "programs"), "i32")

@@ -17,6 +17,14 @@ def load(base_ptr, offsets, live):
 
 
 @triton.jit
+def written(base_ptr, offsets, value, live):
+    """Stores ``value`` and returns what was stored, which may be rounded."""
+    rounded = value.to(base_ptr.dtype.element_ty)
+    tl.store(base_ptr + offsets, rounded, mask=live)
+    return rounded.to(tl.float32)
+
+
+@triton.jit
 def columns(
     mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels,
     COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr
@@ -33,13 +41,14 @@ def columns(
 
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
-    x_ptr, partial_ptr, rows, pitch, rows_a_program,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
+    x_ptr, addend_ptr, sum_ptr, partial_ptr, rows, pitch, rows_a_program,
+    ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
     """x (rows, pitch * VECTOR) -> partial (programs, 2, pitch * VECTOR) fp32: mean, sum of squares about it.
 
-    Every place of a tile keeps the mean and the squares of the rows it has seen (Welford, four rows at a time, by
-    Chan's rule), so that no large mean cancels; at the end the places of a channel are joined.
+    With an addend, those of the sum as it is written, rounded: what the later passes read. Every place of a tile keeps
+    the mean and the squares of the rows it has seen (Welford, four rows at a time, by Chan's rule), so that no large
+    mean cancels; at the end the places of a channel are joined.
     """
     channels = pitch * VECTOR
     first = tl.program_id(0) * rows_a_program
@@ -49,7 +58,8 @@ def statistics_kernel(
     live = (column < channels)[None, :]
     offsets = inner[:, None] * pitch * VECTOR + column[None, :]
     step = ROWS * pitch * VECTOR
-    x_ptr += first.to(tl.int64) * pitch * VECTOR
+    at = first.to(tl.int64) * pitch * VECTOR
+    x_ptr, addend_ptr, sum_ptr = x_ptr + at, addend_ptr + at, sum_ptr + at
     mean = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), tl.float32)
     fours = count // (4 * ROWS)
@@ -58,6 +68,18 @@ def statistics_kernel(
         b = load(x_ptr + step, offsets, live)
         c = load(x_ptr + 2 * step, offsets, live)
         d = load(x_ptr + 3 * step, offsets, live)
+        if ADDS:
+            # All are loaded before the first is stored, since a load waits for the stores before it in the program.
+            e = load(addend_ptr, offsets, live)
+            f = load(addend_ptr + step, offsets, live)
+            g = load(addend_ptr + 2 * step, offsets, live)
+            h = load(addend_ptr + 3 * step, offsets, live)
+            a = written(sum_ptr, offsets, a + e, live)
+            b = written(sum_ptr + step, offsets, b + f, live)
+            c = written(sum_ptr + 2 * step, offsets, c + g, live)
+            d = written(sum_ptr + 3 * step, offsets, d + h, live)
+            addend_ptr += 4 * step
+            sum_ptr += 4 * step
         x_ptr += 4 * step
         middle = ((a + b) + (c + d)) * 0.25
         a, b, c, d = a - middle, b - middle, c - middle, d - middle
@@ -69,6 +91,10 @@ def statistics_kernel(
     for start in range(4 * ROWS * fours, count, ROWS):
         here = (inner < count - start)[:, None]
         x = load(x_ptr, offsets, live & here)
+        if ADDS:
+            x = written(sum_ptr, offsets, x + load(addend_ptr, offsets, live & here), live & here)
+            addend_ptr += step
+            sum_ptr += step
         x_ptr += step
         seen += tl.where(here, 1.0, 0.0)
         off = tl.where(here, x - mean, 0.0)
@@ -211,10 +237,11 @@ def join_sums_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def gradient_kernel(
-    grad_ptr, x_ptr, d_x_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, means_ptr, rows, pitch, channels,
-    RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr,
-    DEPTH: tl.constexpr
+    grad_ptr, x_ptr, grad_sum_ptr, d_x_ptr, mean_ptr, inverse_ptr, weight_ptr, bias_ptr, means_ptr, rows, pitch,
+    channels, RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
+    """d_x; with ADDS what reached x by other ways than the norm is added before it is rounded."""
     inner = tl.arange(0, ROWS)
     column, wide, channel, mean, scale, bias = columns(
         mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
@@ -229,6 +256,8 @@ def gradient_kernel(
         x = load(x_ptr + at, offsets, live)
         g = passed(load(grad_ptr + at, offsets, live), x, mean, scale, bias, RELU)
         d_x = scale * (g - mean_grad - (x - mean) * slope)
+        if ADDS:
+            d_x += load(grad_sum_ptr + at, offsets, live)
         tl.store(d_x_ptr + at + offsets, d_x.to(d_x_ptr.dtype.element_ty), mask=live)
         first += ROWS
         at += ROWS * pitch * VECTOR

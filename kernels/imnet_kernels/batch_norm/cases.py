@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from .. import tier
 from ..family import Call, Case, Family
-from . import backward_op, batch_norm, reference
+from . import add_batch_norm, backward_op, batch_norm, reference
 
 EPS = 1e-5
 
@@ -26,6 +27,12 @@ CASES = (
     _case("no relu", (4, 24, 5, 5), relu=False),
     _case("residual", (4, 24, 5, 5), residual=True),
     _case("residual without relu", (4, 24, 5, 5), residual=True, relu=False),
+    _case("sum", (4, 24, 5, 5), sum="kept"),
+    _case("sum of odd channels", (2, 7, 9, 5), sum="kept"),
+    _case("sum of many rows", (9, 16, 36, 35), sum="kept", relu=False),
+    _case("sum that only the norm reads", (4, 24, 5, 5), sum="dropped"),
+    _case("sum that only the norm reads, without relu", (5, 36, 6, 6), sum="dropped", relu=False),
+    _case("planar sum", (2, 8, 4, 4), sum="kept", planar=True),
     _case("four values a channel", (2, 8, 1, 2)),
     _case("planar", (2, 8, 4, 4), planar=True),
     _case("wrn36_5 stage 1", (256, 80, 64, 64), gpu=True),
@@ -33,11 +40,15 @@ CASES = (
     _case("wrn28_10 stage 2", (256, 320, 14, 14), gpu=True),
     _case("densenet", (128, 132, 28, 28), gpu=True),
     _case("resnet50 stage 1", (256, 256, 56, 56), gpu=True, residual=True),
+    _case("wrn36_5 stage 1 sum", (256, 80, 64, 64), gpu=True, sum="kept"),
 )
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """A map with other means and deviations in every channel; the leaves are what gets a gradient."""
+    """A map with other means and deviations in every channel; the leaves are what gets a gradient.
+
+    A "kept" ``sum`` stands in front of y in the result, so that both get a gradient.
+    """
     o, generator = case.options, torch.Generator().manual_seed(4)
     channels, relu = o["shape"][1], o.get("relu", True)
     layout = torch.contiguous_format if o.get("planar") else torch.channels_last
@@ -50,40 +61,59 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     if o.get("residual"):
         # Far from zero: where a sum is next to it, the reference's second rounding may decide what ReLU lets through.
         maps.append(drawn(*o["shape"]) + 8.0 * drawn(*o["shape"]).sign())
+    if o.get("sum"):
+        maps.append(drawn(*o["shape"]) + drawn(channels, 1, 1))
+        if relu:
+            # On a grid where no dtype rounds the sum: how it is rounded would decide what ReLU lets through.
+            maps = [(m.clamp(-8.0, 8.0) * 16.0).round() / 16.0 for m in maps]
     maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
     weight, bias, mean = (drawn(channels).to(device, precise) for _ in range(3))
     var = torch.rand(channels, generator=generator).to(device, precise)
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
-    x, residual = maps[0], maps[1] if len(maps) == 2 else None
-    return Call(
-        run=lambda: batch_norm(x, weight, bias, mean, var, momentum=0.1, eps=EPS, relu=relu, residual=residual),
-        leaves=(*maps, weight, bias),
-        in_place=(mean, var),
-    )
+
+    def run() -> torch.Tensor:
+        arguments = (weight, bias, mean, var)
+        options: dict[str, Any] = {"momentum": 0.1, "eps": EPS, "relu": relu}
+        if o.get("sum"):
+            both = add_batch_norm(maps[0], maps[1], *arguments, **options)
+            return torch.cat(both) if o["sum"] == "kept" else both[1]
+        return batch_norm(maps[0], *arguments, **options, residual=maps[1] if o.get("residual") else None)
+
+    return Call(run=run, leaves=(*maps, weight, bias), in_place=(mean, var))
 
 
 def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Call:
     """The backward alone on the tier ``name``, with ReLU's mask from the result where the tier needs it."""
     call, options = make(case, dtype, device), case.options
-    relu, adds = options.get("relu", True), options.get("residual", False)
+    relu, adds, sums = options.get("relu", True), options.get("residual", False), options.get("sum")
     x, weight, bias = (leaf.detach() for leaf in (call.leaves[0], *call.leaves[-2:]))
     with tier.using("reference"), torch.no_grad():
         y = call.run()
+    if sums:
+        x, y = (call.leaves[0] + call.leaves[1]).detach(), y[-len(x) :]
     grad, dims = torch.randn_like(x), (0, 2, 3)
+    grad_sum = torch.randn_like(x) if sums == "kept" else None
     mean, inverse = x.float().mean(dims), (x.float().var(dims, correction=0) + EPS).rsqrt()
     if name == "reference":
-        return Call(run=lambda: reference.backward(grad, x, weight, mean, inverse, y if relu else None))
-    return Call(run=lambda: backward_op(grad, x, weight, bias, mean, inverse, y if relu and adds else None, relu))
+        return Call(run=lambda: reference.backward(grad, x, weight, mean, inverse, y if relu else None, grad_sum))
+    kept = y if relu and adds else None
+    return Call(run=lambda: backward_op(grad, x, weight, bias, mean, inverse, kept, relu, grad_sum))
 
 
 def backward_bytes(case: Case, dtype: torch.dtype) -> int:
-    """Map and gradient read twice, one gradient written; with a residual its gradient too, and the result read."""
-    return (7 if case.options.get("residual") else 5) * math.prod(case.options["shape"]) * dtype.itemsize
+    """Map and gradient read twice, one gradient written; with a residual its gradient too, and the result read; with a
+    sum that is kept its gradient read."""
+    o = case.options
+    passes = 5 + 2 * bool(o.get("residual")) + (o.get("sum") == "kept")
+    return passes * math.prod(o["shape"]) * dtype.itemsize
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The forward's floor: read for the statistics, read again with the residual, written."""
-    return (4 if case.options.get("residual") else 3) * math.prod(case.options["shape"]) * dtype.itemsize
+    """The forward's floor: read for the statistics, read again with the residual, written; of a sum both parts are
+    read and it is written."""
+    o = case.options
+    passes = 3 + bool(o.get("residual")) + 2 * bool(o.get("sum"))
+    return passes * math.prod(o["shape"]) * dtype.itemsize
 
 
 FAMILY = Family(

@@ -31,8 +31,19 @@ def batch_norm(
     return F.relu(y, inplace=True) if relu else y
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, y: Tensor | None) -> None:
-    """What autograd runs for it: through ReLU's result ``y`` where there is one, then torch's own kernels."""
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    y: Tensor | None,
+    grad_sum: Tensor | None = None,
+) -> None:
+    """What autograd runs for it: through ReLU's result ``y`` where there is one, then torch's own kernels, then the
+    addition of what reached x by other ways."""
     passed = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
     none = (None, None)
-    torch.ops.aten.native_batch_norm_backward(passed, x, weight, *none, mean, inverse, True, 0.0, [True] * 3)
+    found = torch.ops.aten.native_batch_norm_backward(passed, x, weight, *none, mean, inverse, True, 0.0, [True] * 3)
+    if grad_sum is not None:
+        torch.add(found[0], grad_sum)
