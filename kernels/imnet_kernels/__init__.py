@@ -3,9 +3,20 @@
 from . import tier
 from .augment import augment
 from .batch_norm import batch_norm
+from .dense_stage import dense_stage
 from .philox import philox, philox_permutation
 from .sgd_ema import sgd_ema_
 from .shake_shake import shake_shake
 from .spectral import spectral
 
-__all__ = ["augment", "batch_norm", "philox", "philox_permutation", "sgd_ema_", "shake_shake", "spectral", "tier"]
+__all__ = [
+    "augment",
+    "batch_norm",
+    "dense_stage",
+    "philox",
+    "philox_permutation",
+    "sgd_ema_",
+    "shake_shake",
+    "spectral",
+    "tier",
+]
