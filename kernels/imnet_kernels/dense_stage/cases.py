@@ -16,14 +16,14 @@ def _case(name: str, shape: tuple[int, int, int, int], *, gpu: bool = False, **k
 
 CASES = (
     _case("stage 1", (2, 24, 6, 6)),
-    _case("stage 2", (3, 108, 5, 5)),
+    _case("stage 2", (3, 108, 5, 5), layers=1),
     _case("stage 3", (3, 150, 3, 5)),
     _case("growth of five", (3, 7, 5, 3), growth=5, layers=3),
     _case("growth of eight", (2, 16, 4, 4), growth=8),
-    _case("growth of 24", (1, 48, 4, 4), growth=24),
+    _case("growth of 24", (1, 48, 4, 4), growth=24, layers=1),
     _case("one layer", (5, 24, 3, 3), layers=1),
     _case("eight values a channel", (2, 24, 2, 2)),
-    _case("several tiles a program", (5, 24, 8, 9)),
+    _case("several tiles a program", (5, 24, 8, 9), layers=1),
     _case("planar", (2, 24, 4, 4), planar=True),
     _case("densenet stage 1", (128, 24, 28, 28), gpu=True, layers=16),
     _case("densenet stage 3", (128, 150, 7, 7), gpu=True, layers=16),
