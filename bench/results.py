@@ -21,6 +21,7 @@ STEPS = (
     "eager",
     "captured",
     "captured + our kernels",
+    "captured + dense stage",
     "captured + kernels",
     "captured + Triton kernels",
     "compiled",

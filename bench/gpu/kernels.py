@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Call, Case, Family, families
+from imnet_kernels.family import Call, Case, Family, exact, families
 from imnet_kernels.implementations import tiers_of
 from torch import Tensor
 
@@ -72,6 +72,7 @@ def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, setting: 
     return found | {"error_fp64": errors.fp64, "graph_replay_equal": replayed}
 
 
+@exact()
 def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
     """Capture the call in a CUDA graph, replay it over poisoned results; AssertionError unless the bits are eager's."""
     eager = [t.clone() for t in _on_device(family.make(case, dtype, "cuda"))]

@@ -69,13 +69,15 @@ DRY_NETS = (Net("wrn10_1", 16, 3, 10, 8), Net("shake_shake26_2x32d", 8, 3, 10, 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most."""
+    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most.
+    ``only`` is in the names of the networks that it is for."""
 
     name: str
     cost_s: float
     compile: bool = False
     graphs: bool = False
     kernels: str = "reference"
+    only: str = ""
 
     @property
     def timed(self) -> int:
@@ -86,6 +88,8 @@ class Variant:
 # In order of value: what training takes by default, what it can be told, what only explains the others.
 VARIANTS = (
     Variant("captured + our kernels", 8.0, graphs=True, kernels="auto"),
+    Variant("captured + additions in the norms", 8.0, graphs=True, kernels="add_batch_norm=triton", only="wrn"),
+    Variant("captured + dense stage", 12.0, graphs=True, kernels="dense_stage=triton", only="densenet"),
     Variant("compiled + captured", 8.0, compile=True, graphs=True),
     Variant("captured", 6.0, graphs=True),
     Variant("compiled", 7.0, compile=True),
@@ -97,7 +101,7 @@ def _variants(dry: bool, names: tuple[str, ...] = ()) -> Iterator[tuple[Net, Var
     """Every variant of all networks before the next variant."""
     for variant in VARIANTS:
         if not names or variant.name in names:
-            yield from ((net, variant) for net in (DRY_NETS if dry else NETS))
+            yield from ((net, variant) for net in (DRY_NETS if dry else NETS) if variant.only in net.model)
 
 
 def _needs(net: Net, variant: Variant) -> frozenset[str]:
@@ -115,7 +119,8 @@ def step_rows(setting: Setting) -> Iterator[Row]:
 
 def profile_rows(setting: Setting) -> Iterator[Row]:
     """The kernels of a step by their time, in its replayed graph: with our kernels, compiled, with torch's."""
-    for net, variant in _variants(setting.dry, ("captured + our kernels", "compiled + captured", "captured")):
+    shown = tuple(variant.name for variant in VARIANTS if variant.graphs)
+    for net, variant in _variants(setting.dry, shown):
         if setting.dry and net is not DRY_NETS[0]:
             continue
         work = functools.partial(_in_tier, profiled, net, variant, setting)
@@ -136,7 +141,8 @@ def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: f
     torch._dynamo.reset()
     with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
         found = work(net, variant, setting)
-        used = {family: tier.choose(family, setting.device) for family in ("batch_norm", "shake_shake")}
+        families = ("batch_norm", "add_batch_norm", "dense_stage", "shake_shake")
+        used = {family: tier.choose(family, setting.device) for family in families}
     return found | {"kernels": used}
 
 

@@ -82,7 +82,8 @@ def timed_case(job: Job, name: str, kind: str, copy: float) -> dict[str, Any]:
 def flops(family: str, case: Case) -> int:
     """The arithmetic of the family's definition for one call, a multiply-add as two.
 
-    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2.
+    augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2. dense_stage: its convolutions.
+    batch_norm: sum, sum of squares about the mean, (x - mean) scale + shift, and the residual's or the sum's addition.
     sgd_ema: each of weight decay, momentum, Nesterov and update is a multiply-add, the average one more addition.
     spectral: s = r r inputs folded by the DCT's even-odd symmetry, then s / 2 multiply-adds a band, and normalised.
     """
@@ -92,6 +93,12 @@ def flops(family: str, case: Case) -> int:
         return 2 * o["batch"] * height * width * channels
     if family == "shake_shake":
         return 4 * torch.Size(o["shape"]).numel()
+    if family in ("batch_norm", "add_batch_norm"):
+        return (7 + bool(o.get("residual") or o.get("sum"))) * torch.Size(o["shape"]).numel()
+    if family == "dense_stage":
+        batch, channels, height, width = o["shape"]
+        read = sum(channels + index * o["growth"] for index in range(o["layers"]))
+        return 2 * batch * height * width * 4 * o["growth"] * (read + 9 * o["growth"] * o["layers"])
     if family == "sgd_ema":
         per_element = 2 + 2 * bool(o["weight_decay"]) + 2 * (o["momentum"] > 0) + 2 * o["nesterov"]
         per_element += 3 * (o["ema_decay"] is not None)

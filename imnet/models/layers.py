@@ -30,7 +30,7 @@ def normed(
     norm: nn.Module, x: torch.Tensor, *, relu: bool = False, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``norm(x)``, plus ``residual`` and through ReLU where asked, in one kernel where a faster one is chosen."""
-    if _is_ours(norm, x):
+    if is_plain(norm) and tier.choose("batch_norm", x.device.type) != "reference":
         tensors, options = _counted(norm)
         return batch_norm(x, *tensors, **options, relu=relu, residual=residual)
     y = norm(x)
@@ -42,25 +42,23 @@ def normed(
 
 def summed_later(x: torch.Tensor, addend: torch.Tensor) -> Sum:
     """``x + addend`` for :func:`sum_norm_relu`: both as they are where a faster kernel is chosen, which adds them."""
-    return x + addend if tier.choose("batch_norm", x.device.type) == "reference" else (x, addend)
+    return x + addend if tier.choose("add_batch_norm", x.device.type) == "reference" else (x, addend)
 
 
 def sum_norm_relu(norm: nn.Module, x: Sum) -> tuple[torch.Tensor, torch.Tensor]:
     """(the sum, ReLU of ``norm`` of it), the addition in the norm's kernel where it is still to be done."""
     if isinstance(x, tuple):
-        if _is_ours(norm, x[0]):
+        if is_plain(norm):
             tensors, options = _counted(norm)
             return add_batch_norm(*x, *tensors, **options, relu=True)
         x = x[0] + x[1]
     return x, norm_relu(norm, x)
 
 
-def _is_ours(norm: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a faster kernel is chosen for it: torch's own batch norm, with weights, and takes the batch's statistics
-    and keeps running ones."""
+def is_plain(norm: nn.Module) -> bool:
+    """Whether it is torch's own batch norm, with weights, and takes the batch's statistics and keeps running ones."""
     complete = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
-    plain = complete and norm.training and norm.momentum is not None
-    return plain and tier.choose("batch_norm", x.device.type) != "reference"
+    return complete and norm.training and norm.momentum is not None
 
 
 def _counted(norm: nn.Module) -> tuple[list[torch.Tensor], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from . import tier
 from .augment import augment
 from .batch_norm import add_batch_norm, batch_norm
+from .dense_stage import dense_stage
 from .philox import philox, philox_permutation
 from .sgd_ema import sgd_ema_
 from .shake_shake import shake_shake
@@ -12,6 +13,7 @@ __all__ = [
     "add_batch_norm",
     "augment",
     "batch_norm",
+    "dense_stage",
     "philox",
     "philox_permutation",
     "sgd_ema_",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +46,18 @@ class Call:
     in_place: tuple[Tensor, ...] = ()
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """cuDNN's convolutions in full fp32 and by algorithms that repeat their bits, which is not torch's default."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark
+    cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark = True, False, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark = before
+
+
 class Errors(NamedTuple):
     """rms(error) / rms(reference), the largest of each kind; None where a case has no such outputs."""
 
@@ -75,6 +88,7 @@ class Family:
         """The tiers that can run on the device type here, without the reference."""
         return [name for name in tiers_of(self.name)[1:] if tier.missing(name, device) is None]
 
+    @exact()
     def check(
         self,
         case: Case,
@@ -99,7 +113,7 @@ class Family:
             call = self.make(case, dtype, device)
             got = outputs(call if compiled is None else _compiled(call, compiled))
         for index, (g, w) in enumerate(zip(got, want, strict=True)):
-            mine, theirs = (g.shape, g.dtype, g.stride()), (w.shape, w.dtype, w.stride())
+            mine, theirs = (g.shape, g.dtype, _layout(g)), (w.shape, w.dtype, _layout(w))
             assert mine == theirs, f"{where}: output {index} is {mine}; the reference's is {theirs}"
         slack = INTERPRETER_ERROR.get(dtype, 0.0) if (name, device) == ("triton", "cpu") else 0.0
         slack += 0.0 if compiled is None else COMPILED_ERROR[dtype]
@@ -120,6 +134,11 @@ class Family:
         return max(_within(f"{where}, fp64", got, exact, FP64_MARGIN * self.tolerance[dtype]), default=0.0)
 
 
+def _layout(tensor: Tensor) -> tuple[int, ...]:
+    """The strides; that of a dimension of one says nothing, and torch itself is not of one mind about it."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _compiled(call: Call, backend: str) -> Call:
     torch._dynamo.reset()
     return dataclasses.replace(call, run=torch.compile(call.run, fullgraph=True, backend=backend))
@@ -137,11 +156,13 @@ def families() -> tuple[Family, ...]:
     """Every family, from <family>/cases.py; imported here because cases are for tests and benchmarks alone."""
     from .augment import cases as augment
     from .batch_norm import cases as batch_norm
+    from .dense_stage import cases as dense_stage
     from .sgd_ema import cases as sgd_ema
     from .shake_shake import cases as shake_shake
     from .spectral import cases as spectral
 
-    return augment.FAMILY, spectral.FAMILY, batch_norm.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
+    norms = batch_norm.FAMILY, batch_norm.OF_SUMS
+    return augment.FAMILY, spectral.FAMILY, *norms, dense_stage.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:

@@ -38,13 +38,16 @@ Modules = dict[str, ModuleType]
 def _reference_modules() -> Modules:
     from .augment import reference as augment
     from .batch_norm import reference as batch_norm
+    from .dense_stage import reference as dense_stage
     from .sgd_ema import reference as sgd_ema
     from .shake_shake import reference as shake_shake
     from .spectral import reference as spectral
 
     return {
+        "add_batch_norm": batch_norm,
         "augment": augment,
         "batch_norm": batch_norm,
+        "dense_stage": dense_stage,
         "sgd_ema": sgd_ema,
         "shake_shake": shake_shake,
         "spectral": spectral,
@@ -63,13 +66,16 @@ def _host_modules() -> Modules:
 def _triton_modules() -> Modules:
     from .augment import _triton as augment
     from .batch_norm import _triton as batch_norm
+    from .dense_stage import _triton as dense_stage
     from .sgd_ema import _triton as sgd_ema
     from .shake_shake import _triton as shake_shake
     from .spectral import _triton as spectral
 
     return {
+        "add_batch_norm": batch_norm,
         "augment": augment,
         "batch_norm": batch_norm,
+        "dense_stage": dense_stage,
         "sgd_ema": sgd_ema,
         "shake_shake": shake_shake,
         "spectral": spectral,
@@ -152,6 +158,8 @@ IMPLEMENTATIONS = (
     Implementation("shake_shake", "triton", "cuda", CAPTURED, f"stage 1 of 2x96d 41 us, CUDA 83 us ({_H200})"),
     Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
     Implementation("batch_norm", "triton", "cuda", CAPTURED, f"stage 1 of WRN-36-5 161 us, torch's 501 us ({_H200})"),
+    Implementation("add_batch_norm", "triton", "cuda", NEVER, "not measured on a GPU"),
+    Implementation("dense_stage", "triton", "cuda", NEVER, "not measured on a GPU"),
     Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
     Implementation("sgd_ema", "triton", "cuda", NEVER, f"WRN-28-10 269 us, torch's fused one 312 ({_H200})"),
 )

@@ -121,6 +121,14 @@ def test_every_case_is_timed_against_its_bytes(tmp_path, capsys):
         assert name in drawn, name
 
 
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_every_family_has_its_arithmetic(family, tmp_path):
+    case = next(c for c in reversed(family.contract) if family.bytes_moved(c, torch.float32))
+    assert kernels(tmp_path, family.name, "--case", case.name, "--tier", "reference", "--dtype", "fp32") == 0
+    (row,) = json.loads((tmp_path / f"kernels-{family.name}.json").read_text())["cases"]
+    assert row["flops"] > 0
+
+
 def test_one_case_of_one_tier(tmp_path):
     assert kernels(tmp_path, "augment", "--case", "plain", "--tier", "reference", "--dtype", "bf16") == 0
     found = json.loads((tmp_path / "kernels-augment.json").read_text())

@@ -97,6 +97,21 @@ def test_the_merged_optimiser_is_captured_too(kernels):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
 
 
+def test_dense_stages_are_captured_and_agree_with_torchs():
+    if tier.missing("triton", "cuda"):
+        pytest.skip(tier.missing("triton", "cuda"))
+    recipe, found = dataclasses.replace(RECIPE, model="densenet_bc100_12"), []
+    for kernels, graphs in (("reference", False), ("triton", False), ("triton", True)):
+        with tier.using(f"dense_stage={kernels}"):
+            step = make_step(recipe, graphs=graphs, average=False)
+            found.append((train(step, 3), list(step.net.state_dict().values())))
+    for losses, tensors in found[1:]:
+        torch.testing.assert_close(losses, found[0][0], rtol=1e-3, atol=1e-3)
+        for mine, theirs in zip(tensors, found[0][1], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found[2][0], found[1][0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("optim", [Lamb(lr=1e-3), Lion(lr=1e-4), Muon(lr=1e-3)], ids=lambda o: o.kind)
 def test_the_foreach_optimisers_are_captured_and_skip_a_bad_step(optim):
     recipe = dataclasses.replace(RECIPE, optim=optim)

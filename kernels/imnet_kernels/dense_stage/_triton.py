@@ -1,0 +1,239 @@
+"""dense_stage in Triton and torch's 3x3 convolutions, over one channels_last map that every layer extends.
+
+A channel's statistics are taken once, when it is written: all layers normalise it with the same two, and only weight
+and bias are a layer's own. The 1x1 convolution normalises what it reads, so the normalised map is never written; the
+backward computes it again. Nothing uses atomics: the same numbers give the same bits.
+
+A layer forward: project, join, normalise, 3x3, append, join. Backward: 3x3, the second norm's three, reduce, sum,
+gradient, which adds to one map of gradients and hands the layer before its own. The new channels are padded to a
+multiple of eight on their way through the 3x3 convolution, where cuDNN would pad three tensors in launches of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..batch_norm import _triton as norms
+from ..tritonlib import Build
+from ._triton_kernels import SIZES, append_kernel, gradient_kernel, project_kernel, reduce_kernel
+
+if TYPE_CHECKING:
+    from . import Layer
+
+
+class Tile(NamedTuple):
+    """What a program holds of the map at a time, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+WIDE, GRADIENT, SINGLE = Tile(64, 64, 4), Tile(32, 64, 4), Tile(32, 32, 4)
+"""Of all kernels but gradient in half precision, of gradient, and of those with products in fp32, which are not the
+tensor cores'. Chosen by registers, warps and spills for sm_80 and sm_90: nothing was timed on a GPU."""
+PROGRAMS_PER_SM = 4
+"""Of the kernel whose partial results are as large as the weights; the others take a tile each until MOST_PARTS."""
+LAST, FP32 = torch.channels_last, torch.float32
+ONES = [1, 1]
+
+
+class _Stage:
+    """A stage's sizes, and how the rows of its map are shared out."""
+
+    def __init__(self, features: Tensor, layers: int, inner: int, new: int):
+        self.device, self.total = features.device, features.shape[1]
+        self.rows, self.layers, self.inner, self.new = features.numel() // self.total, layers, inner, new
+        self.first = self.total - layers * new
+        self.vector = math.gcd(self.first, new, 8)
+        self.pitch, self.padded = self.total // self.vector, triton.cdiv(new, 8) * 8
+        self.single = features.dtype == FP32
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        """A kernel's constants and warps for its tile."""
+        width = max(16, triton.next_power_of_2(self.inner))
+        found = {"INNER": self.inner, "WIDTH": width, "ROWS": tile.rows, "COLUMNS": tile.columns}
+        return found | {"VECTOR": self.vector, "num_warps": tile.warps}
+
+    def groups(self, index: int) -> int:
+        """Vectors of channels that layer ``index`` reads."""
+        return (self.first + index * self.new) // self.vector
+
+    def shared(self, height: int, most: int = norms.MOST_PARTS) -> tuple[int, int]:
+        """(programs, rows of each): whole tiles of ``height`` rows, for at most ``most`` programs."""
+        rows = height * triton.cdiv(triton.cdiv(self.rows, height), min(most, norms.MOST_PARTS))
+        return triton.cdiv(self.rows, rows), rows
+
+    def joined(self, partial: Tensor, rows_a_program: int, momentum: float, eps: float, *statistics: Tensor) -> None:
+        """partial (programs, 2, channels) -> mean, inverse; and the running mean and variance, moved."""
+        programs, _, channels = partial.shape
+        most = triton.next_power_of_2(programs)
+        columns = max(1, min(16, norms.JOINED // most))
+        norms.join_statistics_kernel[(triton.cdiv(channels, columns),)](
+            partial, *statistics, self.rows, channels, 1, rows_a_program, programs, momentum, eps,
+            MOST=most, JOIN_COLUMNS=columns, num_warps=norms.WARPS,
+        )  # fmt: skip
+
+    def append(self, source: Tensor, features: Tensor, at: int, channels: int, statistics: Tensor, eps: float) -> None:
+        """``channels`` of source into the map from channel ``at``, and their statistics into (3, total)."""
+        columns = min(WIDE.columns, max(16, triton.next_power_of_2(channels)))
+        height = WIDE.rows * WIDE.columns // columns
+        programs, rows_a_program = self.shared(height)
+        partial = torch.empty((programs, 2, channels), dtype=FP32, device=self.device)
+        append_kernel[programs, triton.cdiv(channels, columns)](
+            source, features, partial, self.rows, source.shape[1] // self.vector, self.pitch, at // self.vector,
+            channels // self.vector, rows_a_program, ROWS=height, COLUMNS=columns, VECTOR=self.vector,
+            num_warps=WIDE.warps,
+        )  # fmt: skip
+        mean, inverse, var = statistics[:, at : at + channels]
+        self.joined(partial, rows_a_program, 1.0, eps, mean, inverse, mean, var)
+
+    def cast(self, layers: Sequence[Layer], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's 1x1 weights, and its 3x3 ones with channels of zeros after them, in one launch each."""
+        matrices = [torch.empty_like(layer.conv1, dtype=dtype) for layer in layers]
+        shape = (self.layers, self.padded, 3, 3, self.inner)
+        kernels = list(torch.zeros(shape, dtype=dtype, device=self.device).permute(0, 1, 4, 2, 3))
+        sources = [*(layer.conv1.detach() for layer in layers), *(layer.conv2.detach() for layer in layers)]
+        torch._foreach_copy_([*matrices, *(k[: self.new] for k in kernels)], sources)
+        return list(zip(matrices, kernels, strict=True))
+
+
+def forward(x: Tensor, layers: Sequence[Layer], momentum: float, eps: float) -> tuple[Tensor, list[Tensor]]:
+    """(the map (B, C, H, W) with every layer's features, what ``backward`` needs beside it and the parameters)."""
+    (inner, first), new = layers[0].conv1.shape[:2], layers[0].conv2.shape[0]
+    shape = (x.shape[0], first + new * len(layers), *x.shape[2:])
+    features = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
+    stage = _Stage(features, len(layers), inner, new)
+    # Mean, 1 / sqrt(var + eps) and unbiased variance of every channel. Zeros: what is moved is read first.
+    statistics = torch.zeros((3, stage.total), dtype=FP32, device=x.device)
+    saved = [statistics]
+    stage.append(x, features, 0, first, statistics, eps)
+    for index, (layer, (matrix, kernel)) in enumerate(zip(layers, stage.cast(layers, x.dtype), strict=True)):
+        h, y, *inside = _inside(stage, features, index, layer, matrix, statistics, momentum, eps)
+        features_new = torch.ops.aten.convolution(y, kernel, None, ONES, ONES, ONES, False, [0, 0], 1)
+        features_new = features_new.contiguous(memory_format=LAST)
+        stage.append(features_new, features, first + index * new, new, statistics, eps)
+        saved += [matrix, kernel, h, y, *inside]
+    _move(layers, statistics, momentum)
+    return features, saved
+
+
+def _inside(
+    stage: _Stage, features: Tensor, index: int, layer: Layer, matrix: Tensor, statistics: Tensor,
+    momentum: float, eps: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The 1x1 convolution's map, its norm through ReLU, and that norm's mean and 1 / sqrt(var + eps)."""
+    shape = (features.shape[0], stage.inner, *features.shape[2:])
+    h = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=LAST)
+    y, plan, norm = torch.empty_like(h), norms._Plan(h), layer.norm2
+    mean, inverse = torch.empty_like(norm.weight), torch.empty_like(norm.weight)
+    tile = SINGLE if stage.single else WIDE
+    programs, rows_a_program = stage.shared(tile.rows)
+    partial = torch.empty((programs, 2, stage.inner), dtype=FP32, device=features.device)
+    project_kernel[(programs,)](
+        features, h, partial, *statistics[:2], layer.norm1.weight, layer.norm1.bias, matrix, stage.rows, stage.pitch,
+        stage.groups(index), rows_a_program, **stage.constants(tile),
+    )  # fmt: skip
+    stage.joined(partial, rows_a_program, momentum, eps, mean, inverse, norm.running_mean, norm.running_var)
+    norms.normalise_kernel[plan.whole](
+        h, y, y, mean, inverse, norm.weight, norm.bias, plan.rows, plan.pitch, plan.channels,
+        RELU=True, ADDS=False, GROUP=plan.group, DEPTH=norms.DEPTH, **plan.tile,
+    )  # fmt: skip
+    return h, y, mean, inverse
+
+
+def _move(layers: Sequence[Layer], statistics: Tensor, momentum: float) -> None:
+    """The running statistics of every layer's first norm, towards those of the channels that it reads."""
+    for name, found in (("running_mean", statistics[0]), ("running_var", statistics[2])):
+        running = [getattr(layer.norm1, name) for layer in layers]
+        torch._foreach_lerp_(running, [found[: len(r)] for r in running], momentum)
+
+
+def backward(
+    grad: Tensor, features: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """(d_x, the parameters' gradients); the layers' parameters and what ``forward`` saved of each are six tensors."""
+    new, inner = parameters[5].shape[:2]
+    stage = _Stage(features, len(parameters) // 6, inner, new)
+    batch, _, height, width = grad.shape
+    grad, passed = grad.contiguous(memory_format=LAST), torch.empty_like(features)
+    d_x = torch.empty((batch, stage.first, height, width), dtype=grad.dtype, device=grad.device, memory_format=LAST)
+    d_new = torch.zeros((batch, height, width, stage.padded), dtype=grad.dtype, device=grad.device).permute(0, 3, 1, 2)
+    d_new[:, :new] = grad[:, stage.total - new :]
+    tile, sums, d_norms, d_kernels = SINGLE if stage.single else GRADIENT, [], [], []
+    programs, rows_a_program = stage.shared(tile.rows)
+    for index in reversed(range(stage.layers)):
+        weight, bias, _, *norm2, _ = parameters[6 * index : 6 * index + 6]
+        matrix, kernel, h, y, *inside = saved[1 + 6 * index : 7 + 6 * index]
+        d_y, d_kernel, _ = torch.ops.aten.convolution_backward(
+            d_new, y, kernel, None, ONES, ONES, ONES, False, [0, 0], 1, [True, True, False]
+        )
+        d_h, *d_norm, _ = norms.backward(d_y, h, *norm2, *inside, None, True)
+        known = (*saved[0][:2], weight, bias, matrix)
+        summed = _summed(stage, index, d_h, features, known)
+        source, target = passed if sums else grad, passed if index else d_x
+        gradient_kernel[programs, _blocks(stage, index, tile)](
+            d_h, features, source, target, d_new, *known, summed, stage.rows, stage.pitch,
+            target.shape[1] // stage.vector, stage.groups(index), new // stage.vector if index else 0, rows_a_program,
+            NEW_PITCH=stage.padded, **stage.constants(tile),
+        )  # fmt: skip
+        sums.append(summed)
+        d_norms.append(d_norm)
+        d_kernels.append(d_kernel[:new])
+    return d_x, _gradients(parameters, saved[0][1], sums[::-1], d_norms[::-1], d_kernels[::-1])
+
+
+def _blocks(stage: _Stage, index: int, tile: Tile) -> int:
+    return triton.cdiv(stage.groups(index) * stage.vector, tile.columns)
+
+
+def _summed(stage: _Stage, index: int, d_h: Tensor, features: Tensor, known: Sequence[Tensor]) -> Tensor:
+    """(2 + inner, channels) fp32: what reduce_kernel says, over all rows."""
+    tile, groups = SINGLE if stage.single else WIDE, stage.groups(index)
+    blocks, wanted = _blocks(stage, index, tile), PROGRAMS_PER_SM * norms._multiprocessors(d_h.device)
+    programs, rows_a_program = stage.shared(tile.rows, triton.cdiv(wanted, blocks))
+    partial = torch.empty((programs, 2 + stage.inner, groups * stage.vector), dtype=FP32, device=d_h.device)
+    reduce_kernel[programs, blocks](
+        d_h, features, partial, *known, stage.rows, stage.pitch, groups, rows_a_program, **stage.constants(tile)
+    )
+    return partial.sum(0)
+
+
+def _gradients(
+    parameters: Sequence[Tensor], inverse: Tensor, sums: list[Tensor], d_norms: list[list[Tensor]],
+    d_kernels: list[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """In the parameters' order, dtype and layout."""
+    weights = torch._foreach_mul([s[1] for s in sums], [inverse[: s.shape[1]] for s in sums])
+    kernels = [torch.empty_like(conv2) for conv2 in parameters[5::6]]
+    torch._foreach_copy_(kernels, d_kernels)
+    found = []
+    for weight, conv1, summed, d_norm, kernel in zip(weights, parameters[2::6], sums, d_norms, kernels, strict=True):
+        d_conv1 = summed[2:].as_strided(conv1.shape, conv1.stride()).to(conv1.dtype)
+        found += [weight, summed[0], d_conv1, *d_norm, kernel]
+    return found
+
+
+def builds() -> list[Build]:
+    """What DenseNet-BC-100's first stage takes in bf16 and fp32 and its last in bf16, to compile without a GPU."""
+    return [build for data, vector in (("*bf16", 4), ("*bf16", 2), ("*fp32", 4)) for build in _builds(data, vector)]
+
+
+def _builds(data: str, vector: int) -> Iterator[Build]:
+    maps = ("source", "features", "x", "h", "d_h", "target", "new", "matrix")
+    numbers = ("partial", "mean", "inverse", "weight", "bias", "sums")
+    types = dict.fromkeys((f"{name}_ptr" for name in maps), data)
+    types |= dict.fromkeys((f"{name}_ptr" for name in numbers), "*fp32") | dict.fromkeys(SIZES, "i32")
+    for kernel in (append_kernel, project_kernel, reduce_kernel, gradient_kernel):
+        halves = GRADIENT if kernel is gradient_kernel else WIDE
+        tile = SINGLE if data == "*fp32" and kernel is not append_kernel else halves
+        constants = {"INNER": 48, "WIDTH": 64, "NEW_PITCH": 16, "ROWS": tile.rows, "COLUMNS": tile.columns}
+        constants = {k: v for k, v in (constants | {"VECTOR": vector}).items() if k in kernel.arg_names}
+        signature = {k: v for k, v in types.items() if k in kernel.arg_names}
+        yield Build(f"{kernel.__name__} {data} by {vector}", kernel, signature, constants, num_warps=tile.warps)
