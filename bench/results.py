@@ -210,6 +210,7 @@ GPU_SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
     "recipes": ("Whole trainings", _recipes),
     "commands": ("Commands, from the prompt to the summary", _commands),
     "steps": ("Training steps", _steps),
+    "trials": ("Trials of the whole step", _steps),
     "floor": ("The measured floor of a step", _floor),
     "profile": ("Where the device's time of a step goes", _profile),
     "kernels": ("Kernels", _kernels),

@@ -6,8 +6,9 @@
 
 Parts, in order of value: commands (the default commands, from the prompt to the summary), checks (every kernel against
 its definition), profile (the kernels of a step), floor (what bounds it), steps, kernels, tests (those marked gpu),
-recipes, dali. What has no figure in bench/results comes before what has one. The CUDA library is built and the networks
-are compiled beside what is no time (checks, tests); what the processor's load would disturb waits until they are done.
+recipes, dali, trials (what might make a step faster). What has no figure in bench/results comes before what has one.
+The CUDA library is built and the networks are compiled beside what is no time (checks, tests); what the processor's
+load would disturb waits until they are done.
 
 <out>/<device>.json holds every row as soon as it is known, and the next call with the same --out does not repeat what
 is measured there. A row that failed says why in "error", one that was left out in "skipped". Times are kept within the
@@ -47,6 +48,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "tests": (0.10, "commands.test_rows"),
     "recipes": (0.50, "commands.recipe_rows"),
     "dali": (0.04, "kernels.dali_rows"),
+    "trials": (0.04, "trials.trial_rows"),
 }
 BACKGROUND_SHARE = 0.40
 """Of the budget: what is not built or compiled by then is ended, and its rows are left out. An H100's processor took

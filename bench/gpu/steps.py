@@ -11,7 +11,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def step_rows(setting: Setting) -> Iterator[Row]:
     for net, variant in _variants(setting.dry):
         if setting.dry and variant is not VARIANTS[0] and net is not DRY_NETS[0]:
             continue
-        work = functools.partial(_in_tier, measure, net, variant, setting)
+        work = functools.partial(in_tier, measure, net, variant, setting)
         needs = _needs(net, variant)
         yield Row("steps", net.label, variant.name, variant.cost_s, work, variant.timed, needs)
 
@@ -123,7 +123,7 @@ def profile_rows(setting: Setting) -> Iterator[Row]:
     for net, variant in _variants(setting.dry, shown):
         if setting.dry and net is not DRY_NETS[0]:
             continue
-        work = functools.partial(_in_tier, profiled, net, variant, setting)
+        work = functools.partial(in_tier, profiled, net, variant, setting)
         cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
         needs = _needs(net, variant)
         yield Row("profile", net.label, variant.name, cost_s, work, variant.timed, needs)
@@ -137,7 +137,7 @@ def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
             yield net.job, command
 
 
-def _in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float) -> Figures:
+def in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float = 0.0) -> Figures:
     torch._dynamo.reset()
     with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
         found = work(net, variant, setting)
@@ -170,18 +170,29 @@ def _compile_dry(step: TrainStep, variant: Variant, setting: Setting) -> None:
         step.forward = torch.compile(step.parallel, backend=setting.backend)
 
 
-def measure(net: Net, variant: Variant, setting: Setting) -> Figures:
-    """Rates of one network in one variant; raises where a loss or gradient is not finite."""
+def as_it_is(step: TrainStep, batch: Batch) -> list[Batch]:
+    """Nothing is changed of the step, and it takes the batch as one."""
+    return [batch]
+
+
+def measure(
+    net: Net, variant: Variant, setting: Setting, change: Callable[[TrainStep, Batch], list[Batch]] = as_it_is
+) -> Figures:
+    """Rates of one network in one variant; raises where a loss or gradient is not finite.
+
+    ``change`` may change the step before its first use and gives the micro-batches that it takes.
+    """
     machine.forget_peak()
     step, batch = open_step(net, variant, setting)
+    batches = change(step, batch)
     start = time.perf_counter()
-    step.warm_up([batch], net.batch)
+    step.warm_up(batches, net.batch)
     warm_s = time.perf_counter() - start
-    losses = [step([batch], net.batch, i, 0.01) for i in range(setting.few(WARM_STEPS))]
+    losses = [step(batches, net.batch, i, 0.01) for i in range(setting.few(WARM_STEPS))]
     if not all(math.isfinite(float(loss)) and not bool(bad) for loss, bad in losses):
         raise ArithmeticError("a loss or gradient is not finite; nothing was timed")
     inner = setting.few(WINDOW_STEPS)
-    taken = windows({"step": lambda: step([batch], net.batch, 0, 0.01)}, setting.few(ROUNDS), inner)["step"]
+    taken = windows({"step": lambda: step(batches, net.batch, 0, 0.01)}, setting.few(ROUNDS), inner)["step"]
     times = Timing.of([window.wall_s for window in taken])
     peak = machine.matmul_flops_per_s(setting.device, torch.bfloat16)
     return {

@@ -10,15 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from imnet_kernels import tier
 
 from bench import whole
 from bench.gpu import __main__ as gpu
-from bench.gpu import commands, files, processes
+from bench.gpu import commands, files, processes, steps, trials
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
 from imnet.errors import DataError
+from imnet.models import wrn
 from imnet.models.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +168,6 @@ def test_the_background_is_ended_in_time_and_says_why(tmp_path):
 
 
 def test_a_library_older_than_its_sources_is_not_built(tmp_path, monkeypatch):
-    import torch
     from imnet_kernels import build
 
     monkeypatch.setattr(build, "PACKAGE", tmp_path)
@@ -206,6 +207,49 @@ def test_a_run_is_stopped_in_time_and_goes_on(tmp_path):
     words += ["--device", "cpu", "--threads", "1"]
     code, _, last = commands._train(words, processes.environment(True), 12.0, 60.0)
     assert code in (commands.REQUEUE, -15), last
+
+
+def test_trials_put_back_what_they_set():
+    import torch._inductor.config as inductor
+
+    def settings():
+        limit = torch.backends.cudnn.benchmark_limit
+        tuned = inductor.coordinate_descent_tuning, inductor.max_autotune_pointwise
+        return limit, tuned, wrn._group_sizes(36, 5, None)[0]
+
+    found = [settings()]
+    for trial in trials.TRIALS:
+        with trial.setting():
+            found.append(settings())
+        assert settings() == found[0]
+    assert len(set(found)) == 4
+    assert {limit for limit, *_ in found} == {found[0][0], 0}
+    assert {first for *_, first in found} == {(80, 1), (96, 1)}
+
+
+def test_a_trial_is_a_process_of_its_own(tmp_path):
+    setting = Setting(dry=True, scratch=tmp_path)
+    label = steps.DRY_NETS[0].label
+    found = trials.apart("two halves in flight", label, setting, 100.0)
+    assert found["batch"] == steps.DRY_NETS[0].batch
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        trials.apart("no such trial", label, setting, 100.0)
+
+
+@pytest.mark.parametrize("change", [trials.half_weights, trials.two_in_flight])
+def test_a_changed_step_learns_what_the_step_learns(change, tmp_path):
+    found = []
+    for one in (steps.as_it_is, change):
+        step, batch = steps.open_step(steps.DRY_NETS[0], trials.OURS, Setting(dry=True, scratch=tmp_path))
+        batches = one(step, batch)
+        step.warm_up(batches, 8)
+        losses = [float(step(batches, 8, i, 0.05)[0]) / 8 for i in range(12)]
+        assert 0.0 <= float(step.right) <= 8.0
+        found.append((losses, {p.dtype for p in step.params}, step.net.stem.weight.dtype))
+    assert found[1][0][-1] < 0.6 * found[1][0][0]
+    assert found[1][0][0] == pytest.approx(found[0][0][0], rel=0.02 if change is trials.half_weights else 0.2)
+    assert found[1][1] == {torch.float32}
+    assert found[1][2] == (torch.bfloat16 if change is trials.half_weights else torch.float32)
 
 
 def test_the_networks_of_steps_exist():
