@@ -88,7 +88,6 @@ class Variant:
 # In order of value: what training takes by default, what it can be told, what only explains the others.
 VARIANTS = (
     Variant("captured + our kernels", 8.0, graphs=True, kernels="auto"),
-    Variant("captured + additions in the norms", 8.0, graphs=True, kernels="add_batch_norm=triton", only="wrn"),
     Variant("captured + dense stage", 12.0, graphs=True, kernels="dense_stage=triton", only="densenet"),
     Variant("compiled + captured", 8.0, compile=True, graphs=True),
     Variant("captured", 6.0, graphs=True),

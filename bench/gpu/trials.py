@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -131,6 +131,7 @@ def two_in_flight(step: TrainStep, batch: Batch) -> list[Batch]:
 # In order of value, after the step that they are held to.
 TRIALS = (
     Trial("as it is", 20.0),
+    Trial("additions in the norms", 25.0, variant=replace(OURS, kernels="add_batch_norm=triton")),
     Trial("every algorithm of cuDNN", 45.0, every_algorithm),
     Trial("bf16 weights, fp32 masters", 20.0, change=half_weights),
     Trial("first group 96 wide", 20.0, padded, models=("wrn36_5",)),

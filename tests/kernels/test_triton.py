@@ -15,8 +15,9 @@ HERE = Path(__file__).parent
 
 
 def _builds():
-    for family in tier.FAMILIES:
-        yield from implementations.module(family, "triton").builds()
+    # Each once: a kernel that is in the cache already reports nothing.
+    for module in dict.fromkeys(implementations.module(family, "triton") for family in tier.FAMILIES):
+        yield from module.builds()
 
 
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
