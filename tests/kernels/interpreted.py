@@ -316,6 +316,33 @@ def test_a_dense_stage_gives_the_same_bits_twice():
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("form", ["weights in NCHW", "no gradient of x", "frozen weights", "one pixel a map"])
+def test_a_stage_alone_gives_the_same_gradients(form):
+    """What is chosen when the backward runs does not matter: it belongs to the forward."""
+    from imnet.models.densenet import DenseStage
+
+    torch.manual_seed(0)
+    stage = DenseStage(9, 6, 2, 0.0)
+    if form != "weights in NCHW":
+        stage.to(memory_format=torch.channels_last)
+    if form == "frozen weights":
+        stage.layers[1].conv1.weight.requires_grad_(False)
+        stage.layers[0].bn2.bias.requires_grad_(False)
+    x = torch.randn(7, 9, 1, 1) if form == "one pixel a map" else torch.randn(3, 9, 5, 7)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(form != "no gradient of x")
+    leaves = [t for t in (x, *stage.parameters()) if t.requires_grad]
+    start, found = copy.deepcopy(stage.state_dict()), []
+    for spec in ("reference", DENSE):
+        stage.load_state_dict(start)
+        with tier.using(spec):
+            y = stage(x)
+        grads = torch.autograd.grad((y + 1).square().sum(), leaves)
+        found.append([y, *grads, *(b.clone().float() for b in stage.buffers())])
+    assert "DenseStage" in type(y.grad_fn).__name__
+    for want, got in zip(*found, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm() + 1e-6
+
+
 def _dense(change=lambda net: net):
     from imnet.models.densenet import DenseNetBC
 

@@ -91,9 +91,10 @@ class DenseStage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, layers, momentum, eps, *parameters):
-        features, saved = tier.implementation("dense_stage", x.device.type).forward(x, layers, momentum, eps)
+        chosen = tier.implementation("dense_stage", x.device.type)
+        features, saved = chosen.forward(x, layers, momentum, eps)
         ctx.save_for_backward(features, *parameters, *saved)
-        ctx.num_parameters = len(parameters)
+        ctx.num_parameters, ctx.run_backward = len(parameters), chosen.backward  # whatever is chosen by then
         return features
 
     @staticmethod
@@ -101,6 +102,5 @@ class DenseStage(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         features, *others = ctx.saved_tensors
         parameters, saved = others[: ctx.num_parameters], others[ctx.num_parameters :]
-        run = tier.implementation("dense_stage", grad.device.type).backward
-        d_x, d_parameters = run(grad, features, parameters, saved)
+        d_x, d_parameters = ctx.run_backward(grad, features, parameters, saved)
         return d_x, None, None, None, *d_parameters

@@ -104,7 +104,7 @@ def project_kernel(
     for start in range(0, count, ROWS):
         here = (inner < count - start)[:, None]
         summed = tl.zeros((ROWS, WIDTH), tl.float32)
-        for k in range(0, groups * VECTOR, COLUMNS):
+        for k in tl.range(0, groups * VECTOR, COLUMNS, num_stages=2):
             column = k + tl.arange(0, COLUMNS)
             wide = column < groups * VECTOR
             middle, scale, bias = numbers(mean_ptr, inverse_ptr, weight_ptr, bias_ptr, column, wide)
