@@ -33,9 +33,11 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
         assert 0 < usage.registers <= 255, (name, usage)
 
 
-def test_contract_under_the_interpreter():
-    child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+@pytest.mark.parametrize(("name", "least"), [("contract", 60), ("norms", 20), ("stage", 10)])
+def test_under_the_interpreter(name, least):
+    file = str(HERE / "interpreted" / f"{name}.py")
+    child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(child, env=env, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.count(".") > 80, done.stdout
+    assert done.stdout.count(".") >= least, done.stdout

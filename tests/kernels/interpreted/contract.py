@@ -1,0 +1,36 @@
+"""The contract's rows for the Triton tier on CPU tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from imnet_kernels import tier
+from imnet_kernels.family import families
+
+ROWS = [
+    pytest.param(family, case, dtype, id=f"{family.name}-{case.name}-{dtype}")
+    for family in families()
+    for case in family.contract
+    if not case.real  # the interpreter runs element loops in numpy
+    for dtype in family.tolerance
+]
+
+
+@pytest.mark.parametrize(("family", "case", "dtype"), ROWS)
+def test_triton_agrees_with_the_reference(family, case, dtype):
+    assert tier.missing("triton", "cpu") is None
+    family.check(case, dtype, "triton")
+
+
+def test_an_id_out_of_range_reads_nothing(monkeypatch):
+    from imnet_kernels import augment as public
+    from imnet_kernels.augment import _triton
+    from imnet_kernels.augment.reference import Spec
+
+    store = torch.ones(2, 4, 4, 3, dtype=torch.uint8)
+    ones, ids = torch.ones(3), torch.tensor([1, 2, -1])
+    out = _triton.augment(store, ids, ids, ones, ones, Spec(0, 0), torch.float32)
+    assert out[0].isfinite().all()
+    assert out[1:].isnan().all()
+    with pytest.raises(ValueError, match="ids span"):
+        public(store, ids, seed=0, epoch=0, mean=0.0, std=1.0)
