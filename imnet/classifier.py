@@ -106,9 +106,13 @@ class Classifier:
     def pixels(self, picture: Picture) -> np.ndarray:
         """uint8 (side, side, C) of a path, encoded bytes, a PIL picture or a uint8 array; BadPictureError, OSError."""
         if isinstance(picture, np.ndarray):
+            grey = picture.ndim == 3 and picture.shape[2] == 1
+            if picture.dtype != np.uint8 or not (picture.ndim == 2 or grey or picture.shape[2:] in ((3,), (4,))):
+                what = f"got an array {picture.dtype} {picture.shape} for a picture; allowed uint8 (H, W), (H, W, C)"
+                raise UsageError(what, hint="values are 0..255, channels last")
             if picture.shape == (self.card.rule.size_px,) * 2 + (self.card.channels,) and not self.card.rule.shorter_px:
                 return picture  # resizing would change nothing
-            picture = Image.fromarray(picture.squeeze(2) if picture.ndim == 3 and picture.shape[2] == 1 else picture)
+            picture = Image.fromarray(picture.squeeze(2) if grey else picture)
         if isinstance(picture, Image.Image):
             buffer = io.BytesIO()
             (picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr") else picture).save(buffer, "PNG")
@@ -134,6 +138,9 @@ class Classifier:
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
         """In their order: {"name": the path or number, "top": [(class, probability), ...]}, the likeliest first; or
         {"name", "error"} of a picture that cannot be read."""
+        one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
+        if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # its letters or rows are no pictures
+            raise UsageError("got one picture; allowed: several, in a list", hint="write [picture]")
         waiting: list[dict[str, Any]] = []
         for number, picture in enumerate(pictures):
             name = str(number) if isinstance(picture, bytes | Image.Image | np.ndarray) else os.fspath(picture)

@@ -7,7 +7,10 @@ is described where it is declared and nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import types
+import typing
 from typing import Any
 
 MANY = 10**9
@@ -72,18 +75,56 @@ def about(help: str, numbers: Range | None = None, *, later: bool = False) -> di
 
 
 def check_ranges(value: Any, prefix: str = "") -> None:
-    """ValueError for the first field of a dataclass value that holds a number outside of its range."""
+    """ValueError for the first field of a dataclass value that holds a number outside of its range, or another type
+    than it declares: no other word than those of a Literal, no "no" for a bool, which would be true.
+
+    Numbers of numpy, which neither JSON nor YAML can write, become Python's.
+    """
     for field in dataclasses.fields(value):
+        held, name = getattr(value, field.name), f"{prefix}{field.name}"
+        if getattr(held, "shape", None) == ():
+            held = held.item()
+            object.__setattr__(value, field.name, held)
         numbers: Range | None = field.metadata.get("range")
-        held = getattr(value, field.name)
         word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. the mean of an image
-        if numbers is None or held is None or word:
-            continue
-        for number in held if isinstance(held, tuple) else (held,):
-            ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)
-            null = ", or null" if field.default is None else ""
-            name = f"{prefix}{field.name}"
-            check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
+        if numbers is not None and held is not None and not word:
+            for number in held if isinstance(held, tuple) else (held,):
+                ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)
+                null = ", or null" if field.default is None else ""
+                check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
+        kind = _types(type(value))[field.name]
+        check(_fits(held, kind), f"{name} = {held!r}", _words(kind), f"set --{flag(name)}")
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(held: Any, kind: Any) -> bool:
+    """Whether ``held`` is what a field of that type may hold; of types other than plain ones anything is."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(held, str | int) and held in parts
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_fits(held, part) for part in parts)
+    if kind is float:
+        return isinstance(held, int | float) and not isinstance(held, bool)
+    if kind is int:  # 2.0 too
+        return isinstance(held, int | float) and not isinstance(held, bool) and held == int(held)
+    if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
+        return isinstance(held, str | int) and not isinstance(held, bool)
+    return kind not in (bool, types.NoneType) or isinstance(held, kind)
+
+
+def _words(kind: Any) -> str:
+    """A type as people say it: the words of a Literal, else its name."""
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return ", or ".join(_words(part) for part in typing.get_args(kind))
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
+    return names.get(kind, str(kind))
 
 
 def flag(name: str) -> str:

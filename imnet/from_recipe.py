@@ -188,6 +188,7 @@ def load_data(
         seed=recipe.seed if d.hold_out else 0,
         whole=recipe.augment.crop_scale is not None,
         look=look,
+        on_bad=options.on_bad_image,
     )
     if world is not None and world.is_main:
         world.barrier()

@@ -67,7 +67,7 @@ class Ensemble:
         self, dataset: DataSet, options: RunOptions, split: str, which: str = "last", batch_images: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """fp32 (K, N, outputs) of every image of a split, in one pass over it, and its labels (N,), on the CPU."""
-        place, images = device.resolve(options), getattr(dataset, split)
+        place, images = device.resolve(options), dataset.part(split)
         data = build_pipeline(self.recipe, options, dataset, images, place).of_bands(tuple(self.bands))
         nets = [run.model(which).to(place.device, memory_format=torch.channels_last) for run in self.bands.values()]  # pyright: ignore[reportCallIssue]
         pieces = torch.arange(len(images)).split(batch_images or evaluation_batch(self.recipe.data.batch_images))

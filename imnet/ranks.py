@@ -76,7 +76,9 @@ def run_ranks(
             if life < max_restarts:
                 print(f"imnet: {what}; all start again ({life + 1} of {max_restarts})", file=sys.stderr, flush=True)
             elif report is None:
-                raise DeviceError(what, hint="out of memory? the same command goes on")
+                raise DeviceError(
+                    what, hint="out of memory? the same command goes on" if code < 0 else "see its words above"
+                )
             else:
                 print(f"rank {report[0]}:\n{report[1].trace}", file=sys.stderr, end="", flush=True)
     return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,7 +64,7 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def model(self, which: str = "last") -> nn.Module:
+    def model(self, which: str | int = "last") -> nn.Module:
         """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU.
 
         ``which`` may be ``best`` or the number of an epoch too, where its checkpoint is kept. Raises DataError where
@@ -75,7 +76,7 @@ class Run:
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
 
-    def weights_id(self, which: str = "last") -> str:
+    def weights_id(self, which: str | int = "last") -> str:
         """Which weights ``model`` gives: equal where configuration and step are. DataError where there are none."""
         newest = which == "last"
         found = checkpoint.newest(self._checkpoints, self.info["config_hash"]) if newest else self._of_epoch(which)
@@ -103,7 +104,8 @@ class Run:
             raise DataError(what, file=self.path, hint=again)
         return found
 
-    def _of_epoch(self, which: str) -> Path:
+    def _of_epoch(self, which: str | int) -> Path:
+        which = str(which)
         if which == "best":
             # The images held out of train choose, where there are any.
             lines = [line for line in self.metrics if line["kind"] in ("val", "eval") and line["top1"] is not None]
@@ -126,7 +128,7 @@ class Run:
         order = Order(self.info["data"]["train_images"], d.batch_images, 0, drop_last=d.drop_last)
         return state.get("epoch", state["step"] / order.steps_per_epoch)
 
-    def classifier(self, *, data_dir: str | None = None, which: str = "last") -> Classifier:
+    def classifier(self, *, data_dir: str | None = None, which: str | int = "last") -> Classifier:
         """The same with all that it needs to judge pictures; ``data_dir`` is only looked at for a mean image."""
         r = self.recipe
         last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
@@ -160,7 +162,7 @@ class Run:
         device_name: str = "auto",
         flip: bool = False,
         split: str = "test",
-        which: str = "last",
+        which: str | int = "last",
         precision: str | None = None,
         batch_images: int | None = None,
     ) -> Evaluation:
@@ -187,7 +189,7 @@ class Run:
         dataset: DataSet,
         options: RunOptions,
         split: str,
-        which: str,
+        which: str | int,
         batch_images: int | None,
         *,
         flip: bool,
@@ -196,7 +198,7 @@ class Run:
         """``evaluate`` on a set that is loaded already, with every prediction; all of ``world`` must call it."""
         world = world or World()
         place = device.resolve(options, world.local_rank)
-        data = build_pipeline(self.recipe, options, dataset, getattr(dataset, split), place)
+        data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
         net = self.model(which).to(place.device).to(memory_format=torch.channels_last)
         batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
         with device.threads(options):
@@ -209,7 +211,10 @@ class Run:
         kept = ("threads", "pipeline", "workers", "on_bad_image")
         values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}
         values |= {"device": device_name, "precision": precision or (self.info["precision"] if same else "auto")}
-        return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
+        try:
+            return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
@@ -221,6 +226,12 @@ def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
 
 def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
     """The folder in which a recipe was trained, with ``options`` by their names."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a rank imports the script that started it
+        hint = 'put the call under if __name__ == "__main__":'
+        raise UsageError("got a training from a script that its own ranks import", hint=hint)
+    if not isinstance(recipe, Recipe | str | None):
+        hint = "give a name, or a value of imnet.recipes; imnet-train PATH trains on a folder of pictures"
+        raise UsageError(f"got a {type(recipe).__name__} for a recipe", hint=hint)
     value = recipe if isinstance(recipe, Recipe) else by_name(recipe or "quickstart")
     names = {f.name for f in dataclasses.fields(RunOptions)}
     unknown = sorted(set(options) - names)

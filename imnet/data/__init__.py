@@ -41,6 +41,7 @@ def load(
     whole: bool = False,
     download: bool = True,
     look: bool = False,
+    on_bad: str = "stop",
 ) -> DataSet:
     """Load a data set by name; ``packed:FOLDER`` loads a packed store, whatever it holds.
 
@@ -51,8 +52,9 @@ def load(
     chosen by ``seed``. ``val_images`` of the training images become ``val``, chosen by ``val_seed`` as torch's
     random_split does, or, ``val_stratified``, of every class the same share. ``whole`` keeps pictures as they are
     encoded, where a set is packed here. ``download=False`` never touches the network. ``look`` writes and downloads
-    nothing: a set that would be packed first ends in Unpacked, which says what lies there. Errors: UsageError (names,
-    options), DataError (missing or damaged data; AbsentError where there are none), IOFailure (disk).
+    nothing: a set that would be packed first ends in Unpacked, which says what lies there. ``on_bad``: what packing
+    does with a picture that cannot be decoded, stop or skip (one in 1000 of a split, and one at least). Errors:
+    UsageError (names, options), DataError (missing, damaged; AbsentError: there are none), IOFailure (disk).
     """
     check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
     check_counts(val_images=val_images)
@@ -72,6 +74,7 @@ def load(
         whole=whole,
         download=download,
         look=look,
+        on_bad=on_bad,
     )
     if name not in all_sets():
         hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"

@@ -186,6 +186,15 @@ class DataSet:
         """(H, W, C) of one image."""
         return self.train.image_shape
 
+    def part(self, name: str) -> AnySplit:
+        """train, test, val or final; UsageError for one that is not there."""
+        there = {"test": self.test, "train": self.train, "val": self.val, "final": self.final}
+        found = there.get(name)
+        if found is None:
+            has = ", ".join(word for word, part in there.items() if part is not None)
+            raise UsageError(f"got split {name}; {self.name} has: {has}")
+        return found
+
 
 def split_hash(shape: tuple[int, ...]) -> hashlib._Hash:
     """The hash object of one split, seeded with its shape; feed pixels in order, then labels as little-endian int64."""

@@ -312,7 +312,10 @@ def shards(folder):
     return folder / "in"
 
 
-@layout("several pictures under one key", refused="sample has 2 pictures (depth.png, jpg); choose one: --image-key jpg")
+@layout(
+    "several pictures under one key",
+    refused="sample has 2 pictures (depth.png, jpg); choose one: imnet-data pack --image-key jpg",
+)
 def two_pictures(folder):
     return tar(folder / "train-0.tar", shard(depth__png=making.picture(1, 8, 8, "L", "PNG")))
 

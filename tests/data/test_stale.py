@@ -145,7 +145,7 @@ def test_a_skipped_picture_that_was_mended(tmp_path, capsys):
     (source / NAME).write_bytes(b"")
     (source / "train/n01530575/n01530575_0.JPEG").write_bytes(b"")
     assert pack(source, tmp_path / "out", "--on-bad-image", "skip") == 65
-    assert "2 bad pictures, allowed 1 (0.1 %); mend them, or --max-bad 2" in capsys.readouterr().err
+    assert "2 bad pictures, allowed 1 (0.1 %); mend them, or imnet-data pack --max-bad 2" in capsys.readouterr().err
     assert pack(source, tmp_path / "other", "--on-bad-image", "skip", "--max-bad", "2") == 0
 
 

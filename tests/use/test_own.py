@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import imnet
 from imnet import hubs, options, own, weights
 from imnet.cli import predict_main, train_main
+from imnet.data.tool import main as data_main
 from imnet.errors import DataError, UsageError
 from imnet.models import build
 from imnet.models.head import head_name
@@ -226,3 +227,26 @@ def test_pictures_that_cannot_be_opened_are_said(tmp_path):
         (tmp_path / "bad" / name / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of 2 pictures can be opened"):
         own.look(tmp_path / "bad")
+
+
+def test_bad_pictures_are_left_out_counted_and_told(photos, tmp_path, capfd):
+    """As many as may be, by packing before the training; said again by every run."""
+    words = [str(photos), "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--precision", "fp32"]
+    words += ["--model", "speednet", "--model_options.width", "8", "--out", str(tmp_path / "run")]
+    (photos / "dog/000.png").write_bytes(b"no picture")
+    assert train_main(words) == 65
+    assert "--on-bad-image skip" in capfd.readouterr().err
+    skip = [*words, "--on-bad-image", "skip"]
+    for epochs in (1, 2):
+        assert train_main([*skip, "--epochs", str(epochs), "--allow-change"]) == 0
+        info = json.loads((tmp_path / "run/run.json").read_text())["data"]
+        assert info["train_images"] + info["test_images"] == sum(COUNTS.values()) - 1
+        assert "cannot be decoded, left out: 1 of train" in capfd.readouterr().out
+    assert imnet.load_run(tmp_path / "run").evaluate(device_name="cpu").num_images == info["test_images"]
+    (photos / "dog/001.png").write_bytes(b"nor this")
+    assert train_main([*skip, "--out", str(tmp_path / "other")]) == 65
+    hint = capfd.readouterr().err.strip().splitlines()[-1].partition("; mend them, or ")[2].split()
+    assert hint == ["imnet-data", "pack", "--max-bad", "2"]
+    store = str(tmp_path / "store")
+    assert data_main([*hint[1:], "--on-bad-image", "skip", str(photos), store]) == 0
+    assert train_main([store, *words[1:], "--out", str(tmp_path / "packed")]) == 0

@@ -27,7 +27,7 @@ def image_column(schema: Any, file: str, wanted: str | None = None) -> tuple[str
     chosen = [wanted] if wanted is not None else list(columns) if len(columns) == 1 else usual
     if len(chosen) != 1:
         what = f"{len(columns)} columns of pictures: {', '.join(columns)}"
-        raise DataError(what, file=file, hint=f"choose one: --image-key {(usual or list(columns))[0]}")
+        raise DataError(what, file=file, hint=f"choose one: imnet-data pack --image-key {(usual or list(columns))[0]}")
     return columns[chosen[0]], [name for name in columns if name != chosen[0]]
 
 

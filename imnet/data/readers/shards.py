@@ -129,7 +129,7 @@ def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[st
             raise DataError(f"{before}...-of-{total}: more shards are announced than can be", file=path)
     if absent and not choice.allow_missing:
         what = f"{len(absent)} shards are missing, the first is {shown(absent[0])}"
-        raise DataError(what, file=path, hint="get them, or go on without by --allow-missing")
+        raise DataError(what, file=path, hint="get them, or go on without by imnet-data pack --allow-missing")
     if absent:
         notes.append(f"{len(absent)} shards are missing, the first is {shown(absent[0])}")
     _note_holes(files, notes)

@@ -80,7 +80,8 @@ class _Shards:
         kinds_seen = [_extension(member) for member in pictures]
         what = f"sample has {len(pictures)} pictures ({', '.join(kinds_seen)})"
         plain = [kind for kind in kinds_seen if "." not in kind]
-        hint = f"choose one: --image-key {plain[0]}" if plain else "a key ends at its first dot; --image-key chooses"
+        choose = "imnet-data pack --image-key"
+        hint = f"choose one: {choose} {plain[0]}" if plain else f"a key ends at its first dot; {choose} chooses"
         raise DataError(what, file=tar, offset=key[:200], hint=hint)
 
 

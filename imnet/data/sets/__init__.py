@@ -36,6 +36,7 @@ class Request:
     whole: bool = False
     download: bool = True
     look: bool = False
+    on_bad: str = "stop"
 
 
 class AbsentError(DataError):

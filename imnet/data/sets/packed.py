@@ -108,7 +108,7 @@ def _pack_once(source: Path, name: str, size: int | None, request: Request) -> P
     digest = hashlib.sha256(mark.encode(errors="surrogateescape")).hexdigest()
     target = cache_dir() / "packed" / f"{name}-{digest[:16]}"
     rule = None if size is None else ResizeRule(size)
-    origin = Origin.of(source, request_values(rule, name=name))
+    origin = Origin.of(source, request_values(rule, name=name, on_bad=request.on_bad))
     if unchanged(target, origin):
         return target
     found = recognise(source)
@@ -117,7 +117,7 @@ def _pack_once(source: Path, name: str, size: int | None, request: Request) -> P
         raise Unpacked(found, target)
     sys.stderr.write(f"packing {source} once into {target}\n")
     command = [sys.executable, "-m", "imnet.data.tool", "pack", os.fspath(source), os.fspath(target), "--name", name]
-    _run(command + ([] if size is None else ["--size", str(size)]))
+    _run([*command, "--on-bad-image", request.on_bad, *([] if size is None else ["--size", str(size)])])
     return target
 
 

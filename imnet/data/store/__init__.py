@@ -231,11 +231,11 @@ def load_store(
         raise DataError("train and test have different class names", file=test.path, hint=_REBUILD)
     fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
     splits = (train.split(image_px), test.split(image_px))
-    notes = tuple(map(str, train.header.get("notes", ())))
     final = open_store(split_path(folder, "final")) if split_path(folder, "final").is_file() else None
     if final is not None and final.class_names != train.class_names:
         raise DataError("train and final have different class names", file=final.path, hint=_REBUILD)
     judged = final.split(image_px) if final is not None else None
+    notes = _notes(train, test, *([] if final is None else [final]))
     return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes, judged)
 
 
@@ -247,8 +247,14 @@ def _held_out(train: Store, name: str | None, image_px: int | None, share: float
     mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
     digest = combine_digests(hashlib.sha256(mark).hexdigest(), train.header["digest"], train.class_names)
     note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
-    notes = (*map(str, train.header.get("notes", ())), note)
-    return DataSet(name or train.header["name"], rest, held, train.class_names, digest, notes)
+    return DataSet(name or train.header["name"], rest, held, train.class_names, digest, (*_notes(train), note))
+
+
+def _notes(*stores: Store) -> tuple[str, ...]:
+    """What the reader said when it was packed, and how many pictures of each part packing left out."""
+    bad = [f"{s.header['left_out']:,} of {s.header['split']}" for s in stores if s.header.get("left_out")]
+    left = [f"pictures that cannot be decoded, left out: {', '.join(bad)}"] if bad else []
+    return (*map(str, stores[0].header.get("notes", ())), *left)
 
 
 def load_named(

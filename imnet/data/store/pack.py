@@ -96,7 +96,7 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
         table = Table.of(content, found.path, crcs)
         header = writer.finish(final, labels, _about(found, split, options.rule, key))
         table.write(table_path(target, split))
-    skipped = f", {header['left_out']} bad pictures left out" if header["left_out"] else ""
+    skipped = f", bad pictures left out: {header['left_out']}" if header["left_out"] else ""
     shown.close(f"{final}: {header['count']:,} images{skipped}")
     return header
 
@@ -244,5 +244,5 @@ def _judge(content: Items, writer: Writer, bad: list[tuple[int, str]], options: 
     hint = "mend it, or --on-bad-image skip"
     if options.on_bad == "skip":
         why = f"{why}; {count} bad pictures, allowed {allowed}{' (0.1 %)' if options.max_bad is None else ''}"
-        hint = f"mend them, or --max-bad {count}"
+        hint = f"mend them, or imnet-data pack --max-bad {count}"
     raise DataError(why, file=file, offset=member, hint=hint)

@@ -1,0 +1,120 @@
+"""imnet from Python: values of other types than the command line makes, and calls that would mean something else."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import imnet
+from imnet.errors import UsageError
+from imnet.run_options import RunOptions
+from imnet.schedules import OneCycle
+
+QUICK = imnet.recipes["quickstart"]
+TINY = imnet.replace(
+    QUICK,
+    epochs=1,
+    model_options={"width": 8},
+    data=imnet.replace(QUICK.data, train_images=64, test_images=20, image_px=16, batch_images=16),
+)
+ON_CPU = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Of numbers as numpy's grids hand them out."""
+    data, optim = imnet.replace(TINY.data, batch_images=np.int32(16)), imnet.replace(TINY.optim, lr=np.float64(0.1))
+    numbers = imnet.replace(TINY, seed=np.int64(3), epochs=np.uint8(1), data=data, optim=optim)
+    return imnet.train(numbers, out=tmp_path_factory.mktemp("run") / "r", threads=np.int64(1), **ON_CPU)
+
+
+def test_numbers_of_numpy_are_numbers(run):
+    again = imnet.load_run(run.path).recipe
+    assert (again.seed, again.epochs, again.data.batch_images, again.optim.lr) == (3, 1, 16, 0.1)
+    assert again == imnet.replace(TINY, seed=3, optim=imnet.replace(TINY.optim, lr=0.1))
+    assert imnet.replace(TINY, epochs=torch.tensor(2)).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("precision", "fp23", "auto, fp32, bf16, fp16"),
+        ("on_bad_image", "skpi", "stop, skip"),
+        ("resume", "always", "auto, never"),
+        ("compile", "no", "True or False, or null"),
+        ("lock", 0, "True or False"),
+        ("log", ["csv"], "a word, or null"),
+        ("threads", "1", "1 to 1,024, or null"),
+        ("log_every_steps", 2.5, "a whole number, or null"),
+    ],
+)
+def test_a_value_that_an_option_has_not_is_refused(tmp_path, option, value, allowed):
+    with pytest.raises(UsageError, match=rf"^got {option} = .*; allowed: {allowed}"):
+        imnet.train(TINY, out=tmp_path / "run", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("", "class_weights", "balance"),
+        ("", "epochs", "2"),
+        ("", "epochs", True),
+        ("data", "sampler", "even"),
+        ("augment", "hflip", "sometimes"),
+        ("optim", "nesterov", "no"),
+    ],
+)
+def test_a_value_that_a_recipe_has_not_is_refused(part, field, value):
+    of = getattr(TINY, part) if part else TINY
+    with pytest.raises(ValueError, match=rf"^got {part and part + '.'}{field} = "):
+        imnet.replace(of, **{field: value})
+
+
+def test_plain_values_stay_what_they_were():
+    assert RunOptions(keep=3).keeps == RunOptions(keep="3").keeps  # pyright: ignore[reportArgumentType]
+    assert OneCycle(peak_fraction=0.5, start_factor=0).start_factor == 0
+    assert RunOptions(threads=2.0).threads == 2  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("recipe", [{"model": "speednet"}, 3])
+def test_what_is_no_recipe_is_said(recipe, tmp_path):
+    with pytest.raises(UsageError, match="for a recipe; give a name"):
+        imnet.train(recipe, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("one", ["photos/1.png", b"\x89PNG", np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), "u1")])
+def test_one_picture_is_not_its_letters_or_rows(run, one):
+    with pytest.raises(UsageError, match=r"got one picture.*write \[picture\]"):
+        run.predict(one)
+
+
+@pytest.mark.parametrize("array", [np.zeros((16, 16, 3)), np.zeros((3, 16, 16), np.uint8), np.zeros(16, np.uint8)])
+def test_an_array_that_is_no_picture_is_one_line(run, array):
+    with pytest.raises(UsageError, match=r"allowed uint8 \(H, W\), \(H, W, C\)"):
+        run.predict([array])
+
+
+def test_parts_and_epochs(run):
+    with pytest.raises(UsageError, match="got split nosuch; shapes has: test, train"):
+        run.evaluate(split="nosuch", device_name="cpu")
+    with pytest.raises(UsageError, match="got split final"):
+        run.evaluate(split="final", device_name="cpu")
+    with pytest.raises(UsageError, match="got device = 'tpu'"):
+        run.evaluate(device_name="tpu")
+    for mine, last in zip(run.model(1).parameters(), run.model().parameters(), strict=True):
+        assert torch.equal(mine, last)
+
+
+def test_ranks_that_import_the_script_that_starts_them_say_so(tmp_path):
+    """Without its guard a script would train once more in every rank, and the ranks would wait for each other."""
+    script = tmp_path / "unguarded.py"
+    script.write_text('import imnet\nimnet.train("quickstart", out="run", device="cpu", procs=2)\n')
+    ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert 'put the call under if __name__ == "__main__":' in ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].endswith("failed; see its words above")
+    assert not (tmp_path / "run").exists()
