@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from imnet import device, ensemble, loggers, models, prescribed, runfolder
+from imnet import device, ensemble, loggers, models, prescribed, runfolder, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.order import Order
 from imnet.errors import ImnetError
-from imnet.from_recipe import check_fills, load_data
+from imnet.from_recipe import build_network, check_fills, load_data
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -29,18 +31,30 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     with models.seeing(recipe.model, recipe.input_px):
         forward, both = flops(net, shape), flops(net, shape, backward=True)
     ranks = options.gpus or options.procs or 1
+    folder = Path(options.out or runfolder.default_path(recipe, precision, bands))
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
+        *_weights(recipe, folder),
         *_ensemble(recipe, bands, ranks, num_params(net), forward),
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
         *_memory(net, recipe, options, bands, precision),
-        f"run folder   {options.out or runfolder.default_path(recipe, precision, bands)}",
+        f"run folder   {folder}",
         *_data(recipe, options, both * max(1, len(bands))),
     ]
     return "\n".join(lines)
+
+
+def _weights(recipe: Recipe, folder: Path) -> list[str]:
+    """What would be taken of a file or a run, read as training reads it; a hub's are not fetched for this. A run that
+    goes on has weights of its own."""
+    if recipe.weights is None or runfolder.read_run(folder) is not None:
+        return []
+    if weights.of_hub(recipe.weights):
+        return [f"weights      {recipe.weights}: not looked at, training fetches them"]
+    return [f"weights      {recipe.weights}: {weights.put(build_network(recipe), weights.read(recipe.weights))}"]
 
 
 def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: int, forward: int) -> list[str]:

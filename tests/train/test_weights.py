@@ -13,6 +13,7 @@ from torch import nn
 
 import imnet
 from imnet import hubs, weights
+from imnet.cli import train_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.models import build
 from imnet.models.head import freeze, head_name
@@ -250,3 +251,43 @@ def test_ranks_start_from_the_same_weights(donor, tmp_path):
 def test_a_network_without_a_classifier_is_said():
     with pytest.raises(UsageError, match="no classifier"):
         head_name(nn.Sequential(nn.Flatten()))
+
+
+def test_why_a_file_is_refused_fits_in_its_line(donor, tmp_path):
+    """torch's own answer is a page, with colours of the terminal in it."""
+    torch.save(donor, tmp_path / "whole.pt")
+    with pytest.raises(
+        DataError, match=r"no file of tensors: it holds Python objects, which are not executed; save the"
+    ):
+        weights.read(str(tmp_path / "whole.pt"))
+    (tmp_path / "text.pth").write_text("x")
+    with pytest.raises(DataError, match=r"no file of tensors: \w+; save the state_dict") as caught:
+        weights.read(str(tmp_path / "text.pth"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_run_gives_its_newest_weights_or_none(tmp_path):
+    """A batch of twice the size halves the numbers of the steps: those of the earlier configuration are not newer."""
+    first = imnet.train(replace(recipe(), epochs=2), out=tmp_path / "first", device="cpu", keep="3")
+    wider = replace(recipe(), epochs=3, data=replace(recipe().data, batch_images=96))
+    last = imnet.train(wider, out=tmp_path / "first", device="cpu", keep="3", allow_change=True)
+    assert len(list(first.path.glob("checkpoints/step-*"))) > 1
+    found = weights.read(str(last.path)).tensors
+    for name, value in last.model().state_dict().items():
+        assert torch.equal(found[name], value), name
+    newest = last.path / "checkpoints/step-00000003/model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(DataError, match="the newest checkpoint is damaged"):
+        weights.read(str(last.path))
+
+
+def test_a_dry_run_reads_the_weights(donor, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(donor.state_dict(), "donor.safetensors")
+    words = ["--recipe", "quickstart", "--model", "wrn10_1", "--model_options", "{}", "--epochs", "1", "--dry-run"]
+    assert train_main([*words, "--weights", "donor.safetensors"]) == 0
+    assert "tensors loaded, 2 new" in capsys.readouterr().out
+    assert train_main([*words, "--weights", "nosuch.safetensors"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert train_main([*words, "--weights", "timm:resnet18.a1_in1k"]) == 0
+    assert "not looked at" in capsys.readouterr().out
