@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,9 +153,12 @@ def _from_run(source: str, path: Path) -> Weights:
     run = read_run(path)
     if run is None:
         raise UsageError(f"got --weights {source}: a folder without run.json", hint="give a run folder or a file")
-    found = checkpoint.load(path / "checkpoints")
+    found = checkpoint.load(path / "checkpoints", run.get("config_hash"))
     if found is None:
         raise DataError("no checkpoint yet", file=path, hint="let the run reach its first checkpoint")
+    if found.skipped:
+        hint = f"run that training's command again, or give --weights {found.path / 'model.safetensors'}"
+        raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=path, hint=hint)
     return Weights(source, found.tensors["ema" if "ema" in found.tensors else "model"])
 
 
@@ -169,9 +173,17 @@ def _tensors_of(path: Path) -> Any:
     except SafetensorError as error:
         raise DataError(f"no safetensors file: {error}", file=path, hint="get it again") from error
     except Exception as error:  # torch's readers raise many kinds, UnpicklingError among them
-        what = f"no file of tensors: {str(error).splitlines()[0][:120]}"
+        pickled = "it holds Python objects, which are not executed"  # torch says that in a page of advice
+        why = pickled if isinstance(error, pickle.UnpicklingError) and _is_saved(path) else type(error).__name__
+        what = f"no file of tensors: {why}"
         hint = "save the state_dict alone: torch.save(model.state_dict(), FILE)"
         raise DataError(what, file=path, hint=hint) from error
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether torch.save wrote the file, by its beginning: a zip, or a pickle of old."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def _plain(found: Any, path: Path) -> dict[str, Tensor]:

@@ -66,6 +66,10 @@ def test_a_dry_run_says_what_fits_and_leaves_a_run_that_goes_on_alone(donor, tmp
     assert "begins with" not in dryrun.text(recipe(weights=str(source)), options)
     with pytest.raises(UsageError, match="no such file"):
         dryrun.text(recipe(weights=str(source)), replace(options, out=str(tmp_path / "another")))
+    hub = "torchvision:ResNet18_Weights.IMAGENET1K_V1"
+    if not hubs.is_here(hub):
+        told = dryrun.text(recipe(weights=hub), replace(options, out=str(tmp_path / "another")))
+        assert f"begins with  {hub}, fetched when training begins" in told
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "ddp", "compiled", "ema first", "nested"])
@@ -267,3 +271,31 @@ def test_ranks_start_from_the_same_weights(donor, tmp_path):
 def test_a_network_without_a_classifier_is_said():
     with pytest.raises(UsageError, match="no classifier"):
         head_name(nn.Sequential(nn.Flatten()))
+
+
+def test_why_a_file_is_refused_fits_in_its_line(donor, tmp_path):
+    """torch's own answer is a page, with colours of the terminal in it."""
+    torch.save(donor, tmp_path / "whole.pt")
+    with pytest.raises(
+        DataError, match=r"no file of tensors: it holds Python objects, which are not executed; save the"
+    ):
+        weights.read(str(tmp_path / "whole.pt"))
+    (tmp_path / "text.pth").write_text("x")
+    with pytest.raises(DataError, match=r"no file of tensors: \w+; save the state_dict") as caught:
+        weights.read(str(tmp_path / "text.pth"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_run_gives_its_newest_weights_or_none(tmp_path):
+    """A batch of twice the size halves the numbers of the steps: those of the earlier configuration are not newer."""
+    first = imnet.train(replace(recipe(), epochs=2), out=tmp_path / "first", device="cpu", keep="3")
+    wider = replace(recipe(), epochs=3, data=replace(recipe().data, batch_images=96))
+    last = imnet.train(wider, out=tmp_path / "first", device="cpu", keep="3", allow_change=True)
+    assert len(list(first.path.glob("checkpoints/step-*"))) > 1
+    found = weights.read(str(last.path)).tensors
+    for name, value in last.model().state_dict().items():
+        assert torch.equal(found[name], value), name
+    newest = last.path / "checkpoints/step-00000003/model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(DataError, match="the newest checkpoint is damaged"):
+        weights.read(str(last.path))
