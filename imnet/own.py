@@ -21,7 +21,7 @@ import torch
 
 from imnet import device, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
-from imnet.data.readers import Blocks, Found, Items, recognise
+from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.data.store import is_store, load_store
 from imnet.errors import DataError, ImnetError, UsageError
@@ -64,9 +64,11 @@ def look(path: Path) -> Seen:
     if is_store(path):
         held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
         height, width, channels = held.image_shape
-        encoded = isinstance(held.train, EncodedSplit)
         test = len(held.test) if (path / "test.imnet").is_file() else None
-        return Seen(path, held.class_names, len(held.train), test, min(height, width), channels, encoded)
+        if isinstance(held.train, EncodedSplit):
+            side, decode_s = _sizes(held.train, path)
+            return Seen(path, held.class_names, len(held.train), test, side, channels, True, decode_s)
+        return Seen(path, held.class_names, len(held.train), test, min(height, width), channels, False)
     found = recognise(path)
     train = found.splits.get("train")
     if train is None:
@@ -77,11 +79,11 @@ def look(path: Path) -> Seen:
     if isinstance(train, Blocks):
         height, _, channels = train.shape
         return Seen(path, found.class_names, len(train), test, height, channels, False)
-    side, decode_s = _sizes(train, found)
+    side, decode_s = _sizes(train, path)
     return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
 
 
-def _sizes(train: Items, found: Found) -> tuple[int, float]:
+def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
     """(median of the shorter sides, seconds to decode one); what cannot be opened is packing's to refuse."""
     sides, start = [], time.perf_counter()
     for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int).tolist():
@@ -93,7 +95,7 @@ def _sizes(train: Items, found: Found) -> tuple[int, float]:
             continue
     if not sides:
         raise DataError(
-            f"none of {min(LOOKED_AT, len(train))} pictures can be opened", file=found.path, hint="are they pictures?"
+            f"none of {min(LOOKED_AT, len(train))} pictures can be opened", file=path, hint="are they pictures?"
         )
     return int(np.median(sides)), (time.perf_counter() - start) / len(sides)
 

@@ -1,6 +1,7 @@
 """A folder of one's own pictures: what is chosen for it and why, trained, gone on with, judged; and the mistakes."""
 
 import json
+import tarfile
 import zipfile
 
 import numpy as np
@@ -250,3 +251,26 @@ def test_bad_pictures_are_left_out_counted_and_told(photos, tmp_path, capfd):
     store = str(tmp_path / "store")
     assert data_main([*hint[1:], "--on-bad-image", "skip", str(photos), store]) == 0
     assert train_main([store, *words[1:], "--out", str(tmp_path / "packed")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "40 px: as your pictures are"), (["--size", "40"], "40 px, as they are")]
+)
+def test_a_store_of_anything_is_trained_from(tmp_path, words, said, capfd):
+    """Packed from shards, so named otherwise than one of folders; the side is that of the pictures in it."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for i in range(24):
+            draw(tmp_path / "drawn" / "ab"[i % 2] / f"{i}.png", i, (40, 40))
+            tar.add(tmp_path / "drawn" / "ab"[i % 2] / f"{i}.png", f"{i:03}.png")
+            (tmp_path / "label").write_text(str(i % 2))
+            tar.add(tmp_path / "label", f"{i:03}.cls")
+    store = str(tmp_path / "store")
+    assert data_main(["pack", str(tmp_path / "train-0.tar"), store, *words]) == 0
+    assert (
+        train_main(
+            [store, "--epochs", "1", "--batch-size", "8", "--model", "speednet", "--device", "cpu", "--out", "run"]
+        )
+        == 0
+    )
+    assert f"images     {said}" in capfd.readouterr().out
+    assert imnet.load_run("run").recipe.data.image_px == 40

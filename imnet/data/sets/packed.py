@@ -90,6 +90,8 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
 
 
 def _named(store: Path, name: str, request: Request) -> DataSet:
+    if name == "folder":  # a store of the user's own, whatever it was packed from
+        return load_store(store, name, request.image_px, request.hold_out, request.seed)
     return load_named(store, name, request.image_px, request.hold_out, request.seed)
 
 
