@@ -13,9 +13,8 @@ from imnet_kernels import tier
 from imnet_kernels.family import Case, Family, families, outputs
 from imnet_kernels.implementations import tiers_of
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
+TIERS_ON = {"cpu": {"host"}, "cuda": {"triton", "cuda"}}
+"""Triton's interpreter, which runs on a CPU, has tests of its own."""
 ROWS = [
     pytest.param(family, case, dtype, id=f"{family.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
     for family in families()
@@ -36,8 +35,15 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(plain_like(*a, **k)))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("family", "case", "dtype"), ROWS)
+@pytest.mark.parametrize(
+    ("family", "case", "dtype", "device"),
+    [
+        pytest.param(*row.values, device, id=f"{row.id}-{device}", marks=[pytest.mark.gpu] * (device == "cuda"))
+        for row in ROWS
+        for device, on in TIERS_ON.items()
+        if on & {*tiers_of(row.values[0].name)}
+    ],
+)
 def test_tiers_agree_with_the_reference(family: Family, case: Case, dtype, device, poison):
     names = family.tiers(device)
     if not names:
