@@ -49,26 +49,17 @@ class LasagneBlock(nn.Module):
     """The block of the authors' Lasagne code: as :class:`PreActBlock`, with three differences.
 
     ``first`` (the network's very first block) has no leading BN-ReLU, because the stem ends with one; the projection
-    reads the RAW input, and opens every group; the second convolution has a bias.
+    reads the RAW input, and opens every group; the second convolution has a bias. The last addition may be left to the
+    norm that follows.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        opens_group: bool,
-        first: bool,
-        norm_follows: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, opens_group: bool, first: bool) -> None:
         super().__init__()
         self.bn1 = None if first else nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels, bias=True)
         self.projection = conv1x1(in_channels, out_channels, stride) if opens_group else None
-        self.norm_follows = norm_follows
 
     def forward(self, x: Sum) -> Sum:
         if self.bn1 is None:
@@ -77,8 +68,7 @@ class LasagneBlock(nn.Module):
         else:
             total, activated = sum_norm_relu(self.bn1, x)
         skip = total if self.projection is None else self.projection(total)
-        out = self.conv2(norm_relu(self.bn2, self.conv1(activated)))
-        return summed_later(out, skip) if self.norm_follows else out + skip
+        return summed_later(self.conv2(norm_relu(self.bn2, self.conv1(activated))), skip)
 
 
 class WideResNet(nn.Module):
@@ -140,8 +130,7 @@ class LasagneWideResNet(nn.Module):
         width = 16
         for i, (out_width, stride) in enumerate(sizes):
             opens = i % (len(sizes) // 4) == 0
-            options = {"opens_group": opens, "first": i == 0, "norm_follows": True}
-            blocks.append(LasagneBlock(width, out_width, stride, **options))
+            blocks.append(LasagneBlock(width, out_width, stride, opens_group=opens, first=i == 0))
             width = out_width
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(width)
