@@ -30,7 +30,8 @@ def header(
     sizes = f"{len(setup.train_data):,} train, {val}{len(setup.test_data):,} test images"
     where = f"{world.size} x {place.device.type}" if world.size > 1 else str(place.device)
     shares = f"{world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
-    tiers = ", ".join(f"{name} {tier}" for name, (tier, _) in _tiers(setup).items())
+    faster = [f"{name} {tier}" for name, (tier, _) in _tiers(setup).items() if tier != "reference"]
+    tiers = f"{', '.join(faster)}; all else is torch's own" if faster else "torch's own"
     lines = [
         f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
         f"data       {r.data.name}: {sizes}",

@@ -179,6 +179,20 @@ def test_deterministic_and_compiled_is_refused():
         decide(compile=True, deterministic=True)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "words"),
+    [("reference", "torch's own"), ("augment=host", "augment host,"), ("sgd_ema=host", "sgd_ema host;")],
+)
+def test_the_header_names_the_kernels_that_are_not_torchs_own(kernels, words, tmp_path, capsys):
+    if "host" in kernels and tier.missing("host", "cpu"):
+        pytest.skip("the host module is not built")
+    train(dataclasses.replace(TINY, epochs=1), options(tmp_path, kernels=kernels))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kernels ")]
+    assert words in line
+    assert line.endswith("torch's own")
+    assert "reference" not in line
+
+
 def test_run_json_says_how_steps_were_executed_and_a_deterministic_run_resumes_so(tmp_path, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     recipe = dataclasses.replace(TINY, epochs=1)
