@@ -18,6 +18,7 @@ from imnet import optim as optimisers
 from imnet.capture import UNCAPTURED, CapturedStep, NotCapturableError
 from imnet.device import Place
 from imnet.errors import UsageError
+from imnet.half_weights import HalfWeights
 from imnet.launch import World
 from imnet.models.head import freeze
 from imnet.parallel import parallel, synchronise_norms
@@ -47,6 +48,8 @@ class TrainStep:
             self.parallel = parallel(net, recipe.comm, place, world)
         self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
         self.params = [p for p in net.parameters() if p.requires_grad]
+        by_autocast = place.precision == "fp32" or compile or world.reduces
+        self.half_weights = HalfWeights(net, None if by_autocast else place.dtype)
         self.graph = CapturedStep(self, stream) if graphs else None
         self.compiled = compile
         self.right = torch.zeros((), device=place.device)
@@ -102,13 +105,15 @@ class TrainStep:
         """The arithmetic of a step; what a CUDA graph captures."""
         total, self.right = torch.zeros(2, device=self.place.device)
         weight = self._weight(batches, num_images)
-        for i, (images, labels) in enumerate(batches):
-            last = i == len(batches) - 1
-            with contextlib.nullcontext() if last else self._no_sync():
-                loss = self._loss(images, labels)
-                # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
-                self.scaler.scale(loss * (self.world.size / weight)).backward()
-            total += loss.detach()
+        with self.half_weights.in_place():
+            for i, (images, labels) in enumerate(batches):
+                last = i == len(batches) - 1
+                with contextlib.nullcontext() if last else self._no_sync():
+                    loss = self._loss(images, labels)
+                    # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
+                    self.scaler.scale(loss * (self.world.size / weight)).backward()
+                self.half_weights.hand_over()
+                total += loss.detach()
         if self.class_weights is not None:
             total = total * (num_images / weight)  # the sum over images of what torch calls the mean loss
         bad = self._update(total)

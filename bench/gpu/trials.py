@@ -166,7 +166,7 @@ TRIALS = (
     Trial("as it is", 20.0, models=("wrn36_5", "wrn28_10", SHAKE)),
     Trial("additions in the norms", 25.0, variant=replace(OURS, kernels="add_batch_norm=triton")),
     Trial("every algorithm of cuDNN", 45.0, every_algorithm),
-    Trial("bf16 weights, fp32 masters", 20.0, change=half_weights),
+    Trial("bf16 weights, fp32 masters", 20.0, change=half_weights, models=("wrn36_5", "wrn28_10", SHAKE)),
     Trial("first group 96 wide", 20.0, padded, models=("wrn36_5",)),
     Trial("branches in flight", 25.0, change=branches_in_flight, models=(SHAKE,)),
     Trial("two halves in flight", 20.0, change=two_in_flight),

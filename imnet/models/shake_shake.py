@@ -5,9 +5,11 @@ Gastaldi, "Shake-Shake regularization", 2017 (arXiv 1705.07485) and github.com/x
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from imnet_kernels import shake_shake
 from torch import nn
@@ -68,11 +70,42 @@ class ShakeBlock(nn.Module):
     def forward(self, x: torch.Tensor, coefficients: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         activated = F.relu(x)
         skip = x if self.shortcut is None else self.shortcut(activated)
-        x1, x2 = self.branch1(activated), self.branch2(activated)
+        x1, x2 = self._branches(activated)
         if coefficients is None:  # plain ops: what is exported runs where imnet_kernels is not installed
             return skip + 0.5 * (x1 + x2)
         alpha, beta = coefficients
         return shake_shake(x1, x2, skip, alpha, beta)
+
+    def _branches(self, activated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two branches' results, at once where one alone does not fill the GPU; autograd goes back as it came."""
+        if not in_flight(activated):
+            return self.branch1(activated), self.branch2(activated)
+        main, side = torch.cuda.current_stream(), _side_stream(activated.device)
+        side.wait_stream(main)
+        # Its memory is the main stream's, which would hand it out again as soon as the backward pass has used it there.
+        activated.record_stream(side)
+        with torch.cuda.stream(side):
+            x1 = self.branch1(activated)
+        x2 = self.branch2(activated)
+        # The side stream waits for the main one before its next block, so that x1 may go back to it after the sum.
+        main.wait_stream(side)
+        return x1, x2
+
+
+def in_flight(x: torch.Tensor) -> bool:
+    """Whether two branches may run at the same time: in a CUDA graph of one process, whose launches cost nothing.
+
+    Shake-Shake 2x96d's step took 14.8 ms so and 16.2 without (batch 256, H200, 2026-11-27): kernels of the small maps
+    end in a wave that leaves most of the GPU idle.
+    """
+    if torch.compiler.is_compiling() or not x.is_cuda:
+        return False
+    return torch.cuda.is_current_stream_capturing() and not torch.distributed.is_initialized()
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class ShakeShake26(nn.Module):

@@ -18,6 +18,8 @@ host = pytest.importorskip("imnet_kernels._host", reason="the host module is not
 @pytest.mark.parametrize("last", [True, False])
 def test_every_band_at_once(isa, r, channels, last):
     """Widths of 5 to 23 pixels a band: rows shorter than a vector, with a tail, and at each channel phase."""
+    # Always the same pixels: a single fp16 value that rounds the other way can be more than is allowed over so few.
+    torch.manual_seed(100 * r + 10 * channels + last)
     for width in (5, 16, 23):
         images = torch.randint(0, 256, (2, channels, 2 * r, width * r), dtype=torch.uint8)
         images = images.contiguous(memory_format=torch.channels_last) if last else images

@@ -97,6 +97,26 @@ def test_the_merged_optimiser_is_captured_too(kernels):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
 
 
+def test_branches_in_flight_change_no_bit(monkeypatch):
+    """Two streams, one arithmetic: whatever one would overwrite of the other's shows in a few steps of wide maps."""
+    from imnet.models import shake_shake
+
+    g = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 28, 28, generator=g).cuda().contiguous(memory_format=torch.channels_last)
+    labels, losses, asked = torch.randint(0, 10, (64,), generator=g).cuda(), [], []
+    together = shake_shake.in_flight
+    for apart in (True, False):
+        rule = (lambda x: asked.append(together(x)) or asked[-1]) if apart else (lambda x: False)
+        monkeypatch.setattr(shake_shake, "in_flight", rule)
+        step = make_step(dataclasses.replace(SHAKE, model="shake_shake26_2x64d"), graphs=True, precision="bf16")
+        step.warm_up([(images, labels)], 64)
+        losses.append(torch.stack([step([(images, labels)], 64, i, 0.05)[0] for i in range(12)]))
+        losses[-1] = torch.cat([losses[-1], *(p.detach().flatten() for p in step.net.parameters())])
+    assert any(asked)
+    assert torch.equal(losses[0], losses[1])
+    assert losses[0].isfinite().all()
+
+
 def test_dense_stages_are_captured_and_agree_with_torchs():
     if tier.missing("triton", "cuda"):
         pytest.skip(tier.missing("triton", "cuda"))

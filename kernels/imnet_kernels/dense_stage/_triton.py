@@ -35,11 +35,15 @@ class Tile(NamedTuple):
     warps: int
 
 
-WIDE, GRADIENT, SINGLE = Tile(64, 64, 4), Tile(32, 64, 4), Tile(32, 32, 4)
-"""Of all kernels but gradient in half precision, of gradient, and of those with products in fp32, which are not the
-tensor cores'. Chosen by registers, warps and spills for sm_80 and sm_90: nothing was timed on a GPU."""
+APPEND, PROJECT, PROJECT_FEW, REDUCE, GRADIENT = (
+    Tile(64, 64, 4), Tile(128, 32, 4), Tile(16, 32, 2), Tile(64, 32, 2), Tile(32, 64, 4),
+)  # fmt: skip
+"""The fastest of 17 tiles in half precision over DenseNet-BC-100's three stages on an H200, 2026-11-27 (NEGATIVES.md).
+PROJECT_FEW is for maps whose rows would leave multiprocessors without a tile of PROJECT."""
+SINGLE = Tile(32, 32, 4)
+"""Of products in fp32, which are not the tensor cores'; chosen by registers and spills, not timed."""
 PROGRAMS_PER_SM = 4
-"""Of the kernel whose partial results are as large as the weights; the others take a tile each until MOST_PARTS."""
+"""Of the backward's two kernels; forward a program takes a tile until there are MOST_PARTS."""
 LAST, FP32 = torch.channels_last, torch.float32
 ONES = [1, 1]
 
@@ -54,6 +58,7 @@ class _Stage:
         self.vector = math.gcd(self.first, new, 8)
         self.pitch, self.padded = self.total // self.vector, triton.cdiv(new, 8) * 8
         self.single = features.dtype == FP32
+        self.wanted = PROGRAMS_PER_SM * norms._multiprocessors(features.device)
 
     def constants(self, tile: Tile) -> dict[str, Any]:
         """A kernel's constants and warps for its tile."""
@@ -82,14 +87,14 @@ class _Stage:
 
     def append(self, source: Tensor, features: Tensor, at: int, channels: int, statistics: Tensor, eps: float) -> None:
         """``channels`` of source into the map from channel ``at``, and their statistics into (3, total)."""
-        columns = min(WIDE.columns, max(16, triton.next_power_of_2(channels)))
-        height = WIDE.rows * WIDE.columns // columns
+        columns = min(APPEND.columns, max(16, triton.next_power_of_2(channels)))
+        height = APPEND.rows * APPEND.columns // columns
         programs, rows_a_program = self.shared(height)
         partial = torch.empty((programs, 2, channels), dtype=FP32, device=self.device)
         append_kernel[programs, triton.cdiv(channels, columns)](
             source, features, partial, self.rows, source.shape[1] // self.vector, self.pitch, at // self.vector,
             channels // self.vector, rows_a_program, ROWS=height, COLUMNS=columns, VECTOR=self.vector,
-            num_warps=WIDE.warps,
+            num_warps=APPEND.warps,
         )  # fmt: skip
         mean, inverse, var = statistics[:, at : at + channels]
         self.joined(partial, rows_a_program, 1.0, eps, mean, inverse, mean, var)
@@ -133,7 +138,8 @@ def _inside(
     h = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=LAST)
     y, plan, norm = torch.empty_like(h), norms._Plan(h), layer.norm2
     mean, inverse = torch.empty_like(norm.weight), torch.empty_like(norm.weight)
-    tile = SINGLE if stage.single else WIDE
+    few = stage.rows < PROJECT.rows * norms._multiprocessors(stage.device)
+    tile = SINGLE if stage.single else PROJECT_FEW if few else PROJECT
     programs, rows_a_program = stage.shared(tile.rows)
     partial = torch.empty((programs, 2, stage.inner), dtype=FP32, device=features.device)
     project_kernel[(programs,)](
@@ -167,7 +173,7 @@ def backward(
     d_new = torch.zeros((batch, height, width, stage.padded), dtype=grad.dtype, device=grad.device).permute(0, 3, 1, 2)
     d_new[:, :new] = grad[:, stage.total - new :]
     tile, sums, d_norms, d_kernels = SINGLE if stage.single else GRADIENT, [], [], []
-    programs, rows_a_program = stage.shared(tile.rows)
+    programs, rows_a_program = stage.shared(tile.rows, stage.wanted)
     for index in reversed(range(stage.layers)):
         weight, bias, _, *norm2, _ = parameters[6 * index : 6 * index + 6]
         matrix, kernel, h, y, *inside = saved[1 + 6 * index : 7 + 6 * index]
@@ -195,9 +201,9 @@ def _blocks(stage: _Stage, index: int, tile: Tile) -> int:
 
 def _summed(stage: _Stage, index: int, d_h: Tensor, features: Tensor, known: Sequence[Tensor]) -> Tensor:
     """(2 + inner, channels) fp32: what reduce_kernel says, over all rows."""
-    tile, groups = SINGLE if stage.single else WIDE, stage.groups(index)
-    blocks, wanted = _blocks(stage, index, tile), PROGRAMS_PER_SM * norms._multiprocessors(d_h.device)
-    programs, rows_a_program = stage.shared(tile.rows, triton.cdiv(wanted, blocks))
+    tile, groups = SINGLE if stage.single else REDUCE, stage.groups(index)
+    blocks = _blocks(stage, index, tile)
+    programs, rows_a_program = stage.shared(tile.rows, triton.cdiv(stage.wanted, blocks))
     partial = torch.empty((programs, 2 + stage.inner, groups * stage.vector), dtype=FP32, device=d_h.device)
     reduce_kernel[programs, blocks](
         d_h, features, partial, *known, stage.rows, stage.pitch, groups, rows_a_program, **stage.constants(tile)
@@ -230,10 +236,12 @@ def _builds(data: str, vector: int) -> Iterator[Build]:
     numbers = ("partial", "mean", "inverse", "weight", "bias", "sums")
     types = dict.fromkeys((f"{name}_ptr" for name in maps), data)
     types |= dict.fromkeys((f"{name}_ptr" for name in numbers), "*fp32") | dict.fromkeys(SIZES, "i32")
-    for kernel in (append_kernel, project_kernel, reduce_kernel, gradient_kernel):
-        halves = GRADIENT if kernel is gradient_kernel else WIDE
+    tiles = (append_kernel, APPEND), (project_kernel, PROJECT), (reduce_kernel, REDUCE), (gradient_kernel, GRADIENT)
+    few = ((project_kernel, PROJECT_FEW),) if data != "*fp32" else ()
+    for kernel, halves in (*tiles, *few):
         tile = SINGLE if data == "*fp32" and kernel is not append_kernel else halves
         constants = {"INNER": 48, "WIDTH": 64, "NEW_PITCH": 16, "ROWS": tile.rows, "COLUMNS": tile.columns}
         constants = {k: v for k, v in (constants | {"VECTOR": vector}).items() if k in kernel.arg_names}
         signature = {k: v for k, v in types.items() if k in kernel.arg_names}
-        yield Build(f"{kernel.__name__} {data} by {vector}", kernel, signature, constants, num_warps=tile.warps)
+        name = f"{kernel.__name__} {data} by {vector}, {tile.rows} rows"
+        yield Build(name, kernel, signature, constants, num_warps=tile.warps)
