@@ -11,7 +11,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,13 @@ DRY_NETS = (Net("wrn10_1", 16, 3, 10, 8), Net("shake_shake26_2x32d", 8, 3, 10, 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most.
-    ``only`` is in the names of the networks that it is for."""
+    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most."""
 
     name: str
     cost_s: float
     compile: bool = False
     graphs: bool = False
     kernels: str = "reference"
-    only: str = ""
 
     @property
     def timed(self) -> int:
@@ -88,7 +86,6 @@ class Variant:
 # In order of value: what training takes by default, what it can be told, what only explains the others.
 VARIANTS = (
     Variant("captured + our kernels", 8.0, graphs=True, kernels="auto"),
-    Variant("captured + dense stage", 25.0, graphs=True, kernels="dense_stage=triton", only="densenet"),
     Variant("compiled + captured", 8.0, compile=True, graphs=True),
     Variant("captured", 6.0, graphs=True),
     Variant("compiled", 7.0, compile=True),
@@ -100,7 +97,7 @@ def _variants(dry: bool, names: tuple[str, ...] = ()) -> Iterator[tuple[Net, Var
     """Every variant of all networks before the next variant."""
     for variant in VARIANTS:
         if not names or variant.name in names:
-            yield from ((net, variant) for net in (DRY_NETS if dry else NETS) if variant.only in net.model)
+            yield from ((net, variant) for net in (DRY_NETS if dry else NETS))
 
 
 def _needs(net: Net, variant: Variant) -> frozenset[str]:
@@ -169,21 +166,11 @@ def _compile_dry(step: TrainStep, variant: Variant, setting: Setting) -> None:
         step.forward = torch.compile(step.parallel, backend=setting.backend)
 
 
-def as_it_is(step: TrainStep, batch: Batch) -> list[Batch]:
-    """Nothing is changed of the step, and it takes the batch as one."""
-    return [batch]
-
-
-def measure(
-    net: Net, variant: Variant, setting: Setting, change: Callable[[TrainStep, Batch], list[Batch]] = as_it_is
-) -> Figures:
-    """Rates of one network in one variant; raises where a loss or gradient is not finite.
-
-    ``change`` may change the step before its first use and gives the micro-batches that it takes.
-    """
+def measure(net: Net, variant: Variant, setting: Setting) -> Figures:
+    """Rates of one network in one variant; raises where a loss or gradient is not finite."""
     machine.forget_peak()
     step, batch = open_step(net, variant, setting)
-    batches = change(step, batch)
+    batches = [batch]
     start = time.perf_counter()
     step.warm_up(batches, net.batch)
     warm_s = time.perf_counter() - start

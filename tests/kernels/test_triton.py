@@ -29,7 +29,7 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
     usages = {build.name: compile_for(build, architecture) for build in _builds()}
     assert len(usages) >= 20
     for name, usage in usages.items():
-        # A few numbers wait in local memory, most for sm_80, and yet no other tile was as fast on an H200 (NEGATIVES.md).
+        # A few numbers wait in local memory, most for sm_80; no other tile was as fast on an H200 (NEGATIVES.md).
         most = 192 if name.startswith("project_kernel *bf16") else 0
         assert usage.spill_bytes <= most, (name, usage)
         assert 0 < usage.registers <= 255, (name, usage)
