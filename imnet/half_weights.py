@@ -14,7 +14,8 @@ class HalfWeights:
 
     Autocast casts every weight, and every gradient of one, in a kernel of its own; for networks of a hundred layers
     that is a hundred small kernels a step each way. The numbers are the same to the bit: a weight is rounded once a
-    step, and its gradient of every micro-batch is widened before it is added to the others.
+    step, and its gradient of every micro-batch is widened before it is added to the others. For networks of this
+    package alone: another one may read a weight outside of its layer, and would find it rounded.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None) -> None:
@@ -23,7 +24,8 @@ class HalfWeights:
         self.layers: list[tuple[nn.Module, nn.Parameter]] = []
         self.copies: dict[nn.Parameter, nn.Parameter] = {}
         """Of each weight; a weight that two layers share has one."""
-        for module in net.modules() if dtype is not None else ():
+        ours = type(net).__module__.startswith("imnet.models.")
+        for module in net.modules() if ours and dtype is not None else ():
             weight = module.weight if type(module) in (nn.Conv2d, nn.Linear) else None
             if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32:
                 self.layers.append((module, weight))
