@@ -206,6 +206,14 @@ def _dali(rows: list[Figures]) -> str:
     return markdown(["work", "us a batch", "n"], [[r["name"], short(r["us"]), str(r.get("n", "-"))] for r in rows])
 
 
+def _photographs(rows: list[Figures]) -> str:
+    lines = []
+    for r in rows:
+        rate = f"{short(r['images_per_s'])} (IQR {short(r['images_per_s_iqr'])}, n = {r['n']} batches)"
+        lines.append([r["name"], r["variant"], rate, str(r["threads"]), short(r["bytes"] / 1e3)])
+    return markdown(["work", "pipeline", "images/s", "threads", "kB a picture"], lines)
+
+
 GPU_SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
     "recipes": ("Whole trainings", _recipes),
     "commands": ("Commands, from the prompt to the summary", _commands),
@@ -217,6 +225,7 @@ GPU_SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
     "checks": ("Checks against the definition", _checks),
     "tests": ("Tests marked gpu", _tests),
     "dali": ("DALI", _dali),
+    "photographs": ("Photographs to batches, no network behind them", _photographs),
     "build": ("Building and compiling, in the background", _build),
 }
 

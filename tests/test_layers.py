@@ -15,7 +15,7 @@ ROOMS = {
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": (
-        "step capture optim foreach adamcpr parallel mixing defaults watch",
+        "step capture half_weights optim foreach adamcpr parallel mixing defaults watch",
         "ground recipes machine models kernels",
     ),
     "folder": ("runfolder checkpoint metrics loggers report", "ground recipes"),

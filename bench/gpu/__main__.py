@@ -6,7 +6,8 @@
 
 Parts, in order of value: commands (the default commands, from the prompt to the summary), checks (every kernel against
 its definition), profile (the kernels of a step), floor (what bounds it), steps, kernels, tests (those marked gpu),
-recipes, dali, trials (what might make a step faster). What has no figure in bench/results comes before what has one.
+recipes, dali, photographs (JPEG to batches), trials (what might make a step faster). What has no figure in
+bench/results comes before what has one.
 The CUDA library is built and the networks are compiled beside what is no time (checks, tests); what the processor's
 load would disturb waits until they are done.
 
@@ -48,6 +49,7 @@ PARTS: dict[str, tuple[float, str]] = {
     "tests": (0.10, "commands.test_rows"),
     "recipes": (0.50, "commands.recipe_rows"),
     "dali": (0.04, "kernels.dali_rows"),
+    "photographs": (0.06, "photographs.photograph_rows"),
     "trials": (0.04, "trials.trial_rows"),
 }
 BACKGROUND_SHARE = 0.40

@@ -7,6 +7,8 @@ torch's products wrap modulo 2^64, so the 32 x 32 -> 64 bit multiply is exact on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def _check_range(name: str, value: int, bits: int) -> None:
         raise ValueError(f"{name} = {value}; allowed 0 .. 2^{bits} - 1; pass a smaller non-negative integer")
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Ten rounds on four int64 tensors of one shape that hold 32-bit words; returns four of the same kind."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -39,19 +41,23 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return c0, c1, c2, c3
 
 
-def philox(ids: Tensor, *, seed: int, epoch: int, stream: int) -> tuple[Tensor, ...]:
+def philox(ids: Tensor, *, seed: int, epoch: int, stream: int | range) -> tuple[Tensor, ...]:
     """Four independent 32-bit words per id.
 
     ids (any shape) int64; seed 0 .. 2^64 - 1; epoch and stream 0 .. 2^32 - 1. Returns four int64 tensors of ids'
-    shape with values 0 .. 2^32 - 1, on ids' device.
+    shape with values 0 .. 2^32 - 1, on ids' device; of several streams (streams, *shape), by as many operations.
     """
     _check_range("seed", seed, 64)
     _check_range("epoch", epoch, 32)
-    _check_range("stream", stream, 32)
+    streams = stream if isinstance(stream, range) else range(stream, stream + 1)
+    _check_range("stream", streams.start, 32)
+    _check_range("stream", streams.stop - 1, 32)
     if ids.dtype != torch.int64:
         raise TypeError(f"ids are {ids.dtype}; allowed torch.int64; call ids.long()")
-    counter = (ids & MASK32, (ids >> 32) & MASK32, torch.full_like(ids, epoch), torch.full_like(ids, stream))
-    return philox4x32(counter, (seed & MASK32, seed >> 32))
+    numbers = torch.arange(streams.start, streams.stop, device=ids.device).view(-1, *[1] * ids.dim())
+    counter = torch.broadcast_tensors(ids & MASK32, (ids >> 32) & MASK32, torch.full_like(ids, epoch), numbers)
+    words = philox4x32(counter, (seed & MASK32, seed >> 32))
+    return words if isinstance(stream, range) else tuple(word[0] for word in words)
 
 
 def uniform_below(word: Tensor, n: int | Tensor) -> Tensor:

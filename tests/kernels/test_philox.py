@@ -31,6 +31,17 @@ def test_key_and_counter_layout():
     assert [int(w) for w in words] == [int(w) for w in direct]
 
 
+@pytest.mark.parametrize("ids", [torch.tensor(7), torch.arange(5), torch.arange(6).view(2, 3)])
+def test_streams_at_once_are_those_one_by_one(ids):
+    together = philox(ids, seed=3, epoch=4, stream=range(32, 42))
+    alone = [philox(ids, seed=3, epoch=4, stream=stream) for stream in range(32, 42)]
+    assert all(
+        torch.equal(words, torch.stack(one)) for words, one in zip(together, zip(*alone, strict=True), strict=True)
+    )
+    with pytest.raises(ValueError, match="stream"):
+        philox(ids, seed=3, epoch=4, stream=range((1 << 32) - 1, (1 << 32) + 1))
+
+
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 1 << 64), ("epoch", -1), ("epoch", 1 << 32)])
 def test_out_of_range_keys(name, value):
     arguments = {"seed": 0, "epoch": 0, "stream": 0, name: value}

@@ -29,8 +29,8 @@ class Key:
     seed: int
     epoch: int
 
-    def words(self, stream: int) -> tuple[Tensor, ...]:
-        """Four independent words of 32 bits, (B,) int64 each."""
+    def words(self, stream: int | range) -> tuple[Tensor, ...]:
+        """Four independent words of 32 bits, (B,) int64 each; of several streams (streams, B)."""
         return philox(self.ids, seed=self.seed, epoch=self.epoch, stream=stream)
 
     def below(self, stream: int, *counts: int) -> tuple[Tensor, ...]:

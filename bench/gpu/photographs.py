@@ -1,0 +1,83 @@
+"""JPEG files to batches on the device, with no network behind them: what bounds a run on a folder of photographs.
+
+The pictures are made here, as large and as many bytes each as ImageNet's (500 x 375, about 100 kB). DALI decodes on the
+device ("mixed"), the host pipeline with Pillow in as many threads as there are cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imnet.augmentation import Augment
+from imnet.data import pipelines
+from imnet.data.base import EncodedSplit
+
+from .. import peers
+from ..clock import Timing
+from .plan import Figures, Row, Setting, UnavailableError
+
+NUM_PICTURES, BATCH, CROP_PX = 48, 256, 224
+BATCHES, SECONDS = 40, 5.0
+AUGMENT = Augment(crop_px=CROP_PX, crop_scale=(0.08, 1.0), hflip="random", resize_eval_px=256)
+
+
+def photograph_rows(setting: Setting) -> Iterator[Row]:
+    for kind in ("dali", "host"):
+        for train in (True, False):
+            what = "random resized crops" if train else "resized, cut in the middle"
+            work = functools.partial(_measure, kind, train, setting)
+            yield Row("photographs", f"JPEG to {CROP_PX} px, {what}", kind, 9.0, work)
+
+
+def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figures:
+    """Images a second by the batches that come after the first two, and the bytes of a picture."""
+    if kind == "dali" and not peers.has("nvidia.dali"):
+        raise UnavailableError("nvidia-dali is not installed")
+    batch, threads = setting.few(BATCH // 8) * 8, os.cpu_count() or 1
+    pictures = [_photograph(i) for i in range(setting.few(NUM_PICTURES))]
+    count = batch * setting.few(BATCHES) + 2 * batch
+    split = EncodedSplit(
+        lambda i: pictures[i % len(pictures)],
+        np.zeros(count, np.int64),
+        CROP_PX,
+        Path("made"),
+        count * len(pictures[0]),
+    )
+    device = torch.device(setting.device)
+    options = pipelines.Setting(augment=AUGMENT, seed=0, device=device, dtype=torch.bfloat16, workers=threads)
+    taken, begun = [], time.perf_counter()
+    before = begun
+    for images, _ in pipelines.build(kind, split, options).stream(torch.arange(count).split(batch), 0, train):
+        assert images.shape == (batch, 3, CROP_PX, CROP_PX)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        taken.append(now - before)
+        before = now
+        if now - begun > SECONDS:
+            break
+    rates = Timing.of([batch / seconds for seconds in taken[2:] or taken])
+    figures = {"images_per_s": round(rates.median_s, 1), "images_per_s_iqr": round(rates.iqr_s, 1), "n": rates.n}
+    return figures | {"threads": threads, "bytes": round(sum(map(len, pictures)) / len(pictures))}
+
+
+def _photograph(number: int) -> bytes:
+    """A JPEG of smooth shapes with some grain."""
+    random = np.random.default_rng(number)
+    shapes = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+        (500, 375), Image.Resampling.BICUBIC
+    )
+    grain = random.normal(0, 13, (375, 500, 3))
+    pixels = np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    return file.getvalue()
