@@ -53,9 +53,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given, words = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
+    if given.rounds < 1:
+        parser.error(f"got --rounds {given.rounds}; allowed: 1 or more")
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
-        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), given.revision], cwd=ROOT, check=True)
+        if subprocess.run(
+            ["git", "worktree", "add", "-q", "--detach", str(before), given.revision], cwd=ROOT, check=False
+        ).returncode:
+            raise SystemExit(f"got {given.revision}; allowed: a commit of {ROOT}")
         try:
             build = [sys.executable, "-m", "imnet_kernels.build", "--host"]
             subprocess.run(build, cwd=before, env=environment(before), check=True, stdout=subprocess.DEVNULL)

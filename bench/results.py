@@ -209,7 +209,7 @@ def _dali(rows: list[Figures]) -> str:
 def _photographs(rows: list[Figures]) -> str:
     lines = []
     for r in rows:
-        rate = f"{short(r['images_per_s'])} (IQR {short(r['images_per_s_iqr'])}, n = {r['n']} batches)"
+        rate = f"{short(r['images_per_s'])} (one stretch of {r['n']} batches)"
         lines.append([r["name"], r["variant"], rate, str(r["threads"]), short(r["bytes"] / 1e3)])
     return markdown(["work", "pipeline", "images/s", "threads", "kB a picture"], lines)
 

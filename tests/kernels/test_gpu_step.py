@@ -109,8 +109,9 @@ def test_branches_in_flight_change_no_bit(monkeypatch):
         rule = (lambda x: asked.append(together(x)) or asked[-1]) if apart else (lambda x: False)
         monkeypatch.setattr(shake_shake, "in_flight", rule)
         step = make_step(dataclasses.replace(SHAKE, model="shake_shake26_2x64d"), graphs=True, precision="bf16")
-        step.warm_up([(images, labels)], 64)
-        losses.append(torch.stack([step([(images, labels)], 64, i, 0.05)[0] for i in range(12)]))
+        with tier.using("auto", captured=True):  # with our norms, as in a run
+            step.warm_up([(images, labels)], 64)
+            losses.append(torch.stack([step([(images, labels)], 64, i, 0.05)[0] for i in range(12)]))
         losses[-1] = torch.cat([losses[-1], *(p.detach().flatten() for p in step.net.parameters())])
     assert any(asked)
     assert torch.equal(losses[0], losses[1])

@@ -30,7 +30,7 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
     assert len(usages) >= 20
     for name, usage in usages.items():
         # A few numbers wait in local memory, most for sm_80; no other tile was as fast on an H200 (NEGATIVES.md).
-        most = 192 if name.startswith("project_kernel *bf16") else 0
+        most = {80: 192, 90: 48}[architecture] if name.startswith("project_kernel *bf16") else 0
         assert usage.spill_bytes <= most, (name, usage)
         assert 0 < usage.registers <= 255, (name, usage)
 

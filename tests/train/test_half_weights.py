@@ -11,18 +11,11 @@ from imnet import models
 from imnet.device import Place
 from imnet.half_weights import HalfWeights
 from imnet.launch import World
-from imnet.recipe import SGD, Constant, Data, Muon, Recipe
+from imnet.recipe import Muon
 from imnet.step import TrainStep
+from tests.train.conftest import TINY
 
-RECIPE = Recipe(
-    name="half",
-    model="wrn10_1",
-    data=Data(name="synthetic", image_px=16, num_classes=10, batch_images=8),
-    optim=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-    schedule=Constant(),
-    epochs=1,
-    grad_clip=5.0,
-)
+RECIPE = replace(TINY, grad_clip=5.0)
 
 
 class Tied(nn.Module):
