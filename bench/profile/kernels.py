@@ -93,7 +93,7 @@ def flops(family: str, case: Case) -> int:
         return 2 * o["batch"] * height * width * channels
     if family == "shake_shake":
         return 4 * torch.Size(o["shape"]).numel()
-    if family in ("batch_norm", "add_batch_norm"):
+    if family == "batch_norm":
         return (7 + bool(o.get("residual") or o.get("sum"))) * torch.Size(o["shape"]).numel()
     if family == "dense_stage":
         batch, channels, height, width = o["shape"]

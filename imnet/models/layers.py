@@ -42,7 +42,7 @@ def normed(
 
 def summed_later(x: torch.Tensor, addend: torch.Tensor) -> Sum:
     """``x + addend`` for :func:`sum_norm_relu`: both as they are where a faster kernel is chosen, which adds them."""
-    return x + addend if tier.choose("add_batch_norm", x.device.type) == "reference" else (x, addend)
+    return x + addend if tier.choose("batch_norm", x.device.type) == "reference" else (x, addend)
 
 
 def sum_norm_relu(norm: nn.Module, x: Sum) -> tuple[torch.Tensor, torch.Tensor]:

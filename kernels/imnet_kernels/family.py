@@ -161,8 +161,8 @@ def families() -> tuple[Family, ...]:
     from .shake_shake import cases as shake_shake
     from .spectral import cases as spectral
 
-    norms = batch_norm.FAMILY, batch_norm.OF_SUMS
-    return augment.FAMILY, spectral.FAMILY, *norms, dense_stage.FAMILY, shake_shake.FAMILY, sgd_ema.FAMILY
+    modules = augment, spectral, batch_norm, dense_stage, shake_shake, sgd_ema
+    return tuple(module.FAMILY for module in modules)
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:

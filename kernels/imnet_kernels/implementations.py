@@ -44,7 +44,6 @@ def _reference_modules() -> Modules:
     from .spectral import reference as spectral
 
     return {
-        "add_batch_norm": batch_norm,
         "augment": augment,
         "batch_norm": batch_norm,
         "dense_stage": dense_stage,
@@ -72,7 +71,6 @@ def _triton_modules() -> Modules:
     from .spectral import _triton as spectral
 
     return {
-        "add_batch_norm": batch_norm,
         "augment": augment,
         "batch_norm": batch_norm,
         "dense_stage": dense_stage,
@@ -159,7 +157,6 @@ IMPLEMENTATIONS = (
     Implementation("shake_shake", "triton", "cuda", CAPTURED, f"stage 1 of 2x96d 41 us, CUDA 83 us ({_H200})"),
     Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
     Implementation("batch_norm", "triton", "cuda", CAPTURED, f"stage 1 of WRN-36-5 161 us, torch's 501 us ({_H200})"),
-    Implementation("add_batch_norm", "triton", "cuda", CAPTURED, f"WRN-36-5: 33.4 ms a step, 34.2 without ({_H200_2})"),
     Implementation("dense_stage", "triton", "cuda", CAPTURED, f"DenseNet-BC: 8.4 ms a step, 12.9 without ({_H200_2})"),
     Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
     Implementation("sgd_ema", "triton", "cuda", NEVER, f"WRN-28-10 269 us, torch's fused one 312 ({_H200})"),

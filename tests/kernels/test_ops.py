@@ -132,8 +132,7 @@ def test_every_row_of_the_table_has_its_file():
     for row in implementations.IMPLEMENTATIONS:
         if row.tier == "triton":
             pytest.importorskip("triton", reason="triton is not installed")
-        folder = "batch_norm" if row.family == "add_batch_norm" else row.family
-        assert implementations.module(row.family, row.tier).__name__.startswith(f"imnet_kernels.{folder}.")
+        assert implementations.module(row.family, row.tier).__name__.startswith(f"imnet_kernels.{row.family}.")
 
 
 def test_tier_spec():

@@ -36,7 +36,7 @@ def batch_norm(
     """
     if residual is not None:
         _check_like("residual", residual, x)
-    if not _fits("batch_norm", x, weight, bias, running_mean, running_var):
+    if not _fits(x, weight, bias, running_mean, running_var):
         return reference.batch_norm(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu)
     return BatchNorm.apply(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu)
 
@@ -58,7 +58,7 @@ def add_batch_norm(
     addend is like x. The statistics are those of the sum as it is returned, rounded to its dtype.
     """
     _check_like("addend", addend, x)
-    if not _fits("add_batch_norm", x, weight, bias, running_mean, running_var):
+    if not _fits(x, weight, bias, running_mean, running_var):
         total = x + addend
         return total, reference.batch_norm(total, weight, bias, running_mean, running_var, None, momentum, eps, relu)
     return BatchNorm.apply(x, weight, bias, running_mean, running_var, None, momentum, eps, relu, addend)
@@ -70,19 +70,14 @@ def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} is {got}; allowed {x.dtype} {tuple(x.shape)} on {x.device}, like x; convert it")
 
 
-def _fits(family: str, x: Tensor, *channels: Tensor) -> bool:
+def _fits(x: Tensor, *channels: Tensor) -> bool:
     """Whether a faster tier is chosen and reads it as rows of channels; one value a channel is torch's to refuse."""
-    if tier.choose(family, x.device.type) == "reference":
+    if tier.choose("batch_norm", x.device.type) == "reference":
         return False
     rows = x.numel() // max(x.shape[1], 1) if x.dim() == 4 else 0
     halves = (torch.float32, torch.bfloat16, torch.float16)
     last = rows > 1 and x.dtype in halves and x.is_contiguous(memory_format=torch.channels_last)
     return last and all(t.dtype == torch.float32 and t.is_contiguous() for t in channels)
-
-
-def _family(of_sum: bool) -> str:
-    """Two families in one module: a card may have measured one of them alone."""
-    return "add_batch_norm" if of_sum else "batch_norm"
 
 
 class BatchNorm(torch.autograd.Function):
@@ -106,7 +101,7 @@ class BatchNorm(torch.autograd.Function):
         x, weight, bias, mean, inverse, y = ctx.saved_tensors
         grad = torch.zeros_like(x) if grad is None else grad
         known = (x, weight, bias, mean, inverse)
-        d_x, d_weight, d_bias, d_residual = backward_op(grad, *known, y, ctx.relu, grad_sum, ctx.sums)
+        d_x, d_weight, d_bias, d_residual = backward_op(grad, *known, y, ctx.relu, grad_sum)
         if ctx.adds and y is None:
             d_residual = grad
         d_added = (d_residual if ctx.adds else None, None, None, None, d_x if ctx.sums else None)
@@ -130,7 +125,7 @@ def forward_op(
 
     y and the sum, which is empty without an addend, are like x; the numbers of a channel are fp32.
     """
-    run = tier.implementation(_family(addend is not None), x.device.type).forward
+    run = tier.implementation("batch_norm", x.device.type).forward
     return run(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu, addend)
 
 
@@ -151,17 +146,16 @@ def backward_op(
     y: Tensor | None,
     relu: bool,
     grad_sum: Tensor | None = None,
-    of_sum: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(d_x like x, d_weight, d_bias, d_residual); the last is empty unless the result ``y`` is given.
 
-    ``of_sum`` says that x is a sum; ``grad_sum``: what reached it by other ways than the norm, to be part of d_x.
+    ``grad_sum`` is what reached x, a sum, by other ways than the norm, to be part of d_x.
     """
-    run = tier.implementation(_family(of_sum), x.device.type).backward
+    run = tier.implementation("batch_norm", x.device.type).backward
     return run(grad, x, weight, bias, mean, inverse, y, relu, grad_sum)
 
 
 @backward_op.register_fake
-def _(grad, x, weight, bias, mean, inverse, y, relu, grad_sum=None, of_sum=False):
+def _(grad, x, weight, bias, mean, inverse, y, relu, grad_sum=None):
     added = torch.empty_like(x) if y is not None else x.new_empty(0)
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), added

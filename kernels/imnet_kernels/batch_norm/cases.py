@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -30,19 +29,17 @@ CASES = (
     _case("residual without relu", (4, 24, 5, 5), residual=True, relu=False),
     _case("four values a channel", (2, 8, 1, 2)),
     _case("planar", (2, 8, 4, 4), planar=True),
-    _case("wrn36_5 stage 1", (256, 80, 64, 64), gpu=True),
-    _case("wrn36_5 stage 4", (256, 640, 8, 8), gpu=True),
-    _case("wrn28_10 stage 2", (256, 320, 14, 14), gpu=True),
-    _case("densenet", (128, 132, 28, 28), gpu=True),
-    _case("resnet50 stage 1", (256, 256, 56, 56), gpu=True, residual=True),
-)
-SUMS = (
     _case("sum", (4, 24, 5, 5), sum="kept"),
     _case("sum of odd channels", (2, 7, 9, 5), sum="kept"),
     _case("sum of many rows", (9, 16, 36, 35), sum="kept", relu=False),
     _case("sum that only the norm reads", (4, 24, 5, 5), sum="dropped"),
     _case("sum that only the norm reads, without relu", (5, 36, 6, 6), sum="dropped", relu=False),
     _case("planar sum", (2, 8, 4, 4), sum="kept", planar=True),
+    _case("wrn36_5 stage 1", (256, 80, 64, 64), gpu=True),
+    _case("wrn36_5 stage 4", (256, 640, 8, 8), gpu=True),
+    _case("wrn28_10 stage 2", (256, 320, 14, 14), gpu=True),
+    _case("densenet", (128, 132, 28, 28), gpu=True),
+    _case("resnet50 stage 1", (256, 256, 56, 56), gpu=True, residual=True),
     _case("wrn36_5 stage 1 sum", (256, 80, 64, 64), gpu=True, sum="kept"),
 )
 
@@ -101,7 +98,7 @@ def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Cal
         return Call(run=lambda: reference.backward(grad, x, weight, mean, inverse, y if relu else None, grad_sum))
     kept = y if relu and adds else None
     known = (x, weight, bias, mean, inverse)
-    return Call(run=lambda: backward_op(grad, *known, kept, relu, grad_sum, bool(sums)))
+    return Call(run=lambda: backward_op(grad, *known, kept, relu, grad_sum))
 
 
 def backward_bytes(case: Case, dtype: torch.dtype) -> int:
@@ -129,4 +126,3 @@ FAMILY = Family(
     make_backward=make_backward,
     backward_bytes=backward_bytes,
 )
-OF_SUMS = dataclasses.replace(FAMILY, name="add_batch_norm", cases=SUMS)
