@@ -144,7 +144,8 @@ def _first_bad_number(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss
 
 def _note_bad(found: list[str], name: str):
     def hook(_module: nn.Module, _args: object, output: object) -> None:
-        if isinstance(output, Tensor) and not torch.isfinite(output).all():
+        results = output if isinstance(output, tuple) else (output,)
+        if not all(bool(torch.isfinite(result).all()) for result in results if isinstance(result, Tensor)):
             found.append(name)
 
     return hook

@@ -137,7 +137,7 @@ def in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: fl
     torch._dynamo.reset()
     with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
         found = work(net, variant, setting)
-        families = ("batch_norm", "dense_stage", "shake_shake")
+        families = ("batch_norm", "dense_stage", "shake_shake", "shake_batch_norm")
         used = {family: tier.choose(family, setting.device) for family in families}
     return found | {"kernels": used}
 

@@ -7,6 +7,7 @@ for a shape. A dry run takes them all in one process, where each puts back what 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import subprocess
@@ -18,7 +19,9 @@ from unittest import mock
 
 import torch
 
-from imnet.models import wrn
+from imnet import step
+from imnet.half_weights import HalfWeights
+from imnet.models import shake_shake, wrn
 
 from .plan import DEVICE, Figures, Row, Setting
 from .processes import ERROR_CHARACTERS, ROOT, environment
@@ -67,9 +70,25 @@ def padded() -> Iterator[None]:
         yield
 
 
+def one_stream() -> contextlib.AbstractContextManager[object]:
+    """Shake-Shake's two branches one after the other."""
+    return mock.patch.object(shake_shake, "in_flight", return_value=False)
+
+
+def cast_one_by_one() -> contextlib.AbstractContextManager[object]:
+    """Autocast casts every weight in a kernel of its own."""
+    return mock.patch.object(step, "HalfWeights", lambda net, dtype: HalfWeights(net, None))
+
+
+SHAKE = ("shake_shake26_2x96d",)
+IN_ONE = dataclasses.replace(OURS, kernels="shake_batch_norm=triton")
+
 # In order of value, after the step that they are held to.
 TRIALS = (
-    Trial("as it is", 20.0),
+    Trial("as it is", 20.0, models=("wrn36_5", "wrn28_10", *SHAKE)),
+    Trial("norms, mix and ReLU in one kernel", 20.0, variant=IN_ONE, models=SHAKE),
+    Trial("one stream", 20.0, one_stream, models=SHAKE),
+    Trial("weights cast one by one", 20.0, cast_one_by_one, models=("wrn36_5", "wrn28_10", *SHAKE)),
     Trial("every algorithm of cuDNN", 45.0, every_algorithm),
     Trial("first group 96 wide", 20.0, padded, models=("wrn36_5",)),
     Trial("compiled as it is", 70.0, variant=COMPILED, models=("wrn28_10",)),

@@ -64,7 +64,7 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("family", choices=(*FAMILIES, "batch_norm", "dense_stage"))
+    parser.add_argument("family", choices=(*FAMILIES, "batch_norm", "dense_stage", "shake_batch_norm"))
     parser.add_argument("--case", help="one case (default: all)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 where it has it")
     tiers = ("auto", "reference", "host", "triton", "cuda")

@@ -83,6 +83,7 @@ def flops(family: str, case: Case) -> int:
     """The arithmetic of the family's definition for one call, a multiply-add as two.
 
     augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2. dense_stage: its convolutions.
+    shake_batch_norm: those of two norms, and a multiply-add for either.
     batch_norm: sum, sum of squares about the mean, (x - mean) scale + shift, and the residual's or the sum's addition.
     sgd_ema: each of weight decay, momentum, Nesterov and update is a multiply-add, the average one more addition.
     spectral: s = r r inputs folded by the DCT's even-odd symmetry, then s / 2 multiply-adds a band, and normalised.
@@ -93,6 +94,8 @@ def flops(family: str, case: Case) -> int:
         return 2 * o["batch"] * height * width * channels
     if family == "shake_shake":
         return 4 * torch.Size(o["shape"]).numel()
+    if family == "shake_batch_norm":
+        return 18 * torch.Size(o["shape"]).numel()
     if family == "batch_norm":
         return (7 + bool(o.get("residual") or o.get("sum"))) * torch.Size(o["shape"]).numel()
     if family == "dense_stage":

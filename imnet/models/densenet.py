@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from imnet_kernels import dense_stage, tier
 from imnet_kernels.calls import unobserved
-from imnet_kernels.dense_stage import Layer, Norm
+from imnet_kernels.dense_stage import Layer
 from torch import nn
 
 from ..errors import UsageError
-from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, is_plain, norm_relu
+from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, is_plain, norm_relu, tensors_of
 from .registry import model
 
 
@@ -35,8 +35,7 @@ class Bottleneck(nn.Module):
     @property
     def tensors(self) -> Layer:
         """What imnet_kernels.dense_stage reads of it."""
-        norm1, norm2 = (Norm(*(getattr(norm, name) for name in Norm._fields)) for norm in (self.bn1, self.bn2))
-        return Layer(norm1, self.conv1.weight, norm2, self.conv2.weight)
+        return Layer(tensors_of(self.bn1), self.conv1.weight, tensors_of(self.bn2), self.conv2.weight)
 
 
 class DenseStage(nn.Module):

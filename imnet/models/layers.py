@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from imnet_kernels import add_batch_norm, batch_norm, tier
+from imnet_kernels.batch_norm import Norm
 from torch import nn
 
 from ..errors import UsageError
@@ -31,7 +32,7 @@ def normed(
 ) -> torch.Tensor:
     """``norm(x)``, plus ``residual`` and through ReLU where asked, in one kernel where a faster one is chosen."""
     if is_plain(norm) and tier.choose("batch_norm", x.device.type) != "reference":
-        tensors, options = _counted(norm)
+        tensors, options = counted(norm)
         return batch_norm(x, *tensors, **options, relu=relu, residual=residual)
     y = norm(x)
     if residual is not None:
@@ -49,7 +50,7 @@ def sum_norm_relu(norm: nn.Module, x: Sum) -> tuple[torch.Tensor, torch.Tensor]:
     """(the sum, ReLU of ``norm`` of it), the addition in the norm's kernel where it is still to be done."""
     if isinstance(x, tuple):
         if is_plain(norm):
-            tensors, options = _counted(norm)
+            tensors, options = counted(norm)
             return add_batch_norm(*x, *tensors, **options, relu=True)
         x = x[0] + x[1]
     return x, norm_relu(norm, x)
@@ -61,11 +62,15 @@ def is_plain(norm: nn.Module) -> bool:
     return complete and norm.training and norm.momentum is not None
 
 
-def _counted(norm: nn.Module) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def tensors_of(norm: nn.Module) -> Norm:
+    """A plain norm's tensors, as kernels take them."""
+    return Norm(*(getattr(norm, name) for name in Norm._fields))
+
+
+def counted(norm: nn.Module) -> tuple[Norm, dict[str, Any]]:
     """What :func:`batch_norm` is given of a norm, which has now seen one batch more."""
     norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    tensors = [getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var")]
-    return tensors, {"momentum": norm.momentum, "eps": norm.eps}
+    return tensors_of(norm), {"momentum": norm.momentum, "eps": norm.eps}
 
 
 def norm_relu(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:

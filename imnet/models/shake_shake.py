@@ -6,23 +6,24 @@ Gastaldi, "Shake-Shake regularization", 2017 (arXiv 1705.07485) and github.com/x
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from imnet_kernels import shake_shake
+from imnet_kernels import shake_batch_norm, shake_shake, tier
 from torch import nn
 
 from ..errors import UsageError
-from .layers import conv1x1, conv3x3, global_mean, he_init, norm_relu, normed
+from .layers import conv1x1, conv3x3, counted, global_mean, he_init, is_plain, norm_relu, normed
 from .registry import model
 
 
 class Branch(nn.Module):
     """ReLU-3x3(stride)-BN-ReLU-3x3-BN: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
-    The first ReLU is the block's: both branches and the shortcut read the same ``activated`` input.
+    The first ReLU is that of the block before: both branches and the shortcut read its result, ``activated``. The last
+    norm is left out where the block computes it (``norm_later``).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -32,8 +33,9 @@ class Branch(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, activated: torch.Tensor) -> torch.Tensor:
-        return normed(self.bn2, self.conv2(norm_relu(self.bn1, self.conv1(activated))))
+    def forward(self, activated: torch.Tensor, norm_later: bool = False) -> torch.Tensor:
+        y = self.conv2(norm_relu(self.bn1, self.conv1(activated)))
+        return y if norm_later else normed(self.bn2, y)
 
 
 class Shortcut(nn.Module):
@@ -54,8 +56,22 @@ class Shortcut(nn.Module):
         return normed(self.bn, torch.cat([self.path1(activated), self.path2(shifted)], 1))
 
 
+class Activated(NamedTuple):
+    """A map (B, C, H, W) and its ReLU for either branch of the block behind it."""
+
+    x: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def activated(x: torch.Tensor) -> Activated:
+    """``x`` with its ReLU."""
+    y = F.relu(x)
+    return Activated(x, y, y)
+
+
 class ShakeBlock(nn.Module):
-    """skip + a branch1 + (1 - a) branch2: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+    """skip + a branch1 + (1 - a) branch2: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride), each with its ReLU.
 
     ``alpha`` and ``beta``, of (B,) or (1,), are the coefficients of forward and backward; None means one half of each.
     """
@@ -67,29 +83,39 @@ class ShakeBlock(nn.Module):
         same = in_channels == out_channels and stride == 1
         self.shortcut = None if same else Shortcut(in_channels, out_channels, stride)
 
-    def forward(self, x: torch.Tensor, coefficients: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        activated = F.relu(x)
-        skip = x if self.shortcut is None else self.shortcut(activated)
-        x1, x2 = self._branches(activated)
+    def forward(self, before: Activated, coefficients: tuple[torch.Tensor, torch.Tensor] | None) -> Activated:
+        skip = before.x if self.shortcut is None else self.shortcut(before.first)
+        norms = self.branch1.bn2, self.branch2.bn2
+        norm_later = coefficients is not None and mixed_in_one_kernel(*norms, skip.device)
+        x1, x2 = self._branches(before, norm_later)
+        if coefficients is not None and norm_later:
+            (norm1, options), (norm2, _) = map(counted, norms)
+            return Activated(*shake_batch_norm(x1, x2, skip, norm1, norm2, *coefficients, **options))
         if coefficients is None:  # plain ops: what is exported runs where imnet_kernels is not installed
-            return skip + 0.5 * (x1 + x2)
-        alpha, beta = coefficients
-        return shake_shake(x1, x2, skip, alpha, beta)
+            return activated(skip + 0.5 * (x1 + x2))
+        return activated(shake_shake(x1, x2, skip, *coefficients))
 
-    def _branches(self, activated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _branches(self, before: Activated, norm_later: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The two branches' results, at once where one alone does not fill the GPU; autograd goes back as it came."""
-        if not in_flight(activated):
-            return self.branch1(activated), self.branch2(activated)
-        main, side = torch.cuda.current_stream(), _side_stream(activated.device)
+        if not in_flight(before.x):
+            return self.branch1(before.first, norm_later), self.branch2(before.second, norm_later)
+        main, side = torch.cuda.current_stream(), _side_stream(before.x.device)
         side.wait_stream(main)
         # Its memory is the main stream's, which would hand it out again as soon as the backward pass has used it there.
-        activated.record_stream(side)
+        before.first.record_stream(side)
         with torch.cuda.stream(side):
-            x1 = self.branch1(activated)
-        x2 = self.branch2(activated)
+            x1 = self.branch1(before.first, norm_later)
+        x2 = self.branch2(before.second, norm_later)
         # The side stream waits for the main one before its next block, so that x1 may go back to it after the sum.
         main.wait_stream(side)
         return x1, x2
+
+
+def mixed_in_one_kernel(norm1: nn.BatchNorm2d, norm2: nn.BatchNorm2d, device: torch.device) -> bool:
+    """Whether a kernel is chosen that takes both norms along where the branches are mixed."""
+    alike = (norm1.momentum, norm1.eps) == (norm2.momentum, norm2.eps)
+    chosen = tier.choose("shake_batch_norm", device.type) != "reference"
+    return chosen and alike and is_plain(norm1) and is_plain(norm2)
 
 
 def in_flight(x: torch.Tensor) -> bool:
@@ -154,11 +180,11 @@ class ShakeShake26(nn.Module):
                 nn.init.zeros_(block.branch2.bn2.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = normed(self.stem_bn, self.stem(images))
+        x = activated(normed(self.stem_bn, self.stem(images)))
         coefficients = self.coefficients(images) if self.training else [None] * len(self.blocks)
         for block, pair in zip(self.blocks, coefficients, strict=True):
             x = block(x, pair)
-        return self.head(global_mean(F.relu(x)))
+        return self.head(global_mean(x.first))
 
     def coefficients(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(alpha, beta) of every block for one step, each (B,), or (1,) at level "batch"; fp32, by one random call."""

@@ -158,10 +158,11 @@ def families() -> tuple[Family, ...]:
     from .batch_norm import cases as batch_norm
     from .dense_stage import cases as dense_stage
     from .sgd_ema import cases as sgd_ema
+    from .shake_batch_norm import cases as shake_batch_norm
     from .shake_shake import cases as shake_shake
     from .spectral import cases as spectral
 
-    modules = augment, spectral, batch_norm, dense_stage, shake_shake, sgd_ema
+    modules = augment, spectral, batch_norm, dense_stage, shake_shake, shake_batch_norm, sgd_ema
     return tuple(module.FAMILY for module in modules)
 
 

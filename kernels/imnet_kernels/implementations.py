@@ -40,6 +40,7 @@ def _reference_modules() -> Modules:
     from .batch_norm import reference as batch_norm
     from .dense_stage import reference as dense_stage
     from .sgd_ema import reference as sgd_ema
+    from .shake_batch_norm import reference as shake_batch_norm
     from .shake_shake import reference as shake_shake
     from .spectral import reference as spectral
 
@@ -48,6 +49,7 @@ def _reference_modules() -> Modules:
         "batch_norm": batch_norm,
         "dense_stage": dense_stage,
         "sgd_ema": sgd_ema,
+        "shake_batch_norm": shake_batch_norm,
         "shake_shake": shake_shake,
         "spectral": spectral,
     }
@@ -67,6 +69,7 @@ def _triton_modules() -> Modules:
     from .batch_norm import _triton as batch_norm
     from .dense_stage import _triton as dense_stage
     from .sgd_ema import _triton as sgd_ema
+    from .shake_batch_norm import _triton as shake_batch_norm
     from .shake_shake import _triton as shake_shake
     from .spectral import _triton as spectral
 
@@ -75,6 +78,7 @@ def _triton_modules() -> Modules:
         "batch_norm": batch_norm,
         "dense_stage": dense_stage,
         "sgd_ema": sgd_ema,
+        "shake_batch_norm": shake_batch_norm,
         "shake_shake": shake_shake,
         "spectral": spectral,
     }
@@ -158,6 +162,7 @@ IMPLEMENTATIONS = (
     Implementation("shake_shake", "host", "cpu", ALWAYS, _CPU),
     Implementation("batch_norm", "triton", "cuda", CAPTURED, f"stage 1 of WRN-36-5 161 us, torch's 501 us ({_H200})"),
     Implementation("dense_stage", "triton", "cuda", CAPTURED, f"DenseNet-BC: 8.4 ms a step, 12.9 without ({_H200_2})"),
+    Implementation("shake_batch_norm", "triton", "cuda", NEVER, "not measured"),
     Implementation("sgd_ema", "host", "cpu", ALWAYS, _CPU),
     Implementation("sgd_ema", "triton", "cuda", NEVER, f"WRN-28-10 269 us, torch's fused one 312 ({_H200})"),
 )

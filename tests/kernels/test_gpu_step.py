@@ -97,7 +97,8 @@ def test_the_merged_optimiser_is_captured_too(kernels):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4)
 
 
-def test_branches_in_flight_change_no_bit(monkeypatch):
+@pytest.mark.parametrize("kernels", ["auto", "shake_batch_norm=triton"])
+def test_branches_in_flight_change_no_bit(kernels, monkeypatch):
     """Two streams, one arithmetic: whatever one would overwrite of the other's shows in a few steps of wide maps."""
     from imnet.models import shake_shake
 
@@ -109,7 +110,7 @@ def test_branches_in_flight_change_no_bit(monkeypatch):
         rule = (lambda x: asked.append(together(x)) or asked[-1]) if apart else (lambda x: False)
         monkeypatch.setattr(shake_shake, "in_flight", rule)
         step = make_step(dataclasses.replace(SHAKE, model="shake_shake26_2x64d"), graphs=True, precision="bf16")
-        with tier.using("auto", captured=True):  # with our norms, as in a run
+        with tier.using(kernels, captured=True):  # with our norms, as in a run
             step.warm_up([(images, labels)], 64)
             losses.append(torch.stack([step([(images, labels)], 64, i, 0.05)[0] for i in range(12)]))
         losses[-1] = torch.cat([losses[-1], *(p.detach().flatten() for p in step.net.parameters())])
@@ -118,12 +119,15 @@ def test_branches_in_flight_change_no_bit(monkeypatch):
     assert losses[0].isfinite().all()
 
 
-def test_dense_stages_are_captured_and_agree_with_torchs():
+@pytest.mark.parametrize(
+    ("family", "model"), [("dense_stage", "densenet_bc100_12"), ("shake_batch_norm", "shake_shake26_2x32d")]
+)
+def test_kernels_of_several_layers_are_captured_and_agree_with_torchs(family, model):
     if tier.missing("triton", "cuda"):
         pytest.skip(tier.missing("triton", "cuda"))
-    recipe, found = dataclasses.replace(RECIPE, model="densenet_bc100_12"), []
+    recipe, found = dataclasses.replace(RECIPE, model=model), []
     for kernels, graphs in (("reference", False), ("triton", False), ("triton", True)):
-        with tier.using(f"dense_stage={kernels}"):
+        with tier.using(f"{family}={kernels}"):
             step = make_step(recipe, graphs=graphs, average=False)
             found.append((train(step, 3), list(step.net.state_dict().values())))
     for losses, tensors in found[1:]:

@@ -1,4 +1,4 @@
-"""The machine code of the GPU kernels of augment, spectral and batch_norm for sm_90, read without a GPU: how long the
+"""The machine code of the GPU kernels of augment, spectral and the norms for sm_90, read without a GPU: how long the
 main path is for an element, how wide its accesses are, and that nothing lies in local memory.
 """
 
@@ -21,6 +21,8 @@ TRITON = {
     "spectral s=4 *bf16": (17.6, 16), "spectral s=16 *bf16": (16.7, 8), "spectral s=36 *bf16": (24.2, 4),
     "normalise_kernel *bf16": (9.2, 16), "gradient_kernel *bf16": (16.1, 16), "reduce_kernel *bf16 adds": (13.6, 16),
     "statistics_kernel *bf16 adds": (40.4, 16), "gradient_kernel *bf16 adds": (18.4, 16),
+    "shake mix_kernel *bf16": (12.1, 16), "shake reduce_kernel *bf16": (31.1, 16),
+    "shake gradient_kernel *bf16": (14.5, 16),
 }  # fmt: skip
 CUDA = {
     "augment_kernel<__nv_bfloat16, 3, 8, false>": (14.1, 16), "augment_kernel<__nv_bfloat16, 3, 8, true>": (17.1, 16),
@@ -40,7 +42,14 @@ def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[floa
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled")
-@pytest.mark.parametrize("family", ["augment", "spectral", pytest.param("batch_norm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "augment",
+        "spectral",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch_norm", "shake_batch_norm")),
+    ],
+)
 def test_triton_kernels(family):
     found = {k.name: k for k in resources.triton_kernels(family, "bf16", (90,))}
     expected = {name: limits for name, limits in TRITON.items() if name in found}

@@ -35,7 +35,7 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
         assert 0 < usage.registers <= 255, (name, usage)
 
 
-@pytest.mark.parametrize(("name", "least"), [("contract", 60), ("norms", 20), ("stage", 10)])
+@pytest.mark.parametrize(("name", "least"), [("contract", 60), ("norms", 20), ("stage", 10), ("shake", 10)])
 def test_under_the_interpreter(name, least):
     file = str(HERE / "interpreted" / f"{name}.py")
     child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]

@@ -252,6 +252,13 @@ def test_the_diagnosis_reads_every_piece_and_finds_a_gradient():
     assert first_bad_layer(step.net, [batch(0)], step.loss) == "gradient of stem.weight"
 
 
+def test_the_diagnosis_reads_every_result_of_a_layer():
+    """A Shake-Shake block hands its sum on beside the sum's ReLU."""
+    step, net = make_step(dataclasses.replace(TINY, ema_decay=None)), models.build("shake_shake26_2x32d", 10)
+    net.blocks[2].register_forward_hook(lambda block, given, result: result._replace(x=result.x / 0.0))
+    assert first_bad_layer(net, [batch(0)], step.loss) == "output of blocks.2"
+
+
 @pytest.mark.parametrize(("compiled", "words"), [(True, "finite in eager.*--no-compile"), (False, "does not recur")])
 def test_a_number_that_does_not_recur_accuses_the_compiled_step(compiled, words):
     step = make_step(dataclasses.replace(TINY, ema_decay=None))

@@ -8,13 +8,24 @@ than half of ResNet-50's. Under torch.compile the traced reference is fused, too
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import tier
 from . import reference
 
-__all__ = ["add_batch_norm", "batch_norm"]
+__all__ = ["Norm", "add_batch_norm", "batch_norm"]
+
+
+class Norm(NamedTuple):
+    """A batch norm's tensors, (C,) fp32 each; the running statistics are moved in place and get no gradient."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
 
 def batch_norm(
@@ -71,9 +82,12 @@ def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _fits(x: Tensor, *channels: Tensor) -> bool:
-    """Whether a faster tier is chosen and reads it as rows of channels; one value a channel is torch's to refuse."""
-    if tier.choose("batch_norm", x.device.type) == "reference":
-        return False
+    """Whether a faster tier is chosen and reads it."""
+    return tier.choose("batch_norm", x.device.type) != "reference" and rows_of_channels(x, *channels)
+
+
+def rows_of_channels(x: Tensor, *channels: Tensor) -> bool:
+    """Whether kernels read it as rows of channels with fp32 numbers each; one value a channel is torch's to refuse."""
     rows = x.numel() // max(x.shape[1], 1) if x.dim() == 4 else 0
     halves = (torch.float32, torch.bfloat16, torch.float16)
     last = rows > 1 and x.dtype in halves and x.is_contiguous(memory_format=torch.channels_last)

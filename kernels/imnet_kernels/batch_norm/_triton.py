@@ -42,13 +42,17 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-class _Plan:
-    """How a map (B, C, H, W) is shared out: ``fold`` of its B H W rows of C channels are read as one."""
+class Plan:
+    """How a map (B, C, H, W) is shared out: ``fold`` of its B H W rows of C channels are read as one.
 
-    def __init__(self, x: Tensor):
+    With ``by_image`` only rows of one image are. A program of a whole pass takes ``depth`` tiles.
+    """
+
+    def __init__(self, x: Tensor, *, by_image: bool = False, depth: int = DEPTH):
         self.channels = x.shape[1]
         rows = x.numel() // self.channels
-        self.fold = math.gcd(rows, COLUMNS // math.gcd(self.channels, COLUMNS))
+        together = rows // x.shape[0] if by_image else rows
+        self.fold = math.gcd(together, COLUMNS // math.gcd(self.channels, COLUMNS))
         self.rows, width = rows // self.fold, self.channels * self.fold
         vector = math.gcd(width, 8)
         self.tile: dict[str, Any] = {"ROWS": ROWS, "COLUMNS": COLUMNS, "VECTOR": vector, "num_warps": WARPS}
@@ -61,10 +65,30 @@ class _Plan:
         most = triton.next_power_of_2(self.programs * self.fold)
         columns = max(1, min(16, JOINED // most))
         self.reduce = (self.programs, blocks)
-        self.whole = (triton.cdiv(self.rows, DEPTH * ROWS), blocks)
+        self.whole = (triton.cdiv(self.rows, depth * ROWS), blocks)
         self.join = (triton.cdiv(self.channels, columns),)
         self.most = {"MOST": most, "JOIN_COLUMNS": columns, "num_warps": WARPS}
         self.partial = torch.empty((self.programs, 2, width), dtype=torch.float32, device=x.device)
+
+    def joined_statistics(
+        self, partial: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / sqrt(var + eps) of a channel, from statistics_kernel's; the running statistics are moved."""
+        mean, inverse = torch.empty_like(running_mean), torch.empty_like(running_mean)
+        join_statistics_kernel[self.join](
+            partial, mean, inverse, running_mean, running_var, self.rows, self.channels, self.fold,
+            self.rows_a_program, self.programs, momentum, eps, **self.most,
+        )  # fmt: skip
+        return mean, inverse
+
+    def joined_sums(self, partial: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d_weight, d_bias and the two means (2, C) that the gradient takes off, from reduce_kernel's."""
+        d_weight, d_bias = torch.empty_like(inverse), torch.empty_like(inverse)
+        means = torch.empty((2, self.channels), dtype=torch.float32, device=partial.device)
+        join_sums_kernel[self.join](
+            partial, inverse, d_weight, d_bias, means, self.rows, self.channels, self.fold, self.programs, **self.most
+        )
+        return d_weight, d_bias, means
 
 
 def forward(
@@ -80,18 +104,14 @@ def forward(
     addend: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See forward_op of the package."""
-    plan, y = _Plan(x), torch.empty_like(x)
-    mean, inverse = torch.empty_like(weight), torch.empty_like(weight)
+    plan, y = Plan(x), torch.empty_like(x)
     added = y if residual is None else residual.contiguous(memory_format=torch.channels_last)
     sums = addend is not None
     before, total = (addend.contiguous(memory_format=torch.channels_last), torch.empty_like(x)) if sums else (x, x)
     statistics_kernel[plan.reduce](
         x, before, total, plan.partial, plan.rows, plan.pitch, plan.rows_a_program, ADDS=sums, **plan.tile
     )
-    join_statistics_kernel[plan.join](
-        plan.partial, mean, inverse, running_mean, running_var, plan.rows, plan.channels, plan.fold,
-        plan.rows_a_program, plan.programs, momentum, eps, **plan.most,
-    )  # fmt: skip
+    mean, inverse = plan.joined_statistics(plan.partial, running_mean, running_var, momentum, eps)
     normalise_kernel[plan.whole](
         total, added, y, mean, inverse, weight, bias, plan.rows, plan.pitch, plan.channels,
         RELU=relu, ADDS=residual is not None, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,
@@ -111,10 +131,8 @@ def backward(
     grad_sum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See backward_op of the package."""
-    plan, d_x = _Plan(x), torch.empty_like(x)
+    plan, d_x = Plan(x), torch.empty_like(x)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
-    means = torch.empty((2, plan.channels), dtype=torch.float32, device=x.device)
     adds, size = y is not None, (plan.rows, plan.pitch, plan.channels)
     let_through = torch.empty_like(x) if adds else x.new_empty(0)
     known = (mean, inverse, weight, bias)
@@ -122,10 +140,7 @@ def backward(
         grad, x, x if y is None else y, let_through, plan.partial, *known, *size, plan.rows_a_program,
         RELU=relu, ADDS=adds, GROUP=plan.group, **plan.tile,
     )  # fmt: skip
-    join_sums_kernel[plan.join](
-        plan.partial, inverse, d_weight, d_bias, means, plan.rows, plan.channels, plan.fold, plan.programs,
-        **plan.most,
-    )  # fmt: skip
+    d_weight, d_bias, means = plan.joined_sums(plan.partial, inverse)
     source = let_through if adds else grad
     other = grad if grad_sum is None else grad_sum.contiguous(memory_format=torch.channels_last)
     gradient_kernel[plan.whole](

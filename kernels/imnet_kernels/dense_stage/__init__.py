@@ -14,22 +14,14 @@ import torch
 from torch import Tensor
 
 from .. import tier
+from ..batch_norm import Norm, rows_of_channels
 from ..calls import unobserved
 from . import reference
 
-__all__ = ["Layer", "Norm", "dense_stage"]
+__all__ = ["Layer", "dense_stage"]
 
 MAX_INNER = 128
 """Channels between a layer's convolutions that a program's tile has room for."""
-
-
-class Norm(NamedTuple):
-    """A batch norm's tensors, (C,) fp32 each; the running statistics are moved in place and get no gradient."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
 
 
 class Layer(NamedTuple):
@@ -74,16 +66,13 @@ def _check(x: Tensor, layers: Sequence[Layer]) -> None:
 
 def fits(x: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether a kernel reads it as rows of channels, and nothing watches; one value a channel is torch's to refuse."""
-    if not layers or x.dim() != 4 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not layers:
         return False
     inner, new = layers[0].conv1.shape[0], layers[0].conv2.shape[0]
     alike = all((layer.conv1.shape[0], layer.conv2.shape[0]) == (inner, new) for layer in layers)
     vectors = [tensor for layer in layers for tensor in (*layer.norm1, *layer.norm2)]
-    plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in vectors)
-    rows = x.numel() // max(x.shape[1], 1)
-    last = rows > 1 and x.is_contiguous(memory_format=torch.channels_last)
     dense = all(layer.conv1.is_contiguous() for layer in layers)
-    return alike and plain and last and dense and inner <= MAX_INNER and unobserved()
+    return alike and rows_of_channels(x, *vectors) and dense and inner <= MAX_INNER and unobserved()
 
 
 class DenseStage(torch.autograd.Function):

@@ -136,7 +136,7 @@ def _inside(
     """The 1x1 convolution's map, its norm through ReLU, and that norm's mean and 1 / sqrt(var + eps)."""
     shape = (features.shape[0], stage.inner, *features.shape[2:])
     h = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=LAST)
-    y, plan, norm = torch.empty_like(h), norms._Plan(h), layer.norm2
+    y, plan, norm = torch.empty_like(h), norms.Plan(h), layer.norm2
     mean, inverse = torch.empty_like(norm.weight), torch.empty_like(norm.weight)
     few = stage.rows < PROJECT.rows * norms._multiprocessors(stage.device)
     tile = SINGLE if stage.single else PROJECT_FEW if few else PROJECT

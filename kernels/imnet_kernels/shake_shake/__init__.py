@@ -24,14 +24,14 @@ def shake_shake(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Coefficient, be
     image) or one (per batch), any shape. Coefficients stay fp32 and never promote the tensors. Evaluation is alpha =
     0.5. Raises TypeError or ValueError for anything else.
     """
-    _check_branches(x1, x2, residual)
-    a, b = _coefficient("alpha", alpha, x1), _coefficient("beta", beta, x1)
+    check_branches(x1, x2, residual)
+    a, b = coefficient("alpha", alpha, x1), coefficient("beta", beta, x1)
     if tier.choose("shake_shake", x1.device.type) == "reference":
         return reference.Combine.apply(x1, x2, residual, a, b)
     return shake_op(x1, x2, residual, a, b)
 
 
-def _check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
+def check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
     if x1.dim() != 4 or not x1.is_floating_point():
         raise TypeError(f"x1 is {x1.dtype} {tuple(x1.shape)}; allowed floating point (B, C, H, W); convert it")
     for name, tensor in (("x2", x2), ("residual", residual)):
@@ -41,7 +41,7 @@ def _check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
             raise ValueError(f"{name} is {got}; allowed {wanted}, like x1; convert it")
 
 
-def _coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
+def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """(B,) or (1,) fp32 on like's device."""
     if not isinstance(value, Tensor):
         return torch.full((1,), float(value), dtype=torch.float32, device=like.device)

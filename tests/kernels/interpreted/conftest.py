@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from imnet_kernels import tier
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +24,28 @@ def to_nearest(monkeypatch):
         return exact.bfloat16().view(torch.int16).numpy().view(np.uint16)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+def step_of(net, precision="fp32"):
+    """The trainer's step of a network for five classes, and a batch of six images of 16 px."""
+    from imnet.device import Place
+    from imnet.launch import World
+    from imnet.recipe import SGD, Constant, Data, Recipe
+    from imnet.step import TrainStep
+
+    data = Data(name="synthetic", image_px=16, num_classes=5, batch_images=6)
+    recipe = Recipe(name="t", model="wrn10_1", data=data, optim=SGD(lr=0.1), schedule=Constant(), epochs=1)
+    place = Place(torch.device("cpu"), precision, "test")
+    step = TrainStep(net, recipe, place, World(), compile=False, graphs=False, backend="torch")
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return step, (images.contiguous(memory_format=torch.channels_last), torch.arange(6) % 5)
+
+
+def after_a_step(make, spec, precision):
+    """The network that ``make`` gives, after a step with the kernels of ``spec``, and the loss."""
+    torch.manual_seed(0)
+    net = make().to(memory_format=torch.channels_last)
+    step, batch = step_of(net, precision)
+    with tier.using(spec):
+        loss = step([batch], 6, 0, 0.1)[0]
+    return net.state_dict() | {"loss": loss}

@@ -6,31 +6,17 @@ import copy
 
 import pytest
 import torch
+from conftest import after_a_step
 from imnet_kernels import tier
 
 DENSE = "dense_stage=triton"
 
 
-def _dense_step(spec, precision, batch=3):
-    """The network after a step of the trainer, and the loss; features are 24 channels wide at first, 72 at last."""
-    from imnet.device import Place
-    from imnet.launch import World
+def _dense_step(spec, precision):
+    """Features are 24 channels wide at first, 72 at last."""
     from imnet.models.densenet import DenseNetBC
-    from imnet.recipe import SGD, Constant, Data, Recipe
-    from imnet.step import TrainStep
 
-    data = Data(name="synthetic", image_px=8, num_classes=5, batch_images=batch)
-    recipe = Recipe(
-        name="dense", model="densenet_bc100_12", data=data, optim=SGD(lr=0.1), schedule=Constant(), epochs=1
-    )
-    torch.manual_seed(0)
-    net = DenseNetBC(16, 12, 5).to(memory_format=torch.channels_last)
-    place = Place(torch.device("cpu"), precision, "test")
-    step = TrainStep(net, recipe, place, World(), compile=False, graphs=False, backend="torch")
-    images = torch.randn(batch, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    with tier.using(spec):
-        loss = step([(images, torch.arange(batch))], batch, 0, 0.1)[0]
-    return net.state_dict() | {"loss": loss}
+    return after_a_step(lambda: DenseNetBC(16, 12, 5), spec, precision)
 
 
 def test_a_densenets_step_is_the_same_with_it(monkeypatch):

@@ -1,0 +1,82 @@
+"""shake_batch_norm's cases: maps of 26 2x96d and odd shapes, and results that nobody reads."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..batch_norm import Norm
+from ..family import Call, Case, Family
+from . import shake_batch_norm
+
+
+def _case(name: str, shape: tuple[int, int, int, int], *, gpu: bool = False, **keys: object) -> Case:
+    return Case(name=name, options={"shape": shape, "read": (0, 1, 2), **keys}, gpu=gpu)
+
+
+CASES = (
+    _case("vectors of eight", (3, 24, 5, 7)),
+    _case("rows of an image read as four", (3, 32, 6, 6)),
+    _case("rows of an image that are not even", (5, 32, 5, 3)),
+    _case("odd channels", (2, 7, 9, 5)),
+    _case("two blocks of columns", (2, 160, 4, 4)),
+    _case("many rows", (5, 16, 28, 20)),
+    _case("per batch", (3, 24, 5, 5), level="batch"),
+    _case("one image", (1, 24, 5, 5)),
+    _case("planar", (2, 8, 4, 4), planar=True),
+    _case("sum alone is read", (4, 24, 5, 5), read=(0,)),
+    _case("one reader behind ReLU", (4, 24, 5, 5), read=(1,)),
+    _case("other reader and sum", (4, 24, 5, 5), read=(0, 2)),
+    _case("two readers behind ReLU", (4, 24, 5, 5), read=(1, 2)),
+    _case("2x96d stage 1", (256, 96, 28, 28), gpu=True),
+    _case("2x96d stage 3", (256, 384, 7, 7), gpu=True),
+)
+
+
+def make(case: Case, dtype: torch.dtype, device: str) -> Call:
+    """Maps with other means and deviations in every channel, a residual far from zero; the leaves get a gradient.
+
+    The results that are ``read`` stand one behind the other in the result, so that all of them get a gradient.
+    """
+    o, generator = case.options, torch.Generator().manual_seed(6)
+    channels, images = o["shape"][1], o["shape"][0]
+    layout = torch.contiguous_format if o.get("planar") else torch.channels_last
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def norm() -> Norm:
+        weight, bias = (drawn(channels).to(device, precise).requires_grad_() for _ in range(2))
+        running = drawn(channels).to(device, precise), torch.rand(channels, generator=generator).to(device, precise)
+        return Norm(weight, bias, *running)
+
+    maps = [drawn(*o["shape"]) * (0.5 + torch.rand(channels, 1, 1, generator=generator)) + drawn(channels, 1, 1)]
+    maps.append(drawn(*o["shape"]) + drawn(channels, 1, 1))
+    # Far from zero: where a sum is next to it, a rounding decides what ReLU lets through.
+    maps.append(drawn(*o["shape"]) + 16.0 * drawn(*o["shape"]).sign())
+    maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
+    norms = norm(), norm()
+    alpha, beta = (torch.rand(1 if o.get("level") == "batch" else images, generator=generator) for _ in range(2))
+
+    def run() -> torch.Tensor:
+        results = shake_batch_norm(*maps, *norms, alpha.to(device), beta.to(device), momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
+        return torch.cat([results[index] for index in o["read"]])
+
+    trained = [t for n in norms for t in (n.weight, n.bias)]
+    return Call(run=run, leaves=(*maps, *trained), in_place=tuple(t for n in norms for t in n[2:]))
+
+
+def bytes_moved(case: Case, dtype: torch.dtype) -> int:
+    """The forward's floor: both branches read for their statistics, read again with the residual, two results."""
+    return 7 * math.prod(case.options["shape"]) * dtype.itemsize
+
+
+FAMILY = Family(
+    name="shake_batch_norm",
+    cases=CASES,
+    tolerance={torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3},
+    make=make,
+    bytes_moved=bytes_moved,
+)
