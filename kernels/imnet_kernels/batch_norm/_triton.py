@@ -45,10 +45,10 @@ def _multiprocessors(device: torch.device) -> int:
 class Plan:
     """How a map (B, C, H, W) is shared out: ``fold`` of its B H W rows of C channels are read as one.
 
-    With ``by_image`` only rows of one image are. A program of a whole pass takes ``depth`` tiles.
+    With ``by_image`` only rows of one image are. A program of a whole pass takes ``pass_rows``.
     """
 
-    def __init__(self, x: Tensor, *, by_image: bool = False, depth: int = DEPTH):
+    def __init__(self, x: Tensor, *, by_image: bool = False, pass_rows: int = DEPTH * ROWS):
         self.channels = x.shape[1]
         rows = x.numel() // self.channels
         together = rows // x.shape[0] if by_image else rows
@@ -65,7 +65,7 @@ class Plan:
         most = triton.next_power_of_2(self.programs * self.fold)
         columns = max(1, min(16, JOINED // most))
         self.reduce = (self.programs, blocks)
-        self.whole = (triton.cdiv(self.rows, depth * ROWS), blocks)
+        self.whole = (triton.cdiv(self.rows, pass_rows), blocks)
         self.join = (triton.cdiv(self.channels, columns),)
         self.most = {"MOST": most, "JOIN_COLUMNS": columns, "num_warps": WARPS}
         self.partial = torch.empty((self.programs, 2, width), dtype=torch.float32, device=x.device)

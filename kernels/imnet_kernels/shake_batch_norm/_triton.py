@@ -16,9 +16,9 @@ from ..batch_norm._triton_kernels import statistics_kernel
 from ..tritonlib import Build
 from ._triton_kernels import SIZES, gradient_kernel, mix_kernel, reduce_kernel
 
-DEPTH, REDUCE_ROWS = 2, 16
-"""Tiles that a program of the two passes without sums takes, and rows of a tile of the pass with sums. Chosen by
-registers, so that two programs share a multiprocessor; no other number was timed on a GPU."""
+ROWS, DEPTH = 16, 4
+"""Rows of a tile, and the tiles that a program of a pass without sums takes. Chosen by registers, so that two programs
+share a multiprocessor; no other numbers were timed on a GPU."""
 LAST = torch.channels_last
 
 
@@ -26,12 +26,11 @@ class _Shared:
     """How the maps' rows are shared out, a row within one image, and how coefficients are found."""
 
     def __init__(self, x: Tensor, coefficient: Tensor):
-        self.plan = norms.Plan(x, by_image=True, depth=DEPTH)
+        self.plan = norms.Plan(x, by_image=True, pass_rows=DEPTH * ROWS)
         rows, pitch, channels = self.plan.rows, self.plan.pitch, self.plan.channels
         self.sizes = rows, pitch, channels
         self.images = rows // x.shape[0], int(coefficient.numel() > 1)
-        self.constants: dict[str, Any] = {"GROUP": self.plan.group, **self.plan.tile}
-        self.reducing = self.constants | {"ROWS": REDUCE_ROWS}
+        self.constants: dict[str, Any] = self.plan.tile | {"GROUP": self.plan.group, "ROWS": ROWS}
 
 
 def forward(
@@ -65,7 +64,7 @@ def backward(
     partials = plan.partial, torch.empty_like(plan.partial)
     reduce_kernel[plan.reduce](
         own, one, two, activated, x1, x2, g, *partials, mean1, mean2, beta, *shared.sizes, plan.rows_a_program,
-        *shared.images, OWN=grad is not None, READERS=len(grads), **shared.reducing,
+        *shared.images, OWN=grad is not None, READERS=len(grads), **shared.constants,
     )  # fmt: skip
     *d_norm1, means1 = plan.joined_sums(partials[0], inverse1)
     *d_norm2, means2 = plan.joined_sums(partials[1], inverse2)
@@ -82,11 +81,10 @@ def builds() -> list[Build]:
 
 
 def _builds(data: str) -> Iterator[Build]:
-    tile = {"ROWS": norms.ROWS, "COLUMNS": norms.COLUMNS, "VECTOR": 8, "GROUP": 8, "DEPTH": DEPTH}
+    tile = {"ROWS": ROWS, "COLUMNS": norms.COLUMNS, "VECTOR": 8, "GROUP": 8, "DEPTH": DEPTH}
     maps = ("grad", "grad1", "grad2", "g", "activated", "x1", "x2", "residual", "y", "d_residual", "d_x1", "d_x2")
     for kernel in (mix_kernel, reduce_kernel, gradient_kernel):
         constants = {k: v for k, v in (tile | {"OWN": True, "READERS": 2}).items() if k in kernel.arg_names}
-        constants |= {"ROWS": REDUCE_ROWS} if kernel is reduce_kernel else {}
         pointers = (name for name in kernel.arg_names if name.endswith("_ptr"))
         types = {name: data if name.removesuffix("_ptr") in maps else "*fp32" for name in pointers}
         types |= {name: "i32" for name in SIZES if name in kernel.arg_names}
