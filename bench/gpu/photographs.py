@@ -1,17 +1,21 @@
 """JPEG files to batches on the device, with no network behind them: what bounds a run on a folder of photographs.
 
 The pictures are made here, as large and as many bytes each as ImageNet's (500 x 375, about 100 kB). DALI decodes on the
-device ("mixed"), the host pipeline with Pillow in as many threads as there are cores.
+device ("mixed"), the host pipeline with Pillow in as many threads as there are cores. Random crops are also cut out of
+pictures that DALI has decoded whole, which is a trial: its decoder has an engine of its own for whole pictures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,15 +30,25 @@ from .plan import Figures, Row, Setting, UnavailableError
 
 NUM_PICTURES, BATCH, CROP_PX = 48, 64, 224
 MOST_BATCHES, SECONDS = 1000, 5.0
+WHOLE = "dali, decoded whole"
 AUGMENT = Augment(crop_px=CROP_PX, crop_scale=(0.08, 1.0), hflip="random", resize_eval_px=256)
 
 
 def photograph_rows(setting: Setting) -> Iterator[Row]:
-    for kind in ("dali", "host"):
-        for train in (True, False):
-            what = "random resized crops" if train else "resized, cut in the middle"
-            work = functools.partial(_measure, kind, train, setting)
-            yield Row("photographs", f"JPEG to {CROP_PX} px, {what}", kind, 9.0, work)
+    for kind, train in (("dali", True), ("dali", False), (WHOLE, True), ("host", True), ("host", False)):
+        what = "random resized crops" if train else "resized, cut in the middle"
+        work = functools.partial(_measure, kind, train, setting)
+        yield Row("photographs", f"JPEG to {CROP_PX} px, {what}", kind, 9.0, work)
+
+
+def _cut_from_whole() -> contextlib.AbstractContextManager[object]:
+    from imnet.data.pipelines import dali_graph
+
+    def whole(p: Mapping[str, Any], rgb: Mapping[str, Any]) -> Any:
+        picture = dali_graph.fn.decoders.image(p["image"], **rgb)
+        return dali_graph.fn.slice(picture, start=p["box_at"], shape=p["box_size"], axes=[0, 1])
+
+    return mock.patch.object(dali_graph, "decoded_box", whole)
 
 
 def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figures:
@@ -42,19 +56,19 @@ def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figure
 
     Over all of them: threads that began together end together, so that the time between two batches says nothing.
     """
-    if kind == "dali" and not peers.has("nvidia.dali"):
+    if kind != "host" and not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
+    with _cut_from_whole() if kind == WHOLE else contextlib.nullcontext():
+        return _timed(kind.split(",")[0], train, setting)
+
+
+def _timed(kind: str, train: bool, setting: Setting) -> Figures:
     batch, threads = setting.few(BATCH // 8) * 8, os.cpu_count() or 1
     pictures = [_photograph(i) for i in range(setting.few(NUM_PICTURES))]
     warm_up = 2 * threads
     count = batch * (setting.few(MOST_BATCHES) + warm_up)
-    split = EncodedSplit(
-        lambda i: pictures[i % len(pictures)],
-        np.zeros(count, np.int64),
-        CROP_PX,
-        Path("made"),
-        count * len(pictures[0]),
-    )
+    num_bytes = sum(map(len, pictures))
+    split = EncodedSplit(lambda i: pictures[i], np.zeros(len(pictures), np.int64), CROP_PX, Path("made"), num_bytes)
     device = torch.device(setting.device)
     options = pipelines.Setting(augment=AUGMENT, seed=0, device=device, dtype=torch.bfloat16, workers=threads)
     number = begun = now = 0
@@ -71,7 +85,7 @@ def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figure
             break
     timed = number - warm_up
     figures = {"images_per_s": round(timed * batch / (now - begun), 1), "n": timed, "threads": threads}
-    return figures | {"bytes": round(sum(map(len, pictures)) / len(pictures))}
+    return figures | {"bytes": round(num_bytes / len(pictures))}
 
 
 def _photograph(number: int) -> bytes:

@@ -50,6 +50,46 @@ def test_decoded_as_by_pillow(coded, train):
     assert apart.mean(1).max() < 0.4
 
 
+def test_a_header_is_read_once_and_again_when_the_picture_changes(coded, monkeypatch):
+    """Pillow's reading of a header holds up every other thread: in each epoch, it would bound the images a second."""
+    from imnet.data.pipelines import dali_pictures
+
+    read, opened = [], dali_pictures.opened
+    monkeypatch.setattr(dali_pictures, "opened", lambda data: read.append(data) or opened(data))
+    pictures = list(coded)
+    split = encoded_split(pictures)
+    dali, host = (pipelines.build(kind, split, setting(RANDOM_CROP, split)) for kind in ("dali", "host"))
+    pieces, plain = torch.arange(30).split(8), [data for data in coded if data[:2] == b"\xff\xd8"]
+    plain.remove(coded[8])  # CMYK, which Pillow makes RGB of
+    for epoch in range(4):
+        read.clear()
+        if epoch == 3:
+            pictures[4] = picture(41, 50, 20)
+        for (x, _), (y, _) in zip(dali.stream(pieces, epoch, True), host.stream(pieces, epoch, True), strict=True):
+            assert (x - y).abs().max() * 255 * min(RANDOM_CROP.std) < 1.001
+        wanted = {0: plain, 3: [pictures[4]]}.get(epoch, [])
+        assert [data for data in read if data in (*plain, pictures[4])] == wanted
+
+
+@pytest.mark.parametrize("px", [1, 7, 224])
+def test_what_a_filter_lacks_at_the_borders(px):
+    """By its definition, over all taps; also where the part reaches beyond the image or enlarges it."""
+    from imnet.data.pipelines.dali_graph import _lacking
+
+    g = torch.Generator().manual_seed(px)
+    size = torch.randint(1, 900, (40,), generator=g)
+    part = size * (0.05 + 1.1 * torch.rand(40, generator=g, dtype=torch.float64))
+    first = (size - part) * torch.rand(40, generator=g, dtype=torch.float64)
+    found = _lacking(first, part / px, size, px)
+    for i in range(40):
+        reach = max(1.0, float(part[i]) / px)
+        center = first[i] + (torch.arange(px, dtype=torch.float64)[:, None] + 0.5) * part[i] / px
+        pixel = torch.arange(-reach * 3 - 60, int(size[i]) + reach * 3 + 60, dtype=torch.float64).floor()
+        weights = (1 - ((pixel + 0.5 - center) / reach).abs()).clamp(min=0)
+        inside = weights[:, (pixel >= 0) & (pixel < size[i])].sum(1)
+        torch.testing.assert_close(found[i], weights.sum(1) / inside, rtol=1e-9, atol=0.0)
+
+
 PHOTOGRAPHS = Augment(crop_px=64, crop_scale=(0.08, 1.0), resize_eval_px=72)
 
 

@@ -100,14 +100,18 @@ def resampling(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> dict
 
 
 def _lacking(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> Tensor:
-    """(B, side) sum of the triangle filter's weights over that of those inside the image."""
-    reach = scale.clamp(min=1)[:, None]
-    center = first[:, None] + (torch.arange(side_px, dtype=torch.float64) + 0.5) * scale[:, None]
+    """(B, side) sum of the triangle filter's weights over that of those inside the image: 1 but near the borders."""
+    reach, out = scale.clamp(min=1)[:, None], torch.ones((len(first), side_px), dtype=torch.float64)
+    near = int(((reach + 1 - first[:, None].clamp(max=0)) / scale[:, None]).max().ceil()) + 1
+    at_borders = torch.arange(side_px)
+    at_borders = at_borders[(at_borders < near) | (at_borders >= side_px - near)]
+    center = first[:, None] + (at_borders + 0.5) * scale[:, None]
     taps = torch.arange(int(2 * reach.max().ceil()) + 3, dtype=torch.float64)
     at = (center - reach).floor()[..., None] + taps
     weights = (1 - ((at + 0.5 - center[..., None]) / reach[..., None]).abs()).clamp(min=0)
     inside = (at >= 0) & (at < size[:, None, None])
-    return weights.sum(2) / (weights * inside).sum(2)
+    out[:, at_borders] = weights.sum(2) / (weights * inside).sum(2)
+    return out
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,7 @@ def images(plan: Plan, p: Mapping[str, Node]) -> Node:
     if plan.on_gpu:
         rgb["jpeg_fancy_upsampling"] = True  # as libjpeg does it
     if plan.sized and plan.train:
-        part = fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
-        return _resized(part, plan, p)
+        return _resized(decoded_box(p, rgb), plan, p)
     x, side = fn.decoders.image(p["image"], **rgb), plan.side_px
     if plan.sized:
         return _resized(x, plan, p)
@@ -173,6 +176,11 @@ def images(plan: Plan, p: Mapping[str, Node]) -> Node:
     return torch_fn.torch_python_function(
         x, function=lambda picture: box_resize_on_device(picture, side), device="gpu", output_layouts=["HWC"]
     )
+
+
+def decoded_box(p: Mapping[str, Node], rgb: Mapping[str, Any]) -> Node:
+    """The drawn box of each picture; whether a GPU decodes boxes faster than whole pictures is not measured."""
+    return fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
 
 
 def _resized(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:

@@ -28,7 +28,8 @@ class Pictures(Decoder):
         super().__init__(split, augment, seed, on_bad)
         self.by_pillow: set[int] = set()
         """Pictures that DALI could not decode and Pillow could."""
-        self._sizes = np.zeros((len(split), 2), dtype=np.int32)
+        self._headers = np.zeros((len(split), 3), dtype=np.int64)
+        """Height, width and, of a JPEG that DALI decodes as it is, bytes, so that its header is read once a run."""
 
     def encoded(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[np.ndarray], Tensor]:
         """Bytes, uint8 (n,) each, and the ids (B,) int64 that were taken."""
@@ -37,7 +38,7 @@ class Pictures(Decoder):
 
     def sizes(self, names: Tensor) -> Tensor:
         """Heights and widths (B, 2) int64 of pictures that ``encoded`` has given."""
-        return torch.from_numpy(self._sizes[names.numpy() % len(self.split)]).long()
+        return torch.from_numpy(self._headers[names.numpy() % len(self.split), :2])
 
     def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
         """In place of pixels, the bytes that DALI will decode."""
@@ -45,15 +46,21 @@ class Pictures(Decoder):
         if i in self.bad:
             raise BadPictureError(self.bad[i])
         data = self.split.read(i)
+        if len(data) != self._headers[i, 2] or i in self.by_pillow or not data.endswith(_END_OF_IMAGE):
+            data = self._looked_at(i, data)
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def _looked_at(self, i: int, data: bytes) -> bytes:
+        """The picture as DALI is given it, after Pillow has read its header, and all of it where that must be."""
         with opened(data) as picture:
             width, height = picture.size
             plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and i not in self.by_pillow
-        self._sizes[i] = height, width
+        self._headers[i] = height, width, len(data) if plain else 0
         if not plain:
-            data = _uncompressed(loaded(data))
-        elif not data.endswith(_END_OF_IMAGE):
+            return _uncompressed(loaded(data))
+        if not data.endswith(_END_OF_IMAGE):
             check(data)
-        return np.frombuffer(data, dtype=np.uint8)
+        return data
 
     def blame(self, names: Tensor) -> bool:
         """After DALI has failed on these: note those that Pillow cannot decode either, else have Pillow decode them.
