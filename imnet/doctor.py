@@ -32,7 +32,9 @@ def text() -> str:
         "",
         "kernel tiers (auto)",
     ]
-    lines += [f"  {family:<12}{tier:<11}{why}" for family, (tier, why) in imnet_kernels.tier.report().items()]
+    chosen = imnet_kernels.tier.report()
+    widest = max(map(len, chosen))
+    lines += [f"  {family:<{widest}} {tier:<11}{why}" for family, (tier, why) in chosen.items()]
     return "\n".join(lines)
 
 

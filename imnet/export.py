@@ -185,8 +185,9 @@ def _timm(model: Classifier, path: Path) -> Read:
 def describe(card: Card) -> str:
     """What the graph's input is, in words."""
     a, rule = card.then, card.rule
-    made = f"{rule.size_px} x {rule.size_px} pixels" if rule.shorter_px is None else (
-        f"shorter side to {rule.shorter_px} pixels, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
+    by = f"by Pillow's {rule.filter}"
+    made = f"{rule.size_px} x {rule.size_px} pixels {by}" if rule.shorter_px is None else (
+        f"shorter side to {rule.shorter_px} pixels {by}, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
     side = a.resize_eval_px or a.resize_px
     more = (f", then bilinear to {side}" if side else "") + (f", then the middle {a.crop_px}" if a.crop_px else "")
     return f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1; pictures: {made}{more}"

@@ -179,6 +179,7 @@ def test_other_tools_get_the_runs_logits(run, test_split, tmp_path, to, capsys):
         props = {p.key: p.value for p in onnx.load(out).metadata_props}
         assert Card.loads(props["imnet"]) == card
         assert props["input"] == describe(card)
+        assert f" pixels by Pillow's {card.rule.filter}" in props["input"]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
