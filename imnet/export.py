@@ -78,7 +78,10 @@ def export(model: Classifier, to: str, out: Path) -> str:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
-    return f"{out}: {to}, {NUM_CHECKED} pictures judged as by the run (largest difference {error:.1e})"
+    line = f"{out}: {to}, {NUM_CHECKED} pictures judged as by the run (largest difference {error:.1e})"
+    if to == "timm" and resized_twice(model.card):
+        line += f"; timm resizes a picture once, the run did it twice: {describe(model.card)}"
+    return line
 
 
 def _umask() -> int:
@@ -169,9 +172,8 @@ def _timm(model: Classifier, path: Path) -> Read:
 
     path.mkdir()
     save_file({k: v.contiguous() for k, v in model.network.cpu().state_dict().items()}, path / "model.safetensors")
-    side = card.input_px
-    config: dict[str, Any] = {"input_size": [card.channels, side, side], "mean": a.mean_per_channel(card.channels)}
-    config |= {"std": a.std * card.channels if len(a.std) == 1 else a.std, "crop_pct": 1.0, "interpolation": "bilinear"}
+    config = timm_pictures(card) | {"mean": a.mean_per_channel(card.channels)}
+    config |= {"std": a.std * card.channels if len(a.std) == 1 else a.std}
     config |= {"num_classes": card.num_outputs, "license": card.licence}
     config |= {k: model.network.pretrained_cfg[k] for k in ("first_conv", "classifier")}  # pyright: ignore
     about = {"architecture": name.partition(".")[0], "num_classes": card.num_outputs, "model_args": card.model_options}
@@ -180,6 +182,21 @@ def _timm(model: Classifier, path: Path) -> Read:
     again = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     return lambda pixels: again((network_input(card, pixels) - mean) / std).detach()
+
+
+def timm_pictures(card: Card) -> dict[str, Any]:
+    """How timm makes the network's input of a picture; the same as the run, where that resizes once."""
+    rule, side = card.rule, card.input_px
+    found: dict[str, Any] = {"input_size": [card.channels, side, side], "interpolation": rule.filter}
+    if rule.shorter_px is not None:
+        return found | {"crop_pct": side / rule.shorter_px, "crop_mode": "center"}
+    # Of what is resized twice, the second resizing would take the place of the cut.
+    return found | {"crop_pct": 1.0 if resized_twice(card) else side / rule.size_px, "crop_mode": "squash"}
+
+
+def resized_twice(card: Card) -> bool:
+    """Whether evaluation resizes the pixels that pictures have become once more."""
+    return bool(card.then.resize_eval_px or card.then.resize_px)
 
 
 def describe(card: Card) -> str:

@@ -15,7 +15,7 @@ import imnet
 from imnet.classifier import Card, Classifier, load
 from imnet.cli import export_main, predict_main
 from imnet.errors import DataError, UsageError
-from imnet.export import Portable, describe, export, network_input
+from imnet.export import Portable, describe, export, network_input, resized_twice, timm_pictures
 from imnet.from_recipe import build_network, build_pipelines, load_data
 from imnet.launch import World
 from imnet.recipe import Augment
@@ -196,6 +196,35 @@ def test_timm_loads_its_own_networks_from_the_folder(tmp_path):
     mean, std = (torch.tensor(network.pretrained_cfg[k]).view(1, -1, 1, 1) for k in ("mean", "std"))
     found = network((network_input(card, pixels) - mean) / std).detach()
     torch.testing.assert_close(found, run.classifier().logits(pixels), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        Augment(crop_px=12),
+        Augment(crop_scale=(0.3, 1.0), crop_px=16, resize_eval_px=20),
+        Augment(crop_scale=(0.3, 1.0), crop_px=16, resize_eval_px=16),
+    ],
+    ids=["squashed", "squashed and cut", "shorter side and cut", "shorter side"],
+)
+def test_timm_makes_of_a_picture_what_the_run_makes_of_it(run, augment):
+    timm_data = pytest.importorskip("timm.data")
+    card = replace(run.classifier().card, whole=True, augment=augment)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    config = timm_data.resolve_data_config(pretrained_cfg={**timm_pictures(card), "mean": [0.0] * 3, "std": [1.0] * 3})
+    found = timm_data.create_transform(**config)(picture)
+    wanted = network_input(card, Classifier(run.model(), card).pixels(picture)[None].copy())[0]
+    assert not resized_twice(card)
+    assert torch.equal(found, wanted)
+
+
+def test_what_timm_cannot_repeat_is_said(tmp_path):
+    pytest.importorskip("timm")
+    asked = small(model="timm:resnet10t", model_options={})
+    run = imnet.train(replace(asked, augment=replace(asked.augment, resize_px=24)), out=tmp_path / "r", device="cpu")
+    line = export(run.classifier(), "timm", tmp_path / "folder")
+    assert "the run did it twice: float32 (N, 3, 24, 24)" in line
 
 
 def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch):
