@@ -48,11 +48,15 @@ def batches(step):
     return [(torch.randn(n, 3, 16, 16, generator=g), torch.randint(0, 10, (n,), generator=g)) for n in (5, 3)]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+DEEP = ("densenet_bc100_12", "shake_shake26_2x32d")
+NETS = [("wrn10_1", None), ("speednet", Muon(lr=1e-3)), ("tied", None), *((model, None) for model in DEEP)]
+
+
+# A CPU's convolutions in fp16 are slow.
 @pytest.mark.parametrize(
-    ("model", "optim"),
-    [("wrn10_1", None), ("speednet", Muon(lr=1e-3)), ("densenet_bc100_12", None), ("shake_shake26_2x32d", None),
-     ("tied", None)],
+    ("model", "optim", "precision"),
+    [*((*net, "bf16") for net in NETS),
+     *(pytest.param(*net, "fp16", marks=[pytest.mark.slow] if net[0] in DEEP else []) for net in NETS)],
 )  # fmt: skip
 def test_training_is_autocasts_to_the_bit(model, optim, precision):
     ours, autocasts = make_step(model, optim, precision), make_step(model, optim, precision)

@@ -218,7 +218,7 @@ def test_a_launch_that_would_lack_ranks_is_refused(environment, values, asked, w
 def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     import psutil
 
-    base = ["--device", "cpu", "--procs", "2", "--precision", "fp32", "--threads", "1", "--epochs", "6"]
+    base = ["--device", "cpu", "--procs", "2", "--precision", "fp32", "--threads", "1", "--epochs", "3"]
     base += ["--data.train_images", "256", "--data.test_images", "64", "--data.image_px", "16", "--batch-size", "32"]
     base += ["--checkpoint-every-steps", "2", "--max-restarts", "3"]
     command = [sys.executable, "-m", "imnet.cli", *base]
