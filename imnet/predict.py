@@ -12,7 +12,7 @@ from typing import Any
 
 from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError, UsageError, shown
 from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -66,7 +66,7 @@ def _from_stdin() -> Iterator[classifier.Picture]:
 
 def _as_text(row: dict[str, Any]) -> None:
     told = row.get("error") or ", ".join(f"{name} {share:.1%}" for name, share in row["top"])
-    print(f"{row['name']}: {told}", flush=True)
+    print(f"{shown(row['name'])}: {told}", flush=True)
 
 
 def _as_json(row: dict[str, Any]) -> None:

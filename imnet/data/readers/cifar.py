@@ -15,7 +15,7 @@ import numpy as np
 from imnet.data.base import Split
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import LeftOut, suffix_reason
+from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure
 
@@ -69,7 +69,7 @@ def find_cifar(source: Tree) -> Found | None:
     }
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)
-    left.update(suffix_reason(name) for name in source.names if name not in used)
+    left.rest(source.names, used)
     return Found(form.name, f"{form.name} binary files", source.path, class_names, splits, left=left)
 
 

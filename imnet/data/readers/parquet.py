@@ -21,10 +21,10 @@ from imnet.data.readers.archive import MAX_MEMBERS
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
-from imnet.data.readers.rule import LFS_POINTER, LeftOut, shown, split_in, suffix_reason
+from imnet.data.readers.rule import LFS_POINTER, LeftOut, split_in
 from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
 from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
 # A batch of rows is held as Arrow read it and once more as Python bytes.
@@ -254,7 +254,7 @@ def find_parquet(source: Tree, choice: Choice) -> Found | None:
         raise DataError("no row has a label", file=path)
     if path.is_dir():
         made.left.update(source.left)
-        made.left.update(suffix_reason(name) for name in source.names if name not in set(files))
+        made.left.rest(source.names, files)
     class_list = _all_names(made, splits)
     note_gaps(dict(splits), len(class_list), made.notes)
     kind = f"Parquet ({len(files)} files)"

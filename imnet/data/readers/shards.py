@@ -11,8 +11,8 @@ import numpy as np
 
 from imnet.data.readers.base import Choice
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import TEST, TRAIN, VAL, shown, split_in
-from imnet.errors import DataError
+from imnet.data.readers.rule import TEST, TRAIN, VAL, split_in
+from imnet.errors import DataError, shown
 
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
 _NUMBERED = re.compile(r"(|.*?[-_/a-z])(\d+)(\.\D.*)", re.IGNORECASE)

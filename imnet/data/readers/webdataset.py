@@ -13,10 +13,10 @@ from imnet.data.readers.archive import TarMember, list_tar
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
+from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
 from imnet.data.readers.tree import FolderTree, Tree, text
-from imnet.errors import DataError
+from imnet.errors import DataError, shown
 
 LABELS = ("cls", "cls.txt", "json")
 _MAX_LABEL_BYTES = 1 << 16
@@ -109,7 +109,7 @@ def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | No
     note_gaps(splits, len(names), notes)
     if path.is_dir():
         shards.left.update(source.left)
-        shards.left.update(suffix_reason(name) for name in source.names if name not in {*tars, file})
+        shards.left.rest(source.names, [*tars, *filter(None, [file])])
     return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
 
 
