@@ -20,8 +20,8 @@ from imnet.errors import DataError, IOFailure, shown
 __all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
 
 _KNOWN = (
-    "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200, class folders (folder, "
-    "zip or tar), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
+    "IDX files, CIFAR's binary version (unpacked), ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200, class "
+    "folders (folder, zip or tar), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
 )
 _DEEP = {0: "", 1: " one folder down", 2: " two folders down"}
 
