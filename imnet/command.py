@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -184,9 +185,16 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read has gone (| head). What is buffered goes nowhere, or Python would complain once more at its end.
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
+        if not (full or isinstance(error, BrokenPipeError)):
+            raise
+        # Whoever read has gone (| head), or the disk that > FILE lies on is full. What is buffered goes nowhere, or
+        # Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if full:
+            failure = IOFailure(f"output not written: {error.strerror}", hint="free some space there")
+            print(f"{name}: {failure}", file=sys.stderr)
         return IOFailure.exit_code
 
 

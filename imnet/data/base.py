@@ -113,6 +113,13 @@ def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
     return _parted(train, _of_each_class(train.labels, taken, seed))
 
 
+def check_hold_out(labels: np.ndarray, file: Path) -> None:
+    """DataError where no class of ``labels``, int64 (N,), has two images, of which one could be held out."""
+    if len(labels) and np.bincount(labels).max() < 2:
+        hint = "add pictures, or a test part: val/ beside train/"
+        raise DataError("one picture a class: none can be held out to judge", file=file, hint=hint)
+
+
 def check_val_images(count: int, total: int) -> None:
     """UsageError unless both parts of ``total`` training images are left with some."""
     if not 0 < count < total:

@@ -1,5 +1,7 @@
 """Every command answers a mistake alike: one line that begins with its name, a suggestion, exit code 2."""
 
+import errno
+
 import pytest
 
 from bench import cli as bench_cli
@@ -53,6 +55,7 @@ def test_every_meaning_is_of_an_option_that_there_is():
         (ImnetError("odd"), 1, "x: odd\n"),
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
         (BrokenPipeError(), 74, ""),
+        (OSError(errno.ENOSPC, "No space left"), 74, "x: output not written: No space left; free some space there\n"),
     ],
 )
 def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):

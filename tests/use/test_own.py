@@ -202,6 +202,7 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
         (["one"], 65, "pictures need one folder a class"),
         (["texts"], 65, "no known data set"),
         (["few", "--epochs", "1"], 65, "none can be held out"),
+        (["few", "--epochs", "1", "--dry-run"], 65, "few: one picture a class: none can be held out"),
         (["photos", "photos"], 2, "one place of data"),
         (["photos", "--weights", "nothing.pth"], 2, "nothing.pth"),
         (["photos", "--data.hold_out", "1"], 2, "hold_out"),
@@ -226,7 +227,7 @@ def test_pictures_that_cannot_be_opened_are_said(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of 2 pictures can be opened"):
+    with pytest.raises(DataError, match="none of 2 pictures can be opened; the first: not a picture"):
         own.look(tmp_path / "bad")
 
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imnet.data.base import DataSet, check_val_images
+from imnet.data.base import DataSet, check_hold_out, check_val_images
 from imnet.data.files import cache_dir
-from imnet.data.readers import Blocks, Found, recognise
+from imnet.data.readers import Blocks, Found, Items, recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.sets import AbsentError, Request, Unpacked, dataset, require, search_path
 from imnet.data.sets.fashion_mnist import fashion_mnist
@@ -134,6 +134,8 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
     require("split", request.split, None, name)
     require("num_classes", request.num_classes, len(found.class_names), name)
     train = found.splits["train"]
+    if "test" not in found.splits and isinstance(train, Items):
+        check_hold_out(train.labels(), found.path)
     if isinstance(train, Blocks):
         require("image_px", size or request.image_px, train.shape[0], name)
     require("channels", request.channels, train.shape[2] if isinstance(train, Blocks) else 3, name)
