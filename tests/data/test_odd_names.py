@@ -2,10 +2,13 @@
 
 import os
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imnet import classifier
+from imnet.data.judged import Images, matched
 from imnet.data.readers import recognise
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
@@ -86,3 +89,21 @@ def test_twenty_thousand_archives_take_no_quadratic_time(tmp_path):
     left.rest([*names, "a.txt"], names)
     assert left == {".txt": 1}
     assert time.process_time() - start < 2
+
+
+def judged(classes):
+    return Images(Path("set"), "test", tuple(classes), np.arange(len(classes)), bytes, str)
+
+
+def test_thirty_thousand_classes_are_matched_by_name_in_no_quadratic_time():
+    names, start = [f"n{i:08d}" for i in range(30_000)], time.process_time()
+    assert matched(judged(names[::-1]), tuple(names)).tolist() == [*range(30_000)][::-1]
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("name", ["cafe\u0301", "caf\u00e9 "])
+def test_a_class_to_judge_that_only_looks_like_the_networks_is_told_apart(name):
+    with pytest.raises(DataError) as caught:
+        matched(judged([name, "dog"]), ("caf\u00e9", "dog"))
+    assert f"1 of 2 classes are none of the network's 2: {name!a}" in str(caught.value)
+    assert str(caught.value).endswith(r"matched by name: 'caf\xe9'")

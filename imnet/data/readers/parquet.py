@@ -231,7 +231,8 @@ class _Set:
             raise DataError(f"{what} ({', '.join(self.names[:3])}, ...); new: {', '.join(unknown[:3])}", file=file)
         note = f"class names of {Path(file).name} come in another order: matched by name"
         self.notes.append(note)
-        return [self.names.index(name) for name in names]
+        number = {name: i for i, name in enumerate(self.names)}
+        return [number[name] for name in names]
 
 
 def find_parquet(source: Tree, choice: Choice) -> Found | None:
