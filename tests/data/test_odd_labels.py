@@ -116,3 +116,13 @@ def test_tars_one_behind_the_other(tmp_path, between):
         recognise(tmp_path / "in.tar")
     (tmp_path / "in.tar").write_bytes(first + bytes(between) + b"a remark at the end")
     assert len(recognise(tmp_path / "in.tar").splits["train"]) == 6
+
+
+@pytest.mark.parametrize("name", ["train-0 (1).tar", "train-0 copy.tar", "train-0 copy 2.tar", "train-0 - Copy.tar"])
+def test_a_shard_that_came_twice(tmp_path, name):
+    source = shards(tmp_path, ["0", "1"])
+    (source / name).write_bytes((source / "train-0.tar").read_bytes())
+    with pytest.raises(DataError, match=r"looks like a copy of train-0\.tar; remove one of them"):
+        recognise(source)
+    shards(tmp_path, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"])
+    assert len(recognise(source).splits["train"]) == 14

@@ -17,6 +17,7 @@ from imnet.errors import DataError, shown
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
 _NUMBERED = re.compile(r"(|.*?[-_/a-z])(\d+)(\.\D.*)", re.IGNORECASE)
 _NO_INTEGER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?|\+\d+", re.IGNORECASE)
+_COPY = re.compile(r"( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)(?=\.[^/]*$)")
 _MAX_CLASSES = 1_000_000
 
 
@@ -107,8 +108,18 @@ def parts_of(files: list[str], path: Path, choice: Choice, notes: list[str]) -> 
         raise DataError(what, file=path, hint="is it for training? give it a name with train, val or test, or move it")
     if "" in parts:
         parts[TRAIN] = parts.pop("")
+    _refuse_copies(files, path)
     _refuse_missing(files, path, choice, notes)
     return dict(parts)
+
+
+def _refuse_copies(files: list[str], path: Path) -> None:
+    """``train-0 (1).tar`` beside ``train-0.tar``, as browsers and file managers name what comes a second time."""
+    there = set(files)
+    for name in files:
+        first = _COPY.sub("", name)
+        if first != name and first in there and (path / first).stat().st_size == (path / name).stat().st_size:
+            raise DataError(f"{shown(name)} looks like a copy of {shown(first)}", file=path, hint="remove one of them")
 
 
 def _part(name: str, path: Path) -> tuple[str, str]:
