@@ -18,6 +18,7 @@ from imnet.data.tool import main as data_main
 from imnet.errors import DataError, UsageError
 from imnet.models import build
 from imnet.models.head import head_name
+from tests.data import making
 
 COUNTS = {"cat": 20, "dog": 31, "owl": 4}
 
@@ -185,6 +186,27 @@ def test_print_config_is_yaml_with_the_reasons_as_comments(photos, capsys):
     said = capsys.readouterr().out
     assert said.startswith("# your data")
     assert yaml.safe_load(said)["data"]["num_classes"] == 3
+
+
+def test_a_dry_run_counts_what_training_holds_out_of_each_class(tmp_path, capsys):
+    for i, count in enumerate((3, 3, 16)):  # a tenth of 22 would be 2
+        for j in range(count):
+            draw(tmp_path / "set" / f"class{i}" / f"{j}.png", i, (40, 40))
+    assert train_main(["set", "--device", "cpu", "--dry-run"]) == 0
+    assert "18 train, 4 test, 3 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pixels_that_are_not_square_are_refused_with_what_helps(tmp_path, capsys, packed):
+    (tmp_path / "in").mkdir()
+    for part in ("train", "t10k"):
+        making.write_idx(np.zeros((8, 8, 10), dtype=np.uint8), tmp_path / "in" / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.arange(8, dtype=np.uint8) % 2, tmp_path / "in" / f"{part}-labels-idx1-ubyte")
+    assert not packed or data_main(["pack", "in", "store"]) == 0
+    for more in ([], ["--dry-run"]):
+        assert train_main(["store" if packed else "in", "--device", "cpu", "--epochs", "1", *more]) == 65
+        assert "8 x 10 pixels; allowed: squares; resize them first" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):

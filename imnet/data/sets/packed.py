@@ -137,7 +137,7 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
     if "test" not in found.splits and isinstance(train, Items):
         check_hold_out(train.labels(), found.path)
     if isinstance(train, Blocks):
-        require("image_px", size or request.image_px, train.shape[0], name)
+        _require_side(size or request.image_px, train.shape, name, found.path)
     require("channels", request.channels, train.shape[2] if isinstance(train, Blocks) else 3, name)
     for option, count, split in (("train_images", request.train_images, "train"),
                                  ("test_images", request.test_images, "test")):  # fmt: skip
@@ -171,9 +171,17 @@ def _as_raised(code: int, line: str) -> ImnetError:
 
 def _checked(held: DataSet, request: Request) -> DataSet:
     """The set, unless the request asks for another form than it has."""
-    height, width, channels = held.image_shape
     require("split", request.split, None, held.name)
-    require("image_px", request.image_px, height if height == width else None, held.name)
+    _require_side(request.image_px, held.image_shape, held.name)
     require("num_classes", request.num_classes, held.num_classes, held.name)
-    require("channels", request.channels, channels, held.name)
+    require("channels", request.channels, held.image_shape[2], held.name)
     return held
+
+
+def _require_side(side: int | None, shape: tuple[int, int, int], name: str, file: Path | None = None) -> None:
+    """UsageError for another side than the pixels have, DataError where they are not square, so that none would do."""
+    height, width, _ = shape
+    if side is not None and height != width:
+        what = f"images of {name} are {height} x {width} pixels; allowed: squares"
+        raise DataError(what, file=file, hint="resize them first (encoded pictures are made square here)")
+    require("image_px", side, height, name)
