@@ -17,9 +17,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from imnet.errors import ImnetError, IOFailure, UsageError
+
+UNSET = "is a variable of the shell not set?"
 
 # What other trainers call our options. The words of one row mean the option in front; only an option that the command
 # really has is suggested.
@@ -163,6 +166,13 @@ class Parser(argparse.ArgumentParser):
         match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         close = suggest(match[1], re.findall(r"[\w-]+", match[2])) if match else ""
         raise UsageError(message, hint=close or f"{self.prog} --help lists every option")
+
+
+def a_path(word: str) -> Path:
+    """A path among the words, for argparse's ``type``. An empty one would be the current folder, which nobody means."""
+    if not word:
+        raise argparse.ArgumentTypeError(f"got '', an empty path; {UNSET}")
+    return Path(word)
 
 
 def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
