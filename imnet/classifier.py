@@ -184,14 +184,15 @@ def load(path: str | os.PathLike[str]) -> Classifier:
 
 
 def pictures_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files that are named, and every picture in the folders that are named, sorted; junk is left out."""
-    from imnet.data.readers import rule
+    """The files that are named, and every picture in the folders that are named, sorted; links are followed and junk is
+    left out as in training. A link to nothing is there too, so that it has its error."""
+    from imnet.data.readers.rule import is_picture
+    from imnet.data.readers.tree import FolderTree, in_order
 
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        for file in sorted(path.rglob("*")):
-            inside = file.relative_to(path).as_posix()
-            if file.is_file() and rule.is_picture(file.name) and rule.junk_path(inside) is None:
-                yield file
+        tree = FolderTree(path)
+        tree.walk()
+        yield from (path / name for name in in_order([*tree.names, *tree.absent]) if is_picture(name))

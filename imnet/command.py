@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from imnet.errors import ImnetError, IOFailure, UsageError
+
+UNSET = "is a variable of the shell not set?"
 
 # What other trainers call our options. The words of one row mean the option in front; only an option that the command
 # really has is suggested.
@@ -164,6 +168,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=close or f"{self.prog} --help lists every option")
 
 
+def a_path(word: str) -> Path:
+    """A path among the words, for argparse's ``type``. An empty one would be the current folder, which nobody means."""
+    if not word:
+        raise argparse.ArgumentTypeError(f"got '', an empty path; {UNSET}")
+    return Path(word)
+
+
 def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run a command on ``argv`` (of this process, where None); its exit code.
 
@@ -184,9 +195,16 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read has gone (| head). What is buffered goes nowhere, or Python would complain once more at its end.
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
+        if not (full or isinstance(error, BrokenPipeError)):
+            raise
+        # Whoever read has gone (| head), or the disk that > FILE lies on is full. What is buffered goes nowhere, or
+        # Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if full:
+            failure = IOFailure(f"output not written: {error.strerror}", hint="free some space there")
+            print(f"{name}: {failure}", file=sys.stderr)
         return IOFailure.exit_code
 
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from imnet import device, ensemble, hubs, loggers, models, prescribed, runfolder, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
+from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
+from imnet.data.readers import Blocks, Items
 from imnet.errors import ImnetError, UsageError
 from imnet.from_recipe import check_fills, load_data
 from imnet.models.count import activation_bytes, flops, num_params
@@ -116,7 +118,7 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
     """A set that training would pack first."""
     splits, d = todo.found.splits, recipe.data
     train = d.train_images or len(splits["train"])
-    test = d.test_images or (len(splits["test"]) if "test" in splits else round(d.hold_out * train))
+    test = d.test_images or (len(splits["test"]) if "test" in splits else _held_out(splits["train"], d.hold_out))
     train -= (0 if "test" in splits else test) + (d.val_images or 0)
     val = f"{d.val_images:,} validation, " if d.val_images else ""
     sizes = f"{train:,} train, {val}{test:,} test, {len(todo.found.class_names)} classes"
@@ -125,6 +127,13 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
         f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",
         *(f"note         {note}" for note in todo.found.remarks()),
     ]
+
+
+def _held_out(train: Items | Blocks, share: float) -> int:
+    """How many training would hold out; of pixels, whose labels are not read yet, about as many."""
+    if isinstance(train, Blocks):
+        return round(share * len(train))
+    return int(held_of_each_class(train.labels(), share).sum())
 
 
 def _steps(recipe: Recipe, train: int, flops_per_image: int) -> list[str]:

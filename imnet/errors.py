@@ -6,6 +6,21 @@ Exit codes follow sysexits.h where one fits: 2 usage, 65 data, 69 device, 74 inp
 from __future__ import annotations
 
 import os
+import re
+
+# Control characters, the two line ends of Unicode, and what stands for bytes that are no UTF-8.
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(name: str) -> str:
+    """A name on one line that any terminal and file can hold: ``a\\n``, and ``\\xe9`` for a byte that is no UTF-8."""
+    return _UNSEEN.sub(_escape, name)
+
+
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    # Python has the bytes of a file's name that are not UTF-8 as U+DC80 to U+DCFF.
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else match[0].encode("unicode_escape").decode()
 
 
 class ImnetError(Exception):
@@ -32,12 +47,13 @@ class ImnetError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        where = "" if self.file is None else f"{self.file}: "
+        where = "" if self.file is None else f"{shown(self.file)}: "
         if self.offset is not None:
-            at = f"byte {self.offset}" if isinstance(self.offset, int) else self.offset
+            at = f"byte {self.offset}" if isinstance(self.offset, int) else shown(self.offset)
             where = f"{where[:-2]} ({at}): " if where else f"{at}: "
         hint = f"; {self.hint}" if self.hint else ""
-        return " ".join(f"{where}{self.what}{hint}".split())
+        # What libraries say may have several lines; the spaces of a name stay, so that it can be found.
+        return where + shown(re.sub(r"\s*\n\s*", " ", f"{self.what}{hint}".strip()))
 
 
 class UsageError(ImnetError):

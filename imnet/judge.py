@@ -19,7 +19,7 @@ from torch import Tensor
 from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
-from imnet.data.judged import Images, chosen, images_at
+from imnet.data.judged import Images, chosen, images_at, matched
 from imnet.data.pipelines import Setting
 from imnet.data.pipelines.host import Prepared
 from imnet.data.readers.picture import BadPictureError
@@ -173,7 +173,7 @@ def judge_images(
 
     Raises DataError for classes that the network has not, and for a picture that cannot be decoded.
     """
-    labels, world = _matched(images, model.card.class_names), world or World()
+    labels, world = matched(images, model.card.class_names), world or World()
     place = device.resolve(options, world.local_rank)
     net = model.network.to(place.device).to(memory_format=torch.channels_last)
     with device.threads(options) as threads:
@@ -205,27 +205,6 @@ class Pictures(Prepared):
         except BadPictureError as error:
             hint = "mend it or take it out: an evaluation counts every image"
             raise DataError(str(error), file=self.images.name(i), hint=hint) from error
-
-
-def _matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
-    """The labels as the network numbers its classes."""
-    if images.class_names == known:
-        return images.labels
-    used = [images.class_names[i] for i in np.unique(images.labels)]
-    lacking = [name for name in used if name not in known]
-    if lacking:
-        what = f"{len(lacking)} of {len(used)} classes are none of the network's {len(known)}: {_some(lacking)}"
-        raise DataError(what, file=images.path, hint=f"its classes are matched by name: {_some(list(known))}")
-    twice = [name for name in used if known.count(name) > 1 or images.class_names.count(name) > 1]
-    if twice:
-        what = f"several classes share a name, which cannot be matched: {_some(twice)}"
-        raise DataError(what, file=images.path, hint="only the same list of classes, in the same order, would do")
-    numbers = np.array([known.index(name) if name in known else -1 for name in images.class_names], dtype=np.int64)
-    return numbers[images.labels]
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:

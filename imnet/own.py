@@ -85,18 +85,17 @@ def look(path: Path) -> Seen:
 
 def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
     """(median of the shorter sides, seconds to decode one); what cannot be opened is packing's to refuse."""
-    sides, start = [], time.perf_counter()
+    sides, refused, start = [], [], time.perf_counter()
     for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int).tolist():
         try:
             with opened(train.read(i)) as picture:
                 picture.load()
                 sides.append(min(picture.size))
-        except (BadPictureError, OSError, SyntaxError, ValueError):
-            continue
+        except (BadPictureError, DataError, OSError, SyntaxError, ValueError) as error:
+            refused.append(error.what if isinstance(error, DataError) else str(error))
     if not sides:
-        raise DataError(
-            f"none of {min(LOOKED_AT, len(train))} pictures can be opened", file=path, hint="are they pictures?"
-        )
+        what = f"none of {len(refused)} pictures can be opened; the first: {refused[0]}"
+        raise DataError(what, file=path, hint="are they pictures, of 8 bits a channel?")
     return int(np.median(sides)), (time.perf_counter() - start) / len(sides)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from imnet.command import UNSET
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import by_name
@@ -34,6 +35,8 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         raise UsageError(f"got {found[0]!r} and {found[1]!r}; allowed: one place of data", hint="name one folder")
     if not found:
         return rest, None
+    if not found[0]:
+        raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
     place = os.path.expanduser(found[0])
     return [*rest, "--data.name", "folder", "--data_dir", place], place
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from imnet import classifier, device
+from imnet.command import UNSET
 from imnet.data.readers.picture import BadPictureError, opened
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError, UsageError, shown
 from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -25,6 +26,8 @@ def run(values: argparse.Namespace) -> int:
         if getattr(values, name) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"got --{flag} {getattr(values, name)}; allowed: 1 or more", hint=f"leave --{flag} out")
+    if "" in values.pictures:
+        raise UsageError("got '', an empty path, for a picture", hint=UNSET)
     model = _model(values.model)
     model.to(device.resolve(RunOptions(device=values.device)).device)
     write = _as_csv() if values.csv else _as_json if values.json else _as_text
@@ -66,7 +69,7 @@ def _from_stdin() -> Iterator[classifier.Picture]:
 
 def _as_text(row: dict[str, Any]) -> None:
     told = row.get("error") or ", ".join(f"{name} {share:.1%}" for name, share in row["top"])
-    print(f"{row['name']}: {told}", flush=True)
+    print(f"{shown(row['name'])}: {told}", flush=True)
 
 
 def _as_json(row: dict[str, Any]) -> None:

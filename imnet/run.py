@@ -181,7 +181,8 @@ class Run:
         options = self.options(data_dir, device_name, precision)
         dataset = load_data(self.recipe, options)
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
-            raise DataError("the data differ from those of the run", file=data_dir, hint="check --data-dir")
+            hint = "give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one"
+            raise DataError("the data differ from those of the run", file=options.data_dir, hint=hint)
         return dataset, options
 
     def judge(

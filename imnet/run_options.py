@@ -113,6 +113,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        empty = next((name for name in ("out", "data_dir") if getattr(self, name) == ""), None)
+        check(empty is None, f"{empty} = ''", "a path", "is a variable of the shell not set?")
         clash = self.procs is not None and (self.gpus is not None or self.device == "cuda")
         check(not clash, "procs together with a GPU", "--device cpu --procs N, or --gpus N", "drop one of them")
         clash = self.gpus is not None and self.device == "cpu"

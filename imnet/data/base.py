@@ -108,9 +108,20 @@ def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
 
     Which ones is decided by ``seed`` and the number of images alone, so that a run finds the same parts again.
     """
-    counts = np.bincount(train.labels)
-    taken = np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(np.int64)
-    return _parted(train, _of_each_class(train.labels, taken, seed))
+    return _parted(train, _of_each_class(train.labels, held_of_each_class(train.labels, share), seed))
+
+
+def held_of_each_class(labels: np.ndarray, share: float) -> np.ndarray:
+    """int64 (classes,): how many of each ``hold_out`` takes."""
+    counts = np.bincount(labels)
+    return np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(np.int64)
+
+
+def check_hold_out(labels: np.ndarray, file: Path) -> None:
+    """DataError where no class of ``labels``, int64 (N,), has two images, of which one could be held out."""
+    if len(labels) and np.bincount(labels).max() < 2:
+        hint = "add pictures, or a test part: val/ beside train/"
+        raise DataError("one picture a class: none can be held out to judge", file=file, hint=hint)
 
 
 def check_val_images(count: int, total: int) -> None:

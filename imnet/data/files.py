@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from imnet.errors import IOFailure
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # In the environment, because packing for a run is done by a child process.
 _WITHOUT = "IMNET_NO_LOCK"
+_TELL_AFTER_S = 1.0
 
 
 def without_locks() -> None:
@@ -55,15 +57,19 @@ def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     The lock dies with the process, so a stale file never blocks. The file may be renamed or removed by its last holder
     while others wait: they then lock the new one. IOFailure after ``wait_s`` seconds.
     """
-    deadline = time.monotonic() + wait_s
+    start, told = time.monotonic(), False
     with io_errors(path, "open"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         while not _try_lock(descriptor, path):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - start
+            if waited > wait_s:
                 raise IOFailure(
                     f"another process has held it for {wait_s:g} s", file=path, hint="wait for it or end it"
                 )
+            if waited > _TELL_AFTER_S and not told:
+                sys.stderr.write(f"{path}: another process is at it; waiting for it\n")
+                told = True
             time.sleep(min(0.05, wait_s / 10))
             if not _same_file(descriptor, path):
                 os.close(descriptor)

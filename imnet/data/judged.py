@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from imnet.data.readers import Blocks, Items, recognise
-from imnet.data.readers.rule import split_of
+from imnet.data.readers.rule import same_name, split_of
 from imnet.data.store import SUFFIX, Store, open_store, split_path
 from imnet.errors import DataError, UsageError
 
@@ -86,3 +87,31 @@ def _of_blocks(path: Path, split: str, class_names: tuple[str, ...], blocks: Blo
     parts = list(blocks.stream())
     pixels, labels = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
     return Images(path, split, class_names, labels.astype(np.int64), pixels.__getitem__, str)
+
+
+def matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
+    """The labels of ``images``, int64 (N,), as a network with the classes ``known`` numbers them: by their names.
+
+    DataError for classes that it has not, and for names that several classes share.
+    """
+    if images.class_names == known:
+        return images.labels
+    number = {name: i for i, name in enumerate(known)}
+    used = [images.class_names[i] for i in np.unique(images.labels)]
+    lacking = [name for name in used if name not in number]
+    if lacking:
+        met = set(map(same_name, lacking))
+        alike = [name for name in known if same_name(name) in met]
+        show = ascii if alike else str  # names that look the same differ in their escapes
+        what = f"{len(lacking)} of {len(used)} classes are none of the network's {len(known)}: {_some(lacking, show)}"
+        raise DataError(what, file=images.path, hint=f"its classes are matched by name: {_some(alike or known, show)}")
+    counts = Counter(known), Counter(images.class_names)
+    twice = [name for name in used if any(count[name] > 1 for count in counts)]
+    if twice:
+        what = f"several classes share a name, which cannot be matched: {_some(twice)}"
+        raise DataError(what, file=images.path, hint="only the same list of classes, in the same order, would do")
+    return np.array([number.get(name, -1) for name in images.class_names], dtype=np.int64)[images.labels]
+
+
+def _some(names: Sequence[str], show: Callable[[str], str] = str, most: int = 5) -> str:
+    return ", ".join(map(show, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

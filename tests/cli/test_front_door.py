@@ -1,5 +1,7 @@
 """Every command answers a mistake alike: one line that begins with its name, a suggestion, exit code 2."""
 
+import errno
+
 import pytest
 
 from bench import cli as bench_cli
@@ -53,6 +55,7 @@ def test_every_meaning_is_of_an_option_that_there_is():
         (ImnetError("odd"), 1, "x: odd\n"),
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
         (BrokenPipeError(), 74, ""),
+        (OSError(errno.ENOSPC, "No space left"), 74, "x: output not written: No space left; free some space there\n"),
     ],
 )
 def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):
@@ -68,6 +71,21 @@ def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capf
         os.dup2(kept, 1)
         os.close(kept)
     assert capfd.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [(cli.train_main, [""]), (cli.train_main, ["--data", ""]), (cli.train_main, ["--data="]),
+     (cli.train_main, ["--data-dir", ""]), (cli.train_main, ["--out="]), (cli.eval_main, [""]),
+     (cli.eval_main, ["run", "--data", ""]), (cli.predict_main, ["", "a.jpg"]), (cli.predict_main, ["run", ""]),
+     (cli.export_main, ["run", "--to", "onnx", "--out", ""]), (cli.report_main, [""]), (tool.main, ["inspect", ""]),
+     (tool.main, ["pack", "", "store"])],
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(main, argv, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.endswith("; is a variable of the shell not set?\n") or "variable of the shell not set?; imnet" in err
 
 
 def test_an_unforeseen_error_keeps_its_traceback():

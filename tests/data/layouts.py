@@ -168,6 +168,32 @@ def other_case(folder):
     return tree(folder, "train", extra={"val/Cat/1.jpg": making.picture(1, 8, 8)})
 
 
+@layout("classes whose names look the same: an accent in two forms of Unicode, a space at the end",
+        refused="two classes have names that look the same: 'cafe\\u0301' and 'caf\\xe9'")  # fmt: skip
+def accents(folder):
+    return tree(folder, "train", classes=("caf\u00e9", "cafe\u0301", "dog"))
+
+
+@layout("classes that differ in capitals alone", train=6, classes=("Cat", "cat"),
+        note="classes that differ in capitals alone: Cat and cat")  # fmt: skip
+def capitals(folder):
+    return tree(folder, "", classes=("cat", "Cat"))
+
+
+@layout("folders inside class folders, beside pictures or not", train=8,
+        note="folders inside class folders count as their class: cat has masks")  # fmt: skip
+def folders_inside(folder):
+    masks = {f"train/cat/masks/{i}.png": making.picture(i, 8, 8, form="PNG") for i in range(2)}
+    return tree(folder, "train", extra=masks)
+
+
+@layout("val with nothing in it, as an extraction that broke off leaves it", train=6, note="val/ has no pictures")
+def emptied_val(folder):
+    source = tree(folder, "train")
+    (source / "val" / "cat").mkdir(parents=True)
+    return source
+
+
 @layout("hidden files, `__MACOSX`, `Thumbs.db`, thumbnails of NAS systems", train=6, left=JUNK_LEFT)
 def junk_folder(folder):
     return tree(folder, "train", extra=JUNK)

@@ -143,6 +143,15 @@ def test_lock_times_out_with_one_line(tmp_path):
         pass
 
 
+def test_who_waits_for_another_process_says_so_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("imnet.data.files._TELL_AFTER_S", 0.1)
+    with locked(tmp_path / "lock"):
+        assert capsys.readouterr().err == ""
+        with pytest.raises(IOFailure, match="another process has held it"), locked(tmp_path / "lock", wait_s=0.4):
+            pass
+    assert capsys.readouterr().err == f"{tmp_path / 'lock'}: another process is at it; waiting for it\n"
+
+
 def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
     """And what a living one writes is left alone, and so is another file's."""
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -18,6 +18,7 @@ from imnet.data.tool import main as data_main
 from imnet.errors import DataError, UsageError
 from imnet.models import build
 from imnet.models.head import head_name
+from tests.data import making
 
 COUNTS = {"cat": 20, "dog": 31, "owl": 4}
 
@@ -187,6 +188,27 @@ def test_print_config_is_yaml_with_the_reasons_as_comments(photos, capsys):
     assert yaml.safe_load(said)["data"]["num_classes"] == 3
 
 
+def test_a_dry_run_counts_what_training_holds_out_of_each_class(tmp_path, capsys):
+    for i, count in enumerate((3, 3, 16)):  # a tenth of 22 would be 2
+        for j in range(count):
+            draw(tmp_path / "set" / f"class{i}" / f"{j}.png", i, (40, 40))
+    assert train_main(["set", "--device", "cpu", "--dry-run"]) == 0
+    assert "18 train, 4 test, 3 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pixels_that_are_not_square_are_refused_with_what_helps(tmp_path, capsys, packed):
+    (tmp_path / "in").mkdir()
+    for part in ("train", "t10k"):
+        making.write_idx(np.zeros((8, 8, 10), dtype=np.uint8), tmp_path / "in" / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.arange(8, dtype=np.uint8) % 2, tmp_path / "in" / f"{part}-labels-idx1-ubyte")
+    assert not packed or data_main(["pack", "in", "store"]) == 0
+    for more in ([], ["--dry-run"]):
+        assert train_main(["store" if packed else "in", "--device", "cpu", "--epochs", "1", *more]) == 65
+        assert "8 x 10 pixels; allowed: squares; resize them first" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert train_main(["photos", "--device", "cpu", "--dry-run"]) == 0
@@ -202,6 +224,7 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
         (["one"], 65, "pictures need one folder a class"),
         (["texts"], 65, "no known data set"),
         (["few", "--epochs", "1"], 65, "none can be held out"),
+        (["few", "--epochs", "1", "--dry-run"], 65, "few: one picture a class: none can be held out"),
         (["photos", "photos"], 2, "one place of data"),
         (["photos", "--weights", "nothing.pth"], 2, "nothing.pth"),
         (["photos", "--data.hold_out", "1"], 2, "hold_out"),
@@ -226,7 +249,7 @@ def test_pictures_that_cannot_be_opened_are_said(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of 2 pictures can be opened"):
+    with pytest.raises(DataError, match="none of 2 pictures can be opened; the first: not a picture"):
         own.look(tmp_path / "bad")
 
 

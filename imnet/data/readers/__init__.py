@@ -12,16 +12,16 @@ from imnet.data.readers.folders import find_folders
 from imnet.data.readers.idx import find_idx
 from imnet.data.readers.items import Items
 from imnet.data.readers.parquet import find_parquet
-from imnet.data.readers.rule import is_picture, shown, suffix_reason
+from imnet.data.readers.rule import is_picture, suffix_reason
 from imnet.data.readers.tars import find_tars, is_tar
 from imnet.data.readers.tree import FolderTree, JoinedTree, Tree, ZipTree
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError, IOFailure, shown
 
 __all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
 
 _KNOWN = (
-    "IDX files, CIFAR's binary version, ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200, class folders (folder, "
-    "zip or tar), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
+    "IDX files, CIFAR's binary version (unpacked), ImageNet-64/32/16/8 batches or zips, tiny-imagenet-200, class "
+    "folders (folder, zip or tar), ImageNet tars, one tar per class, WebDataset shards, Parquet with image bytes"
 )
 _DEEP = {0: "", 1: " one folder down", 2: " two folders down"}
 
@@ -81,7 +81,7 @@ def _zips(source: FolderTree) -> Found | None:
     found = find_folders(inside)
     if found is not None:
         found.left.update(source.left)
-        found.left.update(suffix_reason(name) for name in source.names if name not in zips)
+        found.left.rest(source.names, zips)
     return found
 
 

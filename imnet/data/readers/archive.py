@@ -17,6 +17,7 @@ from imnet.errors import DataError, IOFailure
 MAX_MEMBERS = 20_000_000
 _BLOCK = 512
 _MAX_LONG_NAME_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 20
 # A member that inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
@@ -112,6 +113,7 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         if at + _BLOCK > end or len(head) < _BLOCK:
             raise DataError("tar ends without its end mark: truncated", file=path, offset=min(at, end))
         if head == bytes(_BLOCK):
+            _refuse_second(file, path, at, end)
             return
         name, size, kind = _tar_header(head, path, at)
         size = size if long_size is None or kind in b"xgLK" else long_size
@@ -125,11 +127,32 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         if kind == b"5":
             continue
         if kind not in (b"0", b"\0", b"7"):
-            raise DataError(f"tar member is of type {kind!r}; allowed regular files", file=path, offset=name[:200])
+            hint = "tar -h --hard-dereference puts files in the place of links" if kind in b"12" else None
+            what = f"tar member is of type {kind!r}; allowed regular files"
+            raise DataError(what, file=path, offset=name[:200], hint=hint)
         count += 1
         if count > MAX_MEMBERS:
             raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
         yield TarMember(_plain(check_name(name, path)), body, size)
+
+
+def _refuse_second(file: BinaryIO, path: Path, at: int, end: int) -> None:
+    """Of tars that were put one behind the other, all but the first would be lost without a word."""
+    while at < end and (data := _read(file, at, min(_TAIL_BYTES, end - at))):
+        start = len(data) - len(data.lstrip(b"\0"))
+        if start < len(data):
+            at += start // _BLOCK * _BLOCK
+            if _is_header(_read(file, at, _BLOCK), path, at):
+                hint = "tar -x -i reads them all: make one tar of that"
+                raise DataError("another tar follows the end mark", file=path, offset=at, hint=hint)
+            return
+        at += len(data)
+
+
+def _is_header(head: bytes, path: Path, at: int) -> bool:
+    with suppress(DataError):
+        return len(head) == _BLOCK and _tar_header(head, path, at)[1] >= 0
+    return False
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from imnet.data.base import Split
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import LeftOut, suffix_reason
+from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure
 
@@ -54,6 +54,7 @@ def find_cifar(source: Tree) -> Found | None:
               if name.rpartition("/")[2] == form.train[0]
               and name.removesuffix(form.train[0]) + form.test[0] in names]  # fmt: skip
     if not places:
+        _refuse_pickles(source)
         return None
     if len(places) > 1:
         seen = " and ".join(f"{form.name} in {inside or '.'}" for form, inside in places)
@@ -69,8 +70,17 @@ def find_cifar(source: Tree) -> Found | None:
     }
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)
-    left.update(suffix_reason(name) for name in source.names if name not in used)
+    left.rest(source.names, used)
     return Found(form.name, f"{form.name} binary files", source.path, class_names, splits, left=left)
+
+
+def _refuse_pickles(source: Tree) -> None:
+    """The version that torchvision downloads is pickles, which are read of ImageNet-64 alone."""
+    python = ("cifar-10-batches-py/data_batch_1", "cifar-100-python/train")
+    inside = next((name for name in source.names if f"{source.path.name}/{name}".endswith(python)), None)
+    if inside is not None:
+        hint = f"get the binary version: {' or '.join(form.archive for form in FORMS.values())}"
+        raise DataError("CIFAR's Python version, which is pickles", file=source.path / inside, hint=hint)
 
 
 def place(form: Form, root: Path) -> Path | None:
@@ -88,11 +98,20 @@ def read(form: Form, place: Path) -> tuple[Split, Split, tuple[str, ...]]:
     missing = [name for name in (*form.train, *form.test) if name not in raw]
     if missing:
         raise DataError(f"{missing[0]} is missing", file=place, hint="get the set again")
-    class_names = tuple(raw.get(form.names_file, b"").decode(errors="replace").split())
-    class_names = class_names or (_CIFAR10_NAMES if form.name == "cifar10" else tuple(f"class_{i}" for i in range(100)))
+    class_names = _class_names(form, raw.get(form.names_file, b""), place)
     splits = [_split(form, [(name, raw[name]) for name in files], place, len(class_names))
               for files in (form.train, form.test)]  # fmt: skip
     return splits[0], splits[1], class_names
+
+
+def _class_names(form: Form, listed: bytes, place: Path) -> tuple[str, ...]:
+    """A name a line, as many as the set has classes; those of the paper, or numbers, where none are listed."""
+    usual = _CIFAR10_NAMES if form.name == "cifar10" else tuple(f"class_{i}" for i in range(100))
+    names = tuple(line.strip() for line in listed.decode(errors="replace").split("\n") if line.strip())
+    if names and len(names) != len(usual):
+        what = f"{len(names)} class names, {form.name} has {len(usual)}"
+        raise DataError(what, file=place, offset=form.names_file, hint="get the set again, or remove that file")
+    return names or usual
 
 
 def _from_folder(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -10,9 +10,20 @@ from imnet.data.readers.base import Found, with_labels
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import ANNOTATIONS, LABEL_FILES, Listed, listed_labels
 from imnet.data.readers.layout import Layout, find_layout, join
-from imnet.data.readers.rule import NEUTRAL, TEST, TRAIN, VAL, is_picture, shown, suffix_reason
+from imnet.data.readers.rule import (
+    NEUTRAL,
+    TEST,
+    TRAIN,
+    VAL,
+    is_picture,
+    note_case,
+    refuse_alike,
+    same_name,
+    split_of,
+    suffix_reason,
+)
 from imnet.data.readers.tree import LeftOut, Tree, text
-from imnet.errors import DataError
+from imnet.errors import DataError, shown
 
 TINY = "tiny-imagenet-200"
 
@@ -58,11 +69,14 @@ def find_folders(source: Tree) -> Found | None:
     wnids = join(layout.root, "wnids.txt")
     is_tiny = wnids in source.names
     classes = _wnids(reading, wnids) if is_tiny else _class_folders(reading)
+    refuse_alike(classes, source.path)
+    note_case(classes, reading.notes)
     reading.number.update({name: i for i, name in enumerate(classes)})
     splits = {"train": _train(reading, is_tiny)}
     for part, split in _held_out(layout):
         splits |= _held(reading, part, split, is_tiny)
     splits = with_labels(splits)
+    _note_emptied(reading)
     names = _tiny_names(reading, classes) if is_tiny else tuple(map(shown, classes))
     _count_rest(reading)
     name, kind = ("tiny-imagenet", TINY) if is_tiny else ("folder", "class folders")
@@ -95,11 +109,11 @@ def _train(reading: _Reading, is_tiny: bool) -> Items:
             raise DataError(f"class folder {shown(folders[0])} is not in wnids.txt", file=reading.source.path,
                             offset=shown(name))  # fmt: skip
         reading.take(items, name, reading.number[folders[0]])
-        deeper[folders[0]].update(folders[1:2])
+        deeper[folders[0]].add(folders[1] if len(folders) > 1 else "")
     _refuse_empty(reading, items, is_tiny)
     nested = next((name for name, inside in deeper.items() if len(inside) > 1), None)
     if nested is not None:
-        inside = ", ".join(shown(name) for name in sorted(deeper[nested])[:3])
+        inside = ", ".join(shown(name) for name in sorted(deeper[nested] - {""})[:3])
         reading.notes.append(f"folders inside class folders count as their class: {shown(nested)} has {inside}")
     return items
 
@@ -155,11 +169,14 @@ def _wraps(name: str, folder: str) -> bool:
 
 
 def _refuse_unknown(reading: _Reading, folder: str, name: str) -> None:
+    alike = next((known for known in reading.number if same_name(known) == same_name(name)), None)
     near = next((known for known in reading.number if known.lower() == name.lower()), None)
-    has = (
-        f"; train has {shown(near)}" if near else f"; train has {', '.join(map(shown, list(reading.number)[:3]))}, ..."
-    )
-    raise DataError(f"class folder {shown(name)} is not in train{has}", file=reading.source.path, offset=shown(folder))
+    if alike is not None:
+        name, there = ascii(name), ascii(alike)
+    else:
+        name, there = shown(name), shown(near) if near else f"{', '.join(map(shown, list(reading.number)[:3]))}, ..."
+    what = f"class folder {name} is not in train; train has {there}"
+    raise DataError(what, file=reading.source.path, offset=shown(folder))
 
 
 def _by_list(reading: _Reading, folder: str, named: dict, flat: list[str], listed: Listed) -> dict[str, str]:
@@ -208,6 +225,16 @@ def _note_absent(reading: _Reading, folder: str, items: Items) -> None:
     if absent:
         some = ", ".join(map(shown, absent[:3])) + (", ..." if len(absent) > 3 else "")
         reading.notes.append(f"{shown(folder)} has no pictures of {len(absent)} classes ({some})")
+
+
+def _note_emptied(reading: _Reading) -> None:
+    """A val or test folder without a picture, as an extraction that broke off leaves it: what judges is not there."""
+    beside = (name.rpartition("/") for name in reading.source.folders)
+    judging = [join(root, name) for root, _, name in beside
+               if root == reading.layout.root and split_of(name) in (VAL, TEST)]  # fmt: skip
+    for name in sorted(judging):
+        if next(reading.below(name), None) is None:
+            reading.notes.append(f"{shown(name)}/ has no pictures")
 
 
 def _count_rest(reading: _Reading) -> None:

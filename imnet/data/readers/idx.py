@@ -23,7 +23,7 @@ import numpy as np
 from imnet.data.base import Split
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import LeftOut, suffix_reason
+from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.shards import note_absent
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError, IOFailure
@@ -170,7 +170,7 @@ def find_idx(source: Tree) -> Found | None:
     names = FASHION_CLASSES if fashion else _numbers(train, test)
     name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("idx", "IDX")
     left, used = LeftOut(source.left), {os.fspath(file) for file in files}
-    left.update(suffix_reason(other) for other in source.names if os.fspath(source.path / other) not in used)
+    left.rest((os.fspath(source.path / other) for other in source.names), used)
     notes: list[str] = []
     note_absent(train.labels, len(names), notes)
     return Found(name, f"{kind} files", source.path, names, splits, notes, left)

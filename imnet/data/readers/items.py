@@ -29,6 +29,7 @@ class Items:
         self.root = Path(root)
         self._top = os.fspath(root)
         self.files: list[str] = []
+        self._numbers: dict[str, int] = {}
         self._names = bytearray()
         self._name_ends = array("q")
         self._file, self._label, self._crc = array("i"), array("q"), array("q")
@@ -51,11 +52,10 @@ class Items:
 
     def file_number(self, archive: str) -> int:
         """The number of an archive in ``files``, which gets it where it is new."""
-        if not self.files or self.files[-1] != archive:
-            if archive in self.files:
-                return self.files.index(archive)
+        number = self._numbers.setdefault(archive, len(self.files))
+        if number == len(self.files):
             self.files.append(archive)
-        return len(self.files) - 1
+        return number
 
     def add_member(self, name: str, label: int, file: int, offset: int, size: int) -> None:
         """An image that is ``size`` raw bytes at ``offset`` of ``files[file]`` (a tar member)."""
@@ -118,7 +118,7 @@ class Items:
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
         """A new table of some rows, in that order, with new labels."""
         out = type(self)(self.root)
-        out.files = list(self.files)
+        out.files, out._numbers = list(self.files), dict(self._numbers)
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
             columns = (self._file, self._offset, self._size, self._full, self._method, self._crc)
             file, offset, size, full, method, crc = (column[row] for column in columns)

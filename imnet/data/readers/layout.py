@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from imnet.data.readers.rule import NEUTRAL, TEST, TRAIN, VAL, is_picture, parts_among, shown, split_of
-from imnet.errors import DataError
+from imnet.data.readers.rule import NEUTRAL, TEST, TRAIN, VAL, is_picture, parts_among, split_of
+from imnet.errors import DataError, shown
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from imnet.data.readers.archive import MAX_MEMBERS
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
-from imnet.data.readers.rule import LFS_POINTER, LeftOut, shown, split_in, suffix_reason
-from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
+from imnet.data.readers.rule import LFS_POINTER, LeftOut, split_in
+from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
 from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
 # A batch of rows is held as Arrow read it and once more as Python bytes.
@@ -180,7 +180,7 @@ class _Set:
         with _damage(file):
             schema = parquet.schema_arrow
             image, others = image_column(schema, file, self.choice.image_key)
-            label = label_column(schema, file)
+            label, other_labels = label_column(schema, file)
             groups = list(range(parquet.metadata.num_row_groups))
             labels = list(chain.from_iterable(_batches(parquet, groups, label, 1 << 16)))
             first = next(_batches(parquet, groups[:1], image, _BATCH_ROWS), []) if rows else []
@@ -188,7 +188,8 @@ class _Set:
             raise DataError(f"{len(labels)} labels for {rows} rows", file=file)
         if None in first:
             raise _no_bytes(file, first.index(None))
-        self._note_columns(others, image)
+        self._note_columns("pictures", image, others)
+        self._note_columns("labels", label, other_labels)
         number = items.file_number(file)
         items.columns[file] = image
         place = self._placed(class_names(schema, label), file)
@@ -201,17 +202,15 @@ class _Set:
                 raise DataError(f"{len(place)} class names, label {known}", file=file, offset=f"row {row}")
             items.add_member(f"{Path(file).name} row {row}", known if place is None else place[known], number, row, 0)
 
-    def _label(self, value: object, file: str, row: int) -> int | None:
+    def _label(self, value: Any, file: str, row: int) -> int | None:
         if value is None:
             return None
-        if type(value) is int:
-            value = check_number(value, file=file, offset=f"row {row}")
-        if not isinstance(value, int | str) or value == "":
-            raise DataError(f"label is {str(value)[:40]!r}", file=file, offset=f"row {row}")
+        where = {"file": file, "offset": f"row {row}"}
+        value = check_word(value, **where) if isinstance(value, str) else check_number(value, **where)
         return self.labels.number(value, f"{Path(file).name} row {row}")
 
-    def _note_columns(self, others: list[str], image: str) -> None:
-        note = f"pictures of column {image.partition('.')[0]}; left out: {', '.join(others)}"
+    def _note_columns(self, what: str, column: str, others: list[str]) -> None:
+        note = f"{what} of column {column.partition('.')[0]}; left out: {', '.join(others)}"
         if others and note not in self.notes:
             self.notes.append(note)
 
@@ -232,7 +231,8 @@ class _Set:
             raise DataError(f"{what} ({', '.join(self.names[:3])}, ...); new: {', '.join(unknown[:3])}", file=file)
         note = f"class names of {Path(file).name} come in another order: matched by name"
         self.notes.append(note)
-        return [self.names.index(name) for name in names]
+        number = {name: i for i, name in enumerate(self.names)}
+        return [number[name] for name in names]
 
 
 def find_parquet(source: Tree, choice: Choice) -> Found | None:
@@ -254,7 +254,7 @@ def find_parquet(source: Tree, choice: Choice) -> Found | None:
         raise DataError("no row has a label", file=path)
     if path.is_dir():
         made.left.update(source.left)
-        made.left.update(suffix_reason(name) for name in source.names if name not in set(files))
+        made.left.rest(source.names, files)
     class_list = _all_names(made, splits)
     note_gaps(dict(splits), len(class_list), made.notes)
     kind = f"Parquet ({len(files)} files)"
@@ -262,7 +262,7 @@ def find_parquet(source: Tree, choice: Choice) -> Found | None:
 
 
 def _all_names(made: _Set, splits: dict[str, ParquetItems]) -> tuple[str, ...]:
-    words = made.labels.names(dict(splits))
+    words = made.labels.names(dict(splits), made.notes)
     highest = max((int(items.labels().max()) for items in splits.values()), default=-1)
     if made.names and not words and highest >= len(made.names):
         raise DataError(f"{len(made.names)} class names, labels go to {highest}", file=made.path)

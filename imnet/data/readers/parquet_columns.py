@@ -45,10 +45,11 @@ def _pictures(field: Any) -> tuple[str, str] | None:
     return (field.name, field.name) if field.name in _IMAGES and binary(field.type) else None
 
 
-def label_column(schema: Any, file: str) -> str:
-    """The column of labels: integers, or words, which may be dictionary-encoded."""
+def label_column(schema: Any, file: str) -> tuple[str, list[str]]:
+    """(the column of labels, the other columns that could be it): integers, or words, maybe dictionary-encoded."""
     import pyarrow.types as kinds
 
+    found = []
     for name in _LABELS:
         at = schema.get_field_index(name)
         if at < 0:
@@ -56,7 +57,9 @@ def label_column(schema: Any, file: str) -> str:
         kind = schema.field(at).type
         kind = kind.value_type if kinds.is_dictionary(kind) else kind
         if kinds.is_integer(kind) or kinds.is_string(kind) or kinds.is_large_string(kind):
-            return name
+            found.append(name)
+    if found:
+        return found[0], found[1:]
     what = f"no column {' or '.join(_LABELS[:3])} of integers or words; it has {', '.join(schema.names)[:200]}"
     raise DataError(what, file=file)
 

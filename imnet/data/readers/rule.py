@@ -5,11 +5,14 @@ Folders, zips, tars, WebDataset and Parquet all ask here, so that the same files
 
 from __future__ import annotations
 
-import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
+
+from imnet.errors import DataError, shown
 
 TRAIN, VAL, TEST = "train", "val", "test"
 _WORD = re.compile(
@@ -38,6 +41,11 @@ LFS_POINTER = b"version https://git-lfs"
 
 class LeftOut(Counter[str]):
     """How many files a reader left out, by reason; every reader returns one and everything prints its ``line``."""
+
+    def rest(self, names: Iterable[str], used: Iterable[str]) -> None:
+        """Count the files that a reader did not use, by their suffix."""
+        read = frozenset(used)
+        self.update(suffix_reason(name) for name in names if name not in read)
 
     def line(self) -> str:
         """``left out: 6 files (.tif 4, hidden 2)``, most of them first; empty where nothing was left out."""
@@ -144,6 +152,25 @@ def _decorated(names: list[str]) -> dict[str, list[str]]:
     return next((parts for parts in by_rest.values() if TRAIN in parts and len(parts) > 1), {})
 
 
-def shown(name: str) -> str:
-    """A name that any terminal and file can hold: bytes that are not UTF-8 become ``\\xe9``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def same_name(name: str) -> str:
+    """A class's name in one of Unicode's forms (Macs write an accent as a letter of its own), without spaces around."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def refuse_alike(classes: Iterable[str], path: Path) -> None:
+    """DataError for two classes whose names nobody could tell apart: they are one that is written in two ways."""
+    met: dict[str, str] = {}
+    for name in classes:
+        other = met.setdefault(same_name(name), name)
+        if other != name:
+            what = f"two classes have names that look the same: {other!a} and {name!a}"
+            raise DataError(what, file=path, hint="give them one name")
+
+
+def note_case(classes: Iterable[str], notes: list[str]) -> None:
+    """A note where classes differ in capitals alone: letters of an alphabet do, and slips of the hand."""
+    met: dict[str, str] = {}
+    twins = [(other, name) for name in classes if (other := met.setdefault(name.casefold(), name)) != name]
+    if twins:
+        some = ", ".join(shown(f"{other} and {name}") for other, name in twins[:3])
+        notes.append(f"classes that differ in capitals alone: {some}")

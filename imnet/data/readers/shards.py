@@ -11,11 +11,13 @@ import numpy as np
 
 from imnet.data.readers.base import Choice
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import TEST, TRAIN, VAL, shown, split_in
-from imnet.errors import DataError
+from imnet.data.readers.rule import TEST, TRAIN, VAL, note_case, refuse_alike, split_in
+from imnet.errors import DataError, shown
 
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
 _NUMBERED = re.compile(r"(|.*?[-_/a-z])(\d+)(\.\D.*)", re.IGNORECASE)
+_NO_INTEGER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?|\+\d+", re.IGNORECASE)
+_COPY = re.compile(r"( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)(?=\.[^/]*$)")
 _MAX_CLASSES = 1_000_000
 
 
@@ -38,11 +40,13 @@ class Labels:
             return self.words.setdefault(value, len(self.words))
         return None if value == -1 else value
 
-    def names(self, splits: dict[str, Items]) -> tuple[str, ...]:
+    def names(self, splits: dict[str, Items], notes: list[str]) -> tuple[str, ...]:
         """The classes of words, sorted, and the labels of ``splits`` numbered by them; () where labels are numbers."""
         if not self.words:
             return ()
         names = sorted(self.words)
+        refuse_alike(names, self.path)
+        note_case(names, notes)
         if "train" in splits:
             self._refuse_new(splits)
         place = np.empty(len(names), dtype=np.int64)
@@ -64,6 +68,14 @@ def check_number(value: int, **where) -> int:
     """A class number that can be one; DataError otherwise. -1 stands for none."""
     if not -1 <= value < _MAX_CLASSES:
         raise DataError(f"label is {value}; allowed 0..{_MAX_CLASSES - 1}, or -1 for none", **where)
+    return value
+
+
+def check_word(value: str, **where) -> str:
+    """A word that can name a class; DataError otherwise. ``1.0`` and ``+1`` are none: they were numbers once, and as
+    words they would be other classes than 1, in another order."""
+    if not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value):
+        raise DataError(f"label is {ascii(value)[:40]}; allowed: a whole number or a word", **where)
     return value
 
 
@@ -96,8 +108,18 @@ def parts_of(files: list[str], path: Path, choice: Choice, notes: list[str]) -> 
         raise DataError(what, file=path, hint="is it for training? give it a name with train, val or test, or move it")
     if "" in parts:
         parts[TRAIN] = parts.pop("")
+    _refuse_copies(files, path)
     _refuse_missing(files, path, choice, notes)
     return dict(parts)
+
+
+def _refuse_copies(files: list[str], path: Path) -> None:
+    """``train-0 (1).tar`` beside ``train-0.tar``, as browsers and file managers name what comes a second time."""
+    there = set(files)
+    for name in files:
+        first = _COPY.sub("", name)
+        if first != name and first in there and (path / first).stat().st_size == (path / name).stat().st_size:
+            raise DataError(f"{shown(name)} looks like a copy of {shown(first)}", file=path, hint="remove one of them")
 
 
 def _part(name: str, path: Path) -> tuple[str, str]:

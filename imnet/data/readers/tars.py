@@ -13,11 +13,11 @@ from imnet.data.readers.folders import find_folders
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import LABEL_FILES, VAL_PICTURE, beside
-from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
+from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import by_split, parts_of
 from imnet.data.readers.tree import JoinedTree, TarTree, Tree
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
-from imnet.errors import DataError
+from imnet.errors import DataError, shown
 
 # What a tar is called. One compressed by bzip2, xz or zstd is known as a tar too, so that opening it can say which
 # compression that is and what to do, instead of calling it an unknown file.
@@ -87,7 +87,8 @@ def _stem(name: str) -> str:
 
 def _class_tars(source: Tree, tars: list[str], choice: Choice) -> Found:
     path, left, notes = source.path, LeftOut(source.left), []
-    wnids = sorted({Path(tar).stem for tar in tars})
+    number = {wnid: i for i, wnid in enumerate(sorted({Path(tar).stem for tar in tars}))}
+    wnids = tuple(number)
     splits: dict[str, Items] = {}
     for split, files in by_split(parts_of(tars, path, choice, notes)).items():
         stems = [Path(tar).stem for tar in files]
@@ -97,12 +98,12 @@ def _class_tars(source: Tree, tars: list[str], choice: Choice) -> Found:
             raise DataError(f"two tars of one class: {places}", file=path)
         splits[split] = Items(path)
         for tar in files:
-            _add_tar(splits[split], path / tar, wnids.index(Path(tar).stem), left)
+            _add_tar(splits[split], path / tar, number[Path(tar).stem], left)
     absent = sorted(set(range(len(wnids))) - set(splits["train"].labels().tolist())) if "train" in splits else []
     if absent:
         notes.append(f"{len(absent)} of {len(wnids)} class tars have no pictures, the first is {wnids[absent[0]]}")
-    left.update(suffix_reason(name) for name in source.names if name not in set(tars))
-    return Found("imagenet21k", "one tar per class", path, tuple(wnids), dict(splits), notes, left)
+    left.rest(source.names, tars)
+    return Found("imagenet21k", "one tar per class", path, wnids, dict(splits), notes, left)
 
 
 def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0, length: int | None = None) -> None:
@@ -130,7 +131,7 @@ def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
     if source.path.is_dir():
         read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
         left.update(source.left)
-        left.update(suffix_reason(name) for name in source.names if name not in read)
+        left.rest(source.names, read)
     return Found("imagenet", "ImageNet-1K official tars", source.path, wnids, splits, left=left)
 
 
@@ -156,7 +157,7 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
     wnids = wnids or tuple(sorted(set(listed.wnids.values())))
     number = {wnid: i for i, wnid in enumerate(wnids)}
     items = Items(folder)
-    items.files.append(str(val))
+    file = items.file_number(str(val))
     for member in _members(val):
         if VAL_PICTURE.fullmatch(member.name) is None or junk_path(member.name):
             left[junk_path(member.name) or suffix_reason(member.name)] += 1
@@ -165,5 +166,5 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
         if wnid not in number:
             got = f"{len(listed.wnids)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)
-        items.add_member(member.name, number[wnid], 0, member.offset, member.size)
+        items.add_member(member.name, number[wnid], file, member.offset, member.size)
     return items, wnids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from imnet.errors import DataError, IOFailure
 _MAX_TEXT_BYTES = 16 << 20
 # train/ and the class folders in it may be links; what lies behind more links than that is another place.
 _MAX_LINKS = 2
+Links = tuple[str, ...]
+"""The real folders in which the links lie that led to a place."""
 
 
 class Tree(Protocol):
@@ -38,47 +41,47 @@ class FolderTree:
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
         self.names: list[str] = []
-        self._absent: list[str] = []
+        self.absent: list[str] = []
 
     @classmethod
     def walked(cls, path: Path) -> FolderTree:
         """A folder with all that is in it; one that was not walked only reads files by name."""
         tree = cls(path)
-        tree._list()
+        tree.walk()
+        if tree.absent:
+            what = f"{len(tree.absent)} links point at files that are not there"
+            raise DataError(what, file=path / tree.absent[0], hint="git-annex and DVC: pull the files first")
         return tree
 
-    def _list(self) -> None:
-        self.names = in_order(list(self._walk("", (os.path.realpath(self.path),))))
-        if self._absent:
-            what = f"{len(self._absent)} links point at files that are not there"
-            raise DataError(what, file=self.path / self._absent[0], hint="git-annex and DVC: pull the files first")
+    def walk(self) -> None:
+        """Walk the folder: ``names``, and ``absent``, the links to files that are not there."""
+        self.names = in_order(list(self._walk("", ())))
 
-    def _walk(self, inside: str, chain: tuple[str, ...]) -> Iterator[str]:
+    def _walk(self, inside: str, links: Links) -> Iterator[str]:
         for entry in _entries(self.path / inside):
             name = f"{inside}/{entry.name}" if inside else entry.name
-            reason = junk(entry.name)
-            if entry.is_dir():
-                yield from self._folder(entry, name, reason, chain)
-            elif reason or not entry.is_file():
+            reason, kind = junk(entry.name), kind_of(entry)
+            if kind == "folder":
+                yield from self._folder(entry, name, reason, links)
+            elif reason or not kind:
                 self._other(entry, name, reason)
             else:
                 yield name
 
-    def _folder(self, entry: os.DirEntry, name: str, reason: str | None, chain: tuple[str, ...]) -> Iterator[str]:
-        real = os.path.realpath(entry.path) if entry.is_symlink() else None
+    def _folder(self, entry: os.DirEntry, name: str, reason: str | None, links: Links) -> Iterator[str]:
         if reason:
-            count = 1 if real else sum(len(files) for _, _, files in os.walk(entry.path))
+            count = 1 if entry.is_symlink() else sum(len(files) for _, _, files in os.walk(entry.path))
             self.left.update({reason: count} if count else {})
-        elif real and (real in chain or len(chain) > _MAX_LINKS):
+        elif (deeper := through(entry.path, links) if entry.is_symlink() else links) is None:
             self.left["linked folder"] += 1
         else:
             self.folders.add(name)
-            yield from self._walk(name, (*chain, real) if real else chain)
+            yield from self._walk(name, deeper)
 
     def _other(self, entry: os.DirEntry, name: str, reason: str | None) -> None:
-        """Junk, a link to nothing, a pipe."""
+        """Junk, a link to nothing (or to itself), a pipe."""
         if reason is None and entry.is_symlink() and not os.path.exists(entry.path):
-            self._absent.append(name)
+            self.absent.append(name)
         else:
             self.left[reason or "no regular file"] += 1
 
@@ -87,6 +90,27 @@ class FolderTree:
 
     def read(self, name: str) -> bytes:
         return read_file(self.path / name)
+
+
+def kind_of(entry: os.DirEntry[str]) -> str:
+    """``folder`` or ``file``, also behind a link; empty for a pipe, a link to nothing and a link to itself."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return ""
+
+
+def through(link: str, links: Links) -> Links | None:
+    """The way through a link to a folder that ``links`` led to; None where it leads back up or is one too many.
+
+    Up: to a folder around one of the links. The same pictures would come again, under other classes.
+    """
+    real, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    places = (*links, here)
+    up = any(os.path.join(place, "").startswith(os.path.join(real, "")) for place in places)
+    return None if up or len(places) > _MAX_LINKS else places
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -13,10 +13,10 @@ from imnet.data.readers.archive import TarMember, list_tar
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import LeftOut, is_picture, junk_path, shown, suffix_reason
-from imnet.data.readers.shards import Labels, by_split, check_number, note_gaps, parts_of
+from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
+from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
 from imnet.data.readers.tree import FolderTree, Tree, text
-from imnet.errors import DataError
+from imnet.errors import DataError, shown
 
 LABELS = ("cls", "cls.txt", "json")
 _MAX_LABEL_BYTES = 1 << 16
@@ -57,8 +57,10 @@ class _Shards:
             return
         picture = self._picture(tar, key, pictures, kinds)
         if not labels:
-            raise DataError(f"sample has no .cls or .json label; it has {_seen(kinds)}", file=tar, offset=key[:200],
-                            hint="a key ends at its first dot" if "." in next(iter(kinds)) else None)  # fmt: skip
+            what = f"sample has no .cls or .json label; it has {_seen(kinds)}"
+            field = "a .json has it in its field label or cls, as a whole number or a word" if "json" in kinds else None
+            hint = "a key ends at its first dot" if "." in next(iter(kinds)) else field
+            raise DataError(what, file=tar, offset=key[:200], hint=hint)
         label = _agreed(labels, tar, key)
         self.left.update(suffix_reason(m.name) for m in members if m is not picture and m not in labels)
         known = self.labels.number(label, f"{tar.name}: {shown(key)}")
@@ -100,16 +102,16 @@ def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | No
         if shards.left["unlabelled"]:
             raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=path)
         return None
-    names = shards.labels.names(splits)
-    listed, file = ((), None) if names else _class_names(folder)
+    names = shards.labels.names(splits, notes)
+    listed, lists = ((), []) if names else _class_names(folder)
     highest = max(int(items.labels().max()) for items in splits.values())
     if listed and len(listed) <= highest:
-        raise DataError(f"{len(listed)} class names, labels go to {highest}", file=folder / (file or ""))
+        raise DataError(f"{len(listed)} class names, labels go to {highest}", file=folder / lists[0])
     names = names or listed or tuple(f"class_{i:04d}" for i in range(highest + 1))
     note_gaps(splits, len(names), notes)
     if path.is_dir():
         shards.left.update(source.left)
-        shards.left.update(suffix_reason(name) for name in source.names if name not in {*tars, file})
+        shards.left.rest(source.names, [*tars, *lists])
     return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
 
 
@@ -149,23 +151,33 @@ def read_label(file: BinaryIO, member: TarMember, tar: Path) -> int | str | None
         raise DataError(f"label has {member.size} bytes; allowed {_MAX_LABEL_BYTES}", file=tar, offset=member.name)
     raw = os.pread(file.fileno(), member.size, member.offset)
     try:
-        value = _field(json.loads(raw)) if member.name.lower().endswith("json") else raw.decode("utf-8").strip()
+        value = _field(json.loads(raw)) if member.name.lower().endswith("json") else raw.decode("utf-8-sig").strip()
         value = int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
     except (ValueError, RecursionError) as error:
-        raise DataError("label is neither a number nor a word", file=tar, offset=shown(member.name)) from error
-    if value == "" or (isinstance(value, str) and len(value.splitlines()) > 1):
-        raise DataError("label is neither a number nor a word", file=tar, offset=shown(member.name))
-    return check_number(value, file=tar, offset=shown(member.name)) if isinstance(value, int) else value
+        what = f"label is neither a number nor a word, or two that differ: {raw[:40]!r}"
+        raise DataError(what, file=tar, offset=member.name) from error
+    if isinstance(value, str):
+        return check_word(value, file=tar, offset=member.name)
+    return None if value is None else check_number(value, file=tar, offset=member.name)
 
 
 def _field(record: object) -> int | str | None:
-    value = record.get("label", record.get("cls")) if isinstance(record, dict) else None
-    return value if type(value) in (int, str) else None
+    """The label in a ``.json``, None where it has none: it may hold other things, with a ``.cls`` beside it."""
+    fields = [record.get(key) for key in ("label", "cls")] if isinstance(record, dict) else []
+    values = [value for value in fields if type(value) in (int, str)]
+    if len(set(map(repr, values))) > 1:
+        raise ValueError("two labels")
+    return values[0] if values else None
 
 
-def _class_names(folder: Path) -> tuple[tuple[str, ...], str | None]:
-    for name in NAME_FILES:
-        if (folder / name).is_file():
-            lines = text(FolderTree(folder), name).splitlines()
-            return tuple(line.strip() for line in lines if line.strip()), name
-    return (), None
+def _class_names(folder: Path) -> tuple[tuple[str, ...], list[str]]:
+    """(class names, the files that list them) beside the shards; a line each, in the order of the numbers."""
+    files = [name for name in NAME_FILES if (folder / name).is_file()]
+    lists = [text(FolderTree(folder), name).rstrip().splitlines() for name in files]
+    for name, lines in zip(files, lists, strict=True):
+        empty = next((row for row, line in enumerate(lines, 1) if not line.strip()), None)
+        if empty is not None:
+            raise DataError("no class name on this line", file=folder / name, offset=f"line {empty}")
+        if lines != lists[0]:
+            raise DataError(f"other class names than in {files[0]}", file=folder / name, hint="keep one of them")
+    return tuple(line.strip() for line in lists[0]) if lists else (), files

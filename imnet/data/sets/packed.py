@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imnet.data.base import DataSet, check_val_images
+from imnet.data.base import DataSet, check_hold_out, check_val_images
 from imnet.data.files import cache_dir
-from imnet.data.readers import Blocks, Found, recognise
+from imnet.data.readers import Blocks, Found, Items, recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.sets import AbsentError, Request, Unpacked, dataset, require, search_path
 from imnet.data.sets.fashion_mnist import fashion_mnist
@@ -134,8 +134,10 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
     require("split", request.split, None, name)
     require("num_classes", request.num_classes, len(found.class_names), name)
     train = found.splits["train"]
+    if "test" not in found.splits and isinstance(train, Items):
+        check_hold_out(train.labels(), found.path)
     if isinstance(train, Blocks):
-        require("image_px", size or request.image_px, train.shape[0], name)
+        _require_side(size or request.image_px, train.shape, name, found.path)
     require("channels", request.channels, train.shape[2] if isinstance(train, Blocks) else 3, name)
     for option, count, split in (("train_images", request.train_images, "train"),
                                  ("test_images", request.test_images, "test")):  # fmt: skip
@@ -169,9 +171,17 @@ def _as_raised(code: int, line: str) -> ImnetError:
 
 def _checked(held: DataSet, request: Request) -> DataSet:
     """The set, unless the request asks for another form than it has."""
-    height, width, channels = held.image_shape
     require("split", request.split, None, held.name)
-    require("image_px", request.image_px, height if height == width else None, held.name)
+    _require_side(request.image_px, held.image_shape, held.name)
     require("num_classes", request.num_classes, held.num_classes, held.name)
-    require("channels", request.channels, channels, held.name)
+    require("channels", request.channels, held.image_shape[2], held.name)
     return held
+
+
+def _require_side(side: int | None, shape: tuple[int, int, int], name: str, file: Path | None = None) -> None:
+    """UsageError for another side than the pixels have, DataError where they are not square, so that none would do."""
+    height, width, _ = shape
+    if side is not None and height != width:
+        what = f"images of {name} are {height} x {width} pixels; allowed: squares"
+        raise DataError(what, file=file, hint="resize them first (encoded pictures are made square here)")
+    require("image_px", side, height, name)

@@ -27,7 +27,16 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, combine_digests, hold_out, split_hash
+from imnet.data.base import (
+    AnySplit,
+    DataSet,
+    EncodedSplit,
+    Split,
+    check_hold_out,
+    combine_digests,
+    hold_out,
+    split_hash,
+)
 from imnet.errors import DataError, IOFailure, UsageError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
@@ -240,13 +249,13 @@ def load_store(
 
 
 def _held_out(train: Store, name: str | None, image_px: int | None, share: float, seed: int) -> DataSet:
+    check_hold_out(train.labels, train.path)
     rest, held = hold_out(train.split(image_px), share, seed)
-    if not len(held):
-        hint = "add pictures, or a test part: val/ beside train/"
-        raise DataError("one picture a class: none can be held out to judge", file=train.path, hint=hint)
     mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
     digest = combine_digests(hashlib.sha256(mark).hexdigest(), train.header["digest"], train.class_names)
     note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
+    single = int((np.bincount(train.labels) == 1).sum())
+    note += f"; {single} classes with one image have none in it" if single else ""
     return DataSet(name or train.header["name"], rest, held, train.class_names, digest, (*_notes(train), note))
 
 

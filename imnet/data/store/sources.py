@@ -21,12 +21,11 @@ from imnet.data.files import io_errors
 from imnet.data.readers import Blocks, Choice, Items
 from imnet.data.readers.labels import LIST_FILES
 from imnet.data.readers.picture import ResizeRule
-from imnet.data.readers.rule import shown
+from imnet.data.readers.tree import Links, kind_of, through
 from imnet.data.readers.webdataset import NAME_FILES
-from imnet.errors import DataError
+from imnet.errors import DataError, shown
 from imnet.files import temporary_of, write_atomic
 
-_MAX_LINKS = 2
 _BLOCK_BYTES = 1 << 20
 UNKNOWN = -1
 
@@ -37,7 +36,7 @@ def state(source: Path) -> str:
     listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in (*LIST_FILES, *NAME_FILES)]
     for file in [source, *listed] if source.is_file() else listed:
         digest.update(f"{_times(file)}".encode())
-    folders = [(os.fspath(source), 0)] if source.is_dir() else []
+    folders: list[tuple[str, Links]] = [(os.fspath(source), ())] if source.is_dir() else []
     while folders:
         _walk(*folders.pop(), folders, digest)
     return digest.hexdigest()
@@ -51,7 +50,7 @@ def _times(file: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _walk(folder: str, links: int, folders: list[tuple[str, int]], digest: hashlib._Hash) -> None:
+def _walk(folder: str, links: Links, folders: list[tuple[str, Links]], digest: hashlib._Hash) -> None:
     """One folder. In the order of the directory, which stays while nothing changes: sorting would cost a second."""
     names, numbers = [], array("q")
     with io_errors(Path(folder), "list"):
@@ -60,13 +59,14 @@ def _walk(folder: str, links: int, folders: list[tuple[str, int]], digest: hashl
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 names.append(entry.name)
-                if entry.is_dir():
-                    hops = links + entry.is_symlink()
-                    folders += [(f"{folder}/{entry.name}", hops)] * (hops <= _MAX_LINKS)
+                if kind_of(entry) == "folder":
+                    path = f"{folder}/{entry.name}"
+                    deeper = through(path, links) if entry.is_symlink() else links
+                    folders += [] if deeper is None else [(path, deeper)]
                     continue
                 try:
                     status = entry.stat()
-                except OSError:  # a link to nothing
+                except OSError:  # a link to nothing or to itself
                     continue
                 numbers.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     finally:
