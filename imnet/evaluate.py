@@ -44,8 +44,7 @@ class Evaluation:
     top1: float
     top5: float
     loss: float
-    confusion: list[list[int]]
-    """[true class][predicted class]"""
+    confusion: scores.Confusion
     support: list[int]
     """Images of each class."""
     bins: list[list[float]]
@@ -80,7 +79,8 @@ class Evaluation:
     def as_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
         """For JSON: all but the single predictions."""
         classes = [{"name": n} | s._asdict() for n, s in zip(class_names, self.per_class, strict=True)]
-        lists = {name: getattr(self, name) for name in ("bins", "support", "confusion", "worst")}
+        lists = {name: getattr(self, name) for name in ("bins", "support", "worst")}
+        lists["confusion"] = self.confusion._asdict()
         return self.figures() | {"classes": classes, "class_names": list(class_names)} | lists
 
 
@@ -110,7 +110,7 @@ def evaluate(
     pieces = mine.split(batch_images) if len(mine) else ()
     for start, (images, labels) in zip(range(0, len(mine), batch_images), data.stream(pieces, 0, False), strict=True):
         counts.add(start, _log_probabilities(net, images, place, flip), labels)
-    for tensor in (counts.sums, counts.confusion, counts.support, counts.bins):
+    for tensor in (counts.sums, counts.support, counts.bins):
         world.all_reduce(tensor)
     loss, top1, top5, total = counts.sums.tolist()
     return Evaluation(
@@ -118,7 +118,7 @@ def evaluate(
         top1=top1 / total,
         top5=top5 / total,
         loss=loss / total,
-        confusion=counts.confusion.view(num_classes, num_classes).tolist(),
+        confusion=counts.confusion(mine, len(data), world),
         support=counts.support.tolist(),
         bins=counts.bins.T.tolist(),
         worst=_worst(counts.losses, counts.predicted, mine, data.labels, world),
@@ -133,7 +133,6 @@ class _Counts:
         self.num_classes = num_classes
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         """Loss, hits, hits among five, images."""
-        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
         self.support = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.bins = torch.zeros(3, scores.BINS, dtype=torch.float64, device=device)
         self.losses, self.probability = torch.zeros(2, num_images, device=device)
@@ -141,28 +140,39 @@ class _Counts:
 
     def add(self, start: int, log_p: Tensor, labels: Tensor) -> None:
         """A batch: log-probabilities (B, outputs) and labels (B,) of the images from ``start`` on."""
-        n, rows = self.num_classes, slice(start, start + len(labels))
+        rows = slice(start, start + len(labels))
         loss = F.nll_loss(log_p, labels, reduction="none")
         best = log_p.topk(min(5, log_p.shape[1]))
         top, probability = best.indices[:, 0], best.values[:, 0].exp()
         hit = best.indices == labels[:, None]
         right = hit[:, 0].double()
         self.sums += torch.stack([loss.double().sum(), right.sum(), hit.sum().double(), right.new_tensor(len(labels))])
-        self.confusion += torch.bincount((labels * n + top)[top < n], minlength=n * n)
-        self.support += torch.bincount(labels, minlength=n)
+        self.support += torch.bincount(labels, minlength=self.num_classes)
         self.bins += _binned(probability.double(), right)
         self.losses[rows], self.probability[rows] = loss, probability
         self.labels[rows], self.predicted[rows] = labels, top
 
-    def predictions(self, ids: Tensor, num_images: int, world: World) -> Predictions:
+    def confusion(self, ids: Tensor, num_images: int, world: World) -> scores.Confusion:
         """Of all ranks; this one has seen the images ``ids`` of ``num_images``."""
-        whole = [
-            column.new_zeros(num_images) for column in (self.labels, self.predicted, self.probability, self.losses)
-        ]
-        for column, mine in zip(whole, (self.labels, self.predicted, self.probability, self.losses), strict=True):
-            column[ids.to(column.device)] = mine
-            world.all_reduce(column)  # zero where others have seen the image
-        return Predictions(*(column.cpu() for column in whole))
+        n = self.num_classes
+        cell = torch.where(self.predicted < n, self.labels * n + self.predicted, -1)
+        cells, images = _of_all(cell, ids, num_images, world).unique(return_counts=True)
+        real = cells >= 0
+        columns = (cells[real] // n, cells[real] % n, images[real])
+        return scores.Confusion(*(column.tolist() for column in columns))
+
+    def predictions(self, ids: Tensor, num_images: int, world: World) -> Predictions:
+        """As for ``confusion``."""
+        mine = (self.labels, self.predicted, self.probability, self.losses)
+        return Predictions(*(_of_all(column, ids, num_images, world).cpu() for column in mine))
+
+
+def _of_all(mine: Tensor, ids: Tensor, num_images: int, world: World) -> Tensor:
+    """(num_images,) of every rank's ``mine``, of its images ``ids``."""
+    whole = mine.new_zeros(num_images)
+    whole[ids.to(whole.device)] = mine
+    world.all_reduce(whole)  # zero where others have seen the image
+    return whole
 
 
 def _binned(probability: Tensor, right: Tensor) -> Tensor:

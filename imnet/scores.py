@@ -7,11 +7,32 @@ calibration error has equal-width bins of the predicted class's probability (Guo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 BINS = 15
 """Bin b holds the probabilities in (b / 15, (b + 1) / 15]."""
+
+
+class Confusion(NamedTuple):
+    """A confusion matrix by the cells that count something, sorted: of 20,000 classes it has 400 million."""
+
+    true: list[int]
+    """The true class of a cell."""
+    predicted: list[int]
+    images: list[int]
+    """How many there are, 1 or more."""
+
+    def cells(self) -> Iterator[tuple[int, int, int]]:
+        """(true class, predicted class, images) of each."""
+        return zip(self.true, self.predicted, self.images, strict=True)
+
+    def rows(self, num_classes: int) -> list[list[int]]:
+        """The whole matrix, [true class][predicted class]."""
+        found = [[0] * num_classes for _ in range(num_classes)]
+        for true, predicted, images in self.cells():
+            found[true][predicted] = images
+        return found
 
 
 class ClassScore(NamedTuple):
@@ -24,18 +45,17 @@ class ClassScore(NamedTuple):
     """Images of the class."""
 
 
-def per_class(confusion: Sequence[Sequence[int]], support: Sequence[int] | None = None) -> list[ClassScore]:
-    """A score a class, of counts [true class][predicted class].
-
-    ``support`` counts the images of each class; without it those of the matrix, which lacks predictions beyond the
-    classes (a head that is wider than the set).
-    """
-    rows = [sum(row) for row in confusion] if support is None else support
-    columns = [sum(column) for column in zip(*confusion, strict=True)]
-    hits = [row[i] for i, row in enumerate(confusion)]
+def per_class(confusion: Confusion, support: Sequence[int]) -> list[ClassScore]:
+    """A score a class. ``support`` counts the images of each class; those of the matrix lack predictions beyond the
+    classes (a head that is wider than the set)."""
+    columns, hits = [0] * len(support), [0] * len(support)
+    for true, predicted, images in confusion.cells():
+        columns[predicted] += images
+        if true == predicted:
+            hits[true] += images
     return [
         ClassScore(_share(hit, column), _share(hit, row), _share(2 * hit, row + column), row)
-        for hit, row, column in zip(hits, rows, columns, strict=True)
+        for hit, row, column in zip(hits, support, columns, strict=True)
     ]
 
 

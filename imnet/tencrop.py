@@ -24,6 +24,7 @@ from imnet.evaluate import Evaluation
 from imnet.from_recipe import load_data
 from imnet.recipe import Recipe
 from imnet.run import Run
+from imnet.scores import Confusion
 
 PICTURES_AT_ONCE = 64
 
@@ -65,7 +66,7 @@ def evaluate(
             labels = torch.from_numpy(test.labels[rows.numpy()])
             sums += _counts(_log_probabilities(run.recipe, net, made, place), labels)
     loss, top1, top5 = (sums / len(test)).tolist()
-    return Evaluation(len(test), top1, top5, loss, confusion=[], support=[], bins=[])
+    return Evaluation(len(test), top1, top5, loss, confusion=Confusion([], [], []), support=[], bins=[])
 
 
 def told(result: Evaluation) -> str:

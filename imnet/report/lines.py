@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from imnet.scores import ClassScore, per_class
+from imnet.scores import ClassScore, Confusion, per_class
 
 NAN = math.nan
 
@@ -51,14 +51,14 @@ class Worst:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """evaluation.json. ``confusion[t][p]`` counts images of true class t predicted as p."""
+    """evaluation.json."""
 
     num_images: int
     top1: float
     top5: float
     top1_flip: float
     loss: float
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: Confusion
     class_names: tuple[str, ...]
     worst: tuple[Worst, ...]
     support: tuple[int, ...]

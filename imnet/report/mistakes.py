@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from imnet.errors import DataError, IOFailure
@@ -46,13 +47,12 @@ def sheet(name: str, title: str, png: bytes) -> Markup:
 
 
 def _heat_map(evaluation: Evaluation) -> Markup:
-    names = evaluation.class_names
+    names, rows = evaluation.class_names, []
     small = len(names) > NUMBERED_CLASSES
     head = "".join(f"<th><span>{html(name)}</span></th>" for name in (*names, "correct"))
-    rows = []
-    for true, counts in enumerate(evaluation.confusion):
+    for true, counts in enumerate(evaluation.confusion.rows(len(names))):
         total = sum(counts)
-        cells = "".join(_cell(evaluation, true, column, total, small) for column in range(len(names)))
+        cells = "".join(_cell(names, true, column, count, total, small) for column, count in enumerate(counts))
         share = f"{100 * counts[true] / total:.1f} %" if total else "no images"
         rows.append(f'<tr><th scope="row">{html(names[true])}</th>{cells}<td class="sum">{share}</td></tr>\n')
     kind = "heat small" if small else "heat"
@@ -62,28 +62,23 @@ def _heat_map(evaluation: Evaluation) -> Markup:
     )
 
 
-def _cell(evaluation: Evaluation, true: int, column: int, total: int, small: bool) -> str:
-    count = evaluation.confusion[true][column]
+def _cell(names: Sequence[str], true: int, column: int, count: int, total: int, small: bool) -> str:
     # Square root: an error of 1 % of a class must still be visible beside a diagonal of 95 %.
     shade = f' style="--a:{0.85 * math.sqrt(count / total):.2f}"' if count else ""
     kind = ' class="hit"' if true == column else ""
     if not small:
         return f"<td{kind}{shade}>{count or ''}</td>"
-    names = evaluation.class_names
     tip = f' title="{html(names[true])} as {html(names[column])}: {count}"' if count else ""
     return f"<td{kind}{shade}{tip}></td>"
 
 
 def _pairs(evaluation: Evaluation) -> Sequence[Markup]:
-    names, matrix = evaluation.class_names, evaluation.confusion
-    pairs = [
-        (-count, true, column)
-        for true, counts in enumerate(matrix)
-        for column, count in enumerate(counts)
-        if count and true != column
-    ]
+    names, totals = evaluation.class_names, Counter[int]()
+    for true, _, count in evaluation.confusion.cells():
+        totals[true] += count
+    pairs = [(-count, true, column) for true, column, count in evaluation.confusion.cells() if true != column]
     rows = [
-        (names[true], names[column], -count, f"{-100 * count / sum(matrix[true]):.1f} %")
+        (names[true], names[column], -count, f"{-100 * count / totals[true]:.1f} %")
         for count, true, column in sorted(pairs)[:CONFUSED_PAIRS]
     ]
     if not rows:

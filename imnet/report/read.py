@@ -11,6 +11,7 @@ from typing import Any
 
 from imnet.errors import DataError, IOFailure
 from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
+from imnet.scores import Confusion
 
 NOT_A_RUN = "give the folder that imnet-train wrote (its --out)"
 
@@ -165,18 +166,20 @@ def _evaluation(path: Path) -> Evaluation:
         confusion=confusion,
         class_names=tuple(str(name) for name in names),
         worst=_worst(data.get("worst") or [], len(names), path),
-        support=_support(data.get("support"), confusion, path),
+        support=_support(data.get("support"), confusion, len(names), path),
         bins=_bins(data.get("bins") or [], path),
         about=about if isinstance(about, dict) else None,
     )
 
 
-def _support(counts: Any, confusion: tuple[tuple[int, ...], ...], path: Path) -> tuple[int, ...]:
+def _support(counts: Any, confusion: Confusion, size: int, path: Path) -> tuple[int, ...]:
     """Images of each class; an older evaluation.json has those of the confusion matrix alone."""
     if counts is None:
-        return tuple(map(sum, confusion))
-    if not isinstance(counts, list) or [type(n) for n in counts] != [int] * len(confusion) or min(counts) < 0:
-        raise DataError(f"support must be {len(confusion)} counts (one per class name)", file=path)
+        counts = [0] * size
+        for true, _, images in confusion.cells():
+            counts[true] += images
+    if not isinstance(counts, list) or [type(n) for n in counts] != [int] * size or min(counts) < 0:
+        raise DataError(f"support must be {size} counts (one per class name)", file=path)
     return tuple(counts)
 
 
@@ -187,11 +190,27 @@ def _bins(rows: Any, path: Path) -> tuple[tuple[float, float, float], ...]:
     return tuple(zip(first, second, third, strict=True))
 
 
-def _confusion(rows: Any, size: int, path: Path) -> tuple[tuple[int, ...], ...]:
-    square = isinstance(rows, list) and [len(row) for row in rows if isinstance(row, list)] == [size] * size
+def _confusion(found: Any, size: int, path: Path) -> Confusion:
+    if isinstance(found, list):
+        return _of_rows(found, size, path)
+    columns = [found.get(name) if isinstance(found, dict) else None for name in Confusion._fields]
+    lists = [column for column in columns if isinstance(column, list) and all(type(n) is int for n in column)]
+    if len(lists) != 3 or len({len(column) for column in lists}) != 1:
+        names = ", ".join(Confusion._fields)
+        raise DataError(f"confusion must be the lists {names} of integers, equally long", file=path)
+    true, predicted, images = lists
+    if not all(0 <= number < size for number in (*true, *predicted)) or min(images, default=1) < 1:
+        raise DataError(f"confusion must be of classes 0 to {size - 1} and of images, 1 or more", file=path)
+    return Confusion(true, predicted, images)
+
+
+def _of_rows(rows: list[Any], size: int, path: Path) -> Confusion:
+    """Of the whole matrix, as an older evaluation.json has it."""
+    square = [len(row) for row in rows if isinstance(row, list)] == [size] * size
     if not square or not all(type(count) is int and count >= 0 for row in rows for count in row):
         raise DataError(f"confusion must be {size} rows of {size} counts (one per class name)", file=path)
-    return tuple(tuple(row) for row in rows)
+    cells = [(true, at, count) for true, row in enumerate(rows) for at, count in enumerate(row) if count]
+    return Confusion(*(list(column) for column in zip(*cells, strict=True))) if cells else Confusion([], [], [])
 
 
 def _worst(rows: Any, num_classes: int, path: Path) -> tuple[Worst, ...]:
@@ -217,7 +236,7 @@ def _worst(rows: Any, num_classes: int, path: Path) -> tuple[Worst, ...]:
 
 def _disagreements(evaluation: Evaluation, evals: Sequence[EvalLine]) -> list[str]:
     notes = []
-    counted = sum(map(sum, evaluation.confusion))
+    counted = sum(evaluation.confusion.images)
     if counted != evaluation.num_images:
         notes.append(f"The confusion matrix counts {counted:,} images, evaluation.json {evaluation.num_images:,}.")
     last = evals[-1].top1 if evals else NAN

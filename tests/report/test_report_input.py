@@ -10,7 +10,7 @@ import shutil
 import statistics
 
 import pytest
-from run_folders import Page, make_run, metric_lines
+from run_folders import Page, confusion_of, make_run, metric_lines
 
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
@@ -20,6 +20,10 @@ from imnet.report.read import load
 
 def edited(key, value):
     return lambda text: json.dumps({**json.loads(text), key: value})
+
+
+def cells(true, predicted, images):
+    return {"true": true, "predicted": predicted, "images": images}
 
 
 DAMAGE = [
@@ -38,8 +42,14 @@ DAMAGE = [
     ("metrics.jsonl", lambda text: text.replace('"epoch": 1,', ""), "no finite step and epoch"),
     ("metrics.jsonl", lambda text: text.replace('"step": 10,', '"step": "ten",'), "must be a number"),
     ("metrics.jsonl", lambda text: text.replace('"step": 10,', f'"step": 1{"0" * 400},'), "too large"),
-    ("evaluation.json", edited("confusion", [[1, 2], [3]]), "confusion"),
-    ("evaluation.json", edited("confusion", [[-1] * 10] * 10), "confusion"),
+    ("evaluation.json", edited("confusion", None), "confusion must be the lists true, predicted, images"),
+    ("evaluation.json", edited("confusion", cells([0], [1, 2], [3])), "equally long"),
+    ("evaluation.json", edited("confusion", cells([0], [1], [2.5])), "of integers"),
+    ("evaluation.json", edited("confusion", cells([0], [10], [2])), "of classes 0 to 9"),
+    ("evaluation.json", edited("confusion", cells([-1], [1], [2])), "of classes 0 to 9"),
+    ("evaluation.json", edited("confusion", cells([0], [1], [0])), "of images, 1 or more"),
+    ("evaluation.json", edited("confusion", [[1, 2], [3]]), "10 rows of 10 counts"),
+    ("evaluation.json", edited("confusion", [[-1] * 10] * 10), "10 rows of 10 counts"),
     ("evaluation.json", edited("class_names", None), "class_names"),
     ("evaluation.json", edited("num_images", 0), "num_images"),
     ("evaluation.json", edited("worst", [{"index": 1}]), "worst"),
@@ -60,6 +70,15 @@ def test_damaged_files_are_one_line_that_names_the_file(tmp_path, name, damage, 
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert not (run / "report.html").exists()
+
+
+def test_a_whole_matrix_as_earlier_versions_wrote_it_is_read(tmp_path):
+    run = make_run(tmp_path / "run")
+    wanted, file = render(run).read_bytes(), run / "evaluation.json"
+    whole = confusion_of(10, 40_000, 0.92).tolist()
+    file.write_text(edited("confusion", whole)(file.read_text()))
+    assert render(run).read_bytes() == wanted
+    assert load(run).evaluation.confusion.rows(10) == whole
 
 
 def test_no_folder_is_data_error(tmp_path):

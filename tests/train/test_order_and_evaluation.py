@@ -75,9 +75,10 @@ def test_evaluation_is_a_plain_count(outputs):
     assert found.top1 == (best[:, 0] == target).float().mean().item() or found.top1 * 53 == (best[:, 0] == target).sum()
     assert round(found.top5 * 53) == (best == target[:, None]).any(1).sum()
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, target).item(), rel=1e-5)
-    confusion = torch.tensor(found.confusion)
-    assert confusion.sum() == (best[:, 0] < 7).sum()
-    assert confusion.trace() == (best[:, 0] == target).sum()
+    confusion = torch.tensor(found.confusion.rows(7))
+    for true, row in enumerate(confusion):
+        assert row.tolist() == [int(((target == true) & (best[:, 0] == at)).sum()) for at in range(7)]
+    assert list(found.confusion.cells()) == [(*cell, int(confusion[*cell])) for cell in confusion.nonzero().tolist()]
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     assert [w["loss"] for w in found.worst] == pytest.approx(
         losses.sort(descending=True).values[:16].tolist(), rel=1e-5

@@ -293,13 +293,13 @@ def test_names_that_two_classes_share_are_matched_by_the_whole_list_alone(run, f
 
 
 def test_scores_of_empty_classes_and_bins():
-    rows = scores.per_class([[2, 1, 0], [0, 0, 0], [1, 1, 0]], [4, 0, 2])
+    rows = scores.per_class(scores.Confusion([0, 0, 2, 2], [0, 1, 0, 1], [2, 1, 1, 1]), [4, 0, 2])
     assert rows[0] == (2 / 3, 0.5, 4 / 7, 4)
     assert rows[1] == (0.0, None, 0.0, 0)  # predicted twice, and never there
     assert rows[2] == (None, 0.0, 0.0, 2)  # never predicted
     assert scores.balanced_accuracy(rows) == 0.25
     assert scores.macro_f1(rows) == pytest.approx(2 / 7)
-    assert np.isnan(scores.balanced_accuracy(scores.per_class([[0]])))
+    assert np.isnan(scores.balanced_accuracy(scores.per_class(scores.Confusion([], [], []), [0])))
     assert scores.calibration_error([[2, 1.5, 1], [0, 0, 0], [2, 1.0, 2]]) == pytest.approx((0.5 + 1.0) / 4)
     assert np.isnan(scores.calibration_error([[0, 0.0, 0]]))
 
