@@ -137,7 +137,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse's; an unknown word is refused with a hint."""
+        """As argparse's; an unknown word is refused with a hint, and so is an empty one: as a path it would mean the
+        current folder."""
+        empty = next((word for word in args or () if re.fullmatch(r"(--[\w-]+=)?", word)), None)
+        if empty is not None:
+            raise UsageError(f"got an empty word: '{empty}'", hint="is a variable of the shell unset?")
         values, rest = self.parse_known_args(args, namespace)
         unknown = next((word for word in rest if word.startswith("-")), None)
         if unknown is not None:

@@ -93,7 +93,9 @@ def check_ranges(value: Any, prefix: str = "") -> None:
                 null = ", or null" if field.default is None else ""
                 check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
         kind = _types(type(value))[field.name]
-        check(_fits(held, kind), f"{name} = {held!r}", _words(kind), f"set --{flag(name)}")
+        # An empty word is a shell's variable that was never set: as a folder it would mean the current one.
+        fits = _fits(held, kind) and (held != "" or field.default == "")
+        check(fits, f"{name} = {held!r}", _words(kind), f"set --{flag(name)}")
 
 
 @functools.cache

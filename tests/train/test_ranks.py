@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imnet import launch
 from imnet.errors import UsageError
 from imnet.launch import current_world
 from imnet.metrics import read_metrics
@@ -173,6 +174,8 @@ WORLDS = [
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, (0, 1, 0)),
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1)),
 ]
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 REFUSED = [
     ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, None, "WORLD_SIZE=2 without LOCAL_RANK"),
     ({"WORLD_SIZE": "2"}, None, "WORLD_SIZE=2 without RANK"),
@@ -184,9 +187,21 @@ REFUSED = [
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, None, "without SLURM_PROCID"),
     ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 3, "3 processes"),
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 2, "TASKS=4"),
+    (SRUN | {"SLURM_PROCID": "2"}, None, "SLURM_PROCID=2 with SLURM_STEP_NUM_TASKS=2"),
+    (SRUN | {"SLURM_JOB_ID": "7_1"}, None, "SLURM_JOB_ID=7_1"),
+    *((world | {"MASTER_PORT": port}, None, f"MASTER_PORT={port}") for world in (TORCHRUN, SRUN)
+      for port in ("abc", "0", "65536", "-1", "29500.0")),
 ]  # fmt: skip
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
 NAMES += ("SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RESTART_COUNT")
+NAMES += ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
+MEETING = [
+    ({}, ("127.0.0.1", 20000)),
+    ({"SLURM_JOB_ID": "40007", "SLURM_STEP_NODELIST": "n[3-4,9]"}, ("n3", 20007)),
+    ({"SLURM_JOB_ID": "40007", "MASTER_ADDR": "h"}, ("h", 20007)),
+    ({"SLURM_JOB_NODELIST": "a,b", "MASTER_PORT": "29500"}, ("a", 29500)),
+    ({"MASTER_ADDR": "", "MASTER_PORT": ""}, ("127.0.0.1", 20000)),
+]
 
 
 @pytest.fixture
@@ -206,6 +221,13 @@ def test_who_decides_how_many_ranks_there_are(environment, values, expected):
     world = current_world()
     assert (world.rank, world.size, world.local_rank) == expected
     assert current_world(asked=world.size) == world
+
+
+@pytest.mark.parametrize(("values", "expected"), MEETING)
+def test_where_tasks_of_slurm_meet(environment, values, expected):
+    environment(SRUN | values)
+    assert current_world().size == 2
+    assert launch._master() == expected
 
 
 @pytest.mark.parametrize(("values", "asked", "words"), REFUSED)
