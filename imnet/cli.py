@@ -93,7 +93,7 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help=told)
     told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
     parser.add_argument("--data", type=Path, default=None, metavar="PATH", help=told)
-    told = "test, train, or final: the test set beside a validation set (test)"
+    told = "test, val: held out of train, train, or final: the test set beside a validation set (test)"
     parser.add_argument("--split", default=None, metavar="NAME", help=told)
     told = "best, last, or the number of an epoch (last)"
     parser.add_argument("--checkpoint", default="last", metavar="WHICH", help=told)
@@ -210,7 +210,10 @@ def _system(values: Namespace) -> int:
         sheets = bandsheet.sheets(values.picture)
     elif values.picture is not None:
         raise UsageError(f"got --picture for {name}, which has no bands", hint="leave it out")
-    for path in report.system(name, values.runs, values.out or Path(f"system-{name}.html"), sheets):
+    out = values.out or Path(f"system-{name}.html")
+    if out.suffix in (".md", ".csv"):
+        raise UsageError(f"got --out {out}, which lies beside the page", hint=f"--out {out.with_suffix('.html')}")
+    for path in report.system(name, values.runs, out, sheets):
         print(path)
     return 0
 

@@ -32,7 +32,7 @@ MISTAKES = [
     (["--recipe", ""], 2, "got --recipe without a value"),
     (["--config="], 2, "got --config without a value"),
     (["--out", ""], 2, "got out = ''; allowed: a word, or null"),
-    (["--weights="], 2, "got weights = ''"),
+    (["--weights="], 2, "got --weights without a value"),
     (["--model", "wrn36-5"], 2, "did you mean wrn36_5?"),
     (["--model", "wrn16_4"], 2, "add --recipe"),
     (["--data", "fashionmnist"], 2, "did you mean"),

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imnet import launch
-from imnet.errors import UsageError
+from imnet import device, launch
+from imnet.errors import DeviceError, UsageError
 from imnet.launch import current_world
 from imnet.metrics import read_metrics
 from imnet.ranks import run_ranks
+from imnet.run_options import RunOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -256,3 +257,17 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "state.safetensors"):
         assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "local_rank", "words"),
+    [
+        (0, {"device": "cuda"}, 0, "got --device cuda, found 0 usable GPUs; leave it out to train on the CPU"),
+        (2, {"gpus": 3}, 1, "got --gpus 3, found 2 usable GPUs; use --gpus 2"),
+        (1, {}, 5, "got LOCAL_RANK=5, found 1 usable GPU;"),
+    ],
+)
+def test_gpus_that_are_not_there_are_said_as_they_were_asked_for(gpus, values, local_rank, words, monkeypatch):
+    monkeypatch.setattr("imnet.device.num_gpus", lambda: gpus)
+    with pytest.raises(DeviceError, match=words):
+        device.resolve(RunOptions(**values), local_rank)
