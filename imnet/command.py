@@ -10,15 +10,19 @@ Exit codes are those of ``imnet.errors``; 1 is a failure with a traceback, 130 a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import difflib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from imnet.errors import ImnetError, IOFailure, UsageError
+from imnet.errors import ImnetError, IOFailure, Preempted, UsageError
+
+PR_SET_PDEATHSIG = 1
 
 # What other trainers call our options. The words of one row mean the option in front; only an option that the command
 # really has is suggested.
@@ -200,3 +204,15 @@ def printable() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """For a new process to call: SIGTERM, which saves, when ``parent`` is gone, whatever killed it."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(Preempted.exit_code)
+
+    return ask

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -154,6 +156,11 @@ def _slurm_world() -> World | None:
         what = f"got SLURM_PROCID={rank} with SLURM_STEP_NUM_TASKS={tasks}"
         raise UsageError(what, hint="tasks count from 0; start with srun, or unset both to train alone")
     return World(rank, tasks or 1, local)
+
+
+def heard(signals: Iterable[int]) -> list[int]:
+    """Those that are to be noted: all but a SIGHUP that nohup has had ignored."""
+    return [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imnet import device, launch
+from imnet import device, launch, runfolder
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import current_world
 from imnet.metrics import read_metrics
@@ -74,6 +74,21 @@ def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
     assert process.returncode == 75, errors
     assert errors.count("\n") == 1
     assert "SIGTERM: saved at step" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_ranks_save_when_their_launcher_is_gone(tmp_path, number):
+    """Its pipe stays open as long as a rank lives, and the folder's lock as long as the first one does."""
+    words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--out", str(tmp_path)]
+    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoints/step-????????")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == (75 if number == signal.SIGHUP else -number), errors
+    assert runfolder.writer(tmp_path) is None
+    assert "Traceback" not in errors
 
 
 SMALL = ["--data.train_images", "4000", "--data.test_images", "33", "--data.image_px", "12", "--batch-size", "4"]
@@ -271,3 +286,13 @@ def test_gpus_that_are_not_there_are_said_as_they_were_asked_for(gpus, values, l
     monkeypatch.setattr("imnet.device.num_gpus", lambda: gpus)
     with pytest.raises(DeviceError, match=words):
         device.resolve(RunOptions(**values), local_rank)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert launch.heard([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM, signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert launch.heard([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
