@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from imnet.command import Parser, a_path, guarded
+from imnet.command import Parser, guarded
 from imnet.errors import UsageError
 
 _BEGAN = time.perf_counter()
@@ -90,10 +90,10 @@ def _evaluate(argv: list[str]) -> int:
     parser = Parser(prog="imnet-eval", description=about)
     parser.add_debug()
     told = "folder of a run or of an ensemble; with --data also a .safetensors of imnet-export"
-    parser.add_argument("run", type=a_path, help=told)
+    parser.add_argument("run", type=Path, help=told)
     told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
-    parser.add_argument("--data", type=a_path, default=None, metavar="PATH", help=told)
-    told = "test, train, or final: the test set beside a validation set (test)"
+    parser.add_argument("--data", type=Path, default=None, metavar="PATH", help=told)
+    told = "test, val: held out of train, train, or final: the test set beside a validation set (test)"
     parser.add_argument("--split", default=None, metavar="NAME", help=told)
     told = "best, last, or the number of an epoch (last)"
     parser.add_argument("--checkpoint", default="last", metavar="WHICH", help=told)
@@ -101,7 +101,7 @@ def _evaluate(argv: list[str]) -> int:
     told = "arithmetic (default: the run's; fp32 of a file)"
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=None, help=told)
     told = "a table of every prediction: image, label, predicted, probability, loss"
-    parser.add_argument("--out", type=a_path, default=None, metavar="FILE.csv", help=told)
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.csv", help=told)
     parser.add_argument(
         "--data-dir", default=None, help="folder that holds the run's own data set (default: the run's)"
     )
@@ -115,7 +115,7 @@ def _evaluate(argv: list[str]) -> int:
     told = "of an ensemble: the band of rank i weighs P (1 - P)^i (0.3)"
     parser.add_argument("--p", type=float, default=None, metavar="P", help=told)
     told = "of an ensemble: a run to hold beside what its bands cost"
-    parser.add_argument("--baseline", type=a_path, default=None, metavar="RUN", help=told)
+    parser.add_argument("--baseline", type=Path, default=None, metavar="RUN", help=told)
     values = parser.parse_args(argv)
     from imnet import judge
 
@@ -130,7 +130,7 @@ def predict_main(argv: list[str] | None = None) -> int:
 def _predict(argv: list[str]) -> int:
     parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
     parser.add_debug()
-    parser.add_argument("model", type=a_path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
+    parser.add_argument("model", type=Path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
     told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (5)")
@@ -154,10 +154,10 @@ def _export(argv: list[str]) -> int:
     about = "A run's network as a file for elsewhere, judged against the run before it is kept."
     parser = Parser(prog="imnet-export", description=about)
     parser.add_debug()
-    parser.add_argument("run", type=a_path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--to", choices=("safetensors", "onnx", "pt2", "timm"), required=True, help="which form")
     told = "file, for timm a folder (default: in the run folder)"
-    parser.add_argument("--out", type=a_path, default=None, metavar="FILE", help=told)
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help=told)
     parser.add_argument("--data-dir", default=None, help="folder of the data set; for networks with a mean image only")
     values = parser.parse_args(argv)
     from imnet.export import export
@@ -174,13 +174,13 @@ def _report(argv: list[str]) -> int:
     parser = Parser(prog="imnet-report", description=about)
     parser.add_debug()
     told = "run folders, folders of imnet-sweep, ensembles; with --system also JSON files of imnet-bench"
-    parser.add_argument("runs", type=a_path, nargs="*", metavar="RUN", help=told)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help=told)
     told = "published against measured, row by row: imagenet64, fashion-mnist, tiny-imagenet or spectral"
     parser.add_argument("--system", default=None, metavar="NAME", help=told)
     told = "with --system spectral: the picture that is shown in its bands"
-    parser.add_argument("--picture", type=a_path, default=None, metavar="FILE", help=told)
+    parser.add_argument("--picture", type=Path, default=None, metavar="FILE", help=told)
     told = "the page (RUN/report.html, comparison.html, or system-NAME.html with .md and .csv beside it)"
-    parser.add_argument("--out", type=a_path, default=None, help=told)
+    parser.add_argument("--out", type=Path, default=None, help=told)
     values = parser.parse_args(argv)
     from imnet import report
 
@@ -210,7 +210,10 @@ def _system(values: Namespace) -> int:
         sheets = bandsheet.sheets(values.picture)
     elif values.picture is not None:
         raise UsageError(f"got --picture for {name}, which has no bands", hint="leave it out")
-    for path in report.system(name, values.runs, values.out or Path(f"system-{name}.html"), sheets):
+    out = values.out or Path(f"system-{name}.html")
+    if out.suffix in (".md", ".csv"):
+        raise UsageError(f"got --out {out}, which lies beside the page", hint=f"--out {out.with_suffix('.html')}")
+    for path in report.system(name, values.runs, out, sheets):
         print(path)
     return 0
 

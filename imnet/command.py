@@ -10,19 +10,20 @@ Exit codes are those of ``imnet.errors``; 1 is a failure with a traceback, 130 a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from imnet.errors import ImnetError, IOFailure, UsageError
+from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
 
-UNSET = "is a variable of the shell not set?"
+PR_SET_PDEATHSIG = 1
 
 # What other trainers call our options. The words of one row mean the option in front; only an option that the command
 # really has is suggested.
@@ -141,7 +142,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse's; an unknown word is refused with a hint."""
+        """As argparse's; an unknown word is refused with a hint, and so is an empty one: as a path it would mean the
+        current folder."""
+        empty = next((word for word in args or () if re.fullmatch(r"(--[\w-]+=)?", word)), None)
+        if empty is not None:
+            raise UsageError(f"got an empty word: '{empty}'", hint=UNSET)
         values, rest = self.parse_known_args(args, namespace)
         unknown = next((word for word in rest if word.startswith("-")), None)
         if unknown is not None:
@@ -166,13 +171,6 @@ class Parser(argparse.ArgumentParser):
         match = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         close = suggest(match[1], re.findall(r"[\w-]+", match[2])) if match else ""
         raise UsageError(message, hint=close or f"{self.prog} --help lists every option")
-
-
-def a_path(word: str) -> Path:
-    """A path among the words, for argparse's ``type``. An empty one would be the current folder, which nobody means."""
-    if not word:
-        raise argparse.ArgumentTypeError(f"got '', an empty path; {UNSET}")
-    return Path(word)
 
 
 def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
@@ -214,3 +212,15 @@ def printable() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """For a new process to call: SIGTERM, which saves, when ``parent`` is gone, whatever killed it."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(Preempted.exit_code)
+
+    return ask

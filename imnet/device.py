@@ -39,16 +39,17 @@ def num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def check_gpus(wanted: int) -> None:
-    """DeviceError unless ``wanted`` GPUs are there."""
+def check_gpus(wanted: int, asked: str | None = None) -> None:
+    """DeviceError unless ``wanted`` GPUs are there; ``asked``: the words that want them, where they are not --gpus."""
     found = num_gpus()
     if wanted <= found:
         return
     if found == 0:
-        do = "leave --gpus out to train on the CPU (--device cpu --procs N for several processes)"
+        do = "leave it out to train on the CPU (--device cpu --procs N for several processes)"
     else:
         do = f"use --gpus {found}; the batch size stays the recipe's"
-    raise DeviceError(f"got --gpus {wanted}, found {found} usable GPU{'' if found == 1 else 's'}", hint=do)
+    what = f"got {asked or f'--gpus {wanted}'}, found {found} usable GPU{'' if found == 1 else 's'}"
+    raise DeviceError(what, hint=do)
 
 
 def resolve(options: RunOptions, local_rank: int = 0) -> Place:
@@ -57,7 +58,10 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     if kind == "auto":
         kind = "cuda" if num_gpus() and not options.procs else "cpu"
     if kind == "cuda":
-        check_gpus(max(options.gpus or 1, local_rank + 1))
+        asked = (
+            f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
+        )
+        check_gpus(max(options.gpus or 1, local_rank + 1), asked)
         torch.cuda.set_device(local_rank)
         torch.backends.cudnn.benchmark = True
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")

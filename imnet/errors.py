@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 
+UNSET = "is a variable of the shell not set?"
+"""The hint at an empty word, which as a path would mean the current folder."""
 # Control characters, the two line ends of Unicode, and what stands for bytes that are no UTF-8.
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

@@ -13,6 +13,8 @@ import types
 import typing
 from typing import Any
 
+from imnet.errors import UNSET
+
 MANY = 10**9
 """Upper end of counts that have no better one: what is larger is a slip of the finger."""
 
@@ -93,7 +95,9 @@ def check_ranges(value: Any, prefix: str = "") -> None:
                 null = ", or null" if field.default is None else ""
                 check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
         kind = _types(type(value))[field.name]
-        check(_fits(held, kind), f"{name} = {held!r}", _words(kind), f"set --{flag(name)}")
+        # An empty word is a shell's variable that was never set: as a folder it would mean the current one.
+        fits = _fits(held, kind) and (held != "" or field.default == "")
+        check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
 
 
 @functools.cache

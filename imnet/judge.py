@@ -19,7 +19,7 @@ from torch import Tensor
 from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
-from imnet.data.judged import Images, chosen, images_at, matched
+from imnet.data.judged import Images, images_at, matched, part_of
 from imnet.data.pipelines import Setting
 from imnet.data.pipelines.host import Prepared
 from imnet.data.readers.picture import BadPictureError
@@ -96,8 +96,7 @@ def _own(values: Namespace, world: World) -> list[str]:
     run = Run(values.run)
     dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
     options = _as_asked(options, values)
-    splits = ("test", "train") if dataset.final is None else ("test", "final", "train")
-    split = chosen(values.split or "test", splits, None)
+    split = part_of(values.split or "test", dataset, run.info["data"].get("judged_on", "test set"))
     images = (split, values.checkpoint, values.batch_size)
     plain = run.judge(dataset, options, *images, flip=False, world=world)
     mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True, world=world)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -93,9 +95,12 @@ def current_world(asked: int | None = None) -> World:
 
     Who decides, in this order: torchrun's RANK, LOCAL_RANK and WORLD_SIZE; a Slurm step of several tasks (srun); else
     this process is alone, and may start ranks itself. Shells inside an allocation (salloc, the script of sbatch) are
-    alone whatever SLURM_NTASKS says. An empty variable is an unset one. Raises UsageError where ranks would be missing.
+    alone whatever SLURM_NTASKS says. An empty variable is an unset one. Raises UsageError where ranks would be missing,
+    or have nowhere to meet.
     """
     world = _torchrun_world() or _slurm_world() or World()
+    if world.size > 1:
+        _master()
     if asked is not None and asked > 1 and world.size > 1 and asked != world.size:
         who = "WORLD_SIZE" if _number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
         what = f"got {asked} processes to start inside a launch of {world.size} ({who}={world.size})"
@@ -108,7 +113,7 @@ def _number(name: str) -> int | None:
     text = os.environ.get(name, "").strip()
     if not text:
         return None
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UsageError(f"got {name}={text} in the environment; allowed: a number", hint=f"unset {name}")
     return int(text)
 
@@ -147,7 +152,15 @@ def _slurm_world() -> World | None:
     if rank is None or local is None:
         what = f"got SLURM_STEP_NUM_TASKS={tasks} without SLURM_PROCID and SLURM_LOCALID"
         raise UsageError(what, hint="start with srun, or unset SLURM_STEP_NUM_TASKS to train alone")
+    if rank >= (tasks or 1):
+        what = f"got SLURM_PROCID={rank} with SLURM_STEP_NUM_TASKS={tasks}"
+        raise UsageError(what, hint="tasks count from 0; start with srun, or unset both to train alone")
     return World(rank, tasks or 1, local)
+
+
+def heard(signals: Iterable[int]) -> list[int]:
+    """Those that are to be noted: all but a SIGHUP that nohup has had ignored."""
+    return [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -203,12 +216,17 @@ def _connect(world: World, device: torch.device) -> None:
 
 
 def _master() -> tuple[str, int]:
+    """Where the ranks meet: MASTER_ADDR and MASTER_PORT. Under srun alone the first node of the step stands for the
+    one, a port that the job's id decides for the other. Raises UsageError for a port that is none.
+    """
     env = os.environ
-    if "MASTER_ADDR" in env:
-        return env["MASTER_ADDR"], int(env["MASTER_PORT"])
-    # Under srun alone: the first node of the step, and a port that the job's id decides.
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
-    return _first_host(nodes), 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+    port = _number("MASTER_PORT")
+    if port is None:
+        port = 20000 + (_number("SLURM_JOB_ID") or 0) % 20000
+    if not 0 < port < 1 << 16:
+        raise UsageError(f"got MASTER_PORT={port} in the environment; allowed: 1 to 65535", hint="choose a free one")
+    return env.get("MASTER_ADDR") or _first_host(nodes), port
 
 
 def _first_host(nodes: str) -> str:

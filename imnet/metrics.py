@@ -12,15 +12,17 @@ from imnet.errors import IOFailure
 
 
 class MetricsLog:
-    """Append-only writer. ``resume_at`` cuts the file to the length that a checkpoint knew, so no line comes twice."""
+    """Append-only writer. ``resume_at`` cuts the file to the length that a checkpoint knew, so no line comes twice; of
+    a shorter one, which somebody has cut, the last line may be torn, and goes."""
 
     def __init__(self, path: Path, resume_at: int = 0):
         self.path = path
         self.loggers: list[Any] = []
         """Of ``imnet.loggers``, which get every line."""
         try:
-            self._file = path.open("ab")
-            self._file.truncate(min(resume_at, self._file.seek(0, os.SEEK_END)))
+            self._file = path.open("a+b")
+            self._file.seek(0)
+            self._file.truncate(self._file.read(resume_at).rfind(b"\n") + 1)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise IOFailure(f"cannot be opened: {error.strerror}", file=path) from error

@@ -105,9 +105,9 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
     for i, word in enumerate(argv):
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in found:
-            if not equals and i + 1 >= len(argv):
+            found[name] = value if equals else "".join(argv[i + 1 : i + 2])
+            if not found[name]:
                 raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists all")
-            found[name] = value if equals else argv[i + 1]
     return found
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from imnet.command import UNSET
-from imnet.errors import UsageError
+from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import by_name
 

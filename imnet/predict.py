@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from imnet import classifier, device
-from imnet.command import UNSET
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import DataError, UsageError, shown
 from imnet.fused import Ensemble
@@ -26,8 +25,6 @@ def run(values: argparse.Namespace) -> int:
         if getattr(values, name) < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"got --{flag} {getattr(values, name)}; allowed: 1 or more", hint=f"leave --{flag} out")
-    if "" in values.pictures:
-        raise UsageError("got '', an empty path, for a picture", hint=UNSET)
     model = _model(values.model)
     model.to(device.resolve(RunOptions(device=values.device)).device)
     write = _as_csv() if values.csv else _as_json if values.json else _as_text

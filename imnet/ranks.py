@@ -21,9 +21,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from imnet.command import printable
+from imnet.command import die_with, printable
 from imnet.errors import DeviceError, ImnetError, Preempted
-from imnet.launch import leave
+from imnet.launch import heard, leave
 
 POLL_S = 0.2
 REPORTS_S = 0.5
@@ -31,7 +31,7 @@ REPORTS_S = 0.5
 PATIENCE_S = 2.0
 """From being told to stop to being killed, where another rank has failed: who waits in a barrier hears nothing."""
 ELSEWHERE = "a signal at another rank"
-PASSED_ON = {signal.SIGINT: signal.SIGUSR2, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
+PASSED_ON = {signal.SIGINT: signal.SIGUSR2} | {n: n for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,20 @@ class _Group:
 def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) -> None:
     """A rank's process: what it fails with goes to the launcher, which says it once for all."""
     printable()
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    die_with(launcher.pid or 0)()
     try:
         code = entry(*args)
     except ImnetError as error:
-        pipe.send(Report(time.monotonic(), error, traceback.format_exc()))
-        code = error.exit_code
+        report, code = Report(time.monotonic(), error, traceback.format_exc()), error.exit_code
     except Exception:
-        pipe.send(Report(time.monotonic(), None, traceback.format_exc()))
-        code = 1
+        report, code = Report(time.monotonic(), None, traceback.format_exc()), 1
+    else:
+        report = None
+    if report is not None:
+        with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
+            pipe.send(report)
     pipe.close()
     leave(code)
 
@@ -189,7 +195,7 @@ def _asked_to_stop() -> Iterator[list[signal.Signals]]:
     """The signals that came, in their order; handlers are put back afterwards. None in a thread that may set none."""
     came: list[signal.Signals] = []
     old: dict[int, Any] = {}
-    for number in PASSED_ON:
+    for number in heard(PASSED_ON):
         with contextlib.suppress(ValueError):
             old[number] = signal.signal(number, lambda n, _: came.append(signal.Signals(n)))
     try:

@@ -24,7 +24,7 @@ def resume(
         found = checkpoint.load(folder.checkpoints, (run or {}).get("config_hash"))
         if found is not None:
             step, notes = _enter(found, setup, step_fn, run or {})
-            notes += _other_ranks(setup, run or {})
+            notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]
     chosen = setup.world.share((found.path, step) if found else None)
     if chosen is None:
         return None, notes
@@ -71,7 +71,21 @@ def _enter(
 def _other_ranks(setup: Setup, run: dict[str, Any]) -> list[str]:
     was, now = run.get("num_ranks", setup.world.size), setup.world.size
     if was == now:
-        return []
+        return _other_threads(setup, run)
     norms = setup.has_batch_norm and not setup.recipe.comm.sync_bn
     told = "; BatchNorm takes its statistics over other numbers of images (see --sync-bn)" if norms else ""
     return [f"ranks      {now}, were {was}{told}"]
+
+
+def _other_threads(setup: Setup, run: dict[str, Any]) -> list[str]:
+    was, now = run.get("threads", setup.threads), setup.threads
+    if was == now or setup.place.device.type != "cpu":
+        return []
+    return [f"threads    {now}, were {was}: sums come in another order, so the last bits differ from here"]
+
+
+def _lost_lines(folder: RunFolder, known: int) -> list[str]:
+    """Where metrics.jsonl has not the bytes that the checkpoint knew."""
+    left = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+    lost = f"metrics    {known - left:,} bytes of metrics.jsonl are gone: curves and the best epoch are of what is left"
+    return [lost] if left < known else []

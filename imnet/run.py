@@ -238,6 +238,8 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
     unknown = sorted(set(options) - names)
     if unknown:
         hint = suggest(unknown[0], sorted(names)) or f"allowed: {', '.join(sorted(names))}"
+        if unknown[0] in {f.name for f in dataclasses.fields(Recipe)}:
+            hint = f"it is a value of the recipe: imnet.replace(recipe, {unknown[0]}=...)"
         raise UsageError(f"got unknown option {unknown[0]}", hint=hint)
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.items()}
     try:

@@ -12,16 +12,17 @@ from imnet_kernels import tier
 from torch import Tensor, nn
 
 from imnet.errors import DataError
-from imnet.launch import World
+from imnet.launch import World, heard
 
 if TYPE_CHECKING:
     from imnet.step import TrainStep
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGUSR1 set ``name``, and so does SIGUSR2, as which imnet.ranks passes a Ctrl-C on.
+    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a terminal that went away) set ``name``, and so does SIGUSR2, as which
+    imnet.ranks passes a Ctrl-C on.
 
     A second SIGINT ends a process that is ``alone`` at once. One of several ranks may get one from the terminal and
     one from whoever started it, for a single Ctrl-C, and must not lose its work for that.
@@ -33,7 +34,7 @@ class Signals:
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
-        for number in SIGNALS:
+        for number in heard(SIGNALS):
             try:
                 self._old[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread: whoever runs us there handles signals

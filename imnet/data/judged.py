@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imnet.data.base import DataSet
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.rule import same_name, split_of
 from imnet.data.store import SUFFIX, Store, open_store, split_path
@@ -66,6 +67,18 @@ def chosen(asked: str | None, there: tuple[str, ...], path: Path | None) -> str:
     if name not in there:
         raise UsageError(f"got --split {asked}; allowed here: {', '.join(there)}", file=path, hint="or leave it out")
     return name
+
+
+def part_of(asked: str, dataset: DataSet, judged_on: str) -> str:
+    """The part of a run's set that is meant; UsageError where it has none. ``val`` are the images held out of train, or
+    what judges where that is no test set (``judged_on``)."""
+    there = [name for name in ("test", "final", "val", "train") if getattr(dataset, name) is not None]
+    meant = asked if asked in there else split_of(asked)
+    if meant == "val" and "val" not in there and judged_on != "test set":
+        meant = "test"
+    if meant not in there:
+        raise UsageError(f"got --split {asked}; allowed here: {', '.join(there)}", hint="or leave it out")
+    return meant
 
 
 def _of_store(store: Store, split: str) -> Images:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.command import Parser, a_path, guarded
+from imnet.command import Parser, guarded
 from imnet.data.base import chunks
 from imnet.data.files import without_locks
 from imnet.data.readers import Choice, recognise
@@ -55,17 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         ("export", _export, "store -> class folders of PNGs"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("path", type=a_path)
+        command.add_argument("path", type=Path)
         command.set_defaults(run=run)
         if name == "stats":
-            command.add_argument("--mean-image", type=a_path, metavar="FILE", help="write the mean image, .npy float64")
+            command.add_argument("--mean-image", type=Path, metavar="FILE", help="write the mean image, .npy float64")
         if name == "export":
-            command.add_argument("target", type=a_path)
+            command.add_argument("target", type=Path)
         if name == "inspect":
             _choice_options(command)
     command = commands.add_parser("download", help="fetch a set whose licence allows it (resumable, checked)")
     command.add_argument("name", choices=sorted(_REMOTE))
-    command.add_argument("target", type=a_path, help="the folder for its files")
+    command.add_argument("target", type=Path, help="the folder for its files")
     command.add_argument("--url", help="another server with the same files")
     _lock_option(command)
     command.set_defaults(run=_download)
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pack_parser(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", type=a_path)
-    command.add_argument("target", type=a_path)
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
     command.add_argument("--name", help="the data set's name in the store (default: what the source is)")
     command.add_argument("--size", type=_positive, metavar="PX", help="pixels; without it pictures stay encoded")
     command.add_argument("--filter", choices=sorted(FILTERS), help="box (default) gives ImageNet-64's own pixels")

@@ -9,7 +9,16 @@ from imnet.command import suggest
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {}
+
+class _Recipes(dict[str, Recipe]):
+    """By name; an unknown one is a UsageError that has a suggestion."""
+
+    def __missing__(self, name: object) -> Recipe:
+        hint = suggest(str(name), list(self)) or "imnet-train --list recipes shows them all"
+        raise UsageError(f"got unknown recipe {name!r}", hint=hint)
+
+
+RECIPES = _Recipes()
 # Every module of this folder, the first run's first: a new file needs no line here.
 for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), key=lambda n: (n != "quickstart", n)):
     for _value in vars(importlib.import_module(f"{__name__}.{_name}")).values():
@@ -20,10 +29,7 @@ for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), 
 
 
 def by_name(name: str) -> Recipe:
-    """The recipe called ``name``."""
-    if name not in RECIPES:
-        hint = suggest(name, list(RECIPES)) or "imnet-train --list recipes shows them all"
-        raise UsageError(f"got unknown recipe {name!r}", hint=hint)
+    """The recipe called ``name``; UsageError where there is none."""
     return RECIPES[name]
 
 

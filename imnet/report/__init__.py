@@ -58,13 +58,13 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write one HTML page at ``out`` that overlays the runs; runs of one recipe are averaged over their seeds.
 
-    UsageError for fewer than two runs or one run given twice, as a copy too (it would count twice in n), else as
-    ``render``.
+    UsageError for fewer than two runs or one run given twice, as a copy too, which may have gone on (it would count
+    twice in n), else as ``render``.
     """
     if len(run_dirs) < 2:
         raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
-    _check_once([Path(run_dir) for run_dir in run_dirs])
     runs = [load(Path(run_dir)) for run_dir in run_dirs]
+    _check_once(runs)
     body = [
         comparison.groups_table(runs),
         *search.heat_maps(runs),
@@ -91,9 +91,8 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     UsageError for an unknown system or one run given twice, else as ``render``.
     """
     document = of_system(word)
-    folders = expand([Path(place) for place in places if Path(place).suffix != ".json"])
-    _check_once(folders)
-    runs = [load(folder) for folder in folders]
+    runs = [load(folder) for folder in expand([Path(place) for place in places if Path(place).suffix != ".json"])]
+    _check_once(runs)
     found = measured.of_runs(runs)
     parents = {run.path.parent: run for run in reversed(runs)}
     fused = [measured.of_ensemble(folder, band) for folder, band in reversed(parents.items())]
@@ -123,25 +122,25 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     ]
 
 
-def _check_once(folders: Sequence[Path]) -> None:
-    places = [folder.resolve() for folder in folders]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
-        raise UsageError("this run folder was given twice", file=twice, hint="name each run once")
-    first: dict[bytes, Path] = {}
-    for place in places:
-        log = _log(place)
-        if log and first.setdefault(log, place) != place:
-            raise UsageError(f"is a copy of the run in {first[log]}", file=place, hint="name each run once")
+def _check_once(runs: Sequence[RunLog]) -> None:
+    places: set[Path] = set()
+    began: dict[str, Path] = {}
+    for run in runs:
+        place, beginning = run.path.resolve(), _beginning(run)
+        if place in places:
+            raise UsageError("this run folder was given twice", file=place, hint="name each run once")
+        places.add(place)
+        if beginning and began.setdefault(beginning, place) != place:
+            what = f"is a copy of the run in {began[beginning]}, or both went on from one"
+            raise UsageError(what, file=place, hint="name each run once")
 
 
-def _log(folder: Path) -> bytes:
-    """What a run logged with its clock, which no two runs have alike; empty where nothing was logged."""
-    try:
-        log = (folder / "metrics.jsonl").read_bytes()
-        return log and (folder / "run.json").read_bytes() + log
-    except OSError:
-        return b""  # ``load`` says it
+def _beginning(run: RunLog) -> str:
+    """The recipe and what was logged up to the first evaluation, with its clock: no two runs have that alike, but
+    copies have, also where they went on. Empty where nothing was logged."""
+    end = run.evals[0].step if run.evals else math.inf
+    lines = [line for line in (*run.train, *run.evals) if line.step <= end]
+    return repr((run.recipe, run.info.get("precision"), lines)) if lines else ""
 
 
 def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imnet import loggers, report
-from imnet.command import Parser, a_path, guarded
+from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
 from imnet.recipes.documents import DOCUMENTS
 from imnet.sweep import jobs, sbatch
@@ -39,7 +39,7 @@ def _parser() -> Parser:
     parser.add_debug()
     told = "YAML file, as below, or the name of a grid that comes with imnet"
     parser.add_argument("grid", nargs="?", metavar="GRID", help=told)
-    parser.add_argument("--out", type=a_path, default=None, help="folder of the runs (runs/sweep-GRID)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the runs (runs/sweep-GRID)")
     parser.add_argument("--seeds", type=int, default=None, metavar="N", help="runs of each configuration")
     told = "trials at once (one a visible GPU; one on a CPU)"
     parser.add_argument("--jobs", type=int, default=None, metavar="N", help=told)

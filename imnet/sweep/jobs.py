@@ -9,7 +9,6 @@ A trial's folder is a run folder with two files more: ``trial.log``, what the co
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imnet.command import die_with
 from imnet.errors import DataError, DeviceError, IOFailure, Preempted
 from imnet.files import write_json
 from imnet.runfolder import BUSY, is_complete, runs_of, writer
@@ -29,7 +29,6 @@ from imnet.sweep.grid import Trial
 POLL_S = 0.1
 ORPHANS_S = 60.0
 """A trial whose sweep was killed saves and ends; so long the next sweep waits for it."""
-PR_SET_PDEATHSIG = 1
 
 
 def state(trial: Trial, out: Path) -> str:
@@ -145,7 +144,7 @@ class Sweep:
                 # A group of its own: a Ctrl-C is the sweep's to pass on, once.
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-                    process_group=0, preexec_fn=_die_with(os.getpid()),
+                    process_group=0, preexec_fn=die_with(os.getpid()),
                 )  # fmt: skip
         except OSError as error:
             raise IOFailure(f"cannot be written: {error.strerror}", file=folder, hint="choose another --out") from error
@@ -198,18 +197,6 @@ class Sweep:
         for process in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the new process: SIGTERM, which saves, when the sweep is gone, whatever killed it."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(Preempted.exit_code)
-
-    return ask
 
 
 def _last_words(log: Path, code: int) -> str:

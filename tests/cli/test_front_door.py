@@ -26,6 +26,8 @@ WRONG = [
     ("imnet-profile", profile_cli.main, ["step", "--resolution", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "--image-pixels", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "stray"], "'stray', which no option takes"),
+    ("imnet-eval", cli.eval_main, [""], "variable of the shell not set?"),
+    ("imnet-report", cli.report_main, ["run", "--out="], "variable of the shell not set?"),
 ]
 
 

@@ -132,6 +132,22 @@ def test_compare_refuses_one_run_or_the_same_twice(tmp_path, run_dir):
     assert not (tmp_path / "out.html").exists()
 
 
+def test_compare_refuses_copies_that_went_on(tmp_path):
+    """Copied after the first of three epochs, and both trained to the end: one run's noise, not two."""
+    paths = [make_run(tmp_path / name, top1=[0.9, 0.91, last]) for name, last in (("a", 0.92), ("b", 0.93))]
+    for path, seconds in zip(paths, (100, 200), strict=True):
+        log = path / "metrics.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        later = [line | {"seconds": line["seconds"] + seconds} if line["epoch"] > 1 else line for line in lines]
+        log.write_text("".join(json.dumps(line) + "\n" for line in later))
+    with pytest.raises(UsageError, match=r"b: is a copy of the run in .*a, or both went on"):
+        compare(paths, tmp_path / "out.html")
+    info = json.loads((paths[1] / "run.json").read_text())
+    info["recipe"]["optim"]["lr"] = 0.3  # --allow-change: another recipe, another row
+    (paths[1] / "run.json").write_text(json.dumps(info))
+    compare(paths, tmp_path / "out.html")
+
+
 def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
     lines = metric_lines(3, [0.8, 0.9, 0.9])
     for line in lines:

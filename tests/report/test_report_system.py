@@ -273,6 +273,8 @@ def test_a_mistake_is_one_line(argv, said, capsys, tmp_path, monkeypatch):
 
 def test_the_command_writes_three_files_and_refuses_what_is_no_picture(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert cli.report_main(["--system", "003", "--out", "page.md"]) == 2
+    assert "got --out page.md, which lies beside the page; --out page.html" in capsys.readouterr().err
     assert cli.report_main(["--system", "003"]) == 0
     assert capsys.readouterr().out.split() == [f"system-tiny-imagenet.{end}" for end in ("html", "md", "csv")]
     (tmp_path / "text.png").write_text("no")

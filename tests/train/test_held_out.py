@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imnet import data
+from imnet.cli import eval_main
 from imnet.data.base import Split, hold_out, hold_out_images
 from imnet.errors import DataError, UsageError
 from imnet.metrics import read_metrics
@@ -110,6 +111,15 @@ def test_a_run_judges_both_and_chooses_by_what_was_held_out(held_out_run, capsys
     page = render(held_out_run).read_text()
     assert "Top-1 on the validation images" in page
     assert "selected on the test set" not in page
+
+
+@pytest.mark.parametrize("word", ["val", "validation"])
+def test_imnet_eval_judges_what_was_held_out(held_out_run, word, capsys):
+    assert eval_main([str(held_out_run), "--split", word, "--no-flip", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["images", "96"]
+    found = json.loads((held_out_run / "evaluation-val.json").read_text())
+    last = [line for line in read_metrics(held_out_run / "metrics.jsonl") if line["kind"] == "val"][-1]
+    assert (found["num_images"], found["top1"]) == (96, last["top1"])
 
 
 def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -65,8 +66,10 @@ def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, t
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
 def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as under nohup")
     recipe, expected, _ = uninterrupted
     process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
     wait_for_step(tmp_path, process)
@@ -157,8 +160,6 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_taken(finished, tmp_path, kind):
-    import shutil
-
     folder = tmp_path / "checkpoints"
     shutil.copytree(finished / "checkpoints", folder)
     older, newest = sorted(folder.iterdir())
@@ -171,8 +172,6 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_taken(finished, tmp_
 
 
 def test_resuming_from_the_older_checkpoint_ends_in_the_same_weights(finished, tiny, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     expected = digests(folder)
@@ -186,8 +185,6 @@ def test_resuming_from_the_older_checkpoint_ends_in_the_same_weights(finished, t
 
 @pytest.mark.parametrize("name", ["fsync", "rename", "mkdir"])
 def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monkeypatch, name):
-    import shutil
-
     folder = tmp_path / "checkpoints"
     shutil.copytree(finished / "checkpoints", folder)
     kept = checkpoint.load(folder)
@@ -209,8 +206,6 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monke
 
 def test_metrics_are_cut_to_the_checkpoint_on_resume(finished, tiny, tmp_path):
     """Lines written after the last checkpoint of a killed run do not come twice."""
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
@@ -221,6 +216,31 @@ def test_metrics_are_cut_to_the_checkpoint_on_resume(finished, tiny, tmp_path):
     assert digests(folder)[2] == digests(finished)[2]
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+@pytest.mark.parametrize("left", [0, 100, -30])
+def test_a_log_that_lost_lines_is_said_and_stays_readable(finished, tiny, tmp_path, left, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    log = folder / "metrics.jsonl"
+    known = json.loads((next((folder / "checkpoints").iterdir()) / "state.json").read_text())["metrics_bytes"]
+    log.write_bytes(log.read_bytes()[:known][:left])
+    whole = log.read_bytes().rpartition(b"\n")[0]
+    train(dataclasses.replace(tiny, epochs=2), options(folder))
+    assert "bytes of metrics.jsonl are gone: curves and the best epoch are of what is left" in capsys.readouterr().out
+    assert log.read_bytes().startswith(whole)
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()][-1] == 2
+
+
+def test_other_threads_are_said(finished, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "evaluation.json").unlink()
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"threads": run["threads"] + 3}))
+    train(dataclasses.replace(tiny, epochs=2), options(folder))
+    assert f"were {run['threads'] + 3}: sums come in another order" in capsys.readouterr().out
 
 
 def test_no_pickle_is_opened_on_the_whole_path(tiny, tmp_path):

@@ -15,9 +15,9 @@ import imnet
 from imnet import scores
 from imnet.classifier import Classifier
 from imnet.cli import eval_main, export_main
-from imnet.data.judged import images_at
+from imnet.data.judged import images_at, part_of
 from imnet.data.tool import main as data_main
-from imnet.errors import DataError
+from imnet.errors import DataError, UsageError
 from imnet.from_recipe import build_network, load_data
 from imnet.judge import judge_images
 from imnet.run_options import RunOptions
@@ -196,6 +196,29 @@ def test_classes_that_the_network_has_not_are_named(run, folder, tmp_path, capsy
     assert sorted(path.name for path in run.path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("parts", "judged_on", "asked", "meant"),
+    [
+        ({"val": 1}, "test set", "valid", "val"),
+        ({"val": 1, "final": 1}, "validation set", "val", "val"),
+        ({"final": 1}, "validation set", "val", "test"),
+        ({"final": 1}, "validation set", "final", "final"),
+        ({}, "held-out images", "validation", "test"),
+        ({}, "test set", "testing", "test"),
+        ({}, "test set", "training_set", "train"),
+        ({}, "test set", "val", None),
+        ({}, "validation set", "final", None),
+    ],
+)
+def test_which_part_is_meant(run, parts, judged_on, asked, meant):
+    dataset = replace(run.dataset(None, "cpu")[0], **parts)
+    if meant is not None:
+        assert part_of(asked, dataset, judged_on) == meant
+        return
+    with pytest.raises(UsageError, match=f"got --split {asked}; allowed here: test"):
+        part_of(asked, dataset, judged_on)
+
+
 def test_an_exported_file_judges_another_set_and_writes_the_table_alone(run, folder, tmp_path, capsys):
     file, table = tmp_path / "model.safetensors", tmp_path / "t.csv"
     assert export_main([str(run.path), "--to", "safetensors", "--out", str(file)]) == 0
@@ -230,6 +253,8 @@ def test_another_checkpoint_split_or_precision_is_written_beside(run, capsys):
         (["--checkpoint", "9"], 65, "no checkpoint of epoch 9 is kept; give the epoch of one that is: 1, 2"),
         (["--checkpoint", "newest"], 2, "allowed: best, last, or the number of an epoch"),
         (["--split", "final"], 2, "got --split final; allowed here: test, train"),
+        (["--split", "val"], 2, "got --split val; allowed here: test, train"),
+        (["--split", "validation"], 2, "got --split validation; allowed here: test, train"),
         (["--batch-size", "0"], 2, "got --batch-size 0"),
         (["--precision", "int8"], 2, "int8"),
         (["--data", "nowhere"], 65, "no such file or folder"),

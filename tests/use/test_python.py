@@ -1,5 +1,6 @@
 """imnet from Python: values of other types than the command line makes, and calls that would mean something else."""
 
+import re
 import subprocess
 import sys
 
@@ -78,6 +79,19 @@ def test_plain_values_stay_what_they_were():
     assert RunOptions(keep=3).keeps == RunOptions(keep="3").keeps  # pyright: ignore[reportArgumentType]
     assert OneCycle(peak_fraction=0.5, start_factor=0).start_factor == 0
     assert RunOptions(threads=2.0).threads == 2  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("name", "words"), [("quickstrat", "did you mean quickstart?"), (3, "--list recipes")])
+def test_a_recipe_that_there_is_not_is_said(name, words):
+    with pytest.raises(UsageError, match=f"got unknown recipe {name!r}; .*{re.escape(words)}"):
+        imnet.recipes[name]
+    assert name not in imnet.recipes
+    assert imnet.recipes.get(name) is None
+
+
+def test_a_value_of_the_recipe_is_no_option():
+    with pytest.raises(UsageError, match=r"option epochs; it is a value of the recipe: imnet\.replace\(recipe"):
+        imnet.train("quickstart", epochs=3)
 
 
 @pytest.mark.parametrize("recipe", [{"model": "speednet"}, 3])
