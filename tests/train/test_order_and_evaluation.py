@@ -85,6 +85,20 @@ def test_evaluation_is_a_plain_count(outputs):
     )
 
 
+def test_a_confusion_matrix_holds_only_what_was_met():
+    """Of 100,000 classes the whole one would take 80 GB."""
+    pixels = np.repeat(np.array([3, 9, 200, 77], dtype=np.uint8), 4).reshape(4, 2, 2, 1)
+    split = Split(pixels, np.array([99_999, 1, 2, 1]))
+    data = Resident(split, Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32))
+    net = Fixed(100_000)
+    found = evaluate(net, data, CPU32, World(), 100_000, 3)
+    predicted = net.table[[3, 9, 200, 77]].argmax(1).tolist()
+    assert sorted(found.confusion.cells()) == sorted(
+        (true, at, 1) for true, at in zip(split.labels.tolist(), predicted, strict=True)
+    )
+    assert found.per_class[1].support == 2
+
+
 def test_flip_averages_probabilities():
     split = Split(np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3, 1) * 9, np.array([0, 1, 2, 0]))
     data = Resident(split, Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32))
