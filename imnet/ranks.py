@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -30,6 +31,8 @@ REPORTS_S = 0.5
 """After the first failure: so long for the others' own words, of which the earliest is the cause."""
 PATIENCE_S = 2.0
 """From being told to stop to being killed, where another rank has failed: who waits in a barrier hears nothing."""
+FROZEN_S = 5.0
+"""So long a rank may be stopped (SIGSTOP), while all others wait for it, before it counts as lost."""
 ELSEWHERE = "a signal at another rank"
 PASSED_ON = {signal.SIGINT: signal.SIGUSR2} | {n: n for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
 
@@ -70,15 +73,17 @@ def run_ranks(
                 return 0
             if report is not None and report[1].error is not None:
                 raise _named(*report, asked)
+            if code < 0 and code != -signal.SIGABRT:
+                report = None  # the others' tracebacks say that they lost their connection to it
             if asked:
                 raise Preempted(f"{asked[0].name}: stopped before the first step", hint="run the same command again")
-            what = f"rank {rank} was killed by {signal.Signals(-code).name}" if code < 0 else f"rank {rank} failed"
+            what = f"rank {rank} {group.how(rank, code)}"
             if life < max_restarts:
                 print(f"imnet: {what}; all start again ({life + 1} of {max_restarts})", file=sys.stderr, flush=True)
             elif report is None:
-                raise DeviceError(
-                    what, hint="out of memory? the same command goes on" if code < 0 else "see its words above"
-                )
+                frozen = rank in group.stopped_at
+                hint = "the same command goes on" if frozen else "out of memory? the same command goes on"
+                raise DeviceError(what, hint=hint if code < 0 else "see its words above")
             else:
                 print(f"rank {report[0]}:\n{report[1].trace}", file=sys.stderr, end="", flush=True)
     return 1
@@ -102,6 +107,8 @@ class _Group:
     def __init__(self, entry: Callable[..., int], args: tuple[Any, ...], num_ranks: int, life: int, port: int):
         context = multiprocessing.get_context("spawn")
         self.processes: list[BaseProcess] = []
+        self.stopped_at: dict[int, float] = {}
+        """When a rank that is stopped was first seen so."""
         self.pipes: list[Connection] = []
         for rank in range(num_ranks):
             reader, writer = context.Pipe(duplex=False)
@@ -147,6 +154,7 @@ class _Group:
             # Ranks that were told to stop do so together; only another failure ends the wait.
             if any(code != Preempted.exit_code for _, code in failed):
                 break
+            self._end_frozen()
             if asked and not told:
                 self.tell(PASSED_ON[asked[0]])
                 told = True
@@ -155,6 +163,20 @@ class _Group:
         failed = [(r, p.exitcode) for r, p in enumerate(self.processes) if p.exitcode]
         # A killed rank first: the others only lost their connection to it.
         return min(failed, key=lambda rank_code: rank_code[1] or 0, default=(0, 0))  # pyright: ignore[reportReturnType]
+
+    def _end_frozen(self) -> None:
+        for rank, process in enumerate(self.processes):
+            if not _is_stopped(process.pid or 0):
+                self.stopped_at.pop(rank, None)
+            elif time.monotonic() - self.stopped_at.setdefault(rank, time.monotonic()) > FROZEN_S:
+                process.kill()
+                process.join()
+
+    def how(self, rank: int, code: int) -> str:
+        """What became of a rank that ended with ``code``, not 0."""
+        if rank in self.stopped_at:
+            return f"was stopped (SIGSTOP) and did not go on for {FROZEN_S:g} s"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
 
     def first_report(self) -> tuple[int, Report] | None:
         """(rank, report) of the error that came first; what a rank says on purpose before any traceback."""
@@ -167,6 +189,14 @@ class _Group:
                 if pipe.poll():
                     found.append((rank, pipe.recv()))
         return min(found, key=lambda row: (row[1].error is None, row[1].at), default=None)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False  # it is gone, or this is no Linux
+    return state == "T"
 
 
 def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) -> None:

@@ -95,6 +95,34 @@ def test_ranks_save_when_their_launcher_is_gone(tmp_path, number):
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_rank_that_stands_still_is_named_and_nobody_waits_for_it(tmp_path, number):
+    """One that goes on in time is waited for."""
+    import psutil
+
+    words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--max-restarts", "0", "--out", str(tmp_path)]
+    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoints/step-????????")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    ranks = [p for p in everyone if "spawn_main" in " ".join(p.cmdline())]
+    rank = next(p for p in ranks if p.environ()["RANK"] == str(number))
+    rank.suspend()
+    time.sleep(1.5)
+    rank.resume()
+    time.sleep(1.0)
+    rank.suspend()
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert 4.0 < time.monotonic() - began < 15.0  # 5 s of patience, 2 s for the others, and a busy machine
+    assert process.returncode == 69
+    assert errors == (
+        f"imnet-train: rank {number} was stopped (SIGSTOP) and did not go on for 5 s; the same command goes on\n"
+    )
+    assert not psutil.wait_procs(everyone, timeout=5)[1]
+
+
 SMALL = ["--data.train_images", "4000", "--data.test_images", "33", "--data.image_px", "12", "--batch-size", "4"]
 SMALL += ["--epochs", "2", "--precision", "fp32", "--threads", "1", "--model-options", '{"width": 8}']
 TWO = [sys.executable, "-m", "imnet.cli", "--device", "cpu", "--procs", "2", *SMALL]
