@@ -35,10 +35,11 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
         assert 0 < usage.registers <= 255, (name, usage)
 
 
-@pytest.mark.parametrize(("name", "least"), [("contract", 60), ("norms", 20), ("stage", 10), ("shake", 10)])
-def test_under_the_interpreter(name, least):
-    file = str(HERE / "interpreted" / f"{name}.py")
-    child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
+# A process each, which takes seconds to start.
+@pytest.mark.parametrize(("names", "least"), [(["contract"], 60), (["norms", "stage", "shake"], 40)])
+def test_under_the_interpreter(names, least):
+    files = [str(HERE / "interpreted" / f"{name}.py") for name in names]
+    child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(child, env=env, text=True, capture_output=True, check=False)
     if "only 0-dimensional arrays can be converted" in done.stdout:

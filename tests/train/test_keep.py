@@ -48,7 +48,7 @@ def test_what_stays_of_six(tmp_path, keep, stay):
 
 @pytest.mark.parametrize("keep", ["", "0", "newest", "best;last", "-1", "2,", "1.5"])
 def test_other_words_are_refused(keep):
-    with pytest.raises(ValueError, match="allowed: (best, last, a number|a word)"):
+    with pytest.raises(ValueError, match=r"allowed: (best, last, a number|a word)"):
         RunOptions(keep=keep)
 
 
