@@ -215,11 +215,13 @@ def printable() -> None:
 
 
 def die_with(parent: int) -> Callable[[], None]:
-    """For a new process to call: SIGTERM, which saves, when ``parent`` is gone, whatever killed it."""
-    prctl = ctypes.CDLL(None).prctl
+    """For a new process to call: SIGTERM, which saves, when ``parent`` is gone, whatever killed it. Linux alone has
+    that; elsewhere nothing is asked for."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(Preempted.exit_code)
 
