@@ -28,7 +28,7 @@ class Pictures(Decoder):
         super().__init__(split, augment, seed, on_bad)
         self.by_pillow: set[int] = set()
         """Pictures that DALI could not decode and Pillow could."""
-        self._headers = np.zeros((len(split), 3), dtype=np.int64)
+        self._headers = np.zeros((len(split), 3), dtype=np.int32)
         """Height, width and, of a JPEG that DALI decodes as it is, bytes, so that its header is read once a run."""
 
     def encoded(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[np.ndarray], Tensor]:
@@ -38,7 +38,7 @@ class Pictures(Decoder):
 
     def sizes(self, names: Tensor) -> Tensor:
         """Heights and widths (B, 2) int64 of pictures that ``encoded`` has given."""
-        return torch.from_numpy(self._headers[names.numpy() % len(self.split), :2])
+        return torch.from_numpy(self._headers[names.numpy() % len(self.split), :2]).long()
 
     def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
         """In place of pixels, the bytes that DALI will decode."""
