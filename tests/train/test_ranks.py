@@ -14,12 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imnet import device, launch, runfolder
-from imnet.errors import DeviceError, UsageError
-from imnet.launch import current_world
+from imnet import runfolder
 from imnet.metrics import read_metrics
 from imnet.ranks import run_ranks
-from imnet.run_options import RunOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -209,82 +206,6 @@ def test_ranks_may_be_more_than_test_images(tmp_path):
     assert code == 0, errors
 
 
-WORLDS = [
-    ({}, (0, 1, 0)),
-    ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, (1, 2, 1)),
-    ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, (0, 1, 0)),
-    ({"LOCAL_RANK": "0"}, (0, 1, 0)),
-    ({"WORLD_SIZE": "1", "RANK": "0"}, (0, 1, 0)),
-    ({"SLURM_NTASKS": "2"}, (0, 1, 0)),
-    ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, (0, 1, 0)),
-    ({"SLURM_NTASKS": ""}, (0, 1, 0)),
-    ({"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, (0, 1, 0)),
-    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, (0, 1, 0)),
-    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1)),
-]
-TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h"}
-SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-REFUSED = [
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, None, "WORLD_SIZE=2 without LOCAL_RANK"),
-    ({"WORLD_SIZE": "2"}, None, "WORLD_SIZE=2 without RANK"),
-    ({"LOCAL_RANK": "1"}, None, "LOCAL_RANK=1 without WORLD_SIZE"),
-    ({"RANK": "3"}, None, "RANK=3 without WORLD_SIZE"),
-    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None, "RANK=2"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None, "without MASTER_ADDR"),
-    ({"WORLD_SIZE": "two"}, None, "WORLD_SIZE=two"),
-    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, None, "without SLURM_PROCID"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 3, "3 processes"),
-    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, 2, "TASKS=4"),
-    (SRUN | {"SLURM_PROCID": "2"}, None, "SLURM_PROCID=2 with SLURM_STEP_NUM_TASKS=2"),
-    (SRUN | {"SLURM_JOB_ID": "7_1"}, None, "SLURM_JOB_ID=7_1"),
-    *((world | {"MASTER_PORT": port}, None, f"MASTER_PORT={port}") for world in (TORCHRUN, SRUN)
-      for port in ("abc", "0", "65536", "-1", "29500.0")),
-]  # fmt: skip
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
-NAMES += ("SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RESTART_COUNT")
-NAMES += ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
-MEETING = [
-    ({}, ("127.0.0.1", 20000)),
-    ({"SLURM_JOB_ID": "40007", "SLURM_STEP_NODELIST": "n[3-4,9]"}, ("n3", 20007)),
-    ({"SLURM_JOB_ID": "40007", "MASTER_ADDR": "h"}, ("h", 20007)),
-    ({"SLURM_JOB_NODELIST": "a,b", "MASTER_PORT": "29500"}, ("a", 29500)),
-    ({"MASTER_ADDR": "", "MASTER_PORT": ""}, ("127.0.0.1", 20000)),
-]
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    def put(values):
-        for name in NAMES:
-            monkeypatch.delenv(name, raising=False)
-        for name, value in values.items():
-            monkeypatch.setenv(name, value)
-
-    return put
-
-
-@pytest.mark.parametrize(("values", "expected"), WORLDS)
-def test_who_decides_how_many_ranks_there_are(environment, values, expected):
-    environment(values)
-    world = current_world()
-    assert (world.rank, world.size, world.local_rank) == expected
-    assert current_world(asked=world.size) == world
-
-
-@pytest.mark.parametrize(("values", "expected"), MEETING)
-def test_where_tasks_of_slurm_meet(environment, values, expected):
-    environment(SRUN | values)
-    assert current_world().size == 2
-    assert launch._master() == expected
-
-
-@pytest.mark.parametrize(("values", "asked", "words"), REFUSED)
-def test_a_launch_that_would_lack_ranks_is_refused(environment, values, asked, words):
-    environment(values)
-    with pytest.raises(UsageError, match=words):
-        current_world(asked)
-
-
 def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     import psutil
 
@@ -304,27 +225,3 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "state.safetensors"):
         assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("gpus", "values", "local_rank", "words"),
-    [
-        (0, {"device": "cuda"}, 0, "got --device cuda, found 0 usable GPUs; leave it out to train on the CPU"),
-        (2, {"gpus": 3}, 1, "got --gpus 3, found 2 usable GPUs; use --gpus 2"),
-        (1, {}, 5, "got LOCAL_RANK=5, found 1 usable GPU;"),
-    ],
-)
-def test_gpus_that_are_not_there_are_said_as_they_were_asked_for(gpus, values, local_rank, words, monkeypatch):
-    monkeypatch.setattr("imnet.device.num_gpus", lambda: gpus)
-    with pytest.raises(DeviceError, match=words):
-        device.resolve(RunOptions(**values), local_rank)
-
-
-def test_what_nohup_ignores_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    try:
-        assert launch.heard([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM, signal.SIGHUP]
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        assert launch.heard([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGHUP, before)
