@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from imnet_kernels import tier
 
 import imnet
-from imnet.errors import UsageError
+from imnet.cli import eval_main, export_main
+from imnet.errors import DeviceError, UsageError
 from imnet.run_options import RunOptions
 from imnet.schedules import OneCycle
 
@@ -110,6 +112,17 @@ def test_one_picture_is_not_its_letters_or_rows(run, one):
 def test_an_array_that_is_no_picture_is_one_line(run, array):
     with pytest.raises(UsageError, match=r"allowed uint8 \(H, W\), \(H, W, C\)"):
         run.predict([array])
+
+
+def test_a_kernel_that_is_not_here_is_one_line_in_all_that_uses_a_network(run, capsys):
+    with tier.using("cuda"):
+        with pytest.raises(DeviceError, match="augment: tier cuda runs on CUDA tensors"):
+            run.predict([np.zeros((16, 16, 3), np.uint8)])
+        for command, words in ((eval_main, ("--device", "cpu")), (export_main, ("--to", "pt2"))):
+            assert command([str(run.path), *words]) == DeviceError.exit_code
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert "augment: tier cuda" in said
 
 
 def test_parts_and_epochs(run):

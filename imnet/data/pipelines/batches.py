@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from imnet_kernels import augment as augment_kernel
+from imnet_kernels import tier
 from torch import Tensor
 
 from imnet.augmentation import Augment
@@ -17,7 +18,7 @@ from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.encoded import Decoder
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 
 
 class Finish:
@@ -38,7 +39,15 @@ class Finish:
         mean: Tensor | None,
         bands: tuple[int, ...] = (),
     ):
-        """``mean`` is the mean image (H, W, C) of x/255 where the recipe has one; ``bands`` see ``Setting``."""
+        """``mean`` is the mean image (H, W, C) of x/255 where the recipe has one; ``bands`` see ``Setting``.
+
+        DeviceError for a tier of the images' kernel that was asked for and is not there: training has found that out
+        by then, what only evaluates a network has not.
+        """
+        try:
+            tier.choose("spectral" if augment.spectral_r else "augment", device.type)
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from error
         self.augment, self.channels, self.device, self.seed, self.dtype = augment, channels, device, seed, dtype
         self.mean = augment.mean_per_channel(channels) if mean is None else mean.to(device)
         self.std = augment.std * channels if len(augment.std) == 1 else augment.std
