@@ -152,9 +152,10 @@ class Augment:
     def check_fits(self, image_px: int, channels: int) -> None:
         """ValueError unless all of this can be done to images of ``image_px`` with ``channels``."""
         self._check_channels(channels)
-        reflect = self.crop_pad_mode == "reflect" and self.crop_pad_px >= image_px
-        got, allowed = f"augment.crop_pad_px = {self.crop_pad_px}", f"under {image_px} for reflect"
-        check(not reflect, got, allowed, "pad less")
+        # Of more, some crops would see nothing of the image. Random resized crops come before the padding.
+        padded = self.crop_px if self.crop_scale is not None and self.crop_px is not None else image_px
+        got, allowed = f"augment.crop_pad_px = {self.crop_pad_px}", f"under {padded}, the side of the images"
+        check(self.crop_pad_px < padded, got, allowed, "pad less")
         sides = {"training": self.resize_px or image_px, "test": self.resize_eval_px or self.resize_px or image_px}
         for which, side in sides.items():
             ok = self.crop_px is None or self.crop_px <= side

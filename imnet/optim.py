@@ -82,9 +82,6 @@ def build(
     if type(optim) not in BUILDERS:
         allowed = ", ".join(known.kind for known in BUILDERS)
         raise UsageError(f"got optimiser {optim.kind}; allowed: {allowed}", hint="add its builder to BUILDERS")
-    if backend in ("imnet", "apex") and not isinstance(optim, SGD):
-        what = f"got --optim-backend {backend} for {optim.kind}; allowed: sgd"
-        raise UsageError(what, hint="use --optim-backend torch")
     device = next(model.parameters()).device
     groups = param_groups(model, optim, body_lr)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr

@@ -276,6 +276,7 @@ def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]
         fixed = {k: v for k, v in to_dict(base).items() if k in FIXED}
         recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
         recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
+        options.as_ran(recipe)  # refuses what the two cannot be together
     except ValueError as error:
         raise UsageError(_one_line(str(error), base)) from error
     _check_asked(asked)

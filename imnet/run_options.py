@@ -173,8 +173,10 @@ class RunOptions:
         return int(self.on_nonfinite.partition(":")[2] or 0)
 
     def as_ran(self, recipe: Recipe) -> RunOptions:
-        """What is left open here, as the recipe's source ran it."""
-        ran = recipe.ran
+        """What is left open here, as the recipe's source ran it. Raises ValueError for what the recipe cannot have."""
+        kind, ran = recipe.optim.kind, recipe.ran
+        ok = kind == "sgd" or self.optim_backend in ("auto", "torch")
+        check(ok, f"optim_backend = {self.optim_backend} for {kind}", "sgd", "use --optim-backend torch")
         if ran is None:
             return self
         precision = ran.precision if self.precision == "auto" else self.precision

@@ -14,6 +14,7 @@ from torch import nn
 from imnet import foreach, models, optim, options
 from imnet.errors import UsageError
 from imnet.recipe import AdamW, Constant, Lamb, Lion, Muon
+from imnet.run_options import RunOptions
 from imnet.start import train
 
 from . import conftest
@@ -191,8 +192,8 @@ def test_words(kind, tmp_path):
     assert (found.optim.kind, found.optim.lr) == (kind, 0.003)
     with pytest.raises(UsageError, match=r"without a learning rate; .* give it as well: --lr X"):
         options.parse(["--optim.kind", kind])
-    with pytest.raises(UsageError, match="optim-backend imnet for"):
-        optim.build(network(), OURS[kind], "imnet")
+    with pytest.raises(ValueError, match=f"optim_backend = imnet for {kind}; allowed: sgd"):
+        RunOptions(optim_backend="imnet").as_ran(found)
 
 
 def test_another_optimiser_cannot_take_a_state_over(tmp_path):
