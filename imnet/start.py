@@ -106,7 +106,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
     """One network, over all ranks."""
     with launch.connected(place.device) as world:
-        console = Console(enabled=world.is_main)
+        console = Console(enabled=world.is_main, signals=signals)
         try:
             with _folder(options, world) as folder:
                 Trainer(recipe, options, place, world, console, signals, threads, folder).run()

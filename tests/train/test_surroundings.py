@@ -68,6 +68,26 @@ def test_an_odd_locale_is_no_traceback(tmp_path, locale):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("gone", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout", "terminal"))])
+def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
+    """``| head``, ``2>&1 | tee`` at a Ctrl-C, which ends tee at once, a window that is closed under setsid."""
+    reader, writer = os.openpty() if gone == "terminal" else os.pipe()
+    errors = subprocess.PIPE if gone == "stdout" else writer
+    words = [*TRAIN, "--epochs", "500", "--out", str(tmp_path)]
+    with subprocess.Popen(words, env=ENV, stdout=writer, stderr=errors, start_new_session=True) as process:
+        os.close(writer)
+        said = b""
+        while b"warm-up" not in said:
+            said += os.read(reader, 4096)
+        os.close(reader)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert list(tmp_path.glob("checkpoints/step-????????"))
+    if gone == "stdout":
+        assert told.startswith(b"imnet-train: nobody reads the output: saved at step ")
+        assert told.count(b"\n") == 1
+
+
 def test_the_caller_gets_everything_back(tmp_path):
     script = [sys.executable, str(Path(__file__).with_name("leaks_script.py")), str(tmp_path)]
     done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)
