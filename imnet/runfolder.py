@@ -192,7 +192,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
             if not isinstance(run.get(key), kind):
                 raise ValueError(f"{key} is missing or no {_WORDS[kind]}")
         return run
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         hint = "put a copy back, or take another folder"

@@ -44,6 +44,13 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if p.name != ".lock"]
 
 
+@pytest.mark.parametrize(("place", "said"), [("file", "File exists"), ("file/run", "Not a directory")])
+def test_a_file_in_the_folders_place_is_said_as_such(tiny, tmp_path, place, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(IOFailure, match=rf"{place}: run folder: {said}; choose another --out"):
+        train(tiny, options(tmp_path / place))
+
+
 def test_a_port_in_use_is_said(monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
