@@ -59,7 +59,7 @@ def save(
     final = folder / f"step-{step:08d}"
     temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not its parent, which may have been moved
         if temporary.exists():
             shutil.rmtree(temporary)
         if final.exists() and _problem(final) is None and _config_hash(final) == state.get("config_hash"):

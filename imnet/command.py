@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
 
@@ -186,12 +186,10 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         sys.stdout.flush()
         return code
     except ImnetError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"{name}: {error}", file=sys.stderr)
+        complain(f"{traceback.format_exc() if '--debug' in argv else ''}{name}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        complain(f"{name}: interrupted")
         return 130
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
@@ -199,11 +197,26 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
             raise
         # Whoever read has gone (| head), or the disk that > FILE lies on is full. What is buffered goes nowhere, or
         # Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        into_nothing(sys.stdout)
         if full:
             failure = IOFailure(f"output not written: {error.strerror}", hint="free some space there")
-            print(f"{name}: {failure}", file=sys.stderr)
+            complain(f"{name}: {failure}")
         return IOFailure.exit_code
+
+
+def complain(text: str) -> None:
+    """To stderr, where somebody still reads it: the exit code counts, whether its reason was heard or not."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        into_nothing(sys.stderr)
+
+
+def into_nothing(stream: TextIO) -> None:
+    """Let what is written and buffered go nowhere, as Python would fail at its end for what is left."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 def printable() -> None:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from imnet.command import into_nothing
+
+if TYPE_CHECKING:
+    from imnet.watch import Signals
 
 
 class Console:
-    """Silent on every rank but the first."""
+    """Silent on every rank but the first. Where nobody reads any more (a pipe whose other end has ended, a terminal
+    that is gone), ``signals`` note it as one that asks to stop, so that the run saves first."""
 
-    def __init__(self, enabled: bool = True, interval_s: float = 10.0):
-        self.enabled, self.interval_s = enabled, interval_s
+    def __init__(self, enabled: bool = True, interval_s: float = 10.0, signals: Signals | None = None):
+        self.enabled, self.interval_s, self.signals = enabled, interval_s, signals
         self._rich: Any = _rich_console() if enabled and (sys.stdout.isatty() or _in_notebook()) else None
         self._bar: Any = None
         self._last_s = 0.0
 
     def say(self, text: str) -> None:
         """One line, above the bar where there is one."""
-        if self._rich is not None:
-            self._rich.print(text, markup=False)
-        elif self.enabled:
-            print(text)
-        sys.stdout.flush()
+        with self._read_by_somebody():
+            if self._rich is not None:
+                self._rich.print(text, markup=False)
+            elif self.enabled:
+                print(text)
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def _read_by_somebody(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self.signals is None or error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            into_nothing(sys.stdout)
+            self.signals.name = self.signals.name or "nobody reads the output"
 
     def header(self, lines: list[str]) -> None:
         """What a run begins with."""
@@ -53,7 +73,8 @@ class Console:
 
     def stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._read_by_somebody():
+                self._bar.stop()
             self._bar = None
 
     def progress(

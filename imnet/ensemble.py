@@ -79,7 +79,7 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
         shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
         rank = _Rank(recipe, options, place, near, signals, threads, shelf)
         if world.is_main:
-            Console().say(f"ensemble   {told(recipe, bands, world.size)}")
+            Console(signals=signals).say(f"ensemble   {told(recipe, bands, world.size)}")
         if near.size > 1:
             rank.train(mine, dataset, leads=world.is_main)
             return
@@ -128,7 +128,9 @@ class _Rank:
                 stack.callback(part.close)
             runs = {}
             for number, band in enumerate(bands):
-                voice = Voice(band, number, len(bands), leads=leads and not runs, enabled=self.world.is_main)
+                voice = Voice(
+                    band, number, len(bands), self.signals, leads=leads and not runs, enabled=self.world.is_main
+                )
                 own = replace(sources, **{name: OneBand(part, band) for name, part in parts.items()})
                 with _named(band):
                     runs[band] = self._run(band, voice, own, stack)
@@ -181,8 +183,8 @@ class Voice(Console):
     """What one band, ``number`` of ``num``, says: its own lines by its name, in turn with the others; what holds for
     all, the one that ``leads``."""
 
-    def __init__(self, band: int, number: int, num: int, *, leads: bool, enabled: bool):
-        super().__init__(enabled, interval_s=EVERY_S * num)
+    def __init__(self, band: int, number: int, num: int, signals: Signals, *, leads: bool, enabled: bool):
+        super().__init__(enabled, EVERY_S * num, signals)
         self._rich = None  # bars of several would write over each other
         self.band, self.number, self.num, self.leads = band, number, num, leads
 

@@ -6,6 +6,8 @@ kept. ONNX and pt2 take images float32 (N, C, side, side) in 0..1 and give logit
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from imnet.classifier import KEY, Card, Classifier, load
@@ -57,6 +59,8 @@ def export(model: Classifier, to: str, out: Path) -> str:
     written judges pictures otherwise than the run."""
     if to not in WRITERS:
         raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UsageError("got a device or a pipe for --out, which a file would replace", file=out, hint="give a file")
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +79,8 @@ def export(model: Classifier, to: str, out: Path) -> str:
     except OSError as error:
         raise IOFailure(f"cannot be written: {error.strerror}", file=out, hint="choose another --out") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or in a folder that cannot be written either
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
     line = f"{out}: {to}, {NUM_CHECKED} pictures judged as by the run (largest difference {error:.1e})"
     if to == "timm" and resized_twice(model.card):
         line += f"; timm resizes a picture once, the run did it twice: {describe(model.card)}"
@@ -104,6 +107,11 @@ def network_input(card: Card, pixels: np.ndarray) -> Tensor:
 
 
 Read = Callable[[np.ndarray], Tensor]
+# What a writer makes is written here: at a full disk safetensors and torch raise errors of their own kinds.
+
+
+def _weights(model: Classifier) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in model.network.cpu().state_dict().items()}
 
 
 def _safetensors(model: Classifier, path: Path) -> Read:
@@ -117,7 +125,7 @@ def _safetensors(model: Classifier, path: Path) -> Read:
         head["preprocessing"] = json.dumps({"image_px": card.input_px, "mean": a.mean, "std": a.std})
     if card.licence:
         head["licence"] = card.licence
-    save_file({k: v.contiguous() for k, v in model.network.cpu().state_dict().items()}, path, head)
+    path.write_bytes(save(_weights(model), head))
     return lambda pixels: load(path).logits(pixels)
 
 
@@ -132,7 +140,9 @@ def _program(model: Classifier) -> torch.export.ExportedProgram:
 
 
 def _pt2(model: Classifier, path: Path) -> Read:
-    torch.export.save(_program(model), path, extra_files={f"{KEY}.json": model.card.dumps()})
+    written = io.BytesIO()
+    torch.export.save(_program(model), written, extra_files={f"{KEY}.json": model.card.dumps()})
+    path.write_bytes(written.getvalue())
     again = torch.export.load(path).module()
     return lambda pixels: again(network_input(model.card, pixels)).detach()
 
@@ -171,7 +181,7 @@ def _timm(model: Classifier, path: Path) -> Read:
     import timm
 
     path.mkdir()
-    save_file({k: v.contiguous() for k, v in model.network.cpu().state_dict().items()}, path / "model.safetensors")
+    (path / "model.safetensors").write_bytes(save(_weights(model)))
     config = timm_pictures(card) | {"mean": a.mean_per_channel(card.channels)}
     config |= {"std": a.std * card.channels if len(a.std) == 1 else a.std}
     config |= {"num_classes": card.num_outputs, "license": card.licence}

@@ -33,10 +33,14 @@ def _is_alive(pid: int) -> bool:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name, fsync, rename. Raises IOFailure and leaves the old file."""
+    """Write under a temporary name, fsync, rename; a device or a pipe is written as it is, not replaced. Raises
+    IOFailure and leaves the old file."""
     temporary = temporary_of(path)
     data = content.encode() if isinstance(content, str) else content
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(data)
+            return
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()

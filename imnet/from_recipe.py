@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from imnet_kernels import tier
 
 from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
@@ -84,6 +85,7 @@ def prepare(
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
+    _check_statistics(step, order, options.micro_batch_images)
     if recipe.class_weights == "balanced":
         labels = as_tensor(sources.dataset.train.labels)
         step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
@@ -144,11 +146,18 @@ def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if began is None else began.get("weights")
 
 
+def _shards(order: Order, num_ranks: int) -> list[set[int]]:
+    """How many images ranks have of a whole batch, and of an incomplete last one where it is trained on."""
+    rest = 0 if order.drop_last else order.num_images % order.batch_images
+    return [
+        {len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)}
+        for n in (order.batch_images, *([rest] if rest else []))
+    ]
+
+
 def _check_passes(order: Order, num_ranks: int, most: int | None) -> None:
     """UsageError where --sync-bn would let a rank wait in a pass that another does not make."""
-    rest = order.num_images % order.batch_images
-    sizes = [order.batch_images, *([rest] if rest and not order.drop_last else [])]
-    held = [{len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)} for n in sizes]
+    held = _shards(order, num_ranks)
 
     def agree(most: int | None) -> bool:
         passes = [{len(micro_batches(torch.arange(n), most)) for n in shards} for shards in held]
@@ -158,6 +167,24 @@ def _check_passes(order: Order, num_ranks: int, most: int | None) -> None:
         fits = next(n for n in itertools.count(most or 1) if agree(n))
         what = f"got --sync-bn with micro-batches of {most} images, of which ranks would make different numbers"
         raise UsageError(what, hint=f"take --micro-batch-images {fits}")
+
+
+def _check_statistics(step: TrainStep, order: Order, most: int | None) -> None:
+    """UsageError where a pass would have one image, and a BatchNorm no more than one number of it a channel."""
+    held = _shards(order, step.world.size)
+    single = [any(len(p) == 1 for n in shards for p in micro_batches(torch.arange(n), most)) for shards in held]
+    if not any(single) or (step.recipe.comm.sync_bn and step.world.size > 1):
+        return
+    data, kept = step.recipe.data, {name: buffer.clone() for name, buffer in step.net.named_buffers()}
+    image = torch.zeros(1, data.channels, step.recipe.input_px, step.recipe.input_px, device=step.place.device)
+    try:
+        with torch.no_grad(), tier.using("reference"):
+            torch.func.functional_call(step.net, kept, (image,))
+    except ValueError as error:
+        what = f"got {'batches' if single[0] else 'a last batch'} of which a pass has one image: {error}"
+        fewer = "fewer ranks, or a larger --micro-batch-images"
+        hint = fewer if single[0] else f"set --data.drop_last, or take another --batch-size, {fewer}"
+        raise UsageError(what, hint=hint) from error
 
 
 def load_data(

@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,8 @@ def _rank(values: Namespace) -> int:
     """What one process does: its share of the images; the first of several prints and writes."""
     options = RunOptions(device="cpu" if values.procs else values.device)
     with connected(device.resolve(options, current_world().local_rank).device) as world:
-        lines = _own(values, world) if values.data is None else _other(values, world)
-    if world.is_main:
-        print("\n".join(lines))
+        for line in _own(values, world) if values.data is None else _other(values, world):
+            print(line, flush=True)
     return 0
 
 
@@ -88,8 +87,8 @@ def _check_ten_crop(values: Namespace) -> None:
     tencrop.check(Run(values.run).recipe)
 
 
-def _own(values: Namespace, world: World) -> list[str]:
-    """On a split of the run's own set."""
+def _own(values: Namespace, world: World) -> Iterator[str]:
+    """On a split of the run's own set; figures are told before they are written, in case that cannot be."""
     if not values.run.is_dir() and values.run.suffix:
         what = "got a file, which has no images of its own"
         raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
@@ -104,25 +103,26 @@ def _own(values: Namespace, world: World) -> list[str]:
     beside_test = dataset.final is not None and split == "test"
     final = run.judge(dataset, options, "final", *images[1:], flip=False, world=world) if beside_test else None
     if not world.is_main:
-        return []
-    names, written = dataset.class_names, []
+        return
+    names = dataset.class_names
+    yield from _lines(plain, mirrored, names, run)
+    if values.ten_crop:
+        how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
+        yield tencrop.told(tencrop.evaluate(run, **how))
+    if final is not None:
+        yield (f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
+               "that the run did not look at")  # fmt: skip
+    yield from _table(values.out, plain, names, str)
     if not marks:
         write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None, final)
     else:
         about = {"data": dataset.name, "split": split} | _how(values, options)
-        written = [_beside(run, plain, names, mirrored, about, marks)]
+        yield _beside(run, plain, names, mirrored, about, marks)
     report.render(run.path)
-    lines = _lines(plain, mirrored, names, run)
-    if values.ten_crop:
-        how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
-        lines.append(tencrop.told(tencrop.evaluate(run, **how)))
-    if final is not None:
-        lines.append(f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
-                     "that the run did not look at")  # fmt: skip
-    return [*lines, *_table(values.out, plain, names, str), *written, f"report     {run.report}"]
+    yield f"report     {run.report}"
 
 
-def _other(values: Namespace, world: World) -> list[str]:
+def _other(values: Namespace, world: World) -> Iterator[str]:
     """On another set, of a run or of a file that imnet-export wrote."""
     run = Run(values.run) if values.run.is_dir() else None
     if run is None and values.checkpoint != "last":
@@ -136,16 +136,18 @@ def _other(values: Namespace, world: World) -> list[str]:
     images, options = images_at(values.data.expanduser(), values.split), _as_asked(options, values)
     plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip, world=world)
     if not world.is_main:
-        return []
-    names, written = model.card.class_names, []
+        return
+    names = model.card.class_names
+    yield f"data       {images.path}: its {images.split} part"
+    yield from _told_classes(plain, names)
+    yield from _lines(plain, mirrored, names, run)
+    yield from _table(values.out, plain, names, images.name)
     if run is not None:
         about = {"data": str(images.path), "split": images.split} | _how(values, options)
         marks = [_slug(values.data), images.split, *_marks(run, values)]
-        written = [_beside(run, plain, names, mirrored, about, marks)]
+        yield _beside(run, plain, names, mirrored, about, marks)
         report.render(run.path)
-        written.append(f"report     {run.report}")
-    told = [f"data       {images.path}: its {images.split} part", *_told_classes(plain, names)]
-    return [*told, *_lines(plain, mirrored, names, run), *_table(values.out, plain, names, images.name), *written]
+        yield f"report     {run.report}"
 
 
 def _how(values: Namespace, options: RunOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -178,6 +179,23 @@ def connected(device: torch.device):
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process|Timed out waiting")
+"""What gloo and NCCL say in the midst of an operation where another rank has ended, or stands still."""
+
+
+@contextlib.contextmanager
+def named_loss(world: World):
+    """What a rank meets when another has ended is no fault of its own: DeviceError, a line, so that the other's words
+    are found. Whoever starts ranks here (imnet.ranks) knows which was lost, and asks for the tracebacks instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or LOST.search(str(error)) is None:
+            raise
+        what = f"rank {world.rank} of {world.size} has lost its connection to another rank"
+        raise DeviceError(what, hint="what that one said is the cause; the same command goes on") from error
 
 
 def leave(code: int) -> NoReturn:

@@ -55,9 +55,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a torn last one (a run that was killed) is left out."""
+    """Every whole line; a torn last one (a run that was killed) is left out, and so are blank ones."""
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in filter(bytes.strip, path.read_bytes().splitlines()):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from imnet.command import die_with, printable
+from imnet.command import complain, die_with, printable
 from imnet.errors import DeviceError, ImnetError, Preempted
 from imnet.launch import heard, leave
 
@@ -79,13 +78,13 @@ def run_ranks(
                 raise Preempted(f"{asked[0].name}: stopped before the first step", hint="run the same command again")
             what = f"rank {rank} {group.how(rank, code)}"
             if life < max_restarts:
-                print(f"imnet: {what}; all start again ({life + 1} of {max_restarts})", file=sys.stderr, flush=True)
+                complain(f"imnet: {what}; all start again ({life + 1} of {max_restarts})")
             elif report is None:
                 frozen = rank in group.stopped_at
                 hint = "the same command goes on" if frozen else "out of memory? the same command goes on"
                 raise DeviceError(what, hint=hint if code < 0 else "see its words above")
             else:
-                print(f"rank {report[0]}:\n{report[1].trace}", file=sys.stderr, end="", flush=True)
+                complain(f"rank {report[0]}:\n{report[1].trace.rstrip()}")
     return 1
 
 

@@ -76,9 +76,10 @@ class RunFolder:
             self._lock = (path / ".lock").open("a+")
             self._lock.seek(0)
             self._found = self._lock.read()
-            probe = path / f".probe.{os.getpid()}"
-            probe.write_bytes(b"imnet")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=path) as probe:
+                probe.write(b"imnet")
+            # Held open, so that no other folder gets its number.
+            self._place = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
         if lock:
@@ -104,6 +105,18 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(self._found)
         self._lock.close()
+        os.close(self._place)
+
+    def check_place(self) -> None:
+        """IOFailure where the folder is no longer at its path: a save would begin another there, or meet a run's that
+        has been started since."""
+        try:
+            same = os.path.samestat(os.fstat(self._place), self.path.stat())
+        except OSError as error:
+            same = error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+        if not same:
+            what = "the run folder has been moved or removed while the run was going on"
+            raise IOFailure(what, file=self.path, hint="the same command with --out of its new place goes on there")
 
     def check_room(self, num_bytes: int) -> None:
         """IOFailure where a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
@@ -179,7 +192,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
             if not isinstance(run.get(key), kind):
                 raise ValueError(f"{key} is missing or no {_WORDS[kind]}")
         return run
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         hint = "put a copy back, or take another folder"

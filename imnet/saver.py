@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imnet import checkpoint
 from imnet.run_state import RunState, Setup
+from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
 
 
@@ -26,12 +27,13 @@ class Saver:
         self._newest: Future[Path] | None = None
 
     def save(
-        self, folder: Path, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float, right_sum: float
+        self, folder: RunFolder, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float, right_sum: float
     ) -> None:
         """Take down the run as it is now, in ``folder``; the sums are those of all ranks.
 
-        Raises IOFailure where the checkpoint before this one could not be written.
+        Raises IOFailure where the checkpoint before this one could not be written, or the folder is gone.
         """
+        folder.check_place()
         self.wait()
         values = {
             "step": state.step,
@@ -52,7 +54,7 @@ class Saver:
             "versions": {"torch": torch.__version__},
         }
         copies, keeps = _in_host_memory(step_fn.tensors()), setup.options.keeps
-        self._newest = self._thread.submit(checkpoint.save, folder, state.step, copies, values, keeps)
+        self._newest = self._thread.submit(checkpoint.save, folder.checkpoints, state.step, copies, values, keeps)
 
     def wait(self) -> None:
         """Until the newest checkpoint is on the disk; raises IOFailure where it could not be written."""

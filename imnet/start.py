@@ -37,7 +37,8 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
         code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
     else:
-        _run_rank(recipe, options)
+        with launch.named_loss(launch.current_world()):
+            _run_rank(recipe, options)
     if bands and code == 0 and launch.current_world().is_main:
         print(ensemble.closing(path, bands), flush=True)
     return code, path
@@ -106,7 +107,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
     """One network, over all ranks."""
     with launch.connected(place.device) as world:
-        console = Console(enabled=world.is_main)
+        console = Console(enabled=world.is_main, signals=signals)
         try:
             with _folder(options, world) as folder:
                 Trainer(recipe, options, place, world, console, signals, threads, folder).run()

@@ -251,7 +251,7 @@ class Trainer:
         sums = self._sums()
         if self.folder is not None and self.log is not None:
             self.state.metrics_bytes = self.log.sync()
-            self.saver.save(self.folder.checkpoints, self.setup, self.state, self.step_fn, *sums)
+            self.saver.save(self.folder, self.setup, self.state, self.step_fn, *sums)
 
     def tick(self) -> None:
         now = time.perf_counter()

@@ -54,7 +54,10 @@ def busy(trial: Trial, out: Path) -> str | None:
 def outcome(folder: Path) -> dict[str, Any]:
     """trial.json; empty where there is none."""
     try:
-        return json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("code"), int | None):
+            raise ValueError("it is no object with a code, an integer or null")
+        return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

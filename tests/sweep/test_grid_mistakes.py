@@ -98,3 +98,17 @@ def test_a_log_that_cannot_be_kept_is_said_once_before_any_trial(tmp_path, monke
         == "imnet-sweep: got --log wandb, but wandb is not installed; pip install 'imnet[track]'\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"code": "0"}', '{"code": 1.5}', "\udcff"])
+def test_a_damaged_trial_json_is_one_line(tmp_path, text, capsys):
+    path, out = tmp_path / "mine.yaml", tmp_path / "out"
+    path.write_text("base: {recipe: quickstart}\nseeds: [1, 2]")
+    trial = sweep.trials(sweep.read(path), None, [])[0][0]
+    (out / trial.name).mkdir(parents=True)
+    (out / trial.name / "trial.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert sweep.main([str(path), "--out", str(out), "--dry-run"]) == 65
+    err = capsys.readouterr().err
+    assert "trial.json: cannot be read: " in err
+    assert err.endswith("; remove it\n")
+    assert err.count("\n") == 1

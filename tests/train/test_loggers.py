@@ -122,6 +122,11 @@ def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
 def test_a_run_that_is_complete_is_handed_on_when_asked_for(tmp_path):
     train(HELD, conftest.options(tmp_path))
     assert not (tmp_path / "metrics.csv").exists()
+    # An editor's or a script's empty line ends no reading.
+    written = tmp_path / "metrics.jsonl"
+    lines = written.read_bytes().splitlines(keepends=True)
+    written.write_bytes(b"".join([*lines[:2], b"\n", b"  \r\n", *lines[2:]]))
+    assert len(read_metrics(written)) == len(lines)
     train(HELD, conftest.options(tmp_path, log="csv"))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [in_csv(row) for row in read_metrics(tmp_path / "metrics.jsonl")]

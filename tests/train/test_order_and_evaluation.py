@@ -12,6 +12,7 @@ from imnet.data.pipelines import Setting
 from imnet.data.pipelines.batches import mean_image
 from imnet.data.pipelines.resident import Resident
 from imnet.device import Place
+from imnet.errors import UsageError
 from imnet.evaluate import evaluate
 from imnet.launch import World
 from imnet.metrics import read_metrics
@@ -149,3 +150,20 @@ def test_the_golden_curve(tmp_path):
     train(recipe, options(tmp_path, log_every_steps=1, kernels="reference"))
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "micro", "hint"),
+    [(33, 16, None, "set --data.drop_last, or"), (35, 16, 2, "set --data.drop_last, or"), (32, 16, 1, "fewer ranks")],
+)
+def test_a_pass_of_one_image_is_refused_before_anything_is_written(tmp_path, images, batch, micro, hint):
+    """Where a BatchNorm would have one number a channel; at 32 px the same network has a map of 2 x 2 there."""
+    cut = {"batch_images": batch, "train_images": images, "test_images": 9, "drop_last": False}
+    at_12 = dataclasses.replace(TINY.data, image_px=12, **cut)
+    recipe = dataclasses.replace(TINY, model="speednet", model_options={"width": 8}, epochs=1, data=at_12)
+    how = options(tmp_path, micro_batch_images=micro)
+    with pytest.raises(UsageError, match=rf"of which a pass has one image: .*\[1, \d+, 1, 1\]\); {hint}"):
+        train(recipe, how)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    if images == 33:
+        assert train(dataclasses.replace(recipe, data=dataclasses.replace(at_12, image_px=32)), how)[0] == 0

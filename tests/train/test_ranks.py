@@ -225,3 +225,31 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "state.safetensors"):
         assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize("cause", ["refused", pytest.param("killed", marks=pytest.mark.slow)])
+def test_of_ranks_that_others_started_one_that_loses_another_says_so_in_a_line(tmp_path, cause):
+    """As torchrun and srun start them: each speaks for itself, and the first one's words are the cause."""
+    folder = tmp_path / "run"
+    if cause == "refused":
+        folder.touch()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    words = [*TWO[:5], *SMALL, "--epochs", "400", "--out", str(folder)]
+    ranks = [
+        subprocess.Popen(words, env=ENV | meet | {"RANK": str(n), "LOCAL_RANK": str(n)}, stderr=subprocess.PIPE)
+        for n in range(2)
+    ]
+    deadline = time.monotonic() + 100
+    while cause == "killed" and not (folder / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if cause == "killed":
+        ranks[0].kill()
+    errors = [(rank.communicate(timeout=60)[1] or b"").decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [74 if cause == "refused" else -signal.SIGKILL, 69], errors
+    assert errors[1].splitlines()[-1] == (
+        "imnet-train: rank 1 of 2 has lost its connection to another rank; what that one said is the cause; the same "
+        "command goes on"
+    )
+    assert "Traceback" not in errors[1]

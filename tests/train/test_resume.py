@@ -112,6 +112,29 @@ def test_a_second_run_in_the_same_folder_gets_one_line(uninterrupted, spawn, tmp
         train(recipe, options(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "then", ["moved, another in its place", "removed", pytest.param("moved", marks=pytest.mark.slow)]
+)
+def test_a_folder_that_goes_away_stops_the_run_and_no_other_is_written(uninterrupted, spawn, tmp_path, then):
+    recipe, expected, _ = uninterrupted
+    folder, elsewhere = tmp_path / "run", tmp_path / "moved"
+    process = spawn(recipe, options(folder, checkpoint_every_steps=3))
+    wait_for_step(folder, process)
+    os.kill(process.pid, signal.SIGSTOP)
+    folder.rename(elsewhere)
+    if "another" in then:
+        (folder / "checkpoints").mkdir(parents=True)
+    if then == "removed":
+        shutil.rmtree(elsewhere)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 74
+    assert [path.name for path in folder.rglob("*")] == (["checkpoints"] if "another" in then else [])
+    if then != "removed":
+        train(recipe, options(elsewhere, checkpoint_every_steps=3))
+        assert digests(elsewhere) == expected
+
+
 def test_another_configuration_is_refused_and_the_same_one_is_complete(tiny, tmp_path, capsys):
     short = dataclasses.replace(tiny, epochs=1)
     train(short, options(tmp_path))

@@ -44,6 +44,13 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if p.name != ".lock"]
 
 
+@pytest.mark.parametrize(("place", "said"), [("file", "File exists"), ("file/run", "Not a directory")])
+def test_a_file_in_the_folders_place_is_said_as_such(tiny, tmp_path, place, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(IOFailure, match=rf"{place}: run folder: {said}; choose another --out"):
+        train(tiny, options(tmp_path / place))
+
+
 def test_a_port_in_use_is_said(monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -66,6 +73,26 @@ def test_an_odd_locale_is_no_traceback(tmp_path, locale):
     done = subprocess.run(words, env=ENV | locale, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("gone", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout", "terminal"))])
+def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
+    """``| head``, ``2>&1 | tee`` at a Ctrl-C, which ends tee at once, a window that is closed under setsid."""
+    reader, writer = os.openpty() if gone == "terminal" else os.pipe()
+    errors = subprocess.PIPE if gone == "stdout" else writer
+    words = [*TRAIN, "--epochs", "500", "--out", str(tmp_path)]
+    with subprocess.Popen(words, env=ENV, stdout=writer, stderr=errors, start_new_session=True) as process:
+        os.close(writer)
+        said = b""
+        while b"warm-up" not in said:
+            said += os.read(reader, 4096)
+        os.close(reader)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert list(tmp_path.glob("checkpoints/step-????????"))
+    if gone == "stdout":
+        assert told.startswith(b"imnet-train: nobody reads the output: saved at step ")
+        assert told.count(b"\n") == 1
 
 
 def test_the_caller_gets_everything_back(tmp_path):

@@ -230,6 +230,21 @@ def test_an_exported_file_judges_another_set_and_writes_the_table_alone(run, fol
     assert "add --data PATH" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_costs_no_figure(run, folder, tmp_path, capsys):
+    """As an archive of runs is mounted: what was asked for is told and written, and the failure is the last word."""
+    top1 = f"top-1      {run.metrics[-1]['top1']:.4%}"
+    for words, why in (([], "worst.png"), (["--data", str(folder)], "report.html")):
+        copy, table = tmp_path / why.replace(".", "-"), tmp_path / f"{why}.csv"
+        shutil.copytree(run.path, copy)
+        (copy / why).unlink()
+        (copy / why).mkdir()  # for root, permissions would not do
+        assert eval_main([str(copy), *words, *CPU, "--out", str(table)]) == 74
+        said = capsys.readouterr()
+        assert top1 in said.out
+        assert len(table.read_text().splitlines()) == 65
+        assert said.err == f"imnet-eval: {copy / why}: not written: Is a directory; check space and permissions\n"
+
+
 def test_another_checkpoint_split_or_precision_is_written_beside(run, capsys):
     own = (run.path / "evaluation.json").read_bytes()
     lines = {line["epoch"]: line for line in run.metrics if line["kind"] == "eval"}

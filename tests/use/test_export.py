@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import resource
 import sys
 from dataclasses import replace
 
@@ -14,8 +16,9 @@ from PIL import Image
 import imnet
 from imnet.classifier import Card, Classifier, load
 from imnet.cli import export_main, predict_main
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.export import Portable, describe, export, network_input, resized_twice, timm_pictures
+from imnet.files import write_atomic
 from imnet.from_recipe import build_network, build_pipelines, load_data
 from imnet.launch import World
 from imnet.recipe import Augment
@@ -236,6 +239,38 @@ def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch)
     with pytest.raises(DataError, match=r"away from the run's logits"):
         export(model, "pt2", out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["safetensors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pt2", "onnx"))])
+def test_a_full_disk_is_one_line_and_nothing_is_left(run, tmp_path, to, capsys):
+    """A limit of 2 KiB a file, which libraries tell by errors of their own kinds."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model, out = run.classifier(), tmp_path / f"model.{to}"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        with pytest.raises(IOFailure, match="cannot be written: File too large; choose another --out"):
+            export(model, to, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_not_even_the_remains_can_be_removed_it_is_one_line(run, tmp_path):
+    with pytest.raises(IOFailure, match="cannot be written: File name too long; choose another --out"):
+        export(run.classifier(), "safetensors", tmp_path / ("x" * 250))
+
+
+def test_a_pipe_is_not_replaced_by_a_file(run, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="got a device or a pipe for --out"):
+        export(run.classifier(), "safetensors", pipe)
+    reader = os.open(pipe, os.O_RDWR)
+    write_atomic(pipe, "a table")
+    assert os.read(reader, 100) == b"a table"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_what_cannot_be_said_elsewhere_is_refused(run, tmp_path):
