@@ -187,7 +187,8 @@ def test_timm_loads_its_own_networks_from_the_folder(tmp_path):
     timm = pytest.importorskip("timm")
     asked = small(model="timm:resnet10t", model_options={})
     run = imnet.train(asked, out=tmp_path / "r", device="cpu", precision="fp32")
-    assert export_main([str(run.path), "--to", "timm", "--out", str(tmp_path / "folder")]) == 0
+    for _ in range(2):  # the second one takes the first one's place
+        assert export_main([str(run.path), "--to", "timm", "--out", str(tmp_path / "folder")]) == 0
     network = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert network.num_classes == run.recipe.data.num_classes
     card = run.classifier().card
@@ -225,6 +226,19 @@ def test_what_timm_cannot_repeat_is_said(tmp_path):
     run = imnet.train(replace(asked, augment=replace(asked.augment, resize_px=24)), out=tmp_path / "r", device="cpu")
     line = export(run.classifier(), "timm", tmp_path / "folder")
     assert "the run did it twice: float32 (N, 3, 24, 24)" in line
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "pt2", "timm"])
+@pytest.mark.parametrize("out", ["pictures", ".", "run", "model.safetensors"])
+def test_no_folder_is_taken_away_for_an_export(run, pictures, tmp_path, monkeypatch, capsys, to, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run.path)
+    (tmp_path / "model.safetensors" / "kept").mkdir(parents=True)
+    there = sorted(tmp_path.rglob("*"))
+    assert export_main(["run", "--to", to, "--out", out]) == 2
+    assert "got a folder for --out" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == there
+    assert imnet.load_run(run.path).model() is not None
 
 
 def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch):
