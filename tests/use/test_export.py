@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,8 +115,17 @@ def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch
     monkeypatch.setattr(sys, "stdin", Stdin(f"{pictures / '1.png'}\n\n{pictures / 'more'}\n".encode()))
     assert predict_main(argv) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0]["top"] == one["top"]
-    assert len(rows) == 3
+    assert [rows[0]["top"], len(rows)] == [one["top"], 3]
+    for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are no names of files
+        monkeypatch.setattr(sys, "stdin", Stdin(data))
+        assert predict_main(argv) == 65
+        assert json.loads(capsys.readouterr().out)["name"] == "0"
+
+
+@pytest.mark.parametrize("picture", [torch.zeros(3, 16, 16), None, 3])
+def test_what_is_no_picture_is_named(run, picture):
+    with pytest.raises(UsageError, match=f"got a {type(picture).__name__} for a picture; allowed: a path"):
+        run.predict([picture])
 
 
 @pytest.mark.parametrize(
@@ -232,13 +242,12 @@ def test_what_timm_cannot_repeat_is_said(tmp_path):
 @pytest.mark.parametrize("out", ["pictures", ".", "run", "model.safetensors"])
 def test_no_folder_is_taken_away_for_an_export(run, pictures, tmp_path, monkeypatch, capsys, to, out):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").symlink_to(run.path)
-    (tmp_path / "model.safetensors" / "kept").mkdir(parents=True)
-    there = sorted(tmp_path.rglob("*"))
+    Path("run").symlink_to(run.path)
+    Path("model.safetensors/kept").mkdir(parents=True)
+    there = [*sorted(tmp_path.rglob("*")), *sorted(run.path.rglob("*"))]
     assert export_main(["run", "--to", to, "--out", out]) == 2
     assert "got a folder for --out" in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == there
-    assert imnet.load_run(run.path).model() is not None
+    assert [*sorted(tmp_path.rglob("*")), *sorted(run.path.rglob("*"))] == there
 
 
 def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch):
@@ -287,3 +296,5 @@ def test_the_whole_picture_is_cut_as_in_evaluation(run):
 def test_load_refuses_what_is_absent(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load(tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match="got a folder for a file"):
+        load(tmp_path)
