@@ -143,7 +143,7 @@ class Classifier:
             raise UsageError("got one picture; allowed: several, in a list", hint="write [picture]")
         waiting: list[dict[str, Any]] = []
         for number, picture in enumerate(pictures):
-            name = str(number) if isinstance(picture, bytes | Image.Image | np.ndarray) else os.fspath(picture)
+            name = _name(number, picture)
             try:
                 waiting.append({"name": name, "pixels": self.pixels(picture)})
             except (BadPictureError, OSError) as error:
@@ -165,9 +165,21 @@ class Classifier:
             yield row
 
 
+def _name(number: int, picture: Picture) -> str:
+    """What a prediction calls its picture: the path, or the number of what has none."""
+    if isinstance(picture, bytes | Image.Image | np.ndarray):
+        return str(number)
+    if isinstance(picture, str | os.PathLike):
+        return os.fspath(picture)
+    what = f"got a {type(picture).__name__} for a picture; allowed: a path, bytes, a PIL picture, a uint8 array"
+    raise UsageError(what, hint="an array is (H, W, C), values are 0..255")
+
+
 def load(path: str | os.PathLike[str]) -> Classifier:
     """A file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other."""
     file, head = Path(path), {}
+    if file.is_dir():
+        raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
     try:
         with safe_open(file, "pt") as opened:
             head = opened.metadata() or {}

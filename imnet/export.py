@@ -28,6 +28,8 @@ from imnet.errors import DataError, IOFailure, UsageError
 TOLERANCE = 1e-3
 """Of the largest logit, or of 1: what another order of additions may change in fp32."""
 NUM_CHECKED = 4
+TIMM_FILES = {"config.json", "model.safetensors"}
+"""Of the folder for timm: one that holds nothing else is an earlier export, and may be replaced."""
 
 
 class Portable(nn.Module):
@@ -59,8 +61,7 @@ def export(model: Classifier, to: str, out: Path) -> str:
     written judges pictures otherwise than the run."""
     if to not in WRITERS:
         raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
-    if out.exists() and not (out.is_file() or out.is_dir()):
-        raise UsageError("got a device or a pipe for --out, which a file would replace", file=out, hint="give a file")
+    _check_place(out, to)
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,18 @@ def export(model: Classifier, to: str, out: Path) -> str:
     if to == "timm" and resized_twice(model.card):
         line += f"; timm resizes a picture once, the run did it twice: {describe(model.card)}"
     return line
+
+
+def _check_place(out: Path, to: str) -> None:
+    """Refuse to put an export where a folder is, or a device or pipe: it would go, with all that lies in it."""
+    if not out.exists() or out.is_file():
+        return
+    if not out.is_dir():
+        raise UsageError("got a device or a pipe for --out, which a file would replace", file=out, hint="give a file")
+    if to == "timm" and out.name and {path.name for path in out.iterdir()} <= TIMM_FILES:
+        return
+    hint = "name one that is not there" + (", or an earlier export for timm" if to == "timm" else "")
+    raise UsageError("got a folder for --out", file=out, hint=hint)
 
 
 def _umask() -> int:

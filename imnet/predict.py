@@ -54,14 +54,22 @@ def _pictures(words: list[str]) -> Iterator[classifier.Picture]:
 
 
 def _from_stdin() -> Iterator[classifier.Picture]:
-    """One picture, where the bytes are one; else the names of files and folders, one a line."""
+    """One picture, where the bytes are one or no text (which then have their error); else the names of files and
+    folders, one a line."""
     data = sys.stdin.buffer.read()
-    try:
-        opened(data).close()
+    if b"\0" in data or _is_picture(data):
         yield data
-    except BadPictureError:
+    else:
         names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
         yield from classifier.pictures_in([Path(name) for name in names])
+
+
+def _is_picture(data: bytes) -> bool:
+    try:
+        opened(data).close()
+    except BadPictureError:
+        return False
+    return True
 
 
 def _as_text(row: dict[str, Any]) -> None:

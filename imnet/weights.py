@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import json
 import pickle
+import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +29,6 @@ from imnet.runfolder import read_run
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module")
 """Under which names training scripts keep the weights in their checkpoints, the better ones first."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What wrappers put in front of every name: DistributedDataParallel, torch.compile, and two habits."""
 LEAST_SHARE = 0.5
 """Of the network's elements; a source that fills less is another network's."""
 
@@ -127,22 +127,44 @@ def put(net: nn.Module, weights: Weights) -> Put:
 
     Raises UsageError where that is less than half of the network: the source is another network's.
     """
-    own, theirs = net.state_dict(), dict(weights.tensors)
+    own, theirs = net.state_dict(), weights.tensors
+    prefix = _wrapped_by(weights, own)
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        given = theirs.get(name)
+        given = theirs.get(prefix + name)
         if given is not None and given.dim() == 4 and tensor.shape[1] == 1 and given.shape[1] == 3:
             given = given.sum(1, keepdim=True)  # a grey picture has the same value in every channel
         if given is not None and given.shape == tensor.shape:
             found[name] = given.to(tensor.dtype)
     new = tuple(name for name in own if name not in found and not name.endswith("num_batches_tracked"))
-    skipped = tuple(name for name in theirs if name not in found)
+    taken = {prefix + name for name in found}
+    skipped = tuple(name for name in theirs if name not in taken)
     share = sum(t.numel() for t in found.values()) / max(1, sum(t.numel() for t in own.values()))
     if share < LEAST_SHARE:
         what = f"got --weights {weights.source}: they fill {share:.0%} of the network"
         raise UsageError(what, hint=f"theirs are named {_some(list(theirs))}, the network's {_some(list(own))}")
     net.load_state_dict(found, strict=False)
     return Put(len(found), skipped, new)
+
+
+def _wrapped_by(weights: Weights, own: Mapping[str, Tensor]) -> str:
+    """What stands in front of the network's names in most of theirs, such as ``module.`` of DistributedDataParallel,
+    ``_orig_mod.`` of torch.compile, both, or the name under which a larger module holds the network.
+
+    Raises UsageError where two of them hold it, as a student and its teacher.
+    """
+    counts: Counter[str] = Counter()
+    for name in weights.tensors:
+        parts = name.split(".")
+        counts.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in own)
+    most = max(counts.values(), default=0)
+    found = [prefix for prefix, count in counts.items() if count == most]
+    if "" in found or most < LEAST_SHARE * len(own):
+        return ""
+    if len(found) > 1:
+        what = f"got --weights {weights.source}: it holds the network several times, as {_some(found)}"
+        raise UsageError(what, hint="save the one that is meant: its state_dict alone")
+    return found[0]
 
 
 def _some(names: Any) -> str:
@@ -173,34 +195,41 @@ def _tensors_of(path: Path) -> Any:
     except SafetensorError as error:
         raise DataError(f"no safetensors file: {error}", file=path, hint="get it again") from error
     except Exception as error:  # torch's readers raise many kinds, UnpicklingError among them
+        begin = _begin(path)
+        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # a zip's table is its end
+            raise DataError("the file is empty or cut off", file=path, hint="get it again") from error
         pickled = "it holds Python objects, which are not executed"  # torch says that in a page of advice
-        why = pickled if isinstance(error, pickle.UnpicklingError) and _is_saved(path) else type(error).__name__
+        saved = isinstance(error, pickle.UnpicklingError) and begin in (b"PK", b"\x80\x02")
+        why = pickled if saved else type(error).__name__
         what = f"no file of tensors: {why}"
         hint = "save the state_dict alone: torch.save(model.state_dict(), FILE)"
         raise DataError(what, file=path, hint=hint) from error
 
 
-def _is_saved(path: Path) -> bool:
-    """Whether torch.save wrote the file, by its beginning: a zip, or a pickle of old."""
+def _begin(path: Path) -> bytes:
+    """By which a file that torch.save wrote is known: a zip's, or that of a pickle of old."""
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+        return file.read(2)
 
 
 def _plain(found: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside a checkpoint, without what wrappers put in front of the names."""
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
-        inner = next((found[name] for name in NESTED if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
+    """The mapping of names to tensors inside a checkpoint."""
+    while isinstance(found, Mapping):
+        inside = {name: value for name, value in found.items() if isinstance(value, Mapping)}
+        known = [inside[name] for name in NESTED if name in inside]
+        tensors = [value for value in inside.values() if _holds_tensors(value)]
+        if not known and (_holds_tensors(found) or len(tensors) != 1):
             break
-        found = inner
+        found = (known or tensors)[0]
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         keys = f"it holds {_some(list(found))}" if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
         raise DataError(f"no tensors by name: {keys}", file=path, hint="save model.state_dict()")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _holds_tensors(mapping: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in mapping.values())
 
 
 def _header(path: Path) -> dict[str, str]:

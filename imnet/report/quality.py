@@ -71,15 +71,17 @@ def others(run: RunLog) -> list[Markup]:
     headers = ("Data", "Part", "Checkpoint", "Precision", "Images", "Top-1", "Top-5", "Balanced", "Calibration error")
     parts: list[Any] = [table(headers, [_row(other) for other in run.others], "wide")]
     for number, other in enumerate(run.others):
-        about = other.about or {}
-        parts.append(soft(f"{about.get('data', '?')}, {about.get('split', '?')}:"))
+        parts.append(soft("{}, {}, checkpoint {}, {}:".format(*_named(other))))
         parts += _classes(other)
         parts += [_reliability(other, f"other{number}")] if other.bins else []
     return [section("others", "Other evaluations", *parts)]
 
 
+def _named(other: Evaluation) -> list[str]:
+    """Its data, their part, the checkpoint and the precision."""
+    return [str((other.about or {}).get(key, "?")) for key in ("data", "split", "checkpoint", "precision")]
+
+
 def _row(other: Evaluation) -> tuple[str, ...]:
-    about = other.about or {}
-    named = [str(about.get(key, "?")) for key in ("data", "split", "checkpoint", "precision")]
     figures = (other.top1, other.top5, balanced_accuracy(other.per_class), calibration_error(other.bins))
-    return (*named, f"{other.num_images:,}", *map(percent, figures))
+    return (*_named(other), f"{other.num_images:,}", *map(percent, figures))

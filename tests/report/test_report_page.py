@@ -162,6 +162,23 @@ def test_confusion_is_a_map_up_to_50_classes_and_pairs_above_20(tmp_path, classe
         assert float(share) == pytest.approx(100 * int(count) / matrix[int(true)].sum(), abs=0.051)
 
 
+@pytest.mark.parametrize(("images", "top1", "points"), [(40_000, 0.92, "0.14"), (12, 1.0, "8.27"), (12, 0.0, "8.27")])
+def test_a_few_images_that_are_all_right_leave_room_for_error(tmp_path, images, top1, points):
+    evaluation = evaluation_of(10, num_images=images, top1=top1)
+    results = Page(render(make_run(tmp_path / "run", evaluation=evaluation))).text["results"]
+    assert f"on {images:,} images; a test set of this size has a standard error of {points} points" in results
+
+
+def test_two_evaluations_of_one_set_are_told_apart(tmp_path):
+    run = make_run(tmp_path / "run")
+    for precision in ("fp32", "bf16"):
+        about = {"data": "mine", "split": "test", "checkpoint": "best", "precision": precision}
+        (run / f"evaluation-{precision}.json").write_text(json.dumps(evaluation_of(10) | {"about": about}))
+    text = Page(render(run)).text["others"]
+    assert "mine, test, checkpoint best, bf16:" in text
+    assert "mine, test, checkpoint best, fp32:" in text
+
+
 def test_disagreeing_files_are_said(tmp_path):
     evaluation = evaluation_of(10, top1=0.91) | {"num_images": 39_999}
     notes = Page(render(make_run(tmp_path / "run", evaluation=evaluation))).text["notes"]

@@ -10,7 +10,8 @@ from imnet import cli
 ARCHIVE = "tiny-imagenet-200-small.zip"
 WORDS = """
     --model wrn10_1 --data folder --num-classes 20 --data.image_px 64 --batch-size 32 --lr 0.1 --epochs 20
-    --data.val_images 300 --data.val_stratified --augment.crop_pad_px 4 --eval-every-epochs 10
+    --data.val_images 300 --data.val_stratified --augment.crop_pad_px 4
+    --augment.crop_scale null --augment.crop_px null --augment.resize_eval_px null --eval-every-epochs 10
     --device cpu --precision fp32 --threads 1
 """
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -70,54 +69,6 @@ def test_a_dry_run_says_what_fits_and_leaves_a_run_that_goes_on_alone(donor, tmp
     if not hubs.is_here(hub):
         told = dryrun.text(recipe(weights=hub), replace(options, out=str(tmp_path / "another")))
         assert f"begins with  {hub}, fetched when training begins" in told
-
-
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "ddp", "compiled", "ema first", "nested"])
-def test_checkpoints_of_other_scripts_are_read(donor, tmp_path, wrap):
-    state = donor.state_dict()
-    other = {k: torch.zeros_like(v) for k, v in state.items()}
-    held = {
-        "plain": state,
-        "state_dict": {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
-        "ddp": {"model": {f"module.{k}": v for k, v in state.items()}},
-        "compiled": {f"_orig_mod.{k}": v for k, v in state.items()},
-        "ema first": {"state_dict": other, "state_dict_ema": state},
-        "nested": {"model": {"state_dict": state}},
-    }[wrap]
-    torch.save(held, tmp_path / "donor.pth")
-    found = weights.read(str(tmp_path / "donor.pth"))
-    assert found.tensors.keys() == state.keys()
-    assert all(torch.equal(found.tensors[k], v) for k, v in state.items())
-
-
-class Evil:
-    def __reduce__(self):
-        return (Path("evil").write_text, ("ran",))
-
-
-def test_nothing_in_a_pickle_is_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Evil()}, "evil.pth")
-    with pytest.raises(DataError, match="no file of tensors"):
-        weights.read("evil.pth")
-    assert not Path("evil").exists()
-
-
-@pytest.mark.parametrize("held", [[1, 2], {"a": 1}, {}])
-def test_a_file_without_tensors_is_said(tmp_path, held):
-    torch.save(held, tmp_path / "x.pt")
-    with pytest.raises(DataError, match=r"no tensors by name|no file of tensors"):
-        weights.read(str(tmp_path / "x.pt"))
-
-
-def test_a_damaged_file_and_an_absent_one_are_one_line(tmp_path):
-    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    with pytest.raises(DataError, match="no safetensors file"):
-        weights.read(str(tmp_path / "cut.safetensors"))
-    with pytest.raises(UsageError, match=r"no such file.*timm:NAME"):
-        weights.read(str(tmp_path / "none.pth"))
-    with pytest.raises(UsageError, match=r"without run\.json"):
-        weights.read(str(tmp_path))
 
 
 def test_another_network_is_refused(tmp_path):
@@ -271,17 +222,6 @@ def test_ranks_start_from_the_same_weights(donor, tmp_path):
 def test_a_network_without_a_classifier_is_said():
     with pytest.raises(UsageError, match="no classifier"):
         head_name(nn.Sequential(nn.Flatten()))
-
-
-def test_why_a_file_is_refused_fits_in_its_line(donor, tmp_path):
-    """torch's own answer is a page, with colours of the terminal in it."""
-    torch.save(donor, tmp_path / "whole.pt")
-    with pytest.raises(DataError, match=r"of tensors: it holds Python objects, which are not executed; save the"):
-        weights.read(str(tmp_path / "whole.pt"))
-    (tmp_path / "text.pth").write_text("x")
-    with pytest.raises(DataError, match=r"no file of tensors: \w+; save the state_dict") as caught:
-        weights.read(str(tmp_path / "text.pth"))
-    assert str(caught.value).isprintable()
 
 
 def test_a_run_gives_its_newest_weights_or_none(tmp_path):

@@ -15,6 +15,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 COMMANDS = {"imnet-train": cli.train_main, "imnet-predict": cli.predict_main, "imnet-export": cli.export_main}
 COMMANDS["imnet-eval"] = cli.eval_main
 LONG = ("weights.md", "spectral.md", "training.md")
+SHARE = re.compile(r"^(band \d|average|fitted) +([\d.]+)%", re.MULTILINE)
+"""A row of the table that imnet-eval prints of an ensemble: whose, and its top-1."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -29,7 +31,9 @@ def photos(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["own-images.md", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
 def test_the_commands_of_a_page_work_in_their_order(name, photos):
-    blocks = BLOCK.findall((DOCS / name).read_text())
+    """And the accuracies that they print are those of the page, as far as another machine's rounding lets them."""
+    page = (DOCS / name).read_text()
+    blocks, shares = BLOCK.findall(page), dict(SHARE.findall(page))
     assert len(blocks) >= 1
     for kind, text in blocks:
         if kind == "python":
@@ -43,6 +47,8 @@ def test_the_commands_of_a_page_work_in_their_order(name, photos):
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 code = COMMANDS[command](words)
             assert code == 0, f"{line}\n{said.getvalue()}"
+            found = dict(SHARE.findall(said.getvalue()))
+            assert all(float(found[who]) == pytest.approx(float(shares[who]), abs=8) for who in found), found
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,8 +118,17 @@ def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch
     monkeypatch.setattr(sys, "stdin", Stdin(f"{pictures / '1.png'}\n\n{pictures / 'more'}\n".encode()))
     assert predict_main(argv) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0]["top"] == one["top"]
-    assert len(rows) == 3
+    assert [rows[0]["top"], len(rows)] == [one["top"], 3]
+    for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are no names of files
+        monkeypatch.setattr(sys, "stdin", Stdin(data))
+        assert predict_main(argv) == 65
+        assert json.loads(capsys.readouterr().out)["name"] == "0"
+
+
+@pytest.mark.parametrize("picture", [torch.zeros(3, 16, 16), None, 3])
+def test_what_is_no_picture_is_named(run, picture):
+    with pytest.raises(UsageError, match=f"got a {type(picture).__name__} for a picture; allowed: a path"):
+        run.predict([picture])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,8 @@ def test_timm_loads_its_own_networks_from_the_folder(tmp_path):
     timm = pytest.importorskip("timm")
     asked = small(model="timm:resnet10t", model_options={})
     run = imnet.train(asked, out=tmp_path / "r", device="cpu", precision="fp32")
-    assert export_main([str(run.path), "--to", "timm", "--out", str(tmp_path / "folder")]) == 0
+    for _ in range(2):  # the second one takes the first one's place
+        assert export_main([str(run.path), "--to", "timm", "--out", str(tmp_path / "folder")]) == 0
     network = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert network.num_classes == run.recipe.data.num_classes
     card = run.classifier().card
@@ -228,6 +239,18 @@ def test_what_timm_cannot_repeat_is_said(tmp_path):
     run = imnet.train(replace(asked, augment=replace(asked.augment, resize_px=24)), out=tmp_path / "r", device="cpu")
     line = export(run.classifier(), "timm", tmp_path / "folder")
     assert "the run did it twice: float32 (N, 3, 24, 24)" in line
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "pt2", "timm"])
+@pytest.mark.parametrize("out", ["pictures", ".", "run", "model.safetensors"])
+def test_no_folder_is_taken_away_for_an_export(run, pictures, tmp_path, monkeypatch, capsys, to, out):
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(run.path)
+    Path("model.safetensors/kept").mkdir(parents=True)
+    there = [*sorted(tmp_path.rglob("*")), *sorted(run.path.rglob("*"))]
+    assert export_main(["run", "--to", to, "--out", out]) == 2
+    assert "got a folder for --out" in capsys.readouterr().err
+    assert [*sorted(tmp_path.rglob("*")), *sorted(run.path.rglob("*"))] == there
 
 
 def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch):
@@ -308,3 +331,5 @@ def test_the_whole_picture_is_cut_as_in_evaluation(run):
 def test_load_refuses_what_is_absent(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load(tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match="got a folder for a file"):
+        load(tmp_path)
