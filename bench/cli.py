@@ -169,7 +169,7 @@ def count(text: str) -> int:
 
 _PARTS = {
     "throughput": ("images a second of a recipe: loader, model, both; which of them bounds", _throughput),
-    "kernels": ("every kernel family against its reference and peers", _kernels),
+    "kernels": ("a CPU's kernels against their reference and peers (a GPU's: python -m imnet_bench.gpu)", _kernels),
     "data": ("packing, reading and augmenting against their peers", _data),
     "step": ("the training step against timm's", _step),
     "whole": ("the whole command against timm's own train.py", _whole),

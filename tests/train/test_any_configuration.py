@@ -108,7 +108,7 @@ def test_any_configuration_trains_exactly_or_is_refused(words, share, tmp_path_f
     assert not (at / "dry").exists()
     if code:
         assert text.splitlines()[-1].startswith("imnet-train: got "), text
-        assert not (at / "whole").exists()
+        assert not (at / "whole" / "run.json").exists()
         return
     other = {"resident": "host", "host": "resident"}[words["--pipeline"]]
     assert run(words | {"--pipeline": other}, at / "other", at / "said")[0] == 0
