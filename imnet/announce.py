@@ -112,6 +112,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
             "encoded": isinstance(setup.dataset.test, EncodedSplit),
             "class_names": list(setup.dataset.class_names),
             "judged_on": setup.judged_on,
+            "copies": dict(setup.dataset.copies),
         },
         "best": state.best | {"chosen_on": setup.chosen_on},
         "stopped": state.stopped,

@@ -67,8 +67,8 @@ def _timed(kind: str, train: bool, setting: Setting) -> Figures:
     pictures = [_photograph(i) for i in range(setting.few(NUM_PICTURES))]
     warm_up = 2 * threads
     count = batch * (setting.few(MOST_BATCHES) + warm_up)
-    num_bytes = sum(map(len, pictures))
-    split = EncodedSplit(lambda i: pictures[i], np.zeros(len(pictures), np.int64), CROP_PX, Path("made"), num_bytes)
+    sizes = np.array([len(picture) for picture in pictures])
+    split = EncodedSplit(lambda i: pictures[i], np.zeros(len(pictures), np.int64), CROP_PX, Path("made"), sizes)
     device = torch.device(setting.device)
     options = pipelines.Setting(augment=AUGMENT, seed=0, device=device, dtype=torch.bfloat16, workers=threads)
     number = begun = now = 0
@@ -85,7 +85,7 @@ def _timed(kind: str, train: bool, setting: Setting) -> Figures:
             break
     timed = number - warm_up
     figures = {"images_per_s": round(timed * batch / (now - begun), 1), "n": timed, "threads": threads}
-    return figures | {"bytes": round(num_bytes / len(pictures))}
+    return figures | {"bytes": round(split.num_bytes / len(pictures))}
 
 
 def _photograph(number: int) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imnet.data import copies
 from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, hold_out_images, make, subset
 from imnet.data.files import without_locks
 from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset, did_you_mean
@@ -81,7 +82,8 @@ def load(
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
     thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)
-    return thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
+    parted = thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
+    return parted if name in GENERATED else copies.counted(parted)
 
 
 def check_counts(**counts: int | None) -> None:

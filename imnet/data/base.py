@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,18 +61,24 @@ class Split:
 class EncodedSplit:
     """Pictures of any size, as they were encoded (JPEG, PNG, ...), decoded anew whenever they are needed.
 
-    ``read(i)`` gives the bytes of picture i. Unless a recipe crops them from the whole picture, they are made
-    ``image_px`` square with the BOX filter: the pixels that a store packed at that size would hold.
+    ``read(i)`` gives the bytes of picture i, ``sizes`` (N,), whole numbers, how many those are. Unless a recipe crops
+    them from the whole picture, they are made ``image_px`` square with the BOX filter: the pixels that a store packed
+    at that size would hold.
     """
 
     read: Callable[[int], bytes]
     labels: np.ndarray
     image_px: int
     file: Path
-    num_bytes: int
+    sizes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the pictures take in memory, encoded."""
+        return int(self.sizes.sum(dtype=np.int64))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,10 +102,8 @@ AnySplit = Split | EncodedSplit
 def subset(split: AnySplit, rows: np.ndarray) -> AnySplit:
     """The images at ``rows`` (n,) int64, in that order; pixels are copied into memory."""
     if isinstance(split, EncodedSplit):
-        share = len(rows) / max(1, len(split))
         read = split.read
-        return replace(split, read=lambda i: read(int(rows[i])), labels=split.labels[rows],
-                       num_bytes=round(split.num_bytes * share))  # fmt: skip
+        return replace(split, read=lambda i: read(int(rows[i])), labels=split.labels[rows], sizes=split.sizes[rows])
     return Split(np.ascontiguousarray(split.images[rows]), split.labels[rows])
 
 
@@ -187,6 +191,8 @@ class DataSet:
     final: AnySplit | None = None
     # Held out of train: judged like the test part, and the best epoch is chosen on it.
     val: AnySplit | None = None
+    # Part -> how many of its images are in train too.
+    copies: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -31,6 +31,7 @@ def load(run_dir: Path) -> RunLog:
     if (run_dir / "evaluation.json").exists():
         evaluation = _evaluation(run_dir / "evaluation.json")
         notes += _disagreements(evaluation, evals)
+    notes += _copied(info.get("data"), run_dir / "run.json")
     config = _read_yaml(run_dir / "config.yaml")
     return RunLog(
         path=run_dir,
@@ -55,6 +56,17 @@ def _check_published(published: Any, path: Path) -> None:
     as_fraction(published.get("ensemble_top1"), "recipe.published.ensemble_top1", path)
     for band, top1 in enumerate(published.get("band_top1") or ()):
         as_fraction(top1, f"recipe.published.band_top1[{band}]", path)
+
+
+def _copied(data: Any, path: Path) -> list[str]:
+    """What judges although it was trained on."""
+    copies = (data.get("copies") if isinstance(data, dict) else None) or {}
+    if not isinstance(copies, dict) or not all(isinstance(count, int) for count in copies.values()):
+        raise DataError("data.copies must be an object of whole numbers", file=path)
+    told = ", ".join(f"{count:,} {part} images" for part, count in copies.items())
+    return (
+        [f"Trained on as well, to the byte: {told}. Their figures are better than those of new images."] if told else []
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

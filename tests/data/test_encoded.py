@@ -33,7 +33,7 @@ SIZES = ((40, 30), (23, 61), (20, 20), (90, 17), (33, 32))
 
 def encoded_split(pictures, image_px=24):
     return EncodedSplit(
-        pictures.__getitem__, np.arange(len(pictures)) % 3, image_px, Path("x.imnet"), sum(map(len, pictures))
+        pictures.__getitem__, np.arange(len(pictures)) % 3, image_px, Path("x.imnet"), np.array([*map(len, pictures)])
     )
 
 

@@ -35,7 +35,7 @@ def split(reads=None, bad=()):
             reads[i] += 1
         return files[i]
 
-    return EncodedSplit(read, np.arange(COUNT, dtype=np.int64) % 4, 16, "pictures", 1)
+    return EncodedSplit(read, np.arange(COUNT, dtype=np.int64) % 4, 16, "pictures", np.array([*map(len, files)]))
 
 
 def batches(epoch):

@@ -130,7 +130,7 @@ def test_pipelines_agree_and_a_second_draw_of_an_image_is_cropped_anew(kind, enc
     split, augment = pictures(78), AUGMENT
     if encoded:
         files = [picture(i) for i in range(78)]
-        split = EncodedSplit(files.__getitem__, split.labels, 40, tmp_path, sum(map(len, files)))
+        split = EncodedSplit(files.__getitem__, split.labels, 40, tmp_path, np.array([*map(len, files)]))
         augment = ENCODED
     split = dataclasses.replace(split, labels=UNEVEN.numpy())
     order = Order(78, 26, 3, drop_last=False, labels=UNEVEN)

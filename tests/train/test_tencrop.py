@@ -96,7 +96,7 @@ def test_pictures_kept_encoded_of_any_shape(tmp_path):
         return out.getvalue()
 
     labels = np.array([0, 1, 2, 3])
-    split = EncodedSplit(read=encoded, labels=labels, image_px=16, file=tmp_path / "x", num_bytes=1)
+    split = EncodedSplit(read=encoded, labels=labels, image_px=16, file=tmp_path / "x", sizes=np.ones(4, np.int64))
     augment = Augment(crop_scale=(0.3, 1.0), crop_px=14, resize_eval_px=20, mean=(MEAN,), std=(STD,))
     recipe = dataclasses.replace(TINY, augment=augment)
     torch.manual_seed(0)

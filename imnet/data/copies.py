@@ -1,0 +1,75 @@
+"""Images that are trained on and judge as well: what a network is told and asked again makes its figure too good.
+
+Copies to the byte are found, of pictures as they are encoded, else of pixels; other sizes or qualities of a picture are
+not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from imnet.data.base import AnySplit, DataSet, Split, chunks
+
+MOST_BYTES = 2 << 30
+"""Of what is read to find them: larger sets are not looked through, because a start must not take minutes."""
+NUM_SAMPLED = 64
+"""Bytes of each image that are compared first."""
+
+
+def counted(found: DataSet) -> DataSet:
+    """The data set with its ``copies`` counted, and a note for people of every part that has some."""
+    parts = {"test": found.test, "val": found.val, "final": found.final}
+    copies, notes = {}, list(found.notes)
+    for name, part in parts.items():
+        rows = [] if part is None else list(pairs(found.train, part))
+        if part is None or not rows:
+            continue
+        copies[name] = len(rows)
+        note = f"{len(rows):,} of {len(part):,} {name} images are training images too, to the byte"
+        others = sum(int(found.train.labels[i]) != int(part.labels[j]) for i, j in rows)
+        notes.append(note + (f", {others:,} of them of another class" if others else ""))
+    return replace(found, copies=copies, notes=tuple(notes)) if copies else found
+
+
+def pairs(train: AnySplit, judged: AnySplit) -> Iterator[tuple[int, int]]:
+    """(row of ``train``, row of ``judged``) of every image of ``judged`` that is in ``train`` as well; the last there
+    of several. None where finding them would mean to read too much."""
+    if isinstance(train, Split) and train.num_bytes + judged.num_bytes > MOST_BYTES:
+        return
+    ours, theirs = _likely(train), _likely(judged)
+    rows, asked = (np.flatnonzero(np.isin(*both)) for both in ((ours, theirs), (theirs, ours)))
+    if _num_bytes(train, rows) + _num_bytes(judged, asked) > MOST_BYTES:
+        return
+    where = {_digest(train, int(i)): int(i) for i in rows}
+    for j in map(int, asked):
+        i = where.get(_digest(judged, j))
+        if i is not None:
+            yield i, j
+
+
+def _likely(split: AnySplit) -> np.ndarray:
+    """Whole numbers (N,), equal for equal images and seldom for others: some of their bytes, or how many there are."""
+    if not isinstance(split, Split):
+        return split.sizes
+    size = int(np.prod(split.image_shape))
+    at = np.random.default_rng(0).integers(0, max(1, size), NUM_SAMPLED)
+    # Eight bytes are a number; odd factors, and sums of products that wrap around at 2^64.
+    factors = np.random.default_rng(1).integers(0, 2**63, NUM_SAMPLED // 8, dtype=np.uint64) * 2 + 1
+    taken = (np.take(piece.reshape(len(piece), size), at, axis=1) for piece in chunks(split.images))
+    found = [(some.view(np.uint64) * factors).sum(1) for some in taken]
+    return np.concatenate(found) if found else np.empty(0, np.uint64)
+
+
+def _num_bytes(split: AnySplit, rows: np.ndarray) -> int:
+    if isinstance(split, Split):
+        return len(rows) * int(np.prod(split.image_shape))
+    return int(split.sizes[rows].sum(dtype=np.int64))
+
+
+def _digest(split: AnySplit, i: int) -> bytes:
+    content = split.images[i].tobytes() if isinstance(split, Split) else split.read(i)
+    return hashlib.blake2b(content, digest_size=16).digest()
