@@ -182,6 +182,7 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     argv = sys.argv[1:] if argv is None else argv
     printable()
     try:
+        _check_current_folder()
         code = command(argv)
         sys.stdout.flush()
         return code
@@ -204,6 +205,14 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         return IOFailure.exit_code
 
 
+def _check_current_folder() -> None:
+    """IOFailure in a folder that has been removed under the shell: torch's libraries are not even found there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise IOFailure("the current folder has been removed", hint="cd to one that is there") from error
+
+
 def complain(text: str) -> None:
     """To stderr, where somebody still reads it: the exit code counts, whether its reason was heard or not."""
     try:
@@ -220,7 +229,19 @@ def into_nothing(stream: TextIO) -> None:
 
 
 def printable() -> None:
-    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run."""
+    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run.
+
+    Streams that the caller has closed (``>&-``, some daemons) lead nowhere from here on: the next file to be opened
+    would get their number, and with it what libraries write to stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # under the lowest free number, which is this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

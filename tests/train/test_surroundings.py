@@ -110,6 +110,36 @@ def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
         assert told.count(b"\n") == 1
 
 
+SOME = [pytest.param(how, marks=pytest.mark.slow) for how in (">&-", "2>&-", "<&-")]
+
+
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", *SOME])
+def test_a_caller_that_has_closed_its_streams_gets_its_run(tmp_path, how):
+    """As some daemons do. The files of the run must not get the numbers that libraries write to."""
+    command = ["bash", "-c", f'exec {how}; exec "$@"', "-", *TRAIN, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=ENV, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+    look = "import os; from imnet.command import printable as p; p(); print(os.open('.', 0), file=open('n', 'w'))"
+    subprocess.run([*command[:3], "-", sys.executable, "-c", look], env=ENV, cwd=tmp_path, check=True, timeout=60)
+    assert int((tmp_path / "n").read_text()) > 2
+
+
+def test_a_folder_that_was_removed_under_the_shell_is_said(tmp_path):
+    command = [
+        "bash",
+        "-c",
+        'mkdir gone; cd gone; rmdir ../gone; exec "$@"',
+        "-",
+        *TRAIN,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 74
+    assert done.stderr == "imnet-train: the current folder has been removed; cd to one that is there\n"
+
+
 def test_the_caller_gets_everything_back(tmp_path):
     script = [sys.executable, str(Path(__file__).with_name("leaks_script.py")), str(tmp_path)]
     done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)
