@@ -193,16 +193,25 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         complain(f"{name}: interrupted")
         return 130
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
-        if not (full or isinstance(error, BrokenPipeError)):
+        failure = output_failure(error)
+        if failure is None:
             raise
-        # Whoever read has gone (| head), or the disk that > FILE lies on is full. What is buffered goes nowhere, or
-        # Python would complain once more at its end.
-        into_nothing(sys.stdout)
-        if full:
-            failure = IOFailure(f"output not written: {error.strerror}", hint="free some space there")
+        if not isinstance(error, BrokenPipeError):
             complain(f"{name}: {failure}")
-        return IOFailure.exit_code
+        return failure.exit_code
+
+
+def output_failure(error: OSError) -> IOFailure | None:
+    """What to say where printing has failed: whoever read has gone (| head), or the disk that > FILE lies on is full.
+
+    None for an error of something else. What is buffered goes nowhere, or Python would complain once more at its end.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
+    if not (full or isinstance(error, BrokenPipeError)):
+        return None
+    into_nothing(sys.stdout)
+    hint = "free some space there" if full else "nobody reads it any more"
+    return IOFailure(f"output not written: {error.strerror}", hint=hint)
 
 
 def _check_current_folder() -> None:
