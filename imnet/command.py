@@ -182,6 +182,7 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     argv = sys.argv[1:] if argv is None else argv
     printable()
     try:
+        _check_current_folder()
         code = command(argv)
         sys.stdout.flush()
         return code
@@ -192,16 +193,33 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         complain(f"{name}: interrupted")
         return 130
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
-        if not (full or isinstance(error, BrokenPipeError)):
+        failure = output_failure(error)
+        if failure is None:
             raise
-        # Whoever read has gone (| head), or the disk that > FILE lies on is full. What is buffered goes nowhere, or
-        # Python would complain once more at its end.
-        into_nothing(sys.stdout)
-        if full:
-            failure = IOFailure(f"output not written: {error.strerror}", hint="free some space there")
+        if not isinstance(error, BrokenPipeError):
             complain(f"{name}: {failure}")
-        return IOFailure.exit_code
+        return failure.exit_code
+
+
+def output_failure(error: OSError) -> IOFailure | None:
+    """What to say where printing has failed: whoever read has gone (| head), or the disk that > FILE lies on is full.
+
+    None for an error of something else. What is buffered goes nowhere, or Python would complain once more at its end.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
+    if not (full or isinstance(error, BrokenPipeError)):
+        return None
+    into_nothing(sys.stdout)
+    hint = "free some space there" if full else "nobody reads it any more"
+    return IOFailure(f"output not written: {error.strerror}", hint=hint)
+
+
+def _check_current_folder() -> None:
+    """IOFailure in a folder that has been removed under the shell: torch's libraries are not even found there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise IOFailure("the current folder has been removed", hint="cd to one that is there") from error
 
 
 def complain(text: str) -> None:
@@ -220,7 +238,19 @@ def into_nothing(stream: TextIO) -> None:
 
 
 def printable() -> None:
-    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run."""
+    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run.
+
+    Streams that the caller has closed (``>&-``, some daemons) lead nowhere from here on: the next file to be opened
+    would get their number, and with it what libraries write to stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # under the lowest free number, which is this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +32,30 @@ class MetricsLog:
     def write(self, **values: Any) -> None:
         """One line; a number that is not finite becomes null (JSON has none)."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        try:
+        with self._written():
             self._file.write(json.dumps(clean).encode() + b"\n")
             self._file.flush()
             for logger in self.loggers:
                 logger.write(clean)
-        except OSError as error:
-            raise IOFailure(f"not written: {error.strerror}", file=self.path, hint="make room, then resume") from error
 
     def sync(self) -> int:
-        """Flush to the disk; the length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Flush to the disk, where some file systems find only then that there is no room; the length in bytes."""
+        with self._written():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         for file in (*self.loggers, self._file):
-            try:
+            with self._written():  # what a full disk has left in a buffer
                 file.close()
-            except OSError as error:  # what a full disk has left in a buffer
-                raise IOFailure(
-                    f"not written: {error.strerror}", file=self.path, hint="make room, then resume"
-                ) from error
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise IOFailure(f"not written: {error.strerror}", file=self.path, hint="make room, then resume") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

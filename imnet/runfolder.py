@@ -9,6 +9,7 @@ report.html    see imnet.report
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -96,15 +97,20 @@ class RunFolder:
             holder = self._found.strip() or "another process"
             hint = "wait for it, or choose another --out"
             raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint) from error
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        self._sign(f"pid {os.getpid()} on {socket.gethostname()}")
+
+    def _sign(self, text: str) -> None:
+        """Say in the lock's file who has it, where there is room to: the lock itself needs none."""
+        with contextlib.suppress(OSError):
+            self._lock.truncate(0)
+            self._lock.write(text)
+            self._lock.flush()
 
     def close(self) -> None:
         """Free for others, and the lock's text as it was found: a command that was refused has changed no byte."""
-        self._lock.truncate(0)
-        self._lock.write(self._found)
-        self._lock.close()
+        self._sign(self._found)
+        with contextlib.suppress(OSError):  # what a full disk has left in its buffer
+            self._lock.close()
         os.close(self._place)
 
     def check_place(self) -> None:

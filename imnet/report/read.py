@@ -27,6 +27,10 @@ def load(run_dir: Path) -> RunLog:
     _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
     train, lines, notes = _read_metrics(run_dir / "metrics.jsonl")
     evals = lines["eval"]
+    skipped = info.get("skipped_steps")
+    if isinstance(skipped, int) and skipped > 0:
+        told = "an optimiser step was" if skipped == 1 else f"{skipped:,} optimiser steps were"
+        notes.append(f"{told[0].upper()}{told[1:]} left out: loss or gradient was not finite (--on-nonfinite skip).")
     evaluation = None
     if (run_dir / "evaluation.json").exists():
         evaluation = _evaluation(run_dir / "evaluation.json")

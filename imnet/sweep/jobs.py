@@ -203,8 +203,13 @@ class Sweep:
 
 
 def _last_words(log: Path, code: int) -> str:
-    """Why a trial ended: the error's line, or the last one."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """Why a trial ended: the error's line, or the last one. IOFailure where its log is gone."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        hint = "was the folder moved? the same command with --out of its new place goes on"
+        raise IOFailure(f"cannot be read: {error.strerror}", file=log, hint=hint) from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith("imnet-train: ")), lines[-1] if lines else "")
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"

@@ -37,9 +37,9 @@ def write(folder, **grid):
     return path
 
 
-def start(path, out, *words):
+def start(path, out, *words, **pipes):
     command = [sys.executable, "-c", "import sys; from imnet import sweep; sys.exit(sweep.main())", str(path)]
-    return subprocess.Popen([*command, "--out", str(out), *words], stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen([*command, "--out", str(out), *words], stdout=subprocess.PIPE, text=True, **pipes,
                             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
 
 
@@ -171,3 +171,21 @@ def test_one_signal_saves_every_trial_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 0
     assert len(complete(out)) == 4
     assert "±" in said.split("configuration")[1]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_moved_ends_the_sweep_and_it_goes_on_from_there(tmp_path):
+    path, out = write(tmp_path, **{"optim.lr": [0.1]}), tmp_path / "out"
+    first = start(path, out, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not list(out.glob("*/checkpoints/step-????????")):
+        assert time.monotonic() < end, "the trial saves nothing"
+        time.sleep(0.005)
+    out.rename(tmp_path / "moved")
+    errors = first.communicate(timeout=60)[1]
+    assert first.returncode == 74
+    assert errors.count("\n") == 1
+    assert "trial.log: cannot be read: No such file or directory; was the folder moved?" in errors
+    assert not out.exists()
+    assert start(path, tmp_path / "moved").wait(60) == 0
+    assert len(complete(tmp_path / "moved")) == 1

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -150,6 +151,22 @@ def test_a_full_disk_is_one_line_also_in_closing(tmp_path):
     for act in (lambda: log.write(kind="train", step=1, seconds=0.1, loss=2.0), log.close):
         with pytest.raises(IOFailure, match="No space left on device; make room"):
             act()
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_only_at_the_fsync_is_one_line(tmp_path, monkeypatch, number):
+    """As network disks with quotas are."""
+
+    fsync = os.fsync
+
+    def full(fd):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("metrics.jsonl"):
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(IOFailure, match=rf"metrics.jsonl: not written: {os.strerror(number)}; make room, then resume"):
+        train(HELD, conftest.options(tmp_path))
 
 
 def test_bands_of_different_ensembles_have_different_names(tmp_path):

@@ -161,6 +161,14 @@ def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_pat
     assert errors == "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
 
 
+def test_an_output_that_cannot_be_written_is_one_line_of_several_ranks_too(tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [*TWO, "--out", str(tmp_path)]
+        done = subprocess.run(words, env=ENV, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.stderr == "imnet-train: output not written: No space left on device; free some space there\n"
+    assert done.returncode == 74
+
+
 def test_an_unexpected_error_shows_its_traceback_once(tmp_path):
     script = [sys.executable, str(Path(__file__).with_name("failing_script.py")), *TWO[3:], "--out", str(tmp_path)]
     done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)

@@ -236,6 +236,11 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     with pytest.raises(DataError, match="not finite"):
         train(hot, options(tmp_path, on_nonfinite="skip:2"))
     assert capsys.readouterr().out.count("skipped    step") == 3
+    train(hot, options(tmp_path / "patient", on_nonfinite="skip:99"))
+    said = capsys.readouterr().out
+    told = f"{said.count('skipped    step')} optimiser steps were left out: loss or gradient was not finite"
+    assert told in said.split("top-1, last epoch")[1]
+    assert told in (tmp_path / "patient" / "report.html").read_text()
 
 
 def test_a_run_leaves_threads_and_denormals_as_they_were(tmp_path):

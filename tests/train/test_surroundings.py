@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from imnet import launch
 from imnet.errors import DeviceError, IOFailure
+from imnet.runfolder import RunFolder, writer
 from imnet.start import train
 
 from .conftest import options
@@ -42,6 +44,19 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert "no room for a checkpoint of 1 MiB: File too large" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not [p.name for p in tmp_path.iterdir() if p.name != ".lock"]
+
+
+def test_a_full_disk_keeps_no_folder_from_being_given_back(tmp_path):
+    """Who had it is written back, where there is room: an error of that would take the place of what ended the run."""
+    (tmp_path / ".lock").write_text("pid 1 on elsewhere")
+    folder, limits = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert writer(tmp_path) == f"pid {os.getpid()} on {socket.gethostname()}"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        folder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert writer(tmp_path) is None
 
 
 @pytest.mark.parametrize(("place", "said"), [("file", "File exists"), ("file/run", "Not a directory")])
@@ -93,6 +108,36 @@ def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
     if gone == "stdout":
         assert told.startswith(b"imnet-train: nobody reads the output: saved at step ")
         assert told.count(b"\n") == 1
+
+
+SOME = [pytest.param(how, marks=pytest.mark.slow) for how in (">&-", "2>&-", "<&-")]
+
+
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", *SOME])
+def test_a_caller_that_has_closed_its_streams_gets_its_run(tmp_path, how):
+    """As some daemons do. The files of the run must not get the numbers that libraries write to."""
+    command = ["bash", "-c", f'exec {how}; exec "$@"', "-", *TRAIN, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=ENV, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+    look = "import os; from imnet.command import printable as p; p(); print(os.open('.', 0), file=open('n', 'w'))"
+    subprocess.run([*command[:3], "-", sys.executable, "-c", look], env=ENV, cwd=tmp_path, check=True, timeout=60)
+    assert int((tmp_path / "n").read_text()) > 2
+
+
+def test_a_folder_that_was_removed_under_the_shell_is_said(tmp_path):
+    command = [
+        "bash",
+        "-c",
+        'mkdir gone; cd gone; rmdir ../gone; exec "$@"',
+        "-",
+        *TRAIN,
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 74
+    assert done.stderr == "imnet-train: the current folder has been removed; cd to one that is there\n"
 
 
 def test_the_caller_gets_everything_back(tmp_path):
