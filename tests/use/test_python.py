@@ -39,6 +39,24 @@ def test_numbers_of_numpy_are_numbers(run):
 
 
 @pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("epochs", r"imnet.replace\(recipe, epochs=...\)"),
+        ("lr", r"imnet.replace\(recipe, optim=imnet.replace\(recipe.optim, lr=...\)\)"),
+        ("batch_images", r"imnet.replace\(recipe, data=imnet.replace\(recipe.data, batch_images=...\)\)"),
+        ("cutout_px", r"augment=imnet.replace\(recipe.augment, cutout_px=...\)"),
+        ("epoch", r"did you mean epochs\?"),
+        ("batch_size", r"did you mean batch_images\?"),
+        ("pression", r"did you mean precision\?"),
+        ("xyzzy", r"allowed: allow_change, bands, .*workers$"),
+    ],
+)
+def test_an_option_that_there_is_not_is_told_where_it_belongs(name, says):
+    with pytest.raises(UsageError, match=rf"^got unknown option {name}; .*{says}"):
+        imnet.train(TINY, **{name: 1})
+
+
+@pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
         ("device", "tpu", "auto, cpu, cuda"),
