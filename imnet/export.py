@@ -135,7 +135,10 @@ def _safetensors(model: Classifier, path: Path) -> Read:
     head = {"format": "pt", KEY: card.dumps(), "classes": json.dumps(card.class_names)}
     a = card.augment
     if not isinstance(a.mean, str):
-        head["preprocessing"] = json.dumps({"image_px": card.input_px, "mean": a.mean, "std": a.std})
+        about: dict[str, Any] = {"image_px": card.input_px, "mean": a.mean, "std": a.std}
+        if a.spectral_r:  # without these words a reader would feed it whole images
+            about |= {f"spectral_{key}": getattr(a, f"spectral_{key}") for key in ("r", "band", "std")}
+        head["preprocessing"] = json.dumps(about)
     if card.licence:
         head["licence"] = card.licence
     path.write_bytes(save(_weights(model), head))

@@ -234,13 +234,9 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
         hint = "give a name, or a value of imnet.recipes; imnet-train PATH trains on a folder of pictures"
         raise UsageError(f"got a {type(recipe).__name__} for a recipe", hint=hint)
     value = recipe if isinstance(recipe, Recipe) else by_name(recipe or "quickstart")
-    names = {f.name for f in dataclasses.fields(RunOptions)}
-    unknown = sorted(set(options) - names)
+    unknown = sorted(set(options) - {f.name for f in dataclasses.fields(RunOptions)})
     if unknown:
-        hint = suggest(unknown[0], sorted(names)) or f"allowed: {', '.join(sorted(names))}"
-        if unknown[0] in {f.name for f in dataclasses.fields(Recipe)}:
-            hint = f"it is a value of the recipe: imnet.replace(recipe, {unknown[0]}=...)"
-        raise UsageError(f"got unknown option {unknown[0]}", hint=hint)
+        raise UsageError(f"got unknown option {unknown[0]}", hint=_hint(unknown[0], value))
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.items()}
     try:
         code, path = train(value, RunOptions(**plain))
@@ -251,3 +247,16 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
         error.exit_code = code
         raise error
     return path
+
+
+def _hint(name: str, recipe: Recipe) -> str:
+    """What to do about ``name``, which is no run option: it may be a value of the recipe, or nearly one of either."""
+    owners = {f.name: "" for f in dataclasses.fields(RunOptions)}
+    for part in ("data", "optim", "schedule", "augment"):
+        owners |= {f.name: part for f in dataclasses.fields(getattr(recipe, part)) if f.name not in owners}
+    owners |= {f.name: "recipe" for f in dataclasses.fields(recipe)}
+    if name not in owners:
+        return suggest(name, owners) or f"allowed: {', '.join(sorted(k for k in owners if not owners[k]))}"
+    part, new = owners[name], f"{name}=..."
+    changed = new if part == "recipe" else f"{part}=imnet.replace(recipe.{part}, {new})"
+    return f"it is a value of the recipe: imnet.replace(recipe, {changed})"

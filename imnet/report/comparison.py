@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -121,14 +122,13 @@ def groups_table(runs: Sequence[RunLog]) -> Markup:
         color = letter % len(SERIES) if len(groups) > 1 else 0
         dash = letter // len(SERIES) % len(DASHES)
         rows.append((_label(name, _letter(letter), (color, dash)), *_group_cells(members)))
-    said = (
-        "Mean ± sample standard deviation over the finished runs of the same recipe and precision; n is their number."
-    )
+    told = "over the finished runs of the same recipe, precision and images; n is their number."
+    said = f"Mean ± sample standard deviation {told}"
     return section("groups", "By recipe", soft(said), table(headers, rows, "wide"))
 
 
 def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
-    """Runs whose recipes (every value but the seed) and precision are equal, in the order of first appearance."""
+    """Runs whose recipes (every value but the seed), precision and data are equal, in the order of first appearance."""
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
         groups.setdefault(json.dumps(identity(run), sort_keys=True, default=str), []).append(run)
@@ -136,7 +136,19 @@ def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
 
 
 def identity(run: RunLog) -> dict[str, Any]:
-    return {"recipe": _without_seed(run.recipe), "precision": run.info.get("precision")}
+    return {"recipe": _without_seed(run.recipe), "precision": run.info.get("precision"), "images": _images(run)}
+
+
+def _images(run: RunLog) -> str:
+    """Tells sets apart that have one recipe, which does not say where a folder lies: the fingerprint's beginning.
+
+    Of a part that is held out by the run's seed every seed has another fingerprint; there, sizes and classes tell.
+    """
+    data = run.info.get("data") or {}
+    if (run.recipe.get("data") or {}).get("hold_out"):
+        sizes = [data.get(key) for key in ("train_images", "test_images", "class_names")]
+        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:12]
+    return str(data.get("fingerprint"))[:12]
 
 
 def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:

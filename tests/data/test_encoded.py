@@ -20,6 +20,7 @@ from imnet.data.order import Order
 from imnet.data.pipelines import Setting, transforms
 from imnet.data.pipelines.batches import mean_image
 from imnet.data.pipelines.draws import Key
+from imnet.data.readers.picture import ResizeRule, decode
 from imnet.data.tool import main as imnet_data
 from imnet.errors import DataError, UsageError
 from imnet.recipe import Augment
@@ -96,12 +97,20 @@ def test_evaluation_is_shorter_side_then_the_middle(kind, pictures):
     stream = pipelines.build(kind, split, setting(RANDOM_CROP, split)).stream(torch.arange(30).split(30), 0, False)
     for image, coded in zip(next(stream)[0], pictures, strict=True):
         whole = Image.open(io.BytesIO(coded)).convert("RGB")
-        scale = 24 / min(whole.size)
-        size = [max(24, round(side * scale)) for side in (whole.height, whole.width)]
-        resized = tv.pil_to_tensor(tv.resize(whole, size))
-        top, left = (size[0] - 20) // 2, (size[1] - 20) // 2
-        want = tv.crop(resized, top, left, 20, 20)
+        want = tv.center_crop(tv.pil_to_tensor(tv.resize(whole, 24)), 20)
         assert torch.equal(image.mul(255).round().to(torch.uint8), want)
+
+
+@pytest.mark.parametrize("side", [15, 16, 17])
+def test_the_middle_is_torchvisions_at_every_shape(side):
+    """Odd and even margins, and longer sides that are no whole number of pixels."""
+    noise = np.random.default_rng(0)
+    for width, height in [(40, 27), (41, 27), (42, 27), (43, 27), (27, 44), (27, 45), (27, 46), (31, 31), (99, 20)]:
+        picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        found = decode(buffer.getvalue(), ResizeRule(side, "bilinear", shorter_px=20))
+        assert np.array_equal(found, np.asarray(tv.center_crop(tv.resize(picture, 20), side))), (width, height)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (30, 90), (500, 20), (7, 7)])

@@ -15,6 +15,7 @@ from run_folders import Page, confusion_of, make_run, metric_lines
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
 from imnet.report.data import RunLog
+from imnet.report.measured import of_runs
 from imnet.report.read import load
 
 
@@ -118,6 +119,23 @@ def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
     assert all(name in parsed.text["runs"] for name in ("s0", "s1", "s2", "s3", "other"))
     assert {"accuracy", "time", "loss", "throughput"} <= set(parsed.ids)
     assert compare(runs, tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("hold_out", [0.0, 0.1])
+def test_runs_on_other_images_are_no_seeds_of_one_another(tmp_path, hold_out):
+    """A recipe does not say where a folder lies; and which images are held out may be drawn by the seed."""
+    runs = []
+    for seed, name in enumerate("abab"):
+        recipe = {"data": {"name": "folder", "hold_out": hold_out}}
+        run = make_run(tmp_path / f"s{seed}", top1=[0.9 + seed / 100], epochs=1, seed=seed, recipe=recipe)
+        info = json.loads((run / "run.json").read_text())
+        info["data"] |= {"fingerprint": f"{name}{seed if hold_out else ''}" * 32, "class_names": [name, "z"]}
+        (run / "run.json").write_text(json.dumps(info))
+        runs.append(run)
+    groups = Page(compare(runs, tmp_path / "compare.html")).text["groups"]
+    assert re.search(r"\(images = \w{12}\) 2 0, 2 91.00 % ± 1.41 points", groups)
+    assert re.search(r"\(images = \w{12}\) 2 1, 3 92.00 % ± 1.41 points", groups)
+    assert [row.seeds for row in of_runs([load(run) for run in runs])] == [("0", "2"), ("1", "3")]
 
 
 def test_compare_refuses_one_run_or_the_same_twice(tmp_path, run_dir):

@@ -225,7 +225,7 @@ def test_timm_loads_its_own_networks_from_the_folder(tmp_path):
 def test_timm_makes_of_a_picture_what_the_run_makes_of_it(run, augment):
     timm_data = pytest.importorskip("timm.data")
     card = replace(run.classifier().card, whole=True, augment=augment)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8))
     config = timm_data.resolve_data_config(pretrained_cfg={**timm_pictures(card), "mean": [0.0] * 3, "std": [1.0] * 3})
     found = timm_data.create_transform(**config)(picture)
     wanted = network_input(card, Classifier(run.model(), card).pixels(picture)[None].copy())[0]

@@ -1,17 +1,23 @@
 """imnet from Python: values of other types than the command line makes, and calls that would mean something else."""
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from imnet_kernels import tier
+from safetensors import safe_open
 
 import imnet
+from imnet.augmentation import Augment
+from imnet.classifier import Classifier
 from imnet.cli import eval_main, export_main
 from imnet.errors import DeviceError, UsageError
+from imnet.export import export
 from imnet.run_options import RunOptions
 from imnet.schedules import OneCycle
 
@@ -38,6 +44,24 @@ def test_numbers_of_numpy_are_numbers(run):
     assert (again.seed, again.epochs, again.data.batch_images, again.optim.lr) == (3, 1, 16, 0.1)
     assert again == imnet.replace(TINY, seed=3, optim=imnet.replace(TINY.optim, lr=0.1))
     assert imnet.replace(TINY, epochs=torch.tensor(2)).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("epochs", r"imnet.replace\(recipe, epochs=...\)"),
+        ("lr", r"imnet.replace\(recipe, optim=imnet.replace\(recipe.optim, lr=...\)\)"),
+        ("batch_images", r"imnet.replace\(recipe, data=imnet.replace\(recipe.data, batch_images=...\)\)"),
+        ("cutout_px", r"augment=imnet.replace\(recipe.augment, cutout_px=...\)"),
+        ("epoch", r"did you mean epochs\?"),
+        ("batch_size", r"did you mean batch_images\?"),
+        ("pression", r"did you mean precision\?"),
+        ("xyzzy", r"allowed: allow_change, bands, .*workers$"),
+    ],
+)
+def test_an_option_that_there_is_not_is_told_where_it_belongs(name, says):
+    with pytest.raises(UsageError, match=rf"^got unknown option {name}; .*{says}"):
+        imnet.train(TINY, **{name: 1})
 
 
 @pytest.mark.parametrize(
@@ -145,3 +169,17 @@ def test_ranks_that_import_the_script_that_starts_them_say_so(tmp_path):
     assert 'put the call under if __name__ == "__main__":' in ended.stderr
     assert ended.stderr.strip().splitlines()[-1].endswith("failed; see its words above")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_band_says_that_it_sees_a_band(run, tmp_path):
+    """Also to a reader without imnet, who has the words in the file's head alone."""
+    model = run.classifier()
+    augment = Augment(spectral_r=2, spectral_band=1, spectral_std=(2.0, 0.5, 0.25, 0.5))
+    for network, wanted in ((model.card.augment, set()), (augment, {"spectral_r", "spectral_band", "spectral_std"})):
+        path = tmp_path / "model.safetensors"
+        export(Classifier(model.network, replace(model.card, augment=network)), "safetensors", path)
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["preprocessing"])
+        assert set(about) == {"image_px", "mean", "std"} | wanted
+    assert (about["image_px"], about["spectral_r"], about["spectral_band"]) == (8, 2, 1)
+    assert about["spectral_std"] == [2.0, 0.5, 0.25, 0.5]

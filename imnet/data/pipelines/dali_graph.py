@@ -76,10 +76,9 @@ class Feeds:
             parts: dict[str, Values] = {"box_at": box[:, :2].int().numpy(), "box_size": box[:, 2:].int().numpy()}
             return parts | resampling(torch.zeros(size.shape), box[:, 2:] / side, box[:, 2:], side)
         assert a.resize_eval_px is not None
-        # As the readers' ResizeRule has it, in the same double arithmetic.
-        ratio = a.resize_eval_px / size.min(1, keepdim=True).values.double()
-        resized = (size * ratio).round().clamp(min=a.resize_eval_px)
-        top_left = (resized - side) // 2
+        # As the readers' ResizeRule has it.
+        resized = (a.resize_eval_px * size // size.min(1, keepdim=True).values).double()
+        top_left = ((resized - side) / 2).round()
         return resampling(top_left * size / resized, size / resized, size, side)
 
 

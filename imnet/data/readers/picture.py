@@ -116,9 +116,11 @@ def _jpeg_bits(data: bytes) -> int | None:
 
 
 def to_shorter_side(picture: Image.Image, shorter_px: int, filter: str) -> Image.Image:
-    """The whole picture with its shorter side made ``shorter_px``; BadPictureError where that is too much."""
-    scale = shorter_px / min(picture.size)
-    width, height = (max(shorter_px, round(side * scale)) for side in picture.size)
+    """The whole picture with its shorter side made ``shorter_px``; BadPictureError where that is too much.
+
+    The longer side is rounded down, as torchvision's Resize and timm do.
+    """
+    width, height = (shorter_px * side // min(picture.size) for side in picture.size)
     if width * height > MAX_PIXELS:
         got = f"picture of {picture.width} x {picture.height} becomes {width} x {height}"
         raise BadPictureError(f"{got} with its shorter side at {shorter_px}; allowed {MAX_PIXELS} pixels")
@@ -129,7 +131,8 @@ def _resized(picture: Image.Image, rule: ResizeRule) -> np.ndarray:
     size = rule.size_px
     if rule.shorter_px is not None:
         picture = to_shorter_side(picture, rule.shorter_px, rule.filter)
-        left, top = (picture.width - size) // 2, (picture.height - size) // 2
+        # torchvision's CenterCrop: halves of a pixel to the even side.
+        left, top = (round((side - size) / 2) for side in picture.size)
         picture = picture.crop((left, top, left + size, top + size))
     elif picture.size != (size, size):
         picture = picture.resize((size, size), FILTERS[rule.filter])
