@@ -29,7 +29,7 @@ def counted(found: DataSet) -> DataSet:
         if part is None or not rows:
             continue
         copies[name] = len(rows)
-        note = f"{len(rows):,} of {len(part):,} {name} images are training images too, to the byte"
+        note = f"trained on as well, to the byte: {len(rows):,} of {len(part):,} {name} images"
         others = sum(int(found.train.labels[i]) != int(part.labels[j]) for i, j in rows)
         notes.append(note + (f", {others:,} of them of another class" if others else ""))
     return replace(found, copies=copies, notes=tuple(notes)) if copies else found

@@ -67,7 +67,7 @@ def _copied(data: Any, path: Path) -> list[str]:
     copies = (data.get("copies") if isinstance(data, dict) else None) or {}
     if not isinstance(copies, dict) or not all(isinstance(count, int) for count in copies.values()):
         raise DataError("data.copies must be an object of whole numbers", file=path)
-    told = ", ".join(f"{count:,} {part} images" for part, count in copies.items())
+    told = ", ".join(f"{count:,} of the {part} images" for part, count in copies.items())
     return (
         [f"Trained on as well, to the byte: {told}. Their figures are better than those of new images."] if told else []
     )

@@ -82,10 +82,10 @@ def test_a_run_on_a_folder_says_so_wherever_its_figure_is(photos, tmp_path, monk
     run = imnet.train(recipe, out=tmp_path / "run", data_dir=str(photos), device="cpu", precision="fp32", threads=1)
     assert run.info["data"]["encoded"] == whole
     assert run.info["data"]["copies"] == {"test": 2}
-    said = "2 of 12 test images are training images too, to the byte, 1 of them of another class"
+    said = "trained on as well, to the byte: 2 of 12 test images, 1 of them of another class"
     assert said in run.dataset(None, "cpu")[0].notes
     assert said in text(recipe, RunOptions(data_dir=str(photos), device="cpu"))
-    told = "Trained on as well, to the byte: 2 test images. Their figures are better than those of new images."
+    told = "Trained on as well, to the byte: 2 of the test images. Their figures are better than those of new images."
     assert f"note               {told}" in report.summary(run.path)
     assert told in (run.path / "report.html").read_text()
 
@@ -111,4 +111,4 @@ def test_a_set_without_copies_says_nothing(tmp_path, monkeypatch):
     write_tree(tmp_path / "set", class_files("train", 4) | class_files("val", 2, seed=900))
     found = data.load("folder", tmp_path / "set", image_px=16)
     assert found.copies == {}
-    assert not any("training images too" in note for note in found.notes)
+    assert not any("trained on as well" in note for note in found.notes)
