@@ -95,7 +95,7 @@ def _train(words, folder, said):
 @pytest.mark.nightly
 @given(words=configurations(), share=st.floats(0.05, 0.95))
 @settings(
-    max_examples=150, deadline=None, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
 )
 def test_any_configuration_trains_exactly_or_is_refused(words, share, tmp_path_factory, spawn):
     at = tmp_path_factory.mktemp("any")
@@ -107,7 +107,7 @@ def test_any_configuration_trains_exactly_or_is_refused(words, share, tmp_path_f
     assert planned == code, plan
     assert not (at / "dry").exists()
     if code:
-        assert text.splitlines()[-1].startswith("imnet-train: got "), text
+        assert text.splitlines()[-1].startswith("imnet-train: "), text
         assert not (at / "whole" / "run.json").exists()
         return
     other = {"resident": "host", "host": "resident"}[words["--pipeline"]]
