@@ -171,7 +171,7 @@ class Trainer:
         """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
         lr = self.recipe.lr_at(self.state.step, self.order.steps_per_epoch)
         batches = self._pieces(batch, self.state.step)
-        backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
+        backup = [b.clone() for b in self.step_fn.buffers] if self.options.max_skips else None
         loss, bad = self.step_fn(batches, num_images, self.state.step, lr)
         if backup is not None:
             self._skip_if_bad(bad, backup)
@@ -189,7 +189,7 @@ class Trainer:
         """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
         if not bool(bad):
             return
-        for buffer, old in zip(self.step_fn.net.buffers(), backup, strict=True):
+        for buffer, old in zip(self.step_fn.buffers, backup, strict=True):
             buffer.copy_(old)
         self.state.skipped_steps += 1
         self.console.say(f"skipped    step {self.state.step}: loss or gradient is not finite")

@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from imnet import models, optim
@@ -241,6 +243,20 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     told = f"{said.count('skipped    step')} optimiser steps were left out: loss or gradient was not finite"
     assert told in said.split("top-1, last epoch")[1]
     assert told in (tmp_path / "patient" / "report.html").read_text()
+
+
+def test_a_step_that_is_left_out_leaves_no_mark_on_the_average(tmp_path):
+    """Batch statistics that are not finite would stay in a moving average for good."""
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=0.5)
+    train(hot, options(tmp_path, on_nonfinite="skip:99"))
+    skipped = json.loads((tmp_path / "run.json").read_text())["skipped_steps"]
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    found = {name: load_file(newest / f"{name}.safetensors") for name in ("model", "ema")}
+    assert skipped > 10
+    for name in found:
+        assert all(bool(value.isfinite().all()) for value in found[name].values()), name
+    counted = [value for name, value in found["ema"].items() if name.endswith("num_batches_tracked")]
+    assert {int(value) for value in counted} == {16 - skipped}
 
 
 def test_a_run_leaves_threads_and_denormals_as_they_were(tmp_path):
