@@ -199,9 +199,8 @@ class Trainer:
     def _within_epoch(self, stop: bool) -> None:
         """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
         every = self.options.checkpoint_every_steps
-        if stop:
-            self._check_last_step()
         if stop or (every and self.state.step % every == 0):
+            stop = self._check_last_step() or stop  # or what is saved had a step's NaN in its running statistics
             self._save()
         if stop:
             self._raise_preempted()

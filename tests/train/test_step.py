@@ -233,6 +233,18 @@ def test_a_run_that_diverges_stops_at_the_next_step_and_names_the_layer(tmp_path
     assert len(rows) <= step + 2
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_step_that_is_not_finite_is_never_saved(tmp_path, every):
+    """Flags come a step late, a checkpoint may be due at once."""
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2)
+    with pytest.raises(DataError, match=r"not finite at step 1, .*nothing of that step was kept"):
+        train(hot, options(tmp_path, checkpoint_every_steps=every))
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == ["step-00000001"] * (every == 1)
+    for path in (tmp_path / "checkpoints").glob("*/*.safetensors"):
+        assert all(bool(value.isfinite().all()) for value in load_file(path).values())
+
+
 def test_skipping_counts_and_gives_up(tmp_path, capsys):
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
     with pytest.raises(DataError, match="not finite"):
