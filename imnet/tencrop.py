@@ -121,6 +121,7 @@ def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: dev
 
 def _counts(scores: Tensor, labels: Tensor) -> Tensor:
     """fp64 (3,): sum of losses, right ones, right among five."""
-    best = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    best = scores.topk(min(5, scores.shape[1]))
+    right = (best.indices == labels[:, None]) & ~best.values.isnan()
     loss = F.nll_loss(scores, labels, reduction="sum")
-    return torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
+    return torch.stack([loss.double(), right[:, 0].sum().double(), right.sum().double()])
