@@ -245,6 +245,12 @@ def test_a_step_that_is_not_finite_is_never_saved(tmp_path, every):
         assert all(bool(value.isfinite().all()) for value in load_file(path).values())
 
 
+def first_loss(recipe, folder):
+    """The training loss of the first step alone."""
+    train(dataclasses.replace(recipe, optim=SGD(lr=0.01), epochs=1), options(folder / "first", log_every_steps=1))
+    return read_metrics(folder / "first" / "metrics.jsonl")[0]["loss"]
+
+
 def test_skipping_counts_and_gives_up(tmp_path, capsys):
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
     with pytest.raises(DataError, match="not finite"):
@@ -253,6 +259,10 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     train(hot, options(tmp_path / "patient", on_nonfinite="skip:99"))
     said = capsys.readouterr().out
     told = f"{said.count('skipped    step')} optimiser steps were left out: loss or gradient was not finite"
+    rows = [row for row in read_metrics(tmp_path / "patient" / "metrics.jsonl") if row["kind"] == "train"]
+    # One step was taken, of random weights; what is left out is no loss of 0.
+    assert [row["loss"] for row in rows[1:]] == [None] * (len(rows) - 1)
+    assert rows[0]["loss"] == pytest.approx(first_loss(hot, tmp_path), rel=1e-4)
     assert told in said.split("top-1, last epoch")[1]
     assert told in (tmp_path / "patient" / "report.html").read_text()
 
