@@ -143,8 +143,11 @@ class _Counts:
         rows = slice(start, start + len(labels))
         loss = F.nll_loss(log_p, labels, reduction="none")
         best = log_p.topk(min(5, log_p.shape[1]))
-        top, probability = best.indices[:, 0], best.values[:, 0].exp()
-        hit = best.indices == labels[:, None]
+        probability = best.values[:, 0].exp()
+        # To topk NaN is the largest number; an image whose scores are none has no answer, as it were beyond the last.
+        known = ~probability.isnan()
+        top = torch.where(known, best.indices[:, 0], log_p.shape[1])
+        hit = (best.indices == labels[:, None]) & known[:, None]
         right = hit[:, 0].double()
         self.sums += torch.stack([loss.double().sum(), right.sum(), hit.sum().double(), right.new_tensor(len(labels))])
         self.support += torch.bincount(labels, minlength=self.num_classes)

@@ -68,8 +68,9 @@ def fuse(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
-    """Of logits (N, C) and labels (N,)."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    """Of logits (N, C) and labels (N,); no NaN is right."""
+    best = logits.topk(min(5, logits.shape[1]))
+    hits = (best.indices == labels[:, None]) & ~best.values.isnan()  # to topk NaN is the largest number
     loss = F.cross_entropy(logits.double(), labels).item()
     return Score(hits[:, 0].double().mean().item(), hits.any(1).double().mean().item(), loss, len(labels))
 

@@ -28,8 +28,10 @@ class Mixing:
         """images (B, C, H, W) and labels (B,) of this rank; unchanged where the recipe mixes nothing."""
         if not self.ways or not len(labels):
             return images, labels
+        # torch takes 64 bits, which a seed of eight digits exceeds here.
+        seed = (((self.seed * 1_000_003 + step) * 1_000_003 + self.rank) ^ _SALT) & (2**64 - 1)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + self.rank) ^ _SALT)
+            torch.default_generator.manual_seed(seed)
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             mixed, targets = way(images, labels)
         return mixed.contiguous(memory_format=torch.channels_last), targets

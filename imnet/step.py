@@ -198,6 +198,13 @@ class TrainStep:
             what = f"got {len(unused)} parameters without a gradient on several ranks, e.g. {unused[0]}"
             raise UsageError(what, hint="set --comm.static_graph true where every step leaves the same ones out")
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Running statistics and counters, of the network and of its average: what a step changes that is left out
+        because it is not finite. An average that has once taken in a NaN would keep it."""
+        averaged = () if self.ema is None else self.ema.averaged.buffers()
+        return [*self.net.buffers(), *averaged]
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds of the step, by file."""
         found = {"model": self.net.state_dict(), "state": dict(optimisers.state_tensors(self.optimizer))}

@@ -1,4 +1,4 @@
-"""10-crop: the probabilities of four corners, the middle and the mirror image of each, averaged (Krizhevsky 2012).
+"""10-crop: the mean probability of four corners and the middle of an image and of its mirror image (Krizhevsky 2012).
 
 It looks at what lies around the middle crop, so the test images must be larger than what the network sees.
 """
@@ -40,12 +40,19 @@ def check(recipe: Recipe) -> int:
 
 
 def crops(levels: Tensor, side: int) -> Tensor:
-    """(..., H, W) -> (10, ..., side, side): upper left and right, lower left and right, middle; then their mirrors."""
+    """(..., H, W) -> (10, ..., side, side): torchvision's ten_crop, in its order.
+
+    The five of the mirror image are cut from it: where the middle cannot be exact, it is not the mirrored middle.
+    """
+    return torch.stack([*_five(levels, side), *_five(levels.flip(-1), side)])
+
+
+def _five(levels: Tensor, side: int) -> list[Tensor]:
+    """Upper left and right, lower left and right, and the middle."""
     height, width = levels.shape[-2:]
     corners = [(top, left) for top in (0, height - side) for left in (0, width - side)]
     middle = (round((height - side) / 2), round((width - side) / 2))
-    five = [levels[..., top : top + side, left : left + side] for top, left in (*corners, middle)]
-    return torch.stack([*five, *(crop.flip(-1) for crop in five)])
+    return [levels[..., top : top + side, left : left + side] for top, left in (*corners, middle)]
 
 
 @torch.no_grad()
@@ -114,6 +121,7 @@ def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: dev
 
 def _counts(scores: Tensor, labels: Tensor) -> Tensor:
     """fp64 (3,): sum of losses, right ones, right among five."""
-    best = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    best = scores.topk(min(5, scores.shape[1]))
+    right = (best.indices == labels[:, None]) & ~best.values.isnan()
     loss = F.nll_loss(scores, labels, reduction="sum")
-    return torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
+    return torch.stack([loss.double(), right[:, 0].sum().double(), right.sum().double()])

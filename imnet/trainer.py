@@ -171,37 +171,36 @@ class Trainer:
         """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
         lr = self.recipe.lr_at(self.state.step, self.order.steps_per_epoch)
         batches = self._pieces(batch, self.state.step)
-        backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
+        backup = [b.clone() for b in self.step_fn.buffers] if self.options.max_skips else None
         loss, bad = self.step_fn(batches, num_images, self.state.step, lr)
-        if backup is not None:
-            self._skip_if_bad(bad, backup)
-            loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
-        self.state.loss_sum += loss
-        self.state.right_sum += self.step_fn.right
-        self.state.loss_images += num_images
+        left_out = backup is not None and self._skip_if_bad(bad, backup)
+        if not left_out:
+            self.state.loss_sum += loss
+            self.state.right_sum += self.step_fn.right
+            self.state.loss_images += num_images
         self.state.step += 1
-        bad_step, stop = self.flags.push(self.state.step - 1, bad)
+        bad_step, stop = self.flags.push(self.state.step - 1, bad * (not left_out))
         if bad_step is not None:
             raise self._nonfinite(bad_step)
         return stop
 
-    def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> None:
+    def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> bool:
         """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
         if not bool(bad):
-            return
-        for buffer, old in zip(self.step_fn.net.buffers(), backup, strict=True):
+            return False
+        for buffer, old in zip(self.step_fn.buffers, backup, strict=True):
             buffer.copy_(old)
         self.state.skipped_steps += 1
         self.console.say(f"skipped    step {self.state.step}: loss or gradient is not finite")
         if self.state.skipped_steps > self.options.max_skips:
             raise self._nonfinite(self.state.step)
+        return True
 
     def _within_epoch(self, stop: bool) -> None:
         """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
         every = self.options.checkpoint_every_steps
-        if stop:
-            self._check_last_step()
         if stop or (every and self.state.step % every == 0):
+            stop = self._check_last_step() or stop  # or what is saved had a step's NaN in its running statistics
             self._save()
         if stop:
             self._raise_preempted()
@@ -225,7 +224,8 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
-        loss, top1 = (total / self.state.loss_images for total in self._sums())
+        images = self.state.loss_images or float("nan")  # of no step, where all were left out
+        loss, top1 = (total / images for total in self._sums())
         now = time.perf_counter()
         (since, first), per_epoch = self._interval, self.order.steps_per_epoch
         rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)

@@ -85,6 +85,7 @@ def test_random_crops_are_the_drawn_ones_and_uniform():
 
 def test_color_jitter_is_torchvisions_in_the_drawn_order():
     images, strengths, who = pictures(96), (0.4, 0.5, 0.6, 0.3), key(96)
+    images[4::2] = images[4::2, :1]
     factors, order = recolor.draw_jitter(strengths, who)
     apply = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     want = []
@@ -92,17 +93,17 @@ def test_color_jitter_is_torchvisions_in_the_drawn_order():
         for kind in places:
             image = apply[kind](image, factor[kind])
         want.append(image)
-    got = recolor.color_jitter(levels(images), strengths, who)
-    # One level lost in one operation may become two or three in the next ones.
-    difference = (got - torch.stack(want).float()).abs()
+    # A level that rounding loses in the hue may become two or three in what follows.
+    difference = (recolor.color_jitter(levels(images), strengths, who) - torch.stack(want).float()).abs()
     assert difference.max() <= 4
-    assert (difference > 0).float().mean() < 0.02
+    assert (difference > 0).float().mean() < 0.001
     assert len({tuple(o) for o in order.tolist()}) >= 20
 
 
 @pytest.mark.parametrize("kind", range(4))
 def test_each_color_operation_is_torchvisions(kind):
     images = pictures(48)
+    images[4::2] = images[4::2, :1]
     factors = torch.linspace(0.0, 2.0, 48) if kind < 3 else torch.linspace(-0.5, 0.5, 48)
     apply = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[kind]
     want = torch.stack([apply(image, float(f)) for image, f in zip(images, factors, strict=True)])
@@ -111,7 +112,7 @@ def test_each_color_operation_is_torchvisions(kind):
         got = recolor.adjust_hue(levels(images), column)
     else:
         got = recolor.blend(levels(images), torch.tensor(kind), column)
-    assert_levels(got, want, share=0.005)
+    assert_levels(got, want, share=0.001 if kind == 3 else 0.0)
 
 
 def test_jitter_draws_fill_their_ranges():
@@ -137,13 +138,18 @@ def test_the_operations_are_torchvisions():
 
 @pytest.mark.parametrize("name", list(SPACE))
 @pytest.mark.parametrize("shape", [(40, 40), (31, 44)])
-def test_each_operation_is_torchvisions_at_every_strength(name, shape):
-    code = recolor.OPERATIONS.index(name)
-    strengths = recolor._STRENGTHS[code]
-    if recolor._SIGNED[code]:
+@pytest.mark.parametrize("space", [TrivialAugmentWide, RandAugment])
+def test_each_operation_is_torchvisions_at_every_strength(name, shape, space):
+    """To the bit, of grey pictures too, whose blends end exactly on a level; but where a shear or a turn reads from
+    the middle between two pixels, which rounds by the last bit of the place."""
+    code, theirs = recolor.OPERATIONS.index(name), space(interpolation=BILINEAR)
+    make, signed = theirs._AUGMENTATION_SPACE[name]
+    table = make(31, *shape)
+    strengths = torch.zeros(31).double() if table is None else table.double()
+    if signed:
         strengths = torch.cat([strengths, -strengths])
     images = pictures(len(strengths), *shape)
-    theirs = TrivialAugmentWide(interpolation=BILINEAR)
+    images[4::2] = images[4::2, :1]
     want = [
         theirs._apply_image_or_video_transform(i, name, float(m), BILINEAR, {}) if name != "Posterize"
         else tv.posterize(i, int(m)) for i, m in zip(images, strengths, strict=True)
@@ -151,8 +157,7 @@ def test_each_operation_is_torchvisions_at_every_strength(name, shape):
     family = int(recolor._FAMILIES[code])
     codes = torch.full((len(strengths),), code)
     got = recolor._apply(family, levels(images), codes, strengths) if family else levels(images)
-    exact = name in ("Identity", "TranslateX", "TranslateY", "Posterize", "Solarize", "Equalize", "Brightness")
-    assert_levels(got, torch.stack(want), share=0.0 if exact else 0.005)
+    assert_levels(got, torch.stack(want), share=0.001 if name in ("ShearX", "ShearY", "Rotate") else 0.0)
 
 
 def test_trivial_augment_applies_what_was_drawn():

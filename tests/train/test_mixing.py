@@ -58,6 +58,17 @@ def test_it_depends_on_seed_step_and_rank_only_and_leaves_the_generators_alone()
     assert 15 < sum(boxes) < 45  # CutMix keeps whole numbers, mixup does not
 
 
+@pytest.mark.parametrize("seed", [20261127, 2**33 + 1, 2**63 - 1])
+def test_every_seed_that_a_recipe_takes_mixes_its_own_way(seed):
+    """Dates and hashes as seeds: torch's generators take 64 bits and no more."""
+    images, labels = batch()
+    both, last = recipe(mixup_alpha=0.2, cutmix_alpha=1.0, seed=seed), 2**20
+    found = [Mixing(both, rank)(images, labels, step)[0] for step in (0, 1, last) for rank in (0, 7)]
+    found.append(Mixing(replace(both, seed=seed - 1), 0)(images, labels, 0)[0])
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    assert torch.equal(Mixing(both, 0)(images, labels, 0)[0], found[0])
+
+
 def test_nothing_is_mixed_by_default():
     images, labels = batch()
     assert Mixing(BASE, 0)(images, labels, 0) == (images, labels)

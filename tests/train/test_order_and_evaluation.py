@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from imnet import fusion, tencrop
 from imnet.data.base import Split
 from imnet.data.order import Order, micro_batches, shard
 from imnet.data.pipelines import Setting
@@ -58,6 +59,27 @@ class Fixed(torch.nn.Module):
 
     def forward(self, x):
         return self.table[(x.mean((1, 2, 3)) * 255).round().long()]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_no_answers(bad):
+    """topk takes NaN for the largest number: a network that has diverged would be right about the first classes."""
+    labels = torch.arange(40) % 8
+    net = Fixed(8)
+    net.table[:] = torch.eye(8)[torch.arange(256) % 8] * 9  # what is not spoilt is right
+    net.table[10:30, 3] = bad
+    pixels = np.arange(40, dtype=np.uint8).repeat(16).reshape(40, 4, 4, 1)
+    setting = Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32)
+    data = Resident(Split(pixels, labels.numpy()), setting)
+    found = evaluate(net, data, CPU32, World(), 8, 16, each=True)
+    assert [found.top1, found.top5] == [0.5, 0.5]
+    assert sum(found.confusion.images) == 20
+    assert found.balanced_accuracy == pytest.approx(0.5, abs=0.02)
+    assert (found.predictions.predicted[10:30] == 8).all()
+    scores = net.table[:40].log_softmax(1)
+    assert (tencrop._counts(scores, labels)[1:] == 20).all()
+    fused = fusion.score(scores, labels)
+    assert [fused.top1, fused.top5] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("outputs", [7, 12])

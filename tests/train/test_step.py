@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from imnet import models, optim
@@ -231,6 +233,24 @@ def test_a_run_that_diverges_stops_at_the_next_step_and_names_the_layer(tmp_path
     assert len(rows) <= step + 2
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_step_that_is_not_finite_is_never_saved(tmp_path, every):
+    """Flags come a step late, a checkpoint may be due at once."""
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2)
+    with pytest.raises(DataError, match=r"not finite at step 1, .*nothing of that step was kept"):
+        train(hot, options(tmp_path, checkpoint_every_steps=every))
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == ["step-00000001"] * (every == 1)
+    for path in (tmp_path / "checkpoints").glob("*/*.safetensors"):
+        assert all(bool(value.isfinite().all()) for value in load_file(path).values())
+
+
+def first_loss(recipe, folder):
+    """The training loss of the first step alone."""
+    train(dataclasses.replace(recipe, optim=SGD(lr=0.01), epochs=1), options(folder / "first", log_every_steps=1))
+    return read_metrics(folder / "first" / "metrics.jsonl")[0]["loss"]
+
+
 def test_skipping_counts_and_gives_up(tmp_path, capsys):
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
     with pytest.raises(DataError, match="not finite"):
@@ -239,8 +259,26 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     train(hot, options(tmp_path / "patient", on_nonfinite="skip:99"))
     said = capsys.readouterr().out
     told = f"{said.count('skipped    step')} optimiser steps were left out: loss or gradient was not finite"
+    rows = [row for row in read_metrics(tmp_path / "patient" / "metrics.jsonl") if row["kind"] == "train"]
+    # One step was taken, of random weights; what is left out is no loss of 0.
+    assert [row["loss"] for row in rows[1:]] == [None] * (len(rows) - 1)
+    assert rows[0]["loss"] == pytest.approx(first_loss(hot, tmp_path), rel=1e-4)
     assert told in said.split("top-1, last epoch")[1]
     assert told in (tmp_path / "patient" / "report.html").read_text()
+
+
+def test_a_step_that_is_left_out_leaves_no_mark_on_the_average(tmp_path):
+    """Batch statistics that are not finite would stay in a moving average for good."""
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=0.5)
+    train(hot, options(tmp_path, on_nonfinite="skip:99"))
+    skipped = json.loads((tmp_path / "run.json").read_text())["skipped_steps"]
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    found = {name: load_file(newest / f"{name}.safetensors") for name in ("model", "ema")}
+    assert skipped > 10
+    for name in found:
+        assert all(bool(value.isfinite().all()) for value in found[name].values()), name
+    counted = [value for name, value in found["ema"].items() if name.endswith("num_batches_tracked")]
+    assert {int(value) for value in counted} == {16 - skipped}
 
 
 def test_a_run_leaves_threads_and_denormals_as_they_were(tmp_path):

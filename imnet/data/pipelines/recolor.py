@@ -77,13 +77,15 @@ def grey(images: Tensor) -> Tensor:
 def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """images * factor + base * (1 - factor), truncated to levels; ``kind`` and ``factor`` (B, 1, 1, 1).
 
-    The base is black for BRIGHTNESS, the mean grey of the image for CONTRAST, its grey for SATURATION.
+    The base is black for BRIGHTNESS, the mean grey of the image for CONTRAST, its grey for SATURATION. Rounded as
+    torchvision does it: ``factor`` is fp64 where theirs is a number of Python, and product and sum are one operation.
+    Grey pixels would show another order, since their sum ends on a level and half of them would lose it.
     """
     luma = grey(images)
     num_pixels = luma.shape[2] * luma.shape[3]
     mean = (luma.sum((1, 2, 3), keepdim=True, dtype=torch.float64) / num_pixels).float()
     base = torch.where(kind == SATURATION, luma, mean * (kind == CONTRAST))
-    return (images * factor + base * (1 - factor)).clamp_(0, 255).floor_()
+    return torch.addcmul(images * factor.float(), base, (1 - factor).float()).clamp_(0, 255).floor_()
 
 
 def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -182,17 +184,17 @@ def operate(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
 def _apply(family: int, images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
     if family == 1:
         return warp(images, inverse_matrices(code, strength, images.shape[2], images.shape[3]))
-    amount = strength.float().to(images.device, non_blocking=True)[:, None, None, None]
+    amount = strength.to(images.device, non_blocking=True)[:, None, None, None]
     if family == 2:
         kind = _BLEND_KIND[code].to(images.device, non_blocking=True)[:, None, None, None]
         return blend(images, kind, 1 + amount)
     if family == 3:
         return sharpness(images, 1 + amount)
     if family == 4:
-        step = 2 ** (8 - amount)
+        step = (2 ** (8 - amount)).float()
         return (images / step).floor_() * step
     if family == 5:
-        return torch.where(images >= 255 * amount, 255 - images, images)
+        return torch.where(images >= (255 * amount).float(), 255 - images, images)
     return autocontrast(images) if family == 6 else equalize(images)
 
 
@@ -216,11 +218,10 @@ def inverse_matrices(code: Tensor, strength: Tensor, height_px: int, width_px: i
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
     """Bilinear samples of ``images`` where ``inverse`` (B, 2, 3, on the host) points, black outside, rounded."""
     height, width = images.shape[2:]
-    matrix = inverse.to(images.device, non_blocking=True)[:, :, :, None, None]
+    matrix = (inverse / torch.tensor([[0.5 * width], [0.5 * height]])).to(images.device, non_blocking=True)
     x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
     y = (torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2)[:, None]
-    across = (matrix[:, 0, 0] * x + matrix[:, 0, 1] * y + matrix[:, 0, 2]) / (0.5 * width)
-    down = (matrix[:, 1, 0] * x + matrix[:, 1, 1] * y + matrix[:, 1, 2]) / (0.5 * height)
+    across, down = (row[:, 0] * x + row[:, 1] * y + row[:, 2] for row in matrix[..., None, None].unbind(1))
     grid = torch.stack([across, down], 3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).round_()
 
@@ -234,7 +235,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth = ((around + 4 * core) / 13).round_()
     out = images.clone(memory_format=torch.preserve_format)
-    out[:, :, 1:-1, 1:-1] = (core + (1 - factor) * (smooth - core)).clamp_(0, 255).floor_()
+    out[:, :, 1:-1, 1:-1] = (core + (1 - factor).float() * (smooth - core)).clamp_(0, 255).floor_()
     return out
 
 
