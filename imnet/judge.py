@@ -25,7 +25,7 @@ from imnet.data.pipelines.host import Prepared
 from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.files import write_atomic, write_json
+from imnet.files import check_output, write_atomic, write_json
 from imnet.launch import World, connected, current_world
 from imnet.ranks import run_ranks
 from imnet.run import Run
@@ -33,6 +33,7 @@ from imnet.run_options import RunOptions
 from imnet.runfolder import bands_in
 
 BATCH_IMAGES = 256
+TABLE_HEAD = "image,label,predicted,probability,loss"
 FEW_CLASSES = 20
 """Up to so many classes have a line each on the console."""
 
@@ -49,8 +50,8 @@ def run(values: Namespace) -> int:
         return judge_ensemble.run(values)
     if values.p is not None or values.baseline is not None:
         raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
-    if values.out is not None and values.out.is_dir():
-        raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
+    if values.out is not None:
+        check_output(values.out, TABLE_HEAD.encode())
     if values.ten_crop:
         _check_ten_crop(values)
     ranks = values.gpus or values.procs or 1
@@ -267,7 +268,7 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     assert found is not None, "judge and judge_images keep them"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "label", "predicted", "probability", "loss"])
+    table.writerow(TABLE_HEAD.split(","))
     columns = (found.labels, found.predicted, found.probability, found.loss)
     for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         said = names[top] if top < len(names) else f"output {top}"
