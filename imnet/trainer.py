@@ -111,9 +111,9 @@ class Trainer:
         self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
         if self.folder is not None:
             self.folder.check_room(self.step_fn.num_bytes)
-            # A change was allowed once, not for every later start with this file.
-            self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
+            # First, since it makes the folder a run's; a change was allowed once, not for every later start.
             self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
+            self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
 
     def _warm_up(self) -> None:
         """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
