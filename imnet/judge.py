@@ -97,7 +97,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
     options = _as_asked(options, values)
     split = part_of(values.split or "test", dataset, run.info["data"].get("judged_on", "test set"))
-    images = (split, values.checkpoint, values.batch_size)
+    images, seen = (split, values.checkpoint, values.batch_size), run.weights_id(values.checkpoint)
     plain = run.judge(dataset, options, *images, flip=False, world=world)
     mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True, world=world)
     marks = [split] * (split != "test") + _marks(run, values)
@@ -106,6 +106,10 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     if not world.is_main:
         return
     names = dataset.class_names
+    if run.weights_id(values.checkpoint) != seen:  # its own evaluation.json is newer, or will be
+        step, mirrored, final = seen.partition(" ")[0], None, None
+        marks.append(step)
+        yield f"note       the run has saved newer weights meanwhile: these figures, and no others, are of {step}"
     yield from _lines(plain, mirrored, names, run)
     if values.ten_crop:
         how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
@@ -218,9 +222,8 @@ def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:
 
 
 def _lines(plain: Evaluation, mirrored: Evaluation | None, names: tuple[str, ...], run: Run | None) -> list[str]:
-    ended = run is None or run.info["status"] == "complete"
     lines = [
-        *([] if ended else ["note       not at the end of its training"]),
+        *(run.unfinished if run else []),
         f"images     {plain.num_images:,}",
         f"top-1      {plain.top1:.4%}",
         f"top-5      {plain.top5:.4%}",

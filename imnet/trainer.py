@@ -59,8 +59,7 @@ class Trainer:
         self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()
-        self.log: MetricsLog | None = None
-        """At rank 0, while it trains."""
+        self.log: MetricsLog | None = None  # at rank 0, while it trains
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
@@ -89,8 +88,8 @@ class Trainer:
             return
         self._begin(found, notes)
         if self.folder is not None:
-            kinds, config = self.options.logs, to_dict(self.recipe)
-            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, kinds, config)
+            to = self.folder.path, self.state.metrics_bytes, self.options.logs
+            self.log = loggers.open_log(*to, to_dict(self.recipe))
         try:
             yield from self._fit()
         finally:
@@ -111,8 +110,8 @@ class Trainer:
         self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
         if self.folder is not None:
             self.folder.check_room(self.step_fn.num_bytes)
-            # First, since it makes the folder a run's; a change was allowed once, not for every later start.
-            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
+            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))  # makes the folder a run's
+            # A change was allowed once, not for every later start with this file.
             self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
 
     def _warm_up(self) -> None:
@@ -173,28 +172,29 @@ class Trainer:
         batches = self._pieces(batch, self.state.step)
         backup = [b.clone() for b in self.step_fn.net.buffers()] if self.options.max_skips else None
         loss, bad = self.step_fn(batches, num_images, self.state.step, lr)
-        if backup is not None:
-            self._skip_if_bad(bad, backup)
-            loss, bad = loss.nan_to_num(0.0, 0.0, 0.0), bad * 0
-        self.state.loss_sum += loss
-        self.state.right_sum += self.step_fn.right
-        self.state.loss_images += num_images
+        if backup is not None and self._skip_if_bad(bad, backup):
+            bad = torch.zeros_like(bad)  # and no share in the losses' mean, which would be too low
+        else:
+            self.state.loss_sum += loss
+            self.state.right_sum += self.step_fn.right
+            self.state.loss_images += num_images
         self.state.step += 1
         bad_step, stop = self.flags.push(self.state.step - 1, bad)
         if bad_step is not None:
             raise self._nonfinite(bad_step)
         return stop
 
-    def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> None:
-        """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
+    def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> bool:
+        """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default. Whether it was."""
         if not bool(bad):
-            return
+            return False
         for buffer, old in zip(self.step_fn.net.buffers(), backup, strict=True):
             buffer.copy_(old)
         self.state.skipped_steps += 1
         self.console.say(f"skipped    step {self.state.step}: loss or gradient is not finite")
         if self.state.skipped_steps > self.options.max_skips:
             raise self._nonfinite(self.state.step)
+        return True
 
     def _within_epoch(self, stop: bool) -> None:
         """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
@@ -225,6 +225,8 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
+        if not self.state.loss_images:
+            return  # every step since the last line was skipped
         loss, top1 = (total / self.state.loss_images for total in self._sums())
         now = time.perf_counter()
         (since, first), per_epoch = self._interval, self.order.steps_per_epoch
@@ -234,8 +236,7 @@ class Trainer:
         self.state.right_sum.zero_()
         self.state.loss_images = 0
         self.tick()
-        epoch = self.state.step / per_epoch
-        lr = self.recipe.lr_at(self.state.step - 1, per_epoch)
+        epoch, lr = self.state.step / per_epoch, self.recipe.lr_at(self.state.step - 1, per_epoch)
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
@@ -264,8 +265,7 @@ class Trainer:
         if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self.console.say_if(self.verdicts.note_bad_images(self.state))
-        last = self.state.step == self.num_steps
-        is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
+        last, is_best = self.state.step == self.num_steps, self.options.keeps[1] and self.state.best["epoch"] == epoch
         if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
         if stop and not last:

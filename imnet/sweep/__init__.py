@@ -54,7 +54,12 @@ def _parser() -> Parser:
 def _sweep(argv: list[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     words, more = argv[:at], argv[at + 1 :]
-    values = _parser().parse_args(words)
+    try:
+        values = _parser().parse_args(words)
+    except UsageError as error:
+        if error.what.startswith("got unknown option"):
+            error.hint = f"{error.hint}; words for imnet-train go behind --: imnet-sweep GRID -- --device cpu"
+        raise
     for name in ("seeds", "jobs", "trial"):
         if getattr(values, name) is not None and getattr(values, name) < 1:
             raise UsageError(f"got --{name} {getattr(values, name)}; allowed: 1 or more", hint=f"e.g. --{name} 3")
