@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import imnet
@@ -147,3 +148,15 @@ def test_a_run_that_was_killed_before_its_configuration_was_written_goes_on(tmp_
             path.unlink()
     imnet.train(TINY, **vars(options(tmp_path)))
     assert Run(tmp_path).metrics
+
+
+@pytest.mark.parametrize("kind", ["missing", "of another network"])
+def test_weights_that_do_not_fit_are_refused_before_the_pictures_are_packed(pictures, kind, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights = tmp_path / "w.safetensors"
+    if kind != "missing":
+        save_file({"fc.weight": torch.zeros(2, 2)}, weights)
+    assert trained(str(pictures), "--weights", str(weights), "--out", str(tmp_path / "run")) == 2
+    assert not list((tmp_path / "cache").rglob("*.imnet*"))
