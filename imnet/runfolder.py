@@ -165,7 +165,10 @@ class RunFolder:
         what = f"the folder holds a run of another configuration ({changed})"
         longer = changed == f"epochs was {old['epochs']}, is {recipe.epochs}" and recipe.epochs > old["epochs"]
         do = "extend it" if longer else "go on with it all the same"
-        raise UsageError(what, file=self.path, hint=f"choose another --out, or {do}: --allow-change")
+        hint = f"choose another --out, or {do}: --allow-change"
+        if changed == f"name was {old['name']}, is {recipe.name}" and recipe.name.startswith("own/"):
+            hint += f"; were the pictures moved: --config {self.path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
+        raise UsageError(what, file=self.path, hint=hint)
 
     def _check_unused(self) -> None:
         """UsageError where a new run would overwrite, cut or delete files that are no run's."""

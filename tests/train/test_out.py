@@ -160,3 +160,14 @@ def test_weights_that_do_not_fit_are_refused_before_the_pictures_are_packed(pict
         save_file({"fc.weight": torch.zeros(2, 2)}, weights)
     assert trained(str(pictures), "--weights", str(weights), "--out", str(tmp_path / "run")) == 2
     assert not list((tmp_path / "cache").rglob("*.imnet*"))
+
+
+def test_a_run_on_pictures_that_were_moved_says_how_it_goes_on_and_does(pictures, tmp_path, capsys):
+    out, new = tmp_path / "run", tmp_path / "new"
+    assert trained(str(pictures), "--out", str(out)) == 0
+    pictures.rename(new)
+    assert trained(str(new), "--out", str(out)) == 2
+    words = capsys.readouterr().err.partition("were the pictures moved: ")[2].split()
+    assert words[-1] == "THEIR_NEW_PLACE"
+    assert train_main([*words[:-1], str(new)]) == 0
+    assert f"complete already: {out}" in capsys.readouterr().out
