@@ -16,7 +16,9 @@ from pathlib import Path
 from imnet import loggers, report
 from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.files import check_output
 from imnet.recipes.documents import DOCUMENTS
+from imnet.report.markup import MARK
 from imnet.sweep import jobs, sbatch
 from imnet.sweep.grid import EXAMPLE, Trial, find, label, names, read, trials
 
@@ -97,6 +99,7 @@ def _list(chosen: Sequence[Trial], out: Path) -> None:
 
 
 def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
+    check_output(out / "report.html", MARK.encode())  # now, not when every trial is trained
     states = {trial.name: jobs.state(trial, out) for trial in chosen}
     todo = [trial for trial in chosen if states[trial.name] != "complete"]
     began = time.monotonic()

@@ -232,3 +232,18 @@ def test_links_to_nothing_and_in_a_circle_and_pipes(tmp_path):
     assert os.read(reader, 9) == b"new"
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_sweep_and_a_profile_look_at_their_files_before_they_train(tmp_path, capsys):
+    from bench.profile.cli import main as profile_main
+    from imnet.sweep import main as sweep_main
+
+    for name, command in (
+        ("report.html", lambda: sweep_main(["fob-adamw", "--out", str(tmp_path), "--", "--device", "cpu"])),
+        ("step.json", lambda: profile_main(["step", "--device", "cpu", "--out", str(tmp_path)])),
+    ):
+        (tmp_path / name).write_bytes(MINE)
+        assert command() == 2
+        assert "imnet has not written" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == MINE
+    assert len(list(tmp_path.iterdir())) == 2
