@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     temporary = real
     try:
         if _is_stream(path):
-            with path.open("ab") as f:
+            # /dev/stdout > FILE: opened anew it would be written from its beginning, over what is there.
+            sys.stdout.flush()
+            own = next((fd for fd in (1, 2) if os.path.samestat(os.fstat(fd), path.stat())), None)
+            with open(path if own is None else os.dup(own), "ab" if own is None else "wb") as f:
                 f.write(data)
             return
         if real.is_dir() or real.is_symlink():  # the latter leads in a circle

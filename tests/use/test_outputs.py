@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +249,11 @@ def test_a_sweep_and_a_profile_look_at_their_files_before_they_train(tmp_path, c
         assert "imnet has not written" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == MINE
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_standard_output_in_a_file_holds_all_in_order(tmp_path):
+    code = "from imnet.files import write_atomic; from pathlib import Path\n"
+    code += "print('before'); write_atomic(Path('/dev/stdout'), 'table\\n'); print('behind')"
+    with (tmp_path / "all.txt").open("w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "all.txt").read_text() == "before\ntable\nbehind\n"
