@@ -17,6 +17,7 @@ from pathlib import Path
 
 from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
+from imnet.files import check_output
 
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
@@ -60,9 +61,12 @@ def _check(values: argparse.Namespace) -> None:
         raise UsageError(f"got {gate} for {values.command}; allowed for {', '.join(GATED)}", hint=f"leave {gate} out")
     if not 0 < values.fail_under <= 1:
         raise UsageError(f"got --fail-under {values.fail_under}; allowed: above 0, at most 1", hint="e.g. 0.97")
-    for path in (values.json, values.save):
-        if path is not None and not path.parent.is_dir():
+    for option, path in (("--json", values.json), ("--save", values.save)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
             raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another file")
+        check_output(path, b'"benchmark"', option)
     if values.compare is not None:
         from . import gate
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DeviceError, IOFailure, UsageError
+from imnet.files import check_output
 
 from .form import scaled, short
 
@@ -15,6 +16,7 @@ INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 PUBLISHED, MEASURED = "#9aa5b1", "#1f6f8b"
 COLOURS, MARKERS = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490"), "oDs^vP"
 SUFFIXES = (".png", ".svg", ".pdf")
+DRAWN_BY = "imnet-bench"
 BELOW_MAIN = 50
 """Small odd cases that are slower than the slowest main one by more than this lie below the picture."""
 
@@ -25,6 +27,7 @@ def check(path: Path) -> None:
         raise UsageError(f"got --picture {path.name}; allowed: names that end in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another --picture")
+    check_output(path, DRAWN_BY.encode(), "--picture")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -47,7 +50,8 @@ def _drawn(path: Path, height_in: float, title: str) -> Iterator[Any]:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         yield axes
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        word = "Software" if path.suffix == ".png" else "Creator"
+        metadata = {word: DRAWN_BY} | ({"Date": None} if path.suffix == ".svg" else {})
         try:
             figure.savefig(path, dpi=150, metadata=metadata)
         except OSError as error:

@@ -165,7 +165,10 @@ def _export(argv: list[str]) -> int:
 
     suffix = "" if values.to == "timm" else f".{values.to}"
     out = values.out or values.run / f"{'timm' if values.to == 'timm' else 'model'}{suffix}"
-    print(export(Run(values.run).classifier(data_dir=values.data_dir), values.to, out))
+    run = Run(values.run)
+    for note in run.unfinished:
+        print(note, flush=True)
+    print(export(run.classifier(data_dir=values.data_dir), values.to, out))
     return 0
 
 

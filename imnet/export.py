@@ -6,7 +6,6 @@ kept. ONNX and pt2 take images float32 (N, C, side, side) in 0..1 and give logit
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -24,12 +23,15 @@ from imnet.classifier import KEY, Card, Classifier, load
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import check_output, holds, temporary_of
 
 TOLERANCE = 1e-3
 """Of the largest logit, or of 1: what another order of additions may change in fp32."""
 NUM_CHECKED = 4
 TIMM_FILES = {"config.json", "model.safetensors"}
-"""Of the folder for timm: one that holds nothing else is an earlier export, and may be replaced."""
+"""Of the folder for timm: one that holds nothing else, and says that imnet wrote it, may be replaced."""
+MARK = b"num_outputs"
+"""Of the card, which lies in every file that is written here and in none of a run folder."""
 
 
 class Portable(nn.Module):
@@ -61,10 +63,11 @@ def export(model: Classifier, to: str, out: Path) -> str:
     written judges pictures otherwise than the run."""
     if to not in WRITERS:
         raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
-    _check_place(out, to)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    real = _place(out, to)
+    folder = temporary_of(real)  # its name says nothing of the form, which torch reads off the file's suffix
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+        temporary = folder / real.name
         read = WRITERS[to](model, temporary)
         pixels = _pictures(model.card)
         wanted = model.to("cpu").logits(pixels)
@@ -72,30 +75,34 @@ def export(model: Classifier, to: str, out: Path) -> str:
         if not error <= TOLERANCE:
             what = f"what was written is {error:.1e} away from the run's logits; allowed {TOLERANCE:.0e}"
             raise DataError(what, file=out, hint="nothing is kept; choose another --to, and report it")
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-        if out.is_file():
-            out.chmod(0o666 & ~_umask())  # some writers leave files that nobody else may read
+        if real.is_dir():
+            shutil.rmtree(real)
+        if temporary.is_file():
+            temporary.chmod(0o666 & ~_umask())  # some writers leave files that nobody else may read
+        os.replace(temporary, real)
     except OSError as error:
         raise IOFailure(f"cannot be written: {error.strerror}", file=out, hint="choose another --out") from error
     finally:
-        with contextlib.suppress(OSError):  # not there, or in a folder that cannot be written either
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
     line = f"{out}: {to}, {NUM_CHECKED} pictures judged as by the run (largest difference {error:.1e})"
     if to == "timm" and resized_twice(model.card):
         line += f"; timm resizes a picture once, the run did it twice: {describe(model.card)}"
     return line
 
 
-def _check_place(out: Path, to: str) -> None:
-    """Refuse to put an export where a folder is, or a device or pipe: it would go, with all that lies in it."""
-    if not out.exists() or out.is_file():
-        return
+def _place(out: Path, to: str) -> Path:
+    """``out`` without links; refused where what lies there is no earlier export: it would go, with all that it holds,
+    be it a folder, a device, or a file of the user's."""
     if not out.is_dir():
-        raise UsageError("got a device or a pipe for --out, which a file would replace", file=out, hint="give a file")
-    if to == "timm" and out.name and {path.name for path in out.iterdir()} <= TIMM_FILES:
-        return
+        real = check_output(out, MARK)
+        if real.exists() and not real.is_file():
+            what = "got a device or a pipe for --out, which a file would replace"
+            raise UsageError(what, file=out, hint="give a file")
+        return real
+    held = {path.name for path in out.iterdir()}
+    mine = not held or (held <= TIMM_FILES and "config.json" in held and holds(out / "config.json", MARK))
+    if to == "timm" and out.name and mine:
+        return Path(os.path.realpath(out))
     hint = "name one that is not there" + (", or an earlier export for timm" if to == "timm" else "")
     raise UsageError("got a folder for --out", file=out, hint=hint)
 

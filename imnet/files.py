@@ -1,15 +1,19 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and that take no other file's place."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
+import mmap
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import IOFailure
+from imnet.errors import IOFailure, UsageError
 
 
 def temporary_of(path: Path) -> Path:
@@ -18,7 +22,7 @@ def temporary_of(path: Path) -> Path:
         pid = left.name.split(".")[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
             with contextlib.suppress(OSError):
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -32,23 +36,71 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name, fsync, rename; a device or a pipe is written as it is, not replaced. Raises
-    IOFailure and leaves the old file."""
-    temporary = temporary_of(path)
-    data = content.encode() if isinstance(content, str) else content
+def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
+    """Where a command would write what ``option`` names: ``path`` without links, so that a link stays one.
+
+    Raises UsageError for a folder and for a file that does not hold ``mark``, as every file of the kind does: it is not
+    imnet's to replace. IOFailure for one that is read-only. An empty file, a device and a pipe may be written.
+    """
+    real = path if _is_stream(path) else Path(os.path.realpath(path))
+    if real.is_dir():
+        raise UsageError(f"got a folder for {option}", file=path, hint="name a file in it")
+    if _is_stream(path) or not real.is_file() or not real.stat().st_size:
+        return real
+    # Whoever made it so wants it kept; a rename would not ask, and root may write anything.
+    if not (real.stat().st_mode & 0o222 and os.access(real, os.W_OK)):
+        raise IOFailure("not written: the file is read-only", file=path, hint=f"choose another {option}")
+    if not holds(real, mark):
+        what = f"got a file for {option} that imnet has not written: it would be lost"
+        raise UsageError(what, file=path, hint="choose another name, or remove it first")
+    return real
+
+
+def _is_stream(path: Path) -> bool:
+    """A device, a pipe, or /dev/stdout and the like, which may lead to a file that others hold open."""
+    inside = os.path.realpath(path.parent)
+    named = path.exists() and (inside == "/dev" or inside.startswith("/proc/"))
+    return named or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def holds(path: Path, mark: bytes) -> bool:
+    """Whether ``mark`` occurs in a file that is not empty; IOFailure where it cannot be read."""
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            path.write_bytes(data)
+        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(mark) >= 0
+    except (OSError, ValueError) as error:
+        raise IOFailure(f"cannot be read: {error}", file=path, hint="choose another file") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name, fsync, rename; a link stays one, and a device or a pipe is written as it is, not
+    replaced. A file that is replaced keeps its mode. Raises IOFailure and leaves the old file."""
+    data = content.encode() if isinstance(content, str) else content
+    real = Path(os.path.realpath(path))
+    temporary = real
+    try:
+        if _is_stream(path):
+            # /dev/stdout > FILE: opened anew it would be written from its beginning, over what is there.
+            sys.stdout.flush()
+            own = next((fd for fd in (1, 2) if os.path.samestat(os.fstat(fd), path.stat())), None)
+            with open(path if own is None else os.dup(own), "ab" if own is None else "wb") as f:
+                f.write(data)
             return
+        if real.is_dir() or real.is_symlink():  # the latter leads in a circle
+            number = errno.EISDIR if real.is_dir() else errno.ELOOP
+            raise OSError(number, os.strerror(number))
+        temporary = temporary_of(real)
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        temporary.rename(path)
+        if real.is_file():
+            shutil.copymode(real, temporary)
+        temporary.rename(real)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary != real:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         raise IOFailure(f"not written: {error.strerror}", file=path, hint="check space and permissions") from error
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from imnet import device, ensemble
 from imnet.data.order import micro_batches
 from imnet.errors import DeviceError, UsageError
-from imnet.files import write_atomic
+from imnet.files import check_output, write_atomic
 from imnet.from_recipe import build_network, build_step, prepare
 from imnet.launch import World, current_world
 from imnet.mixing import Mixing
@@ -30,6 +30,7 @@ WINDOW, DIVERGED = 7, 4.0
 """Steps that a loss is averaged over, half of them before it, so that nothing is late; the multiple of the lowest loss
 that ends the test (fastai's number)."""
 PICTURE = Path("find-lr.png")
+DRAWN_BY = {"Software": "imnet --find-lr"}
 STEPS_TIMED = 3
 NEAR = 0.95
 """Share of the best images/s that counts as fast."""
@@ -58,6 +59,7 @@ class Curve:
 def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
     """Smith's range test (arXiv 1506.01186) in the recipe's own steps; writes ``picture``."""
     recipe, told = _one_band(recipe, options)
+    check_output(picture, DRAWN_BY["Software"].encode(), "the picture of --find-lr")
     with _alone("--find-lr", options) as (place, threads):
         # No average and no captured or compiled step: 100 steps earn neither back.
         plain = replace(recipe, ema_decay=None, ema_warmup=False)
@@ -110,7 +112,7 @@ def _picture(curve: Curve, recipe: Recipe) -> bytes:
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
     axes.legend()
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120)
+    figure.savefig(out, format="png", dpi=120, metadata=DRAWN_BY)
     return out.getvalue()
 
 

@@ -72,13 +72,15 @@ def prepare(
 
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
+    # First, since it takes seconds and may be refused; pictures that must be packed can take an hour.
+    net = build_network(recipe)
+    given = first_weights(recipe, net, world, saved)
     sources = sources or load_sources(recipe, options, place, world)
     order = sources.order
     if recipe.comm.sync_bn:
         _check_passes(order, world.size, options.micro_batch_images)
     kept = began if began is not None and began.get("device") == place.device.type else {}
-    net, images = build_network(recipe), order.steps_per_epoch * recipe.data.batch_images
-    given = first_weights(recipe, net, world, saved)
+    images = order.steps_per_epoch * recipe.data.batch_images
     net = net.to(place.device).to(memory_format=torch.channels_last)
     how = (recipe, net, options, place, world, images, kept.get("execution"))
     execution = world.share(defaults.decide(*how) if world.is_main else None)

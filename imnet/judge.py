@@ -25,7 +25,7 @@ from imnet.data.pipelines.host import Prepared
 from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
-from imnet.files import write_atomic, write_json
+from imnet.files import check_output, write_atomic, write_json
 from imnet.launch import World, connected, current_world
 from imnet.ranks import run_ranks
 from imnet.run import Run
@@ -33,6 +33,7 @@ from imnet.run_options import RunOptions
 from imnet.runfolder import bands_in
 
 BATCH_IMAGES = 256
+TABLE_HEAD = "image,label,predicted,probability,loss"
 FEW_CLASSES = 20
 """Up to so many classes have a line each on the console."""
 
@@ -49,8 +50,8 @@ def run(values: Namespace) -> int:
         return judge_ensemble.run(values)
     if values.p is not None or values.baseline is not None:
         raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
-    if values.out is not None and values.out.is_dir():
-        raise UsageError("got a folder for --out", file=values.out, hint="give a file: --out predictions.csv")
+    if values.out is not None:
+        check_output(values.out, TABLE_HEAD.encode())
     if values.ten_crop:
         _check_ten_crop(values)
     ranks = values.gpus or values.procs or 1
@@ -96,7 +97,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
     options = _as_asked(options, values)
     split = part_of(values.split or "test", dataset, run.info["data"].get("judged_on", "test set"))
-    images = (split, values.checkpoint, values.batch_size)
+    images, seen = (split, values.checkpoint, values.batch_size), run.weights_id(values.checkpoint)
     plain = run.judge(dataset, options, *images, flip=False, world=world)
     mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True, world=world)
     marks = [split] * (split != "test") + _marks(run, values)
@@ -105,6 +106,10 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     if not world.is_main:
         return
     names = dataset.class_names
+    if run.weights_id(values.checkpoint) != seen:  # its own evaluation.json is newer, or will be
+        step, mirrored, final = seen.partition(" ")[0], None, None
+        marks.append(step)
+        yield f"note       the run has saved newer weights meanwhile: these figures, and no others, are of {step}"
     yield from _lines(plain, mirrored, names, run)
     if values.ten_crop:
         how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
@@ -217,9 +222,8 @@ def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:
 
 
 def _lines(plain: Evaluation, mirrored: Evaluation | None, names: tuple[str, ...], run: Run | None) -> list[str]:
-    ended = run is None or run.info["status"] == "complete"
     lines = [
-        *([] if ended else ["note       not at the end of its training"]),
+        *(run.unfinished if run else []),
         f"images     {plain.num_images:,}",
         f"top-1      {plain.top1:.4%}",
         f"top-5      {plain.top5:.4%}",
@@ -267,7 +271,7 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     assert found is not None, "judge and judge_images keep them"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "label", "predicted", "probability", "loss"])
+    table.writerow(TABLE_HEAD.split(","))
     columns = (found.labels, found.predicted, found.probability, found.loss)
     for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         said = names[top] if top < len(names) else f"output {top}"

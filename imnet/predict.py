@@ -40,9 +40,12 @@ def run(values: argparse.Namespace) -> int:
 
 def _model(path: Path) -> classifier.Classifier:
     """Of a run's folder, an ensemble's, or a file."""
-    if bands_in(path):
-        return Ensemble(path).classifier()
-    return Run(path).classifier() if path.is_dir() else classifier.load(path)
+    if not path.is_dir():
+        return classifier.load(path)
+    bands = Ensemble(path).bands.values() if bands_in(path) else ()
+    for note in dict.fromkeys(note for run in bands or [Run(path)] for note in run.unfinished):
+        print(note, file=sys.stderr)  # not among the predictions, which others read
+    return (Ensemble(path) if bands else Run(path)).classifier()
 
 
 def _pictures(words: list[str]) -> Iterator[classifier.Picture]:

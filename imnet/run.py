@@ -61,6 +61,11 @@ class Run:
         return read_metrics(self.path / "metrics.jsonl")
 
     @property
+    def unfinished(self) -> list[str]:
+        """The note that every command prints of a run whose weights are not its last ones."""
+        return [] if self.info["status"] == "complete" else ["note       not at the end of its training"]
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -33,6 +33,9 @@ from imnet.run_options import RunOptions
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What flock answers on a file system without locks, as NFS often is."""
 BUSY = "a run is writing here"
+WRITTEN = ("config.yaml", "metrics.jsonl", "metrics.csv", "evaluation.json", "report.html", "worst.png", "tensorboard",
+           "wandb-id", "checkpoints")  # fmt: skip
+"""What a run writes or replaces, beside run.json: of another program where there is no run.json."""
 
 
 def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> Path:
@@ -146,8 +149,12 @@ class RunFolder:
 
     def check_same(self, recipe: Recipe, options: RunOptions, precision: str) -> None:
         """UsageError where the folder holds a run of another configuration, or may not be resumed."""
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            what = "there is something in the place of its checkpoints that is no folder"
+            raise IOFailure(what, file=self.checkpoints, hint="move it away, or choose another --out")
         run = self.read_run()
         if run is None:
+            self._check_unused()
             return
         if options.resume == "never":
             raise UsageError("the folder already holds a run", file=self.path, hint="choose another --out")
@@ -158,7 +165,18 @@ class RunFolder:
         what = f"the folder holds a run of another configuration ({changed})"
         longer = changed == f"epochs was {old['epochs']}, is {recipe.epochs}" and recipe.epochs > old["epochs"]
         do = "extend it" if longer else "go on with it all the same"
-        raise UsageError(what, file=self.path, hint=f"choose another --out, or {do}: --allow-change")
+        hint = f"choose another --out, or {do}: --allow-change"
+        if changed == f"name was {old['name']}, is {recipe.name}" and recipe.name.startswith("own/"):
+            hint += f"; were the pictures moved: --config {self.path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
+        raise UsageError(what, file=self.path, hint=hint)
+
+    def _check_unused(self) -> None:
+        """UsageError where a new run would overwrite, cut or delete files that are no run's."""
+        there = [self.path / name for name in WRITTEN if os.path.lexists(self.path / name)]
+        taken = [path.name for path in there if path.name != "checkpoints" or any(path.iterdir())]
+        if taken:
+            what = f"the folder holds {', '.join(taken)} of no run (there is no run.json), which a run would replace"
+            raise UsageError(what, file=self.path, hint="choose another --out, or move them away")
 
     def write_config(self, text: str) -> None:
         write_atomic(self.path / "config.yaml", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from imnet import data, defaults, device, ensemble, launch, loggers, models, runfolder
 from imnet.console import Console
+from imnet.data.readers.rule import is_picture
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import World
 from imnet.ranks import run_ranks
@@ -33,6 +35,7 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     assert options.out is not None
     path, code, num_ranks = Path(options.out), 0, options.gpus or options.procs or 1
     _check_folder(path, bands)
+    _check_beside_data(path, options.data_dir)
     if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
         code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
@@ -53,6 +56,19 @@ def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
     if there and not bands:
         hint = f"--bands trains them; --out {next(iter(there.values()))} is the run of one"
         raise UsageError("the folder holds an ensemble", file=path, hint=hint)
+
+
+def _check_beside_data(path: Path, data_dir: str | None) -> None:
+    """UsageError where a new run would begin among what it trains on: it would be read as a class, or hide one. A
+    folder of its own in there is left out by the readers."""
+    if data_dir is None or runfolder.read_run(path) is not None:
+        return
+    place, out = Path(os.path.realpath(data_dir)), Path(os.path.realpath(path))
+    inside = sorted(out.iterdir()) if place in out.parents and out.is_dir() else []
+    hidden = [p for p in inside if p.name.startswith((".", "band-"))]
+    if place == out or any(p.is_dir() or is_picture(p.name) for p in inside if p not in hidden):
+        what = "the run would lie among the data that it trains on"
+        raise UsageError(what, file=path, hint="choose another --out, outside of them")
 
 
 def _check_before_start(recipe: Recipe, options: RunOptions) -> str:

@@ -59,8 +59,7 @@ class Trainer:
         self.state = RunState(loss_sum=loss, right_sum=right)
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()
-        self.log: MetricsLog | None = None
-        """At rank 0, while it trains."""
+        self.log: MetricsLog | None = None  # at rank 0, while it trains
         self.flags = Flags(world, place.device, signals)
         self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
@@ -89,8 +88,8 @@ class Trainer:
             return
         self._begin(found, notes)
         if self.folder is not None:
-            kinds, config = self.options.logs, to_dict(self.recipe)
-            self.log = loggers.open_log(self.folder.path, self.state.metrics_bytes, kinds, config)
+            to = self.folder.path, self.state.metrics_bytes, self.options.logs
+            self.log = loggers.open_log(*to, to_dict(self.recipe))
         try:
             yield from self._fit()
         finally:
@@ -111,9 +110,9 @@ class Trainer:
         self.console.say(f"warm-up    {self.state.warm_up_s:.1f} s (compiling, capturing, allocating: not in images/s)")
         if self.folder is not None:
             self.folder.check_room(self.step_fn.num_bytes)
+            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))  # makes the folder a run's
             # A change was allowed once, not for every later start with this file.
             self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
-            self.folder.write_run(announce.run_values(self.setup, self.state, "running"))
 
     def _warm_up(self) -> None:
         """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
@@ -234,8 +233,7 @@ class Trainer:
         self.state.right_sum.zero_()
         self.state.loss_images = 0
         self.tick()
-        epoch = self.state.step / per_epoch
-        lr = self.recipe.lr_at(self.state.step - 1, per_epoch)
+        epoch, lr = self.state.step / per_epoch, self.recipe.lr_at(self.state.step - 1, per_epoch)
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
@@ -264,8 +262,7 @@ class Trainer:
         if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self.console.say_if(self.verdicts.note_bad_images(self.state))
-        last = self.state.step == self.num_steps
-        is_best = self.options.keeps[1] and self.state.best["epoch"] == epoch
+        last, is_best = self.state.step == self.num_steps, self.options.keeps[1] and self.state.best["epoch"] == epoch
         if last or stop or is_best or epoch % self.options.checkpoint_every_epochs == 0:
             self._save()
         if stop and not last:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from imnet.files import write_json
+from imnet.files import check_output, write_atomic, write_json
 
 from .plan import Figures, Key, Row
 
@@ -127,10 +127,11 @@ def merge(source: Path, target: Path) -> None:
     rows = [row for values in found for row in values["rows"] if "skipped" not in row]
     checks = [row for row in rows if row["part"] == "checks"]
     kept = [{k: v for k, v in row.items() if k != "took_s"} for row in rows if row["part"] != "checks"]
+    check_output(target, b'"benchmark"')
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n  ".join(json.dumps(row) for row in [*condensed(checks), *kept])
     head = json.dumps({"benchmark": "gpu", "fingerprint": found[0]["fingerprint"]}, indent=1).removesuffix("\n}")
-    target.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
+    write_atomic(target, f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
 
 
 def condensed(checks: list[Figures]) -> list[Figures]:

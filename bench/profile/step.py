@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from imnet import device
 from imnet.errors import DeviceError, UsageError
-from imnet.files import write_json
+from imnet.files import check_output, write_json
 
 from .. import machine
 from ..case import find_recipe, run_options
@@ -38,6 +38,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     if values.nvtx and place.device.type != "cuda":
         raise UsageError("got --nvtx, which does nothing on a CPU: NVTX ranges need CUDA", hint="leave --nvtx out")
     folder = usable_folder(values.out)
+    check_output(folder / "step.json", b'"seconds_without_profiler"')
     if options.compile and place.device.type == "cpu":
         _name_compiled_kernels()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from dataclasses import replace
@@ -18,10 +19,11 @@ from imnet.data.readers.base import select
 from imnet.data.readers.picture import FILTERS, ResizeRule
 from imnet.data.sets.remote import remote_sets
 from imnet.data.store import Store, is_store, open_store, split_path
-from imnet.data.store.export import export
+from imnet.data.store.export import check_free, export
 from imnet.data.store.pack import Options, pack, unchanged
 from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, Preempted, UsageError
+from imnet.files import check_output, write_atomic
 
 _REMOTE = remote_sets()
 
@@ -174,6 +176,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     store = _stores(arguments.path)[0]
     images = store.images()
+    if arguments.mean_image is not None:  # the store itself may be named, and would be lost while it is read
+        check_output(arguments.mean_image, f"'shape': {images.shape[1:]}".encode(), "--mean-image")
     count, total, squares = 0, np.zeros(images.shape[1:], np.uint64), np.zeros(images.shape[-1], np.uint64)
     for chunk in chunks(images):
         count += len(chunk)
@@ -183,15 +187,19 @@ def _stats(arguments: argparse.Namespace) -> int:
     mean = total.sum(axis=(0, 1)) / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     if arguments.mean_image is not None:
-        with open(arguments.mean_image, "wb") as file:
-            np.save(file, total / max(1, count))
+        made = io.BytesIO()
+        np.save(made, total / max(1, count))
+        write_atomic(arguments.mean_image, made.getvalue())
     out = {"images": count, "mean": (mean / 255).round(6).tolist(), "std": (std / 255).round(6).tolist()}
     print(json.dumps({"file": str(store.path), **out, "unit": "x/255"}))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    for store in _stores(arguments.path):
+    stores = _stores(arguments.path)
+    for store in stores:
+        check_free(store, arguments.target)
+    for store in stores:
         print(f"{export(store, arguments.target)} images written under {arguments.target / store.header['split']}")
     return 0
 

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imnet.errors import UsageError
-from imnet.files import write_atomic
+from imnet.files import check_output, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
 from imnet.report.data import NAN, RunLog
-from imnet.report.markup import duration, page, percent, points, rate
+from imnet.report.markup import MARK, duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
@@ -39,6 +39,8 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
     previous report then stays as it was).
     """
     run = load(Path(run_dir))
+    if out is not None:
+        check_output(Path(out), MARK.encode())
     body = [
         sections.headline(run),
         *sections.notes(run),
@@ -61,6 +63,7 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     UsageError for fewer than two runs or one run given twice, as a copy too, which may have gone on (it would count
     twice in n), else as ``render``.
     """
+    check_output(Path(out), MARK.encode())
     if len(run_dirs) < 2:
         raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
     runs = [load(Path(run_dir)) for run_dir in run_dirs]
@@ -91,6 +94,9 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     UsageError for an unknown system or one run given twice, else as ``render``.
     """
     document = of_system(word)
+    check_output(out, MARK.encode())
+    check_output(out.with_suffix(".md"), documents.heading(document).encode())
+    check_output(out.with_suffix(".csv"), ",".join(documents.CSV_COLUMNS).encode())
     runs = [load(folder) for folder in expand([Path(place) for place in places if Path(place).suffix != ".json"])]
     _check_once(runs)
     found = measured.of_runs(runs)

@@ -166,11 +166,15 @@ def grid(sections: Iterable[Markup]) -> Markup:
     return Markup(f'<div class="grid">\n{"".join(sections)}</div>\n')
 
 
+MARK = "</style>\n</head>\n<body>\n<main>\n<h1>"
+"""What every page holds, and pages of others hardly do."""
+
+
 def page(title: str, subtitle: str, body: Iterable[Markup]) -> str:
     """The whole document."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{html(title)}</h1>\n<p class="soft">{html(subtitle)}</p>\n{"".join(body)}</main>\n</body>\n</html>\n'
+        f"<title>{html(title)}</title>\n<style>{CSS}{MARK}{html(title)}"
+        f'</h1>\n<p class="soft">{html(subtitle)}</p>\n{"".join(body)}</main>\n</body>\n</html>\n'
     )

@@ -165,9 +165,14 @@ def _n(row: Row) -> str:
     return str(len(row.found.last)) if row.found else "0"
 
 
+def heading(document: Document) -> str:
+    """The first line of the Markdown."""
+    return f"# {document.title} (document {document.number})"
+
+
 def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
     """The tables that are not empty, by their titles."""
-    lines = [f"# {document.title} (document {document.number})", "", *(f"{note}\n" for note in document.notes)]
+    lines = [heading(document), "", *(f"{note}\n" for note in document.notes)]
     for title, found in tables.items():
         columns = _columns(found)
         head = [header or "Row" for header, _ in columns]

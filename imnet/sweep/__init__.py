@@ -16,7 +16,9 @@ from pathlib import Path
 from imnet import loggers, report
 from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.files import check_output
 from imnet.recipes.documents import DOCUMENTS
+from imnet.report.markup import MARK
 from imnet.sweep import jobs, sbatch
 from imnet.sweep.grid import EXAMPLE, Trial, find, label, names, read, trials
 
@@ -54,7 +56,12 @@ def _parser() -> Parser:
 def _sweep(argv: list[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     words, more = argv[:at], argv[at + 1 :]
-    values = _parser().parse_args(words)
+    try:
+        values = _parser().parse_args(words)
+    except UsageError as error:
+        if error.what.startswith("got unknown option"):
+            error.hint = f"{error.hint}; words for imnet-train go behind --: imnet-sweep GRID -- --device cpu"
+        raise
     for name in ("seeds", "jobs", "trial"):
         if getattr(values, name) is not None and getattr(values, name) < 1:
             raise UsageError(f"got --{name} {getattr(values, name)}; allowed: 1 or more", hint=f"e.g. --{name} 3")
@@ -92,6 +99,7 @@ def _list(chosen: Sequence[Trial], out: Path) -> None:
 
 
 def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
+    check_output(out / "report.html", MARK.encode())  # now, not when every trial is trained
     states = {trial.name: jobs.state(trial, out) for trial in chosen}
     todo = [trial for trial in chosen if states[trial.name] != "complete"]
     began = time.monotonic()

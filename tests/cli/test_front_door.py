@@ -19,6 +19,7 @@ WRONG = [
     ("imnet-eval", cli.eval_main, ["run", "--data-root", "x"], "did you mean --data-dir?"),
     ("imnet-report", cli.report_main, ["run", "--output", "x"], "did you mean --out?"),
     ("imnet-sweep", sweep.main, ["grid", "--output-dir", "x"], "did you mean --out?"),
+    ("imnet-sweep", sweep.main, ["grid", "--device", "cpu"], "words for imnet-train go behind --"),
     ("imnet-data", tool.main, ["pack", "a", "b", "--num-workers", "3"], "did you mean --workers?"),
     ("imnet-data", tool.main, ["pck", "a", "b"], "did you mean pack?"),
     ("imnet-bench", bench_cli.main, ["throughput", "--bs", "3"], "did you mean --batch-size?"),

@@ -281,6 +281,20 @@ def test_a_step_that_is_left_out_leaves_no_mark_on_the_average(tmp_path):
     assert {int(value) for value in counted} == {16 - skipped}
 
 
+def test_a_skipped_step_has_no_share_in_the_logged_loss(tmp_path):
+    """Of the first five steps one counts; as zeros over all images the others would make a loss of a fifth."""
+    hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
+    logged = {}
+    for every in (1, 5):
+        train(hot, options(tmp_path / str(every), on_nonfinite="skip:99", log_every_steps=every))
+        logged[every] = [row for row in read_metrics(tmp_path / str(every) / "metrics.jsonl") if row["kind"] == "train"]
+    kept = {
+        every: [(row["loss"], row["top1"]) for row in rows if row["loss"] is not None] for every, rows in logged.items()
+    }
+    assert kept[1] == kept[5]
+    assert len(kept[1]) == 1
+
+
 def test_a_run_leaves_threads_and_denormals_as_they_were(tmp_path):
     threads = torch.get_num_threads()
     train(dataclasses.replace(TINY, epochs=1), options(tmp_path, threads=threads + 1))

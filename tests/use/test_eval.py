@@ -14,12 +14,13 @@ from PIL import Image
 import imnet
 from imnet import scores
 from imnet.classifier import Classifier
-from imnet.cli import eval_main, export_main
+from imnet.cli import eval_main, export_main, predict_main
 from imnet.data.judged import images_at, part_of
 from imnet.data.tool import main as data_main
 from imnet.errors import DataError, UsageError
 from imnet.from_recipe import build_network, load_data
 from imnet.judge import judge_images
+from imnet.run import Run
 from imnet.run_options import RunOptions
 
 CPU = ["--device", "cpu"]
@@ -386,3 +387,38 @@ def test_a_run_on_the_way_is_judged_with_a_note(run, folder, tmp_path, capsys):
         for place, noted in ((on_the_way, 1), (run.path, 0)):
             assert eval_main([str(place), *CPU, "--no-flip", *more]) == 0
             assert capsys.readouterr().out.count("note       not at the end of its training\n") == noted
+    picture = next(folder.rglob("*.png"))
+    for place, noted in ((on_the_way, 1), (run.path, 0)):
+        assert predict_main([str(place), "--device", "cpu", "--json", str(picture)]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("note       not at the end of its training\n") == noted
+        assert json.loads(said.out)
+        assert export_main([str(place), "--to", "safetensors", "--out", str(tmp_path / "x")]) == 0
+        assert capsys.readouterr().out.count("note       not at the end of its training\n") == noted
+
+
+def test_a_run_that_ends_during_its_evaluation_keeps_its_own_newer_figures(run, tmp_path, monkeypatch, capsys):
+    """The first of two epochs is judged; meanwhile the run comes to its end."""
+    place, ended = tmp_path / "r", run.path
+    shutil.copytree(ended, place)
+    newest = max((place / "checkpoints").glob("step-*"))
+    newest.rename(tmp_path / "newest")
+    (place / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
+    (place / "evaluation.json").unlink()
+    judge_once = Run.judge
+
+    def judge(self, *given, **more):
+        found = judge_once(self, *given, **more)
+        if not newest.exists():
+            (tmp_path / "newest").rename(newest)
+            for name in ("run.json", "evaluation.json"):
+                shutil.copy(ended / name, place / name)
+        return found
+
+    monkeypatch.setattr(Run, "judge", judge)
+    assert eval_main([str(place), *CPU]) == 0
+    said = capsys.readouterr().out
+    assert "saved newer weights" in said
+    assert "mirror" not in said
+    assert (place / "evaluation.json").read_bytes() == (ended / "evaluation.json").read_bytes()
+    assert len(list(place.glob("evaluation-step-*.json"))) == 1

@@ -35,6 +35,7 @@ _PICTURES = frozenset(
 )
 _OPTIONAL = {"avif": (".avif", ".avifs"), "jpg_2000": (".jp2", ".j2k", ".jpx")}
 _SHOWN_REASONS = 8
+_RUN, _RUN_FILES = "/run.json", ("config.yaml", "metrics.jsonl")
 # What lies in place of a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
@@ -68,6 +69,13 @@ def junk(part: str) -> str | None:
 def junk_path(path: str) -> str | None:
     """Why a file is never looked at: the first of its folders, or its own name, that is hidden or junk."""
     return next(filter(None, map(junk, path.split("/"))), None)
+
+
+def runs_among(names: Iterable[str]) -> set[str]:
+    """The folders that are runs of imnet: trained within their own data, they draw a picture of mistakes there."""
+    found = {name.removesuffix(_RUN) for name in names if name.endswith(_RUN)}
+    there = set(names) if found else set[str]()
+    return {folder for folder in found if all(f"{folder}/{file}" in there for file in _RUN_FILES)}
 
 
 @lru_cache(maxsize=1)

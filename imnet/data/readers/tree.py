@@ -11,7 +11,7 @@ from typing import Protocol
 from imnet.data.readers.archive import TarMember, list_tar, list_zip
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items, ZipMember
-from imnet.data.readers.rule import LeftOut, junk, junk_path
+from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
 from imnet.errors import DataError, IOFailure
 
 _MAX_TEXT_BYTES = 16 << 20
@@ -55,7 +55,7 @@ class FolderTree:
 
     def walk(self) -> None:
         """Walk the folder: ``names``, and ``absent``, the links to files that are not there."""
-        self.names = in_order(list(self._walk("", ())))
+        self.names, self.folders = _without_runs(list(self._walk("", ())), self.folders, self.left)
 
     def _walk(self, inside: str, links: Links) -> Iterator[str]:
         for entry in _entries(self.path / inside):
@@ -144,9 +144,9 @@ class _ArchiveTree:
                 self.left[reason] += 1
             else:
                 self._members[name] = member
-        self.names = in_order(list(self._members))
         # Junk is no file of the set, but the folder that holds nothing else is there, as on a disk.
-        self.folders = {folder for folder in folders | _parents(list(members)) if not junk_path(folder)}
+        there = {folder for folder in folders | _parents(list(members)) if not junk_path(folder)}
+        self.names, self.folders = _without_runs(list(self._members), there, self.left)
 
     def add(self, items: Items, name: str, label: int) -> None:
         file, member = items.file_number(str(self.path)), self._members[name]
@@ -204,6 +204,19 @@ def tar_members(path: Path) -> list[TarMember]:
     """The regular members of a tar, plain or gzipped."""
     with open_tar(path) as tar:
         return list(list_tar(tar, path))
+
+
+def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[list[str], set[str]]:
+    """Names in order and folders, without the runs of imnet, which ``left`` counts, and what holds nothing else."""
+    runs = runs_among(names)
+    if runs:
+        inside = tuple(f"{run}/" for run in runs)
+        kept = [name for name in names if not name.startswith(inside)]
+        left["run of imnet"] += len(names) - len(kept)
+        emptied = _parents([f"{run}/" for run in runs]) - _parents(kept)
+        folders = {folder for folder in folders - emptied if not folder.startswith(inside)}
+        names = kept
+    return in_order(names), folders
 
 
 def in_order(names: list[str]) -> list[str]:

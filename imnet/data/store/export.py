@@ -10,6 +10,7 @@ from PIL import Image
 
 from imnet.data.files import io_errors, make_dir
 from imnet.data.readers.picture import opened
+from imnet.data.readers.rule import split_of
 from imnet.data.store import Store
 from imnet.errors import IOFailure
 
@@ -20,13 +21,27 @@ _SUFFIX = {
 }
 
 
+def check_free(store: Store, target: Path) -> None:
+    """IOFailure where ``target`` holds more than the other splits of an export: beside pictures of the user's, the new
+    ones would be read in their place, or among them."""
+    top = _top(store, target)
+    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    taken = [name for name in there if not name.startswith(".") and split_of(name) is None and target / name != top]
+    if taken or (top.is_dir() and any(top.iterdir())):
+        raise IOFailure("exists already", file=target / taken[0] if taken else top, hint="export into an empty folder")
+
+
+def _top(store: Store, target: Path) -> Path:
+    return target / re.sub(r"\W", "_", str(store.header["split"]))
+
+
 def export(store: Store, target: Path) -> int:
     """Write ``target/<split>/<class>/<number>.png``, encoded pictures as they are; the number of files.
 
     Folder names sort in label order, so that reading the folders back gives the same labels. IOFailure where a file
     exists already.
     """
-    top = make_dir(target / re.sub(r"\W", "_", str(store.header["split"])))
+    top = make_dir(_top(store, target))
     folders = [make_dir(top / name) for name in folder_names(store.class_names)]
     images = None if store.is_encoded else store.images()
     for i in range(len(store)):

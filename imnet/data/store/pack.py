@@ -54,6 +54,7 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
     with file and member of a bad picture; IOFailure for the disk; what was done stays in ``.part`` files and is taken
     up by the next run.
     """
+    _check_target(found, target)
     make_dir(target)
     if origin is not None:
         _refuse_other_request(origin, target)
@@ -62,6 +63,17 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
     if origin is not None:
         origin.write(target)
     return headers
+
+
+def _check_target(found: Found, target: Path) -> None:
+    """Refuse a folder that is the source, which the store would hide, and one whose source.json is no store's."""
+    if os.path.realpath(target) == os.path.realpath(found.path):
+        raise UsageError("got the source as the target: its store would be read in its place", file=target,
+                         hint="name another folder")  # fmt: skip
+    path = target / "source.json"
+    if path.exists() and Origin.read(target) is None and not any(target.glob(f"*{SUFFIX}")):
+        raise IOFailure("a file of another program, which the store's own would replace", file=path,
+                        hint="choose another folder")  # fmt: skip
 
 
 def unchanged(target: Path, origin: Origin) -> bool:
