@@ -10,9 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imnet import models, optim
 from imnet.device import Place
-from imnet.errors import UsageError
 from imnet.launch import World
-from imnet.recipe import SGD, AdamW
+from imnet.recipe import SGD
 from imnet.step import TrainStep
 
 from .conftest import TINY
@@ -129,15 +128,13 @@ def test_a_loss_scale_is_taken_off_and_its_overflow_skipped():
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
-def test_auto_merges_large_weights_only_and_adamw_is_refused():
+def test_auto_merges_large_weights_only():
     sgd = SGD(lr=0.1)
     host = tier.choose("sgd_ema", "cpu") == "host"
     large = torch.nn.Linear(512, 512)
     assert isinstance(optim.build(large, sgd), optim.MergedSGD) is host
     assert not isinstance(optim.build(large, sgd, "torch"), optim.MergedSGD)
     assert not isinstance(optim.build(models.build("wrn10_1", 4), sgd), optim.MergedSGD)
-    with pytest.raises(UsageError, match="imnet for adamw; allowed: sgd"):
-        optim.build(large, AdamW(lr=0.1), "imnet")
 
 
 def test_without_an_average_it_is_torchs_step_bit_for_bit():
