@@ -1,0 +1,36 @@
+"""A small run and its test images as files, which evaluation is tried on."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+import imnet
+from imnet.from_recipe import load_data
+from imnet.run_options import RunOptions
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    base = imnet.recipes["quickstart"]
+    data = replace(base.data, train_images=128, test_images=64, image_px=16, batch_images=32)
+    recipe = replace(base, data=data, augment=replace(base.augment, crop_pad_px=1, cutout_px=0), epochs=2)
+    options = {"device": "cpu", "precision": "fp32", "threads": 1, "eval_every_epochs": 1}
+    return imnet.train(recipe, out=tmp_path_factory.mktemp("run") / "r", **options)
+
+
+@pytest.fixture(scope="module")
+def split(run):
+    return load_data(run.recipe, RunOptions(device="cpu")).test
+
+
+@pytest.fixture(scope="module")
+def folder(run, split, tmp_path_factory):
+    """The test images as files, a folder a class: by name, so in another order than the network's."""
+    where = tmp_path_factory.mktemp("pictures") / "set"
+    names = run.info["data"]["class_names"]
+    assert list(names) != sorted(names)
+    for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        (where / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(where / names[label] / f"{i:03}.png")
+    return where

@@ -1,0 +1,66 @@
+"""What imnet-eval should say: all figures by NumPy in float64, and what it wrote."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from imnet.cli import eval_main
+
+CPU = ["--device", "cpu"]
+
+
+class Plain:
+    """All figures in NumPy, float64, from logits (N, outputs) and labels (N,)."""
+
+    def __init__(self, logits, labels, num_classes):
+        z = logits.astype(np.float64)
+        p = np.exp(z - z.max(1, keepdims=True))
+        self.p = p = p / p.sum(1, keepdims=True)
+        rows = np.arange(len(labels))
+        self.predicted, self.probability = p.argmax(1), p.max(1)
+        self.loss = -np.log(p[rows, labels])
+        hit = self.predicted == labels
+        self.top1, self.top5 = hit.mean(), (p.argsort(1)[:, -5:] == labels[:, None]).any(1).mean()
+        self.classes = []
+        for c in range(num_classes):
+            tp, positive, true = (hit & (labels == c)).sum(), (self.predicted == c).sum(), (labels == c).sum()
+            precision, recall = (tp / n if n else None for n in (positive, true))
+            # The harmonic mean, where both are there and not both nothing.
+            f1 = 0.0 if positive + true else None
+            if precision and recall:
+                f1 = 2 * precision * recall / (precision + recall)
+            self.classes.append((precision, recall, f1, true))
+        self.balanced = np.mean([row[1] for row in self.classes if row[3]])
+        edges = np.linspace(0, 1, 16)
+        self.ece = 0.0
+        for low, high in itertools.pairwise(edges):
+            inside = (self.probability > low) & (self.probability <= high)
+            if inside.any():
+                self.ece += inside.mean() * abs(hit[inside].mean() - self.probability[inside].mean())
+
+
+def agrees(found, plain):
+    """``found``: the JSON of an evaluation."""
+    for name in ("top1", "top5"):
+        assert found[name] == pytest.approx(getattr(plain, name), abs=1e-12)
+    assert found["loss"] == pytest.approx(plain.loss.mean(), rel=1e-5)
+    assert found["balanced_accuracy"] == pytest.approx(plain.balanced, abs=1e-12)
+    assert found["ece"] == pytest.approx(plain.ece, abs=1e-5)
+    assert found["num_images"] == sum(found["support"]) == sum(row[0] for row in found["bins"])
+    for row, (precision, recall, f1, true) in zip(found["classes"], plain.classes, strict=True):
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision, recall, f1))
+        assert row["support"] == true
+
+
+def evaluated(argv, capsys):
+    code = eval_main([str(word) for word in argv])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return told.out
+
+
+def beside(run):
+    """What has been written beside the run's own evaluation, the newest."""
+    return json.loads(max(run.path.glob("evaluation-*.json"), key=lambda p: p.stat().st_mtime_ns).read_text())
