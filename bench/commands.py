@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from imnet import device
+from imnet.environment import version
 from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.run_options import RunOptions
@@ -19,7 +20,7 @@ from . import data, gate, kernels, scaling, step, tables, throughput, whole
 from .case import find_recipe, run_options
 from .form import Row
 from .gate import Measure
-from .machine import fingerprint, version
+from .machine import fingerprint
 
 Result = tuple[Row, Measure]
 ONE_THREAD = RunOptions(threads=1)

@@ -7,7 +7,6 @@ by ``clock.on_device`` with the device's current threads, kept for the rest of t
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import resource
 import subprocess
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 
+from imnet.environment import environment, version
+
 from .clock import on_device
 
 PEERS = ("timm", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -27,8 +28,6 @@ MATMUL = {"cpu": 2048, "cuda": 8192}
 
 def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:
     """CPU, cores, GPU, clocks, driver, versions, commit, precision, threads, date; ``n`` samples behind each figure."""
-    from imnet.runfolder import environment
-
     found = environment()
     hardware, versions = found["hardware"], dict(found["versions"])
     versions |= {name: got for name in PEERS if (got := version(name)) is not None}
@@ -71,14 +70,6 @@ def text(found: Mapping[str, Any]) -> str:
     threads = "" if found["gpu"] else f", {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
     sha = (found["git_sha"] or "no commit")[:10]
     return f"{where}{threads}, {found['precision']}, torch {found['versions']['torch']}, {sha}, {found['date']}"
-
-
-def version(name: str) -> str | None:
-    """Of a package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_mhz() -> float | None:

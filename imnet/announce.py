@@ -9,10 +9,11 @@ from typing import Any
 import imnet_kernels.tier
 import torch
 
-from imnet import checkpoint, data, report, runfolder
+from imnet import checkpoint, data, report
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.data.pipelines.batches import as_tensor
+from imnet.environment import environment
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
 from imnet.recipe_json import to_dict
@@ -125,7 +126,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "warm_up_s": round(state.warm_up_s, 3),
         "skipped_steps": state.skipped_steps,
         "bad_images": state.bad_images,
-    } | runfolder.environment()
+    } | environment()
 
 
 def write_evaluation(

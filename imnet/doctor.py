@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 
 import imnet_kernels.tier
 import torch
 
-from imnet import device, runfolder
+from imnet import device
 from imnet.data.pipelines import has_dali
+from imnet.environment import environment, version
 
 
 def text() -> str:
     """The whole report."""
-    found = runfolder.environment()
+    found = environment()
     v, hardware = found["versions"], found["hardware"]
     gpus = ", ".join(hardware["gpus"]) or "none that torch can use"
     precision, why = device.resolve_precision("auto", "cuda" if device.num_gpus() else "cpu")
@@ -25,7 +25,7 @@ def text() -> str:
         f"cpu         {hardware['cpu']}, {hardware['cores']} cores usable, {torch.backends.cpu.get_cpu_capability()}",
         f"gpu         {gpus}",
         f"precision   auto means {precision} here ({why})",
-        f"triton      {_package('triton')}",
+        f"triton      {version('triton') or 'not installed'}",
         f"DALI        {_dali()}",
         f"compiler    {shutil.which('g++') or shutil.which('clang++') or 'none: torch.compile on a CPU needs one'}",
         f"nvcc        {shutil.which('nvcc') or 'none: only building the CUDA kernels needs it'}",
@@ -38,16 +38,9 @@ def text() -> str:
     return "\n".join(lines)
 
 
-def _package(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _dali() -> str:
     if has_dali():
-        return next((f"{n} {version(n)}" for n in _DALI if _package(n) != "not installed"), "installed")
+        return next((f"{n} {found}" for n in _DALI if (found := version(n)) is not None), "installed")
     return "not installed (optional): pip install 'imnet[dali]'"
 
 

@@ -11,27 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import functools
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from imnet.errors import IOFailure, UsageError
 from imnet.files import write_atomic, write_json
+from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, to_dict
 from imnet.run_options import RunOptions
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What flock answers on a file system without locks, as NFS often is."""
+LOCK = ".lock"
 BUSY = "a run is writing here"
 WRITTEN = ("config.yaml", "metrics.jsonl", "metrics.csv", "evaluation.json", "report.html", "worst.png", "tensorboard",
            "wandb-id", "checkpoints")  # fmt: skip
@@ -75,9 +71,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self._made = [made for made in (path / LOCK, path, *path.parents) if not made.exists()]
+        self._is_locked = lock
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a+")
+            self._lock = self._open_lock()
             self._lock.seek(0)
             self._found = self._lock.read()
             with tempfile.TemporaryFile(dir=path) as probe:
@@ -86,21 +83,23 @@ class RunFolder:
             self._place = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
-        if lock:
-            self._take_lock()
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                what = f"this file system has no locks ({error.strerror})"
-                hint = "--no-lock goes on without: then nothing keeps a second run from writing here"
-                raise IOFailure(what, file=self.path, hint=hint) from error
-            holder = self._found.strip() or "another process"
-            hint = "wait for it, or choose another --out"
-            raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint) from error
         self._sign(f"pid {os.getpid()} on {socket.gethostname()}")
+
+    def _open_lock(self) -> TextIO:
+        """The lock's file, opened and locked; IOFailure where another process has it."""
+        path = self.path / LOCK
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+")
+            if not self._is_locked or try_lock(lock.fileno(), path):
+                return lock
+            with lock:
+                if is_at(lock.fileno(), path):
+                    lock.seek(0)
+                    holder = lock.read().strip() or "another process"
+                    hint = "wait for it, or choose another --out"
+                    raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint)
+            # A run that came to nothing has taken the file away since: there is another by now, or none.
 
     def _sign(self, text: str) -> None:
         """Say in the lock's file who has it, where there is room to: the lock itself needs none."""
@@ -110,19 +109,30 @@ class RunFolder:
             self._lock.flush()
 
     def close(self) -> None:
-        """Free for others, and the lock's text as it was found: a command that was refused has changed no byte."""
+        """Free for others. A command that was refused before the run began leaves the folder as it found it: the lock's
+        text as it was, and neither a lock nor folders that were not there."""
         self._sign(self._found)
+        lock = self.path / LOCK
+        with contextlib.suppress(OSError):
+            # Its own, and while it holds it: whoever is about to lock the same file sees that it is gone.
+            unused = self._is_locked and is_at(self._lock.fileno(), lock) and not (self.path / "run.json").exists()
+            if unused and lock in self._made:
+                lock.unlink()
         with contextlib.suppress(OSError):  # what a full disk has left in its buffer
             self._lock.close()
         os.close(self._place)
+        with contextlib.suppress(OSError):  # the first that holds something
+            for folder in self._made:
+                if folder != lock:
+                    folder.rmdir()
 
     def check_place(self) -> None:
         """IOFailure where the folder is no longer at its path: a save would begin another there, or meet a run's that
         has been started since."""
         try:
-            same = os.path.samestat(os.fstat(self._place), self.path.stat())
+            same = is_at(self._place, self.path)
         except OSError as error:
-            same = error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+            same = error.errno not in (errno.ENOTDIR, errno.ESTALE)
         if not same:
             what = "the run folder has been moved or removed while the run was going on"
             raise IOFailure(what, file=self.path, hint="the same command with --out of its new place goes on there")
@@ -187,14 +197,9 @@ class RunFolder:
 
 def writer(path: Path) -> str | None:
     """Who is writing in the run folder ``path``; None where nobody is, or where it cannot be known."""
-    try:
-        with (path / ".lock").open("r+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                return None if error.errno in NO_LOCKS else lock.read().strip() or "another process"
-    except OSError:
-        pass  # no such folder yet
+    with contextlib.suppress(OSError, IOFailure), (path / LOCK).open("r+") as lock:
+        if not try_lock(lock.fileno(), path / LOCK):
+            return lock.read().strip() or "another process"
     return None
 
 
@@ -239,62 +244,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[
         elif a != b:
             rows.append(f"{prefix}{key} was {a}, is {b}")
     return rows
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware that a number was measured with."""
-    from importlib.metadata import version
-
-    import torch
-
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    return {
-        "versions": {
-            "imnet": _own_version(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "numpy": version("numpy"),
-            "cuda": torch.version.cuda,
-        },
-        "git_sha": _git_sha(),
-        "hardware": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _own_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("imnet")
-    except PackageNotFoundError:
-        return "source tree"
-
-
-@functools.cache
-def _git_sha() -> str | None:
-    """The commit of this source tree, with ``+`` where it has changes; None where it is installed without one."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 5, "check": True}
-        sha = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return sha + ("+" if changed else "")
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

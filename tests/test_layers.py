@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> (its modules, the rooms that they may import beside their own), from the ground up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
-    "ground": ("errors files fields command yaml_file augmentation scores", ""),
+    "ground": ("errors files locks fields command yaml_file augmentation scores", ""),
     "recipes": ("recipe optimisers schedules recipes recipe_json run_options", "ground"),
-    "machine": ("device launch ranks", "ground recipes"),
+    "machine": ("device environment launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sys
 import time
@@ -12,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imnet.errors import IOFailure
+from imnet.locks import is_at, try_lock
 
-# What flock answers on a file system without locks, as NFS often is.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # In the environment, because packing for a run is done by a child process.
 _WITHOUT = "IMNET_NO_LOCK"
 _TELL_AFTER_S = 1.0
@@ -61,7 +59,7 @@ def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     with io_errors(path, "open"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        while not _try_lock(descriptor, path):
+        while not try_lock(descriptor, path, needed=os.environ.get(_WITHOUT) != "1"):
             waited = time.monotonic() - start
             if waited > wait_s:
                 raise IOFailure(
@@ -71,35 +69,13 @@ def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
                 sys.stderr.write(f"{path}: another process is at it; waiting for it\n")
                 told = True
             time.sleep(min(0.05, wait_s / 10))
-            if not _same_file(descriptor, path):
+            if not is_at(descriptor, path):
                 os.close(descriptor)
                 with io_errors(path, "open"):
                     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int, path: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise IOFailure(f"cannot lock: {error.strerror or error}", file=path) from error
-        if os.environ.get(_WITHOUT) != "1":
-            what = f"this file system has no locks ({error.strerror})"
-            hint = "--no-lock goes on without: then nothing keeps a second process from writing here"
-            raise IOFailure(what, file=path, hint=hint) from error
-    return _same_file(descriptor, path)
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def publish(part: Path, final: Path, descriptor: int) -> None:

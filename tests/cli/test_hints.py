@@ -14,7 +14,7 @@ FILES = [
     p for part in ("imnet", "bench") for p in sorted((ROOT / part).rglob("*.py"))
     if p.parts[-2] != "report" and p.name != "sbatch.py"
 ]  # fmt: skip
-FOREIGN = {"--porcelain", "--hard-dereference", "--no"}  # git's, tar's, and half a word
+FOREIGN = {"--porcelain", "--git-dir", "--work-tree", "--hard-dereference", "--no"}  # git's, tar's, and half a word
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*(?:[ =](?:true|false|null|skip:3|\d[\d.]*)(?![\w.]))?")
 
 

@@ -186,6 +186,6 @@ def test_a_pass_of_one_image_is_refused_before_anything_is_written(tmp_path, ima
     how = options(tmp_path, micro_batch_images=micro)
     with pytest.raises(UsageError, match=rf"of which a pass has one image: .*\[1, \d+, 1, 1\]\); {hint}"):
         train(recipe, how)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
     if images == 33:
         assert train(dataclasses.replace(recipe, data=dataclasses.replace(at_12, image_px=32)), how)[0] == 0

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import fcntl
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import torch
 
 from imnet import launch
 from imnet.errors import DeviceError, IOFailure
-from imnet.runfolder import RunFolder, writer
 from imnet.start import train
 
 from .conftest import options
@@ -43,20 +41,7 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert done.returncode == 74
     assert "no room for a checkpoint of 1 MiB: File too large" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not [p.name for p in tmp_path.iterdir() if p.name != ".lock"]
-
-
-def test_a_full_disk_keeps_no_folder_from_being_given_back(tmp_path):
-    """Who had it is written back, where there is room: an error of that would take the place of what ended the run."""
-    (tmp_path / ".lock").write_text("pid 1 on elsewhere")
-    folder, limits = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    assert writer(tmp_path) == f"pid {os.getpid()} on {socket.gethostname()}"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        folder.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert writer(tmp_path) is None
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("place", "said"), [("file", "File exists"), ("file/run", "Not a directory")])

@@ -1,0 +1,101 @@
+"""The run folder's lock: one run at a time, and nothing left of one that was refused."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+
+from imnet.cli import train_main
+from imnet.errors import IOFailure
+from imnet.runfolder import RunFolder, writer
+
+REFUSED = {
+    "no data": ["--data", "fashion-mnist", "--data-dir", "absent"],
+    "too few images": ["--data", "shapes", "--data.train_images", "8", "--batch-size", "16"],
+    "no such weights": ["--data", "shapes", "--weights", "absent.safetensors"],
+    "an ensemble without data": ["--recipe", "spectral/resnet34_sub4", "--data-dir", "absent"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("there", [(), ("new",), ("new", "new/run")])
+def test_a_refused_command_leaves_no_folder_that_was_not_there(tmp_path, monkeypatch, words, there):
+    monkeypatch.chdir(tmp_path)
+    for folder in there:
+        Path(folder).mkdir()
+    assert train_main([*words, "--device", "cpu", "--epochs", "1", "--out", "new/run"]) in (2, 65, 74)
+    assert sorted(str(p) for p in Path().rglob("*")) == list(there)
+
+
+def test_what_was_there_stays(tmp_path):
+    """Another program's lock too; a run that was killed has left its own, which keeps its text."""
+    (tmp_path / ".lock").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    with contextlib.closing(RunFolder(tmp_path)):
+        pass
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {".lock": "mine", "notes.txt": "mine"}
+
+
+def test_the_lock_of_a_run_that_has_begun_stays(tmp_path):
+    with contextlib.closing(RunFolder(tmp_path / "run")) as folder:
+        folder.write_run({})
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "run.json"}
+
+
+def test_the_lock_of_a_run_that_has_taken_the_place_stays(tmp_path):
+    mine = RunFolder(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with contextlib.closing(RunFolder(tmp_path / "run")):
+        mine.close()
+        assert writer(tmp_path / "run") == f"pid {os.getpid()} on {socket.gethostname()}"
+    assert [p.name for p in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_link_to_a_folder_is_locked_there(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with contextlib.closing(RunFolder(tmp_path / "run")) as folder:
+        folder.check_place()
+        with pytest.raises(IOFailure, match="a run is writing here"):
+            RunFolder(tmp_path / "disk")
+    assert (tmp_path / "run").is_symlink()
+    assert not list((tmp_path / "disk").iterdir())
+
+
+def _in_turn(folder: Path, inside: Path, times: int) -> None:
+    while times:
+        with contextlib.suppress(IOFailure), contextlib.closing(RunFolder(folder)):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # FileExistsError where somebody else is in
+            inside.unlink()
+            times -= 1
+
+
+def test_of_many_that_come_and_go_one_is_inside(tmp_path):
+    """Each takes the lock's file and the folder away again while others are about to lock it."""
+    spawn = multiprocessing.get_context("fork")
+    rest = (tmp_path / "new" / "run", tmp_path / "inside", 100)
+    processes = [spawn.Process(target=_in_turn, args=rest, daemon=True) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_a_full_disk_keeps_no_folder_from_being_given_back(tmp_path):
+    """Who had it is written back, where there is room: an error of that would take the place of what ended the run."""
+    (tmp_path / ".lock").write_text("pid 1 on elsewhere")
+    folder, limits = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert writer(tmp_path) == f"pid {os.getpid()} on {socket.gethostname()}"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        folder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert writer(tmp_path) is None
