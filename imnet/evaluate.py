@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,4 +214,5 @@ def _worst(losses: Tensor, predicted: Tensor, ids: Tensor, labels: Tensor, world
         gathered: list[Any] = [None] * world.size
         dist.all_gather_object(gathered, rows, group=world.group)
         rows = [row for part in gathered for row in part]
-    return sorted(rows, key=lambda r: (-r["loss"], r["index"]))[:NUM_WORST]
+    # A loss that is no number is as bad as any, and has no order of its own.
+    return sorted(rows, key=lambda r: (-math.inf if math.isnan(r["loss"]) else -r["loss"], r["index"]))[:NUM_WORST]

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import mmap
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,4 +108,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """``value`` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=1) + "\n")
+    write_atomic(path, json.dumps(finite(value), indent=1) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with null for every number in it that is not finite: JSON has none, and strict readers refuse the word
+    NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

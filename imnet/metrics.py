@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from imnet.errors import IOFailure
+from imnet.files import finite
 
 
 class MetricsLog:
@@ -30,8 +30,8 @@ class MetricsLog:
             raise IOFailure(f"cannot be opened: {error.strerror}", file=path) from error
 
     def write(self, **values: Any) -> None:
-        """One line; a number that is not finite becomes null (JSON has none)."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        """One line; a number that is not finite becomes null."""
+        clean = finite(values)
         with self._written():
             self._file.write(json.dumps(clean).encode() + b"\n")
             self._file.flush()

@@ -13,6 +13,7 @@ from typing import Any
 from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import DataError, UsageError, shown
+from imnet.files import finite
 from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -83,7 +84,7 @@ def _as_text(row: dict[str, Any]) -> None:
 def _as_json(row: dict[str, Any]) -> None:
     if "top" in row:
         row = row | {"top": [{"class": name, "probability": share} for name, share in row["top"]]}
-    print(json.dumps(row), flush=True)
+    print(json.dumps(finite(row)), flush=True)
 
 
 def _as_csv() -> Any:

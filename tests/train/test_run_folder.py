@@ -1,8 +1,9 @@
-"""The run folder's lock: one run at a time, and nothing left of one that was refused."""
+"""The run folder: one run at a time, nothing left of one that was refused, and files that others can read."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import resource
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imnet.cli import train_main
+from imnet.cli import predict_main, train_main
 from imnet.errors import IOFailure
 from imnet.runfolder import RunFolder, writer
 
@@ -99,3 +100,24 @@ def test_a_full_disk_keeps_no_folder_from_being_given_back(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert writer(tmp_path) is None
+
+
+def no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def test_the_files_of_a_run_that_diverged_are_json(tmp_path, capsys):
+    """Python writes NaN for a loss that is none, which jq, browsers and most languages refuse."""
+    small = ["--data.train_images", "64", "--data.test_images", "40", "--batch-size", "16", "--device", "cpu"]
+    spoilt = ["--optim.lr", "1e18", "--on-nonfinite", "skip:1000"]
+    assert train_main(["--epochs", "1", *small, *spoilt, "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "picture.png").write_bytes((tmp_path / "run" / "worst.png").read_bytes())
+    capsys.readouterr()
+    assert predict_main([str(tmp_path / "run"), str(tmp_path / "picture.png"), "--json", "--device", "cpu"]) == 0
+    told = [path.read_text() for path in sorted((tmp_path / "run").glob("*.json"))]
+    told += (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() + capsys.readouterr().out.splitlines()
+    for text in told:
+        json.loads(text, parse_constant=no_number)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["loss"] is None
+    assert [row["index"] for row in evaluation["worst"]] == list(range(16))
