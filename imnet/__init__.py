@@ -28,7 +28,7 @@ __all__ = ["ImnetError", "Recipe", "load", "load_run", "recipes", "replace", "tr
 def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
     """Train a recipe (a value, or its name; default quickstart) and return its run.
 
-    ``options`` are the fields of ``imnet.recipe.RunOptions``, e.g. ``data_dir=``, ``out=``, ``device="cpu"``,
+    ``options`` are the fields of ``imnet.run_options.RunOptions``, e.g. ``data_dir=``, ``out=``, ``device="cpu"``,
     ``gpus=2``, ``precision="fp32"``. Goes on where an earlier run of the same configuration stopped. Raises ImnetError.
     With several ranks, call it under ``if __name__ == "__main__"``: they are separate processes.
     """
