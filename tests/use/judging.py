@@ -34,9 +34,10 @@ class Plain:
             self.classes.append((precision, recall, f1, true))
         self.balanced = np.mean([row[1] for row in self.classes if row[3]])
         edges = np.linspace(0, 1, 16)
-        self.ece = 0.0
+        self.bins, self.ece = [], 0.0
         for low, high in itertools.pairwise(edges):
             inside = (self.probability > low) & (self.probability <= high)
+            self.bins.append((inside.sum(), self.probability[inside].sum(), hit[inside].sum()))
             if inside.any():
                 self.ece += inside.mean() * abs(hit[inside].mean() - self.probability[inside].mean())
 
@@ -48,6 +49,8 @@ def agrees(found, plain):
     assert found["loss"] == pytest.approx(plain.loss.mean(), rel=1e-5)
     assert found["balanced_accuracy"] == pytest.approx(plain.balanced, abs=1e-12)
     assert found["ece"] == pytest.approx(plain.ece, abs=1e-5)
+    for row, plainly in zip(found["bins"], plain.bins, strict=True):
+        assert row == pytest.approx(plainly, abs=1e-4)
     assert found["num_images"] == sum(found["support"]) == sum(row[0] for row in found["bins"])
     for row, (precision, recall, f1, true) in zip(found["classes"], plain.classes, strict=True):
         assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision, recall, f1))
