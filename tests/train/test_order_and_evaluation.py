@@ -189,3 +189,21 @@ def test_a_pass_of_one_image_is_refused_before_anything_is_written(tmp_path, ima
     assert not list(tmp_path.iterdir())
     if images == 33:
         assert train(dataclasses.replace(recipe, data=dataclasses.replace(at_12, image_px=32)), how)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "test_images", "val_images", "evaluated"),
+    [
+        (5, 12, None, [1, 2, 3, 4, 5]),  # every epoch
+        (22, 12, None, [*range(2, 22, 2), 22]),  # ten times a run, or eleven
+        (12, 96, None, [5, 10, 12]),  # 96 images cost what 32 training images do: of five epochs of 64 a tenth
+        (12, 64, 32, [10, 12]),  # both parts, 96 images, cost an epoch of 32: of ten a tenth
+    ],
+)
+def test_how_often_a_run_is_judged(tmp_path, epochs, test_images, val_images, evaluated):
+    """About ten times, and for at most a tenth of the time; an image costs a third of one that is trained on."""
+    data = dataclasses.replace(TINY.data, train_images=64, test_images=test_images, val_images=val_images)
+    recipe = dataclasses.replace(TINY, data=data, epochs=epochs)
+    train(recipe, options(tmp_path))
+    found = [r["epoch"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    assert found == evaluated
