@@ -181,3 +181,23 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("IMNET_KERNELS", "fastest")
     assert main(["throughput", *SMALL]) == 2
     assert "fastest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("throughput --seconds 0", 2),
+        ("throughput --seconds nan", 2),
+        ("throughput --against V100 --seconds -3", 2),
+        ("scaling --model 8 --gpus 2", 2),
+        ("scaling --model 8 --recipe quickstart", 2),
+        ("runs nothing", 65),
+        ("whole --timm-script nothing --pictures nothing", 74),
+        ("data --jpegs nothing.zip", 65),
+    ],
+)
+def test_what_would_be_ignored_or_is_absent_is_said_before_anything_is_measured(words, code, capsys):
+    assert main(words.split()) == code
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.count("\n") == 1
