@@ -21,6 +21,7 @@ from imnet.files import check_output
 
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
+_OF_RANKS = ("recipe", "procs", "gpus", "steps", "threads", "compile", "device", "precision")
 GATED = ("throughput", "kernels", "data", "step", "all")
 
 
@@ -59,6 +60,14 @@ def _check(values: argparse.Namespace) -> None:
     gate = "--save" if values.save else "--compare" if values.compare else None
     if gate and values.command not in GATED:
         raise UsageError(f"got {gate} for {values.command}; allowed for {', '.join(GATED)}", hint=f"leave {gate} out")
+    seconds = getattr(values, "seconds", 1.0)
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"got --seconds {seconds:g}; allowed: above 0", hint="e.g. 20")
+    if values.command == "scaling" and values.model is not None:
+        given = next((name for name in _OF_RANKS if getattr(values, name) not in (None, "auto")), None)
+        if given is not None:
+            what = f"got --{given.replace('_', '-')} with --model {values.model}, which is on paper: nothing runs"
+            raise UsageError(what, hint="leave one of them out")
     if not 0 < values.fail_under <= 1:
         raise UsageError(f"got --fail-under {values.fail_under}; allowed: above 0, at most 1", hint="e.g. 0.97")
     for option, path in (("--json", values.json), ("--save", values.save)):
@@ -137,7 +146,7 @@ def _scaling(part: argparse.ArgumentParser) -> None:
     part.add_argument("--recipe", metavar="NAME", help="a recipe (fashion-mnist/speedrun)")
     part.add_argument("--procs", type=count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
     part.add_argument("--gpus", type=count, metavar="N", help="up to N GPUs (all)")
-    part.add_argument("--steps", type=count, default=20, metavar="N", help="timed steps a row (20)")
+    part.add_argument("--steps", type=count, metavar="N", help="timed steps a row (20)")
     part.add_argument("--model", type=count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
 
 

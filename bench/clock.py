@@ -36,8 +36,8 @@ class Timing:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Timing:
-        """Of samples in seconds; the quartiles of a single one are itself."""
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        """Of samples in seconds; their quartiles lie between the samples, and those of a single one are itself."""
+        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
         return cls(min(values), statistics.median(values), quartiles[2] - quartiles[0], len(values))
 
     def as_dict(self) -> dict[str, float]:

@@ -177,8 +177,9 @@ def scaling_(values: argparse.Namespace) -> Result:
     most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
     recipe, ranks = find_recipe(values.recipe, None, batch_images=values.batch_size), scaling.parse_ranks(most)
     options = scaling.threads_a_rank(options if on_gpu else dataclasses.replace(options, device="cpu"), ranks)
-    rows, about = scaling.rows(recipe, options, ranks, values.steps), functools.partial(scaling.about, recipe, options)
-    return report("scaling", rows, None, values.steps, options, about), _no_scores
+    steps = values.steps or scaling.STEPS
+    rows, about = scaling.rows(recipe, options, ranks, steps), functools.partial(scaling.about, recipe, options)
+    return report("scaling", rows, None, steps, options, about), _no_scores
 
 
 def runs_(values: argparse.Namespace) -> Result:

@@ -157,6 +157,8 @@ def packing(folder: Path, jpegs: Path, rounds: int) -> Iterator[Row]:
 
 def rows(rounds: int = ROUNDS, jpegs: Path | None = None) -> Iterator[Row]:
     """The rows of ``imnet-bench data``: under three minutes on one CPU core. ``jpegs``: a zip of JPEG class folders."""
+    if jpegs is not None:
+        recognise(jpegs)  # what is wrong with it is said now, not in three minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield from batches(folder, rounds)

@@ -5,6 +5,7 @@ The rows of a GPU's file are a table a part, which a run of bench.gpu prints at 
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -250,6 +251,7 @@ def document(found: list[dict[str, Any]], notes: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m bench.results", description=__doc__).parse_args()
     paths = sorted((HERE / "results").glob("*.json"))
     found = [part for path in paths for part in expanded(json.loads(path.read_text()))]
     (HERE / "RESULTS.md").write_text(document(found, (HERE / "NEGATIVES.md").read_text()))

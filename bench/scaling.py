@@ -39,10 +39,10 @@ from .case import build, synthetic
 from .clock import Timing, wait
 
 MIB = 2**20
-WARM_UP_STEPS, ALL_REDUCES = 3, 10
+STEPS, WARM_UP_STEPS, ALL_REDUCES = 20, 3, 10
 
 
-def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = 20) -> Iterator[dict[str, Any]]:
+def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STEPS) -> Iterator[dict[str, Any]]:
     """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first."""
     on_gpu = options.device != "cpu" and device.num_gpus() > 0
     most = device.num_gpus() if on_gpu else len(os.sched_getaffinity(0))

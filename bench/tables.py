@@ -211,7 +211,8 @@ SECTIONS = {
     "reference": Section(
         lambda data: f"Against published throughput: {data['card']}",
         lambda data: f"End to end; {where(data)}. A batch smaller than the recipe's, or few windows, make a rough "
-        "figure. The full schedule here is projected from the rate, not run.",
+        "figure. The full schedule here is projected from the rate, not run. FLOPs are those of "
+        "plain convolutions: above 100 % of its peak a card computed them with fewer, or ran above its maker's clock.",
         ["network", "images/s", "batch", "published images/s", "ratio", "of peak", "of its peak",
          "full schedule here", "published", "source of the rate"],
         _each(_reference),

@@ -8,7 +8,6 @@ package: give the train.py of its repository, at the tag that is installed.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -19,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import DataError, DeviceError
+from imnet.errors import DataError, DeviceError, IOFailure
 from imnet.metrics import read_metrics
+from imnet.report.read import read_json
 
 from .clock import Timing, cpu_seconds, ratios
 
@@ -65,6 +65,9 @@ def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
 
 def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) -> Iterator[dict[str, Any]]:
     """One row; prints a line a round. ``pictures`` holds train/ and val/ of class folders."""
+    for place in (script, pictures / "train", pictures / "val"):
+        if not place.exists():
+            raise IOFailure("no such file or folder", file=place, hint="timm's train.py; a folder with train/ and val/")
     counts = {part: [len(list(c.iterdir())) for c in sorted((pictures / part).iterdir())] for part in ("train", "val")}
     case = {**case, "epochs": epochs, "num_classes": len(counts["train"])}
     case |= {"train_images": sum(counts["train"]), "test_images": sum(counts["val"])}
@@ -90,7 +93,7 @@ def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
 
     Raises DataError where the run is not complete.
     """
-    run = json.loads((folder / "run.json").read_text())
+    run = read_json(folder / "run.json")
     if run["status"] != "complete":
         raise DataError(f"the run is {run['status']}, not complete", file=folder, hint="go on with it first")
     rows = read_metrics(folder / "metrics.jsonl")
@@ -117,8 +120,8 @@ def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
 def run_rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """The rows of ``imnet-bench runs``: recipe, seed, last-epoch accuracy, training time, hardware."""
     for folder in folders:
-        run = json.loads((folder / "run.json").read_text())
-        evaluation = json.loads((folder / "evaluation.json").read_text())
+        found = figures(folder, curve=False)
+        run, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")
         about = {key: run[key] for key in ("parameters", "hardware", "versions", "git_sha")}
         about |= {"published": run["recipe"]["published"], "test_images": evaluation["num_images"]}
-        yield figures(folder, curve=False) | about | {"top1_flip": evaluation["top1_flip"]}
+        yield found | about | {"top1_flip": evaluation["top1_flip"]}

@@ -81,7 +81,8 @@ def _memory(
 ) -> list[str]:  # fmt: skip
     """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them. A rank with
     several bands is counted as holding those of one step at a time, which captured steps do not."""
-    copies = 3 + isinstance(recipe.optim, AdamW | AdamCPR | Lamb) + (recipe.ema_decay is not None)
+    averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
+    copies = 2 + averages + (recipe.ema_decay is not None)
     d, ranks = recipe.data, options.gpus or options.procs or 1
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
     fixed, ranks = copies * 4 * num_params(net) * networks, ensemble.ranks_a_band(bands, ranks) if bands else ranks

@@ -34,7 +34,10 @@ STARTED = time.monotonic()
 BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
-from .files import ResultFile, fingerprint, has_result, known, merge, untimed  # noqa: E402
+from imnet.command import guarded  # noqa: E402
+from imnet.errors import DeviceError  # noqa: E402
+
+from .files import ResultFile, fingerprint, has_result, known, made, merge, untimed  # noqa: E402
 from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
 from .processes import Jobs, Worker, environment, serve  # noqa: E402
 
@@ -67,7 +70,7 @@ def seconds(text: str) -> float:
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,7 +85,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--git-sha", help="commit of this checkout, where it came without its .git")
     parser.add_argument("--merge", nargs=2, type=Path, metavar=("FROM", "FILE"), help="write the file to commit")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    argv = sys.argv[1:] if argv is None else argv
     return argparse.Namespace(**vars(parser.parse_args(argv)), argv=argv)
 
 
@@ -122,6 +124,8 @@ def worker(values: argparse.Namespace) -> int:
     if values.dry:
         machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
     else:
+        if not torch.cuda.is_available():
+            return 69  # the process that has started this one says so
         torch.cuda.set_device(0)
     torch.manual_seed(0)
     work_of = {row.key: row for row in rows_of(values, setting_of(values))}
@@ -208,7 +212,7 @@ def brief(figures: dict[str, Any]) -> str:
 def start(values: argparse.Namespace) -> int:
     """Workers first, whose imports take as long as this process's own; all that was started is ended."""
     setting = setting_of(values)
-    setting.scratch.mkdir(parents=True, exist_ok=True)
+    made(setting.scratch)
     os.environ.update(environment(values.dry, setting.scratch))
     env, command = dict(os.environ), [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
     profiles = not values.dry and "profile" in (values.part or PARTS) and "profile" not in values.skip
@@ -218,8 +222,7 @@ def start(values: argparse.Namespace) -> int:
         import torch
 
         if not values.dry and not torch.cuda.is_available():
-            print("bench.gpu: got no CUDA GPU; allowed: a machine with one, or --dry", file=sys.stderr)
-            return 69
+            raise DeviceError("got no CUDA GPU; allowed: a machine with one, or --dry")
         from ..results import gpu_section
 
         print(gpu_section(measure(values, setting, workers, jobs).values))
@@ -231,13 +234,16 @@ def start(values: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return guarded("bench.gpu", _main, argv)
+
+
+def _main(argv: list[str]) -> int:
     values = parse(argv)
     if values.merge:
         merge(*values.merge)
         print(f"wrote {values.merge[1]}")
         return 0
-    values.out = values.out.resolve()
-    values.out.mkdir(parents=True, exist_ok=True)
+    values.out = made(values.out.resolve())
     return start(values) if values.worker is None else worker(values)
 
 

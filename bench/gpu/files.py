@@ -14,10 +14,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import check_output, write_atomic, write_json
+from imnet.report.read import read_json
 
 from .plan import Figures, Key, Row
 
+MARK = b'"benchmark": "gpu"'
+"""In every result file."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TIME = re.compile(r"us|us_\w+|seconds|\w+_(s|ms|iqr)|share\w*|of_roof|mfu\w*|peak_gib")
 """Names of figures that a dry run, which is made on a CPU, must not show: times and what follows from them."""
@@ -50,13 +54,14 @@ class ResultFile:
         self.path, self.git_sha = folder / f"{slug}.json", about.get("git_sha")
         self.values: dict[str, Any] = {"benchmark": "gpu", "dry": dry, "running": None, "fingerprint": about}
         self.values["rows"] = []
+        check_output(self.path, MARK)
         if self.path.exists():
-            self._take_up(json.loads(self.path.read_text()))
+            self._take_up(read_json(self.path))
 
     def _take_up(self, old: dict[str, Any]) -> None:
         """What was left out is tried again, and what failed too, after all else (see ``tried``)."""
         self.values |= {"fingerprint": old["fingerprint"], "rows": [r for r in old["rows"] if "skipped" not in r]}
-        if old["running"] is not None:
+        if old.get("running") is not None:
             part, name, variant = old["running"]
             self.add((part, name, variant), {"error": "everything ended here"})
 
@@ -83,8 +88,16 @@ class ResultFile:
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.values)
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it was not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IOFailure(f"cannot be made: {error.strerror}", file=folder, hint="choose another folder") from error
+    return folder
 
 
 def untimed(figures: Figures) -> Figures:
@@ -114,21 +127,22 @@ def has_result(row: Row, found: set[Key]) -> bool:
 
 
 def merge(source: Path, target: Path) -> None:
-    """One file to commit. Raises SystemExit for a dry run, or for two devices."""
-    paths = sorted(source.glob("*.json")) if source.is_dir() else [source]
-    found = [values for values in (json.loads(path.read_text()) for path in paths) if values.get("benchmark") == "gpu"]
+    """One file to commit. Raises DataError where there is none, UsageError for a dry run, or for two devices."""
+    paths = sorted(source.glob("*.json")) if source.is_dir() else [source] if source.is_file() else []
+    found = [values for values in map(read_json, paths) if values.get("benchmark") == "gpu"]
     if not found:
-        raise SystemExit(f"{source}: got no result files; allowed: an --out of a run; run python -m bench.gpu first")
-    if any(values["dry"] for values in found):
-        raise SystemExit(f"{source}: got a dry run; allowed: a run on a GPU, since nothing here was measured")
+        raise DataError("holds no result file", file=source, hint="give an --out of a run of python -m bench.gpu")
+    if any(values.get("dry") for values in found):
+        raise UsageError("got a dry run; allowed: a run on a GPU, since nothing here was measured", file=source)
     devices = sorted({values["fingerprint"]["device"] for values in found})
     if len(devices) > 1:
-        raise SystemExit(f"{source}: got {' and '.join(devices)}; allowed: one device; merge each file by itself")
+        what = f"got {' and '.join(devices)}; allowed: one device"
+        raise UsageError(what, file=source, hint="merge each file by itself")
     rows = [row for values in found for row in values["rows"] if "skipped" not in row]
     checks = [row for row in rows if row["part"] == "checks"]
     kept = [{k: v for k, v in row.items() if k != "took_s"} for row in rows if row["part"] != "checks"]
-    check_output(target, b'"benchmark"')
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_output(target, MARK, "--merge")
+    made(target.parent)
     lines = ",\n  ".join(json.dumps(row) for row in [*condensed(checks), *kept])
     head = json.dumps({"benchmark": "gpu", "fingerprint": found[0]["fingerprint"]}, indent=1).removesuffix("\n}")
     write_atomic(target, f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')

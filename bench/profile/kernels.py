@@ -14,14 +14,14 @@ from imnet_kernels.family import Case, Family, families
 from imnet import device
 from imnet.command import suggest
 from imnet.errors import DeviceError, UsageError
-from imnet.files import write_json
+from imnet.files import check_output, write_json
 
 from .. import machine
 from ..case import run_options
 from ..clock import on_device
 from ..form import aligned, clipped, duration, percent, plural, scaled
 from ..kernels import Job
-from ..pictures import roofline
+from ..pictures import DRAWN_BY, roofline
 from . import resources
 from .cli import captured, commands, usable_folder
 
@@ -41,6 +41,8 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
     place = device.resolve(options).device
     chosen = _tier(values.tier, family.name, place.type)
     folder, name = usable_folder(values.out), f"kernels-{family.name}"
+    check_output(folder / f"{name}.json", b'"matmul_flops_per_s"')
+    check_output(folder / f"{name}.svg", DRAWN_BY.encode())
     with device.threads(options) as threads, tier.using(f"{family.name}={chosen}"):
         copy = machine.copy_bytes_per_s(place)
         with captured(place):

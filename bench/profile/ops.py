@@ -20,7 +20,10 @@ from imnet.models.count import convolution_backward_flops
 
 FLOPS = flop_registry | {torch.ops.aten.convolution_backward: shape_wrapper(convolution_backward_flops)}
 # These overwrite their first argument without reading it.
-_WRITE_ONLY = {"aten::zero_", "aten::fill_", "aten::copy_", "aten::bernoulli_", "aten::uniform_", "aten::normal_"}
+_WRITE_ONLY = {
+    *("aten::zero_", "aten::fill_", "aten::copy_", "aten::_foreach_zero_", "aten::_foreach_copy_"),
+    *("aten::bernoulli_", "aten::uniform_", "aten::normal_", "aten::random_", "aten::exponential_"),
+}
 _ALLOCATING = ("aten::empty", "aten::new_empty")
 
 
@@ -75,6 +78,8 @@ def bytes_of_call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], o
     for argument, value in _bound(schema, args, kwargs):
         size = sum(_num_bytes(t) for t in tree_leaves(value) if isinstance(t, Tensor))
         written = argument.alias_info is not None and argument.alias_info.is_write
+        if argument.name == "grads":  # of fused optimisers, which write them only where they divide by a scale
+            written = kwargs.get("grad_scale") is not None
         overwritten = argument.is_out or (written and schema.name in _WRITE_ONLY)
         total += size * (written + (not overwritten))
     results = out if isinstance(out, (tuple, list)) and len(schema.returns) > 1 else (out,)

@@ -39,6 +39,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
         raise UsageError("got --nvtx, which does nothing on a CPU: NVTX ranges need CUDA", hint="leave --nvtx out")
     folder = usable_folder(values.out)
     check_output(folder / "step.json", b'"seconds_without_profiler"')
+    check_output(folder / "step-trace.json", STEP.encode())
     if options.compile and place.device.type == "cpu":
         _name_compiled_kernels()
     try:

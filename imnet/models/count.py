@@ -89,15 +89,19 @@ def sizes(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
 
 def activation_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
     """fp32 bytes that an image of ``input_shape`` (C, H, W) leaves for the backward pass; the network is a meta one."""
+    network.train()
+    # What grows with the images: weights and statistics, which autograd keeps too, are in both.
+    return (_saved_bytes(network, 4, input_shape) - _saved_bytes(network, 2, input_shape)) // 2
+
+
+def _saved_bytes(network: nn.Module, num_images: int, input_shape: Sequence[int]) -> int:
+    """What a forward pass keeps; memory that several operators keep counts once."""
     seen: dict[int, Tensor] = {}
-    params = {id(p) for p in network.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
-        if id(tensor) not in params and tensor.dim() == 4:
-            seen[id(tensor)] = tensor  # kept alive, so that an id means one tensor
+        seen[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that an address means one storage
         return tensor
 
-    images = torch.empty(2, *input_shape, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        network.train()(images)
-    return sum(t.numel() * t.element_size() for t in seen.values()) // 2
+        network(torch.empty(num_images, *input_shape, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())

@@ -112,6 +112,7 @@ def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
 
     complete = len(chosen) - len(todo)
     for trial in todo:
+        check_output(out / trial.name / jobs.FILE, b'"command"')
         loggers.check(trial.options.logs)  # once, not in every trial
     if todo:
         places = jobs.slots(at_once, todo)

@@ -26,6 +26,7 @@ from imnet.files import write_json
 from imnet.runfolder import BUSY, is_complete, runs_of, writer
 from imnet.sweep.grid import Trial
 
+FILE = "trial.json"
 POLL_S = 0.1
 ORPHANS_S = 60.0
 """A trial whose sweep was killed saves and ends; so long the next sweep waits for it."""
@@ -54,14 +55,14 @@ def busy(trial: Trial, out: Path) -> str | None:
 def outcome(folder: Path) -> dict[str, Any]:
     """trial.json; empty where there is none."""
     try:
-        found = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("code"), int | None):
             raise ValueError("it is no object with a code, an integer or null")
         return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", file=folder / "trial.json", hint="remove it") from error
+        raise DataError(f"cannot be read: {error}", file=folder / FILE, hint="remove it") from error
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Sweep:
 
     def _note(self, trial: Trial, command: Sequence[str], code: int | None, error: str | None) -> None:
         values = {"number": trial.number, "id": trial.id, "values": dict(trial.values), "command": list(command)}
-        write_json(self.out / trial.name / "trial.json", values | {"code": code, "error": error})
+        write_json(self.out / trial.name / FILE, values | {"code": code, "error": error})
 
     def _collect(self) -> None:
         for process in [p for p in self.running if p.poll() is not None]:

@@ -21,12 +21,17 @@ def burn(seconds):
         pass
 
 
-def test_the_summary_is_that_of_numpy_and_statistics():
-    values = [3.0, 1.0, 2.0, 10.0, 4.0]
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 12])
+def test_the_summary_is_that_of_numpy_and_statistics(n):
+    values = [3.0, 1.0, 2.0, 10.0, 4.0, 7.0, 5.0, 8.0, 9.0, 6.0, 11.0, 12.0][:n]
     found = clock.Timing.of(values)
-    quartiles = np.quantile(values, [0.25, 0.75], method="weibull")
-    assert (found.best_s, found.median_s, found.n) == (1.0, statistics.median(values), 5)
+    quartiles = np.quantile(values, [0.25, 0.75])
+    assert (found.best_s, found.median_s, found.n) == (1.0, statistics.median(values), n)
     assert found.iqr_s == pytest.approx(quartiles[1] - quartiles[0])
+    assert found.iqr_s < max(values) - min(values)
+
+
+def test_the_summary_of_one_sample_is_that_sample():
     assert clock.Timing.of([2.0]).as_dict() == {"best_s": 2.0, "median_s": 2.0, "iqr_s": 0.0, "n": 1}
 
 

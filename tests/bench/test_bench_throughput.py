@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from bench import commands, scaling, step, throughput
+from bench import commands, machine, scaling, step, throughput
 from bench.case import build, find_recipe, synthetic
 from bench.cli import GATED, main, parser
-from bench.clock import Window
+from bench.clock import Timing, Window
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
@@ -25,6 +25,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_a_cpus_roof_is_its_best_call(monkeypatch):
+    """What is held against it is the best of several windows: a share of a median would be too large."""
+    monkeypatch.setattr(machine, "on_device", lambda make, num_bytes, device: Timing(0.5, 2.0, 1.0, 9))
+    assert machine.copy_bytes_per_s("cpu", 1 << 10) == 2 * (1 << 10) / 0.5
+    assert machine.matmul_flops_per_s("cpu", torch.float32, 16) == 2 * 16**3 / 0.5
 
 
 def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path, capsys, one_thread):
@@ -43,11 +50,11 @@ def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path
     slower = "model" if rates["model"] < rates["loader"] else "loader"
     assert row["bound"].startswith(f"bound by the {slower}: ")
     assert row["bound"] in capsys.readouterr().out
-    machine = found["fingerprint"]
-    assert machine["precision"] == "fp32"
-    assert machine["threads"] == 1
-    assert machine["versions"]["torch"] == torch.__version__
-    assert {"cpu", "cores", "gpu", "git_sha", "date", "n"} <= machine.keys()
+    about = found["fingerprint"]
+    assert about["precision"] == "fp32"
+    assert about["threads"] == 1
+    assert about["versions"]["torch"] == torch.__version__
+    assert {"cpu", "cores", "gpu", "git_sha", "date", "n"} <= about.keys()
 
 
 @pytest.mark.parametrize(
@@ -174,3 +181,23 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("IMNET_KERNELS", "fastest")
     assert main(["throughput", *SMALL]) == 2
     assert "fastest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("throughput --seconds 0", 2),
+        ("throughput --seconds nan", 2),
+        ("throughput --against V100 --seconds -3", 2),
+        ("scaling --model 8 --gpus 2", 2),
+        ("scaling --model 8 --recipe quickstart", 2),
+        ("runs nothing", 65),
+        ("whole --timm-script nothing --pictures nothing", 74),
+        ("data --jpegs nothing.zip", 65),
+    ],
+)
+def test_what_would_be_ignored_or_is_absent_is_said_before_anything_is_measured(words, code, capsys):
+    assert main(words.split()) == code
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.count("\n") == 1

@@ -20,7 +20,7 @@ from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
 from imnet import step
-from imnet.errors import DataError
+from imnet.errors import DataError, UsageError
 from imnet.models import shake_shake, wrn
 from imnet.models.catalog import CATALOG
 
@@ -73,10 +73,39 @@ def test_dry_rows_hold_every_family_tier_and_variant(dry):
     assert families == set(tier.FAMILIES)
 
 
-def test_a_dry_run_cannot_become_a_result(dry, tmp_path):
-    with pytest.raises(SystemExit, match="got a dry run; allowed: a run on a GPU"):
-        gpu.main(["--merge", str(dry[0].parent), str(tmp_path / "x.json")])
+def test_a_dry_run_cannot_become_a_result(dry, tmp_path, capsys):
+    assert gpu.main(["--merge", str(dry[0].parent), str(tmp_path / "x.json")]) == 2
+    assert "got a dry run; allowed: a run on a GPU" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
+
+
+OTHER = '{"benchmark": "step", "rows": []}'
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", OTHER])
+def test_what_is_no_result_file_is_one_line_and_is_kept(content, tmp_path, capsys):
+    path = tmp_path / "nvidia-h200.json"
+    if content is not None:
+        path.write_text(content)
+    for source in (path, tmp_path):
+        assert gpu.main(["--merge", str(source), str(tmp_path / "to" / "x.json")]) == 65
+        assert capsys.readouterr().err.count("\n") == 1
+    if content:
+        with pytest.raises(UsageError, match="imnet has not written"):
+            ResultFile(tmp_path, False, ABOUT)
+        assert path.read_text() == content
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU measures on it")
+@pytest.mark.parametrize("words", [["--part", "floor"], ["--worker", "0"]])
+def test_a_machine_without_a_gpu_is_one_line(words, tmp_path):
+    """The worker is silent, since the process that has started it speaks."""
+    command = [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out"), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 69
+    said = [] if "--worker" in words else ["bench.gpu: got no CUDA GPU; allowed: a machine with one, or --dry"]
+    assert done.stderr.splitlines() == said
 
 
 def test_files_of_one_device_are_merged(tmp_path):
@@ -94,7 +123,7 @@ def test_files_of_one_device_are_merged(tmp_path):
     assert checks["failed"] == ["augment b: no"]
     assert steps == {"part": "steps", "name": "net", "variant": "captured", "images_per_s": 5.0}
     ResultFile(tmp_path, False, ABOUT | {"device": "NVIDIA H100"}).add(("tests", "a", "b"), {})
-    with pytest.raises(SystemExit, match="NVIDIA H100 and NVIDIA H200"):
+    with pytest.raises(UsageError, match="NVIDIA H100 and NVIDIA H200"):
         files.merge(tmp_path, target)
 
 

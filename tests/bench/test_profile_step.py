@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -180,7 +181,12 @@ def test_compiled_operators_keep_no_figures_that_they_do_not_have():
     assert roofs.least_s(20, 500, torch.bfloat16) == 2.0
 
 
-A, B = torch.ones(6, 5), torch.ones(6, 5)
+A, B, C = (torch.ones(6, 5) for _ in range(3))
+ONE = torch.ones(())
+SGD_STEP: dict[str, Any] = {
+    **{"weight_decay": 0.0, "momentum": 0.9, "lr": 0.1, "dampening": 0.0},
+    **{"nesterov": True, "maximize": False, "is_first_step": False},
+}
 
 
 @pytest.mark.parametrize(
@@ -196,6 +202,10 @@ A, B = torch.ones(6, 5), torch.ones(6, 5)
         (lambda: A @ B.t(), 60 + 36),
         (lambda: torch.add(A, B, out=torch.empty(6, 5)), 90),
         (lambda: torch._foreach_add_([A, B], 1.0), 120),
+        (lambda: torch._foreach_copy_([A, B], [B, C]), 120),
+        (lambda: torch._foreach_zero_([A, B]), 60),
+        (lambda: torch._fused_sgd_([A], [B], [C], **SGD_STEP), 5 * 30),  # weights and momenta twice, gradients once
+        (lambda: torch._fused_sgd_([A], [B], [C], **SGD_STEP, grad_scale=ONE, found_inf=ONE), 6 * 30 + 2),
         (lambda: A.max(1), 30 + 6 + 12),
     ],
 )

@@ -168,6 +168,22 @@ def test_dry_run_counts_what_the_facts_say(capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "copies"),
+    [
+        ("", 3),
+        ("--optim.momentum 0 --optim.nesterov false", 2),
+        ("--optim.kind adamw --lr 0.001", 4),
+        ("--optim.kind lion --lr 0.001", 3),
+    ],
+)
+def test_dry_run_counts_what_the_optimiser_keeps(words, copies, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = f"--recipe fashion-mnist/wrn28_10 --ema-decay null --data synthetic {words}"
+    assert cli.train_main([*words.split(), "--dry-run"]) == 0
+    assert f"{copies * 4 * 36_478_906 / 2**30:.2f} weights and optimiser" in capsys.readouterr().out
+
+
 def test_doctor_names_every_kernel_family(capsys):
     assert cli.train_main(["--doctor"]) == 0
     out = capsys.readouterr().out

@@ -5,7 +5,7 @@ import torch
 
 from imnet.models import build
 from imnet.models.catalog import CATALOG
-from imnet.models.count import flops, num_params
+from imnet.models.count import activation_bytes, flops, num_params
 
 # The published integers and those of the same networks with other inputs, independent of the catalogue's table.
 COUNTS = [
@@ -157,3 +157,32 @@ def test_counting_leaves_a_real_network_and_the_random_state_as_they_were():
     assert network.training
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+# Maps, joined maps, tokens of three dimensions, in-place activations, a head of several linear layers.
+KEPT = [
+    ("wrn10_1", 1, 8),
+    ("densenet_bc100_12", 1, 8),
+    ("resnet18", 3, 32),
+    ("vgg16_bn_56", 3, 56),
+    ("davit_tiny_wrn_conv", 3, 32),
+    ("timm:mixer_s32_224", 3, 224),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "px"), KEPT)
+def test_activations_are_what_autograd_keeps_of_real_images(name, channels, px):
+    """Each further image's bytes by the addresses of real memory, of which the estimate knows nothing."""
+    torch.manual_seed(0)
+    network, kept = build(name, 10, channels).train(), []
+    weights = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers()]}
+    for num_images in (2, 3):
+        seen: dict[int, torch.Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: seen.setdefault(id(t), t), lambda t: t):
+            logits = network(torch.randn(num_images, channels, px, px))
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in seen.values()}
+        kept.append(sum(size for address, size in storages.items() if address not in weights))
+        del logits
+    # Attention is computed by another kernel on the meta device, which keeps its weights.
+    found = activation_bytes(on_meta(name, 10, channels), (channels, px, px))
+    assert found == pytest.approx(kept[1] - kept[0], rel=0.1)

@@ -236,19 +236,39 @@ def test_links_to_nothing_and_in_a_circle_and_pipes(tmp_path):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_sweep_and_a_profile_look_at_their_files_before_they_train(tmp_path, capsys):
-    from bench.profile.cli import main as profile_main
-    from imnet.sweep import main as sweep_main
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("step.json", "step"),
+        ("step-trace.json", "step"),
+        ("kernels-spectral.json", "kernels spectral"),
+        ("kernels-spectral.svg", "kernels spectral"),
+    ],
+)
+def test_a_profile_looks_at_its_files_before_it_measures(name, words, tmp_path, capsys):
+    from bench.profile.cli import main
 
-    for name, command in (
-        ("report.html", lambda: sweep_main(["fob-adamw", "--out", str(tmp_path), "--", "--device", "cpu"])),
-        ("step.json", lambda: profile_main(["step", "--device", "cpu", "--out", str(tmp_path)])),
-    ):
-        (tmp_path / name).write_bytes(MINE)
-        assert command() == 2
-        assert "imnet has not written" in capsys.readouterr().err
-        assert (tmp_path / name).read_bytes() == MINE
-    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / name).write_bytes(MINE)
+    assert main([*words.split(), "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert "imnet has not written" in capsys.readouterr().err
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, MINE)]
+
+
+@pytest.mark.parametrize("name", ["report.html", "trial.json"])
+def test_a_sweep_looks_at_its_files_before_it_trains(name, tmp_path, capsys):
+    from imnet.sweep import main
+
+    grid, out = tmp_path / "grid.yaml", tmp_path / "out"
+    grid.write_text("grid: {epochs: [1, 2]}\n")
+    sweep = [str(grid), "--out", str(out)]
+    assert main([*sweep, "--dry-run"]) == 0
+    folder = out if name == "report.html" else out / capsys.readouterr().out.strip().rpartition("/")[2]
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b'{"mine": true}')
+    assert main([*sweep, "--", "--device", "cpu"]) == 2
+    assert "imnet has not written" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == b'{"mine": true}'
+    assert [path for path in out.rglob("*") if path.is_file()] == [folder / name]
 
 
 def test_the_standard_output_in_a_file_holds_all_in_order(tmp_path):
