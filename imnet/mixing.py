@@ -21,13 +21,15 @@ class Mixing:
     """
 
     def __init__(self, recipe: Recipe, rank: int):
-        self.seed, self.rank = recipe.seed, rank
-        self.ways = [_way(*named, recipe.num_outputs) for named in _alphas(recipe) if named[1]]
+        self.seed, self.rank, self.num_classes = recipe.seed, rank, recipe.num_outputs
+        self.ways = [_way(*named, self.num_classes) for named in _alphas(recipe) if named[1]]
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) and labels (B,) of this rank; unchanged where the recipe mixes nothing."""
-        if not self.ways or not len(labels):
+        if not self.ways:
             return images, labels
+        if not len(labels):  # targets as the other ranks have: the loss of all depends on what they are
+            return images, images.new_zeros(0, self.num_classes, dtype=torch.float32)
         # torch takes 64 bits, which a seed of eight digits exceeds here.
         seed = (((self.seed * 1_000_003 + step) * 1_000_003 + self.rank) ^ _SALT) & (2**64 - 1)
         with torch.random.fork_rng(devices=[]):

@@ -161,7 +161,7 @@ def _split(recipe: Recipe) -> str:
     d = recipe.data
     told = [
         d.split or "the set's own train and test",
-        f"{d.hold_out:g} of each class for a test part" if d.hold_out else "",
+        f"{d.hold_out:g} of each class as test where it has none" if d.hold_out else "",
         _validation(recipe),
         f"{d.train_images:,} training images" if d.train_images else "",
         f"{d.test_images:,} test images" if d.test_images else "",

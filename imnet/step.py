@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -151,7 +152,7 @@ class TrainStep:
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         bad = self._not_finite(norm, loss).float()
         if self.world.size > 1 and loss.device.type == "cpu":
-            self.world.all_reduce(bad)
+            self.world.all_reduce(bad, ReduceOp.MAX)  # fused optimisers leave a step out where it is 1, not at 2
         if self.recipe.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.recipe.grad_clip, norm, foreach=True)
         if not self.scaler.is_enabled():

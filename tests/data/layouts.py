@@ -317,6 +317,18 @@ def kaggle(folder):
     return making.write_tree(folder / "in", {**made, "ILSVRC/Annotations/x.xml": b"x"})
 
 
+@layout("ImageNet's three official files: the tars of train and val, and the devkit's .tar.gz",
+        train=4, test=3, classes=W[:2])  # fmt: skip
+def official(folder):
+    inner = {f"{w}.tar": making.tar_bytes({f"{w}_{i}.JPEG": making.picture(i, 8, 8) for i in (1, 2)}) for w in W[:2]}
+    tar(folder / "in" / "ILSVRC2012_img_train.tar", inner)
+    val = {f"ILSVRC2012_val_{i:08d}.JPEG": making.picture(i, 8, 8) for i in (1, 2, 3)}
+    tar(folder / "in" / "ILSVRC2012_img_val.tar", val)
+    kit = tar(folder / "kit.tar", making.devkit({W[0]: 2, W[1]: 1}, (W[0], W[1], W[1])))
+    (folder / "in" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(kit.read_bytes()))
+    return folder / "in"
+
+
 @layout("class folders in a tar", train=6, test=6)
 def tar_of_folders(folder):
     return tar(folder / "set.tar", {f"./set/{name}": data for name, data in files("train", "val").items()})

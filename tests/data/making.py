@@ -121,3 +121,19 @@ def write_idx(array, path):
     """A uint8 array as an IDX file, gzipped where the name ends in .gz."""
     body = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(body, 1, mtime=0) if path.name.endswith(".gz") else body)
+
+
+def devkit(numbers, labels, compress=True):
+    """{name: bytes} of ImageNet's devkit, its class list written by SciPy: ``numbers`` {wnid: ILSVRC2012_ID} in any
+    order, and an inner node of WordNet; ``labels``: the wnids of the validation pictures."""
+    from scipy.io import savemat
+
+    names = ("ILSVRC2012_ID", "WNID", "words", "num_children", "children")
+    nodes = [(number, wnid, f"{wnid} in words, caf\u00e9", 0, np.array([])) for wnid, number in numbers.items()]
+    nodes.append((max(numbers.values()) + 1, "n00001740", "entity", len(nodes), np.arange(len(nodes)) + 1.0))
+    listed, out = np.array(nodes, dtype=[(name, "O") for name in names]).reshape(-1, 1), io.BytesIO()
+    savemat(out, {"synsets": listed}, do_compression=compress)
+    truth = "".join(f"{numbers[wnid]}\n" for wnid in labels).encode()
+    folder = "ILSVRC2012_devkit_t12"
+    made = {"data/meta.mat": out.getvalue(), "data/ILSVRC2012_validation_ground_truth.txt": truth, "readme.txt": b"x"}
+    return {f"{folder}/{name}": content for name, content in made.items()}

@@ -1,5 +1,6 @@
 """ImageNet tars, the Kaggle layout and WebDataset shards against plain Pillow and tarfile."""
 
+import gzip
 import tarfile
 
 import numpy as np
@@ -29,13 +30,21 @@ def imagenet_tars(folder, **forms):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("truth", ["synsets", "devkit"])
+@pytest.mark.parametrize("truth", ["synsets", "clsloc", "devkit", "devkit.tar.gz"])
 def test_imagenet_tars(tmp_path, form, truth):
     val = imagenet_tars(tmp_path / "in", form=form)
     order = [2, 0, 1, 1, 0, 2]
     if truth == "synsets":
         lines = "\n".join(making.WNIDS[i] for i in order)
         (tmp_path / "in" / "imagenet_2012_validation_synset_labels.txt").write_text(lines)
+    elif truth.startswith("devkit"):
+        listed = dict(zip(reversed(making.WNIDS), (2, 1, 3), strict=True))
+        files = making.devkit(listed, [making.WNIDS[i] for i in order], compress=form == tarfile.GNU_FORMAT)
+        if truth == "devkit":
+            making.write_tree(tmp_path / "in", files)
+        else:
+            packed = gzip.compress(making.tar_bytes(files, form))
+            (tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
     else:
         numbers = [7, 3, 5]
         clsloc = "".join(f"{wnid} {numbers[i]} name\n" for i, wnid in enumerate(making.WNIDS))
@@ -49,6 +58,46 @@ def test_imagenet_tars(tmp_path, form, truth):
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert np.array_equal(data.test.images, np.stack([making.expected(val[name], 16) for name in sorted(val)]))
     assert data.test.labels.tolist() == order
+
+
+def test_a_tar_of_more_class_tars_than_imagenet_1k_has_is_not_called_so(tmp_path):
+    """The winter release of ImageNet-21K comes as one tar, a folder of class tars in it."""
+    one = making.tar_bytes({"x.JPEG": making.picture(1, 4, 4)})
+    for count in (1000, 1001):
+        inner = {f"winter21_whole/n{i:08d}.tar": one for i in range(count)}
+        (tmp_path / f"{count}.tar").write_bytes(making.tar_bytes(inner))
+    found = [recognise(tmp_path / f"{count}.tar") for count in (1000, 1001)]
+    assert [one.name for one in found] == ["imagenet", "imagenet21k"]
+    assert not any("1K" in one.kind for one in found)
+
+
+@pytest.mark.parametrize("place", ["", "val/", "ILSVRC2012_devkit_t12/data/"])
+def test_a_flat_validation_folder_takes_its_labels_from_the_devkit(tmp_path, place):
+    """Unpacked as it comes, or its two files put beside the pictures or into the folder that holds val."""
+    val = {f"val/ILSVRC2012_val_{i:08d}.JPEG": making.picture(500 + i) for i in range(1, 4)}
+    kit = making.devkit(dict(zip(making.WNIDS, (3, 1, 2), strict=True)), [making.WNIDS[i] for i in (2, 0, 1)])
+    lists = {place + name.rpartition("/")[2]: content for name, content in kit.items() if "/data/" in name}
+    found = recognise(making.write_tree(tmp_path / "in", {**making.class_files(), **val, **lists}))
+    assert found.splits["test"].labels().tolist() == [2, 0, 1]
+    assert not found.left
+
+
+def test_a_damaged_class_list_of_the_devkit_is_one_line(tmp_path):
+    imagenet_tars(tmp_path / "in")
+    rng = np.random.default_rng(0)
+    kit = making.devkit(dict(zip(making.WNIDS, (3, 1, 2), strict=True)), making.WNIDS * 2, compress=False)
+    name = next(name for name in kit if name.endswith("meta.mat"))
+    whole, refused = kit[name], 0
+    for cut in (0, 100, 128, 140, 300, len(whole) - 9, *rng.integers(128, len(whole), 60).tolist()):
+        flipped = bytearray(whole)
+        flipped[cut : cut + 1] = rng.bytes(1)
+        for data in (whole[:cut], bytes(flipped)):
+            making.write_tree(tmp_path / "in", kit | {name: data})
+            try:
+                recognise(tmp_path / "in")  # some bytes say nothing that is read
+            except DataError:
+                refused += 1
+    assert refused > 66
 
 
 def test_validation_tar_without_labels_says_what_to_add(tmp_path):

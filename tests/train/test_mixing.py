@@ -74,6 +74,16 @@ def test_nothing_is_mixed_by_default():
     assert Mixing(BASE, 0)(images, labels, 0) == (images, labels)
 
 
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+def test_a_rank_without_images_has_targets_too(kind):
+    """An incomplete last batch may have fewer images than there are ranks."""
+    images, labels = batch()
+    none, targets = Mixing(recipe(**{kind: 1.0}), 2)(images[:0], labels[:0], 3)
+    assert len(none) == 0
+    assert targets.shape == (0, 10)
+    assert targets.dtype == torch.float32
+
+
 def test_shares_follow_the_beta_distribution():
     images, labels = batch()
     for alpha, variance in ((1.0, 1 / 12), (0.2, 0.25 / 1.4)):

@@ -214,6 +214,28 @@ def test_ranks_may_be_more_than_test_images(tmp_path):
     assert code == 0, errors
 
 
+@pytest.mark.slow
+def test_a_rank_without_images_takes_part_in_a_weighted_and_mixed_loss(tmp_path):
+    """The last batch has two images for three ranks; all of them must ask each other the same."""
+    few = ["--procs", "3", "--data.train_images", "18", "--data.image_px", "16", "--batch-size", "8"]
+    mixed = ["--no_data.drop_last", "--class-weights", "balanced", "--mixup-alpha", "0.2"]
+    code, errors, _ = failing(tmp_path, *few, *mixed)
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("kind", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_a_step_that_is_not_finite_is_left_out_by_all_ranks(tmp_path, kind):
+    """Torch's fused optimisers, which are told so by a number: by as many as there are ranks they were not."""
+    words = ["--optim.kind", kind, "--lr", "1e25", "--optim-backend", "torch", "--on-nonfinite", "skip:99"]
+    code, errors, _ = failing(tmp_path, *words, "--data.train_images", "128", "--batch-size", "32", "--epochs", "2")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "run.json").read_text())["skipped_steps"] > 1
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    for name in ("model", "state"):
+        values = load_file(newest / f"{name}.safetensors").items()
+        assert [key for key, value in values if not value.isfinite().all()] == []
+
+
 def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     import psutil
 

@@ -97,8 +97,23 @@ class Pipeline(ABC):
             raise ValueError("got a pipeline without an order; allowed: Setting(order=...); or call stream")
         ids = order.epoch(epoch)
         pieces = [shard(order.batch(ids, i), s.rank, s.num_ranks) for i in range(start_step, order.steps_per_epoch)]
-        batches = self.stream(iter(pieces), epoch, train=True)
+        batches = self._trained(pieces, epoch)
         return self._erased(batches, pieces, epoch) if s.augment.random_erasing_p else batches
+
+    def _trained(self, pieces: list[Tensor], epoch: int) -> Generator[Batch, None, None]:
+        """A batch a piece; an empty one where this rank has no image of a global batch, which DALI could not make."""
+        filled = [ids for ids in pieces if len(ids)]
+        with contextlib.closing(self.stream(iter(filled), epoch, train=True)) as batches:
+            batch = None
+            for ids in pieces:
+                batch = next(batches) if len(ids) else self._none(epoch) if batch is None else _none_of(batch)
+                yield batch
+            next(batches, None)  # to its end, where DALI keeps its graph for the next epoch
+
+    def _none(self, epoch: int) -> Batch:
+        """A batch of no image, by way of one of one."""
+        with contextlib.closing(self.stream(iter([torch.zeros(1, dtype=torch.int64)]), epoch, train=True)) as batches:
+            return _none_of(next(batches))
 
     def _erased(
         self, batches: Generator[Batch, None, None], pieces: list[Tensor], epoch: int
@@ -114,6 +129,11 @@ class Pipeline(ABC):
     @abstractmethod
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
+
+
+def _none_of(batch: Batch) -> Batch:
+    images, labels = batch
+    return images[:0], labels[:0]
 
 
 def has_dali() -> bool:

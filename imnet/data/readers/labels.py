@@ -1,6 +1,7 @@
 """Labels of held-out pictures that lie in one flat folder or tar: lists beside them, by file name.
 
-ImageNet-1K has its validation labels in one of three files; Tiny ImageNet has ``val_annotations.txt``.
+ImageNet-1K has its validation labels in its devkit or in one of two other files, Tiny ImageNet in
+``val_annotations.txt``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imnet.data.readers.matlab import class_numbers
 from imnet.data.readers.rule import LeftOut
-from imnet.data.readers.tree import Tree, read_file, text
+from imnet.data.readers.tree import TarTree, Tree, read_file, text
 from imnet.errors import DataError
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
@@ -19,10 +21,13 @@ ANNOTATIONS = "val_annotations.txt"
 _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
-_CLSLOC = "map_clsloc.txt"
+_CLSLOC, _META = "map_clsloc.txt", "meta.mat"
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_IN_DEVKIT = f"{_DEVKIT}/data/"
 # All of them, where they may lie beside or above what was given.
-LIST_FILES = (*_SYNSETS, _SOLUTION, _TRUTH, _CLSLOC, f"ILSVRC2012_devkit_t12/data/{_TRUTH}")
-LABEL_FILES = f"{_SYNSETS[0]}, {_SOLUTION}, or {_TRUTH} with {_CLSLOC},"
+LIST_FILES = (*_SYNSETS, _SOLUTION, _CLSLOC, f"{_DEVKIT}.tar.gz")
+LIST_FILES += tuple(folder + name for folder in ("", _IN_DEVKIT) for name in (_TRUTH, _META))
+LABEL_FILES = f"{_DEVKIT}.tar.gz, {_SYNSETS[0]} or {_SOLUTION}"
 
 
 @dataclass
@@ -96,16 +101,23 @@ def _annotations(source: Tree, listing: str, known: Container[str]) -> dict[str,
 
 def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
     """A synset list (one wnid a line, in picture order), Kaggle's solution table, or the devkit's numbers, which count
-    as ``map_clsloc.txt`` does."""
+    as ``map_clsloc.txt`` or its own ``meta.mat`` does; the devkit may be unpacked or not."""
     for name in _SYNSETS:
         if prefix + name in names:
             return _numbered(dict(enumerate(text(source, prefix + name).split(), 1)), prefix + name)
     if prefix + _SOLUTION in names:
         return _numbered(_solution(source, prefix + _SOLUTION), prefix + _SOLUTION)
-    for truth in (prefix + _TRUTH, f"{prefix}ILSVRC2012_devkit_t12/data/{_TRUTH}"):
-        if truth in names and prefix + _CLSLOC in names:
-            return _numbered(_devkit(source, prefix + _CLSLOC, truth), prefix + _CLSLOC, truth)
-    return None
+    for folder in (prefix, prefix + _IN_DEVKIT):
+        truth = folder + _TRUTH
+        for listing in (prefix + _CLSLOC, folder + _META):
+            if {truth, listing} <= names:
+                return _numbered(_devkit(source, listing, truth), listing, truth)
+    packed = f"{prefix}{_DEVKIT}.tar.gz"
+    if packed not in names or not (source.path / packed).is_file():
+        return None
+    inside = TarTree(source.path / packed)
+    found = _imagenet(inside, set(inside.names), "")
+    return found and Listed(found.wnids, (packed,))
 
 
 def _numbered(wnids: dict[int, str], *files: str) -> Listed:
@@ -124,13 +136,23 @@ def _solution(source: Tree, name: str) -> dict[int, str]:
     return out
 
 
-def _devkit(source: Tree, clsloc: str, truth: str) -> dict[int, str]:
-    rows = (line.split() for line in text(source, clsloc).splitlines())
-    wnid = {row[1]: row[0] for row in rows if len(row) >= 2}
+def _devkit(source: Tree, listing: str, truth: str) -> dict[int, str]:
+    wnid = _class_numbers(source, listing)
     out: dict[int, str] = {}
     for line, number in enumerate(text(source, truth).split(), 1):
         if number not in wnid:
-            raise DataError(f"class {number[:20]!r} is not in {_CLSLOC}", file=source.path / truth,
-                            offset=f"line {line}")  # fmt: skip
+            what = f"class {number[:20]!r} is not in {listing.rpartition('/')[2]}"
+            raise DataError(what, file=source.path / truth, offset=f"line {line}")
         out[line] = wnid[number]
     return out
+
+
+def _class_numbers(source: Tree, listing: str) -> dict[str, str]:
+    """{number: wnid} of ``map_clsloc.txt`` or ``meta.mat``."""
+    if listing.endswith(_CLSLOC):
+        rows = (line.split() for line in text(source, listing).splitlines())
+        return {row[1]: row[0] for row in rows if len(row) >= 2}
+    try:
+        return class_numbers(source.read(listing))
+    except ValueError as error:
+        raise DataError(f"not the class list of ImageNet's devkit: {error}", file=source.path / listing) from error

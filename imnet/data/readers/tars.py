@@ -12,7 +12,7 @@ from imnet.data.readers.base import Choice, Found
 from imnet.data.readers.folders import find_folders
 from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
-from imnet.data.readers.labels import LABEL_FILES, VAL_PICTURE, beside
+from imnet.data.readers.labels import LABEL_FILES, LIST_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import by_split, parts_of
 from imnet.data.readers.tree import JoinedTree, TarTree, Tree
@@ -23,6 +23,7 @@ from imnet.errors import DataError, shown
 # compression that is and what to do, instead of calling it an unknown file.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
+_CLASSES_1K = 1000
 # So many members say what a tar is; a sample of WebDataset is shorter.
 _HEAD = 200
 
@@ -131,8 +132,9 @@ def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
     if source.path.is_dir():
         read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
         left.update(source.left)
-        left.rest(source.names, read)
-    return Found("imagenet", "ImageNet-1K official tars", source.path, wnids, splits, left=left)
+        left.rest(source.names, {*read, *LIST_FILES})
+    name = "imagenet" if len(wnids) <= _CLASSES_1K else "imagenet21k"
+    return Found(name, "ImageNet's official tars", source.path, wnids, splits, left=left)
 
 
 def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[str, ...]]:
