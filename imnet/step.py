@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -111,14 +110,23 @@ class TrainStep:
                 last = i == len(batches) - 1
                 with contextlib.nullcontext() if last else self._no_sync():
                     loss = self._loss(images, labels)
-                    # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
-                    self.scaler.scale(loss * (self.world.size / weight)).backward()
+                    self._scaled(loss, weight).backward()
                 self.half_weights.hand_over()
                 total += loss.detach()
         if self.class_weights is not None:
             total = total * (num_images / weight)  # the sum over images of what torch calls the mean loss
         bad = self._update(total)
         return total, bad
+
+    def _scaled(self, loss: Tensor, weight: float | Tensor) -> Tensor:
+        """What a pass is differentiated by: ``loss`` over what it is divided by, times fp16's scale."""
+        # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
+        factor = self.world.size / weight
+        if self.world.reduces or self.scaler.is_enabled():
+            # Where a loss is not finite its gradients are made so: they may be finite, as those of a logit of minus
+            # infinity, and other ranks and fp16's scaler, who see gradients alone, would take the step.
+            factor = factor + 0 * loss.detach()
+        return self.scaler.scale(loss * factor)
 
     def _weight(self, batches: list[Batch], num_images: int) -> float | Tensor:
         """What torch's cross_entropy divides the sum of the losses by: the weights of the classes of all labels, over
@@ -151,8 +159,6 @@ class TrainStep:
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         bad = self._not_finite(norm, loss).float()
-        if self.world.size > 1 and loss.device.type == "cpu":
-            self.world.all_reduce(bad, ReduceOp.MAX)  # fused optimisers leave a step out where it is 1, not at 2
         if self.recipe.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.recipe.grad_clip, norm, foreach=True)
         if not self.scaler.is_enabled():

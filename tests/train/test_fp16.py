@@ -46,6 +46,18 @@ def test_a_loss_that_is_not_finite_stops():
     assert make_step()([(images.fill_(float("nan")), labels)], 8, 0, 0.05)[1]
 
 
+def test_a_loss_that_is_not_finite_is_no_step_though_its_gradients_are():
+    """A logit that has overflowed to minus infinity: the scaler, which sees the gradients alone, would take it."""
+    step, (images, _) = make_step(), batch()
+    bias = step.net.get_parameter("head.bias")
+    with torch.no_grad():
+        bias[0] = -torch.inf
+    before = {k: v.clone() for k, v in step.net.named_parameters()}
+    assert step([(images, torch.zeros(8, dtype=torch.int64))], 8, 0, 0.05)[1]
+    for name, value in step.net.named_parameters():
+        assert torch.equal(value, before[name]), name
+
+
 def test_a_gradient_that_overflows_at_scale_one_stops():
     step = make_step()
     step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
