@@ -181,7 +181,9 @@ def judge_images(
     """
     labels, world = matched(images, model.card.class_names), world or World()
     place = device.resolve(options, world.local_rank)
-    net = model.network.to(place.device).to(memory_format=torch.channels_last)
+    net = model.network.to(place.device)
+    world.broadcast(list(net.state_dict().values()))  # a run that goes on may have saved between two ranks' looks
+    net = net.to(memory_format=torch.channels_last)
     with device.threads(options) as threads:
         setting = Setting(
             augment=model.card.then, seed=0, device=place.device, dtype=place.dtype, mean=model.mean,

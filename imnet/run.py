@@ -205,7 +205,9 @@ class Run:
         world = world or World()
         place = device.resolve(options, world.local_rank)
         data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
-        net = self.model(which).to(place.device).to(memory_format=torch.channels_last)
+        net = self.model(which).to(place.device)
+        world.broadcast(list(net.state_dict().values()))  # a run that goes on may have saved between two ranks' looks
+        net = net.to(memory_format=torch.channels_last)
         batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
         with device.threads(options):
             return evaluate(net, data, place, world, len(dataset.class_names), batch, flip=flip, each=True)

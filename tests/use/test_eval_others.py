@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imnet
 from imnet.classifier import Classifier
 from imnet.cli import eval_main, export_main
 from imnet.data.judged import images_at
@@ -148,3 +153,34 @@ def test_names_that_two_classes_share_are_matched_by_the_whole_list_alone(run, f
         model, replace(images, class_names=twice), RunOptions(device="cpu", precision="fp32"), flip=False
     )
     assert sum(found.support) == len(images)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder, other, tmp_path):
+    """As of a run that saves between two ranks' looks: each would judge its share of the images with its own."""
+    first, later = tmp_path / "first", tmp_path / "later"
+    for path in (first, later):
+        shutil.copytree(run.path, path)
+    options = {"device": "cpu", "precision": "fp32", "threads": 1, "allow_change": True}
+    imnet.train(replace(run.recipe, epochs=4), out=later, **options)
+    images = ["--data", str(folder)] if other else []
+
+    def started(path, rank, ranks, port):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-c", "from imnet.cli import eval_main; raise SystemExit(eval_main())", str(path)]
+        env = os.environ | {name: str(value) for name, value in env.items()}
+        return subprocess.Popen([*command, *images, *CPU], env=env, stdout=subprocess.PIPE, text=True)
+
+    def figures(path, *others):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        paths = (path, *others)
+        ranks = [started(path, rank, len(paths), port) for rank, path in enumerate(paths)]
+        told = ranks[0].communicate(timeout=120)[0]
+        assert [rank.wait(120) for rank in ranks] == [0] * len(ranks)
+        return [line for line in told.splitlines() if line.startswith(("top-1", "top-5", "loss", "flip"))]
+
+    alone = figures(first)
+    assert alone
+    assert figures(first, later) == alone != figures(later)
