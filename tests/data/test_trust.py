@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from imnet import cli, load_run
 from imnet.data import AbsentError, Unpacked, load
@@ -89,6 +89,32 @@ def test_corrupt_exif_makes_no_noise():
     assert heard, "the picture is not one that Pillow warns of"
     done = subprocess.run([sys.executable, "-c", code], input=raw, capture_output=True, check=True)
     assert done.stderr == b""
+
+
+def turned(seed, orientation, form="JPEG"):
+    """A picture with a camera's note of its orientation."""
+    out, note = io.BytesIO(), Image.Exif()
+    note[ExifTags.Base.Orientation] = orientation
+    Image.open(io.BytesIO(making.picture(seed))).save(out, form, exif=note)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("whole", [[], ["--size", "8"]], ids=["encoded", "pixels"])
+def test_pictures_that_a_camera_wants_turned_are_counted(tmp_path, capsys, whole, workers):
+    """As phones make them. The pixels stay as they are, in every form but TIFF, which Pillow turns by itself."""
+    files = {f"train/{label}/{i:02}.jpg": making.picture(i) for i in range(70) for label in "ab"}
+    forms = {"06.jpg": "JPEG", "03.png": "PNG", "08.webp": "WEBP", "05.jpg": "JPEG"}
+    files |= {f"train/a/x{name}": turned(1, int(name[:2]), form) for name, form in forms.items()}
+    files |= {"train/a/y01.jpg": turned(2, 1), "train/a/y99.jpg": turned(3, 99), "train/a/y6.tif": turned(4, 6, "TIFF")}
+    files |= {f"val/{label}/{i}.jpg": making.picture(100 + i) for i in range(2) for label in "ab"}
+    source, store = making.write_tree(tmp_path / "in", files), tmp_path / "out"
+    assert main(["pack", str(source), str(store), "--workers", str(workers), *whole]) == 0
+    assert "which is not followed: 4\n" in capsys.readouterr().err
+    notes = load(f"packed:{store}", image_px=8).notes
+    assert [note for note in notes if "EXIF" in note] == [
+        "pictures with a camera's note to turn them (EXIF), which nothing here follows: 4 of train"
+    ]
 
 
 def test_a_picture_as_thin_as_a_hair(tmp_path):

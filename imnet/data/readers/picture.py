@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from imnet.data.readers.rule import LFS_POINTER
 
@@ -35,6 +35,10 @@ FORMATS = (
 MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
 _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
+
+
+# One of them is in every picture that has such a note; a small picture is decoded in the time of looking for it.
+_EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
 
 
 class BadPictureError(ValueError):
@@ -113,6 +117,18 @@ def _jpeg_bits(data: bytes) -> int | None:
             return data[at + 4]
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if kind != 0xFF else 1
     return None
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether a camera has noted in a good picture (EXIF) that it is to be turned or mirrored, which nobody here does:
+    neither the pixels nor DALI's. A TIFF is turned by Pillow itself."""
+    if not any(word in data for word in _EXIF):
+        return False
+    picture = opened(data)
+    try:
+        return picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, EOFError):
+        return False  # a damaged note is none
 
 
 def to_shorter_side(picture: Image.Image, shorter_px: int, filter: str) -> Image.Image:

@@ -262,10 +262,15 @@ def _held_out(train: Store, name: str | None, image_px: int | None, share: float
 
 
 def _notes(*stores: Store) -> tuple[str, ...]:
-    """What the reader said when it was packed, and how many pictures of each part packing left out."""
-    bad = [f"{s.header['left_out']:,} of {s.header['split']}" for s in stores if s.header.get("left_out")]
-    left = [f"pictures that cannot be decoded, left out: {', '.join(bad)}"] if bad else []
-    return (*map(str, stores[0].header.get("notes", ())), *left)
+    """What the reader said when it was packed, and of how many pictures of each part packing found something to say."""
+    said = {"left_out": "pictures that cannot be decoded, left out", "turned": "pictures with a camera's note to turn "
+            "them (EXIF), which nothing here follows"}  # fmt: skip
+    counted = {name: [(s.header.get(name), s.header["split"]) for s in stores] for name in said}
+    told = {name: ", ".join(f"{n:,} of {split}" for n, split in counts if n) for name, counts in counted.items()}
+    return (
+        *map(str, stores[0].header.get("notes", ())),
+        *(f"{said[name]}: {told[name]}" for name in said if told[name]),
+    )
 
 
 def load_named(

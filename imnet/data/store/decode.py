@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imnet.data.readers import Items
-from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode
+from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode, is_turned
 from imnet.data.store.sources import UNKNOWN
 from imnet.errors import DataError, IOFailure
 
@@ -31,11 +31,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some pictures: pixels (n, H, W, C) or encoded bytes, (number, why) of the bad ones, crc32 of each one's bytes."""
+    """Some pictures: pixels (n, H, W, C) or encoded bytes, (number, why) of the bad ones, crc32 of each one's bytes;
+    how many are noted to be turned."""
 
     body: np.ndarray | list[bytes]
     bad: list[tuple[int, str]]
     crcs: list[int]
+    turned: int
 
 
 _JOB: tuple[Items, ResizeRule | None] | None = None
@@ -80,19 +82,20 @@ def _chunk(start: int) -> Chunk:
     """The pictures start.. of the job."""
     assert _JOB is not None
     content, rule = _JOB
-    good, bad, crcs = [], [], []
+    good, bad, crcs, turned = [], [], [], 0
     for number in range(start, min(start + CHUNK_IMAGES, len(content))):
         crcs.append(UNKNOWN)
         try:
             data = content.read(number)
             crcs[-1] = zlib.crc32(data)
             good.append(_one(data, rule))
+            turned += is_turned(data)
         except (BadPictureError, DataError) as error:
             bad.append((number, error.what if isinstance(error, DataError) else str(error)))
     if rule is None:
-        return Chunk(good, bad, crcs)
+        return Chunk(good, bad, crcs, turned)
     shape = (rule.size_px, rule.size_px, rule.channels)
-    return Chunk(np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8), bad, crcs)
+    return Chunk(np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8), bad, crcs, turned)
 
 
 def _one(data: bytes, rule: ResizeRule | None):

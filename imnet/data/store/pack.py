@@ -109,7 +109,10 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
         header = writer.finish(final, labels, _about(found, split, options.rule, key))
         table.write(table_path(target, split))
     skipped = f", bad pictures left out: {header['left_out']}" if header["left_out"] else ""
-    shown.close(f"{final}: {header['count']:,} images{skipped}")
+    turned = (
+        f", with a camera's note to turn them, which is not followed: {header['turned']}" if "turned" in header else ""
+    )
+    shown.close(f"{final}: {header['count']:,} images{skipped}{turned}")
     return header
 
 
@@ -237,9 +240,9 @@ def _write_items(
         _judge(content, writer, chunk.bad, options)
         numbers = [number for number, _ in chunk.bad]
         if isinstance(chunk.body, list):
-            writer.encoded(chunk.body, taken, numbers)
+            writer.encoded(chunk.body, taken, numbers, chunk.turned)
         else:
-            writer.pixels(chunk.body, taken, numbers)
+            writer.pixels(chunk.body, taken, numbers, chunk.turned)
         shown.update(writer.done)
     return np.delete(content.labels(), writer.bad), crcs
 

@@ -25,7 +25,8 @@ class Writer:
     """Appends the images of one split in order; labels come with ``finish``.
 
     ``descriptor`` is the locked ``part`` file. ``key`` names source and rule: a part file whose journal has the same
-    key goes on where that ends (``done`` source images used, ``bad``: those left out); any other starts anew.
+    key goes on where that ends (``done`` source images used, ``bad``: those left out, ``turned``: how many are noted to
+    be turned); any other starts anew.
     """
 
     def __init__(self, part: Path, descriptor: int, key: str, shape: tuple[int, int, int] | None) -> None:
@@ -33,6 +34,7 @@ class Writer:
         self._journal_path = part.with_name(part.name + ".json")
         self.done = 0
         self.bad: list[int] = []
+        self.turned = 0
         # Where writing stands, and up to where whole appends reach: after a failed write the two differ.
         self._at = self._whole = PAGE
         self._index: list[int] = []
@@ -44,11 +46,11 @@ class Writer:
         try:
             journal = json.loads(self._journal_path.read_text())
             sound = journal["key"] == self._key and os.fstat(self._fd).st_size >= journal["end"] >= PAGE
-            done, bad, end = journal["done"], journal["bad"], journal["end"]
+            done, bad, turned, end = (journal[name] for name in ("done", "bad", "turned", "end"))
         except (OSError, ValueError, KeyError, TypeError):
-            sound, done, bad, end = False, 0, [], PAGE
+            sound, done, bad, turned, end = False, 0, [], 0, PAGE
         if sound:
-            self.done, self.bad, self._at, self._whole = done, bad, end, end
+            self.done, self.bad, self.turned, self._at, self._whole = done, bad, turned, end, end
             self._index = self._walk() if self._shape is None else []
         with io_errors(self._part, "write"):
             os.ftruncate(self._fd, self._at if sound else 0)
@@ -61,21 +63,22 @@ class Writer:
             at += 4 + struct.unpack("<I", os.pread(self._fd, 4, at))[0]
         return offsets
 
-    def pixels(self, images: np.ndarray, taken: int, bad: list[int]) -> None:
-        """Append uint8 (n, H, W, C); ``taken`` source images were used up for it, of which ``bad`` were left out."""
+    def pixels(self, images: np.ndarray, taken: int, bad: list[int], turned: int = 0) -> None:
+        """Append uint8 (n, H, W, C); ``taken`` source images were used up for it, of which ``bad`` were left out;
+        ``turned`` of the others are noted to be turned."""
         if images.shape[1:] != self._shape or images.dtype != np.uint8:
             raise ValueError(f"images are {images.dtype} {images.shape[1:]}, expected uint8 {self._shape}")
         self._put(np.ascontiguousarray(images).reshape(-1).data)
-        self._count(taken, bad)
+        self._count(taken, bad, turned)
 
-    def encoded(self, pictures: list[bytes], taken: int, bad: list[int]) -> None:
-        """Append encoded pictures, each behind its length; ``taken`` and ``bad`` as for pixels."""
+    def encoded(self, pictures: list[bytes], taken: int, bad: list[int], turned: int = 0) -> None:
+        """Append encoded pictures, each behind its length; the counts as for pixels."""
         at = self._at - PAGE
         for picture in pictures:
             self._index.append(at)
             at += 4 + len(picture)
         self._put(b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures))
-        self._count(taken, bad)
+        self._count(taken, bad, turned)
 
     def _put(self, body: memoryview | bytes) -> None:
         with io_errors(self._part, "write"):
@@ -84,10 +87,11 @@ class Writer:
                 written = os.pwrite(self._fd, rest[:_COPY_BYTES], self._at)
                 rest, self._at = rest[written:], self._at + written
 
-    def _count(self, taken: int, bad: list[int]) -> None:
+    def _count(self, taken: int, bad: list[int], turned: int) -> None:
         self._whole = self._at
         self.done += taken
         self.bad += bad
+        self.turned += turned
         if time.monotonic() - self._journal_time >= JOURNAL_EVERY_S:
             self._journal()
 
@@ -98,7 +102,7 @@ class Writer:
 
     def _journal(self) -> None:
         """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
-        state = {"key": self._key, "done": self.done, "bad": self.bad, "end": self._whole}
+        state = {"key": self._key, "done": self.done, "bad": self.bad, "turned": self.turned, "end": self._whole}
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with io_errors(self._part, "write"):
             os.fdatasync(self._fd)
@@ -129,6 +133,8 @@ class Writer:
         sections["crc"] = self._section(crcs)
         known = {"format": FORMAT, "count": count, "shape": shape, "sections": sections, "digest": digest}
         header = {**about, **known, "block_bytes": BLOCK_BYTES, "left_out": len(self.bad)}
+        if self.turned:
+            header["turned"] = self.turned
         self._close(crcs, json.dumps(header).encode())
         publish(self._part, final, self._fd)
         self._journal_path.unlink(missing_ok=True)
