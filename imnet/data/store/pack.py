@@ -108,11 +108,9 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
         table = Table.of(content, found.path, crcs)
         header = writer.finish(final, labels, _about(found, split, options.rule, key))
         table.write(table_path(target, split))
-    skipped = f", bad pictures left out: {header['left_out']}" if header["left_out"] else ""
-    turned = (
-        f", with a camera's note to turn them, which is not followed: {header['turned']}" if "turned" in header else ""
-    )
-    shown.close(f"{final}: {header['count']:,} images{skipped}{turned}")
+    counted = {"bad pictures left out": header["left_out"]}
+    counted["with a camera's note to turn them, which is not followed"] = header.get("turned", 0)
+    shown.close(f"{final}: {header['count']:,} images" + "".join(f", {what}: {n}" for what, n in counted.items() if n))
     return header
 
 
