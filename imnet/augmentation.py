@@ -174,12 +174,14 @@ class Augment:
         check(ok, got, "one of both", "a box has no place in a band; leave one of them out")
 
     def _check_channels(self, channels: int) -> None:
+        allowed = "1" if channels == 1 else f"1 or {channels}"
+        do = f"set --augment.mean and --augment.std to one value a channel, of which data.channels = {channels}"
         if self.mean != "image":
             ok = len(self.mean) in (1, channels)
-            check(ok, f"augment.mean of {len(self.mean)} values", f"1 or {channels}", "one value a channel")
+            check(ok, f"augment.mean of {len(self.mean)} values", allowed, do)
         got = "augment.mean = image with resize, crop, color_jitter, trivial_augment, rand_augment or spectral_r"
         check(self.mean != "image" or not self.transforms, got, "numbers", "give one value a channel")
         ok = len(self.std) in (1, channels)
-        check(ok, f"augment.std of {len(self.std)} values", f"1 or {channels}", "one a channel")
+        check(ok, f"augment.std of {len(self.std)} values", allowed, do)
         got = f"data.channels = {channels} with trivial_augment, rand_augment or color_jitter"
         check(channels == 3 or not self.recolors, got, "3", "leave the colours alone")

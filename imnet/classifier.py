@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imnet import models
+from imnet import device, models
 from imnet.data.pipelines.batches import Batches
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
@@ -126,6 +126,7 @@ class Classifier:
         made = Batches(store, self.card.then, seed=0, dtype=dtype, mean=self.mean, bands=self.bands)
         return made.batch(torch.arange(len(store)), 0, False)[0]
 
+    @device.undisturbed()
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> Tensor:
         """fp32 (B, classes) of uint8 (B, side, side, C), on the CPU; outputs beyond the classes are left out."""

@@ -11,13 +11,14 @@ With them compiling gained nothing more for the four networks with batch norms t
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.implementations import tiers_of
+from imnet_kernels.implementations import c_compiler, tiers_of
 from torch import nn
 
 from imnet import device
@@ -131,10 +132,16 @@ def _compile(
         raise UsageError(what, hint="leave one of them out")
     if synced and options.compile is None:
         return False, "not compiled: --sync-bn, at whose norms compiled code would break off"
+    lacks = compiler_missing(place)
+    if options.compile and lacks:
+        hint = "install one, or leave --compile out"
+        raise DeviceError(f"got --compile, for which torch needs {lacks} on the path", hint=hint)
     if options.compile is not None:
         return options.compile, f"{'compiled' if options.compile else 'not compiled'} as asked"
     if place.device.type != "cuda":
         return False, ""
+    if lacks:
+        return False, f"not compiled: torch needs {lacks} for it"
     if options.deterministic:
         return False, "not compiled: --deterministic"
     if "compile" in kept:
@@ -145,6 +152,13 @@ def _compile(
         return False, f"not compiled: {gains} ({predicted})"
     words = f"{predicted}, compiling pays from {needed_s:,.0f} s"
     return run_s > needed_s, f"{'compiled' if run_s > needed_s else 'not compiled'}: {words}"
+
+
+def compiler_missing(place: device.Place) -> str | None:
+    """What torch.compile calls and does not find: a C++ compiler on a CPU, Triton's C compiler on a GPU."""
+    if place.device.type == "cuda":
+        return None if c_compiler() else "a C compiler (gcc)"
+    return None if shutil.which(os.environ.get("CXX", "g++")) else "a C++ compiler (g++)"
 
 
 def compile_pays_from_s(net: nn.Module) -> float:

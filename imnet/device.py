@@ -129,6 +129,27 @@ def exact(deterministic: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def undisturbed(place: Place | None = None) -> Iterator[None]:
+    """torch as a new process has it, for a block, and its caller's random numbers as they were afterwards.
+
+    Autocast, no_grad, inference_mode, a default dtype or device that a caller has switched on around a call would
+    change the figures of a run without a word, or break it.
+    """
+    dtype, gpus = torch.get_default_dtype(), [place.device] if place and place.device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(gpus))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextlib.contextmanager
 def threads(options: RunOptions) -> Iterator[int]:
     """The threads of this process for a block: --threads, else the cores it may use divided by --procs.
 

@@ -72,7 +72,7 @@ class Ensemble:
         nets = [run.model(which).to(place.device, memory_format=torch.channels_last) for run in self.bands.values()]  # pyright: ignore[reportCallIssue]
         pieces = torch.arange(len(images)).split(batch_images or evaluation_batch(self.recipe.data.batch_images))
         found: list[list[Tensor]] = [[] for _ in nets]
-        with device.threads(options):
+        with device.undisturbed(place), device.threads(options):
             for bands, _ in data.stream(pieces, 0, False):
                 for i, net in enumerate(nets):
                     with place.autocast:

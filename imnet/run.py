@@ -16,7 +16,7 @@ from torch import nn
 from imnet import checkpoint, device
 from imnet.classifier import Card, Classifier, Picture
 from imnet.command import suggest
-from imnet.data import DataSet
+from imnet.data import AbsentError, DataSet
 from imnet.data.order import Order
 from imnet.data.pipelines.batches import mean_image
 from imnet.errors import DataError, ImnetError, UsageError
@@ -184,7 +184,11 @@ class Run:
     ) -> tuple[DataSet, RunOptions]:  # fmt: skip
         """The run's own set, and how to run on it; DataError where the data are others than the run's."""
         options = self.options(data_dir, device_name, precision)
-        dataset = load_data(self.recipe, options)
+        try:
+            dataset = load_data(self.recipe, options)
+        except AbsentError as error:
+            hint = "give the folder that it was trained on by --data-dir"
+            raise AbsentError(f"the run's own data: {error.what}", file=error.file, hint=hint) from error
         if dataset.fingerprint != self.info["data"]["fingerprint"]:
             hint = "give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one"
             raise DataError("the data differ from those of the run", file=options.data_dir, hint=hint)
@@ -204,12 +208,12 @@ class Run:
         """``evaluate`` on a set that is loaded already, with every prediction; all of ``world`` must call it."""
         world = world or World()
         place = device.resolve(options, world.local_rank)
-        data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
-        net = self.model(which).to(place.device)
-        world.broadcast(list(net.state_dict().values()))  # a run that goes on may have saved between two ranks' looks
-        net = net.to(memory_format=torch.channels_last)
         batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
-        with device.threads(options):
+        with device.undisturbed(place), device.threads(options):
+            data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
+            net = self.model(which).to(place.device)
+            world.broadcast(list(net.state_dict().values()))  # a run may have saved between two ranks' looks
+            net = net.to(memory_format=torch.channels_last)
             return evaluate(net, data, place, world, len(dataset.class_names), batch, flip=flip, each=True)
 
     def options(self, data_dir: str | None, device_name: str, precision: str | None = None) -> RunOptions:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,11 +41,27 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
         code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
     else:
-        with launch.named_loss(launch.current_world()):
+        with launch.named_loss(launch.current_world()), _alone():
             _run_rank(recipe, options)
     if bands and code == 0 and launch.current_world().is_main:
         print(ensemble.closing(path, bands), flush=True)
     return code, path
+
+
+_TRAINING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """UsageError where a thread of this process trains already: both would draw from torch's one generator and set the
+    same threads and kernels, and the weights of neither could be had again."""
+    if not _TRAINING.acquire(blocking=False):
+        hint = "wait for it, or train in a process of its own"
+        raise UsageError("another run is being trained in this process", hint=hint)
+    try:
+        yield
+    finally:
+        _TRAINING.release()
 
 
 def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
@@ -105,6 +122,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
     place = device.resolve(options, world.local_rank)
     defaults.choose_kernels(options)
     with (
+        device.undisturbed(place),
         device.exact(bool(options.deterministic)),
         Signals(alone=world.size == 1) as signals,
         device.threads(options) as threads,

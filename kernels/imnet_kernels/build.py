@@ -37,11 +37,13 @@ def host_sources() -> list[Path]:
 
 def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
     """Compile the host module with $CXX (c++) into out_dir (default: the package); returns its path."""
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError as error:
+        raise SystemExit("the host module needs pybind11, which is not installed; pip install pybind11") from error
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise RuntimeError("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
+        raise SystemExit("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
     target = (out_dir or PACKAGE) / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     flags = [*HOST_FLAGS, *extra_flags, "-fPIC"]
@@ -66,7 +68,11 @@ def _at_once(works: Iterable[Callable[[], str]]) -> list[str]:
 
 def _run(command: list[str]) -> str:
     """Run and return the output; a failure shows the compiler's own errors, not a traceback."""
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    try:
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    except OSError as error:
+        hint = "install a C++ compiler (Debian: g++), or name it in $CXX"
+        raise SystemExit(f"cannot run {command[0]}: {error.strerror}; {hint}") from error
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\nthe build failed (exit {done.returncode})")
     return done.stdout
@@ -96,7 +102,7 @@ def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CU
     spills."""
     compiler = nvcc()
     if compiler is None:
-        raise RuntimeError("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
+        raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     return _run([compiler, *CUDA_FLAGS, *codes, "-Xptxas", "-v", "-c", str(source), "-o", str(target)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
+
+
+def c_compiler() -> str | None:
+    """What Triton builds the driver of its kernels with, found as it finds it; without one none of them starts."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def _has_triton() -> bool:
+    runs = os.environ.get("TRITON_INTERPRET") == "1" or c_compiler() is not None
+    return runs and importlib.util.find_spec("triton") is not None
 
 
 def find_host() -> ModuleType | None:
@@ -120,8 +131,8 @@ TIERS = {
         modules=_triton_modules,
         devices=lambda: ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",),
         runs_on="CUDA tensors (cpu ones with TRITON_INTERPRET=1)",
-        remedy="install triton (it comes with torch's CUDA builds for Linux); on a CPU also set TRITON_INTERPRET=1",
-        installed=lambda: importlib.util.find_spec("triton") is not None,
+        remedy="install triton (it is in torch's CUDA builds for Linux) and gcc; on a CPU set TRITON_INTERPRET=1 too",
+        installed=_has_triton,
     ),
     "cuda": Tier(
         modules=_cuda_modules,

@@ -8,7 +8,7 @@ import sys
 import imnet_kernels as kernels
 import pytest
 import torch
-from imnet_kernels import implementations, tier
+from imnet_kernels import build, implementations, tier
 from imnet_kernels.augment import augment_op
 from imnet_kernels.batch_norm import backward_op as norm_backward_op
 from imnet_kernels.batch_norm import forward_op as norm_op
@@ -102,6 +102,26 @@ def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
     with tier.using("auto"):
         assert tier.report("cpu")["augment"][0] == "reference"
         assert "not installed" in tier.report("cpu")["augment"][1]
+
+
+def test_triton_without_a_compiler_is_left_out_with_a_remedy(monkeypatch, tmp_path):
+    """Its driver is compiled where a kernel first runs: images of containers with a GPU often have no gcc."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    assert "not installed; install triton" in (tier.missing("triton", "cuda") or "")
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert tier.missing("triton", "cuda") is None
+
+
+@pytest.mark.parametrize("word", ["--host", "--cuda"])
+def test_a_build_with_a_compiler_that_is_not_there_is_one_line(word, monkeypatch, tmp_path):
+    if word == "--cuda" and build.nvcc() is None:
+        pytest.skip("no CUDA toolkit (nvcc) here")
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(SystemExit, match=r"^cannot run .*no-such-compiler: No such file.*; install a C\+\+ compiler"):
+        build.main([word, "--out", str(tmp_path)])
 
 
 def test_a_broken_module_is_raised_not_hidden(monkeypatch):

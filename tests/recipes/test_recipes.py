@@ -129,6 +129,7 @@ MISTAKES = [
     (["--augment.spectral_r", "2", "--augment.cutout_px", "4"], "leave one of them out"),
     (["--augment.crop_px", "16", "--augment.cutout_px", "20"], "at most the input size = 16"),
     (["--augment.mean", "image", "--augment.resize_px", "64"], "one value a channel"),
+    (["--data.channels", "1", "--augment.mean", "[1,2,3]"], "allowed: 1; set --augment.mean and --augment.std to one"),
     (["--data.channels", "1", "--augment.trivial_augment"], "leave the colours alone"),
     (["--head_outputs", "9"], "10 or more"),
 ]

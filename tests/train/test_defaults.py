@@ -15,7 +15,7 @@ from imnet_kernels import tier
 from imnet import defaults, device, models, recipes
 from imnet.capture import NotCapturableError, repeatable
 from imnet.device import Place
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 from imnet.from_recipe import build_network
 from imnet.launch import World
 from imnet.models.count import flops, sizes
@@ -171,6 +171,17 @@ def test_several_gpus_are_captured_only_where_that_is_asked_for():
     assert "not captured on 2 ranks" in found.reason
     found = decide("fashion-mnist/wrn28_10", FASHION, world=World(0, 2), cuda_graphs=True)
     assert (found.cuda_graphs, found.compile, found.step_kernels) == (True, False, True)
+
+
+def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    assert not decide("imagenet64/davit_tiny", IMAGENET).compile
+    with pytest.raises(DeviceError, match=r"got --compile, for which torch needs a C compiler \(gcc\)"):
+        decide("imagenet64/davit_tiny", IMAGENET, compile=True)
+    with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler \(g\+\+\) on the path; install one, or leave"):
+        train(TINY, options(tmp_path / "run", compile=True))
 
 
 def test_deterministic_and_compiled_is_refused():
