@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,18 +29,23 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def no_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters that are spared the decay: those of norms, every bias, and what the network itself names.
+    """Names of the parameters that are spared the decay: vectors (biases, norms, scales of layers), norms of any other
+    shape, and what the network itself names.
 
-    timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
-    under the first of their names, as in ``named_parameters``.
+    By shape, as timm does it: norms of timm's own and biases by other names (``q_bias``) are told by nothing else.
+    timm's networks name theirs (position tables and the like) in a ``no_weight_decay`` method, as patterns. Shared
+    parameters appear under the first of their names, as in ``named_parameters``.
     """
-    own: Any = getattr(network, "no_weight_decay", set)
-    found: set[str] = set(own())
-    for prefix, module in network.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, _NORMS):
-                found.add(f"{prefix}.{name}" if prefix else name)
-    return found & {name for name, _ in network.named_parameters()}
+    own: Any = getattr(network, "no_weight_decay", set)()
+    norms = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    return {
+        name
+        for name, p in network.named_parameters()
+        if p.ndim < 2
+        or name.rpartition(".")[2] == "bias"
+        or id(p) in norms
+        or any(fnmatchcase(name, pattern) for pattern in own)
+    }
 
 
 def spared(network: nn.Module, optim: Optim) -> set[str]:
