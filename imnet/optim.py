@@ -232,11 +232,17 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of ``state_tensors``; keeps each parameter's own memory layout, which fused updates rely on."""
+    """Inverse of ``state_tensors``; keeps each parameter's own memory layout, which fused updates rely on.
+
+    UsageError for the state of other parameter groups: a parameter would take over what belongs to another one.
+    """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         param = params[int(index)]
+        if value.ndim and value.shape != param.shape:
+            what = f"got optimiser state {key} of {tuple(value.shape)}; allowed: {tuple(param.shape)}, its parameter's"
+            raise UsageError(what, hint="begin in another --out, or go on with the imnet that run.json names")
         like = torch.empty_like(param) if value.shape == param.shape else torch.empty_like(value, device=param.device)
         if name == "step" and not any(g.get("capturable") or g.get("fused") for g in optimizer.param_groups):
             like = torch.empty_like(value)
