@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,18 +29,23 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def no_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters that are spared the decay: those of norms, every bias, and what the network itself names.
+    """Names of the parameters that are spared the decay: vectors (biases, norms, scales of layers), norms of any other
+    shape, and what the network itself names.
 
-    timm's networks name theirs (position tables and the like) by a ``no_weight_decay`` method. Shared parameters appear
-    under the first of their names, as in ``named_parameters``.
+    By shape, as timm does it: norms of timm's own and biases by other names (``q_bias``) are told by nothing else.
+    timm's networks name theirs (position tables and the like) in a ``no_weight_decay`` method, as patterns. Shared
+    parameters appear under the first of their names, as in ``named_parameters``.
     """
-    own: Any = getattr(network, "no_weight_decay", set)
-    found: set[str] = set(own())
-    for prefix, module in network.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, _NORMS):
-                found.add(f"{prefix}.{name}" if prefix else name)
-    return found & {name for name, _ in network.named_parameters()}
+    own: Any = getattr(network, "no_weight_decay", set)()
+    norms = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    return {
+        name
+        for name, p in network.named_parameters()
+        if p.ndim < 2
+        or name.rpartition(".")[2] == "bias"
+        or id(p) in norms
+        or any(fnmatchcase(name, pattern) for pattern in own)
+    }
 
 
 def spared(network: nn.Module, optim: Optim) -> set[str]:
@@ -226,11 +232,17 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of ``state_tensors``; keeps each parameter's own memory layout, which fused updates rely on."""
+    """Inverse of ``state_tensors``; keeps each parameter's own memory layout, which fused updates rely on.
+
+    UsageError for the state of other parameter groups: a parameter would take over what belongs to another one.
+    """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         param = params[int(index)]
+        if value.ndim and value.shape != param.shape:
+            what = f"got optimiser state {key} of {tuple(value.shape)}; allowed: {tuple(param.shape)}, its parameter's"
+            raise UsageError(what, hint="begin in another --out, or go on with the imnet that run.json names")
         like = torch.empty_like(param) if value.shape == param.shape else torch.empty_like(value, device=param.device)
         if name == "step" and not any(g.get("capturable") or g.get("fused") for g in optimizer.param_groups):
             like = torch.empty_like(value)

@@ -17,7 +17,7 @@ class SGD:
     momentum: float = field(default=0.9, metadata=about("0 for none", Range(low=0, below=1)))
     nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
     weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
-    decay_norms: bool = field(default=True, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=True, metadata=about("weight decay for norms, biases and other vectors too"))
     decay_biases: bool = field(
         # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
         default=True,
@@ -40,7 +40,7 @@ class AdamW:
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
     eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -59,7 +59,7 @@ class Lamb:
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
     eps: float = field(default=1e-6, metadata=about("added to the root of that", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("share of a weight in the direction", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -74,7 +74,7 @@ class Lion:
     beta1: float = field(default=0.9, metadata=about("share of the mean in the sign", Range(low=0, below=1)))
     beta2: float = field(default=0.99, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     weight_decay: float = field(default=0.0, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -97,7 +97,7 @@ class Muon:
     beta2: float = field(default=0.999, metadata=about("AdamW's, of the rest", Range(low=0, below=1)))
     eps: float = field(default=1e-8, metadata=about("AdamW's, of the rest", POSITIVE))
     weight_decay: float = field(default=0.1, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -123,7 +123,7 @@ class AdamCPR:
     kappa_update: float = field(
         default=1.0, metadata=about("how fast the pull grows on a weight beyond its bound", NOT_NEGATIVE)
     )
-    decay_norms: bool = field(default=False, metadata=about("bounds for normalisation parameters and biases too"))
+    decay_norms: bool = field(default=False, metadata=about("bounds for norms, biases and other vectors too"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")

@@ -17,6 +17,10 @@ from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, is_plain
 from .registry import model
 
 
+def _dropped(module: Bottleneck | Transition, x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, module.drop_rate, module.training) if module.drop_rate else x
+
+
 class Bottleneck(nn.Module):
     """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth): (B, C, H, W) -> the new features (B, growth, H, W)."""
 
@@ -29,8 +33,8 @@ class Bottleneck(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        new = self.conv2(norm_relu(self.bn2, self.conv1(norm_relu(self.bn1, x))))
-        return F.dropout(new, self.drop_rate, self.training) if self.drop_rate else new
+        squeezed = _dropped(self, self.conv1(norm_relu(self.bn1, x)))
+        return _dropped(self, self.conv2(norm_relu(self.bn2, squeezed)))
 
     @property
     def tensors(self) -> Layer:
@@ -82,20 +86,22 @@ class DenseStage(nn.Module):
 class Transition(nn.Module):
     """BN-ReLU-1x1-mean of 2x2: (B, C, H, W) -> (B, out_channels, H / 2, W / 2)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, drop_rate: float) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(in_channels)
         self.conv = conv1x1(in_channels, out_channels)
+        self.drop_rate = drop_rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(self.conv(norm_relu(self.bn, x)), 2)
+        return F.avg_pool2d(_dropped(self, self.conv(norm_relu(self.bn, x))), 2)
 
 
 class DenseNetBC(nn.Module):
     """DenseNet-BC-``depth`` with growth k: images (B, in_channels, H, W) -> logits (B, num_classes).
 
     Stem 3x3 to 2k channels; three stages of (depth - 4) / 6 bottlenecks; transitions keep half the channels, rounded
-    down; BN-ReLU, global mean, linear.
+    down; BN-ReLU, global mean, linear. Dropout follows every convolution but the stem, as in the paper; torchvision's
+    networks have it behind the 3x3 ones alone.
     """
 
     def __init__(
@@ -113,7 +119,7 @@ class DenseNetBC(nn.Module):
             stages.append(DenseStage(width, growth, num_layers, drop_rate))
             width += num_layers * growth
             if stage < 2:
-                stages.append(Transition(width, width // 2))
+                stages.append(Transition(width, width // 2, drop_rate))
                 width //= 2
         self.stages = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(width)

@@ -28,8 +28,13 @@ def head(w, x):
     return mean @ w["head.weight"].T + w["head.bias"]
 
 
-def wrn(w, images, num_blocks, train):
-    """``num_blocks`` per group; every group but the first starts at stride 2."""
+def drop(x, rate):
+    """torch's mask of the next random numbers, which a network of the same seed draws in the same order."""
+    return x * (F.dropout(torch.ones_like(x), rate) if rate else 1)
+
+
+def wrn(w, images, num_blocks, train, rate=0.0):
+    """``num_blocks`` per group; every group but the first starts at stride 2; dropout between the convolutions."""
     x = conv(w, "stem", images)
     block = 0
     while f"blocks.{block}.conv1.weight" in w:
@@ -37,7 +42,7 @@ def wrn(w, images, num_blocks, train):
         o = norm(w, f"{p}.bn1", x, train).clamp(min=0)
         skip = conv(w, f"{p}.projection", o, stride) if f"{p}.projection.weight" in w else x
         o = conv(w, f"{p}.conv1", o, stride)
-        o = conv(w, f"{p}.conv2", norm(w, f"{p}.bn2", o, train).clamp(min=0))
+        o = conv(w, f"{p}.conv2", drop(norm(w, f"{p}.bn2", o, train).clamp(min=0), rate))
         x, block = o + skip, block + 1
     return head(w, norm(w, "bn", x, train).clamp(min=0))
 
@@ -56,17 +61,18 @@ def wrn_lasagne(w, images, num_blocks, train):
     return head(w, norm(w, "bn", x, train, eps).clamp(min=0))
 
 
-def densenet(w, images, num_layers, train):
+def densenet(w, images, num_layers, train, rate=0.0):
+    """Dropout after every convolution but the first (section 3, "Training", of the paper)."""
     x = conv(w, "stem", images)
     for stage in (0, 2, 4):
         for layer in range(num_layers):
             p = f"stages.{stage}.layers.{layer}"
-            o = conv(w, f"{p}.conv1", norm(w, f"{p}.bn1", x, train).clamp(min=0))
-            o = conv(w, f"{p}.conv2", norm(w, f"{p}.bn2", o, train).clamp(min=0))
+            o = drop(conv(w, f"{p}.conv1", norm(w, f"{p}.bn1", x, train).clamp(min=0)), rate)
+            o = drop(conv(w, f"{p}.conv2", norm(w, f"{p}.bn2", o, train).clamp(min=0)), rate)
             x = torch.cat([x, o], 1)
         if stage < 4:
             p = f"stages.{stage + 1}"
-            o = conv(w, f"{p}.conv", norm(w, f"{p}.bn", x, train).clamp(min=0))
+            o = drop(conv(w, f"{p}.conv", norm(w, f"{p}.bn", x, train).clamp(min=0)), rate)
             x = (o[:, :, ::2, ::2] + o[:, :, 1::2, ::2] + o[:, :, ::2, 1::2] + o[:, :, 1::2, 1::2]) / 4
     return head(w, norm(w, "bn", x, train).clamp(min=0))
 

@@ -64,6 +64,30 @@ def test_logits_and_gradients(case, train):
     check_gradients(network, weights, logits.square().sum(), expected.square().sum())
 
 
+DROPPED = {
+    "wrn, three groups": (lambda r: build("wrn16_2", 5, drop_rate=r), lambda *a: plain.wrn(*a[:2], 2, *a[2:])),
+    "wrn, four groups": (lambda r: build("wrn12_1", 5, drop_rate=r), lambda *a: plain.wrn(*a[:2], 1, *a[2:])),
+    "densenet": (lambda r: DenseNetBC(16, 4, 5, drop_rate=r), lambda *a: plain.densenet(*a[:2], 2, *a[2:])),
+}
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+@pytest.mark.parametrize("case", DROPPED)
+def test_dropout_is_where_the_papers_have_it(case, rate):
+    """In training; an evaluation is that of a network without it."""
+    make, second = DROPPED[case]
+    network, images = randomised(make(rate)).train(), images_of(8)
+    weights = weights_of(network)
+    torch.manual_seed(4)
+    logits = network(images)
+    torch.manual_seed(4)
+    expected = second(weights, images, True, rate)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
+    check_gradients(network, weights, logits.square().sum(), expected.square().sum())
+    evaluated = second(weights_of(network), images, False)
+    torch.testing.assert_close(network.eval()(images), evaluated, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("level", ["image", "batch"])
 @pytest.mark.parametrize("stem_width", [4, 16])
 def test_shake_shake_with_fixed_coefficients(stem_width, level, monkeypatch):

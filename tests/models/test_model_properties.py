@@ -176,14 +176,34 @@ def test_no_decay_is_norms_and_biases():
     assert len(everything["params"]) == len(list(network.parameters()))
 
 
-def test_no_decay_honours_timm_and_counts_its_norms():
+TIMMS = (
+    "vit_tiny_patch16_224",  # tables
+    "davit_tiny",
+    "beit_base_patch16_224",  # biases by other names, scales of layers
+    "mobilenetv5_300m",  # root mean square norms of timm's own, with an activation and without
+    "aimv2_large_patch14_224",
+    "xcit_nano_12_p8_224",  # tables named by a pattern
+    "swinv2_cr_tiny_ns_224",  # numbers
+    "caformer_s18",
+    "sequencer2d_s",
+)
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_what_is_spared_of_timms_networks_is_what_timm_spares(name):
+    groups = pytest.importorskip("timm.optim").param_groups_weight_decay
     with torch.device("meta"):
-        network = build("timm:vit_tiny_patch16_224", 5)
-        davit = build("davit_tiny", 5)
-    assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= no_decay(network)
-    weights = dict(davit.named_parameters())
-    assert {weights[n].dim() for n in no_decay(davit)} == {1}
-    assert all(weights[n].dim() > 1 for n in weights.keys() - no_decay(davit))
+        network = build(f"timm:{name}", 5)
+    theirs, _ = groups(network, 0.1, no_weight_decay_list=getattr(network, "no_weight_decay", set)())
+    names = {id(p): n for n, p in network.named_parameters()}
+    assert theirs["weight_decay"] == 0
+    assert no_decay(network) == {names[id(p)] for p in theirs["params"]}
+
+
+def test_norms_of_more_dimensions_are_spared_and_matrices_are_not():
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1, bias=False), torch.nn.LayerNorm((3, 4, 4)))
+    network.append(torch.nn.Bilinear(4, 4, 5))
+    assert no_decay(network) == {"1.weight", "1.bias", "2.bias"}
 
 
 def test_too_small_images_are_refused_where_the_classifier_is_sized():

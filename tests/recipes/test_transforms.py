@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from scipy.fft import dct
-from torchvision.transforms.v2 import RandAugment, RandomErasing, TrivialAugmentWide
+from torchvision.transforms.v2 import RandAugment, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as tv
 
 from imnet.data.base import Split
-from imnet.data.pipelines import Setting, erasing, recolor, transforms
+from imnet.data.pipelines import Setting, recolor, transforms
 from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.resident import Resident
 from imnet.recipe import Augment, replace
@@ -205,33 +204,6 @@ def test_rand_augments_operations_are_drawn_evenly_and_apart():
     turned = strength[first == recolor.OPERATIONS.index("Rotate")]
     assert set(turned.abs().tolist()) == {float(torch.linspace(0, 30, 31)[9])}
     assert 400 < int((turned < 0).sum()) < 600
-
-
-def test_erased_boxes_are_distributed_as_torchvisions():
-    torch.manual_seed(0)
-    theirs = RandomErasing(p=1.0)
-    params = [theirs.make_params([torch.zeros(3, 40, 56)]) for _ in range(3000)]
-    wanted = torch.tensor([[p["i"], p["j"], p["h"], p["w"]] for p in params]).float()
-    boxes = erasing.draw_boxes(40, 56, 1.0, key(3000))
-    assert boxes[:, 2:].min() > 0
-    found = boxes.float()
-    for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
-        result = scipy.stats.ks_2samp(found[:, column].numpy(), wanted[:, column].numpy())
-        assert result.statistic < 0.04, name  # 0.04 is exceeded by equal distributions about once in 70
-    assert (boxes[:, 0] + boxes[:, 2]).max() <= 40
-    assert (boxes[:, 1] + boxes[:, 3]).max() <= 56
-    few = erasing.draw_boxes(40, 56, 0.25, key(8000))
-    assert int((few[:, 2] > 0).sum()) == pytest.approx(2000, abs=200)
-    assert torch.equal(erasing.draw_boxes(40, 56, 0.25, key(50)), few[:50])
-
-
-def test_erasing_is_torchvisions_on_the_drawn_box():
-    images = torch.randn(20, 3, 40, 56).contiguous(memory_format=torch.channels_last)
-    boxes = erasing.draw_boxes(40, 56, 0.5, key(20))
-    got = erasing.erase(images, boxes)
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    for image, (top, left, height, width), x in zip(images, boxes.tolist(), got, strict=True):
-        assert torch.equal(x, tv.erase(image, top, left, height, width, torch.zeros(1)))
 
 
 EVERYTHING = Augment(

@@ -202,6 +202,17 @@ def test_another_optimiser_cannot_take_a_state_over(tmp_path):
         train(dataclasses.replace(TINY, optim=OURS["muon"], epochs=4), conftest.options(tmp_path, allow_change=True))
 
 
+def test_the_state_of_other_groups_is_refused():
+    """Where norms were decayed and no more are, say: the parameters come in another order."""
+    optimizer, other = (optim.build(network(), AdamW(lr=0.01, decay_norms=decay)) for decay in (True, False))
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    with pytest.raises(UsageError, match=r"state .* of \(.*\); allowed: \(.*\), its parameter's"):
+        optim.load_state_tensors(other, optim.state_tensors(optimizer))
+
+
 def test_they_do_not_bring_torchs_compiler():
     code = (
         "import sys, torch; from imnet import optim; from imnet.recipe import Lamb\n"
