@@ -140,13 +140,36 @@ def undisturbed(place: Place | None = None) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(gpus))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_no_autocast())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextlib.contextmanager
+def _no_autocast() -> Iterator[None]:
+    """As outside of every autocast context, for a block.
+
+    One more context that switches it off would not do: torch forgets the weights that it has cast where the outermost
+    context ends, and until then a run's own contexts, a pass each, would go on with those of the first step.
+    """
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    was = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    for kind in was:
+        torch.set_autocast_enabled(kind, False)
+    for _ in range(depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        for kind, enabled in was.items():
+            torch.set_autocast_enabled(kind, enabled)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
 
 
 @contextlib.contextmanager

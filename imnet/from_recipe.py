@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from imnet_kernels import tier
 
-from imnet import change, data, defaults, device, models, weights
+from imnet import change, data, defaults, models, weights
 from imnet.data import pipelines
 from imnet.data.base import AnySplit
 from imnet.data.order import Order, class_weights, micro_batches, shard
@@ -274,9 +274,8 @@ def build_network(recipe: Recipe, place: Place | None = None) -> torch.nn.Module
 
     With ``place`` it lies there, in channels_last.
     """
-    with device.undisturbed():
-        torch.default_generator.manual_seed(recipe.seed)
-        net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+    torch.manual_seed(recipe.seed)
+    net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
     return net if place is None else net.to(place.device).to(memory_format=torch.channels_last)
 
 

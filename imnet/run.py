@@ -69,6 +69,7 @@ class Run:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @device.undisturbed()
     def model(self, which: str | int = "last") -> nn.Module:
         """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU.
 

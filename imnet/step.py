@@ -147,7 +147,9 @@ class TrainStep:
             logits = forward(images)
         self.right = self.right + _num_right(logits.detach(), labels)
         options: Any = {"label_smoothing": self.recipe.label_smoothing, "reduction": "sum"}
-        return F.cross_entropy(logits.float(), labels, self.class_weights, **options)
+        # In fp32 at least: a network in fp64, which exactness is tested with, keeps it.
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(precise), labels, self.class_weights, **options)
 
     def _no_sync(self):
         return (

@@ -45,6 +45,22 @@ def same(mine, other):
     return all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
 
 
+def test_a_step_in_bf16_reads_the_weights_of_the_step(tmp_path):
+    """Autocast casts a weight once for all contexts within the outermost one, which must not be a caller's or ours."""
+    how = ON_CPU | {"precision": "bf16"}
+    runs = [imnet.train(TINY, out=tmp_path / "plain", **how)]
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.nn.functional.linear(torch.ones(1, 2), torch.nn.Parameter(torch.ones(2, 2)))
+        runs.append(imnet.train(TINY, out=tmp_path / "within", **how))
+        assert torch.autocast_increment_nesting() == 3
+        torch.autocast_decrement_nesting()
+        assert torch.is_autocast_enabled("cpu")
+        again = runs[0].evaluate(device_name="cpu")
+    assert same(runs[0].model(), runs[1].model())
+    for run in runs:
+        assert run.metrics[-1]["loss"] == again.loss
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_caller_has_switched_on_changes_no_figure(mode, plain, tmp_path):
     wanted, judged = plain.predict([PICTURE]), plain.evaluate(device_name="cpu")
