@@ -35,9 +35,10 @@ BENCH = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 
 from imnet.command import guarded  # noqa: E402
+from imnet.data.files import make_dir  # noqa: E402
 from imnet.errors import DeviceError  # noqa: E402
 
-from .files import ResultFile, fingerprint, has_result, known, made, merge, untimed  # noqa: E402
+from .files import ResultFile, fingerprint, has_result, known, merge, untimed  # noqa: E402
 from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
 from .processes import Jobs, Worker, environment, serve  # noqa: E402
 
@@ -212,7 +213,7 @@ def brief(figures: dict[str, Any]) -> str:
 def start(values: argparse.Namespace) -> int:
     """Workers first, whose imports take as long as this process's own; all that was started is ended."""
     setting = setting_of(values)
-    made(setting.scratch)
+    make_dir(setting.scratch)
     os.environ.update(environment(values.dry, setting.scratch))
     env, command = dict(os.environ), [sys.executable, "-m", str(__package__), *values.argv, "--worker"]
     profiles = not values.dry and "profile" in (values.part or PARTS) and "profile" not in values.skip
@@ -243,7 +244,7 @@ def _main(argv: list[str]) -> int:
         merge(*values.merge)
         print(f"wrote {values.merge[1]}")
         return 0
-    values.out = made(values.out.resolve())
+    values.out = make_dir(values.out.resolve())
     return start(values) if values.worker is None else worker(values)
 
 

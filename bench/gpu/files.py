@@ -14,7 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.data.files import make_dir
+from imnet.errors import DataError, UsageError
 from imnet.files import check_output, write_atomic, write_json
 from imnet.report.read import read_json
 
@@ -91,15 +92,6 @@ class ResultFile:
         write_json(self.path, self.values)
 
 
-def made(folder: Path) -> Path:
-    """The folder, made where it was not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IOFailure(f"cannot be made: {error.strerror}", file=folder, hint="choose another folder") from error
-    return folder
-
-
 def untimed(figures: Figures) -> Figures:
     """The same without figures that ``TIME`` names, in the rows of a table that it holds too."""
     rows = {key: [untimed(row) for row in value] for key, value in figures.items() if key == "top"}
@@ -142,7 +134,7 @@ def merge(source: Path, target: Path) -> None:
     checks = [row for row in rows if row["part"] == "checks"]
     kept = [{k: v for k, v in row.items() if k != "took_s"} for row in rows if row["part"] != "checks"]
     check_output(target, MARK, "--merge")
-    made(target.parent)
+    make_dir(target.parent)
     lines = ",\n  ".join(json.dumps(row) for row in [*condensed(checks), *kept])
     head = json.dumps({"benchmark": "gpu", "fingerprint": found[0]["fingerprint"]}, indent=1).removesuffix("\n}")
     write_atomic(target, f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')

@@ -16,12 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from imnet.data.order import Order, micro_batches, shard
+from imnet.data.order import micro_batches, shard
 from imnet.device import Place
 from imnet.errors import UsageError
-from imnet.from_recipe import _check_passes
 from imnet.launch import World
-from imnet.parallel import synchronise_norms
 from imnet.recipe import SGD, Comm, Constant, Data, Recipe
 from imnet.step import TrainStep
 
@@ -74,10 +72,6 @@ class BatchNormed(nn.Sequential):
     def __init__(self):
         first = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
         super().__init__(*first, nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
-
-
-class Fused(nn.BatchNorm2d):
-    """As timm's: a norm with an activation inside, which must not be lost."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,29 +305,6 @@ def test_sync_bn_is_the_batch_norm_of_one_rank(ranks, alone):
                 torch.testing.assert_close(rank["synced norms"][kind][key], value, rtol=1e-4, atol=1e-6, msg=key)
     own = ranks[0]["own norms"]
     assert not all(torch.allclose(own["weights"][k], v, rtol=1e-2, atol=1e-4) for k, v in wanted["weights"].items())
-
-
-def test_sync_bn_refuses_a_norm_with_an_arithmetic_of_its_own():
-    with pytest.raises(UsageError, match="Fused, which is not torch's own BatchNorm"):
-        synchronise_norms(nn.Sequential(Fused(3)), Place(torch.device("cpu"), "fp32", "test"))
-
-
-def test_sync_bn_is_torchs_on_a_gpu_and_keeps_parameters():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    before = dict(net.named_parameters())
-    synchronise_norms(net, Place(torch.device("cuda"), "fp32", "test"))
-    assert isinstance(net[1], nn.SyncBatchNorm)
-    assert all(p is before[name] for name, p in net.named_parameters())
-
-
-@pytest.mark.parametrize(("images", "most", "fits"), [(9, 4, 5), (9, 3, None), (9, None, None), (8, 3, None)])
-def test_sync_bn_wants_equal_numbers_of_passes(images, most, fits):
-    order = Order(images, images, 0)
-    if fits is None:
-        _check_passes(order, 2, most)
-        return
-    with pytest.raises(UsageError, match=f"take --micro-batch-images {fits}"):
-        _check_passes(order, 2, most)
 
 
 @pytest.mark.parametrize("name", ["bucket_mb", "first_bucket_mb"])

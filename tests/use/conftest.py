@@ -34,3 +34,17 @@ def folder(run, split, tmp_path_factory):
         (where / names[label]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(where / names[label] / f"{i:03}.png")
     return where
+
+
+@pytest.fixture
+def pictures(split, tmp_path):
+    """A folder with six good pictures, in a folder of its own two of them, and what is none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for i in range(6):
+        where = folder / "more" if i > 3 else folder
+        Image.fromarray(split.images[i]).save(where / f"{i}.png")
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    return folder

@@ -5,8 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from imnet import device
 from imnet.cli import eval_main
+from imnet.from_recipe import build_pipelines, load_data
+from imnet.launch import World
+from imnet.run_options import RunOptions
 
 CPU = ["--device", "cpu"]
 
@@ -67,3 +72,13 @@ def evaluated(argv, capsys):
 def beside(run):
     """What has been written beside the run's own evaluation, the newest."""
     return json.loads(max(run.path.glob("evaluation-*.json"), key=lambda p: p.stat().st_mtime_ns).read_text())
+
+
+def logits_of(run, split):
+    """Logits of the test images by the pipeline that evaluates."""
+    options = RunOptions(device="cpu", precision="fp32", pipeline="resident")
+    data = load_data(run.recipe, options)
+    _, test, _ = build_pipelines(run.recipe, options, data, device.resolve(options), World(), None)
+    ((images, _),) = test.stream([torch.arange(len(split))], 0, False)
+    with torch.no_grad():
+        return run.model()(images)

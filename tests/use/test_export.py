@@ -1,11 +1,8 @@
-"""A run used elsewhere: predictions from every kind of picture, files that give other tools the run's own logits."""
+"""A run used elsewhere: files that give other tools the run's own logits."""
 
-import csv
-import io
 import json
 import os
 import resource
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +13,13 @@ from PIL import Image
 
 import imnet
 from imnet.classifier import Card, Classifier, load
-from imnet.cli import export_main, predict_main
+from imnet.cli import export_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.export import Portable, describe, export, network_input, resized_twice, timm_pictures
 from imnet.files import write_atomic
-from imnet.from_recipe import build_network, build_pipelines, load_data
-from imnet.launch import World
+from imnet.from_recipe import build_network
 from imnet.recipe import Augment
-from imnet.run_options import RunOptions
+from tests.use.judging import logits_of
 
 
 def small(**changes):
@@ -32,141 +28,15 @@ def small(**changes):
     return replace(base, data=data, augment=replace(base.augment, crop_pad_px=1, cutout_px=0), epochs=1, **changes)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return imnet.train(small(), out=tmp_path_factory.mktemp("run") / "r", device="cpu", precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def test_split(run):
-    return load_data(run.recipe, RunOptions(device="cpu")).test
-
-
-@pytest.fixture
-def pictures(test_split, tmp_path):
-    """A folder with six good pictures, in a folder of its own two of them, and what is none."""
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    for i in range(6):
-        where = folder / "more" if i > 3 else folder
-        Image.fromarray(test_split.images[i]).save(where / f"{i}.png")
-    (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    (folder / ".hidden.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-def evaluated(run, split):
-    """Logits of the test images by the pipeline that evaluates."""
-    options = RunOptions(device="cpu", precision="fp32", pipeline="resident")
-    from imnet import device
-
-    data = load_data(run.recipe, options)
-    _, test, _ = build_pipelines(run.recipe, options, data, device.resolve(options), World(), None)
-    ((images, _),) = test.stream([torch.arange(len(split))], 0, False)
-    with torch.no_grad():
-        return run.model()(images)
-
-
-def test_a_picture_is_judged_as_in_evaluation(run, test_split):
-    wanted = evaluated(run, test_split).softmax(1)
-    found = run.predict(list(test_split.images), top=3)
-    assert [row["name"] for row in found] == [str(i) for i in range(len(test_split))]
-    names = run.info["data"]["class_names"]
-    for row, shares in zip(found, wanted, strict=True):
-        values, ids = shares.topk(3)
-        assert [name for name, _ in row["top"]] == [names[i] for i in ids]
-        assert [share for _, share in row["top"]] == pytest.approx(values.tolist(), abs=1e-5)
-
-
-def test_paths_bytes_pictures_and_arrays_are_one(run, pictures, test_split):
-    path = pictures / "0.png"
-    forms = [path, str(path), path.read_bytes(), Image.open(path), test_split.images[0]]
-    tops = [row["top"] for row in run.predict(forms)]
-    assert all(top == tops[0] for top in tops)
-    grey, rgba = Image.open(path).convert("L"), Image.open(path).convert("RGBA")
-    assert [len(row["top"]) for row in run.predict([grey, rgba, Image.open(path).convert("CMYK")])] == [5, 5, 5]
-
-
-@pytest.mark.parametrize("batch", ["1", "64"])
-def test_a_folder_in_every_form(run, pictures, capsys, batch):
-    argv = [str(run.path), str(pictures), "--top", "2", "--batch-size", batch, "--device", "cpu"]
-    assert predict_main(argv) == 65  # one is damaged; the others are judged
-    lines = capsys.readouterr().out.splitlines()
-    names = ["0.png", "1.png", "2.png", "3.png", "cut.jpg", "more/4.png", "more/5.png"]
-    assert [line.split(": ")[0] for line in lines] == [str(pictures / name) for name in names]
-    assert "not a picture" in lines[4]
-    assert predict_main([*argv, "--json"]) == 65
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [len(row.get("top", [])) for row in rows] == [2, 2, 2, 2, 0, 2, 2]
-    assert predict_main([*argv, "--csv"]) == 65
-    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(table) == 6 * 2 + 1
-    assert float(table[0]["probability"]) == pytest.approx(rows[0]["top"][0]["probability"], abs=1e-6)
-
-
-class Stdin:
-    def __init__(self, data):
-        self.buffer = io.BytesIO(data)
-
-
-def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch):
-    argv = [str(run.path), "-", "--json", "--top", "1"]
-    monkeypatch.setattr(sys, "stdin", Stdin((pictures / "1.png").read_bytes()))
-    assert predict_main(argv) == 0
-    one = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(sys, "stdin", Stdin(f"{pictures / '1.png'}\n\n{pictures / 'more'}\n".encode()))
-    assert predict_main(argv) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [rows[0]["top"], len(rows)] == [one["top"], 3]
-    for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are no names of files
-        monkeypatch.setattr(sys, "stdin", Stdin(data))
-        assert predict_main(argv) == 65
-        assert json.loads(capsys.readouterr().out)["name"] == "0"
-
-
-@pytest.mark.parametrize("picture", [torch.zeros(3, 16, 16), None, 3])
-def test_what_is_no_picture_is_named(run, picture):
-    with pytest.raises(UsageError, match=f"got a {type(picture).__name__} for a picture; allowed: a path"):
-        run.predict([picture])
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (["nothing.png"], 65, "No such file"),
-        (["."], 65, "no picture there"),
-        ([".", "--top", "0"], 2, "got --top 0"),
-        ([".", "--tops", "3"], 2, "did you mean --top?"),
-        ([".", "--json", "--csv"], 2, "not allowed with"),
-    ],
-)
-def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, code, says):
-    monkeypatch.chdir(tmp_path)
-    assert predict_main([str(run.path), *words]) == code
-    found = capsys.readouterr()
-    assert says in found.out + found.err
-
-
-def test_what_is_no_classifier_is_said(tmp_path, capsys):
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    paths = {tmp_path / "a.safetensors": "no card", tmp_path / "b.pt2": "No such file", tmp_path: "run.json"}
-    for path, says in paths.items():
-        assert predict_main([str(path), "x.png"]) == 65
-        assert says in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("to", ["safetensors", "pt2", "onnx"])
-def test_other_tools_get_the_runs_logits(run, test_split, tmp_path, to, capsys):
+def test_other_tools_get_the_runs_logits(run, split, tmp_path, to, capsys):
     for module in ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ():
         pytest.importorskip(module)
     out = tmp_path / f"model.{to}"
     assert export_main([str(run.path), "--to", to, "--out", str(out)]) == 0
     assert f"{out}: {to}, 4 pictures judged as by the run" in capsys.readouterr().out
-    wanted, card = evaluated(run, test_split), run.classifier().card
-    images = network_input(card, test_split.images)
+    wanted, card = logits_of(run, split), run.classifier().card
+    images = network_input(card, split.images)
     if to == "safetensors":
         from safetensors import safe_open
         from safetensors.torch import load_file
@@ -178,7 +48,7 @@ def test_other_tools_get_the_runs_logits(run, test_split, tmp_path, to, capsys):
         with safe_open(out, "pt") as file:
             assert json.loads(file.metadata()["classes"]) == list(card.class_names)
         assert imnet.load(out).card == card
-        assert imnet.load(out).predict([test_split.images[0]]) == run.predict([test_split.images[0]])
+        assert imnet.load(out).predict([split.images[0]]) == run.predict([split.images[0]])
     elif to == "pt2":
         extra = {"imnet.json": ""}
         found = torch.export.load(out, extra_files=extra).module()(images).detach()
