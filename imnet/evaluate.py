@@ -31,6 +31,7 @@ class Predictions:
     """Of every image, in the order of the split: (N,) tensors on the CPU."""
 
     labels: Tensor
+    """-1 where the picture could not be decoded."""
     predicted: Tensor
     probability: Tensor
     """Of the predicted class."""
@@ -101,7 +102,7 @@ def evaluate(
     the prediction of every image.
 
     The head may be wider than the set (Tiny ImageNet with 1000 outputs): a prediction beyond the classes is counted as
-    wrong, and left out of the confusion matrix.
+    wrong, and left out of the confusion matrix. An image labelled -1 could not be decoded, and counts nowhere.
     """
     net.eval()
     device = place.device
@@ -122,7 +123,7 @@ def evaluate(
         confusion=counts.confusion(mine, len(data), world),
         support=counts.support.tolist(),
         bins=counts.bins.T.tolist(),
-        worst=_worst(counts.losses, counts.predicted, mine, data.labels, world),
+        worst=_worst(counts, mine, world),
         predictions=counts.predictions(mine, len(data), world) if each else None,
     )
 
@@ -142,7 +143,8 @@ class _Counts:
     def add(self, start: int, log_p: Tensor, labels: Tensor) -> None:
         """A batch: log-probabilities (B, outputs) and labels (B,) of the images from ``start`` on."""
         rows = slice(start, start + len(labels))
-        loss = F.nll_loss(log_p, labels, reduction="none")
+        seen = labels >= 0
+        loss = F.nll_loss(log_p, labels, reduction="none", ignore_index=-1)
         best = log_p.topk(min(5, log_p.shape[1]))
         probability = best.values[:, 0].exp()
         # To topk NaN is the largest number; an image whose scores are none has no answer, as it were beyond the last.
@@ -150,16 +152,16 @@ class _Counts:
         top = torch.where(known, best.indices[:, 0], log_p.shape[1])
         hit = (best.indices == labels[:, None]) & known[:, None]
         right = hit[:, 0].double()
-        self.sums += torch.stack([loss.double().sum(), right.sum(), hit.sum().double(), right.new_tensor(len(labels))])
-        self.support += torch.bincount(labels, minlength=self.num_classes)
-        self.bins += _binned(probability.double(), right)
+        self.sums += torch.stack([loss.double().sum(), right.sum(), hit.sum().double(), seen.double().sum()])
+        self.support += torch.bincount(labels + 1, minlength=self.num_classes + 1)[1:]
+        self.bins += _binned(probability.double(), right, seen)
         self.losses[rows], self.probability[rows] = loss, probability
         self.labels[rows], self.predicted[rows] = labels, top
 
     def confusion(self, ids: Tensor, num_images: int, world: World) -> scores.Confusion:
         """Of all ranks; this one has seen the images ``ids`` of ``num_images``."""
         n = self.num_classes
-        cell = torch.where(self.predicted < n, self.labels * n + self.predicted, -1)
+        cell = torch.where((self.labels >= 0) & (self.predicted < n), self.labels * n + self.predicted, -1)
         cells, images = _of_all(cell, ids, num_images, world).unique(return_counts=True)
         real = cells >= 0
         columns = (cells[real] // n, cells[real] % n, images[real])
@@ -179,12 +181,12 @@ def _of_all(mine: Tensor, ids: Tensor, num_images: int, world: World) -> Tensor:
     return whole
 
 
-def _binned(probability: Tensor, right: Tensor) -> Tensor:
-    """(3, bins): images, sum of ``probability`` (B,), hits ``right`` (B,) of each bin."""
+def _binned(probability: Tensor, right: Tensor, seen: Tensor) -> Tensor:
+    """(3, bins): images, sum of ``probability`` (B,), hits ``right`` (B,) of each bin, of those ``seen`` (B,)."""
     number = (probability * scores.BINS).ceil().clamp(1, scores.BINS) - 1
     # Sums of masks, not weighted counts: those add in no certain order on a GPU.
     inside = (number[:, None] == torch.arange(scores.BINS, device=number.device)).double()
-    weights = torch.stack([torch.ones_like(right), probability, right])
+    weights = torch.stack([torch.ones_like(right), probability, right]) * seen
     return (weights[:, :, None] * inside).sum(1)
 
 
@@ -198,15 +200,16 @@ def _log_probabilities(net: nn.Module, images: Tensor, place: Place, flip: bool)
     return torch.stack([plain, mirrored.float().log_softmax(1)]).logsumexp(0) - torch.tensor(2.0).log()
 
 
-def _worst(losses: Tensor, predicted: Tensor, ids: Tensor, labels: Tensor, world: World) -> list[dict[str, Any]]:
-    order = losses.argsort(descending=True, stable=True)[:NUM_WORST].cpu()
+def _worst(counts: _Counts, ids: Tensor, world: World) -> list[dict[str, Any]]:
+    order = counts.losses.argsort(descending=True, stable=True)
+    order = order[counts.labels[order] >= 0][:NUM_WORST].cpu()
     rows = [
         {
             "index": int(ids[i]),
-            "label": int(labels[ids[i]]),
-            "predicted": int(predicted[i]),
-            "loss": float(losses[i]),
-            "probability": float((-losses[i]).exp()),
+            "label": int(counts.labels[i]),
+            "predicted": int(counts.predicted[i]),
+            "loss": float(counts.losses[i]),
+            "probability": float((-counts.losses[i]).exp()),
         }
         for i in order.tolist()
     ]

@@ -66,19 +66,25 @@ class Ensemble:
     def logits(
         self, dataset: DataSet, options: RunOptions, split: str, which: str = "last", batch_images: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """fp32 (K, N, outputs) of every image of a split, in one pass over it, and its labels (N,), on the CPU."""
+        """fp32 (K, N, outputs) of every image of a split, in one pass over it, and its labels (N,), on the CPU.
+
+        Pictures that could not be decoded and were left out are not among them.
+        """
         place, images = device.resolve(options), dataset.part(split)
         data = build_pipeline(self.recipe, options, dataset, images, place).of_bands(tuple(self.bands))
         nets = [run.model(which).to(place.device, memory_format=torch.channels_last) for run in self.bands.values()]  # pyright: ignore[reportCallIssue]
         pieces = torch.arange(len(images)).split(batch_images or evaluation_batch(self.recipe.data.batch_images))
         found: list[list[Tensor]] = [[] for _ in nets]
+        seen: list[Tensor] = []
         with device.undisturbed(place), device.threads(options):
-            for bands, _ in data.stream(pieces, 0, False):
+            for bands, labels in data.stream(pieces, 0, False):
+                seen.append(labels.cpu())
                 for i, net in enumerate(nets):
                     with place.autocast:
                         out = net(bands[:, i].contiguous(memory_format=torch.channels_last))
                     found[i].append(out.float().cpu())
-        return torch.stack([torch.cat(parts) for parts in found]), torch.as_tensor(images.labels)
+        labels = torch.cat(seen)
+        return torch.stack([torch.cat(parts) for parts in found])[:, labels >= 0], labels[labels >= 0]
 
     def weights(self) -> dict[int, float]:
         """By band: what imnet-eval chose on held-out images, else all bands alike."""

@@ -276,6 +276,8 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     table.writerow(TABLE_HEAD.split(","))
     columns = (found.labels, found.predicted, found.probability, found.loss)
     for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        if label < 0:
+            continue  # could not be decoded, and was left out
         said = names[top] if top < len(names) else f"output {top}"
         table.writerow([name(i), names[label], said, f"{probability:.7g}", f"{loss + 0.0:.7g}"])  # 0, not -0
     write_atomic(out, text.getvalue().encode("utf-8", "surrogateescape"))

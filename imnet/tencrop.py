@@ -17,8 +17,7 @@ from imnet import device
 from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.batches import Batches, as_tensor
-from imnet.data.pipelines.encoded import loaded
-from imnet.data.readers.picture import BadPictureError, to_shorter_side
+from imnet.data.readers.picture import BadPictureError, rgb, to_shorter_side
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation
 from imnet.from_recipe import load_data
@@ -98,7 +97,7 @@ def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: Threa
 def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
     """uint8 (3, H, W) of picture i, its shorter side ``shorter_px``."""
     try:
-        picture = to_shorter_side(loaded(split.read(i)), shorter_px, "bilinear")
+        picture = to_shorter_side(rgb(split.read(i)), shorter_px, "bilinear")
     except BadPictureError as error:
         hint = "10 crops need every picture; leave --ten-crop out"
         raise DataError(f"picture {i}: {error}", file=split.file, hint=hint) from error

@@ -22,7 +22,7 @@ from imnet.data.pipelines.batches import mean_image
 from imnet.data.pipelines.draws import Key
 from imnet.data.readers.picture import ResizeRule, decode
 from imnet.data.tool import main as imnet_data
-from imnet.errors import DataError, UsageError
+from imnet.errors import UsageError
 from imnet.recipe import Augment
 from tests.data.making import class_files, picture, write_tree
 
@@ -154,25 +154,6 @@ def test_resized_crops_of_pixel_sets(kind):
     for got, want in zip(batches(kind, split, augment), batches("resident", split, augment), strict=True):
         assert got[0].shape[2:] == (24, 24)
         assert ((got[0] - want[0]).abs() > 1e-5).float().mean() <= (0.01 if kind == "torch" else 0)
-
-
-def test_a_bad_picture_stops_or_is_left_out_and_counted(pictures):
-    bad = [*pictures] * 100
-    bad[7] = bad[7][:40]
-    split = encoded_split(bad)
-    with pytest.raises(DataError, match=r"^x\.imnet: picture 7: .*--on-bad-image skip"):
-        list(pipelines.build("host", split, setting(PAD_FLIP, split)).stream(torch.arange(16).split(8), 0, True))
-    for kind in ("host", "torch"):
-        pipeline = pipelines.build(kind, split, setting(PAD_FLIP, split, on_bad="skip", workers=2))
-        x, labels = next(pipeline.stream(torch.arange(16).split(16), 0, False))
-        assert labels.tolist() == [i % 3 for i in (*range(7), 8, *range(8, 16))]
-        assert torch.equal(x[7], x[8])
-        assert list(pipeline.decoder.bad) == [7]
-    for i in (100, 200, 300):
-        bad[i] = b""
-    pipeline = pipelines.build("host", split, setting(PAD_FLIP, split, on_bad="skip"))
-    with pytest.raises(DataError, match="4 of 3000 pictures cannot be decoded"):
-        list(pipeline.stream(torch.arange(400).split(20), 0, True))
 
 
 def test_what_pictures_of_many_sizes_cannot_do(pictures):

@@ -67,7 +67,8 @@ class Pipeline(ABC):
 
     def __init__(self, split: AnySplit, setting: Setting):
         self.split, self.setting = split, setting
-        self.labels = as_tensor(split.labels).to(setting.device)
+        self.cpu_labels = as_tensor(split.labels)
+        self.labels = self.cpu_labels.to(setting.device)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -84,6 +85,12 @@ class Pipeline(ABC):
     def labels_of(self, draws: Tensor) -> Tensor:
         """Labels of what was drawn, on the pipeline's device; ``draws`` as in ``Order.epoch``."""
         return self.labels[draws % len(self)]
+
+    def labels_of_taken(self, taken: Tensor, asked: Tensor, train: bool) -> Tensor:
+        """Labels (B,), on the CPU, of the ids that were ``taken``. In evaluation a picture that was left out, in whose
+        place another stands, has -1, so that it counts nothing: the other one is judged at its own place."""
+        labels = self.cpu_labels[taken % len(self)]
+        return labels if train else labels.where(taken == asked.cpu(), -1)
 
     @property
     def where(self) -> str:
@@ -128,7 +135,8 @@ class Pipeline(ABC):
 
     @abstractmethod
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random."""
+        """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random, and a
+        label of -1 says that the picture could not be decoded and was left out."""
 
 
 def _none_of(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import Batch, Pipeline, Setting, dali_graph
-from imnet.data.pipelines.batches import Finish, as_tensor
+from imnet.data.pipelines.batches import Finish
 from imnet.data.pipelines.dali_graph import Feed, Feeds, Values
 from imnet.data.pipelines.dali_pictures import Pictures
 from imnet.data.pipelines.host import ahead
@@ -150,7 +150,6 @@ class Dali(Pipeline):
             self.decoder = pictures = Pictures(split, s.augment, s.seed, s.on_bad)
         self.pictures = pictures
         self.feeds = {train: Feeds(split, s.augment, s.seed, train, pictures) for train in (True, False)}
-        self.cpu_labels = as_tensor(split.labels)
         self._idle: dict[bool, Runner] = {}
         how = {"seed": s.seed, "dtype": s.dtype, "mean": s.mean, "bands": s.bands}
         self.batches = Finish(s.augment, split.image_shape[2], s.device, **how)
@@ -170,7 +169,7 @@ class Dali(Pipeline):
                 for images, feed in runner.run(prepared, again):
                     rows = torch.arange(len(feed), device=images.device)
                     made = self.batches(images, rows, feed.names, epoch, train=train, sized=feeds.sized)
-                    yield made, self._labels(feed.names)
+                    yield made, self._labels(feed, train)
             except BaseException:
                 runner.close()
                 raise
@@ -191,8 +190,8 @@ class Dali(Pipeline):
         device = self.setting.device
         return dali_graph.Plan.of(self.feeds[train], (device.index or 0) if device.type == "cuda" else None)
 
-    def _labels(self, names: Tensor) -> Tensor:
-        labels = self.cpu_labels[names % len(self)]
+    def _labels(self, feed: Feed, train: bool) -> Tensor:
+        labels = self.labels_of_taken(feed.names, feed.ids, train)
         if self.setting.device.type != "cuda":
             return labels
         return labels.pin_memory().to(self.setting.device, non_blocking=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from imnet.augmentation import Augment
 from imnet.data.base import EncodedSplit
-from imnet.data.pipelines.encoded import Decoder, loaded
-from imnet.data.readers.picture import BadPictureError, check, opened
+from imnet.data.pipelines.encoded import Decoder
+from imnet.data.readers.picture import BadPictureError, check, opened, rgb
 
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -57,7 +57,7 @@ class Pictures(Decoder):
             plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and i not in self.by_pillow
         self._headers[i] = height, width, len(data) if plain else 0
         if not plain:
-            return _uncompressed(loaded(data))
+            return _uncompressed(rgb(data))
         if not data.endswith(_END_OF_IMAGE):
             check(data)
         return data

@@ -14,7 +14,7 @@ from imnet.data.base import EncodedSplit
 from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.node import Shelf
 from imnet.data.pipelines.transforms import draw_resized_crop
-from imnet.data.readers.picture import BadPictureError, ResizeRule, decode, opened
+from imnet.data.readers.picture import BadPictureError, ResizeRule, decode, rgb
 from imnet.errors import DataError
 
 _BAD_SHARE = 1000
@@ -27,7 +27,10 @@ class Decoder:
     """Where ranks that train on the same batches decode for each other."""
 
     def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str = "stop"):
-        """``on_bad``: stop, or skip: the next picture takes the place, for one in 1000 of the split or one at least."""
+        """``on_bad``: stop, or skip: the next picture takes the place, for one in 1000 of the split or one at least.
+
+        Training takes the next one for it; evaluation counts nothing there (``Pipeline.labels_of_taken``).
+        """
         self.split, self.augment, self.seed, self.on_bad = split, augment, seed, on_bad
         self.bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -87,7 +90,7 @@ class Decoder:
         if not train:
             return decode(data, ResizeRule(a.crop_px, "bilinear", shorter_px=a.resize_eval_px))
         assert a.crop_scale is not None
-        picture = loaded(data)
+        picture = rgb(data)
         top, left, height, width = self.box(i, epoch, picture.height, picture.width)
         crop = picture.crop((left, top, left + width, top + height))
         return np.asarray(crop.resize((a.crop_px, a.crop_px), Image.Resampling.BILINEAR))
@@ -108,12 +111,3 @@ class Decoder:
         if len(self.bad) > max(1, len(self.split) // _BAD_SHARE):
             what = f"{len(self.bad)} of {len(self.split)} pictures cannot be decoded, {i} last: {error}"
             raise DataError(f"{what}; allowed one in {_BAD_SHARE}", file=self.split.file, hint="pack the set again")
-
-
-def loaded(data: bytes) -> Image.Image:
-    """The whole picture as RGB; BadPictureError where it is none."""
-    picture = opened(data)
-    try:
-        return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise BadPictureError(f"picture is damaged: {error}") from error

@@ -30,7 +30,6 @@ class Prepared(Pipeline):
             self.decoder = Decoder(split, setting.augment, setting.seed, setting.on_bad)
         self.pinned = setting.device.type == "cuda"
         self.threads = setting.workers
-        self.cpu_labels = as_tensor(split.labels)
         self.copier = Copier(setting.device)
 
     @abstractmethod
@@ -40,7 +39,7 @@ class Prepared(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
             images, names = self.made(ids, epoch, train)
-            labels = self.cpu_labels[names % len(self)]
+            labels = self.labels_of_taken(names, ids, train)
             return images, labels.pin_memory() if self.pinned else labels
 
         with contextlib.closing(ahead(prepare, pieces, self.setting.ahead, self.threads)) as prepared:

@@ -36,7 +36,8 @@ MAX_PIXELS = 120_000_000
 # The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
 _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
 
-
+# What Pillow raises for a damaged picture, as it comes.
+_DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError)
 # One of them is in every picture that has such a note; a small picture is decoded in the time of looking for it.
 _EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
 
@@ -64,6 +65,11 @@ def decode(data: bytes, rule: ResizeRule) -> np.ndarray:
         return _resized(plain, rule)
 
 
+def rgb(data: bytes) -> Image.Image:
+    """The whole picture as RGB; BadPictureError where it is none."""
+    return _loaded(data).convert("RGB")
+
+
 def check(data: bytes) -> None:
     """BadPictureError when ``data`` is not a whole, decent picture (it is decoded and thrown away)."""
     _loaded(data).close()
@@ -73,7 +79,7 @@ def _loaded(data: bytes) -> Image.Image:
     picture = opened(data)
     try:
         picture.load()
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
+    except _DAMAGE as error:
         raise BadPictureError(f"picture is damaged: {error}") from error
     return picture
 
@@ -88,7 +94,7 @@ def opened(data: bytes) -> Image.Image:
         raise BadPictureError(_unidentified(data)) from error
     except Image.DecompressionBombError as error:
         raise BadPictureError(f"picture is too large; allowed {MAX_PIXELS} pixels") from error
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
+    except _DAMAGE as error:
         raise BadPictureError(f"picture header is damaged: {error}") from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
@@ -127,7 +133,7 @@ def is_turned(data: bytes) -> bool:
     picture = opened(data)
     try:
         return picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, EOFError):
+    except (*_DAMAGE, KeyError, TypeError):
         return False  # a damaged note is none
 
 
