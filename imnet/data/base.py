@@ -191,8 +191,8 @@ class DataSet:
     final: AnySplit | None = None
     # Held out of train: judged like the test part, and the best epoch is chosen on it.
     val: AnySplit | None = None
-    # Part -> how many of its images are in train too.
-    copies: Mapping[str, int] = field(default_factory=dict)
+    # Part -> how many of its images are in train too; None where that would be too much to look through.
+    copies: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,6 @@ not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +20,18 @@ NUM_SAMPLED = 64
 
 
 def counted(found: DataSet) -> DataSet:
-    """The data set with its ``copies`` counted, and a note for people of every part that has some."""
+    """The data set with its ``copies`` counted, and a note for people of every part that has some, or that would be
+    too much to look through."""
     parts = {"test": found.test, "val": found.val, "final": found.final}
-    copies, notes = {}, list(found.notes)
+    copies: dict[str, int | None] = {}
+    notes = list(found.notes)
     for name, part in parts.items():
-        rows = [] if part is None else list(pairs(found.train, part))
+        rows = [] if part is None else pairs(found.train, part)
+        if rows is None:
+            copies[name] = None
+            much = f"more than {MOST_BYTES / 2**30:g} GiB would have to be read"
+            notes.append(f"not looked for: {name} images that are trained on as well ({much})")
+            continue
         if part is None or not rows:
             continue
         copies[name] = len(rows)
@@ -35,20 +41,18 @@ def counted(found: DataSet) -> DataSet:
     return replace(found, copies=copies, notes=tuple(notes)) if copies else found
 
 
-def pairs(train: AnySplit, judged: AnySplit) -> Iterator[tuple[int, int]]:
+def pairs(train: AnySplit, judged: AnySplit) -> list[tuple[int, int]] | None:
     """(row of ``train``, row of ``judged``) of every image of ``judged`` that is in ``train`` as well; the last there
-    of several. None where finding them would mean to read too much."""
+    of several. None where finding them would mean to read more than ``MOST_BYTES``."""
     if isinstance(train, Split) and train.num_bytes + judged.num_bytes > MOST_BYTES:
-        return
+        return None
     ours, theirs = _likely(train), _likely(judged)
     rows, asked = (np.flatnonzero(np.isin(*both)) for both in ((ours, theirs), (theirs, ours)))
     if _num_bytes(train, rows) + _num_bytes(judged, asked) > MOST_BYTES:
-        return
+        return None
     where = {_digest(train, int(i)): int(i) for i in rows}
-    for j in map(int, asked):
-        i = where.get(_digest(judged, j))
-        if i is not None:
-            yield i, j
+    found = ((where.get(_digest(judged, j)), j) for j in map(int, asked))
+    return [(i, j) for i, j in found if i is not None]
 
 
 def _likely(split: AnySplit) -> np.ndarray:

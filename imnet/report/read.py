@@ -65,12 +65,15 @@ def _check_published(published: Any, path: Path) -> None:
 def _copied(data: Any, path: Path) -> list[str]:
     """What judges although it was trained on."""
     copies = (data.get("copies") if isinstance(data, dict) else None) or {}
-    if not isinstance(copies, dict) or not all(isinstance(count, int) for count in copies.values()):
-        raise DataError("data.copies must be an object of whole numbers", file=path)
-    told = ", ".join(f"{count:,} of the {part} images" for part, count in copies.items())
-    return (
-        [f"Trained on as well, to the byte: {told}. Their figures are better than those of new images."] if told else []
-    )
+    if not isinstance(copies, dict) or not all(count is None or isinstance(count, int) for count in copies.values()):
+        raise DataError("data.copies must be an object of whole numbers and null", file=path)
+    told = ", ".join(f"{count:,} of the {part} images" for part, count in copies.items() if count is not None)
+    unknown = ", ".join(f"the {part} images" for part, count in copies.items() if count is None)
+    notes = {
+        f"Trained on as well, to the byte: {told}. Their figures are better than those of new images.": told,
+        f"Whether any are trained on as well was not looked for, the set being too large: {unknown}.": unknown,
+    }
+    return [note for note, said in notes.items() if said]
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -43,7 +43,7 @@ def test_one_byte_makes_another_image():
     for j in range(1, 40):
         judged[j].reshape(-1)[rng.integers(768)] ^= 1
     for encoded in (False, True):
-        assert list(copies.pairs(split_of(train, encoded), split_of(judged, encoded))) == [(0, 0)]
+        assert copies.pairs(split_of(train, encoded), split_of(judged, encoded)) == [(0, 0)]
 
 
 def test_nothing_is_looked_for_where_that_would_read_too_much(monkeypatch):
@@ -51,9 +51,9 @@ def test_nothing_is_looked_for_where_that_would_read_too_much(monkeypatch):
     monkeypatch.setattr(copies, "MOST_BYTES", 2 * same.nbytes - 1)
     for encoded in (False, True):
         split = split_of(same, encoded)
-        assert list(copies.pairs(split, split)) == []
+        assert copies.pairs(split, split) is None
         monkeypatch.setattr(copies, "MOST_BYTES", 2 * same.nbytes)
-        assert len(list(copies.pairs(split, split))) == 10
+        assert len(copies.pairs(split, split)) == 10
         monkeypatch.setattr(copies, "MOST_BYTES", 2 * same.nbytes - 1)
 
 
@@ -68,17 +68,36 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_run_on_a_folder_says_so_wherever_its_figure_is(photos, tmp_path, monkeypatch, whole):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def recipe_for(whole):
     base = imnet.recipes["quickstart"]
-    recipe = imnet.replace(
+    return imnet.replace(
         base, epochs=1, model_options={"width": 8},
         data=imnet.replace(base.data, name="folder", image_px=16, num_classes=3, batch_images=8, train_images=None,
                            test_images=None),
         augment=imnet.replace(base.augment, crop_pad_px=0, cutout_px=0, **(
             {"crop_scale": (0.5, 1.0), "crop_px": 16, "resize_eval_px": 18} if whole else {})),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_was_not_looked_for_is_said_wherever_the_figure_is(photos, tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(copies, "MOST_BYTES", 1000)
+    recipe = recipe_for(whole)
+    run = imnet.train(recipe, out=tmp_path / "run", data_dir=str(photos), device="cpu", precision="fp32", threads=1)
+    assert run.info["data"]["copies"] == {"test": None}
+    assert "not looked for: test images that are trained on as well" in text(
+        recipe, RunOptions(data_dir=str(photos), device="cpu")
+    )
+    told = "Whether any are trained on as well was not looked for, the set being too large: the test images."
+    assert told in report.summary(run.path)
+    assert told in (run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_on_a_folder_says_so_wherever_its_figure_is(photos, tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = recipe_for(whole)
     run = imnet.train(recipe, out=tmp_path / "run", data_dir=str(photos), device="cpu", precision="fp32", threads=1)
     assert run.info["data"]["encoded"] == whole
     assert run.info["data"]["copies"] == {"test": 2}
