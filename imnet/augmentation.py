@@ -120,7 +120,7 @@ class Augment:
         got = f"augment.spectral_band = {self.spectral_band} of {bands or 'no'} bands"
         do = "choose another --band" if bands else "set --augment.spectral_r, or take a spectral recipe"
         check(0 <= self.spectral_band < max(bands, 1), got, f"0..{max(bands - 1, 0)}", do)
-        ok = len(self.spectral_std) in (1, bands)
+        ok = len(self.spectral_std) in (1, bands or 1)
         allowed = f"1 or {bands} numbers" if bands else "one number without spectral_r"
         check(ok, f"augment.spectral_std of {len(self.spectral_std)} values", allowed, "give one a band")
 

@@ -125,6 +125,7 @@ MISTAKES = [
     (["--augment.spectral_r", "3"], "2, 4, 6 or null"),
     (["--augment.spectral_r", "6"], "multiples of 6"),
     (["--augment.spectral_std", "[1,2]"], "without spectral_r"),
+    (["--augment.spectral_std", "[]"], "without spectral_r"),
     (["--augment.spectral_r", "2", "--augment.spectral_std", "[1,2]"], "1 or 4 numbers"),
     (["--augment.spectral_r", "2", "--augment.cutout_px", "4"], "leave one of them out"),
     (["--augment.crop_px", "16", "--augment.cutout_px", "20"], "at most the input size = 16"),
