@@ -1,11 +1,15 @@
 """Every mistake is one line, an exit code by class, and nothing half-written."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from imnet import cli
+from imnet import cli, options, recipes, yaml_file
+from imnet.errors import UsageError
+from imnet.recipe_json import config_dict
+from imnet.run_options import RunOptions
 
 TOO_SMALL = ["--data.image_px", "12", "--augment.spectral_r", "2", "--band", "0"]
 MISTAKES = [
@@ -149,6 +153,22 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, text):
     path.write_text(text)
     assert cli.train_main(["--config", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["[1]", "{a: 1}", "[[{b: [2]}]]"])
+def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value):
+    """Every name of a configuration in turn; few take a list, and none a mapping of just any names."""
+    path, wrong = tmp_path / "c.yaml", yaml_file.parse(value)
+    whole, told = config_dict(recipes["quickstart"], RunOptions()), []
+    for name, held in whole.items():
+        for inner in (None, *(held if isinstance(held, dict) else ())):
+            path.write_text(json.dumps(whole | {name: wrong if inner is None else held | {inner: wrong}}))
+            try:
+                options.parse(["--config", str(path)])
+            except UsageError as error:
+                told.append(str(error))
+    assert len(told) > 100
+    assert not any("\n" in line for line in told)
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):

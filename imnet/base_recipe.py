@@ -1,0 +1,109 @@
+"""The recipe that a command line or a configuration file begins from, before its single values are set: whose it is,
+with which network, data set, and kinds of optimiser and schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import Any
+
+from imnet.command import suggest
+from imnet.errors import UsageError
+from imnet.recipe import Recipe
+from imnet.recipe_json import KINDS, from_dict
+from imnet.recipes import by_model, by_name
+
+
+def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
+    """--recipe, else the file's recipe, else the recipe of --model, else quickstart."""
+    name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
+    model = first["model"]
+    if name and str(name).startswith("own/") and not first["recipe"]:
+        base = from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
+    elif name:
+        base = by_name(str(name))
+    elif model:
+        base = by_model(model)
+        if base is None:
+            raise UsageError(_no_recipe(model), hint=_model_hint(model))
+    else:
+        base = by_name("quickstart")
+    notes: tuple[str, ...] = ()
+    if model and model != base.model:
+        given = first["model_options"] is not None or "model_options" in file_values
+        base, notes = (replace(base, model=model, model_options={}), ()) if given else _with_model(base, model)
+    given = file_values.get("data")
+    dataset = first["data.name"] or (given.get("name") if isinstance(given, dict) else None)
+    if dataset and dataset != base.data.name:
+        base, more = _with_data(base, str(dataset))
+        notes += more
+    return base, notes
+
+
+def with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:
+    """The recipe with the kinds of optimiser and schedule that were asked for."""
+    for part, kinds in KINDS.items():
+        given = file_values.get(part)
+        given = given if isinstance(given, dict) else {}
+        kind = first[f"{part}.kind"] or given.get("kind")
+        if kind and kind != getattr(base, part).kind:
+            has_lr = first["optim.lr"] is not None or "lr" in given
+            base = _with_kind(base, part, kind, kinds, has_lr)
+    return base
+
+
+def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with another network: what was meant for its own is left out where the other does not take it."""
+    if not base.model_options:
+        return replace(base, model=model), ()
+    from imnet import models
+
+    taken = models.option_names(model) if models.known(model) and ":" not in model else ()
+    kept = {name: value for name, value in base.model_options.items() if name in taken}
+    gone = ", ".join(f"{name} = {value}" for name, value in base.model_options.items() if name not in taken)
+    notes = (f"{model} has no {gone} (model_options of {base.name}): left out",) if gone else ()
+    return replace(base, model=model, model_options=kept), notes
+
+
+def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with another data set, taken whole: sizes and split were meant for the recipe's own."""
+    old = base.data
+    if dataset in ("shapes", "synthetic"):
+        return replace(base, data=replace(old, name=dataset, split=None)), ()
+    new = replace(old, name=dataset, split=None, train_images=None, test_images=None)
+    meant = ("split", "train_images", "test_images")
+    gone = ", ".join(f"data.{n} = {getattr(old, n)}" for n in meant if getattr(old, n) is not None)
+    notes = (f"{dataset} is taken whole: {gone} of {base.name} left out",) if gone else ()
+    return replace(base, data=new), notes
+
+
+def _no_recipe(model: str) -> str:
+    from imnet import models
+
+    without = f"got --model {model}, which has no recipe of its own"
+    return without if models.known(model) else f"got unknown --model {model!r}"
+
+
+def _model_hint(model: str) -> str:
+    from imnet import models
+
+    if models.known(model):
+        return "add --recipe NAME for the data and schedule to use"
+    return suggest(model, list(models.names())) or "imnet-train --list models shows them all"
+
+
+def _with_kind(base: Recipe, part: str, kind: str, kinds: dict[str, type], has_lr: bool) -> Recipe:
+    """Swap e.g. SGD for AdamW; fields that both have keep their values, the others start at their defaults.
+
+    A learning rate is not one of them: SGD's 0.1 is a hundred times too much for AdamW.
+    """
+    if not isinstance(kind, str) or kind not in kinds:
+        hint = suggest(str(kind), kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"
+        raise UsageError(f"got --{part}.kind {kind}; allowed: {', '.join(kinds)}", hint=hint)
+    old = getattr(base, part)
+    if part == "optim" and not has_lr:
+        what = f"got --optim.kind {kind} without a learning rate; {old.lr:g} is that of {old.kind} in {base.name}"
+        raise UsageError(what, hint="give it as well: --lr X")
+    old, cls = getattr(base, part), kinds[kind]
+    shared = {f.name: getattr(old, f.name) for f in dataclasses.fields(cls) if hasattr(old, f.name)}
+    return replace(base, **{part: cls(**shared)})
