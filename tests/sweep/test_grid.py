@@ -97,6 +97,19 @@ def test_random_search_is_a_function_of_its_seed(tmp_path):
     assert float(done.stdout) == first[0]["optim.lr"]
 
 
+@pytest.mark.parametrize(("low", "high"), [("1e-4", "1e0"), ("1E-4", "1"), ("0.0001", "1e+0")])
+def test_bounds_are_numbers_however_they_are_written(tmp_path, low, high):
+    text = f"random: {{draws: 9, values: {{lr: {{low: {low}, high: {high}, log: true}}}}}}\ngrid: {{epochs: [1]}}"
+    (tmp_path / "grid.yaml").write_text(text)
+    drawn = [point["optim.lr"] for point in grid.read(tmp_path / "grid.yaml").points]
+    assert drawn == [
+        grid._draw({"low": 1e-4, "high": 1.0, "log": True}, "", f"0:{i}:optim.lr", tmp_path) for i in range(9)
+    ]
+    (tmp_path / "grid.yaml").write_text("grid: {lr: [1e-2, 0.01]}")
+    found, twice = grid.trials(grid.read(tmp_path / "grid.yaml"))
+    assert ([trial.label for trial in found], twice) == (["optim.lr 0.01"], 1)
+
+
 def test_the_example_of_the_help_is_a_grid(tmp_path, capsys):
     path = tmp_path / "example.yaml"
     path.write_text(grid.EXAMPLE)
