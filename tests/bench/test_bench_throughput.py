@@ -11,6 +11,7 @@ from bench import commands, machine, scaling, step, throughput
 from bench.case import build, find_recipe, synthetic
 from bench.cli import GATED, main, parser
 from bench.clock import Timing, Window
+from imnet import device
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
@@ -183,6 +184,14 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
     assert "fastest" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(device.num_gpus() > 0, reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_absent_is_no_processor(capsys):
+    assert main(["scaling", "--device", "cuda"]) == 69
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.startswith("imnet-bench: got --device cuda, found 0 usable GPUs")
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -191,6 +200,10 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
         ("throughput --against V100 --seconds -3", 2),
         ("scaling --model 8 --gpus 2", 2),
         ("scaling --model 8 --recipe quickstart", 2),
+        ("scaling --procs 2 --gpus 2", 2),
+        ("scaling --device cuda --procs 2", 2),
+        ("scaling --device cpu --gpus 2", 2),
+        ("scaling --gpus 99", 69),
         ("runs nothing", 65),
         ("whole --timm-script nothing --pictures nothing", 74),
         ("data --jpegs nothing.zip", 65),

@@ -12,6 +12,7 @@ import statistics
 import pytest
 from run_folders import Page, confusion_of, make_run, metric_lines
 
+from imnet.cli import report_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
 from imnet.report.data import RunLog
@@ -173,3 +174,27 @@ def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
     run: RunLog = load(make_run(tmp_path / "run", lines=lines))
     assert run.total_seconds == pytest.approx(35.4)
     assert [round(epoch * 118) for epoch, _ in run.clock][-3:] == [340, 350, 354]
+
+
+def test_what_a_shells_star_names_beside_the_runs_of_a_sweep_is_left_out(tmp_path, capsys):
+    """Pages, the tables beside them, a trial that has failed before its first step; nothing that somebody else made."""
+    for name in ("a", "b"):
+        make_run(tmp_path / name, top1=[0.9, 0.91, 0.92], seed=ord(name))
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "trial.json").write_text("{}")
+    assert report_main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    assert report_main(["--system", "002", str(tmp_path), "--out", str(tmp_path / "system.html")]) == 0
+    places = sorted(tmp_path.iterdir())
+    assert [p.name for p in places] == ["a", "b", "failed", "report.html", "system.csv", "system.html", "system.md"]
+    pages = [tmp_path / f"{name}.page" for name in "xyz"]
+    for page, named in zip(pages, ([tmp_path], places, [*places[1:], places[0]]), strict=True):
+        assert report_main([*map(str, named), "--out", str(page)]) == 0
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    capsys.readouterr()
+    (tmp_path / "mine.txt").write_text("no page")
+    for named, said in (
+        ([*places, tmp_path / "mine.txt"], "mine.txt: no such run folder"),
+        ([places[2]], "is missing"),
+    ):
+        assert report_main([*map(str, named), "--out", str(pages[0])]) == 65
+        assert said in capsys.readouterr().err
