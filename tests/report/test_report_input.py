@@ -15,6 +15,7 @@ from run_folders import Page, confusion_of, make_run, metric_lines
 from imnet.cli import report_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
+from imnet.report.comparison import _names, group
 from imnet.report.data import RunLog
 from imnet.report.measured import of_runs
 from imnet.report.read import load
@@ -120,6 +121,23 @@ def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
     assert all(name in parsed.text["runs"] for name in ("s0", "s1", "s2", "s3", "other"))
     assert {"accuracy", "time", "loss", "throughput"} <= set(parsed.ids)
     assert compare(runs, tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("axes", [2, 5, 8])
+def test_no_two_groups_of_a_search_have_one_name(tmp_path, axes):
+    """Many values may be searched, or one beside another's many: what differs is never behind "and 1 more"."""
+    runs = []
+    for i in range(5):
+        point = {f"a{axis}": (i == 4) + i % 2 * (axis == 0) for axis in range(axes)} | {
+            "z_lr": 0.1 * i,
+            "nesterov": True,
+        }
+        runs.append(make_run(tmp_path / f"s{i}", top1=[0.1 * i], epochs=1, recipe={"optim": point}))
+    names = _names(group([load(run) for run in runs]))
+    assert len(set(names)) == 5
+    assert all(f"optim.z_lr = {0.1 * i}" in name for i, name in enumerate(names))
+    runs.append(make_run(tmp_path / "same", top1=[0.7], epochs=1, seed=1, recipe={"optim": point | {"a1": 7}}))
+    assert len(set(_names(group([load(run) for run in runs])))) == 6  # beside the fifth, which differs in this alone
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.1])
