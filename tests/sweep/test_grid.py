@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,13 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     (tmp_path / "requeued").unlink()
     assert subprocess.run(["bash", script], env=job | {"CODE": "65"}, check=False).returncode == 65
     assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize("name", ["my grid", "50%x", "it's", "two\nlines", "$HOME `date`", "größe-1.5"])
+def test_a_jobs_name_is_a_word_whatever_the_grid_is_called(tmp_path, name):
+    """Slurm reads a directive to the end of its line, and puts the name into the log file's, where %x has a meaning."""
+    (job,) = re.findall("^#SBATCH --job-name=(.*)$", sbatch.script(name, read(tmp_path, **TINY), [], [], None), re.M)
+    assert re.fullmatch(r"imnet-[\w.-]+", job)
 
 
 @pytest.mark.parametrize(
