@@ -214,3 +214,21 @@ def test_what_would_be_ignored_or_is_absent_is_said_before_anything_is_measured(
     told = capsys.readouterr()
     assert not told.out
     assert told.err.count("\n") == 1
+
+
+def test_files_beside_class_folders_are_no_classes_and_none_at_all_is_one_line(tmp_path, capsys):
+    (tmp_path / "train.py").write_text("import sys; sys.exit(' '.join(sys.argv))")
+    for part in ("train", "val"):
+        (tmp_path / part / "empty").mkdir(parents=True)
+        (tmp_path / part / ".DS_Store").touch()
+    words = ["whole", "--timm-script", str(tmp_path / "train.py"), "--pictures", str(tmp_path)]
+    assert main(words) == 65
+    assert f"{tmp_path / 'train'}: no class folders with pictures" in capsys.readouterr().err
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir()
+            (tmp_path / part / name / "1.png").touch()
+    assert main(words) == 69
+    assert "--num-classes 2 " in capsys.readouterr().err  # what timm's script was given
+    assert main([*words[:2], str(tmp_path), *words[3:]]) == 74
+    assert "no such file" in capsys.readouterr().err
