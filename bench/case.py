@@ -120,7 +120,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
 
 def run_options(values: argparse.Namespace) -> RunOptions:
     """The command line's, as a run takes them."""
-    names = ("device", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
+    names = ("device", "gpus", "procs", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
     given = {name: value for name in names if (value := getattr(values, name, None)) is not None}
     try:
         return RunOptions(**given)

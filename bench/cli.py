@@ -45,7 +45,7 @@ def _main(argv: list[str]) -> int:
     if values.save is not None:
         gate.save(values.save, report, measure)
     if values.compare is not None:
-        options = values.fail_under, values.force
+        options = values.fail_under or FAIL_UNDER, values.force
         table, passed = gate.against(values.compare, report["fingerprint"], measure, *options)
         print(table)
         code = 0 if passed else 1
@@ -68,7 +68,7 @@ def _check(values: argparse.Namespace) -> None:
         if given is not None:
             what = f"got --{given.replace('_', '-')} with --model {values.model}, which is on paper: nothing runs"
             raise UsageError(what, hint="leave one of them out")
-    if not 0 < values.fail_under <= 1:
+    if values.fail_under is not None and not 0 < values.fail_under <= 1:
         raise UsageError(f"got --fail-under {values.fail_under}; allowed: above 0, at most 1", hint="e.g. 0.97")
     for option, path in (("--json", values.json), ("--save", values.save)):
         if path is None:
@@ -76,14 +76,27 @@ def _check(values: argparse.Namespace) -> None:
         if not path.parent.is_dir():
             raise IOFailure("no such folder", file=path.parent, hint="make it, or choose another file")
         check_output(path, b'"benchmark"', option)
-    if values.compare is not None:
-        from . import gate
-
-        gate.read(values.compare)
+    _check_gate(values)
     if getattr(values, "picture", None) is not None:
         from . import pictures
 
         pictures.check(values.picture)
+
+
+def _check_gate(values: argparse.Namespace) -> None:
+    """What would be compared with nothing, or with itself; what is no file of this machine."""
+    if values.compare is None:
+        for name in ("fail_under", "force"):
+            if getattr(values, name):
+                raise UsageError(f"got --{name.replace('_', '-')} without --compare", hint="--compare FILE")
+        return
+    for option, path in (("--json", values.json), ("--save", values.save)):
+        if path is not None and path.resolve() == values.compare.resolve():
+            what = f"got one file for {option} and --compare: what is kept in it would be lost"
+            raise UsageError(what, file=path, hint=f"name another file behind {option}")
+    from . import gate
+
+    gate.check(values.compare, values.force)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,7 +115,7 @@ def _common(part: Parser) -> None:
     part.add_argument("--json", type=Path, metavar="FILE", help="write the figures with the machine's fingerprint")
     part.add_argument("--save", type=Path, metavar="FILE", help="the same with scores that --compare reads")
     part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
-    part.add_argument("--fail-under", type=float, default=FAIL_UNDER, metavar="R", help="exit 1 below this (0.97)")
+    part.add_argument("--fail-under", type=float, metavar="R", help=f"exit 1 below this ({FAIL_UNDER})")
     part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
     part.add_debug()
 

@@ -14,6 +14,7 @@ from imnet import device
 from imnet.environment import version
 from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
+from imnet.report import expand
 from imnet.run_options import RunOptions
 
 from . import data, gate, kernels, scaling, step, tables, throughput, whole
@@ -171,12 +172,13 @@ def scaling_(values: argparse.Namespace) -> Result:
         about = functools.partial(scaling.predicted_about, batch)
         return report("scaling model", rows, "none: on paper", about=about), _no_scores
     options = run_options(values)
-    on_gpu = options.device != "cpu" and values.procs is None and device.num_gpus() > 0
-    if values.gpus and not on_gpu:
-        device.check_gpus(values.gpus)
-    most = (values.gpus or device.num_gpus()) if on_gpu else (values.procs or len(os.sched_getaffinity(0)))
+    if options.gpus or options.device == "cuda":
+        device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
+    on_gpu = options.device != "cpu" and options.procs is None and device.num_gpus() > 0
+    most = (options.gpus or device.num_gpus()) if on_gpu else (options.procs or len(os.sched_getaffinity(0)))
     recipe, ranks = find_recipe(values.recipe, None, batch_images=values.batch_size), scaling.parse_ranks(most)
-    options = scaling.threads_a_rank(options if on_gpu else dataclasses.replace(options, device="cpu"), ranks)
+    options = dataclasses.replace(options, device=options.device if on_gpu else "cpu", gpus=None, procs=None)
+    options = scaling.threads_a_rank(options, ranks)
     steps = values.steps or scaling.STEPS
     rows, about = scaling.rows(recipe, options, ranks, steps), functools.partial(scaling.about, recipe, options)
     return report("scaling", rows, None, steps, options, about), _no_scores
@@ -184,7 +186,7 @@ def scaling_(values: argparse.Namespace) -> Result:
 
 def runs_(values: argparse.Namespace) -> Result:
     """Whole trainings, from their run folders."""
-    return report("runs", whole.run_rows(values.runs)), _no_scores
+    return report("runs", whole.run_rows(expand(values.runs))), _no_scores
 
 
 def _no_scores(names: Collection[str] | None) -> dict[str, float]:

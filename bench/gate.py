@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -39,7 +40,7 @@ from imnet.run_options import RunOptions
 from .case import build, find_recipe, synthetic
 from .clock import ratios, samples
 from .form import aligned
-from .machine import differences
+from .machine import differences, fingerprint
 
 SAVE_ATTEMPTS = 5
 ATTEMPTS = 4
@@ -124,9 +125,30 @@ def read(path: Path) -> dict[str, Any]:
         raise IOFailure(f"cannot be read: {error.strerror}", file=path, hint="give the file of --save") from error
     except ValueError as error:
         raise DataError(f"not JSON: {error}", file=path, hint="write it anew with --save") from error
-    if not isinstance(found, dict) or not {"gate", "fingerprint"} <= found.keys():
+    try:
+        machine, kept = found["fingerprint"], [entry["of"] for entry in found["gate"].values()]
+        sound = bool(kept) and all(0 < statistics.median(of) < math.inf for of in kept)
+        sound = sound and not differences(machine, machine)
+    except (AttributeError, KeyError, TypeError, statistics.StatisticsError):
+        sound = False
+    if not sound:
         raise DataError("no scores in it", file=path, hint="write it with imnet-bench ... --save FILE")
     return found
+
+
+def check(path: Path, force: bool) -> None:
+    """What is known of a kept file before anything is measured; ``against`` also knows precision and threads."""
+    kept = read(path)["fingerprint"]
+    _other_machine(path, kept, fingerprint(kept.get("precision", "")) | {"threads": kept.get("threads")}, force)
+
+
+def _other_machine(path: Path, kept: dict[str, Any], today: dict[str, Any], force: bool) -> list[str]:
+    """What differs; UsageError unless ``force``."""
+    other = differences(kept, today)
+    if other and not force:
+        what = f"got a file of another machine: {'; '.join(other)}"
+        raise UsageError(what, file=path, hint="measure and --save here, or --force the comparison")
+    return other
 
 
 def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: float, force: bool) -> tuple[str, bool]:
@@ -135,16 +157,15 @@ def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: flo
     UsageError where the machine is another one (unless ``force``) or no name is in both.
     """
     base = read(path)
-    other = differences(base["fingerprint"], today)
-    if other and not force:
-        what = f"got a file of another machine: {'; '.join(other)}"
-        raise UsageError(what, file=path, hint="measure and --save here, or --force the comparison")
+    other = _other_machine(path, base["fingerprint"], today, force)
     old = {name: entry["of"] for name, entry in base["gate"].items()}
     verdicts = judge(old, measure, fail_under)
     if not verdicts:
-        raise UsageError("no name is in both", file=path, hint=f"it holds {', '.join(old) or 'none'}")
-    note = f"compared by force: {'; '.join(other)}\n" if other else ""
-    return note + table(verdicts, fail_under), all(v.passed for v in verdicts)
+        raise UsageError("no name is in both", file=path, hint=f"it holds {', '.join(old)}")
+    gone = ", ".join(sorted(old.keys() - {v.name for v in verdicts}))
+    notes = [f"compared by force: {'; '.join(other)}"] if other else []
+    notes += [f"kept and not measured today: {gone}"] if gone else []
+    return "\n".join([*notes, table(verdicts, fail_under)]), all(v.passed for v in verdicts)
 
 
 def table(verdicts: list[Verdict], fail_under: float) -> str:

@@ -25,6 +25,8 @@ from .clock import Timing, on_device
 PEERS = ("timm", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 MATMUL = {"cpu": 2048, "cuda": 8192}
+OVER_COPY = "over 100 %: in the caches, which the copy exceeds, or with less to write than to read"
+"""Why a kernel may move its bytes faster than the copy that its share refers to."""
 
 
 def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:

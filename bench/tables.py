@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .form import NOT_MEASURED, Row, grouped, markdown, short, spread
-from .machine import PEERS
+from .machine import OVER_COPY, PEERS
 from .machine import text as machine_text
 
 LINE_CHARACTERS = 180
@@ -152,6 +152,12 @@ def _kernel(row: Row) -> Cells:
     ]
 
 
+def _about_kernels(data: Row) -> str:
+    above = any((row.get("share_of_copy") or 0) > 1 for row in data["rows"])
+    measured = f"{where(data)}; {', '.join(f'{k} {v}' for k, v in data['environment'].items())}"
+    return f"{measured}; {OVER_COPY}." if above else f"{measured}."
+
+
 def _whole(rows: list[Row]) -> list[Cells]:
     lines = []
     for row in rows:
@@ -253,7 +259,7 @@ SECTIONS = {
     ),
     "kernels": Section(
         lambda data: "Kernels, host tier",
-        lambda data: f"{where(data)}; {', '.join(f'{k} {v}' for k, v in data['environment'].items())}.",
+        _about_kernels,
         ["case", "dtype", "host, us CPU", "peers take", "of copy bandwidth"],
         _each(_kernel),
     ),

@@ -66,9 +66,9 @@ def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
 def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) -> Iterator[dict[str, Any]]:
     """One row; prints a line a round. ``pictures`` holds train/ and val/ of class folders."""
     for place in (script, pictures / "train", pictures / "val"):
-        if not place.exists():
+        if not (place.is_file() if place is script else place.is_dir()):
             raise IOFailure("no such file or folder", file=place, hint="timm's train.py; a folder with train/ and val/")
-    counts = {part: [len(list(c.iterdir())) for c in sorted((pictures / part).iterdir())] for part in ("train", "val")}
+    counts = {part: _pictures_a_class(pictures / part) for part in ("train", "val")}
     case = {**case, "epochs": epochs, "num_classes": len(counts["train"])}
     case |= {"train_images": sum(counts["train"]), "test_images": sum(counts["val"])}
     taken: dict[str, list[tuple[float, float]]] = {"timm": [], "imnet": []}
@@ -86,6 +86,14 @@ def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) ->
         ours, theirs = ([one[i] for one in taken[name]] for name in ("imnet", "timm"))
         row[clock] = {"imnet": Timing.of(ours).as_dict(), "timm": Timing.of(theirs).as_dict(), **ratios(ours, theirs)}
     yield row
+
+
+def _pictures_a_class(part: Path) -> list[int]:
+    """Of each class folder with anything in it; files beside them, e.g. .DS_Store, are no classes to either side."""
+    found = [len(list(folder.iterdir())) for folder in sorted(part.iterdir()) if folder.is_dir()]
+    if not any(found):
+        raise DataError("no class folders with pictures", file=part, hint="e.g. train/cat/1.jpg, val/cat/2.jpg")
+    return [number for number in found if number]
 
 
 def figures(folder: Path, curve: bool = True) -> dict[str, Any]:

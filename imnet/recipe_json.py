@@ -108,6 +108,6 @@ def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
 
 def dump_config(recipe: Recipe, options: RunOptions) -> str:
     """config.yaml as text. Here and not with the parser: training from Python needs no jsonargparse."""
-    import yaml
+    from imnet import yaml_file
 
-    return yaml.safe_dump(config_dict(recipe, options), sort_keys=False, allow_unicode=True, stream=None)
+    return yaml_file.dump(config_dict(recipe, options))

@@ -140,6 +140,7 @@ class Trainer:
         self.console.start(self.num_steps, self.state.step)
         self._clock = time.perf_counter()
         self._interval = (self._clock, self.state.step)
+        self._life = (self.state.seconds, self.state.step)
         if self.state.step == self.num_steps:
             self._evaluate_now(log=False)  # killed between the last checkpoint and the end
         while self.state.step < self.num_steps:
@@ -237,7 +238,8 @@ class Trainer:
         if self.log is not None:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
-        left_s = (self.num_steps - self.state.step) * self.recipe.data.batch_images / rate
+        done_s, done = self.state.seconds - self._life[0], self.state.step - self._life[1]
+        left_s = (self.num_steps - self.state.step) * done_s / done  # with evaluations, which may take longer
         self.console.progress(self.state.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
 
     def _sums(self) -> list[float]:

@@ -1,12 +1,13 @@
 """YAML that people write: configuration files, grids, a value on a command line. Plain values only, as JSON has them.
 
 A name that comes twice, a value that contains itself and what is no YAML are a UsageError of one line. A date is the
-text that was written, since no option takes a date.
+text that was written, since no option takes a date. ``1e-3`` is a number, as in JSON and in YAML 1.2.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from imnet.errors import UsageError
 
 NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 """YAML's types that no option takes."""
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers that YAML 1.1, and so PyYAML, takes for text: it wants both a point and the exponent's sign."""
 
 
 class _Plain(yaml.SafeLoader):
@@ -40,9 +43,22 @@ class _Plain(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Writer(yaml.SafeDumper):
+    """Quotes the text that ``_Plain`` would read as a number."""
+
+
+for kind in (_Plain, _Writer):
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+
+
 def parse(text: str, file: str | Path | None = None) -> Any:
     """What ``text`` says. UsageError, which names ``file``."""
     return _load(text, file)[0]
+
+
+def dump(values: Any) -> str:
+    """The text that ``parse`` reads as ``values``."""
+    return yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True, stream=None)
 
 
 def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:

@@ -153,7 +153,7 @@ def text(found: dict[str, Any]) -> str:
     where = f"{found['device']}, {plural(found['threads'], 'thread')}; copy {scaled(found['copy_bytes_per_s'], 'B/s')}"
     lines = [f"{found['family']}, tier {found['tier']}, {found['dtype']}, {where}", "", _case_table(found["cases"])]
     if any(row["of_copy"] > 1 for row in found["cases"]):
-        lines.append("over 100 %: in the caches, which the copy exceeds, or with less to write than to read")
+        lines.append(machine.OVER_COPY)
     shown = [row for row in found["resources"] if _of_dtype(row["name"], found["dtype"])]
     if shown:
         lines += ["", _resource_table(shown)]

@@ -197,7 +197,7 @@ def text(found: dict[str, Any], top: int, folder: Path) -> str:
     products = [f"{name} matrix product {scaled(v, 'FLOP/s')}" for name, v in found["matmul_flops_per_s"].items()]
     lines.append(", ".join([f"roofs: copy {scaled(found['copy_bytes_per_s'], 'B/s')}", *products]))
     if any((row["of_roof"] or 0) > 1 for row in found["rows"][:top]):
-        lines.append("over 100 %: what it touches lies in the caches, which the copy exceeds")
+        lines.append(machine.OVER_COPY)
     if found["device"] == "cpu":
         lines.append("times are the wall's: whatever else this machine does stretches them")
     return "\n".join([*lines, f"written: {folder / 'step.json'}, {folder / 'step-trace.json'}"])

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imnet.errors import UsageError
-from imnet.files import check_output, write_atomic
+from imnet.files import check_output, holds, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
@@ -79,12 +79,25 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def expand(places: Sequence[Path]) -> list[Path]:
-    """Run folders; those inside a folder that is none itself, e.g. a sweep's or an ensemble's, in its place."""
+    """Run folders; those inside a folder that is none itself, e.g. a sweep's or an ensemble's, in its place.
+
+    Beside runs lie pages of this package and trials of which nothing is trained yet. A shell's ``sweep/*`` names them
+    too; they are left out, but where there is nothing else.
+    """
     found: list[Path] = []
     for place in places:
         inside = [] if (place / "run.json").exists() else [*place.glob("*/run.json"), *place.glob("*/*/run.json")]
-        found += sorted(path.parent for path in inside) or [place]
-    return found
+        runs = sorted(path.parent for path in inside)
+        found += runs or ([] if _beside_runs(place) else [place])
+    return found or list(places)
+
+
+def _beside_runs(place: Path) -> bool:
+    """A page, a table that was written beside one, or the folder of a sweep's trial without a run in it."""
+    page_of = place.with_suffix(".html")
+    if place.is_file() and page_of.is_file():
+        return holds(page_of, MARK.encode())
+    return (place / "trial.json").is_file() and not (place / "run.json").exists()
 
 
 def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[str, bytes]] = ()) -> list[Path]:

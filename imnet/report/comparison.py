@@ -160,17 +160,31 @@ def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
-    """The recipe's name; where two groups share it, also the values in which they differ."""
+    """The recipe's name; where groups share it, also four values in which they differ, or as many as tell it from every
+    other: first those of which there are most."""
     flat = [dict(flatten(identity(members[0]))) for members in groups]
-    labels = []
+    by_name: dict[str, list[dict[str, str]]] = {}
     for members, values in zip(groups, flat, strict=True):
-        name = members[0].name
-        same_name = [other for one, other in zip(groups, flat, strict=True) if one[0].name == name]
-        keys = sorted({key for other in same_name for key in {*values, *other} if values.get(key) != other.get(key)})
-        told = [f"{key.removeprefix('recipe.')} = {values.get(key, 'absent')}" for key in keys]
-        more = f", and {len(told) - 4} more" if len(told) > 4 else ""
-        labels.append(f"{name} ({', '.join(told[:4])}{more})" if told else name)
-    return labels
+        by_name.setdefault(members[0].name, []).append(values)
+    keys = {name: _differing(same_name) for name, same_name in by_name.items()}
+    names = (members[0].name for members in groups)
+    return [_told(name, values, by_name[name], keys[name]) for name, values in zip(names, flat, strict=True)]
+
+
+def _differing(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of what is not the same in all, that of most values first."""
+    count = {key: len({row.get(key) for row in rows}) for key in {key for row in rows for key in row}}
+    return sorted((key for key, number in count.items() if number > 1), key=lambda key: (-count[key], key))
+
+
+def _told(name: str, values: Mapping[str, str], same_name: Sequence[Mapping[str, str]], keys: Sequence[str]) -> str:
+    alike, needed = [other for other in same_name if other is not values], 0
+    while needed < len(keys) and (alike or needed < 4):
+        alike = [other for other in alike if other.get(keys[needed]) == values.get(keys[needed])]
+        needed += 1
+    told = [f"{key.removeprefix('recipe.')} = {values.get(key, 'absent')}" for key in sorted(keys[:needed])]
+    more = f", and {len(keys) - needed} more" if len(keys) > needed else ""
+    return f"{name} ({', '.join(told)}{more})" if told else name
 
 
 def _group_cells(members: Sequence[RunLog]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def script(name: str, todo: Sequence[Trial], words: Sequence[str], more: Sequenc
     on_cpu = all(trial.options.device == "cpu" or trial.options.procs for trial in todo)
     command = [shlex.join(["imnet-sweep", *words]), '--trial "$SLURM_ARRAY_TASK_ID"']
     return SCRIPT.format(
-        name=shlex.quote(f"imnet-{name}"),
+        name=re.sub(r"[^\w.-]+", "-", f"imnet-{name}"),  # it is part of the log file's name, where % has a meaning
         array=ranges + (f"%{jobs}" if jobs else ""),
         device="# no GPU is asked for" if on_cpu else f"#SBATCH --gpus-per-task={gpus}",
         cpus=max(8 * gpus, ranks),

@@ -87,6 +87,53 @@ def test_no_common_name_is_a_mistake(tmp_path):
         gate.against(path, today, lambda names: {"b": 1.0}, 0.97, force=False)
 
 
+def test_what_is_kept_and_no_longer_measured_is_named(tmp_path):
+    path, today = kept(tmp_path, {"a": 1.0, "gone": 1.0})
+    table, passed = gate.against(path, today, lambda names: {"a": 1.0}, 0.97, force=False)
+    assert passed
+    assert table.startswith("kept and not measured today: gone\n")
+
+
+@pytest.mark.parametrize("of", [[], ["x"], [0], [float("nan")], 3, None])
+def test_damaged_scores_are_said_before_anything_is_measured(tmp_path, capsys, of):
+    path, _ = kept(tmp_path, {"a": 1.0})
+    found = json.loads(path.read_text())
+    for damaged in (found | {"gate": {"a": {"of": of}}}, found | {"gate": of}, found | {"fingerprint": of}):
+        path.write_text(json.dumps(damaged))
+        assert main(["all", "--compare", str(path)]) == 65
+        told = capsys.readouterr()
+        assert (told.out, told.err.count("\n")) == ("", 1)
+
+
+def test_another_machine_is_refused_before_anything_is_measured(tmp_path, capsys):
+    """Of precision and threads nothing is known then."""
+    path, _ = kept(tmp_path, {"a": 1.0}, cpu="Z80", threads=64, precision="fp8")
+    assert main(["all", "--compare", str(path)]) == 2
+    told = capsys.readouterr()
+    assert not told.out
+    assert "cpu was Z80" in told.err
+    assert "threads" not in told.err
+    assert "fp8" not in told.err
+
+
+@pytest.mark.parametrize("option", ["--save", "--json"])
+def test_the_file_that_is_compared_is_not_written(tmp_path, capsys, option):
+    """Today's code would have been held against itself, and the kept scores lost."""
+    path, _ = kept(tmp_path, {"a": 1.0})
+    before = path.read_bytes()
+    path.with_name("link.json").symlink_to(path)
+    for out in (path, path.with_name("link.json")):
+        path.write_bytes(before.replace(b"{", b'{"benchmark": "all", ', 1))
+        assert main(["all", "--compare", str(path), option, str(out)]) == 2
+        assert f"got one file for {option} and --compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--fail-under", "0.9"], ["--force"]])
+def test_a_gate_without_a_file_is_a_mistake(capsys, words):
+    assert main(["all", *words]) == 2
+    assert f"got {words[0]} without --compare" in capsys.readouterr().err
+
+
 def test_versions_of_torch_may_differ_in_their_last_part_only():
     old = fingerprint("fp32")
     major, minor = old["versions"]["torch"].split(".")[:2]
@@ -99,7 +146,11 @@ def test_versions_of_torch_may_differ_in_their_last_part_only():
 
 @pytest.mark.parametrize(
     ("text", "code", "says"),
-    [(None, 74, "cannot be read"), ("{", 65, "not JSON"), ("{}", 65, "no scores in it")],
+    [
+        (None, 74, "cannot be read"),
+        ("{", 65, "not JSON"),
+        *((text, 65, "no scores in it") for text in ("{}", "[]", '{"gate": {}, "fingerprint": {}}')),
+    ],
 )
 def test_a_file_that_is_none_of_ours_is_one_line_before_anything_is_measured(tmp_path, capsys, text, code, says):
     path = tmp_path / "base.json"

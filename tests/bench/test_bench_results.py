@@ -128,6 +128,16 @@ def test_a_section_shows_its_figures_and_its_machine(data, figures):
         assert figure in text
 
 
+@pytest.mark.parametrize(("share", "said"), [(2.2, True), (0.99, False), (None, False)])
+def test_a_share_above_the_copys_is_explained(share, said):
+    data = {
+        "fingerprint": MACHINE,
+        "environment": {"isa": "z80"},
+        "rows": [{"share_of_copy": 0.5}, {"share_of_copy": share}],
+    }
+    assert ("over 100 %: in the caches" in SECTIONS["kernels"].about(data)) is said
+
+
 def test_the_parts_of_all_are_sections_and_a_failed_part_is_none():
     both = {"benchmark": "all", "parts": {"a": THROUGHPUT, "b": {"benchmark": "data", "error": "no disk"}}}
     assert results.expanded(both) == [THROUGHPUT]

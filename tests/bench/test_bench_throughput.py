@@ -11,6 +11,7 @@ from bench import commands, machine, scaling, step, throughput
 from bench.case import build, find_recipe, synthetic
 from bench.cli import GATED, main, parser
 from bench.clock import Timing, Window
+from imnet import device
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
@@ -183,6 +184,14 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
     assert "fastest" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(device.num_gpus() > 0, reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_absent_is_no_processor(capsys):
+    assert main(["scaling", "--device", "cuda"]) == 69
+    told = capsys.readouterr()
+    assert not told.out
+    assert told.err.startswith("imnet-bench: got --device cuda, found 0 usable GPUs")
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -191,6 +200,10 @@ def test_a_wrong_kernel_tier_is_one_line(monkeypatch, capsys):
         ("throughput --against V100 --seconds -3", 2),
         ("scaling --model 8 --gpus 2", 2),
         ("scaling --model 8 --recipe quickstart", 2),
+        ("scaling --procs 2 --gpus 2", 2),
+        ("scaling --device cuda --procs 2", 2),
+        ("scaling --device cpu --gpus 2", 2),
+        ("scaling --gpus 99", 69),
         ("runs nothing", 65),
         ("whole --timm-script nothing --pictures nothing", 74),
         ("data --jpegs nothing.zip", 65),
@@ -201,3 +214,21 @@ def test_what_would_be_ignored_or_is_absent_is_said_before_anything_is_measured(
     told = capsys.readouterr()
     assert not told.out
     assert told.err.count("\n") == 1
+
+
+def test_files_beside_class_folders_are_no_classes_and_none_at_all_is_one_line(tmp_path, capsys):
+    (tmp_path / "train.py").write_text("import sys; sys.exit(' '.join(sys.argv))")
+    for part in ("train", "val"):
+        (tmp_path / part / "empty").mkdir(parents=True)
+        (tmp_path / part / ".DS_Store").touch()
+    words = ["whole", "--timm-script", str(tmp_path / "train.py"), "--pictures", str(tmp_path)]
+    assert main(words) == 65
+    assert f"{tmp_path / 'train'}: no class folders with pictures" in capsys.readouterr().err
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir()
+            (tmp_path / part / name / "1.png").touch()
+    assert main(words) == 69
+    assert "--num-classes 2 " in capsys.readouterr().err  # what timm's script was given
+    assert main([*words[:2], str(tmp_path), *words[3:]]) == 74
+    assert "no such file" in capsys.readouterr().err

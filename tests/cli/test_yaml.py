@@ -9,6 +9,7 @@ from imnet import yaml_file
 from imnet.cli import train_main
 from imnet.errors import UsageError
 from imnet.options import parse
+from imnet.recipe_json import dump_config
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,29 @@ def test_a_date_is_its_text_and_merged_mappings_may_be_overridden():
     assert yaml_file.parse("") is None
     with pytest.raises(UsageError, match=r"got --model_options\.width 2026: \[: not a YAML value"):
         parse(["--model_options.width", "2026: ["])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        ("+2.e1", 20.0),
+        ("-.5e+1", -5.0),
+        ("1.0e10", 1e10),
+        ('"1e-3"', "1e-3"),
+        ("e3", "e3"),
+    ],
+)
+def test_a_number_with_an_exponent_needs_no_point_and_no_sign(text, value):
+    assert yaml_file.parse(text) == value
+    assert type(yaml_file.parse(text)) is type(value)
+    assert parse(["--model_options.x", text]).recipe.model_options["x"] == value
+    for kept in (value, {"a": [str(value), text]}):  # text that looks like a number stays text
+        assert yaml_file.parse(yaml_file.dump(kept)) == kept
+
+
+def test_a_word_that_looks_like_a_number_is_the_same_in_a_run_folders_file(tmp_path):
+    request = parse(["--data-dir", "1e5"])
+    (tmp_path / "config.yaml").write_text(dump_config(request.recipe, request.options))
+    assert parse(["--config", str(tmp_path / "config.yaml")]).options.data_dir == "1e5"

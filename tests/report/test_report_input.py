@@ -12,8 +12,10 @@ import statistics
 import pytest
 from run_folders import Page, confusion_of, make_run, metric_lines
 
+from imnet.cli import report_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.report import compare, render, summary
+from imnet.report.comparison import _names, group
 from imnet.report.data import RunLog
 from imnet.report.measured import of_runs
 from imnet.report.read import load
@@ -121,6 +123,23 @@ def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
     assert compare(runs, tmp_path / "again.html").read_bytes() == out.read_bytes()
 
 
+@pytest.mark.parametrize("axes", [2, 5, 8])
+def test_no_two_groups_of_a_search_have_one_name(tmp_path, axes):
+    """Many values may be searched, or one beside another's many: what differs is never behind "and 1 more"."""
+    runs = []
+    for i in range(5):
+        point = {f"a{axis}": (i == 4) + i % 2 * (axis == 0) for axis in range(axes)} | {
+            "z_lr": 0.1 * i,
+            "nesterov": True,
+        }
+        runs.append(make_run(tmp_path / f"s{i}", top1=[0.1 * i], epochs=1, recipe={"optim": point}))
+    names = _names(group([load(run) for run in runs]))
+    assert len(set(names)) == 5
+    assert all(f"optim.z_lr = {0.1 * i}" in name for i, name in enumerate(names))
+    runs.append(make_run(tmp_path / "same", top1=[0.7], epochs=1, seed=1, recipe={"optim": point | {"a1": 7}}))
+    assert len(set(_names(group([load(run) for run in runs])))) == 6  # beside the fifth, which differs in this alone
+
+
 @pytest.mark.parametrize("hold_out", [0.0, 0.1])
 def test_runs_on_other_images_are_no_seeds_of_one_another(tmp_path, hold_out):
     """A recipe does not say where a folder lies; and which images are held out may be drawn by the seed."""
@@ -173,3 +192,27 @@ def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
     run: RunLog = load(make_run(tmp_path / "run", lines=lines))
     assert run.total_seconds == pytest.approx(35.4)
     assert [round(epoch * 118) for epoch, _ in run.clock][-3:] == [340, 350, 354]
+
+
+def test_what_a_shells_star_names_beside_the_runs_of_a_sweep_is_left_out(tmp_path, capsys):
+    """Pages, the tables beside them, a trial that has failed before its first step; nothing that somebody else made."""
+    for name in ("a", "b"):
+        make_run(tmp_path / name, top1=[0.9, 0.91, 0.92], seed=ord(name))
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "trial.json").write_text("{}")
+    assert report_main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    assert report_main(["--system", "002", str(tmp_path), "--out", str(tmp_path / "system.html")]) == 0
+    places = sorted(tmp_path.iterdir())
+    assert [p.name for p in places] == ["a", "b", "failed", "report.html", "system.csv", "system.html", "system.md"]
+    pages = [tmp_path / f"{name}.page" for name in "xyz"]
+    for page, named in zip(pages, ([tmp_path], places, [*places[1:], places[0]]), strict=True):
+        assert report_main([*map(str, named), "--out", str(page)]) == 0
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    capsys.readouterr()
+    (tmp_path / "mine.txt").write_text("no page")
+    for named, said in (
+        ([*places, tmp_path / "mine.txt"], "mine.txt: no such run folder"),
+        ([places[2]], "is missing"),
+    ):
+        assert report_main([*map(str, named), "--out", str(pages[0])]) == 65
+        assert said in capsys.readouterr().err

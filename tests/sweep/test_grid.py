@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_random_search_is_a_function_of_its_seed(tmp_path):
     assert float(done.stdout) == first[0]["optim.lr"]
 
 
+@pytest.mark.parametrize(("low", "high"), [("1e-4", "1e0"), ("1E-4", "1"), ("0.0001", "1e+0")])
+def test_bounds_are_numbers_however_they_are_written(tmp_path, low, high):
+    text = f"random: {{draws: 9, values: {{lr: {{low: {low}, high: {high}, log: true}}}}}}\ngrid: {{epochs: [1]}}"
+    (tmp_path / "grid.yaml").write_text(text)
+    drawn = [point["optim.lr"] for point in grid.read(tmp_path / "grid.yaml").points]
+    assert drawn == [
+        grid._draw({"low": 1e-4, "high": 1.0, "log": True}, "", f"0:{i}:optim.lr", tmp_path) for i in range(9)
+    ]
+    (tmp_path / "grid.yaml").write_text("grid: {lr: [1e-2, 0.01]}")
+    found, twice = grid.trials(grid.read(tmp_path / "grid.yaml"))
+    assert ([trial.label for trial in found], twice) == (["optim.lr 0.01"], 1)
+
+
 def test_the_example_of_the_help_is_a_grid(tmp_path, capsys):
     path = tmp_path / "example.yaml"
     path.write_text(grid.EXAMPLE)
@@ -164,6 +178,13 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     (tmp_path / "requeued").unlink()
     assert subprocess.run(["bash", script], env=job | {"CODE": "65"}, check=False).returncode == 65
     assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize("name", ["my grid", "50%x", "it's", "two\nlines", "$HOME `date`", "größe-1.5"])
+def test_a_jobs_name_is_a_word_whatever_the_grid_is_called(tmp_path, name):
+    """Slurm reads a directive to the end of its line, and puts the name into the log file's, where %x has a meaning."""
+    (job,) = re.findall("^#SBATCH --job-name=(.*)$", sbatch.script(name, read(tmp_path, **TINY), [], [], None), re.M)
+    assert re.fullmatch(r"imnet-[\w.-]+", job)
 
 
 @pytest.mark.parametrize(

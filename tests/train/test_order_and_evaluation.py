@@ -1,12 +1,14 @@
 """Order is a pure function of (seed, epoch); evaluation counts every image once; the golden curve."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from imnet import fusion, tencrop
+from imnet.console import Console
 from imnet.data.base import Split
 from imnet.data.order import Order, micro_batches, shard
 from imnet.data.pipelines import Setting
@@ -207,3 +209,20 @@ def test_how_often_a_run_is_judged(tmp_path, epochs, test_images, val_images, ev
     train(recipe, options(tmp_path))
     found = [r["epoch"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
     assert found == evaluated
+
+
+def test_the_time_left_is_that_of_the_steps_so_far_with_evaluations(tmp_path, monkeypatch):
+    """Of this life: seconds of another one, perhaps of another machine, say nothing of what is to come."""
+    told = []
+    monkeypatch.setattr(Console, "progress", lambda self, step, *rest: told.append((step, rest[-1])))
+    begun = 0, 0.0
+    for epochs in (2, 5):
+        train(dataclasses.replace(TINY, epochs=epochs), options(tmp_path, eval_every_epochs=1, allow_change=True))
+        lines = read_metrics(tmp_path / "metrics.jsonl")
+        seconds = {row["step"]: row["seconds"] for row in lines if row["kind"] == "train" and row["step"] > begun[0]}
+        assert [step for step, _ in told] == sorted(seconds)
+        for step, left_s in told:
+            so_far = (seconds[step] - begun[1]) / (step - begun[0])
+            assert left_s == pytest.approx((8 * epochs - step) * so_far, rel=0.1, abs=0.1)
+        begun = 8 * epochs, json.loads((tmp_path / "run.json").read_text())["seconds"]
+        told.clear()
