@@ -1,5 +1,6 @@
 """Names: how they are registered, found, refused and listed."""
 
+import inspect
 import subprocess
 import sys
 
@@ -37,6 +38,7 @@ def test_every_catalogued_name_is_a_registered_function_of_its_file():
     for name, entry in CATALOG.items():
         option_names(name)
         assert MODELS[name].__module__ == f"imnet.models.{entry.module}"
+        assert inspect.signature(MODELS[name]).parameters["in_channels"].default == 3
     in_our_files = {n for n, b in MODELS.items() if b.__module__.startswith("imnet.models.")}
     assert in_our_files == set(CATALOG)
 
