@@ -36,7 +36,7 @@ class Range:
 
     def holds(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf  # math.isfinite fails at 10**400
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -98,6 +98,15 @@ def check_ranges(value: Any, prefix: str = "") -> None:
         # An empty word is a shell's variable that was never set: as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
+
+
+def misfit(held: Any, kind: Any) -> str | None:
+    """What a value of that type may be, where ``held`` is none: one of its ``Range``, if it is Annotated with one."""
+    if typing.get_origin(kind) is not typing.Annotated:
+        return None if _fits(held, kind) else _words(kind)
+    bare, numbers = typing.get_args(kind)
+    is_number = isinstance(held, int | float) and not isinstance(held, bool)
+    return misfit(held, bare) if is_number and numbers.holds(held) else str(numbers)
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> Request:
             file_values = {k: v for k, v in file_values.items() if k not in FIXED}
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
         raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..command import suggest
 from ..errors import UsageError
+from ..fields import misfit
 from .catalog import CATALOG
-from .registry import MODELS, keyword_options, model, options
+from .registry import MODELS, keyword_options, keyword_types, model, signed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,22 +101,29 @@ def option_names(name: str) -> tuple[str, ...]:
 
 def option_defaults(name: str) -> dict[str, Any]:
     """The same with their defaults."""
+    return keyword_options(_signed(name))
+
+
+def _signed(name: str) -> Callable[..., Any]:
     if name in CATALOG and name not in MODELS:
         importlib.import_module(f"{__name__}.{CATALOG[name].module}")
     if name in MODELS:
-        return options(name)
+        return signed(name)
     _wrn_sizes(name)
     from .wrn import WideResNet
 
-    return keyword_options(WideResNet)
+    return WideResNet
 
 
 def _check_options(name: str, kwargs: dict[str, Any]) -> None:
-    allowed = option_names(name)
-    for option in kwargs:
+    allowed, types = option_names(name), keyword_types(_signed(name))
+    for option, value in kwargs.items():
         if option not in allowed:
             hint = suggest(option, allowed) or f"allowed: {', '.join(allowed) or 'none'}"
             raise UsageError(f"model {name!r} has no option {option!r}", hint=hint)
+        words = misfit(value, types.get(option))
+        if words is not None:
+            raise UsageError(f"got model_options.{option} = {value!r}", hint=f"allowed for {name}: {words}")
 
 
 def _wrn_sizes(name: str) -> tuple[int, int]:

@@ -5,16 +5,20 @@ Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from ..errors import UsageError
+from ..fields import Range
 from .external import from_torchvision, resize_classifier
+from .layers import Rate
 from .registry import model
 
+Pixels = Annotated[int, Range(low=47, high=4096)]
+"""From those that leave the last pool anything on."""
 
-def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: int = 224, drop_rate: float = 0.5) -> nn.Module:
+
+def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
     """torchvision's AlexNet for square images of ``image_px``: (B, in_channels, H, W) -> logits (B, num_classes).
 
     The convolutions as they are; the classifier's first layer reads the map they leave: 6 x 6 at 224, 2 x 2 at 112,
@@ -28,8 +32,6 @@ def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: int = 224, 
     map_px = (image_px + 4 - 11) // 4 + 1
     for _ in range(2):
         map_px = (map_px - 3) // 2 + 1
-    if map_px < 2:
-        raise UsageError(f"alexnet image_px={image_px}", hint="allowed: 47 or more")
     network: Any = from_torchvision("alexnet", num_classes, in_channels, dropout=drop_rate)
     if map_px == 2:
         network.features[-1].ceil_mode = True
@@ -44,12 +46,12 @@ def alexnet(num_classes: int, in_channels: int = 3, **options) -> nn.Module:
 
 
 @model
-def alexnet_112(num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.5) -> nn.Module:
+def alexnet_112(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
     """For the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published with 61.04, see alexnet_for."""
     return alexnet_for(num_classes, in_channels, image_px=112, drop_rate=drop_rate)
 
 
 @model
-def alexnet_56(num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.5) -> nn.Module:
+def alexnet_56(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
     """For the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published with 37.73, see alexnet_for."""
     return alexnet_for(num_classes, in_channels, image_px=56, drop_rate=drop_rate)

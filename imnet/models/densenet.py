@@ -13,7 +13,7 @@ from imnet_kernels.dense_stage import Layer
 from torch import nn
 
 from ..errors import UsageError
-from .layers import check_rate, conv1x1, conv3x3, global_mean, he_init, is_plain, norm_relu, tensors_of
+from .layers import Rate, conv1x1, conv3x3, global_mean, he_init, is_plain, norm_relu, tensors_of
 from .registry import model
 
 
@@ -105,10 +105,9 @@ class DenseNetBC(nn.Module):
     """
 
     def __init__(
-        self, depth: int, growth: int, num_classes: int, in_channels: int = 3, *, drop_rate: float = 0.0
+        self, depth: int, growth: int, num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.0
     ) -> None:
         super().__init__()
-        check_rate("drop_rate", drop_rate)
         num_layers, rest = divmod(depth - 4, 6)
         if rest or num_layers < 1 or growth < 1:
             raise UsageError(f"DenseNet-BC depth={depth}, growth={growth}", hint="allowed: depth 6n + 4, growth >= 1")

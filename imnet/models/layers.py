@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,10 @@ from imnet_kernels import add_batch_norm, batch_norm, tier
 from imnet_kernels.batch_norm import Norm
 from torch import nn
 
-from ..errors import UsageError
+from ..fields import Range
+
+Rate = Annotated[float, Range(low=0, below=1)]
+"""How likely something is dropped."""
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -106,9 +109,3 @@ def he_init(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") 
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def check_rate(name: str, rate: float) -> None:
-    """Raises UsageError where a probability is outside [0, 1)."""
-    if not 0.0 <= rate < 1.0:
-        raise UsageError(f"{name}={rate}", hint=f"{name} must be at least 0 and below 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
     Builder = Callable[..., nn.Module]
 
 MODELS: dict[str, Builder] = {}
-_OPTIONS: dict[str, dict[str, Any]] = {}
+_SIGNED: dict[str, Callable[..., Any]] = {}
 
 
 def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | None = None) -> Any:
     """Register ``builder(num_classes, in_channels=3, **options)``; the function's name IS the ``--model`` name.
 
     ``options_of`` names the class whose keyword-only parameters the builder passes on, so that a misspelt option is
-    refused with the list of allowed ones; without it the builder's own keyword-only parameters are the options.
+    refused with the list of allowed ones; without it the builder's own keyword-only parameters are the options. Their
+    types are what the options are held to: a number with its range is ``Annotated`` with a ``fields.Range``.
 
     Raises ValueError where the name is taken.
     """
@@ -29,7 +31,7 @@ def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | No
     if name in MODELS:
         raise ValueError(f"model name {name!r} is registered twice: in {MODELS[name].__module__}, {builder.__module__}")
     MODELS[name] = builder
-    _OPTIONS[name] = keyword_options(options_of or builder)
+    _SIGNED[name] = options_of or builder
     return builder
 
 
@@ -39,6 +41,15 @@ def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def options(name: str) -> dict[str, Any]:
-    """Options of a registered network with their defaults."""
-    return _OPTIONS[name]
+def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the parameters; none where a user's annotations are names that cannot be looked up."""
+    signed = function.__init__ if isinstance(function, type) else function
+    try:
+        return typing.get_type_hints(signed, include_extras=True)
+    except NameError:
+        return {}
+
+
+def signed(name: str) -> Callable[..., Any]:
+    """What has the options of a registered network as its keyword-only parameters."""
+    return _SIGNED[name]

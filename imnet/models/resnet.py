@@ -9,7 +9,6 @@ from typing import Literal
 
 from torch import nn
 
-from ..errors import UsageError
 from .external import from_torchvision, replace_conv
 from .registry import model
 
@@ -26,8 +25,6 @@ def torchvision_resnet(
 
     ``stem``: "imagenet" (7x7, stride 2, max-pool, as torchvision has it) or "small" (3x3, stride 1, no pool).
     """
-    if stem not in ("imagenet", "small"):
-        raise UsageError(f"stem={stem!r}", hint="allowed: imagenet, small")
     network = from_torchvision(name, num_classes, in_channels, zero_init_residual=zero_init_last_bn)
     if stem == "small":
         replace_conv(network, "conv1", kernel_size=3, stride=1, padding=1)

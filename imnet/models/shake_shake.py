@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from imnet_kernels import shake_batch_norm, shake_shake, tier
 from torch import nn
 
-from ..errors import UsageError
 from .layers import conv1x1, conv3x3, counted, global_mean, he_init, is_plain, norm_relu, normed
 from .registry import model
 
@@ -159,9 +158,6 @@ class ShakeShake26(nn.Module):
         zero_init_last_bn: bool = False,
     ) -> None:
         super().__init__()
-        _check("shake_forward", shake_forward, ("shake", "even"))
-        _check("shake_backward", shake_backward, ("shake", "even", "keep"))
-        _check("shake_level", shake_level, ("image", "batch"))
         self.shake = (shake_forward, shake_backward, shake_level)
         self.stem = conv3x3(in_channels, stem_width)
         self.stem_bn = nn.BatchNorm2d(stem_width)
@@ -194,11 +190,6 @@ class ShakeShake26(nn.Module):
         alpha = drawn[0] if forward == "shake" else torch.full_like(drawn[0], 0.5)
         beta = {"shake": drawn[1], "even": torch.full_like(drawn[1], 0.5), "keep": alpha}[backward]
         return list(zip(alpha.unbind(), beta.unbind(), strict=True))
-
-
-def _check(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option}={value!r}", hint=f"allowed: {', '.join(allowed)}")
 
 
 @model(options_of=ShakeShake26)

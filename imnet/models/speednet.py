@@ -3,12 +3,13 @@ units like. Narrow it is for a CPU, wide for a GPU, where each of its few kernel
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..fields import Range
 from .layers import conv3x3, global_max, norm_relu
 from .registry import model
 
@@ -53,10 +54,10 @@ class SpeedNet(nn.Module):
         num_classes: int,
         in_channels: int,
         *,
-        width: int = 32,
-        num_residuals: int = 1,
-        num_stages: int = 3,
-        last_residuals: int = 0,
+        width: Annotated[int, Range(low=1, high=4096)] = 32,
+        num_residuals: Annotated[int, Range(low=0, high=100)] = 1,
+        num_stages: Annotated[int, Range(low=1, high=10)] = 3,
+        last_residuals: Annotated[int, Range(low=0, high=100)] = 0,
         pool_stem: bool = False,
     ):
         super().__init__()

@@ -6,12 +6,14 @@ Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016 (arXiv 1605.07146);
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import UsageError
-from .layers import Sum, check_rate, conv1x1, conv3x3, global_mean, he_init, norm_relu, sum_norm_relu, summed_later
+from .layers import Rate, Sum, conv1x1, conv3x3, global_mean, he_init, norm_relu, sum_norm_relu, summed_later
 from .registry import model
 
 
@@ -87,12 +89,11 @@ class WideResNet(nn.Module):
         num_classes: int,
         in_channels: int = 3,
         *,
-        groups: int | None = None,
-        drop_rate: float = 0.0,
+        groups: Literal[2, 3, 4] | None = None,
+        drop_rate: Rate = 0.0,
         zero_init_last_bn: bool = False,
     ) -> None:
         super().__init__()
-        check_rate("drop_rate", drop_rate)
         sizes = _group_sizes(depth, widen, groups)
         self.stem = conv3x3(in_channels, 16)
         blocks: list[PreActBlock] = []
@@ -152,8 +153,6 @@ def _group_sizes(depth: int, widen: int, groups: int | None) -> list[tuple[int, 
     """(width, stride) of every block, in order."""
     if groups is None:
         groups = 3 if depth % 6 == 4 else 4
-    if groups not in (2, 3, 4):
-        raise UsageError(f"groups={groups}", hint="allowed: 2, 3 or 4")
     num_blocks, rest = divmod(depth - 4, 2 * groups)
     if rest or num_blocks < 1 or widen < 1:
         allowed = "depth 6n + 4 (three groups) or 8n + 4 (four), n and the widening factor 1 or more"

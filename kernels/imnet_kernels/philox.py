@@ -22,7 +22,6 @@ STREAM_CROP_FLIP = 0
 STREAM_CUTOUT = 1
 STREAM_FLIP_PHASE = 2
 STREAM_ORDER = 3
-STREAM_SHAKE = 4
 
 
 def _check_range(name: str, value: int, bits: int) -> None:

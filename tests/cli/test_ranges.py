@@ -39,6 +39,20 @@ def test_there_are_many():
     assert about("x")["range"] is None
 
 
+@pytest.mark.parametrize("in_file", [False, True], ids=["word", "file"])
+@pytest.mark.parametrize("name", ["epochs", "optim.lr", "optim.momentum", "data.batch_images", "ema_decay", "seed"])
+def test_a_whole_number_too_large_for_a_float_is_one_line(name, in_file, tmp_path, capsys):
+    part, dot, field = name.rpartition(".")
+    number = "1" + 400 * "0"
+    (tmp_path / "c.yaml").write_text(f"{part}:\n  {field}: {number}\n" if dot else f"{field}: {number}\n")
+    words = ["--config", str(tmp_path / "c.yaml")] if in_file else [f"--{name}={number}"]
+    code = cli.train_main(["--recipe", "quickstart", "--data", "synthetic", *words, "--print-config"])
+    _, err = capsys.readouterr()
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "too large" in err or field in err.replace("-", "_")
+
+
 @pytest.mark.parametrize("name", NUMERIC)
 @pytest.mark.parametrize("number", ["-1", "1e400", "nan", "100000000000000000000"])
 def test_a_number_that_cannot_be_is_one_line(name, number, capsys):

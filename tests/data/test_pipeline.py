@@ -3,17 +3,19 @@
 import itertools
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
+from imnet_kernels.philox import STREAM_ORDER
 
 from imnet.data import pipelines
 from imnet.data.base import Split
 from imnet.data.order import Order
-from imnet.data.pipelines import Setting
+from imnet.data.pipelines import Setting, erasing, recolor, transforms
 from imnet.data.pipelines.batches import mean_image
+from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.host import ahead
 from imnet.errors import DeviceError
 from imnet.recipe import Augment
@@ -148,3 +150,29 @@ def test_an_epoch_entered_in_the_middle_is_the_rest_of_it(kind):
     assert not all(
         torch.equal(x, y) for (x, _), (y, _) in zip(whole, pipelines.build(kind, split, plain).epoch(2), strict=True)
     )
+
+
+@dataclass(frozen=True)
+class Watched(Key):
+    """A key that keeps the numbers of the streams that were read."""
+
+    streams: list[int] = field(default_factory=list)
+
+    def words(self, stream):
+        self.streams.extend([stream] if isinstance(stream, int) else stream)
+        return super().words(stream)
+
+
+def test_no_two_choices_read_the_same_stream():
+    """They would be equal draws: where a crop lies would tell how bright it becomes."""
+    key = Watched(torch.arange(500), 1, 2)
+    sizes = torch.full((500,), 64)
+    transforms.draw_crop(40, 40, 32, key)
+    transforms.draw_resized_crop(sizes, sizes, (0.08, 1.0), key)
+    recolor.draw_jitter((0.1,) * 4, key)
+    recolor.draw_trivial(key)
+    recolor.rounds(Augment(rand_augment_ops=16), (40, 40), key)
+    erasing.draw_boxes(64, 3, 1.0, key)  # so narrow that every attempt is made
+    assert len(key.streams) == 1 + 10 + 2 + 1 + 16 + 11
+    assert len(set(key.streams)) == len(key.streams)
+    assert min(key.streams) > STREAM_ORDER

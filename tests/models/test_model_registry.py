@@ -1,5 +1,6 @@
 """Names: how they are registered, found, refused and listed."""
 
+import inspect
 import subprocess
 import sys
 
@@ -37,6 +38,7 @@ def test_every_catalogued_name_is_a_registered_function_of_its_file():
     for name, entry in CATALOG.items():
         option_names(name)
         assert MODELS[name].__module__ == f"imnet.models.{entry.module}"
+        assert inspect.signature(MODELS[name]).parameters["in_channels"].default == 3
     in_our_files = {n for n, b in MODELS.items() if b.__module__.startswith("imnet.models.")}
     assert in_our_files == set(CATALOG)
 
@@ -84,14 +86,65 @@ def test_unknown_option_lists_the_nearest_or_the_allowed():
 
 
 @pytest.mark.parametrize(
+    "value", ["flase", -1, float("nan"), float("inf"), 10**400, [1], {}, ""], ids=lambda value: repr(value)[:9]
+)
+def test_every_option_of_every_network_refuses_what_it_cannot_be_in_one_line(value):
+    """A word for a switch was "on", a probability that is no number trained until torch was asked to drop by it."""
+    for name in CATALOG:
+        for option in option_names(name):
+            with pytest.raises(UsageError) as error:
+                build(name, 10, **{option: value})
+            assert f"model_options.{option} = " in str(error.value), name
+            assert "\n" not in str(error.value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "allowed"),
+    [
+        ("speednet", {"width": 0}, "allowed for speednet: 1 to 4,096"),
+        ("speednet", {"num_stages": 0}, "1 to 10"),
+        ("speednet", {"num_residuals": 10**9}, "0 to 100"),
+        ("speednet", {"num_residuals": True}, "0 to 100"),
+        ("wrn28_10", {"groups": 5}, "2, 3, 4, or null"),
+        ("wrn16_1", {"drop_rate": 1.0}, "0 or more, below 1"),
+        ("davit_tiny", {"drop_path_rate": 1.0}, "0 or more, below 1"),
+        ("vgg16", {"drop_rate": 1}, "0 or more, below 1"),
+        ("alexnet", {"image_px": 46}, "47 to 4,096"),
+        ("vgg16_bn", {"image_px": 31}, "32 to 4,096"),
+        ("resnet18", {"stem": "big"}, "imagenet, small"),
+        ("resnet18", {"zero_init_last_bn": 1}, "True or False"),
+    ],
+)
+def test_the_refusal_tells_what_an_option_may_be(name, options, allowed):
+    with pytest.raises(UsageError, match=allowed):
+        build(name, 10, **options)
+
+
+def test_a_users_network_is_held_to_the_types_that_can_be_looked_up():
+    from torch import nn
+
+    def typed(num_classes, in_channels=3, *, width: int = 4):
+        return nn.Linear(width, num_classes)
+
+    def untold(num_classes, in_channels=3, *, width: "NotThere" = 4):  # noqa: F821  # pyright: ignore
+        return nn.Linear(int(width), num_classes)
+
+    try:
+        model(typed), model(untold)
+        assert build("untold", 5, width="7").weight.shape == (5, 7)
+        with pytest.raises(UsageError, match="a whole number"):
+            build("typed", 5, width="7")
+    finally:
+        MODELS.pop("typed", None), MODELS.pop("untold", None)
+
+
+@pytest.mark.parametrize(
     ("name", "options"),
     [
         ("wrn37_5", {}),
         ("wrn4_1", {}),
         ("wrn28_0", {}),
-        ("wrn16_1", {"groups": 5}),
         ("wrn28_10", {"groups": 2, "drop_rate": 0.1, "num_classes": 0}),
-        ("wrn16_1", {"drop_rate": 1.0}),
         ("wrn16_1", {"in_channels": 0}),
     ],
 )

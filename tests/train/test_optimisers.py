@@ -157,6 +157,21 @@ def test_fp16s_scaler_leaves_it_to_the_optimiser(name):
     assert scaler.get_scale() == 2.0
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e-2, 1.0])
+def test_lambs_trust_is_the_oracles_at_weights_of_any_size(scale):
+    """The ratio of norms holds for those below 1 too; where a norm is 0 there is none, and the step is Adam's."""
+    mine, other = network(), network()
+    with torch.no_grad():
+        for p in (*mine.parameters(), *other.parameters()):
+            p.mul_(scale)
+    optimizer, (theirs,) = optim.build(mine, OURS["lamb"]), theirs_of("lamb", other)
+    set_gradients((mine, other), 1)
+    optimizer.step()
+    theirs.step()
+    for p, q in zip(mine.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["muon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lamb", "lion"))])
 def test_a_killed_run_ends_with_the_same_bytes(name, spawn, tmp_path):
     recipe = dataclasses.replace(TINY, optim=OURS[name], body_lr=0.5)

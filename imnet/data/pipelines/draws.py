@@ -11,7 +11,7 @@ import torch
 from imnet_kernels.philox import philox, uniform_below
 from torch import Tensor
 
-# Beyond those of the kernels (0..4), so that switching one thing on does not move another.
+# Beyond those of the kernels (0..3), so that switching one thing on does not move another.
 STREAM_CROP = 16
 STREAM_JITTER = 17
 STREAM_JITTER_ORDER = 18
