@@ -19,7 +19,7 @@ def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recip
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
     if name and str(name).startswith("own/") and not first["recipe"]:
-        base = from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
+        base = _own(file_values, first["config"])
     elif name:
         base = by_name(str(name))
     elif model:
@@ -38,6 +38,14 @@ def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recip
         base, more = _with_data(base, str(dataset))
         notes += more
     return base, notes
+
+
+def _own(file_values: dict[str, Any], file: str | None) -> Recipe:
+    """A recipe for the user's own data is nowhere but in its configuration file, all of it."""
+    try:
+        return from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
+    except ValueError as error:
+        raise UsageError(str(error), file=file) from error
 
 
 def with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +16,9 @@ from torch import Tensor
 from imnet.data.order import Order
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
-from imnet.recipe_json import config_hash, from_dict, to_dict
+from imnet.recipe_json import config_hash, to_dict
 from imnet.run_state import Setup
-from imnet.runfolder import difference
+from imnet.runfolder import difference, recipe_of
 
 ANEW = "choose another --out to start anew"
 EDGE = "let the old command reach the end of an epoch first, or choose another --out"
@@ -40,16 +41,16 @@ class Origin:
         return epoch, batches * self.order.batch_images
 
 
-def origin(saved: Mapping[str, Any], run: Mapping[str, Any]) -> Origin:
-    """Of a checkpoint's state, by run.json, which keeps every configuration that the folder has had.
+def origin(saved: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> Origin:
+    """Of a checkpoint's state, by ``folder``'s run.json, which keeps every configuration that the folder has had.
 
     Raises UsageError where it does not know the checkpoint's.
     """
     known = [entry_of(run), *run.get("before", [])] if run else []
-    entry = next((e for e in known if e["config_hash"] == saved["config_hash"]), None)
+    entry = next((e for e in known if e.get("config_hash") == saved["config_hash"]), None)
     if entry is None:
         raise UsageError("the checkpoint is of a configuration that run.json does not know", hint=ANEW)
-    recipe = from_dict(entry["recipe"])
+    recipe = recipe_of(entry, folder)
     d, images = recipe.data, saved.get("train_images", entry["train_images"])
     order = Order(images, d.batch_images, recipe.seed, drop_last=d.drop_last)
     return Origin(recipe, entry["precision"], order, saved["data_fingerprint"], saved["step"])

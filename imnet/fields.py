@@ -11,6 +11,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from imnet.errors import UNSET
@@ -80,12 +81,15 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     """ValueError for the first field of a dataclass value that holds a number outside of its range, or another type
     than it declares: no other word than those of a Literal, no "no" for a bool, which would be true.
 
-    Numbers of numpy, which neither JSON nor YAML can write, become Python's.
+    Numbers of numpy, which neither JSON nor YAML can write, become Python's; a list becomes a tuple.
     """
     for field in dataclasses.fields(value):
         held, name = getattr(value, field.name), f"{prefix}{field.name}"
         if getattr(held, "shape", None) == ():
             held = held.item()
+            object.__setattr__(value, field.name, held)
+        if isinstance(held, list):
+            held = tuple(held)
             object.__setattr__(value, field.name, held)
         numbers: Range | None = field.metadata.get("range")
         word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. the mean of an image
@@ -115,11 +119,11 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _fits(held: Any, kind: Any) -> bool:
-    """Whether ``held`` is what a field of that type may hold; of types other than plain ones anything is."""
-    parts = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Literal:
+    """Whether ``held`` is what a field of that type may hold; what a tuple or a mapping contains is not looked at."""
+    parts, origin = typing.get_args(kind), typing.get_origin(kind)
+    if origin is typing.Literal:
         return isinstance(held, str | int) and held in parts
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType):
         return any(_fits(held, part) for part in parts)
     if kind is float:
         return isinstance(held, int | float) and not isinstance(held, bool)
@@ -127,7 +131,11 @@ def _fits(held: Any, kind: Any) -> bool:
         return isinstance(held, int | float) and not isinstance(held, bool) and held == int(held)
     if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
         return isinstance(held, str | int) and not isinstance(held, bool)
-    return kind not in (bool, types.NoneType) or isinstance(held, kind)
+    kind = origin or kind
+    return not isinstance(kind, type) or isinstance(held, kind)
+
+
+_SEVERAL = {tuple: "a list", Mapping: "a mapping of names to values"}
 
 
 def _words(kind: Any) -> str:
@@ -136,8 +144,10 @@ def _words(kind: Any) -> str:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return ", or ".join(_words(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) in _SEVERAL:
+        return _SEVERAL[typing.get_origin(kind)]
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
-    return names.get(kind, str(kind))
+    return names.get(kind) or getattr(kind, "__name__", str(kind))
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import IOFailure
+from imnet.errors import DataError, IOFailure
 from imnet.files import finite
 
 
@@ -59,11 +59,35 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a torn last one (a run that was killed) is left out, and so are blank ones."""
-    rows = []
-    for line in filter(bytes.strip, path.read_bytes().splitlines()):
+    """Every whole line, none where the file is absent; see ``parse``."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
+    return [row for _, row in parse(data, path)[0]]
+
+
+def parse(data: bytes, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bytes]:
+    """Every line that is not blank and its number, from 1; and a torn last one (of a run that was killed), which is
+    none of them. DataError for any other that is no object with a kind and a step."""
+    rows: list[tuple[int, dict[str, Any]]] = []
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                return rows, line
+            offset = sum(map(len, lines[: number - 1]))
+            raise DataError(f"line {number} is not JSON", file=path, offset=offset, hint="remove it") from None
+        if not isinstance(row, dict):
+            raise DataError(f"line {number} holds a {type(row).__name__}, must be an object", file=path)
+        for name, kind, words in (("kind", str, "text"), ("step", int, "a whole number")):
+            if type(row.get(name)) is not kind:
+                raise DataError(f"line {number}: {name} is {row.get(name)!r:.40}, must be {words}", file=path)
+        rows.append((number, row))
+    return rows, b""

@@ -46,7 +46,9 @@ def build_value(cls: Any, raw: Any, path: str) -> Any:
     dataclass_options = [c for c in options if dataclasses.is_dataclass(c)]
     if raw is None and type(None) in options:
         return None
-    if dataclass_options and isinstance(raw, Mapping):
+    if dataclass_options:
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"got {path} = {raw!r:.80}; allowed: a mapping of its values; leave it out or mend it")
         return _build_dataclass(dataclass_options, dict(raw), path)
     if isinstance(raw, list):
         return tuple(raw)
@@ -63,7 +65,7 @@ def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
     cls = options[0]
     if len(options) > 1:
         by_kind = {c.kind: c for c in options}
-        if kind not in by_kind:
+        if not isinstance(kind, str) or kind not in by_kind:
             raise ValueError(f"got {path}.kind = {kind!r}; allowed: {', '.join(by_kind)}; set --{path}.kind")
         cls = by_kind[kind]
     hints = typing.get_type_hints(cls)

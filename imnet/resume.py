@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from imnet import change, checkpoint
@@ -23,7 +24,7 @@ def resume(
     if folder is not None:
         found = checkpoint.load(folder.checkpoints, (run or {}).get("config_hash"))
         if found is not None:
-            step, notes = _enter(found, setup, step_fn, run or {})
+            step, notes = _enter(found, setup, step_fn, run or {}, folder.path)
             notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]
     chosen = setup.world.share((found.path, step) if found else None)
     if chosen is None:
@@ -54,7 +55,7 @@ def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int,
 
 
 def _enter(
-    found: checkpoint.Checkpoint, setup: Setup, step_fn: TrainStep, run: dict[str, Any]
+    found: checkpoint.Checkpoint, setup: Setup, step_fn: TrainStep, run: dict[str, Any], folder: Path
 ) -> tuple[int, list[str]]:
     """The step to go on at, and what to say; UsageError where that cannot be."""
     saved = found.state
@@ -63,7 +64,7 @@ def _enter(
         raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
     if saved["config_hash"] == setup.config_hash and not other_data:
         return saved["step"], []
-    old = change.origin(saved, run)
+    old = change.origin(saved, run, folder)
     step = change.plan(old, setup, found.tensors, step_fn.net.state_dict())
     return step, change.notes(old, setup, step)
 

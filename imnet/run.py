@@ -25,10 +25,9 @@ from imnet.from_recipe import build_network, build_pipeline, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
-from imnet.recipe_json import from_dict
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
-from imnet.runfolder import bands_in, read_run
+from imnet.runfolder import bands_in, read_run, recipe_of
 from imnet.start import train
 
 
@@ -46,11 +45,7 @@ class Run:
                 "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"
             )
         self.info: dict[str, Any] = info
-        try:
-            self.recipe: Recipe = from_dict(info["recipe"])
-        except ValueError as error:
-            what = f"the recipe in run.json cannot be read: {error}"
-            raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
+        self.recipe: Recipe = recipe_of(info, self.path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, recipe={self.recipe.name!r}, status={self.info['status']!r})"

@@ -16,15 +16,15 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from imnet.errors import IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
-from imnet.recipe_json import config_hash, to_dict
+from imnet.recipe_json import config_hash, from_dict, to_dict
 from imnet.run_options import RunOptions
 
 LOCK = ".lock"
@@ -206,8 +206,11 @@ def writer(path: Path) -> str | None:
 _ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, "device": str}
 """What run.json has held since the first version."""
 _SOMETIMES = {"data": dict, "best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
+_SOMETIMES |= {"num_ranks": int, "threads": int, "parameters": int}
 """What a version that knows it wrote, or null."""
-_WORDS = {str: "text", dict: "object", list: "list"}
+_DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int}
+"""What its ``data`` holds."""
+_WORDS = {str: "text", dict: "object", list: "list", int: "whole number"}
 
 
 def read_run(path: Path) -> dict[str, Any] | None:
@@ -217,15 +220,30 @@ def read_run(path: Path) -> dict[str, Any] | None:
         if not isinstance(run, dict):
             raise ValueError(f"it holds a {type(run).__name__}, must be an object")
         there = {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None}
-        for key, kind in (_ALWAYS | there).items():
-            if not isinstance(run.get(key), kind):
-                raise ValueError(f"{key} is missing or no {_WORDS[kind]}")
+        _check_kinds(run, _ALWAYS | there)
+        _check_kinds(run.get("data") or {}, _DATA if run.get("data") else {}, "data.")
         return run
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         hint = "put a copy back, or take another folder"
         raise IOFailure(f"run.json is unreadable: {error}", file=path, hint=hint) from error
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], prefix: str = "") -> None:
+    for key, kind in kinds.items():
+        if not isinstance(values.get(key), kind):
+            raise ValueError(f"{prefix}{key} is missing or no {_WORDS[kind]}")
+
+
+def recipe_of(entry: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe of run.json, or of a configuration that it had before, in the run folder ``path``; DataError where it
+    is not one."""
+    try:
+        return from_dict(entry.get("recipe", {}))
+    except ValueError as error:
+        what = f"the recipe in run.json cannot be read: {error}"
+        raise DataError(what, file=path, hint="put a copy back, or take another folder") from error
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

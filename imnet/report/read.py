@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError, IOFailure
+from imnet.metrics import parse
 from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
 from imnet.scores import Confusion
 
@@ -25,6 +26,7 @@ def load(run_dir: Path) -> RunLog:
     if not isinstance(info.get("recipe"), dict):
         raise DataError("key 'recipe' is missing or not an object", file=run_dir / "run.json", hint=NOT_A_RUN)
     _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
+    as_number(info.get("stopped"), "stopped", run_dir / "run.json")
     train, lines, notes = _read_metrics(run_dir / "metrics.jsonl")
     evals = lines["eval"]
     skipped = info.get("skipped_steps")
@@ -115,25 +117,18 @@ def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]
     if not path.exists():
         return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
     train: list[TrainLine] = []
-    notes: list[str] = []
-    offset, lines = 0, _read_bytes(path).splitlines(keepends=True)
-    for number, raw in enumerate(lines, 1):
-        try:
-            record = json.loads(raw) if raw.strip() else {}
-        except (ValueError, RecursionError):
-            if number < len(lines):
-                raise DataError(f"line {number} is not JSON", file=path, offset=offset, hint="remove it") from None
-            notes.append(f"The last line of metrics.jsonl (byte {offset}, {len(raw)} bytes) is torn and was ignored.")
-            break
-        _append(record, train, evals, f"line {number}", path)
-        offset += len(raw)
-    return train, evals, notes
+    data = _read_bytes(path)
+    rows, torn = parse(data, path)
+    for number, row in rows:
+        _append(row, train, evals, f"line {number}", path)
+    where = f"byte {len(data) - len(torn)}, {len(torn)} bytes"
+    return train, evals, [f"The last line of metrics.jsonl ({where}) is torn and was ignored."] if torn else []
 
 
-def _append(record: Any, train: list[TrainLine], evals: dict[str, list[EvalLine]], where: str, path: Path) -> None:
-    if not isinstance(record, dict):
-        raise DataError(f"{where} holds a {type(record).__name__}, must be an object", file=path)
-    kind = record.get("kind")
+def _append(
+    record: dict[str, Any], train: list[TrainLine], evals: dict[str, list[EvalLine]], where: str, path: Path
+) -> None:
+    kind = record["kind"]
     if kind != "train" and kind not in evals:
         return
     names = TrainLine._fields if kind == "train" else EvalLine._fields

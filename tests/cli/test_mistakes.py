@@ -8,6 +8,7 @@ import pytest
 
 from imnet import cli, options, recipes, yaml_file
 from imnet.errors import UsageError
+from imnet.recipe import replace
 from imnet.recipe_json import config_dict
 from imnet.run_options import RunOptions
 
@@ -155,11 +156,13 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, text):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["quickstart", "own/x"])
 @pytest.mark.parametrize("value", ["[1]", "{a: 1}", "[[{b: [2]}]]"])
-def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value):
-    """Every name of a configuration in turn; few take a list, and none a mapping of just any names."""
+def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value, name):
+    """Every name of a configuration in turn; few take a list, and none a mapping of just any names. A recipe for the
+    user's own data is nowhere but in the file."""
     path, wrong = tmp_path / "c.yaml", yaml_file.parse(value)
-    whole, told = config_dict(recipes["quickstart"], RunOptions()), []
+    whole, told = config_dict(replace(recipes["quickstart"], name=name), RunOptions()), []
     for name, held in whole.items():
         for inner in (None, *(held if isinstance(held, dict) else ())):
             path.write_text(json.dumps(whole | {name: wrong if inner is None else held | {inner: wrong}}))

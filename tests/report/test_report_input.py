@@ -43,7 +43,16 @@ DAMAGE = [
     ("metrics.jsonl", lambda text: "7\n" + text, "line 1 holds a int"),
     ("metrics.jsonl", lambda text: text.replace('"top1": 0.85', '"top1": 85.0'), "fraction"),
     ("metrics.jsonl", lambda text: text.replace('"epoch": 1,', ""), "no finite step and epoch"),
-    ("metrics.jsonl", lambda text: text.replace('"step": 10,', '"step": "ten",'), "must be a number"),
+    (
+        "metrics.jsonl",
+        lambda text: text.replace('"step": 10,', '"step": "ten",'),
+        "step is 'ten', must be a whole",
+    ),
+    (
+        "metrics.jsonl",
+        lambda text: text.replace('"kind": "train",', '"kind": [[1]],', 1),
+        "kind is [[1]], must be",
+    ),
     ("metrics.jsonl", lambda text: text.replace('"step": 10,', f'"step": 1{"0" * 400},'), "too large"),
     ("evaluation.json", edited("confusion", None), "confusion must be the lists true, predicted, images"),
     ("evaluation.json", edited("confusion", cells([0], [1, 2], [3])), "equally long"),

@@ -12,10 +12,9 @@ import imnet
 from imnet import checkpoint
 from imnet.capture import CapturedStep, NotCapturableError
 from imnet.cli import eval_main
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import UsageError
 from imnet.metrics import read_metrics
 from imnet.recipe import SGD
-from imnet.run import Run
 from imnet.run_options import RunOptions
 from imnet.start import train
 
@@ -163,31 +162,3 @@ def test_a_graph_cannot_hold_a_decay_that_changes():
     with pytest.raises(ValueError, match="ema_warmup without ema_decay"):
         dataclasses.replace(TINY, ema_decay=None, ema_warmup=True)
     assert issubclass(NotCapturableError, UsageError)
-
-
-RUN = {"status": "complete", "config_hash": "0", "recipe": {}, "precision": "fp32", "device": "cpu"}
-
-
-@pytest.mark.parametrize(
-    ("holds", "said"),
-    [
-        (None, "it holds a NoneType, must be an object"),
-        ([RUN], "it holds a list"),
-        ({}, "status is missing or no text"),
-        (RUN | {"recipe": 3}, "recipe is missing or no object"),
-        (RUN | {"weights": 3}, "weights is missing or no object"),
-        (RUN | {"before": {}}, "before is missing or no list"),
-    ],
-)
-def test_a_run_json_that_holds_something_else_is_one_line_and_nothing_is_trained_anew(tmp_path, holds, said):
-    (tmp_path / "run.json").write_text(json.dumps(holds))
-    for take in (Run, lambda path: train(TINY, options(path))):
-        with pytest.raises(IOFailure, match=f"run.json is unreadable: {said}.*; put a copy back"):
-            take(tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
-def test_a_recipe_of_another_version_is_named(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps(RUN | {"recipe": {"zzz": 1}}))
-    with pytest.raises(DataError, match=r"recipe in run.json cannot be read: got unknown recipe\.zzz"):
-        Run(tmp_path)

@@ -93,6 +93,12 @@ def test_a_value_that_an_option_has_not_is_refused(tmp_path, option, value, allo
         ("data", "sampler", "even"),
         ("augment", "hflip", "sometimes"),
         ("optim", "nesterov", "no"),
+        ("", "augment", {"hflip": "none"}),
+        ("", "data", None),
+        ("", "optim", "sgd"),
+        ("", "schedule", TINY.optim),
+        ("", "model_options", "width"),
+        ("augment", "crop_scale", 0.5),
     ],
 )
 def test_a_value_that_a_recipe_has_not_is_refused(part, field, value):
@@ -105,6 +111,7 @@ def test_plain_values_stay_what_they_were():
     assert RunOptions(keep=3).keeps == RunOptions(keep="3").keeps  # pyright: ignore[reportArgumentType]
     assert OneCycle(peak_fraction=0.5, start_factor=0).start_factor == 0
     assert RunOptions(threads=2.0).threads == 2  # pyright: ignore[reportArgumentType]
+    assert imnet.replace(TINY.augment, mean=[0.5]) == imnet.replace(TINY.augment, mean=(0.5,))
 
 
 @pytest.mark.parametrize(("name", "words"), [("quickstrat", "did you mean quickstart?"), (3, "--list recipes")])

@@ -1,0 +1,93 @@
+"""run.json and metrics.jsonl that hold something else: one line that names it, and nothing is trained or lost."""
+
+import dataclasses
+import json
+
+import pytest
+
+from imnet.errors import DataError, IOFailure
+from imnet.recipe_json import to_dict
+from imnet.run import Run
+from imnet.start import train
+
+from .conftest import TINY, options
+
+RUN = {"status": "complete", "config_hash": "0", "recipe": {}, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        (None, "it holds a NoneType, must be an object"),
+        ([RUN], "it holds a list"),
+        ({}, "status is missing or no text"),
+        (RUN | {"recipe": 3}, "recipe is missing or no object"),
+        (RUN | {"weights": 3}, "weights is missing or no object"),
+        (RUN | {"before": {}}, "before is missing or no list"),
+        (RUN | {"num_ranks": "two"}, "num_ranks is missing or no whole number"),
+        (
+            RUN | {"data": {"name": "x", "fingerprint": "0", "class_names": {}}},
+            "data.class_names is missing or no list",
+        ),
+    ],
+)
+def test_a_run_json_that_holds_something_else_is_one_line_and_nothing_is_trained_anew(tmp_path, holds, said):
+    (tmp_path / "run.json").write_text(json.dumps(holds))
+    for take in (Run, lambda path: train(TINY, options(path))):
+        with pytest.raises(IOFailure, match=f"run.json is unreadable: {said}.*; put a copy back"):
+            take(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        ({"zzz": 1}, r"got unknown recipe\.zzz"),
+        (to_dict(TINY) | {"augment": [1]}, r"got augment = \[1\]; allowed: a mapping"),
+        (to_dict(TINY) | {"optim": {"kind": ["sgd"]}}, r"got optim\.kind = \['sgd'\]; allowed: sgd"),
+        (to_dict(TINY) | {"epochs": -1}, r"got epochs = -1; allowed: 1 or more"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, holds, said):
+    (tmp_path / "run.json").write_text(json.dumps(RUN | {"recipe": holds}))
+    with pytest.raises(DataError, match=f"recipe in run.json cannot be read: {said}"):
+        Run(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["recipe", "before"])
+def test_a_run_goes_on_with_a_change_only_from_a_recipe_that_can_be_read(tmp_path, where):
+    folder = train(TINY, options(tmp_path / "run"))[1]
+    path = folder / "run.json"
+    info = json.loads(path.read_text())
+    info["recipe"]["data"]["hold_out"] = 7
+    if where == "before":
+        info["before"] = [{key: info[key] for key in ("config_hash", "recipe", "precision")} | {"train_images": 1}]
+        info["config_hash"] = "0"
+    path.write_text(json.dumps(info))
+    kept = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    longer = dataclasses.replace(TINY, epochs=TINY.epochs + 1)
+    with pytest.raises(DataError, match=r"recipe in run\.json cannot be read: got data\.hold_out = 7"):
+        train(longer, options(folder, allow_change=True))
+    assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[3]", "line 1 holds a list"),
+        ('{"kind": "train", "step": [1]}', r"line 1: step is \[1\], must be a whole number"),
+        ('{"kind": {}, "step": 1}', "line 1: kind is {}, must be text"),
+        ('{"kind": "eval"', "line 1 is not JSON"),
+    ],
+)
+def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(tmp_path, line, said):
+    folder = train(TINY, options(tmp_path / "run"))[1]
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(f"{line}\n{whole}")
+    with pytest.raises(DataError, match=said):
+        Run(folder).model()
+    path.write_text(whole + line[:-1])  # torn, as by a kill
+    assert len(Run(folder).metrics) == len(whole.splitlines())
+    path.unlink()
+    assert Run(folder).metrics == []
