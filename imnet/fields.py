@@ -119,7 +119,8 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _fits(held: Any, kind: Any) -> bool:
-    """Whether ``held`` is what a field of that type may hold; what a tuple or a mapping contains is not looked at."""
+    """Whether ``held`` is what a field of that type may hold. What a list or a mapping contains is not looked at; of
+    types other than plain ones, these and dataclasses, anything is."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
     if origin is typing.Literal:
         return isinstance(held, str | int) and held in parts
@@ -128,11 +129,14 @@ def _fits(held: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(held, int | float) and not isinstance(held, bool)
     if kind is int:  # 2.0 too
-        return isinstance(held, int | float) and not isinstance(held, bool) and held == int(held)
+        return isinstance(held, int | float) and not isinstance(held, bool) and held % 1 == 0
     if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
         return isinstance(held, str | int) and not isinstance(held, bool)
-    kind = origin or kind
-    return not isinstance(kind, type) or isinstance(held, kind)
+    if origin in _SEVERAL:
+        return isinstance(held, list | tuple if origin is tuple else origin)
+    if isinstance(kind, type) and (kind in (bool, types.NoneType) or dataclasses.is_dataclass(kind)):
+        return isinstance(held, kind)
+    return True
 
 
 _SEVERAL = {tuple: "a list", Mapping: "a mapping of names to values"}

@@ -1,8 +1,10 @@
 """Names: how they are registered, found, refused and listed."""
 
 import inspect
+import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -126,16 +128,25 @@ def test_a_users_network_is_held_to_the_types_that_can_be_looked_up():
     def typed(num_classes, in_channels=3, *, width: int = 4):
         return nn.Linear(width, num_classes)
 
+    def several(num_classes, in_channels=3, *, widths: tuple[int, ...] = (4,), kind: Any = 3, norm: type = nn.ReLU):
+        return nn.Linear(sum(widths), num_classes)
+
     def untold(num_classes, in_channels=3, *, width: "NotThere" = 4):  # noqa: F821  # pyright: ignore
         return nn.Linear(int(width), num_classes)
 
     try:
-        model(typed), model(untold)
+        model(typed), model(several), model(untold)
+        assert build("several", 5, widths=[1, 2], kind={}, norm="relu").weight.shape == (5, 3)
         assert build("untold", 5, width="7").weight.shape == (5, 7)
         with pytest.raises(UsageError, match="a whole number"):
             build("typed", 5, width="7")
+        with pytest.raises(UsageError, match="a whole number"):
+            build("typed", 5, width=math.nan)
+        with pytest.raises(UsageError, match="a list"):
+            build("several", 5, widths=3)
     finally:
-        MODELS.pop("typed", None), MODELS.pop("untold", None)
+        for name in ("typed", "several", "untold"):
+            MODELS.pop(name, None)
 
 
 @pytest.mark.parametrize(
