@@ -162,3 +162,58 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
         (tmp_path / name).write_text("half")
     write_atomic(tmp_path / "source.json", "whole")
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, "source.json"])
+
+
+def bitmaps(part, count, seed):
+    """Files of one size, so that another archive of them has every picture at the same place."""
+    some = [making.picture(seed + k, 32, 32, form="BMP") for k in range(8)]
+    return {f"{part}/c{i % 2}/{i:05d}.bmp": some[i % 8] for i in range(count)}
+
+
+def swapped(tmp_path, name, old, new, part_bytes):
+    """Pack ``in``, of whose archives ``name`` becomes another one once that much of train is written."""
+    source, store = tmp_path / "in", tmp_path / "out"
+    making.write_tree(source, {name: making.tar_bytes(old)})
+    making.write_tree(tmp_path / "other", {name: making.tar_bytes(new)})
+    call = [*command(source, store, "--size", "32"), "--workers", "1"]
+    child = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    part = store / "train.imnet.part"
+    wait_for(lambda: part.exists() and part.stat().st_size > part_bytes, 20)
+    child.send_signal(signal.SIGSTOP)
+    assert not (store / "train.imnet").exists(), "packed before the archive changed"
+    (tmp_path / "other" / name).replace(source / name)
+    child.send_signal(signal.SIGCONT)
+    return call, child.communicate()[1].decode(), child.returncode
+
+
+@pytest.mark.parametrize("name", ["train.tar", "val.tar"])
+def test_an_archive_that_changes_while_it_is_packed_makes_no_store_of_both(tmp_path, name):
+    """Also one whose turn comes later: its members were listed before."""
+    making.write_tree(tmp_path / "in", {f"{part}.tar": making.tar_bytes(bitmaps(part, 6000 if part == "train" else 20,
+                      0)) for part in ("train", "val")})  # fmt: skip
+    part, count = name.removesuffix(".tar"), 6000 if name == "train.tar" else 20
+    call, said, code = swapped(tmp_path, name, bitmaps(part, count, 0), bitmaps(part, count, 100), 500_000)
+    split = {"train": "train", "val": "test"}[part]
+    assert (code, len(said.splitlines())) == (65, 1 if split == "train" else 2), said
+    assert f"changed while its {split} part was packed" in said
+    assert not split_path(tmp_path / "out", split).exists()
+    done = subprocess.run(call, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    images = open_store(split_path(tmp_path / "out", split)).images()
+    for i, data in enumerate(list(bitmaps(part, count, 100).values())[:16]):
+        assert np.array_equal(images[i // 2 + i % 2 * (count // 2)], making.expected(data, 32))
+
+
+def test_a_store_whose_list_was_not_written_any_more_gets_one(tmp_path):
+    """A kill or a full disk between the two: a later change must be packed, not refused."""
+    source = making.write_tree(tmp_path / "in", making.class_files())
+    call = ["pack", str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1"]
+    assert main(call) == 0
+    (tmp_path / "out" / "source.json").unlink()
+    (tmp_path / "out" / "train.source.npz").unlink()
+    assert main(call) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == WHOLE
+    (source / "train/n01440764/n01440764_0.JPEG").write_bytes(making.picture(900))
+    assert main(call) == 0
+    image = open_store(split_path(tmp_path / "out", "train")).images()[0]
+    assert np.array_equal(image, making.expected(making.picture(900), 8))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.files import locked, make_dir
+from imnet.data.files import io_errors, locked, make_dir
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
@@ -59,7 +59,10 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
     if origin is not None:
         _refuse_other_request(origin, target)
     _drop_old_splits(found, target, options)
-    headers = {split: _pack_split(found, split, target, options) for split in sorted(found.splits, reverse=True)}
+    splits = sorted(found.splits, reverse=True)
+    # All of them now: what changes at the source while the first part is packed must not pass for the second's state.
+    keys = {split: _key(found, split, options.rule) for split in splits}
+    headers = {split: _pack_split(found, split, keys[split], target, options) for split in splits}
     if origin is not None:
         origin.write(target)
     return headers
@@ -81,12 +84,13 @@ def unchanged(target: Path, origin: Origin) -> bool:
     return split_path(target, "train").is_file() and Origin.read(target) == origin
 
 
-def _pack_split(found: Found, split: str, target: Path, options: Options) -> dict:
-    content, final = found.splits[split], split_path(target, split)
+def _pack_split(found: Found, split: str, key: str, target: Path, options: Options) -> dict:
+    content, final, listed = found.splits[split], split_path(target, split), table_path(target, split)
     _check_rule(content, options.rule, found)
-    key = _key(found, content, options.rule)
     part = final.with_name(final.name + ".part")
     if final.exists() and _is_same(header := open_store(final).header, key, options):
+        if not listed.exists():  # packing ended between the store and its list
+            Table.of(content, found.path).write(listed)
         return header
     with locked(part, wait_s=24 * 3600.0) as descriptor:
         header = _present(final, key, found, content, options)
@@ -94,20 +98,22 @@ def _pack_split(found: Found, split: str, target: Path, options: Options) -> dic
             part.unlink(missing_ok=True)
             return header
         (target / "source.json").unlink(missing_ok=True)
+        table = Table.of(content, found.path)
         shape = content.shape if isinstance(content, Blocks) else _shape(options.rule)
         writer = Writer(part, descriptor, key, shape)
         shown = Progress(split, len(content), writer.done, options.quiet)
         try:
             if isinstance(content, Items):
-                labels, crcs = _write_items(content, writer, options, shown)
+                labels, table.columns["crc"] = _write_items(content, writer, options, shown)
             else:
-                labels, crcs = _write_blocks(content, writer, shown)
+                labels, table.columns["crc"] = _write_blocks(content, writer, shown)
         except BaseException:
             writer.pause()
             raise
-        table = Table.of(content, found.path, crcs)
+        _check_still(found, split, key, options.rule)
         header = writer.finish(final, labels, _about(found, split, options.rule, key))
-        table.write(table_path(target, split))
+        listed.unlink(missing_ok=True)  # of another state: none at all is better, should the disk be full now
+        table.write(listed)
     counted = {"bad pictures left out": header["left_out"]}
     counted["with a camera's note to turn them, which is not followed"] = header.get("turned", 0)
     shown.close(f"{final}: {header['count']:,} images" + "".join(f", {what}: {n}" for what, n in counted.items() if n))
@@ -130,8 +136,18 @@ def _shape(rule: ResizeRule | None) -> tuple[int, int, int] | None:
     return None if rule is None else (rule.size_px, rule.size_px, rule.channels)
 
 
-def _key(found: Found, content: Items | Blocks, rule: ResizeRule | None) -> str:
-    parts = [FORMAT, content.fingerprint(), found.class_names, None if rule is None else asdict(rule)]
+def _check_still(found: Found, split: str, key: str, rule: ResizeRule | None) -> None:
+    """DataError where an archive or a file of pixels is another one than at the beginning: the split is of both then,
+    and places in an archive may be those of other pictures."""
+    if _key(found, split, rule) != key:
+        what = f"changed while its {split} part was packed"
+        raise DataError(what, file=found.path, hint="run again once nothing writes there")
+
+
+def _key(found: Found, split: str, rule: ResizeRule | None) -> str:
+    with io_errors(found.path, "read"):
+        content = found.splits[split].fingerprint()
+    parts = [FORMAT, content, found.class_names, None if rule is None else asdict(rule)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

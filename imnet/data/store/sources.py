@@ -103,11 +103,10 @@ class Table:
     columns: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, content: Items | Blocks, root: Path, crc: np.ndarray | None = None) -> Table:
-        """The split as it lies now at ``root``; ``crc`` (N,) of the contents where they were read."""
+    def of(cls, content: Items | Blocks, root: Path) -> Table:
+        """The split as it lies now at ``root``, its contents not read yet: ``crc`` (N,) is not known."""
         names, columns = _items(content) if isinstance(content, Items) else _files(content)
-        if crc is None:
-            crc = np.full(len(names), UNKNOWN, dtype=np.int64)
+        crc = np.full(len(names), UNKNOWN, dtype=np.int64)
         return cls(os.path.realpath(root), names, {**columns, "crc": crc})
 
     def write(self, path: Path) -> None:
