@@ -11,6 +11,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from imnet.errors import UNSET
@@ -121,10 +122,14 @@ def _fits(held: Any, kind: Any) -> bool:
         return isinstance(held, str | int) and held in parts
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return any(_fits(held, part) for part in parts)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(held, tuple) and all(_fits(inner, parts[0]) for inner in held)
+    if typing.get_origin(kind) in (dict, Mapping):
+        return isinstance(held, Mapping)
     if kind is float:
         return isinstance(held, int | float) and not isinstance(held, bool)
     if kind is int:  # 2.0 too
-        return isinstance(held, int | float) and not isinstance(held, bool) and held == int(held)
+        return isinstance(held, int | float) and not isinstance(held, bool) and held % 1 == 0
     if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
         return isinstance(held, str | int) and not isinstance(held, bool)
     return kind not in (bool, types.NoneType) or isinstance(held, kind)
@@ -136,8 +141,10 @@ def _words(kind: Any) -> str:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return ", or ".join(_words(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_words(typing.get_args(kind)[0])}"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
-    return names.get(kind, str(kind))
+    return names.get(kind, "an object")
 
 
 def flag(name: str) -> str:
