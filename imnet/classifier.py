@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from imnet import device, models
 from imnet.data.pipelines.batches import Batches
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
+from imnet.fields import COUNT, Range, about, check, check_ranges
 from imnet.recipe import Augment
 from imnet.recipe_json import build_value, to_dict
 
@@ -37,12 +38,12 @@ KEY = "imnet"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of a network beside its weights; plain JSON in files."""
+    """What is known of a network beside its weights; plain JSON in files. ValueError for other types and ranges."""
 
     model: str
-    num_outputs: int
-    channels: int
-    image_px: int
+    num_outputs: int = field(metadata=about("of the network, which may have more than there are classes", COUNT))
+    channels: int = field(metadata=about("of the images", COUNT))
+    image_px: int = field(metadata=about("side of the images", Range(low=1, high=65_536)))
     """Side that pictures are made, straight and with the BOX filter, before ``augment``'s evaluation part."""
     whole: bool
     """Pictures are cut from as they are: the shorter side and the crop of ``augment``, instead of ``image_px``."""
@@ -56,14 +57,20 @@ class Card:
     licence: str | None = None
     """Of the weights that training began with; None where they were drawn."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        known = models.known(str(self.model))
+        check(known, f"model = {self.model!r}", "a network of imnet-train --list models", "name one")
+        num, most = len(self.class_names), self.num_outputs
+        check(1 <= num <= most, f"{num} class_names", f"1 to {most}, its num_outputs", "name each output once")
+        self.augment.check_fits(self.image_px, self.channels)
+
     def dumps(self) -> str:
-        return json.dumps(asdict(self) | {"augment": to_dict(self.augment)})
+        return json.dumps(to_dict(self))
 
     @classmethod
     def loads(cls, text: str) -> Card:
-        values = json.loads(text)
-        values["augment"] = build_value(Augment, values["augment"], "augment")
-        return cls(**values | {"class_names": tuple(values["class_names"])})
+        return build_value(cls, json.loads(text), "card")
 
     @property
     def rule(self) -> ResizeRule:
@@ -190,9 +197,13 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     if KEY not in head:
         hint = "imnet-export writes one; other weights start a training: imnet-train --weights FILE"
         raise DataError("no card of a classifier in it", file=file, hint=hint)
-    card = Card.loads(head[KEY])
-    network = models.build(card.model, card.num_outputs, card.channels, **card.model_options)
-    network.load_state_dict(tensors)
+    try:
+        card = Card.loads(head[KEY])
+        network = models.build(card.model, card.num_outputs, card.channels, **card.model_options)
+        network.load_state_dict(tensors)
+    except (ValueError, RuntimeError, UsageError) as error:  # torch's, of weights that are another network's
+        what = f"its card cannot be read, or is not that of its weights: {error}"
+        raise DataError(what, file=file, hint="write it again: imnet-export RUN --to safetensors") from error
     return Classifier(network, card)
 
 

@@ -134,12 +134,17 @@ def _weights(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in model.network.cpu().state_dict().items()}
 
 
+def _told(card: Card) -> dict[str, str]:
+    """What every file says of itself, for readers without imnet."""
+    return {KEY: card.dumps(), "classes": json.dumps(card.class_names), "input": describe(card)}
+
+
 def _safetensors(model: Classifier, path: Path) -> Read:
     if model.mean is not None:
         hint = "--to onnx and --to pt2 hold it"
         raise UsageError("got a network that subtracts the mean image of its training set", hint=hint)
     card = model.card
-    head = {"format": "pt", KEY: card.dumps(), "classes": json.dumps(card.class_names)}
+    head = {"format": "pt"} | _told(card)
     a = card.augment
     if not isinstance(a.mean, str):
         about: dict[str, Any] = {"image_px": card.input_px, "mean": a.mean, "std": a.std}
@@ -164,7 +169,8 @@ def _program(model: Classifier) -> torch.export.ExportedProgram:
 
 def _pt2(model: Classifier, path: Path) -> Read:
     written = io.BytesIO()
-    torch.export.save(_program(model), written, extra_files={f"{KEY}.json": model.card.dumps()})
+    told = {f"{name}.{'txt' if name == 'input' else 'json'}": text for name, text in _told(model.card).items()}
+    torch.export.save(_program(model), written, extra_files=told)
     path.write_bytes(written.getvalue())
     again = torch.export.load(path).module()
     return lambda pixels: again(network_input(model.card, pixels)).detach()
@@ -182,8 +188,7 @@ def _onnx(model: Classifier, path: Path) -> Read:
     assert made is not None
     proto = made.model_proto
     card = model.card
-    told = {KEY: card.dumps(), "classes": json.dumps(card.class_names), "input": describe(card)}
-    onnx.helper.set_model_props(proto, told)
+    onnx.helper.set_model_props(proto, _told(card))
     onnx.save(proto, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -240,7 +245,8 @@ def describe(card: Card) -> str:
         f"shorter side to {rule.shorter_px} pixels {by}, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
     side = a.resize_eval_px or a.resize_px
     more = (f", then bilinear to {side}" if side else "") + (f", then the middle {a.crop_px}" if a.crop_px else "")
-    return f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1; pictures: {made}{more}"
+    shape = f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1"
+    return f"{shape}; pictures: Pillow's convert('{rule.mode}'), then {made}{more}"
 
 
 WRITERS: dict[str, Callable[[Classifier, Path], Read]] = {

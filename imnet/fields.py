@@ -119,27 +119,27 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _fits(held: Any, kind: Any) -> bool:
-    """Whether ``held`` is what a field of that type may hold. What a list or a mapping contains is not looked at; of
-    types other than plain ones, these and dataclasses, anything is."""
+    """Whether ``held`` is what a field of that type may hold. What a mapping contains is not looked at; of types other
+    than plain ones, lists, mappings and dataclasses, anything is."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
     if origin is typing.Literal:
         return isinstance(held, str | int) and held in parts
     if origin in (typing.Union, types.UnionType):
         return any(_fits(held, part) for part in parts)
+    if origin is tuple:
+        kinds = parts[:1] * len(held) if isinstance(held, list | tuple) and ... in parts else parts
+        return isinstance(held, list | tuple) and len(held) == len(kinds) and all(map(_fits, held, kinds))
     if kind is float:
         return isinstance(held, int | float) and not isinstance(held, bool)
     if kind is int:  # 2.0 too
         return isinstance(held, int | float) and not isinstance(held, bool) and held % 1 == 0
     if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
         return isinstance(held, str | int) and not isinstance(held, bool)
-    if origin in _SEVERAL:
-        return isinstance(held, list | tuple if origin is tuple else origin)
+    if origin in (dict, Mapping):
+        return isinstance(held, Mapping)
     if isinstance(kind, type) and (kind in (bool, types.NoneType) or dataclasses.is_dataclass(kind)):
         return isinstance(held, kind)
     return True
-
-
-_SEVERAL = {tuple: "a list", Mapping: "a mapping of names to values"}
 
 
 def _words(kind: Any) -> str:
@@ -148,8 +148,10 @@ def _words(kind: Any) -> str:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return ", or ".join(_words(part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) in _SEVERAL:
-        return _SEVERAL[typing.get_origin(kind)]
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_words(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) in (dict, Mapping):
+        return "a mapping of names to values"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
     return names.get(kind) or getattr(kind, "__name__", str(kind))
 

@@ -41,15 +41,15 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
 
 
 def build_value(cls: Any, raw: Any, path: str) -> Any:
-    """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them)."""
+    """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them); ValueError for what is none."""
     options = _union_members(cls)
-    dataclass_options = [c for c in options if dataclasses.is_dataclass(c)]
+    dataclass_options: list[Any] = [c for c in options if dataclasses.is_dataclass(c)]
     if raw is None and type(None) in options:
         return None
-    if dataclass_options:
-        if not isinstance(raw, Mapping):
-            raise ValueError(f"got {path} = {raw!r:.80}; allowed: a mapping of its values; leave it out or mend it")
+    if dataclass_options and isinstance(raw, Mapping):
         return _build_dataclass(dataclass_options, dict(raw), path)
+    if dataclass_options and not isinstance(raw, tuple(dataclass_options)):
+        raise ValueError(f"got {path} = {raw!r:.80}; allowed: a mapping of its values; leave it out or mend it")
     if isinstance(raw, list):
         return tuple(raw)
     return raw

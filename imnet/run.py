@@ -131,26 +131,34 @@ class Run:
 
     def classifier(self, *, data_dir: str | None = None, which: str | int = "last") -> Classifier:
         """The same with all that it needs to judge pictures; ``data_dir`` is only looked at for a mean image."""
-        r = self.recipe
-        last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
-        card = Card(
-            model=r.model,
-            model_options=dict(r.model_options),
-            num_outputs=r.num_outputs,
-            channels=r.data.channels,
-            image_px=r.data.image_px,
-            whole=self.info["data"].get("encoded", False),
-            augment=r.augment,
-            class_names=tuple(self.info["data"]["class_names"]),
-            top1=last.get("top1"),
-            data=self.info["data"]["name"],
-            recipe=r.name,
-            licence=(self.info.get("weights") or {}).get("licence"),
-        )
+        r, card = self.recipe, self._card()
         mean = None
         if r.augment.mean == "image":
             mean = mean_image(load_data(r, self.options(data_dir, "cpu")).train)
         return Classifier(self.model(which), card, mean)
+
+    def _card(self) -> Card:
+        """DataError where run.json does not say what classifying needs: it is a file that people edit."""
+        r = self.recipe
+        last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
+        try:
+            return Card(
+                model=r.model,
+                model_options=dict(r.model_options),
+                num_outputs=r.num_outputs,
+                channels=r.data.channels,
+                image_px=r.data.image_px,
+                whole=self.info["data"].get("encoded", False),
+                augment=r.augment,
+                class_names=tuple(self.info["data"]["class_names"]),
+                top1=last.get("top1"),
+                data=self.info["data"]["name"],
+                recipe=r.name,
+                licence=(self.info.get("weights") or {}).get("licence"),
+            )
+        except ValueError as error:
+            what = f"run.json does not say of its network what classifying needs: {error}"
+            raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
 
     def predict(self, pictures: Iterable[Picture], top: int = 5) -> list[dict[str, Any]]:
         """What the network says of pictures (paths, bytes, PIL pictures, uint8 arrays); see ``Classifier.stream``."""

@@ -118,7 +118,7 @@ def preprocessing(source: str) -> Preprocessing:
         if augment["mean"] != "image":
             side = augment["crop_px"] or augment["resize_px"] or px
             return Preprocessing(side, tuple(augment["mean"]), tuple(augment["std"]))
-    told = json.loads(_header(path).get("preprocessing", "null"))
+    told = _told(path, "preprocessing")
     return Preprocessing(told["image_px"], tuple(told["mean"]), tuple(told["std"])) if told else Preprocessing()
 
 
@@ -247,5 +247,30 @@ def network_of(source: str) -> tuple[str, dict[str, Any]] | None:
     run = read_run(path) if path.is_dir() else None
     if run is not None:
         return run["recipe"]["model"], run["recipe"]["model_options"]
-    card = json.loads(_header(path).get("imnet", "null"))
+    card = _told(path, "imnet")
     return (card["model"], card["model_options"]) if card else None
+
+
+_TOLD: dict[str, dict[str, type]] = {
+    "imnet": {"model": str, "model_options": dict},
+    "preprocessing": {"image_px": int, "mean": list, "std": list},
+}
+"""What is read of the head of a file that imnet-export wrote."""
+
+
+def _told(path: Path, word: str) -> dict[str, Any] | None:
+    """What an exported file says under that word; None of other files, whose heads mean what their writers chose.
+
+    Raises DataError where it is not what imnet-export writes."""
+    head = _header(path)
+    if "imnet" not in head or word not in head:
+        return None
+    try:
+        told = json.loads(head[word])
+        for key, kind in _TOLD[word].items():
+            if not isinstance(told[key], kind):
+                raise ValueError(f"{key} = {told[key]!r}")
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"{word} in its head is not what imnet-export writes: {error}"
+        raise DataError(what, file=path, hint="write it again: imnet-export RUN --to safetensors") from error
+    return told

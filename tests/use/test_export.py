@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 import imnet
+from imnet import weights
 from imnet.classifier import Card, Classifier, load
-from imnet.cli import export_main
+from imnet.cli import export_main, predict_main
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.export import Portable, describe, export, network_input, resized_twice, timm_pictures
 from imnet.files import write_atomic
@@ -203,3 +205,91 @@ def test_load_refuses_what_is_absent(tmp_path):
         load(tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match="got a folder for a file"):
         load(tmp_path)
+
+
+BROKEN = {
+    "no JSON": "{", "no object": "[]", "a number": "NaN", "nothing": "{}",
+    **{f"{key} gone": {key: ...} for key in ("model", "num_outputs", "augment", "class_names", "model_options")},
+    **{f"{key} null": {key: None} for key in ("model", "channels", "image_px", "whole", "augment", "class_names")},
+    **{f"{key} of another type": {key: value} for key, value in {
+        "model": -1, "num_outputs": "10", "channels": True, "image_px": float("nan"), "whole": "no", "augment": True,
+        "class_names": "x", "model_options": [], "top1": "high"}.items()},
+    **{f"{key} out of range": {key: value} for key, value in {
+        "image_px": 10**30, "num_outputs": 0, "class_names": ["a"] * 11, "channels": 1}.items()},
+    "an unknown word": {"more": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_file_whose_card_is_damaged_is_one_line(run, tmp_path, case, capsys):
+    """Predicting and starting from it, whichever of its words is gone, of another type or out of range."""
+    from safetensors.torch import load_file, save_file
+
+    model, out = run.classifier(), tmp_path / "model.safetensors"
+    export(model, "safetensors", out)
+    changed = BROKEN[case]
+    if isinstance(changed, dict):
+        values = json.loads(model.card.dumps()) | changed
+        changed = json.dumps({key: value for key, value in values.items() if value is not ...})
+    save_file(load_file(out), out, {"imnet": changed})
+    assert predict_main([str(out), str(tmp_path)]) == 65
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    if case in ("no JSON", "no object", "a number", "nothing", "model gone", "model_options gone", "model null"):
+        with pytest.raises(DataError, match="imnet in its head"):
+            weights.network_of(str(out))
+
+
+@pytest.mark.parametrize("told", ["{", "[1]", "{}", '{"image_px": "64", "mean": [0], "std": [1]}', "7"])
+def test_only_imnets_own_words_on_preprocessing_are_read(tmp_path, told):
+    """Of a file of others the same word means what they chose; in one of ours what is damaged is said."""
+    from safetensors.torch import save_file
+
+    out = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(1)}, out, {"preprocessing": told})
+    assert weights.preprocessing(str(out)) == weights.Preprocessing()
+    save_file({"w": torch.zeros(1)}, out, {"preprocessing": told, "imnet": "{}"})
+    with pytest.raises(DataError, match="preprocessing in its head"):
+        weights.preprocessing(str(out))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "pt2"])
+def test_a_file_says_in_words_how_a_picture_becomes_its_input(run, tmp_path, to):
+    out, card = tmp_path / f"model.{to}", run.classifier().card
+    export(run.classifier(), to, out)
+    if to == "safetensors":
+        from safetensors import safe_open
+
+        with safe_open(out, "pt") as file:
+            words, classes = (file.metadata()[key] for key in ("input", "classes"))
+    else:
+        extra = {"input.txt": "", "classes.json": ""}
+        torch.export.load(out, extra_files=extra)
+        words, classes = extra["input.txt"], extra["classes.json"]
+    assert words == describe(card)
+    assert "convert('RGB')" in words
+    assert json.loads(classes) == list(card.class_names)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (None, 74),
+        ({"name": 1.5}, 74),
+        ({"encoded": "x"}, 74),
+        ({"class_names": True}, 74),
+        ({"class_names": []}, 65),
+        ({"class_names": [1.5] * 6}, 65),
+    ],
+)
+def test_a_run_folder_that_does_not_say_what_its_classes_are_is_one_line(run, tmp_path, data, code, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(run.path, folder)
+    told = json.loads((folder / "run.json").read_text())
+    told["data"] = told["data"] | data if data else data
+    (folder / "run.json").write_text(json.dumps(told))
+    for command in (
+        lambda: predict_main([str(folder), str(tmp_path)]),
+        lambda: export_main([str(folder), "--to", "pt2"]),
+    ):
+        assert command() == code
+        assert len(capsys.readouterr().err.splitlines()) == 1

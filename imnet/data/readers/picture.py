@@ -56,12 +56,16 @@ class ResizeRule:
     channels: int = 3
     shorter_px: int | None = None
 
+    @property
+    def mode(self) -> str:
+        """Pillow's word for the colours that pictures are turned into first."""
+        return "RGB" if self.channels == 3 else "L"
+
 
 def decode(data: bytes, rule: ResizeRule) -> np.ndarray:
     """uint8 (size_px, size_px, channels); BadPictureError when ``data`` is not a whole, decent picture."""
     with _loaded(data) as picture:
-        mode = "RGB" if rule.channels == 3 else "L"
-        plain = picture if picture.mode == mode else picture.convert(mode)
+        plain = picture if picture.mode == rule.mode else picture.convert(rule.mode)
         return _resized(plain, rule)
 
 
