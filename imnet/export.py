@@ -183,7 +183,7 @@ def _onnx(model: Classifier, path: Path) -> Read:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed", hint="pip install 'imnet[export]'") from error
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
     made = torch.onnx.export(_program(model), dynamo=True, verbose=False, **names)
     assert made is not None
     proto = made.model_proto

@@ -60,6 +60,7 @@ def test_other_tools_get_the_runs_logits(run, split, tmp_path, to, capsys):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        assert [end[0].shape[0] for end in (session.get_inputs(), session.get_outputs())] == ["batch", "batch"]
         found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         props = {p.key: p.value for p in onnx.load(out).metadata_props}
         assert Card.loads(props["imnet"]) == card
