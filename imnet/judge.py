@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -129,6 +130,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
 
 def _other(values: Namespace, world: World) -> Iterator[str]:
     """On another set, of a run or of a file that imnet-export wrote."""
+    values.data = Path(os.path.expanduser(values.data))  # behind --data= a shell leaves ~ as it is
     run = Run(values.run) if values.run.is_dir() else None
     if run is None and values.checkpoint != "last":
         raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")
@@ -138,7 +140,7 @@ def _other(values: Namespace, world: World) -> Iterator[str]:
     else:
         model = run.classifier(data_dir=values.data_dir, which=values.checkpoint)
         options = run.options(values.data_dir, "cpu" if values.procs else values.device, values.precision)
-    images, options = images_at(values.data.expanduser(), values.split), _as_asked(options, values)
+    images, options = images_at(values.data, values.split), _as_asked(options, values)
     plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip, world=world)
     if not world.is_main:
         return
@@ -260,7 +262,7 @@ def _beside(
 
 def _slug(path: Path) -> str:
     """``<name>-<hash of where it lies>``, so that two sets of one name do not share a file."""
-    where = path.expanduser().resolve()
+    where = path.resolve()
     word = re.sub(r"[^A-Za-z0-9]+", "-", where.stem).strip("-") or "data"
     return f"{word}-{hashlib.sha256(str(where).encode(errors='surrogateescape')).hexdigest()[:6]}"
 

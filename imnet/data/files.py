@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from imnet.errors import IOFailure
+from imnet.errors import IOFailure, UsageError
 from imnet.locks import is_at, try_lock
 
 # In the environment, because packing for a run is done by a child process.
@@ -23,19 +23,27 @@ def without_locks() -> None:
     os.environ[_WITHOUT] = "1"
 
 
+_ELSEWHERE = "set XDG_CACHE_HOME to a folder that may be written"
+
+
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; not created here."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "imnet"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "imnet"
+    except RuntimeError as error:  # a user whom the machine does not know, as in some containers
+        raise UsageError("got no folder for what is kept: this user has no home", hint=_ELSEWHERE) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def io_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn an OSError inside into ONE IOFailure that says what was being done, to which file, and why it failed."""
     try:
         yield
     except OSError as error:
         hint = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check path and permissions"
+        with contextlib.suppress(UsageError):
+            hint += f", or {_ELSEWHERE}" * path.is_relative_to(cache_dir())
         raise IOFailure(f"cannot {doing}: {error.strerror or error}", file=path, hint=hint) from error
 
 
@@ -46,7 +54,7 @@ def make_dir(path: Path) -> Path:
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     """Hold an exclusive lock on the file ``path`` (created if absent) and yield its descriptor.
 

@@ -1,6 +1,8 @@
 """Every mistake is one line, an exit code by class, and nothing half-written."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -174,34 +176,48 @@ def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value,
     assert not any("\n" in line for line in told)
 
 
-def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
-    """As another user: root may write anywhere."""
-    import os
-    import shutil
-
+def as_another_user(folder, body):
+    """What ``body`` prints of an ImnetError, run by a user of no home: root may write anywhere."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv to drop root")
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0o555)
-    tmp_path.chmod(0o755)
     code = f"""
 import os
-from imnet.errors import IOFailure
-from imnet.runfolder import RunFolder
 from pathlib import Path
+from imnet.data import files
+from imnet.errors import ImnetError
+from imnet.runfolder import RunFolder
 if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    os.setgroups([]); os.setgid(54321); os.setuid(54321)
 try:
-    RunFolder(Path({str(folder)!r}) / "run")
-except IOFailure as error:
+    {body}
+except ImnetError as error:
     print(error)
 """
-    for parent in folder.parents:
+    for parent in (folder, *folder.parents):
         if parent.stat().st_mode & 0o005 != 0o005 and parent != parent.parent:
             parent.chmod(parent.stat().st_mode | 0o005)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cli_root())
-    assert "Permission denied; choose another --out" in result.stdout, result.stderr
+    env = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cli_root(), env=env)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    told = as_another_user(folder, f"RunFolder(Path({str(folder)!r}) / 'run')")
+    assert "Permission denied; choose another --out" in told
+    told = as_another_user(
+        folder, f"os.environ['XDG_CACHE_HOME'] = {str(folder)!r}; files.make_dir(files.cache_dir() / 'x')"
+    )
+    assert "permissions, or set XDG_CACHE_HOME to a folder that may be written" in told
     assert not list(folder.iterdir())
+
+
+def test_a_user_without_a_home_is_told_where_to_keep_what_is_kept(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become a user that the machine does not know")
+    assert as_another_user(tmp_path, "files.cache_dir()").startswith("got no folder for what is kept")
 
 
 def cli_root():

@@ -184,3 +184,8 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
     alone = figures(first)
     assert alone
     assert figures(first, later) == alone != figures(later)
+
+
+def test_a_home_that_there_is_not_is_no_such_folder(run, capsys):
+    assert eval_main([str(run.path), "--data=~nobodys/pictures", *CPU]) == 65
+    assert capsys.readouterr().err.startswith("imnet-eval: ~nobodys/pictures: no such file or folder")
