@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 UNSET = "is a variable of the shell not set?"
 """The hint at an empty word, which as a path would mean the current folder."""
@@ -17,6 +18,11 @@ _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def shown(name: str) -> str:
     """A name on one line that any terminal and file can hold: ``a\\n``, and ``\\xe9`` for a byte that is no UTF-8."""
     return _UNSEEN.sub(_escape, name)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three, as ``shown``, and dots where there are more."""
+    return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _escape(match: re.Match[str]) -> str:

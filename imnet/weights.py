@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imnet import checkpoint, hubs
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError, first_few
 from imnet.runfolder import read_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,7 +69,7 @@ class Put:
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
-        parts += [f"{len(names)} {word} ({_some(names)})" for word, names in self._rest if names]
+        parts += [f"{len(names)} {word} ({first_few(names)})" for word, names in self._rest if names]
         return ", ".join(parts)
 
     @property
@@ -142,7 +142,7 @@ def put(net: nn.Module, weights: Weights) -> Put:
     share = sum(t.numel() for t in found.values()) / max(1, sum(t.numel() for t in own.values()))
     if share < LEAST_SHARE:
         what = f"got --weights {weights.source}: they fill {share:.0%} of the network"
-        raise UsageError(what, hint=f"theirs are named {_some(list(theirs))}, the network's {_some(list(own))}")
+        raise UsageError(what, hint=f"theirs are named {first_few(list(theirs))}, the network's {first_few(list(own))}")
     net.load_state_dict(found, strict=False)
     return Put(len(found), skipped, new)
 
@@ -162,13 +162,9 @@ def _wrapped_by(weights: Weights, own: Mapping[str, Tensor]) -> str:
     if "" in found or most < LEAST_SHARE * len(own):
         return ""
     if len(found) > 1:
-        what = f"got --weights {weights.source}: it holds the network several times, as {_some(found)}"
+        what = f"got --weights {weights.source}: it holds the network several times, as {first_few(found)}"
         raise UsageError(what, hint="save the one that is meant: its state_dict alone")
     return found[0]
-
-
-def _some(names: Any) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _from_run(source: str, path: Path) -> Weights:
@@ -223,8 +219,8 @@ def _plain(found: Any, path: Path) -> dict[str, Tensor]:
         found = (known or tensors)[0]
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
-        keys = f"it holds {_some(list(found))}" if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
-        raise DataError(f"no tensors by name: {keys}", file=path, hint="save model.state_dict()")
+        held = first_few([*map(str, found)]) if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise DataError(f"no tensors by name: it holds {held}", file=path, hint="save model.state_dict()")
     return tensors
 
 

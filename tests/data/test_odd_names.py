@@ -107,3 +107,13 @@ def test_a_class_to_judge_that_only_looks_like_the_networks_is_told_apart(name):
         matched(judged([name, "dog"]), ("caf\u00e9", "dog"))
     assert f"1 of 2 classes are none of the network's 2: {name!a}" in str(caught.value)
     assert str(caught.value).endswith(r"matched by name: 'caf\xe9'")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(2, "train has a, b"), (3, "train has a, b, c"), (4, "train has a, b, c, ...")]
+)
+def test_dots_stand_for_names_that_are_left_out_alone(tmp_path, count, said):
+    files = {f"train/{'abcd'[k]}/1.jpg": making.picture(k) for k in range(count)} | {"val/zz/1.jpg": making.picture(9)}
+    with pytest.raises(DataError) as caught:
+        recognise(making.write_tree(tmp_path / "set", files))
+    assert str(caught.value).endswith(said)

@@ -15,7 +15,7 @@ import numpy as np
 
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError, UsageError, first_few
 
 # images uint8 (n, H, W, C) and labels int64 (n,)
 Block = tuple[np.ndarray, np.ndarray]
@@ -65,7 +65,7 @@ class Found:
 
     def describe(self) -> list[str]:
         """Lines for ``imnet-data inspect``."""
-        lines = [f"{self.path}: {self.kind}", f"classes: {len(self.class_names)} ({_some(self.class_names)})"]
+        lines = [f"{self.path}: {self.kind}", f"classes: {len(self.class_names)} ({first_few(self.class_names)})"]
         for split, content in self.splits.items():
             what = "pictures" if isinstance(content, Items) else "images of {}x{}x{}".format(*content.shape)
             lines.append(f"{split}: {len(content)} {what}")
@@ -81,10 +81,6 @@ def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
     if "final" in kept and "test" not in kept:
         kept["test"] = kept.pop("final")
     return kept
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def stat_key(paths: Iterable[Path]) -> str:
@@ -132,7 +128,7 @@ def _refuse_emptied(found: Found, counts: np.ndarray, hold_out: int) -> None:
     """Holding out must leave every class a picture, unless classes may be dropped."""
     small = np.flatnonzero(counts <= hold_out)
     if len(small) and len(small) < len(counts):
-        names = _some(tuple(found.class_names[i] for i in small))
+        names = first_few(tuple(found.class_names[i] for i in small))
         what = f"--hold-out {hold_out} leaves nothing of {len(small)} of {len(counts)} classes ({names})"
         raise DataError(what, file=found.path, hint=f"hold out fewer, or drop them by --min-images {hold_out + 1}")
 

@@ -23,7 +23,7 @@ from imnet.data.readers.rule import (
     suffix_reason,
 )
 from imnet.data.readers.tree import LeftOut, Tree, text
-from imnet.errors import DataError, shown
+from imnet.errors import DataError, first_few, shown
 
 TINY = "tiny-imagenet-200"
 
@@ -174,7 +174,7 @@ def _refuse_unknown(reading: _Reading, folder: str, name: str) -> None:
     if alike is not None:
         name, there = ascii(name), ascii(alike)
     else:
-        name, there = shown(name), shown(near) if near else f"{', '.join(map(shown, list(reading.number)[:3]))}, ..."
+        name, there = shown(name), shown(near) if near else first_few(list(reading.number))
     what = f"class folder {name} is not in train; train has {there}"
     raise DataError(what, file=reading.source.path, offset=shown(folder))
 
@@ -223,8 +223,7 @@ def _note_absent(reading: _Reading, folder: str, items: Items) -> None:
     there = set(items.labels().tolist())
     absent = [name for name, label in reading.number.items() if label not in there]
     if absent:
-        some = ", ".join(map(shown, absent[:3])) + (", ..." if len(absent) > 3 else "")
-        reading.notes.append(f"{shown(folder)} has no pictures of {len(absent)} classes ({some})")
+        reading.notes.append(f"{shown(folder)} has no pictures of {len(absent)} classes ({first_few(absent)})")
 
 
 def _note_emptied(reading: _Reading) -> None:
