@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,11 +57,13 @@ def _optional(value: float | None, form: str) -> str:
 
 def _runs(rows: list[Row]) -> list[Cells]:
     lines = []
-    for (name,), runs in grouped(rows, "recipe").items():
+    groups = grouped(rows, "recipe", "experiment")
+    several = {name for name, count in Counter(name for name, _ in groups).items() if count > 1}
+    for (name, experiment), runs in groups.items():
         first, flips = runs[0], [r["top1_flip"] for r in runs if r["top1_flip"] is not None]
         hardware = f"{first['hardware']['cpu']}, {first['hardware']['cores']} cores, {first['precision']}, "
         lines.append([
-            name,
+            f"{name} ({experiment or 'older'})" if name in several else name,
             f"{first['parameters']:,}",
             str(first["epochs"]),
             spread([r["top1"] for r in runs], 100, 2),

@@ -20,7 +20,8 @@ from typing import Any
 
 from imnet.errors import DataError, DeviceError, IOFailure
 from imnet.metrics import read_metrics
-from imnet.report.read import read_json
+from imnet.report.comparison import experiment
+from imnet.report.read import load, read_json
 
 from .clock import Timing, cpu_seconds, ratios
 
@@ -132,4 +133,5 @@ def run_rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
         run, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")
         about = {key: run[key] for key in ("parameters", "hardware", "versions", "git_sha")}
         about |= {"published": run["recipe"]["published"], "test_images": evaluation["num_images"]}
+        about |= {"experiment": experiment(load(folder))[:8]}
         yield found | about | {"top1_flip": evaluation["top1_flip"]}

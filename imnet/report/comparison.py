@@ -131,8 +131,13 @@ def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
     """Runs whose recipes (every value but the seed), precision and data are equal, in the order of first appearance."""
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(identity(run), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(experiment(run), []).append(run)
     return list(groups.values())
+
+
+def experiment(run: RunLog) -> str:
+    """sha256 (hex) of what makes runs one experiment, see ``group``."""
+    return hashlib.sha256(json.dumps(identity(run), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def identity(run: RunLog) -> dict[str, Any]:

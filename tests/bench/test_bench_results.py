@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bench import results
+import imnet
+from bench import results, tables, whole
 from bench.form import short
 from bench.tables import SECTIONS, shown
 
@@ -159,3 +160,16 @@ def test_a_row_is_a_line_where_it_fits_and_else_a_line_a_column():
 @pytest.mark.parametrize(("value", "text"), [(None, "not measured"), (1234.5, "1,234"), (0.01234, "0.0123")])
 def test_numbers_for_people(value, text):
     assert short(value) == text
+
+
+def test_runs_of_one_recipe_that_are_several_experiments_are_not_averaged(tmp_path):
+    tiny = imnet.replace(imnet.recipes["quickstart"], epochs=1, model_options={"width": 8})
+    tiny = imnet.replace(tiny, data=imnet.replace(tiny.data, train_images=32, test_images=16, batch_images=16))
+    slower = imnet.replace(tiny, optim=imnet.replace(tiny.optim, lr=0.01))
+    each = {"a": tiny, "b": imnet.replace(tiny, seed=1), "c": slower}
+    folders = [imnet.train(recipe, out=tmp_path / name, device="cpu").path for name, recipe in each.items()]
+    rows = list(whole.run_rows(folders))
+    one, other = tables._runs(rows)
+    assert [line[6] for line in (one, other)] == ["2 (seeds 0, 1)", "1 (seeds 0)"]
+    assert one[0] != other[0]
+    assert [line[0] for line in tables._runs(rows[:2])] == ["quickstart"]
