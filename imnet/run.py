@@ -142,21 +142,22 @@ class Run:
         r = self.recipe
         last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
         try:
+            data: dict[str, Any] = self.info.get("data") or {}
             return Card(
                 model=r.model,
                 model_options=dict(r.model_options),
                 num_outputs=r.num_outputs,
                 channels=r.data.channels,
                 image_px=r.data.image_px,
-                whole=self.info["data"].get("encoded", False),
+                whole=data.get("encoded", False),
                 augment=r.augment,
-                class_names=tuple(self.info["data"]["class_names"]),
+                class_names=tuple(data["class_names"]),
                 top1=last.get("top1"),
-                data=self.info["data"]["name"],
+                data=data["name"],
                 recipe=r.name,
                 licence=(self.info.get("weights") or {}).get("licence"),
             )
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             what = f"run.json does not say of its network what classifying needs: {error}"
             raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
 

@@ -203,12 +203,12 @@ def writer(path: Path) -> str | None:
     return None
 
 
-_ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, "device": str, "data": dict}
+_ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, "device": str}
 """What run.json has held since the first version."""
-_SOMETIMES = {"best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
+_SOMETIMES = {"data": dict, "best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
 _SOMETIMES |= {"num_ranks": int, "threads": int, "parameters": int}
 """What a version that knows it wrote, or null."""
-_DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int}
+_DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int, "encoded": bool}
 """What its ``data`` holds."""
 _WORDS = {str: "text", dict: "object", list: "list", int: "whole number", bool: "true or false"}
 
@@ -221,7 +221,8 @@ def read_run(path: Path) -> dict[str, Any] | None:
             raise ValueError(f"it holds a {type(run).__name__}, must be an object")
         there = {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None}
         _check_kinds(run, _ALWAYS | there)
-        _check_kinds(run["data"], _DATA | ({"encoded": bool} if "encoded" in run["data"] else {}), "data.")
+        data = run.get("data") or {}
+        _check_kinds(data, {key: kind for key, kind in _DATA.items() if key in data}, "data.")
         return run
     except (FileNotFoundError, NotADirectoryError):
         return None

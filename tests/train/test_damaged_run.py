@@ -13,7 +13,6 @@ from imnet.start import train
 from .conftest import TINY, options
 
 RUN = {"status": "complete", "config_hash": "0", "recipe": {}, "precision": "fp32", "device": "cpu"}
-RUN["data"] = {"name": "x", "fingerprint": "0", "class_names": ["a"], "train_images": 1}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ RUN["data"] = {"name": "x", "fingerprint": "0", "class_names": ["a"], "train_ima
         (RUN | {"before": {}}, "before is missing or no list"),
         (RUN | {"num_ranks": "two"}, "num_ranks is missing or no whole number"),
         (
-            RUN | {"data": RUN["data"] | {"class_names": {}}},
+            RUN | {"data": {"class_names": {}}},
             "data.class_names is missing or no list",
         ),
     ],

@@ -274,7 +274,8 @@ def test_a_file_says_in_words_how_a_picture_becomes_its_input(run, tmp_path, to)
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (None, 74),
+        (None, 65),
+        ({}, 65),
         ({"name": 1.5}, 74),
         ({"encoded": "x"}, 74),
         ({"class_names": True}, 74),
