@@ -58,10 +58,11 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     maps.append(drawn(*o["shape"]) + 16.0 * drawn(*o["shape"]).sign())
     maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
     norms = norm(), norm()
-    alpha, beta = (torch.rand(1 if o.get("level") == "batch" else images, generator=generator) for _ in range(2))
+    count = 1 if o.get("level") == "batch" else images
+    alpha, beta = (torch.rand(count, generator=generator).to(device) for _ in range(2))
 
     def run() -> torch.Tensor:
-        results = shake_batch_norm(*maps, *norms, alpha.to(device), beta.to(device), momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
+        results = shake_batch_norm(*maps, *norms, alpha, beta, momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
         return torch.cat([results[index] for index in o["read"]])
 
     trained = [t for n in norms for t in (n.weight, n.bias)]
