@@ -274,7 +274,7 @@ def build_network(recipe: Recipe, place: Place | None = None) -> torch.nn.Module
 
     With ``place`` it lies there, in channels_last.
     """
-    torch.manual_seed(recipe.seed)
+    torch.default_generator.manual_seed(recipe.seed)  # the CPU's, which draws them: those of GPUs are a caller's
     net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
     return net if place is None else net.to(place.device).to(memory_format=torch.channels_last)
 

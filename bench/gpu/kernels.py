@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from imnet_kernels import tier
-from imnet_kernels.family import Call, Case, Family, exact, families
+from imnet_kernels.family import Call, Case, Family, exact, families, results_of
 from imnet_kernels.implementations import tiers_of
 from torch import Tensor
 
@@ -99,10 +99,11 @@ def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
 
 def _on_device(call: Call) -> list[Tensor]:
     """As ``outputs``, without anything from the host; what is changed in place is not copied."""
-    result = call.run()
-    if result is None or not call.leaves:
-        return [*([] if result is None else [result]), *call.in_place]
-    return [result, *torch.autograd.grad(result, call.leaves, torch.ones_like(result)), *call.in_place]
+    results = results_of(call)
+    if not call.leaves:
+        return [*results, *call.in_place]
+    grads = [torch.ones_like(result) for result in results]
+    return [*results, *torch.autograd.grad(results, call.leaves, grads), *call.in_place]
 
 
 def compiled(family: Family, case: Case, name: str, setting: Setting, limit_s: float) -> Figures:

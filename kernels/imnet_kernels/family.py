@@ -118,10 +118,10 @@ class Family:
         slack = INTERPRETER_ERROR.get(dtype, 0.0) if (name, device) == ("triton", "cpu") else 0.0
         slack += 0.0 if compiled is None else COMPILED_ERROR[dtype]
         errors = _within(where, got, want, self.tolerance[dtype] + slack)
-        num_results = 1 if call.leaves else len(errors)
+        num_results = len(errors) - len(call.leaves) - len(call.in_place) if call.leaves else len(errors)
         return Errors(
             max(errors[:num_results], default=0.0),
-            max(errors[1:]) if call.leaves else None,
+            max(errors[num_results:]) if call.leaves else None,
             self._fp64_error(where, case, dtype, got, reference_on or device) if compiled is None else None,
         )
 
@@ -175,15 +175,20 @@ def error_ratio(got: Tensor, want: Tensor) -> float:
     return float((got - want).square().mean().sqrt() / reference.clamp_min(1e-30))
 
 
+def results_of(call: Call) -> tuple[Tensor, ...]:
+    """What a call returns: no tensor, one or several."""
+    found = call.run()
+    return found if isinstance(found, tuple) else () if found is None else (found,)
+
+
 def outputs(call: Call) -> list[Tensor]:
-    """The result, the leaves' gradients for a fixed gradient, copies of what was changed in place; what there is."""
-    result = call.run()
+    """The results, the leaves' gradients for fixed gradients, copies of what was changed in place; what there is."""
+    results = results_of(call)
     changed = [t.clone() for t in call.in_place]
-    if result is None:
-        return changed
     if not call.leaves:
-        return [result, *changed]
+        return [*results, *changed]
     generator = torch.Generator().manual_seed(8)
-    grad = torch.randn(result.shape, generator=generator).to(result)
-    grad = grad.contiguous(memory_format=torch.channels_last) if result.stride(1) == 1 else grad
-    return [result, *torch.autograd.grad(result, call.leaves, grad), *changed]
+    grads = [torch.randn(r.shape, generator=generator).to(r) for r in results]
+    last = torch.channels_last
+    grads = [g.contiguous(memory_format=last) if r.stride(1) == 1 else g for g, r in zip(grads, results, strict=True)]
+    return [*results, *torch.autograd.grad(results, call.leaves, grads), *changed]

@@ -12,6 +12,9 @@ import torch
 from imnet_kernels import tier
 from imnet_kernels.family import Case, Family, families, outputs
 from imnet_kernels.implementations import tiers_of
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TIERS_ON = {"cpu": {"host"}, "cuda": {"triton", "cuda"}}
 """Triton's interpreter, which runs on a CPU, has tests of its own."""
@@ -84,3 +87,31 @@ def test_the_gate_closes(family: Family):
     strict = dataclasses.replace(family, tolerance={torch.float32: -1.0})
     with pytest.raises(AssertionError, match=rf"{family.name} {case.name} float32 reference on cpu: .*allowed -1"):
         strict.check(case, torch.float32, "reference")
+
+
+class Moves(TorchDispatchMode):
+    """The operators that read from one kind of device and write to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = (t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
+        if len({t.device.type for t in tensors if t.dim()}) > 1:
+            self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_nothing_comes_from_the_host_while_a_step_is_captured(family: Family):
+    """A copy from its memory waits for the device, which ends a capture and would be in every time that is taken."""
+    for case in family.contract:
+        with FakeTensorMode(), tier.using("reference"):
+            call = family.make(case, torch.float32, "cuda")
+            if not call.leaves and not call.in_place:
+                return  # images, whose tables are made once, before a capture
+            with Moves() as moves:
+                call.run()
+        assert not moves.found, case.name

@@ -18,7 +18,7 @@ from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.from_recipe import build_network, build_step
 from imnet.launch import World
-from imnet.models.registry import MODELS
+from imnet.models.registry import _SIGNED, MODELS
 from imnet.run_options import RunOptions
 from imnet.start import train
 
@@ -122,9 +122,13 @@ class Reads(nn.Module):
         return self.head(maps.mean((2, 3)) * (1.0 if maps.abs().max().item() > 1e-6 else 2.0))
 
 
+def reads(num_classes, in_channels=3):
+    return Reads(num_classes)
+
+
 def test_a_network_that_reads_the_device_trains_uncaptured_and_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(MODELS, "reads", lambda num_classes, in_channels=3: Reads(num_classes))
-    monkeypatch.setitem(sys.modules["imnet.models.registry"]._OPTIONS, "reads", ())
+    for names in (MODELS, _SIGNED):
+        monkeypatch.setitem(names, "reads", reads)
     run = dataclasses.replace(QUICK, model="reads", epochs=1)
     train(run, on_gpu(tmp_path / "auto"))
     assert "not captured after all: the step waits for the device" in capsys.readouterr().out

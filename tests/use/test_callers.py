@@ -74,15 +74,18 @@ def test_what_a_caller_has_switched_on_changes_no_figure(mode, plain, tmp_path):
     assert not any(p.is_inference() for p in network.parameters())
 
 
-def test_a_callers_random_numbers_go_on(plain, tmp_path):
+def test_a_callers_random_numbers_go_on(plain, tmp_path, monkeypatch):
+    """On the CPU; and on GPUs that the call does not use, whose seeds torch.manual_seed would set too."""
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    wanted, on_gpus = torch.rand(3), []
     torch.manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", on_gpus.append)
     imnet.train(TINY, out=tmp_path / "r", **ON_CPU)
     plain.model()
     plain.predict([PICTURE])
     plain.evaluate(device_name="cpu")
     assert torch.equal(torch.rand(3), wanted)
+    assert not on_gpus
 
 
 def test_two_trainings_in_one_process_do_not_mix(plain, tmp_path):

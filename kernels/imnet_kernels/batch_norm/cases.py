@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import tier
-from ..family import Call, Case, Family
+from ..family import Call, Case, Family, results_of
 from . import add_batch_norm, backward_op, batch_norm, reference
 
 EPS = 1e-5
@@ -71,12 +71,12 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     var = torch.rand(channels, generator=generator).to(device, precise)
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
 
-    def run() -> torch.Tensor:
+    def run() -> torch.Tensor | tuple[torch.Tensor, ...]:
         arguments = (weight, bias, mean, var)
         options: dict[str, Any] = {"momentum": 0.1, "eps": EPS, "relu": relu}
         if o.get("sum"):
             both = add_batch_norm(maps[0], maps[1], *arguments, **options)
-            return torch.cat(both) if o["sum"] == "kept" else both[1]
+            return both if o["sum"] == "kept" else both[1]
         return batch_norm(maps[0], *arguments, **options, residual=maps[1] if o.get("residual") else None)
 
     return Call(run=run, leaves=(*maps, weight, bias), in_place=(mean, var))
@@ -88,9 +88,9 @@ def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Cal
     relu, adds, sums = options.get("relu", True), options.get("residual", False), options.get("sum")
     x, weight, bias = (leaf.detach() for leaf in (call.leaves[0], *call.leaves[-2:]))
     with tier.using("reference"), torch.no_grad():
-        y = call.run()
+        y = results_of(call)[-1]
     if sums:
-        x, y = (call.leaves[0] + call.leaves[1]).detach(), y[-len(x) :]
+        x = (call.leaves[0] + call.leaves[1]).detach()
     grad, dims = torch.randn_like(x), (0, 2, 3)
     grad_sum = torch.randn_like(x) if sums == "kept" else None
     mean, inverse = x.float().mean(dims), (x.float().var(dims, correction=0) + EPS).rsqrt()

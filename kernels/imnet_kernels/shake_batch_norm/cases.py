@@ -37,7 +37,7 @@ CASES = (
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     """Maps with other means and deviations in every channel, a residual far from zero; the leaves get a gradient.
 
-    The results that are ``read`` stand one behind the other in the result, so that all of them get a gradient.
+    Those results that are ``read`` get a gradient.
     """
     o, generator = case.options, torch.Generator().manual_seed(6)
     channels, images = o["shape"][1], o["shape"][0]
@@ -58,11 +58,12 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
     maps.append(drawn(*o["shape"]) + 16.0 * drawn(*o["shape"]).sign())
     maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
     norms = norm(), norm()
-    alpha, beta = (torch.rand(1 if o.get("level") == "batch" else images, generator=generator) for _ in range(2))
+    count = 1 if o.get("level") == "batch" else images
+    alpha, beta = (torch.rand(count, generator=generator).to(device) for _ in range(2))
 
-    def run() -> torch.Tensor:
-        results = shake_batch_norm(*maps, *norms, alpha.to(device), beta.to(device), momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
-        return torch.cat([results[index] for index in o["read"]])
+    def run() -> tuple[torch.Tensor, ...]:
+        results = shake_batch_norm(*maps, *norms, alpha, beta, momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
+        return tuple(results[index] for index in o["read"])
 
     trained = [t for n in norms for t in (n.weight, n.bias)]
     return Call(run=run, leaves=(*maps, *trained), in_place=tuple(t for n in norms for t in n[2:]))
