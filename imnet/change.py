@@ -46,7 +46,7 @@ def origin(saved: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> Or
 
     Raises UsageError where it does not know the checkpoint's.
     """
-    known = [entry_of(run), *run.get("before", [])] if run else []
+    known = [entry_of(run), *(run.get("before") or [])] if run else []
     entry = next((e for e in known if e.get("config_hash") == saved["config_hash"]), None)
     if entry is None:
         raise UsageError("the checkpoint is of a configuration that run.json does not know", hint=ANEW)
@@ -66,7 +66,7 @@ def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tu
     """The configurations that a folder with ``run`` has had, when it goes on with ``recipe``."""
     if run is None:
         return ()
-    before = list(run.get("before", []))
+    before = list(run.get("before") or [])
     if run["config_hash"] != config_hash(recipe, precision):
         before.append(entry_of(run))
     return tuple(before)

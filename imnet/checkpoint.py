@@ -84,7 +84,7 @@ def save(
     problem = _problem(final)
     if problem is not None:
         raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
-    _prune(folder, state, keep)
+    _prune(final, state, keep)
     return final
 
 
@@ -195,11 +195,17 @@ def _problem(folder: Path) -> str | None:
     return None if "state.json" in files and "model.safetensors" in files else f"{MANIFEST} names too few files"
 
 
-def _prune(folder: Path, state: Mapping[str, Any], keep: tuple[int, bool]) -> None:
-    """Drop what need not be kept, and leftovers of interrupted saves."""
-    newest, with_best = keep
+def _prune(final: Path, state: Mapping[str, Any], keep: tuple[int, bool]) -> None:
+    """Drop what need not be kept beside ``final``, which has just been written, and leftovers of interrupted saves."""
+    folder, (newest, with_best) = final.parent, keep
+    ordered = _newest_first(folder, state.get("config_hash"))
+    at = ordered.index(final)
+    # Of later steps are those that loading has gone by: counted among the newest, they would take a good one's place.
+    for path in ordered[:at]:
+        if _problem(path) is not None:
+            shutil.rmtree(path, ignore_errors=True)
     best = best_of(folder, state.get("data_fingerprint")) if with_best else None
-    for path in _newest_first(folder, state.get("config_hash"))[newest:]:
+    for path in ordered[at + newest :]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*.tmp"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from imnet import checkpoint, device
@@ -26,6 +25,7 @@ from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
 from imnet.recipes import by_name
+from imnet.report.read import read_yaml
 from imnet.run_options import RunOptions
 from imnet.runfolder import bands_in, read_run, recipe_of
 from imnet.start import train
@@ -72,6 +72,10 @@ class Run:
         they are damaged, or gone from a complete run: older ones would pass for them.
         """
         found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which))
+        known = [entry["config_hash"] for entry in (self.info, *(self.info.get("before") or ()))]
+        if found.state["config_hash"] not in known:
+            what = "the checkpoint is of a configuration that run.json does not know"
+            raise DataError(what, file=found.path, hint="put a copy of the run's own back, or take another folder")
         net = build_network(self.recipe)
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
@@ -222,14 +226,18 @@ class Run:
             return evaluate(net, data, place, world, len(dataset.class_names), batch, flip=flip, each=True)
 
     def options(self, data_dir: str | None, device_name: str, precision: str | None = None) -> RunOptions:
-        """How to run what the run has made."""
-        raw = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        same = device_name in ("auto", self.info["device"])
-        kept = ("threads", "pipeline", "workers", "on_bad_image")
-        values: dict[str, Any] = {name: raw[name] for name in kept if name in raw}
-        values |= {"device": device_name, "precision": precision or (self.info["precision"] if same else "auto")}
+        """How to run what the run has made; DataError where config.yaml does not say it."""
+        config = self.path / "config.yaml"
+        raw = read_yaml(config)
+        kept = ("threads", "pipeline", "workers", "on_bad_image", "data_dir")
         try:
-            return RunOptions(**values, data_dir=data_dir or raw.get("data_dir"))
+            own = RunOptions(**{name: raw[name] for name in kept if name in raw})
+        except ValueError as error:
+            raise DataError(str(error), file=config) from error
+        same = device_name in ("auto", self.info["device"])
+        chosen = precision or (self.info["precision"] if same else "auto")
+        try:
+            return dataclasses.replace(own, device=device_name, precision=chosen, data_dir=data_dir or own.data_dir)
         except ValueError as error:
             raise UsageError(str(error)) from error
 

@@ -208,6 +208,8 @@ _ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, 
 _SOMETIMES = {"data": dict, "best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
 _SOMETIMES |= {"num_ranks": int, "threads": int, "parameters": int}
 """What a version that knows it wrote, or null."""
+_BEFORE = {"config_hash": str, "recipe": dict, "precision": str, "train_images": int}
+"""What every entry of ``before`` holds."""
 _DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int, "encoded": bool}
 """What its ``data`` holds."""
 _WORDS = {str: "text", dict: "object", list: "list", int: "whole number", bool: "true or false"}
@@ -221,6 +223,8 @@ def read_run(path: Path) -> dict[str, Any] | None:
             raise ValueError(f"it holds a {type(run).__name__}, must be an object")
         there = {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None}
         _check_kinds(run, _ALWAYS | there)
+        for i, entry in enumerate(run.get("before") or ()):
+            _check_kinds(entry if isinstance(entry, dict) else {}, _BEFORE, f"before[{i}].")
         data = run.get("data") or {}
         _check_kinds(data, {key: kind for key, kind in _DATA.items() if key in data}, "data.")
         return run

@@ -82,10 +82,20 @@ def read_fusion(folder: Path) -> dict[str, Any] | None:
     data = read_json(path)
     rules, costs, bands = data.get("rules"), data.get("costs"), data.get("bands")
     lists = all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in (rules, costs))
-    if not lists or not all(map(_numbered, [bands, *(rule.get("weights") for rule in rules or ())])):
+    if not lists or not _numbered(bands) or not all(_is_rule(rule, bands) for rule in rules or ()):
         what = "does not hold bands, rules with the weights of bands, and costs"
         raise DataError(what, file=path, hint="run imnet-eval on the ensemble again")
     return data
+
+
+def _is_rule(rule: dict[str, Any], bands: Any) -> bool:
+    """Weights of some of the ``bands``; null only where a fit has come to nothing."""
+    weights, chosen = rule.get("weights"), "chosen" in str(rule.get("name"))
+    if not _numbered(weights) or not weights or not set(weights) <= set(bands):
+        return False
+    held = [weight for weight in weights.values() if weight is not None or chosen]
+    numbers = all(isinstance(w, int | float) and type(w) is not bool and math.isfinite(w) for w in held)
+    return numbers and isinstance(rule.get("test") or {}, dict)
 
 
 def _numbered(bands: Any) -> bool:
@@ -100,7 +110,7 @@ def of_ensemble(folder: Path, band: RunLog) -> list[Measured] | None:
         return []
     if not all(_is_final(band_folder(folder, int(number)), weights) for number, weights in data["bands"].items()):
         return None
-    hours = {row.get("name"): as_number(row.get("device_hours"), "device_hours", path) for row in data["costs"]}
+    hours = {str(row.get("name")): as_number(row.get("device_hours"), "device_hours", path) for row in data["costs"]}
     found = []
     for rule in data["rules"]:
         name, test = str(rule.get("name")), rule.get("test") or {}

@@ -38,7 +38,7 @@ def load(run_dir: Path) -> RunLog:
         evaluation = _evaluation(run_dir / "evaluation.json")
         notes += _disagreements(evaluation, evals)
     notes += _copied(info.get("data"), run_dir / "run.json")
-    config = _read_yaml(run_dir / "config.yaml")
+    config = read_yaml(run_dir / "config.yaml")
     return RunLog(
         path=run_dir,
         config=config,
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object; DataError where the file is absent or anything else."""
     data = _read_bytes(path)
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON ({error})", file=path, hint="restore it or run again") from None
     if not isinstance(value, dict):
@@ -99,7 +99,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _whole(digits: str) -> int:
+    """Sums and shares of larger ones have no float. ValueError for them."""
+    number = int(digits)
+    if abs(number) >= 1 << 64:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return number
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; DataError where the file is absent or anything else."""
     import yaml
 
     try:

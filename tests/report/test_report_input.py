@@ -64,6 +64,8 @@ DAMAGE = [
     ("evaluation.json", edited("confusion", [[-1] * 10] * 10), "10 rows of 10 counts"),
     ("evaluation.json", edited("class_names", None), "class_names"),
     ("evaluation.json", edited("num_images", 0), "num_images"),
+    ("evaluation.json", edited("num_images", 10**400), "a whole number of 401 digits"),
+    ("evaluation.json", edited("confusion", cells([0], [1], [10**400])), "a whole number of 401 digits"),
     ("evaluation.json", edited("worst", [{"index": 1}]), "worst"),
     ("worst.png", lambda text: "GIF89a", "not a PNG"),
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -24,6 +25,7 @@ RUN = {"status": "complete", "config_hash": "0", "recipe": {}, "precision": "fp3
         (RUN | {"recipe": 3}, "recipe is missing or no object"),
         (RUN | {"weights": 3}, "weights is missing or no object"),
         (RUN | {"before": {}}, "before is missing or no list"),
+        (RUN | {"before": [3]}, r"before\[0\]\.config_hash is missing or no text"),
         (RUN | {"num_ranks": "two"}, "num_ranks is missing or no whole number"),
         (
             RUN | {"data": {"class_names": {}}},
@@ -69,6 +71,18 @@ def test_a_run_goes_on_with_a_change_only_from_a_recipe_that_can_be_read(tmp_pat
     with pytest.raises(DataError, match=r"recipe in run\.json cannot be read: got data\.hold_out = 7"):
         train(longer, options(folder, allow_change=True))
     assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("change", [{"model": "wrn16_1"}, {"seed": 8}], ids=["another network", "another seed"])
+def test_the_weights_of_another_run_are_not_taken_for_the_runs_own(tmp_path, change):
+    folder = train(TINY, options(tmp_path / "run"))[1]
+    other = dataclasses.replace(TINY, **change)
+    foreign = train(other, options(tmp_path / "other"))[1]
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(foreign / "checkpoints", folder / "checkpoints")
+    for which in ("last", 3):
+        with pytest.raises(DataError, match=r"step-0+24: the checkpoint is of a configuration that run\.json does not"):
+            Run(folder).model(which)
 
 
 @pytest.mark.parametrize(

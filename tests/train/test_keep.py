@@ -45,6 +45,25 @@ def test_what_stays_of_six(tmp_path, keep, stay):
     assert steps(tmp_path) == stay
 
 
+@pytest.mark.parametrize("damage", ["weights", "state", "empty folder"])
+@pytest.mark.parametrize(("keep", "stay"), [("last", [10]), ("2", [8, 10]), ("best,last", [8, 10])])
+def test_damaged_ones_of_later_steps_take_no_place_of_what_is_saved_after_them(tmp_path, keep, stay, damage):
+    """Of a run that goes on from step 8, since steps 12 and 16 are damaged, and is stopped at step 10."""
+    weights, best = {"model": {"w": torch.zeros(2)}}, {4: 0.1, 8: 0.5, 12: 0.9, 16: 0.9, 10: None}
+    for step, top1 in best.items():
+        state = {"step": step, "epoch": step / 4, "top1": top1, "data_fingerprint": "ours", "config_hash": "c"}
+        path = checkpoint.save(tmp_path, step, weights, state, RunOptions(keep=keep if step == 10 else "9").keeps)
+        for file in sorted(path.iterdir()) if step > 10 else ():
+            if damage == "empty folder":
+                file.unlink()
+            elif file.name == {"weights": "model.safetensors", "state": "state.json"}[damage]:
+                file.write_bytes(file.read_bytes()[:-1])
+    assert steps(tmp_path) == stay
+    found = checkpoint.load(tmp_path, "c")
+    assert found is not None
+    assert found.state["step"] == 10
+
+
 @pytest.mark.parametrize("keep", ["", "0", "newest", "best;last", "-1", "2,", "1.5"])
 def test_other_words_are_refused(keep):
     with pytest.raises(ValueError, match=r"allowed: (best, last, a number|a word)"):

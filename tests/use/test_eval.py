@@ -113,6 +113,24 @@ def test_mistakes_are_one_line(run, folder, capsys, words, code, says):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "is missing"), ("", "holds a NoneType"), ("- 1", "holds a list"), ("a: [", "is not YAML"),
+     ("? [1]\n: 2", "is not YAML"), ("threads: [1]", "got threads = (1,)"),
+     ("threads: 0", "got threads = 0"), ("data_dir: {}", "got data_dir = {}")],
+)  # fmt: skip
+def test_a_config_yaml_that_does_not_say_how_to_run_is_one_line(run, tmp_path, text, says, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    (folder / "config.yaml").unlink()
+    if text is not None:
+        (folder / "config.yaml").write_text(text)
+    assert eval_main([str(folder), *CPU]) == 65
+    said = capsys.readouterr().err
+    assert f"config.yaml: {says}" in said
+    assert said.count("\n") == 1
+
+
 def test_scores_of_empty_classes_and_bins():
     rows = scores.per_class(scores.Confusion([0, 0, 2, 2], [0, 1, 0, 1], [2, 1, 1, 1]), [4, 0, 2])
     assert rows[0] == (2 / 3, 0.5, 4 / 7, 4)

@@ -192,6 +192,27 @@ def test_a_damaged_choice_is_one_line(trained, tmp_path, text, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [{"weights": {}}, {"weights": {"0": None}}, {"weights": {"0": "1"}}, {"weights": {"0": float("nan")}},
+     {"weights": {"0": [1]}}, {"weights": {"0": 10**400}}, {"weights": {"7": 1.0}}, {"test": [1]}],
+    ids=str,
+)  # fmt: skip
+def test_a_choice_that_names_no_weights_is_one_line(trained, tmp_path, rule, capsys):
+    folder = tmp_path / "ensemble"
+    shutil.copytree(trained, folder)
+    assert cli.eval_main([str(folder), "--device", "cpu"]) == 0
+    found = json.loads((folder / "fusion.json").read_text())
+    next(row for row in found["rules"] if row["name"].startswith("chosen")).update(rule)
+    (folder / "fusion.json").write_text(json.dumps(found))
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    capsys.readouterr()
+    assert cli.predict_main([str(folder), str(tmp_path / "one.png"), "--device", "cpu"]) == 65
+    said = capsys.readouterr().err
+    assert "fusion.json: " in said
+    assert said.count("\n") == 1
+
+
 def test_bands_that_are_not_at_their_end_have_an_accuracy_and_a_note(trained, tmp_path, capsys):
     folder = tmp_path / "ensemble"
     shutil.copytree(trained, folder)
