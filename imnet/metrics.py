@@ -71,7 +71,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def parse(data: bytes, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bytes]:
     """Every line that is not blank and its number, from 1; and a torn last one (of a run that was killed), which is
-    none of them. DataError for any other that is no object with a kind and a step."""
+    none of them. DataError for any other that is no object, or whose kind or step is of another type."""
     rows: list[tuple[int, dict[str, Any]]] = []
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -86,8 +86,8 @@ def parse(data: bytes, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], by
             raise DataError(f"line {number} is not JSON", file=path, offset=offset, hint="remove it") from None
         if not isinstance(row, dict):
             raise DataError(f"line {number} holds a {type(row).__name__}, must be an object", file=path)
-        for name, kind, words in (("kind", str, "text"), ("step", int, "a whole number")):
-            if type(row.get(name)) is not kind:
-                raise DataError(f"line {number}: {name} is {row.get(name)!r:.40}, must be {words}", file=path)
+        for name, kind, words in (("kind", str, "text"), ("step", int, "a number without a fraction")):
+            if name in row and type(row[name]) is not kind:
+                raise DataError(f"line {number}: {name} is {row[name]!r:.40}, must be {words}", file=path)
         rows.append((number, row))
     return rows, b""

@@ -103,7 +103,7 @@ class Run:
         again = "imnet-train goes on from the one before: run the training's command again"
         if found.skipped:
             raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
-        last = next((line["step"] for line in reversed(self.metrics)), 0)
+        last = next((line["step"] for line in reversed(self.metrics) if "step" in line), 0)
         if self.info["status"] == "complete" and found.state["step"] < last:
             what = f"the checkpoint of the last step, {last}, is gone; the newest is {found.path.name}"
             raise DataError(what, file=self.path, hint=again)
@@ -113,8 +113,8 @@ class Run:
         which = str(which)
         if which == "best":
             # The images held out of train choose, where there are any.
-            lines = [line for line in self.metrics if line["kind"] in ("val", "eval") and line["top1"] is not None]
-            logged = [line for line in lines if line["kind"] == "val"] or lines
+            lines = [line for line in self.metrics if line.get("kind") in ("val", "eval") and line["top1"] is not None]
+            logged = [line for line in lines if line.get("kind") == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
         elif which.isdigit():
             epoch = int(which)
@@ -144,7 +144,7 @@ class Run:
     def _card(self) -> Card:
         """DataError where run.json does not say what classifying needs: it is a file that people edit."""
         r = self.recipe
-        last = next((line for line in reversed(self.metrics) if line["kind"] == "eval"), {})
+        last = next((line for line in reversed(self.metrics) if line.get("kind") == "eval"), {})
         try:
             data: dict[str, Any] = self.info.get("data") or {}
             return Card(

@@ -123,7 +123,7 @@ def _check_options(name: str, kwargs: dict[str, Any]) -> None:
             raise UsageError(f"model {name!r} has no option {option!r}", hint=hint)
         words = misfit(value, types.get(option))
         if words is not None:
-            raise UsageError(f"got model_options.{option} = {value!r}", hint=f"allowed for {name}: {words}")
+            raise UsageError(f"got {name}'s model_options.{option}={value!r}", hint=f"allowed: {words}")
 
 
 def _wrn_sizes(name: str) -> tuple[int, int]:

@@ -137,7 +137,7 @@ def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]
 def _append(
     record: dict[str, Any], train: list[TrainLine], evals: dict[str, list[EvalLine]], where: str, path: Path
 ) -> None:
-    kind = record["kind"]
+    kind = record.get("kind")
     if kind != "train" and kind not in evals:
         return
     names = TrainLine._fields if kind == "train" else EvalLine._fields

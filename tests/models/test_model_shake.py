@@ -43,7 +43,7 @@ def test_levels_and_kinds():
 
 @pytest.mark.parametrize("option", ["shake_forward", "shake_backward", "shake_level"])
 def test_unknown_kind_is_refused(option):
-    with pytest.raises(UsageError, match=f"{option} = 'keeep'; allowed for .*: shake|image"):
+    with pytest.raises(UsageError, match=f"{option}='keeep'; allowed: "):
         build("shake_shake26_2x32d", 10, **{option: "keeep"})
 
 

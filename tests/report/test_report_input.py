@@ -46,7 +46,7 @@ DAMAGE = [
     (
         "metrics.jsonl",
         lambda text: text.replace('"step": 10,', '"step": "ten",'),
-        "step is 'ten', must be a whole",
+        "step is 'ten', must be a number",
     ),
     (
         "metrics.jsonl",

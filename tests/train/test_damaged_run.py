@@ -89,7 +89,7 @@ def test_the_weights_of_another_run_are_not_taken_for_the_runs_own(tmp_path, cha
     ("line", "said"),
     [
         ("[3]", "line 1 holds a list"),
-        ('{"kind": "train", "step": [1]}', r"line 1: step is \[1\], must be a whole number"),
+        ('{"kind": "train", "step": [1]}', r"line 1: step is \[1\], must be a number"),
         ('{"kind": {}, "step": 1}', "line 1: kind is {}, must be text"),
         ('{"kind": "eval"', "line 1 is not JSON"),
     ],
