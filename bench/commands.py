@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -15,6 +14,7 @@ from imnet.environment import version
 from imnet.errors import ImnetError, UsageError
 from imnet.recipe import Recipe, replace
 from imnet.report import expand
+from imnet.resources import num_cores
 from imnet.run_options import RunOptions
 
 from . import data, gate, kernels, scaling, step, tables, throughput, whole
@@ -175,7 +175,7 @@ def scaling_(values: argparse.Namespace) -> Result:
     if options.gpus or options.device == "cuda":
         device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
     on_gpu = options.device != "cpu" and options.procs is None and device.num_gpus() > 0
-    most = (options.gpus or device.num_gpus()) if on_gpu else (options.procs or len(os.sched_getaffinity(0)))
+    most = (options.gpus or device.num_gpus()) if on_gpu else (options.procs or num_cores())
     recipe, ranks = find_recipe(values.recipe, None, batch_images=values.batch_size), scaling.parse_ranks(most)
     options = dataclasses.replace(options, device=options.device if on_gpu else "cpu", gpus=None, procs=None)
     options = scaling.threads_a_rank(options, ranks)

@@ -9,7 +9,11 @@ Importing this does not import torch.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":  # locks, signals and forks of POSIX hold a run together
+    raise ImportError("imnet runs on Linux and macOS; on Windows, under WSL")
 
 from imnet.errors import ImnetError
 from imnet.recipe import Recipe, replace

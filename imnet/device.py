@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from imnet.errors import DeviceError, UsageError
+from imnet.resources import cpu_field, num_cores
 from imnet.run_options import RunOptions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,12 +90,7 @@ def resolve_precision(precision: str, kind: str) -> tuple[str, str]:
 
 def _cpu_has_bf16() -> bool:
     """avx512_bf16 or AMX, as the kernel reports them; elsewhere no."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            flags = next((line for line in f if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16"))
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_field("flags").split())
 
 
 @contextlib.contextmanager
@@ -180,9 +176,8 @@ def threads(options: RunOptions) -> Iterator[int]:
     is kept: fresh pages for every activation cost an eighth of a small network's step. All is as it was afterwards,
     since the caller may be somebody's notebook.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     before, flushed = torch.get_num_threads(), sys.float_info.min / 2 == 0
-    torch.set_num_threads(options.threads or max(1, cores // (options.procs or 1)))
+    torch.set_num_threads(options.threads or max(1, num_cores() // (options.procs or 1)))
     torch.set_flush_denormal(True)
     _mallopt(trim_threshold=2**31 - 1, mmap_max=0)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from imnet.resources import cpu_name, num_cores
 
 
 def environment() -> dict[str, Any]:
@@ -28,7 +29,7 @@ def environment() -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
         "git_sha": _git_sha(),
-        "hardware": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus},
+        "hardware": {"cpu": cpu_name(), "cores": num_cores(), "gpus": gpus},
         "threads": torch.get_num_threads(),
     }
 
@@ -56,14 +57,3 @@ def _git_sha() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return sha + ("+" if changed else "")
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -143,9 +143,10 @@ class RunFolder:
         try:
             if free < num_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            # Quotas and limits of a file's size are not in what the disk says.
-            with tempfile.TemporaryFile(dir=self.path) as f:
-                os.posix_fallocate(f.fileno(), 0, num_bytes)
+            # Quotas and limits of a file's size are not in what the disk says; macOS has no call that asks for them.
+            if hasattr(os, "posix_fallocate"):
+                with tempfile.TemporaryFile(dir=self.path) as f:
+                    os.posix_fallocate(f.fileno(), 0, num_bytes)
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return  # cannot be asked here

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> (its modules, the rooms that they may import beside their own), from the ground up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
-    "ground": ("errors files locks fields command yaml_file augmentation scores", ""),
+    "ground": ("errors files locks fields command yaml_file augmentation scores resources", ""),
     "recipes": ("recipe optimisers schedules recipes recipe_json run_options", "ground"),
     "machine": ("device environment launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),

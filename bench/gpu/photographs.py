@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 from imnet.augmentation import Augment
 from imnet.data import pipelines
 from imnet.data.base import EncodedSplit
+from imnet.resources import num_cores
 
 from .. import peers
 from .plan import Figures, Row, Setting, UnavailableError
@@ -63,7 +63,7 @@ def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figure
 
 
 def _timed(kind: str, train: bool, setting: Setting) -> Figures:
-    batch, threads = setting.few(BATCH // 8) * 8, os.cpu_count() or 1
+    batch, threads = setting.few(BATCH // 8) * 8, num_cores()
     pictures = [_photograph(i) for i in range(setting.few(NUM_PICTURES))]
     warm_up = 2 * threads
     count = batch * (setting.few(MOST_BATCHES) + warm_up)

@@ -23,6 +23,7 @@ from typing import Any
 from imnet.command import die_with
 from imnet.errors import DataError, DeviceError, IOFailure, Preempted
 from imnet.files import write_json
+from imnet.resources import num_cores
 from imnet.runfolder import BUSY, is_complete, runs_of, writer
 from imnet.sweep.grid import Trial
 
@@ -85,7 +86,7 @@ def slots(jobs: int | None, needed: Sequence[Trial]) -> list[Slot]:
     if chunks:
         return [Slot(chunks[i % len(chunks)]) for i in range(jobs or len(chunks))]
     ranks = max((o.procs or 1 for o in options), default=1)
-    share = max(1, len(os.sched_getaffinity(0)) // ((jobs or 1) * ranks))
+    share = max(1, num_cores() // ((jobs or 1) * ranks))
     chosen = any(o.threads for o in options) or (jobs or 1) == 1
     return [Slot(None, () if chosen else (f"--threads={share}",)) for _ in range(jobs or 1)]
 

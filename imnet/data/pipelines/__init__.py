@@ -25,6 +25,7 @@ from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.encoded import Decoder
 from imnet.data.pipelines.erasing import draw_boxes, erase
 from imnet.errors import DeviceError, UsageError
+from imnet.resources import free_memory_bytes
 
 KINDS = ("resident", "host", "dali", "torch")
 # Share of the free device memory that the images may take; the rest is for the step.
@@ -175,9 +176,7 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    return free_memory_bytes()
 
 
 def build(kind: str, split: AnySplit, setting: Setting) -> Pipeline:

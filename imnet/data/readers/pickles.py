@@ -9,6 +9,7 @@ file is: nothing of ours but the machine is imported in it.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import mmap
@@ -179,7 +180,8 @@ def run_child(path: Path) -> dict[str, Any]:
 def _child(path: str) -> dict[str, Any]:
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.path.exists("/proc/self/statm") else 1 << 16
     limit = pages * resource.getpagesize() + os.path.getsize(path) + _CHILD_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with contextlib.suppress(ValueError):  # macOS takes no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_S, _CHILD_S))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     try:

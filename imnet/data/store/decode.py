@@ -24,6 +24,7 @@ from imnet.data.readers import Items
 from imnet.data.readers.picture import BadPictureError, ResizeRule, check, decode, is_turned
 from imnet.data.store.sources import UNKNOWN
 from imnet.errors import DataError, IOFailure
+from imnet.resources import num_cores
 
 CHUNK_IMAGES = 64
 _PR_SET_PDEATHSIG = 1
@@ -46,7 +47,7 @@ _JOB: tuple[Items, ResizeRule | None] | None = None
 def chunks(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
     """Decoded chunks in order, from ``workers`` forked processes (0: one per core; 1: this process)."""
     global _JOB
-    workers = min(workers or os.cpu_count() or 1, max(1, len(starts)))
+    workers = min(workers or num_cores(), max(1, len(starts)))
     _JOB = (content, rule)
     if workers == 1:
         yield from map(_chunk, starts)
