@@ -7,6 +7,7 @@ import datetime
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -218,6 +219,8 @@ def _connect(world: World, device: torch.device) -> None:
         store = dist.TCPStore(host, port, world.size, is_master=world.is_main and not agent_store, timeout=timeout)
         store = dist.PrefixStore(f"imnet-life-{world.life}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
+        if host in ("127.0.0.1", "localhost"):
+            _stay_inside()
         dist.init_process_group(
             backend,
             store=store,
@@ -231,6 +234,14 @@ def _connect(world: World, device: torch.device) -> None:
             raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
         what = f"rank {world.rank} of {world.size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
         raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
+
+
+def _stay_inside() -> None:
+    """Let gloo's ranks of this machine alone meet by its loopback interface, where $GLOO_SOCKET_IFNAME names no other:
+    else gloo takes the address of the host's name, which a laptop may lack or change with its network."""
+    names = {name for _, name in socket.if_nameindex()}
+    if loopback := names & {"lo", "lo0"}:  # as Linux and macOS call it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
 
 
 def _master() -> tuple[str, int]:
