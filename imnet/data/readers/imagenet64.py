@@ -89,7 +89,7 @@ def _gaps(sources: list[tuple[tuple[str, int], Path, str | None]]) -> str:
 
 def _zipped(file: Path, left: LeftOut) -> list[tuple[tuple[str, int], Path, str | None]]:
     out: list[tuple[tuple[str, int], Path, str | None]] = []
-    for member in list_zip(file)[0]:
+    for member in list_zip(file)[0].values():
         order = batch_order(member.name.rpartition("/")[2])
         reason = junk_path(member.name) or (suffix_reason(member.name) if order is None else None)
         if reason or order is None:

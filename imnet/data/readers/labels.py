@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imnet.data.readers.matlab import class_numbers
 from imnet.data.readers.rule import LeftOut
-from imnet.data.readers.tree import TarTree, Tree, read_file, text
+from imnet.data.readers.tree import ArchiveTree, Tree, read_file, text
 from imnet.errors import DataError
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
@@ -115,7 +115,7 @@ def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
     packed = f"{prefix}{_DEVKIT}.tar.gz"
     if packed not in names or not (source.path / packed).is_file():
         return None
-    inside = TarTree(source.path / packed)
+    inside = ArchiveTree(source.path / packed)
     found = _imagenet(inside, set(inside.names), "")
     return found and Listed(found.wnids, (packed,))
 

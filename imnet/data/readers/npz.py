@@ -53,7 +53,7 @@ def npz_vector(path: Path, member: str, count: int, shown: str) -> np.ndarray:
 
 def _announced(path: Path, member: str, shown: str) -> tuple[tuple[int, ...], str, int]:
     """(shape, dtype, offset of the data) of a .npy member whose size is exactly what its header announces."""
-    listing = {found.name: found for found in list_zip(path)[0]}
+    listing, _ = list_zip(path)
     if member not in listing:
         raise DataError(f"npz has no {member}; it holds {sorted(listing)[:6]}", file=shown)
     with zipfile.ZipFile(path) as archive:

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from imnet.data.readers.archive import MAX_MEMBERS
+from imnet.data.files import reading
+from imnet.data.readers.archive import MAX_MEMBERS, Member, refuse_pointer
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
-from imnet.data.readers.rule import LFS_POINTER, LeftOut, split_in
+from imnet.data.readers.rule import LeftOut, split_in
 from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
 from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure, UsageError, shown
+from imnet.errors import DataError, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
 # A batch of rows is held as Arrow read it and once more as Python bytes.
@@ -130,14 +131,10 @@ def _opened(file: str) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("reading Parquet needs pyarrow", file=file, hint="pip install 'imnet[parquet]'") from error
-    try:
-        with open(file, "rb") as raw:
-            size = os.fstat(raw.fileno()).st_size
-            tail = os.pread(raw.fileno(), 8, max(0, size - 8))
-            if raw.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError("a Git LFS pointer, not the file", file=file, hint="git lfs pull")
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=file) from error
+    with reading(file), open(file, "rb") as raw:
+        refuse_pointer(raw, file)
+        size = os.fstat(raw.fileno()).st_size
+        tail = os.pread(raw.fileno(), 8, max(0, size - 8))
     footer = int.from_bytes(tail[:4], "little")
     if size < 12 or tail[4:] != b"PAR1":
         raise DataError(f"not Parquet or truncated: ends with {tail[4:]!r}, expected b'PAR1'", file=file, offset=size)
@@ -200,7 +197,8 @@ class _Set:
                 continue
             if place is not None and known >= len(place):
                 raise DataError(f"{len(place)} class names, label {known}", file=file, offset=f"row {row}")
-            items.add_member(f"{Path(file).name} row {row}", known if place is None else place[known], number, row, 0)
+            name = f"{Path(file).name} row {row}"
+            items.add(known if place is None else place[known], number, Member(name, row, 0, 0))
 
     def _label(self, value: Any, file: str, row: int) -> int | None:
         if value is None:

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from imnet.data.readers.archive import TarMember, list_tar
+from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found
 from imnet.data.readers.folders import find_folders
-from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import LABEL_FILES, LIST_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import by_split, parts_of
-from imnet.data.readers.tree import JoinedTree, TarTree, Tree
+from imnet.data.readers.tree import ArchiveTree, JoinedTree, Tree
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
 
@@ -70,16 +69,15 @@ def _kind(tar: Path) -> str:
     return "folders" if in_folders and not labelled.intersection(map(sample_key, pictures)) else "samples"
 
 
-def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:
+def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
     with open_tar(path) as file:
         yield from list_tar(file, path, start, length)
 
 
 def _class_folders(path: Path, folder: Path, tars: list[str]) -> Found | None:
     """One tar of class folders, or several that stand for folders (train.tar and val.tar)."""
-    if len(tars) == 1:
-        return find_folders(TarTree(folder / tars[0]))
-    return find_folders(JoinedTree(path, {_stem(name): TarTree(folder / name) for name in tars}))
+    trees: dict[str, Tree] = {_stem(name): ArchiveTree(folder / name) for name in tars}
+    return find_folders(JoinedTree(path, trees) if len(tars) > 1 else trees[_stem(tars[0])])
 
 
 def _stem(name: str) -> str:
@@ -115,7 +113,7 @@ def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0,
         if reason:
             left[reason] += 1
         else:
-            items.add_member(member.name, label, number, member.offset, member.size)
+            items.add(label, number, member)
 
 
 def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
@@ -168,5 +166,5 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
         if wnid not in number:
             got = f"{len(listed.wnids)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)
-        items.add_member(member.name, number[wnid], file, member.offset, member.size)
+        items.add(number[wnid], file, member)
     return items, wnids

@@ -9,9 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from imnet.data.readers.archive import TarMember, list_tar
+from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found, with_labels
-from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
@@ -44,7 +43,7 @@ class _Shards:
             else:
                 yield member
 
-    def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[TarMember]) -> None:
+    def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[Member]) -> None:
         kinds = Counter(_extension(member) for member in members)
         twin = next((kind for kind, count in kinds.items() if count > 1), None)
         if twin is not None:
@@ -67,9 +66,9 @@ class _Shards:
         if known is None:
             self.left["unlabelled"] += 1
         else:
-            items.add_member(picture.name, known, number, picture.offset, picture.size)
+            items.add(known, number, picture)
 
-    def _picture(self, tar: Path, key: str, pictures: list[TarMember], kinds: Counter[str]) -> TarMember:
+    def _picture(self, tar: Path, key: str, pictures: list[Member], kinds: Counter[str]) -> Member:
         wanted = self.choice.image_key
         if wanted is not None:
             pictures = [member for member in pictures if _extension(member) == wanted.lower().lstrip(".")]
@@ -121,7 +120,7 @@ def sample_key(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _extension(member: TarMember) -> str:
+def _extension(member: Member) -> str:
     return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
 
 
@@ -129,7 +128,7 @@ def _seen(kinds: Counter[str]) -> str:
     return ", ".join(f".{kind}" for kind in list(kinds)[:6])
 
 
-def _agreed(labels: dict[TarMember, int | str], tar: Path, key: str) -> int | str:
+def _agreed(labels: dict[Member, int | str], tar: Path, key: str) -> int | str:
     """The one label of a sample that may say it twice."""
     values = set(labels.values())
     if len(values) > 1:
@@ -142,7 +141,7 @@ def is_label(name: str) -> bool:
     return name.rsplit("/", 1)[-1].partition(".")[2].lower() in LABELS
 
 
-def read_label(file: BinaryIO, member: TarMember, tar: Path) -> int | str | None:
+def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
     """What a ``.cls`` or ``.cls.txt`` member says, or the field ``label`` or ``cls`` of a ``.json`` one: a number, or a
     word that names the class. None where the member is no label."""
     if not is_label(member.name):

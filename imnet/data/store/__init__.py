@@ -37,7 +37,8 @@ from imnet.data.base import (
     hold_out,
     split_hash,
 )
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.data.files import reading
+from imnet.errors import DataError, UsageError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
 PREAMBLE = struct.Struct("<8sQQI")
@@ -133,14 +134,11 @@ def scan(
 def open_store(path: Path) -> Store:
     """Open one split; DataError (one line, file, offset) unless preamble, header, sections, footer and labels hold."""
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < PAGE + FOOTER_BYTES:
-                raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+    with reading(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < PAGE + FOOTER_BYTES:
+            raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     header = _header(mapped, size, path)
     sections = _sections(header, size, path)
     labels = np.frombuffer(mapped, dtype="<i8", count=header["count"], offset=sections["labels"][0]).astype(np.int64)
