@@ -65,10 +65,7 @@ def find_cifar(source: Tree) -> Found | None:
     train, test, class_names = read(form, folder)
     files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
     paths = tuple(folder / name for name in files)
-    splits: dict[str, Items | Blocks] = {
-        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), paths),
-        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), paths),
-    }
+    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, paths), "test": Blocks.of(test, paths)}
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)
     left.rest(source.names, used)

@@ -152,13 +152,9 @@ def find_idx(source: Tree) -> Found | None:
     if train.image_shape != test.image_shape:
         what = f"training images are {train.image_shape}, test images {test.image_shape}"
         raise DataError(what, file=sets[0].folder)
-    files = [file for group in sets[0].files.values() for file in group]
-
-    def blocks(split: Split) -> Blocks:
-        return Blocks(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), tuple(files))
-
-    splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
-    fashion = is_fashion(train, test)
+    files = tuple(file for group in sets[0].files.values() for file in group)
+    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, files), "test": Blocks.of(test, files)}
+    fashion = _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
     names = FASHION_CLASSES if fashion else _numbers(train, test)
     name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("idx", "IDX")
     left, used = LeftOut(source.left), {os.fspath(file) for file in files}
@@ -171,11 +167,6 @@ def find_idx(source: Tree) -> Found | None:
 def _numbers(train: Split, test: Split) -> tuple[str, ...]:
     highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
     return tuple(str(number) for number in range(highest + 1))
-
-
-def is_fashion(train: Split, test: Split) -> bool:
-    """Whether this is the official Fashion-MNIST, by its content."""
-    return _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
 
 
 def _digest(split: Split) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from imnet.data.readers.matlab import class_numbers
-from imnet.data.readers.rule import LeftOut
-from imnet.data.readers.tree import ArchiveTree, Tree, read_file, text
+from imnet.data.readers.tree import ArchiveTree, FolderTree, Tree, text
 from imnet.errors import DataError
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
@@ -30,34 +29,12 @@ LIST_FILES += tuple(folder + name for folder in ("", _IN_DEVKIT) for name in (_T
 LABEL_FILES = f"{_DEVKIT}.tar.gz, {_SYNSETS[0]} or {_SOLUTION}"
 
 
-@dataclass
-class Texts:
-    """The files right in one folder as a Tree: what lies beside an archive, or above the folder that was given."""
-
-    path: Path
-    names: list[str] = field(init=False)
-    folders: set[str] = field(default_factory=set)
-    left: LeftOut = field(default_factory=LeftOut)
-
-    def __post_init__(self) -> None:
-        self.names = [name for name in LIST_FILES if (self.path / name).is_file()]
-
-    def add(self, items, name: str, label: int) -> None:
-        raise NotImplementedError("only texts are read here")
-
-    def read(self, name: str) -> bytes:
-        return read_file(self.path / name)
-
-
 @dataclass(frozen=True)
 class Listed:
     """Labels by file name, and the files of the tree that they were read from."""
 
     wnids: dict[str, str]
     files: tuple[str, ...] = ()
-
-    def of(self, base: str) -> str | None:
-        return self.wnids.get(base)
 
 
 def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | None:
@@ -80,8 +57,8 @@ def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | No
 def beside(folders: list[Path]) -> Listed | None:
     """ImageNet-1K's validation labels from the first of the folders that holds any; they are no files of the tree."""
     for folder in folders:
-        texts = Texts(folder)
-        found = _imagenet(texts, set(texts.names), "")
+        there = {name for name in LIST_FILES if (folder / name).is_file()}
+        found = _imagenet(FolderTree(folder), there, "")
         if found is not None:
             return Listed(found.wnids)
     return None

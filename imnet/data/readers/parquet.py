@@ -23,8 +23,8 @@ from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
 from imnet.data.readers.rule import LeftOut, split_in
-from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
-from imnet.data.readers.tree import Tree
+from imnet.data.readers.shards import Labels, check_number, check_word, files_by_split
+from imnet.data.readers.tree import FolderTree
 from imnet.errors import DataError, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
@@ -233,38 +233,26 @@ class _Set:
         return [number[name] for name in names]
 
 
-def find_parquet(source: Tree, choice: Choice) -> Found | None:
+def find_parquet(source: FolderTree, choice: Choice) -> Found | None:
     """The set in a Parquet file, or in those of a folder; None where there are none."""
-    path = source.path
-    folder = path if path.is_dir() else path.parent
-    files = [name for name in source.names if name.lower().endswith(".parquet")] if path.is_dir() else [path.name]
+    path, folder = source.path, source.root
+    files = [name for name in source.names if name.lower().endswith(".parquet")]
     if not files:
         return None
     _refuse_several(files, path)
     made = _Set(path, choice, Labels(path))
     splits: dict[str, ParquetItems] = {}
-    for split, names in by_split(parts_of(files, folder, choice, made.notes)).items():
+    for split, names in files_by_split(files, folder, choice, made.notes).items():
         splits[split] = ParquetItems(folder)
         for name in names:
             made.add(splits[split], str(folder / name))
     splits = with_labels(splits)
     if not splits:
         raise DataError("no row has a label", file=path)
-    if path.is_dir():
-        made.left.update(source.left)
-        made.left.rest(source.names, files)
-    class_list = _all_names(made, splits)
-    note_gaps(dict(splits), len(class_list), made.notes)
-    kind = f"Parquet ({len(files)} files)"
-    return Found("parquet", kind, path, class_list, dict(splits), made.notes, made.left)
-
-
-def _all_names(made: _Set, splits: dict[str, ParquetItems]) -> tuple[str, ...]:
-    words = made.labels.names(dict(splits), made.notes)
-    highest = max((int(items.labels().max()) for items in splits.values()), default=-1)
-    if made.names and not words and highest >= len(made.names):
-        raise DataError(f"{len(made.names)} class names, labels go to {highest}", file=made.path)
-    return words or made.names or tuple(f"class_{i:04d}" for i in range(highest + 1))
+    made.left.update(source.left)
+    made.left.rest(source.names, files)
+    names = made.labels.names(splits, made.notes, made.names, path)
+    return Found("parquet", f"Parquet ({len(files)} files)", path, names, dict(splits), made.notes, made.left)
 
 
 def _refuse_several(files: list[str], path: Path) -> None:

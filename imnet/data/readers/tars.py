@@ -13,8 +13,8 @@ from imnet.data.readers.folders import find_folders
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import LABEL_FILES, LIST_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
-from imnet.data.readers.shards import by_split, parts_of
-from imnet.data.readers.tree import ArchiveTree, JoinedTree, Tree
+from imnet.data.readers.shards import files_by_split
+from imnet.data.readers.tree import ArchiveTree, FolderTree, JoinedTree, Tree
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
 
@@ -31,21 +31,20 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIXES)
 
 
-def find_tars(source: Tree, choice: Choice) -> Found | None:
+def find_tars(source: FolderTree, choice: Choice) -> Found | None:
     """The set that a tar, or the tars of a folder, hold; None where there is no tar."""
-    path = source.path
-    folder = path if path.is_dir() else path.parent
+    path, folder = source.path, source.root
     # The devkit of ImageNet holds texts and no pictures.
-    tars = [name for name in source.names if is_tar(name) and "devkit" not in name] if path.is_dir() else [path.name]
+    tars = [name for name in source.names if is_tar(name) and "devkit" not in name]
     if not tars:
         return None
     if path.is_dir() and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
         return _class_tars(source, tars, choice)
     kinds = {tar: _kind(folder / tar) for tar in tars}
     if {"train", "val"} & set(kinds.values()):
-        return _imagenet(source, folder, kinds)
+        return _imagenet(source, kinds)
     if set(kinds.values()) == {"folders"}:
-        return _class_folders(path, folder, tars)
+        return _class_folders(source, tars)
     odd = next((tar for tar, kind in kinds.items() if kind == "folders"), None)
     if odd is not None and "samples" in kinds.values():
         other = next(tar for tar, kind in kinds.items() if kind == "samples")
@@ -74,22 +73,22 @@ def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[
         yield from list_tar(file, path, start, length)
 
 
-def _class_folders(path: Path, folder: Path, tars: list[str]) -> Found | None:
+def _class_folders(source: FolderTree, tars: list[str]) -> Found | None:
     """One tar of class folders, or several that stand for folders (train.tar and val.tar)."""
-    trees: dict[str, Tree] = {_stem(name): ArchiveTree(folder / name) for name in tars}
-    return find_folders(JoinedTree(path, trees) if len(tars) > 1 else trees[_stem(tars[0])])
+    trees: dict[str, Tree] = {_stem(name): ArchiveTree(source.root / name) for name in tars}
+    return find_folders(JoinedTree(source.path, trees) if len(tars) > 1 else trees[_stem(tars[0])])
 
 
 def _stem(name: str) -> str:
     return re.sub(r"(\.tar)?(\.gz)?(\.tgz)?$", "", name, flags=re.IGNORECASE)
 
 
-def _class_tars(source: Tree, tars: list[str], choice: Choice) -> Found:
+def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
     path, left, notes = source.path, LeftOut(source.left), []
     number = {wnid: i for i, wnid in enumerate(sorted({Path(tar).stem for tar in tars}))}
     wnids = tuple(number)
     splits: dict[str, Items] = {}
-    for split, files in by_split(parts_of(tars, path, choice, notes)).items():
+    for split, files in files_by_split(tars, path, choice, notes).items():
         stems = [Path(tar).stem for tar in files]
         twin = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
         if twin:
@@ -116,8 +115,8 @@ def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0,
             items.add(label, number, member)
 
 
-def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
-    left, splits, wnids = LeftOut(), {}, ()
+def _imagenet(source: FolderTree, kinds: dict[str, str]) -> Found:
+    folder, left, splits, wnids = source.root, LeftOut(source.left), {}, ()
     for kind in ("train", "val"):
         several = [tar for tar, got in kinds.items() if got == kind]
         if len(several) > 1:
@@ -127,10 +126,8 @@ def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
         splits["train"], wnids = _training(folder, train, left)
     if val is not None:
         splits["test"], wnids = _validation(folder, val, wnids, left)
-    if source.path.is_dir():
-        read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
-        left.update(source.left)
-        left.rest(source.names, {*read, *LIST_FILES})
+    read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
+    left.rest(source.names, {*read, *LIST_FILES})
     name = "imagenet" if len(wnids) <= _CLASSES_1K else "imagenet21k"
     return Found(name, "ImageNet's official tars", source.path, wnids, splits, left=left)
 
@@ -162,7 +159,7 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
         if VAL_PICTURE.fullmatch(member.name) is None or junk_path(member.name):
             left[junk_path(member.name) or suffix_reason(member.name)] += 1
             continue
-        wnid = listed.of(member.name.rpartition("/")[2])
+        wnid = listed.wnids.get(member.name.rpartition("/")[2])
         if wnid not in number:
             got = f"{len(listed.wnids)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)

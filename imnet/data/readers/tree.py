@@ -36,11 +36,13 @@ class Tree(Protocol):
 
 
 class FolderTree:
-    """A folder. Linked folders are followed, two deep and never in a circle."""
+    """A folder, or a file alone in its own. Linked folders are followed, two deep and never in a circle."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
-        self.names: list[str] = []
+        is_file = path.is_file()
+        self.root = path.parent if is_file else path
+        self.names: list[str] = [path.name] if is_file else []
         self.absent: list[str] = []
 
     @classmethod
@@ -89,7 +91,14 @@ class FolderTree:
         items.add_file(name, label)
 
     def read(self, name: str) -> bytes:
-        return read_file(self.path / name)
+        """The bytes of a small file, one more than allowed where it is too large."""
+        path = self.root / name
+        with reading(path):
+            try:
+                with open(path, "rb") as file:
+                    return file.read(_MAX_TEXT_BYTES + 1)
+            except FileNotFoundError as error:
+                raise DataError(f"{path.name} is missing", file=path.parent) from error
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
@@ -119,16 +128,6 @@ def _entries(folder: Path) -> list[os.DirEntry]:
             return list(entries)
     except OSError as error:
         raise IOFailure(f"cannot list: {error.strerror or error}", file=folder) from error
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a small file, one more than allowed where it is too large."""
-    with reading(path):
-        try:
-            with open(path, "rb") as file:
-                return file.read(_MAX_TEXT_BYTES + 1)
-        except FileNotFoundError as error:
-            raise DataError(f"{path.name} is missing", file=path.parent) from error
 
 
 class ArchiveTree:
@@ -212,7 +211,7 @@ def _parents(names: list[str]) -> set[str]:
 def text(source: Tree, name: str) -> str:
     """A small UTF-8 text file of a tree; DataError where it is none."""
     data = source.read(name)
-    file, member = (source.path / name, None) if isinstance(source, FolderTree) else (source.path, name)
+    file, member = (source.root / name, None) if isinstance(source, FolderTree) else (source.path, name)
     if len(data) > _MAX_TEXT_BYTES:
         raise DataError(f"text file has more than {_MAX_TEXT_BYTES} bytes", file=file, offset=member)
     try:

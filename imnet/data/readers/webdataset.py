@@ -13,8 +13,8 @@ from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
-from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
-from imnet.data.readers.tree import FolderTree, Tree, text
+from imnet.data.readers.shards import Labels, check_number, check_word, files_by_split
+from imnet.data.readers.tree import FolderTree, text
 from imnet.errors import DataError, shown
 
 LABELS = ("cls", "cls.txt", "json")
@@ -86,32 +86,26 @@ class _Shards:
         raise DataError(what, file=tar, offset=key[:200], hint=hint)
 
 
-def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | None:
+def find_webdataset(source: FolderTree, tars: list[str], choice: Choice) -> Found | None:
     """The set in the tars ``tars`` of a folder, or in the tar that ``source.path`` is; None without samples."""
-    path = source.path
-    folder, notes = (path if path.is_dir() else path.parent), []
+    folder, notes = source.root, []
     shards = _Shards(folder, choice)
     splits: dict[str, Items] = {}
-    for split, files in by_split(parts_of(tars, folder, choice, notes)).items():
+    for split, files in files_by_split(tars, folder, choice, notes).items():
         splits[split] = Items(folder)
         for name in files:
             shards.add(splits[split], folder / name)
     splits = with_labels(splits)
     if not splits:
         if shards.left["unlabelled"]:
-            raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=path)
+            raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=source.path)
         return None
-    names = shards.labels.names(splits, notes)
-    listed, lists = ((), []) if names else _class_names(folder)
-    highest = max(int(items.labels().max()) for items in splits.values())
-    if listed and len(listed) <= highest:
-        raise DataError(f"{len(listed)} class names, labels go to {highest}", file=folder / lists[0])
-    names = names or listed or tuple(f"class_{i:04d}" for i in range(highest + 1))
-    note_gaps(splits, len(names), notes)
-    if path.is_dir():
-        shards.left.update(source.left)
-        shards.left.rest(source.names, [*tars, *lists])
-    return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
+    listed, lists = ((), []) if shards.labels.words else _class_names(folder)
+    names = shards.labels.names(splits, notes, listed, folder / "".join(lists[:1]))
+    shards.left.update(source.left)
+    shards.left.rest(source.names, [*tars, *lists])
+    kind = f"WebDataset ({len(tars)} shards)"
+    return Found("webdataset", kind, source.path, names, dict(splits), notes, shards.left)
 
 
 def sample_key(name: str) -> str:
