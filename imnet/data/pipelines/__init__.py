@@ -12,7 +12,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class Setting:
     ahead: int = 2
     on_bad: str = "stop"
     bands: tuple[int, ...] = ()
+
+    @property
+    def finish(self) -> dict[str, Any]:
+        """What of it ``batches.Finish`` is made from."""
+        return {"seed": self.seed, "dtype": self.dtype, "mean": self.mean, "bands": self.bands}
 
 
 class Pipeline(ABC):

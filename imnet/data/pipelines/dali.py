@@ -151,8 +151,7 @@ class Dali(Pipeline):
         self.pictures = pictures
         self.feeds = {train: Feeds(split, s.augment, s.seed, train, pictures) for train in (True, False)}
         self._idle: dict[bool, Runner] = {}
-        how = {"seed": s.seed, "dtype": s.dtype, "mean": s.mean, "bands": s.bands}
-        self.batches = Finish(s.augment, split.image_shape[2], s.device, **how)
+        self.batches = Finish(s.augment, split.image_shape[2], s.device, **s.finish)
 
     @property
     def where(self) -> str:

@@ -29,8 +29,7 @@ class Resident(Pipeline):
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
         self.images = images
-        common = {"seed": setting.seed, "dtype": setting.dtype, "bands": setting.bands}
-        self.batches = Batches(images, setting.augment, mean=setting.mean, **common)
+        self.batches = Batches(images, setting.augment, **setting.finish)
 
     @property
     def where(self) -> str:
