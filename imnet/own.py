@@ -23,7 +23,7 @@ from imnet import device, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
-from imnet.data.store import is_store, load_store
+from imnet.data.store import is_store, load_store, split_path
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.from_recipe import build_network, build_step
 from imnet.launch import World
@@ -62,25 +62,21 @@ def look(path: Path) -> Seen:
     """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and
     DataError for one that cannot be trained on."""
     if is_store(path):
-        held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
-        height, width, channels = held.image_shape
-        test = len(held.test) if (path / "test.imnet").is_file() else None
-        if isinstance(held.train, EncodedSplit):
-            side, decode_s = _sizes(held.train, path)
-            return Seen(path, held.class_names, len(held.train), test, side, channels, True, decode_s)
-        return Seen(path, held.class_names, len(held.train), test, min(height, width), channels, False)
-    found = recognise(path)
-    train = found.splits.get("train")
-    if train is None:
-        raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
-    if len(found.class_names) < 2:
-        raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
-    test = len(found.splits["test"]) if "test" in found.splits else None
-    if isinstance(train, Blocks):
-        height, _, channels = train.shape
-        return Seen(path, found.class_names, len(train), test, height, channels, False)
-    side, decode_s = _sizes(train, path)
-    return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
+        has_test = split_path(path, "test").is_file()
+        found = load_store(path, SMALL_PX, 0.0 if has_test else HOLD_OUT)
+        train, test = found.train, len(found.test) if has_test else None
+    else:
+        found = recognise(path)
+        train, test = found.splits.get("train"), len(found.splits["test"]) if "test" in found.splits else None
+        if train is None:
+            raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
+        if len(found.class_names) < 2:
+            raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
+    if isinstance(train, Items | EncodedSplit):
+        side, decode_s = _sizes(train, path)
+        return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
+    height, width, channels = train.shape if isinstance(train, Blocks) else train.image_shape
+    return Seen(path, found.class_names, len(train), test, min(height, width), channels, False)
 
 
 def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:

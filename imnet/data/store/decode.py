@@ -88,18 +88,12 @@ def _chunk(start: int) -> Chunk:
         try:
             data = content.read(number)
             crcs[-1] = zlib.crc32(data)
-            good.append(_one(data, rule))
+            if rule is None:
+                check(data)
+            good.append(data if rule is None else decode(data, rule))
             turned += is_turned(data)
         except (BadPictureError, DataError) as error:
             bad.append((number, error.what if isinstance(error, DataError) else str(error)))
     if rule is None:
         return Chunk(good, bad, crcs, turned)
-    shape = (rule.size_px, rule.size_px, rule.channels)
-    return Chunk(np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8), bad, crcs, turned)
-
-
-def _one(data: bytes, rule: ResizeRule | None):
-    if rule is None:
-        check(data)
-        return data
-    return decode(data, rule)
+    return Chunk(np.stack(good) if good else np.empty((0, *rule.shape), dtype=np.uint8), bad, crcs, turned)

@@ -19,9 +19,8 @@ from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
 from imnet.data.store.decode import CHUNK_IMAGES, chunks
-from imnet.data.store.progress import Progress
-from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc
-from imnet.data.store.write import Writer
+from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc, told
+from imnet.data.store.write import Progress, Writer
 from imnet.errors import DataError, IOFailure, UsageError
 
 _BAD_SHARE = 1000
@@ -99,7 +98,7 @@ def _pack_split(found: Found, split: str, key: str, target: Path, options: Optio
             return header
         (target / "source.json").unlink(missing_ok=True)
         table = Table.of(content, found.path)
-        shape = content.shape if isinstance(content, Blocks) else _shape(options.rule)
+        shape = content.shape if isinstance(content, Blocks) else options.rule and options.rule.shape
         writer = Writer(part, descriptor, key, shape)
         shown = Progress(split, len(content), writer.done, options.quiet)
         try:
@@ -126,14 +125,10 @@ def table_path(target: Path, split: str) -> Path:
 
 
 def _check_rule(content: Items | Blocks, rule: ResizeRule | None, found: Found) -> None:
-    if isinstance(content, Blocks) and rule is not None and (rule.size_px, rule.size_px) != content.shape[:2]:
+    if isinstance(content, Blocks) and rule is not None and rule.shape[:2] != content.shape[:2]:
         height, width, _ = content.shape
         raise UsageError(f"--size is {rule.size_px}; {found.kind} holds pixels of {height} x {width}",
                          hint="leave out --size")  # fmt: skip
-
-
-def _shape(rule: ResizeRule | None) -> tuple[int, int, int] | None:
-    return None if rule is None else (rule.size_px, rule.size_px, rule.channels)
 
 
 def _check_still(found: Found, split: str, key: str, rule: ResizeRule | None) -> None:
@@ -202,7 +197,7 @@ def _changed(header: dict, final: Path, found: Found, content: Items | Blocks, o
     if not same_rule or old.root != new.root:
         what = f"already packed from another source or with another rule ({old.root})"
         raise IOFailure(what, file=final, hint="choose another folder or remove it")
-    return change.line() if change else "the class names changed"
+    return told(change) if change else "the class names changed"
 
 
 def _refuse_other_request(origin: Origin, target: Path) -> None:
