@@ -32,7 +32,9 @@ class Tree(Protocol):
 
     def add(self, items: Items, name: str, label: int) -> None: ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; of one that is too large for a text perhaps not all."""
+        ...
 
 
 class FolderTree:
@@ -91,14 +93,9 @@ class FolderTree:
         items.add_file(name, label)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small file, one more than allowed where it is too large."""
         path = self.root / name
-        with reading(path):
-            try:
-                with open(path, "rb") as file:
-                    return file.read(_MAX_TEXT_BYTES + 1)
-            except FileNotFoundError as error:
-                raise DataError(f"{path.name} is missing", file=path.parent) from error
+        with reading(path), open(path, "rb") as file:
+            return file.read(_MAX_TEXT_BYTES + 1)
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
@@ -155,8 +152,6 @@ class ArchiveTree:
         items.add(label, items.file_number(str(self.path)), self._members[name])
 
     def read(self, name: str) -> bytes:
-        if name not in self._members:
-            raise DataError(f"{name} is missing", file=self.path)
         items = Items(self.path.parent)
         self.add(items, name, 0)
         return items.read(0)

@@ -44,7 +44,7 @@ class _Shards:
                 yield member
 
     def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[Member]) -> None:
-        kinds = Counter(_extension(member) for member in members)
+        kinds = Counter(_extension(member.name) for member in members)
         twin = next((kind for kind, count in kinds.items() if count > 1), None)
         if twin is not None:
             what = f"neighbouring samples have one key: {kinds[twin]} members {key}.{twin}"
@@ -71,14 +71,14 @@ class _Shards:
     def _picture(self, tar: Path, key: str, pictures: list[Member], kinds: Counter[str]) -> Member:
         wanted = self.choice.image_key
         if wanted is not None:
-            pictures = [member for member in pictures if _extension(member) == wanted.lower().lstrip(".")]
+            pictures = [member for member in pictures if _extension(member.name) == wanted.lower().lstrip(".")]
         if len(pictures) == 1:
             return pictures[0]
         if not pictures:
             lacks = "no picture" if wanted is None else f"no picture .{wanted}"
             what = f"sample has {lacks}; it has {_seen(kinds)}"
             raise DataError(what, file=tar, offset=key[:200], hint="members of a sample must be neighbours in the tar")
-        kinds_seen = [_extension(member) for member in pictures]
+        kinds_seen = [_extension(member.name) for member in pictures]
         what = f"sample has {len(pictures)} pictures ({', '.join(kinds_seen)})"
         plain = [kind for kind in kinds_seen if "." not in kind]
         choose = "imnet-data pack --image-key"
@@ -114,8 +114,8 @@ def sample_key(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _extension(member: Member) -> str:
-    return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
+def _extension(name: str) -> str:
+    return name.rsplit("/", 1)[-1].partition(".")[2].lower()
 
 
 def _seen(kinds: Counter[str]) -> str:
@@ -126,13 +126,13 @@ def _agreed(labels: dict[Member, int | str], tar: Path, key: str) -> int | str:
     """The one label of a sample that may say it twice."""
     values = set(labels.values())
     if len(values) > 1:
-        said = " and ".join(f"{value!r} in .{_extension(member)}" for member, value in labels.items())
+        said = " and ".join(f"{value!r} in .{_extension(member.name)}" for member, value in labels.items())
         raise DataError(f"sample has two labels: {said}", file=tar, offset=shown(key)[:200])
     return values.pop()
 
 
 def is_label(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].partition(".")[2].lower() in LABELS
+    return _extension(name) in LABELS
 
 
 def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
