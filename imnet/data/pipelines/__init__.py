@@ -87,10 +87,6 @@ class Pipeline(ABC):
             vars(other)["batches"] = batches.of_bands(bands)
         return other
 
-    def labels_of(self, draws: Tensor) -> Tensor:
-        """Labels of what was drawn, on the pipeline's device; ``draws`` as in ``Order.epoch``."""
-        return self.labels[draws % len(self)]
-
     def labels_of_taken(self, taken: Tensor, asked: Tensor, train: bool) -> Tensor:
         """Labels (B,), on the CPU, of the ids that were ``taken``. In evaluation a picture that was left out, in whose
         place another stands, has -1, so that it counts nothing: the other one is judged at its own place."""

@@ -38,7 +38,7 @@ class Resident(Pipeline):
     def batch(self, ids: Tensor, epoch: int, train: bool) -> Batch:
         """One batch; ``ids`` (B,) int64 on any device."""
         images, names = self.batches.batch(ids, epoch, train)
-        return images, self.labels_of(names)
+        return images, self.labels[names % len(self)]
 
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         for ids in pieces:

@@ -132,14 +132,13 @@ def _part(name: str, path: Path) -> tuple[str, str]:
     """(part, the word for it) of a file: its own name, else the nearest folder that says one; ('', '') for none."""
     *folders, base = name.split("/")
     stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|zip)$", "", base, flags=re.IGNORECASE)
-    own = split_in(stem)
-    above = next((found for folder in reversed(folders) if (found := split_in(folder))), set[str]())
+    folder = next((name for name in reversed(folders) if split_in(name)), "")
+    own, above = split_in(stem), split_in(folder)
     if len(own) > 1 or len(above) > 1 or (own and above and own != above):
         what = f"its name says {' and '.join(sorted(own | above))}: which part of the set is it?"
         raise DataError(what, file=path, offset=shown(name))
-    found = next(iter(own or above), "")
-    source = stem if own else next((folder for folder in reversed(folders) if split_in(folder)), "")
-    return found, next((word for word in re.findall(r"[a-z]+", source.lower()) if split_in(word)), "") if found else ""
+    words = re.findall(r"[a-z]+", (stem if own else folder).lower())
+    return next(iter(own or above), ""), next((word for word in words if split_in(word)), "")
 
 
 def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -89,8 +90,7 @@ def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
     wnids = tuple(number)
     splits: dict[str, Items] = {}
     for split, files in files_by_split(tars, path, choice, notes).items():
-        stems = [Path(tar).stem for tar in files]
-        twin = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
+        twin = next((stem for stem, count in Counter(Path(tar).stem for tar in files).items() if count > 1), None)
         if twin:
             places = " and ".join(tar for tar in files if Path(tar).stem == twin)
             raise DataError(f"two tars of one class: {places}", file=path)
@@ -117,17 +117,15 @@ def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0,
 
 def _imagenet(source: FolderTree, kinds: dict[str, str]) -> Found:
     folder, left, splits, wnids = source.root, LeftOut(source.left), {}, ()
-    for kind in ("train", "val"):
-        several = [tar for tar, got in kinds.items() if got == kind]
-        if len(several) > 1:
-            raise DataError(f"two {kind} tars: {several[0]} and {several[1]}", file=folder, hint="keep one of them")
-    train, val = (next((folder / tar for tar, got in kinds.items() if got == kind), None) for kind in ("train", "val"))
-    if train is not None:
-        splits["train"], wnids = _training(folder, train, left)
-    if val is not None:
-        splits["test"], wnids = _validation(folder, val, wnids, left)
-    read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
-    left.rest(source.names, {*read, *LIST_FILES})
+    train, val = ([tar for tar, got in kinds.items() if got == kind] for kind in ("train", "val"))
+    for kind, tars in (("train", train), ("val", val)):
+        if len(tars) > 1:
+            raise DataError(f"two {kind} tars: {tars[0]} and {tars[1]}", file=folder, hint="keep one of them")
+    if train:
+        splits["train"], wnids = _training(folder, folder / train[0], left)
+    if val:
+        splits["test"], wnids = _validation(folder, folder / val[0], wnids, left)
+    left.rest(source.names, {*train, *val, *LIST_FILES})
     name = "imagenet" if len(wnids) <= _CLASSES_1K else "imagenet21k"
     return Found(name, "ImageNet's official tars", source.path, wnids, splits, left=left)
 

@@ -76,9 +76,8 @@ class Store:
         return np.frombuffer(self._map, dtype=np.uint8, count=count, offset=PAGE).reshape(shape)
 
     def encoded(self, i: int) -> bytes:
-        """The encoded bytes of picture i, as they were in the source."""
-        if self._index is None:
-            raise DataError("this store holds pixels, not encoded pictures", file=self.path)
+        """The encoded bytes of picture i, as they were in the source, of a store of encoded pictures."""
+        assert self._index is not None, self.path
         data_bytes = self.header["sections"]["data"][1]
         at = int(self._index[i])
         length = struct.unpack_from("<I", self._map, PAGE + at)[0] if at + 4 <= data_bytes else data_bytes

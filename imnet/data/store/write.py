@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.files import io_errors, publish
-from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, PREAMBLE, scan
+from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, scan
 from imnet.errors import IOFailure
 
 JOURNAL_EVERY_S = 5.0
@@ -150,7 +150,6 @@ class Writer:
     def _close(self, crcs: np.ndarray, raw_header: bytes) -> None:
         first = struct.pack("<8sQQ", MAGIC, self._at, len(raw_header))
         first += struct.pack("<I", zlib.crc32(first))
-        assert len(first) == PREAMBLE.size
         footer = hashlib.sha256(first + crcs.tobytes() + raw_header).digest() + END
         self._put(raw_header + footer)
         with io_errors(self._part, "write"):
