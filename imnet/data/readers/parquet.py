@@ -23,7 +23,7 @@ from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
 from imnet.data.readers.rule import LeftOut, split_in
-from imnet.data.readers.shards import Labels, check_number, check_word, files_by_split
+from imnet.data.readers.shards import Labels, check_label, files_by_split
 from imnet.data.readers.tree import FolderTree
 from imnet.errors import DataError, UsageError, shown
 
@@ -191,21 +191,16 @@ class _Set:
         items.columns[file] = image
         place = self._placed(class_names(schema, label), file)
         for row, value in enumerate(labels):
-            known = self._label(value, file, row)
+            name, known = f"{Path(file).name} row {row}", None
+            if value is not None:
+                check_label(value, file=file, offset=f"row {row}")
+                known = self.labels.number(value, name)
             if known is None:
                 self.left["unlabelled"] += 1
                 continue
             if place is not None and known >= len(place):
                 raise DataError(f"{len(place)} class names, label {known}", file=file, offset=f"row {row}")
-            name = f"{Path(file).name} row {row}"
             items.add(known if place is None else place[known], number, Member(name, row, 0, 0))
-
-    def _label(self, value: Any, file: str, row: int) -> int | None:
-        if value is None:
-            return None
-        where = {"file": file, "offset": f"row {row}"}
-        value = check_word(value, **where) if isinstance(value, str) else check_number(value, **where)
-        return self.labels.number(value, f"{Path(file).name} row {row}")
 
     def _note_columns(self, what: str, column: str, others: list[str]) -> None:
         note = f"{what} of column {column.partition('.')[0]}; left out: {', '.join(others)}"

@@ -77,19 +77,13 @@ class Labels:
             raise DataError(f"{len(new)} classes have no training pictures: {some}; train has {there}", file=self.path)
 
 
-def check_number(value: int, **where) -> int:
-    """A class number that can be one; DataError otherwise. -1 stands for none."""
-    if not -1 <= value < _MAX_CLASSES:
+def check_label(value: int | str, **where) -> None:
+    """DataError unless it is a number of a class, or -1 for none, or a word that can name one. ``1.0`` and ``+1`` are
+    no words: they were numbers once, and would be other classes than 1, in another order."""
+    if isinstance(value, int) and not -1 <= value < _MAX_CLASSES:
         raise DataError(f"label is {value}; allowed 0..{_MAX_CLASSES - 1}, or -1 for none", **where)
-    return value
-
-
-def check_word(value: str, **where) -> str:
-    """A word that can name a class; DataError otherwise. ``1.0`` and ``+1`` are none: they were numbers once, and as
-    words they would be other classes than 1, in another order."""
-    if not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value):
+    if isinstance(value, str) and (not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value)):
         raise DataError(f"label is {ascii(value)[:40]}; allowed: a whole number or a word", **where)
-    return value
 
 
 def files_by_split(files: list[str], path: Path, choice: Choice, notes: list[str]) -> dict[str, list[str]]:

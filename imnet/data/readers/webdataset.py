@@ -13,7 +13,7 @@ from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
-from imnet.data.readers.shards import Labels, check_number, check_word, files_by_split
+from imnet.data.readers.shards import Labels, check_label, files_by_split
 from imnet.data.readers.tree import FolderTree, text
 from imnet.errors import DataError, shown
 
@@ -149,9 +149,9 @@ def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
     except (ValueError, RecursionError) as error:
         what = f"label is neither a number nor a word, or two that differ: {raw[:40]!r}"
         raise DataError(what, file=tar, offset=member.name) from error
-    if isinstance(value, str):
-        return check_word(value, file=tar, offset=member.name)
-    return None if value is None else check_number(value, file=tar, offset=member.name)
+    if value is not None:
+        check_label(value, file=tar, offset=member.name)
+    return value
 
 
 def _field(record: object) -> int | str | None:

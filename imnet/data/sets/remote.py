@@ -105,10 +105,10 @@ class RemoteSet:
         folders = [*search_path(data_dir, self.folders), cache_dir() / self.name]
         return next((place for place in map(self.place, folders) if place is not None), None)
 
-    def download(self, folder: Path, base_url: str | None = None, patience: Patience | None = None) -> Path:
+    def download(self, folder: Path, base_url: str | None = None) -> Path:
         """Fetch the files into ``folder``, resuming; the folder. IOFailure (one line) where that fails."""
         for name, (size_bytes, checksum) in self.files.items():
-            fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name, patience)
+            fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name)
         return folder
 
     def _downloaded(self, request: Request) -> Path:
