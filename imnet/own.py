@@ -11,15 +11,13 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from imnet import device, hubs, runfolder, weights
+from imnet import device, find, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
@@ -34,7 +32,6 @@ PREFIX = "own/"
 HOLD_OUT = 0.1
 LOOKED_AT = 64
 """Pictures whose sizes are read, evenly spaced."""
-STEPS_TIMED = 4
 SMALL_PX = 96
 """Pictures up to this side are packed as pixels; larger ones stay encoded, and crops are cut from them."""
 TUNED = ("timm:resnet18.a1_in1k", "torchvision:ResNet18_Weights.IMAGENET1K_V1")
@@ -249,12 +246,9 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     with device.threads(options) as threads:
         net = build_network(recipe, place)
         step = build_step(recipe, net, place, World(), compile=False, graphs=False)
-        shape = (batch, recipe.data.channels, recipe.input_px, recipe.input_px)
-        images = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
-        labels = torch.zeros(batch, dtype=torch.int64, device=place.device)
-        taken = [_seconds(lambda: float(step([(images, labels)], batch, 0, 1e-9)[0])) for _ in range(STEPS_TIMED)]
+        seconds = find.seconds(step, recipe, batch, place) / batch
     assert options.data_dir is not None
-    seen, seconds = look(Path(options.data_dir)), min(taken) / batch
+    seen = look(Path(options.data_dir))
     decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
     ranks = options.gpus or options.procs or 1
     rate = ranks / max(seconds, decoding)
@@ -262,12 +256,6 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     total = 1.1 * networks * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"
     return f"time       about {_words(total)}: {rate:,.0f} images/s, bound by {what}, measured here"
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _words(seconds: float) -> str:

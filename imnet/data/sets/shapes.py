@@ -98,8 +98,7 @@ def render(count: int, image_px: int, num_classes: int, seed: int, stream: int, 
     used = _digits_used(num_classes)
     for start in range(0, count, _CHUNK_IMAGES):
         stop = min(start + _CHUNK_IMAGES, count)
-        scene = _scene(labels[start:stop], used, _uniform(seed, stream, start, stop - start))
-        pixels = _paint(scene, image_px)
+        pixels = _paint(*_scene(labels[start:stop], used, _uniform(seed, stream, start, stop - start)), image_px)
         pixels += _noise(seed, stream, start, pixels.shape)
         np.clip(pixels, 0.0, 255.0, out=pixels)
         pixels = pixels[:, 1:2] if channels == 1 else pixels
@@ -140,15 +139,9 @@ class _Figure:
     colour: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Scene:
-    ground: np.ndarray
-    slope: np.ndarray
-    figures: tuple[_Figure, ...]
-
-
-def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> _Scene:
-    """Everything that is drawn, from labels (B,) and uniforms (B, _PARAMS); free digits are random or absent."""
+def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[_Figure]]:
+    """(ground's colour (B, 3), slope of the light (B, 2), figures), from labels (B,) and uniforms (B, _PARAMS); free
+    digits are random or absent."""
     digits = class_digits(labels)
     ground = 0.15 + 0.7 * u[:, 0:3]
     if used > 2:
@@ -165,7 +158,7 @@ def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> _Scene:
     cos, sin = _direction(u[:, 9], u[:, 10])
     main = _Figure(digits[:, 0], texture, low + span * u[:, 7], low + span * u[:, 8], radius, cos, sin, colour)
     slope = 0.3 * (u[:, 11:13] - 0.5)
-    return _Scene(ground, slope, (main, _second(digits, used, u)) if second else (main,))
+    return ground, slope, [main, _second(digits, used, u)] if second else [main]
 
 
 def _second(digits: np.ndarray, used: int, u: np.ndarray) -> _Figure:
@@ -194,12 +187,12 @@ def _direction(u: np.ndarray, quadrant: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.choose(turn, (cos, -sin, -cos, sin)), np.choose(turn, (sin, cos, -sin, -cos))
 
 
-def _paint(scene: _Scene, image_px: int) -> np.ndarray:
+def _paint(ground: np.ndarray, slope: np.ndarray, figures: list[_Figure], image_px: int) -> np.ndarray:
     """Float32 (B, 3, image_px, image_px) in 0..255, before noise."""
     axis = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px
-    light = scene.slope[:, :1, None] * (axis - 0.5) + scene.slope[:, 1:, None] * (axis[:, None] - 0.5)
-    pixels = np.repeat(scene.ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
-    for figure in scene.figures:
+    light = slope[:, :1, None] * (axis - 0.5) + slope[:, 1:, None] * (axis[:, None] - 0.5)
+    pixels = np.repeat(ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
+    for figure in figures:
         cover = _cover(figure, axis, image_px)[:, None]
         pixels += cover * (figure.colour[:, :, None, None] - pixels)
     pixels += light[:, None]
