@@ -1,4 +1,4 @@
-"""Folders, locks and atomic names, shared by the downloader and the packed store."""
+"""Errors of the disk, folders, locks and atomic names, shared by the readers, the downloader and the packed store."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class FolderTree:
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
         is_file = path.is_file()
-        self.root = path.parent if is_file else path
+        self.root = path.parent if is_file else path  # around the names
         self.names: list[str] = [path.name] if is_file else []
         self.absent: list[str] = []
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-KINDS = ("disc", "square", "triangle", "cross", "ring", "star", "bar", "crescent", "half disc", "frame")
 TEXTURES = ("solid", "striped", "checked", "halved")
 
 
@@ -67,14 +66,11 @@ def _frame(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.65) - 0.17
 
 
-_OUTLINES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
-    _disc, _square, _triangle, _cross, _ring, _star, _bar, _crescent, _half_disc, _frame,
-)  # fmt: skip
-
-
-def signed_distance(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the outline of KINDS[kind] at (x, y), in figure radii, negative inside (float32, shape of x)."""
-    return _OUTLINES[kind](x, y)
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": _disc, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring, "star": _star, "bar": _bar,
+    "crescent": _crescent, "half disc": _half_disc, "frame": _frame,
+}  # fmt: skip
+"""The distance to each outline at (x, y), in radii of the figure, negative inside; fp32, of the shape of x."""
 
 
 def texture_mask(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

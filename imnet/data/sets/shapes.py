@@ -17,9 +17,10 @@ import numpy as np
 
 from imnet.data.base import DataSet, Split, make
 from imnet.data.sets import Request, dataset, require
-from imnet.data.sets.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
+from imnet.data.sets.shape_kinds import OUTLINES, TEXTURES, texture_mask
 from imnet.errors import UsageError
 
+KINDS = tuple(OUTLINES)
 _DEFAULT_PX = 32
 _DEFAULT_TRAIN_IMAGES = 10_000
 _DEFAULT_TEST_IMAGES = 2_000
@@ -210,7 +211,7 @@ def _cover(figure: _Figure, axis: np.ndarray, image_px: int) -> np.ndarray:
         dy = axis[None, :, None] - figure.y[rows, None, None]
         cos, sin, size = figure.cos[rows, None, None], figure.sin[rows, None, None], scale[rows]
         across, along = (cos * dx + sin * dy) * size, (cos * dy - sin * dx) * size
-        inside = 0.5 - signed_distance(int(kind), across, along) * (image_px / size)
+        inside = 0.5 - OUTLINES[KINDS[kind]](across, along) * (image_px / size)
         np.clip(inside, 0.0, 1.0, out=inside)
         cover[rows] = inside * texture_mask(figure.texture[rows], across, along)
     return cover

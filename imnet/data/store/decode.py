@@ -43,7 +43,7 @@ class Chunk:
 _JOB: tuple[Items, ResizeRule | None] | None = None
 
 
-def chunks(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
+def decoded(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
     """Decoded chunks in order, from ``workers`` forked processes (0: one per core; 1: this process)."""
     global _JOB
     workers = min(workers or os.cpu_count() or 1, max(1, len(starts)))

@@ -18,7 +18,7 @@ from imnet.data.files import io_errors, locked, make_dir
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
-from imnet.data.store.decode import CHUNK_IMAGES, chunks
+from imnet.data.store.decode import CHUNK_IMAGES, decoded
 from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc, told
 from imnet.data.store.write import Progress, Writer
 from imnet.errors import DataError, IOFailure, UsageError
@@ -243,7 +243,7 @@ def _write_items(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     starts = range(writer.done, len(content), CHUNK_IMAGES)
     crcs = np.full(len(content), UNKNOWN, dtype=np.int64)
-    for start, chunk in zip(starts, chunks(content, starts, options.rule, options.workers), strict=True):
+    for start, chunk in zip(starts, decoded(content, starts, options.rule, options.workers), strict=True):
         taken = min(CHUNK_IMAGES, len(content) - start)
         crcs[start : start + taken] = chunk.crcs
         _judge(content, writer, chunk.bad, options)
