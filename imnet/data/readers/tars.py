@@ -35,8 +35,8 @@ def is_tar(name: str) -> bool:
 def find_tars(source: FolderTree, choice: Choice) -> Found | None:
     """The set that a tar, or the tars of a folder, hold; None where there is no tar."""
     path, folder = source.path, source.root
-    # The devkit of ImageNet holds texts and no pictures.
-    tars = [name for name in source.names if is_tar(name) and "devkit" not in name]
+    # The devkit of ImageNet, which lies beside its tars, holds texts and no pictures.
+    tars = [name for name in source.names if is_tar(name) and (path.is_file() or "devkit" not in name)]
     if not tars:
         return None
     if path.is_dir() and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
