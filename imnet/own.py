@@ -11,19 +11,17 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from imnet import device, hubs, runfolder, weights
+from imnet import device, find, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
-from imnet.data.store import is_store, load_store
+from imnet.data.store import is_store, load_store, split_path
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.from_recipe import build_network, build_step
 from imnet.launch import World
@@ -34,7 +32,6 @@ PREFIX = "own/"
 HOLD_OUT = 0.1
 LOOKED_AT = 64
 """Pictures whose sizes are read, evenly spaced."""
-STEPS_TIMED = 4
 SMALL_PX = 96
 """Pictures up to this side are packed as pixels; larger ones stay encoded, and crops are cut from them."""
 TUNED = ("timm:resnet18.a1_in1k", "torchvision:ResNet18_Weights.IMAGENET1K_V1")
@@ -62,25 +59,21 @@ def look(path: Path) -> Seen:
     """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and
     DataError for one that cannot be trained on."""
     if is_store(path):
-        held = load_store(path, None, SMALL_PX, HOLD_OUT if not (path / "test.imnet").is_file() else 0.0)
-        height, width, channels = held.image_shape
-        test = len(held.test) if (path / "test.imnet").is_file() else None
-        if isinstance(held.train, EncodedSplit):
-            side, decode_s = _sizes(held.train, path)
-            return Seen(path, held.class_names, len(held.train), test, side, channels, True, decode_s)
-        return Seen(path, held.class_names, len(held.train), test, min(height, width), channels, False)
-    found = recognise(path)
-    train = found.splits.get("train")
-    if train is None:
-        raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
-    if len(found.class_names) < 2:
-        raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
-    test = len(found.splits["test"]) if "test" in found.splits else None
-    if isinstance(train, Blocks):
-        height, _, channels = train.shape
-        return Seen(path, found.class_names, len(train), test, height, channels, False)
-    side, decode_s = _sizes(train, path)
-    return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
+        has_test = split_path(path, "test").is_file()
+        found = load_store(path, SMALL_PX, 0.0 if has_test else HOLD_OUT)
+        train, test = found.train, len(found.test) if has_test else None
+    else:
+        found = recognise(path)
+        train, test = found.splits.get("train"), len(found.splits["test"]) if "test" in found.splits else None
+        if train is None:
+            raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
+        if len(found.class_names) < 2:
+            raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
+    if isinstance(train, Items | EncodedSplit):
+        side, decode_s = _sizes(train, path)
+        return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)
+    height, width, channels = train.shape if isinstance(train, Blocks) else train.image_shape
+    return Seen(path, found.class_names, len(train), test, min(height, width), channels, False)
 
 
 def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
@@ -253,12 +246,9 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     with device.threads(options) as threads:
         net = build_network(recipe, place)
         step = build_step(recipe, net, place, World(), compile=False, graphs=False)
-        shape = (batch, recipe.data.channels, recipe.input_px, recipe.input_px)
-        images = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
-        labels = torch.zeros(batch, dtype=torch.int64, device=place.device)
-        taken = [_seconds(lambda: float(step([(images, labels)], batch, 0, 1e-9)[0])) for _ in range(STEPS_TIMED)]
+        seconds = find.seconds(step, recipe, batch, place) / batch
     assert options.data_dir is not None
-    seen, seconds = look(Path(options.data_dir)), min(taken) / batch
+    seen = look(Path(options.data_dir))
     decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
     ranks = options.gpus or options.procs or 1
     rate = ranks / max(seconds, decoding)
@@ -266,12 +256,6 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     total = 1.1 * networks * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"
     return f"time       about {_words(total)}: {rate:,.0f} images/s, bound by {what}, measured here"
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _words(seconds: float) -> str:

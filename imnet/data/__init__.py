@@ -57,8 +57,11 @@ def load(
     does with a picture that cannot be decoded, stop or skip (one in 1000 of a split, and one at least). Errors:
     UsageError (names, options), DataError (missing, damaged; AbsentError: there are none), IOFailure (disk).
     """
-    check_counts(image_px=image_px, num_classes=num_classes, train_images=train_images, test_images=test_images)
-    check_counts(val_images=val_images)
+    counts = {"image_px": image_px, "num_classes": num_classes}
+    counts |= {"train_images": train_images, "test_images": test_images, "val_images": val_images}
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{option} is {value}; allowed 1 or more")
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
     request = Request(
@@ -84,13 +87,6 @@ def load(
     thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)
     parted = thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
     return parted if name in GENERATED else copies.counted(parted)
-
-
-def check_counts(**counts: int | None) -> None:
-    """UsageError for a count below 1."""
-    for option, value in counts.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{option} is {value}; allowed 1 or more")
 
 
 def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> DataSet:

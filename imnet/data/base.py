@@ -12,7 +12,7 @@ import numpy as np
 
 from imnet.errors import DataError, UsageError
 
-_DIGEST_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ class Split:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
             raise DataError(f"images are {self.images.dtype} {self.images.shape}; allowed uint8 (N, H, W, C)")
         if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
-            raise DataError(
-                f"labels are {self.labels.dtype} {self.labels.shape}; allowed int64 ({self.images.shape[0]},)"
-            )
+            what = f"labels are {self.labels.dtype} {self.labels.shape}; allowed int64 ({len(self.images)},)"
+            raise DataError(what)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -233,9 +232,9 @@ def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> 
     return DataSet(name, train, test, class_names, fingerprint)
 
 
-def chunks(images: np.ndarray, chunk_bytes: int = _DIGEST_CHUNK_BYTES) -> Iterator[np.ndarray]:
-    """Contiguous pieces of ``images`` along the first axis, about ``chunk_bytes`` each: maps stay small in memory."""
+def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Contiguous pieces of ``images`` along the first axis, about 8 MiB each: maps stay small in memory."""
     per_image = max(1, int(np.prod(images.shape[1:], dtype=np.int64)))
-    step = max(1, chunk_bytes // per_image)
+    step = max(1, _CHUNK_BYTES // per_image)
     for start in range(0, images.shape[0], step):
         yield np.ascontiguousarray(images[start : start + step])

@@ -1,4 +1,4 @@
-"""Folders, locks and atomic names, shared by the downloader and the packed store."""
+"""Errors of the disk, folders, locks and atomic names, shared by the readers, the downloader and the packed store."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
         raise IOFailure(f"cannot {doing}: {error.strerror or error}", file=path, hint=hint) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path | str, offset: str | None = None) -> Iterator[None]:
+    """Turn an OSError inside into ONE IOFailure: what lies at ``path`` (in an archive: its member) cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot read: {error.strerror or error}"
+        raise IOFailure(what, file=error.filename or path, offset=offset) from error
+
+
 def make_dir(path: Path) -> Path:
     """Create a folder and its parents; IOFailure where that is refused."""
     with io_errors(path, "create the folder"):
@@ -64,26 +74,28 @@ def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     while others wait: they then lock the new one. IOFailure after ``wait_s`` seconds.
     """
     start, told = time.monotonic(), False
-    with io_errors(path, "open"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = _opened(path)
     try:
         while not try_lock(descriptor, path, needed=os.environ.get(_WITHOUT) != "1"):
             waited = time.monotonic() - start
             if waited > wait_s:
-                raise IOFailure(
-                    f"another process has held it for {wait_s:g} s", file=path, hint="wait for it or end it"
-                )
+                what = f"another process has held it for {wait_s:g} s"
+                raise IOFailure(what, file=path, hint="wait for it or end it")
             if waited > _TELL_AFTER_S and not told:
                 sys.stderr.write(f"{path}: another process is at it; waiting for it\n")
                 told = True
             time.sleep(min(0.05, wait_s / 10))
             if not is_at(descriptor, path):
                 os.close(descriptor)
-                with io_errors(path, "open"):
-                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                descriptor = _opened(path)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    with io_errors(path, "open"):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def publish(part: Path, final: Path, descriptor: int) -> None:

@@ -126,5 +126,5 @@ def matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
     return np.array([number.get(name, -1) for name in images.class_names], dtype=np.int64)[images.labels]
 
 
-def _some(names: Sequence[str], show: Callable[[str], str] = str, most: int = 5) -> str:
-    return ", ".join(map(show, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str], show: Callable[[str], str] = str) -> str:
+    return ", ".join(map(show, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -151,3 +151,10 @@ def test_webdataset(tmp_path):
     assert len(data.test) == 3
     assert data.class_names == ("a", "b", "c", "d", "e")
     assert np.array_equal(data.train.images[4], making.expected(making.picture(11), 16))
+
+
+def test_a_tar_of_ones_own_may_be_called_devkit(tmp_path):
+    files = {f"{part}/cat/{i}.png": making.picture(i) for i, part in enumerate(("train", "val"))}
+    tar = tmp_path / "pets-devkit.tar"
+    tar.write_bytes(making.tar_bytes(files))
+    assert {split: len(items) for split, items in recognise(tar).splits.items()} == {"train": 1, "test": 1}

@@ -12,7 +12,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ class Setting:
     on_bad: str = "stop"
     bands: tuple[int, ...] = ()
 
+    @property
+    def finish(self) -> dict[str, Any]:
+        """What of it ``batches.Finish`` is made from."""
+        return {"seed": self.seed, "dtype": self.dtype, "mean": self.mean, "bands": self.bands}
+
 
 class Pipeline(ABC):
     """Batches of one split on a device: images (B, C, H, W) channels_last in ``dtype``, labels (B,) int64."""
@@ -82,10 +87,6 @@ class Pipeline(ABC):
         if batches is not None:
             vars(other)["batches"] = batches.of_bands(bands)
         return other
-
-    def labels_of(self, draws: Tensor) -> Tensor:
-        """Labels of what was drawn, on the pipeline's device; ``draws`` as in ``Order.epoch``."""
-        return self.labels[draws % len(self)]
 
     def labels_of_taken(self, taken: Tensor, asked: Tensor, train: bool) -> Tensor:
         """Labels (B,), on the CPU, of the ids that were ``taken``. In evaluation a picture that was left out, in whose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Finish:
         }
         self.cutout = {"cutout_px": augment.cutout_px, "cutout_inside": augment.cutout_inside}
 
-    def of_bands(self, bands: tuple[int, ...]) -> Finish:
+    def of_bands(self, bands: tuple[int, ...]) -> Self:
         """The same as other spectral bands."""
         other = copy.copy(self)
         other._choose(bands)
@@ -87,14 +87,19 @@ class Finish:
             rows = torch.arange(len(ids), device=self.device)
         rows = rows.to(self.device, non_blocking=True)
         pad_flip, cutout = (self.pad_flip, self.cutout) if train else ({}, {})
-        if self._is_transformed(train, sized):
-            key = Key(ids.cpu(), self.seed, epoch)
-            images = transforms.gather(store, rows, names, key, pad_flip)
-            images = self._normalised(transforms.transform(images, a, key, train, sized), names, key, cutout)
-            return images.pin_memory() if pinned else images
-        out = _page_locked(len(ids), store.shape[1:], self.dtype) if pinned else None
-        common = {"seed": self.seed, "epoch": epoch, "mean": self.mean, "std": self.std, "dtype": self.dtype}
-        return augment_kernel(store, rows, out=out, sample_ids=names, **common, **pad_flip, **cutout)
+        drawn: dict[str, Any] = {"sample_ids": names, "seed": self.seed, "epoch": epoch}
+        last: dict[str, Any] = {"mean": self.mean, "std": self.std, "dtype": self.dtype, **cutout}
+        if not self._is_transformed(train, sized):
+            out = _page_locked(len(ids), store.shape[1:], self.dtype) if pinned else None
+            return augment_kernel(store, rows, out=out, **drawn, **last, **pad_flip)
+        levels = augment_kernel(store, rows, mean=0.0, std=1 / 255, dtype=torch.float32, **drawn, **pad_flip)
+        levels = transforms.transform(levels, a, Key(ids.cpu(), self.seed, epoch), train, sized)
+        if self.band_mean is not None:
+            images = transforms.band(levels, a, self.band_mean, self.band_std, self.dtype, self.bands)
+        else:  # the kernel again, this batch being its store
+            store = levels.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+            images = augment_kernel(store, torch.arange(len(ids), device=self.device), **drawn, **last)
+        return images.pin_memory() if pinned else images
 
     def _cropped(self, store: Tensor, rows: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """uint8 (B, side, side, C): the random resized crop of each image."""
@@ -110,29 +115,15 @@ class Finish:
             return bool(a.spectral_r or (train and a.recolors))
         return a.transforms if train else a.transforms_eval
 
-    def _normalised(self, images: Tensor, names: Tensor, key: Key, cutout: dict) -> Tensor:
-        """Levels -> the normalised batch, or its bands."""
-        if self.band_mean is not None:
-            return transforms.band(images, self.augment, self.band_mean, self.band_std, self.dtype, self.bands)
-        assert isinstance(self.mean, tuple), "recipes that transform images have a mean per channel"
-        options = {"mean": self.mean, "std": self.std, "cutout": cutout, "dtype": self.dtype}
-        return transforms.normalise(images, names, key, **options)
 
-
-class Batches:
+class Batches(Finish):
     """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last, on the device of the images."""
 
     def __init__(self, images: Tensor | Decoder, augment: Augment, **how: Any):
         """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``how`` as in ``Finish``."""
         self.images = images
         of = (images.shape[3], images.device) if isinstance(images, Tensor) else (3, torch.device("cpu"))
-        self.finish = Finish(augment, *of, **how)
-
-    def of_bands(self, bands: tuple[int, ...]) -> Batches:
-        """The same images as other spectral bands."""
-        other = copy.copy(self)
-        other.finish = self.finish.of_bands(bands)
-        return other
+        super().__init__(augment, *of, **how)
 
     def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
@@ -146,7 +137,7 @@ class Batches:
             pixels, taken = self.images.images(ids.cpu(), epoch, train)
             store, rows, sized = torch.from_numpy(pixels), torch.arange(len(ids)), self.images.sized(train)
             ids = names = torch.from_numpy(taken)
-        return self.finish(store, rows, ids, epoch, train=train, sized=sized, pinned=pinned), names
+        return self(store, rows, ids, epoch, train=train, sized=sized, pinned=pinned), names
 
 
 def _page_locked(num_images: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -65,8 +65,8 @@ class Inlet:
 class Runner:
     """``run(feeds, again)`` -> (images (B, H, W, C) on the device, the feed they were made from), in order."""
 
-    def __init__(self, plan: dali_graph.Plan, *, threads: int, depth: int):
-        self.plan, self.threads, self.depth = plan, threads, max(1, depth)
+    def __init__(self, of: Feeds, *, threads: int, depth: int):
+        self.of, self.threads, self.depth = of, threads, max(1, depth)
         self.graph: Graph | None = None
         self._inlet = Inlet()
 
@@ -112,7 +112,7 @@ class Runner:
             yield torch.from_dlpack(images.as_tensor()), feed
 
     def _stream(self) -> torch.cuda.Stream | None:
-        return torch.cuda.current_stream(self.plan.device_id) if self.plan.on_gpu else None
+        return torch.cuda.current_stream(self.of.device_id) if self.of.on_gpu else None
 
     def _build(self, first: Feed) -> None:
         self.close()
@@ -120,7 +120,7 @@ class Runner:
         inlet.most_images = max(inlet.most_images, len(first))
         options = {"max_images": inlet.most_images, "threads": self.threads, "depth": self.depth}
         try:
-            self.graph = dali_graph.build(self.plan, first, inlet, **options)
+            self.graph = dali_graph.build(self.of, first, inlet, **options)
         except RuntimeError as error:
             what = f"DALI cannot build its pipeline: {one_line(error)}"
             raise DeviceError(what, hint="imnet-train --doctor, or use another --pipeline") from error
@@ -149,10 +149,10 @@ class Dali(Pipeline):
         if isinstance(split, EncodedSplit):
             self.decoder = pictures = Pictures(split, s.augment, s.seed, s.on_bad)
         self.pictures = pictures
-        self.feeds = {train: Feeds(split, s.augment, s.seed, train, pictures) for train in (True, False)}
+        device_id = (s.device.index or 0) if s.device.type == "cuda" else None
+        self.feeds = {train: Feeds(split, s.augment, s.seed, train, pictures, device_id) for train in (True, False)}
         self._idle: dict[bool, Runner] = {}
-        how = {"seed": s.seed, "dtype": s.dtype, "mean": s.mean, "bands": s.bands}
-        self.batches = Finish(s.augment, split.image_shape[2], s.device, **how)
+        self.batches = Finish(s.augment, split.image_shape[2], s.device, **s.finish)
 
     @property
     def where(self) -> str:
@@ -162,7 +162,7 @@ class Dali(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         feeds, s = self.feeds[train], self.setting
         workers = s.workers if self.pictures else 1
-        runner = self._idle.pop(train, None) or Runner(self._plan(train), threads=s.workers, depth=s.ahead)
+        runner = self._idle.pop(train, None) or Runner(feeds, threads=s.workers, depth=s.ahead)
         again = self._again(train, epoch)
         with contextlib.closing(ahead(lambda ids: feeds.feed(ids.cpu(), epoch), pieces, s.ahead, workers)) as prepared:
             try:
@@ -185,10 +185,6 @@ class Dali(Pipeline):
             return [self.feeds[train].feed(feed.ids, epoch) for feed in feeds]
 
         return again
-
-    def _plan(self, train: bool) -> dali_graph.Plan:
-        device = self.setting.device
-        return dali_graph.Plan.of(self.feeds[train], (device.index or 0) if device.type == "cuda" else None)
 
     def _labels(self, feed: Feed, train: bool) -> Tensor:
         labels = self.labels_of_taken(feed.names, feed.ids, train)

@@ -46,14 +46,20 @@ class Feed:
 
 
 class Feeds:
-    """``feed(ids, epoch)`` of one split, for training or for evaluation."""
+    """``feed(ids, epoch)`` of one split, for training or for evaluation, and what the graph is to make of it."""
 
-    def __init__(self, split: AnySplit, augment: Augment, seed: int, train: bool, pictures: Pictures | None):
+    def __init__(
+        self, split: AnySplit, augment: Augment, seed: int, train: bool, pictures: Pictures | None,
+        device_id: int | None,
+    ):  # fmt: skip
+        """``device_id`` is the GPU's, None for the CPU."""
         self.augment, self.seed, self.train, self.pictures = augment, seed, train, pictures
+        self.device_id, self.on_gpu = device_id, device_id is not None
         self.images = None if isinstance(split, EncodedSplit) else as_tensor(split.images)
         self.sized = pictures is not None and pictures.sized(train)
         """Whether DALI makes the images as large as the network sees them."""
         self.side_px = split.image_shape[0] if pictures is None else pictures.side_px(train)
+        """Of the images that the graph gives."""
 
     def feed(self, ids: Tensor, epoch: int) -> Feed:
         """The feed of ``ids`` (B,) int64 on the CPU; DataError for a picture that cannot be decoded."""
@@ -113,62 +119,43 @@ def _lacking(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> Tensor
     return out
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the graph does: images of ``side_px``, of pictures where ``encoded``, ``sized`` as in ``Feeds``."""
-
-    train: bool
-    encoded: bool
-    sized: bool
-    side_px: int
-    device_id: int | None
-
-    @classmethod
-    def of(cls, feeds: Feeds, device_id: int | None) -> Plan:
-        return cls(feeds.train, feeds.pictures is not None, feeds.sized, feeds.side_px, device_id)
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device_id is not None
-
-
 def build(
-    plan: Plan, first: Feed, source: Callable[[], list[Values]], *, max_images: int, threads: int, depth: int
+    feeds: Feeds, first: Feed, source: Callable[[], list[Values]], *, max_images: int, threads: int, depth: int
 ) -> Pipeline:
     """The built pipeline; ``source`` gives the values of a feed like ``first``, or raises StopIteration."""
     names = list(first.values)
     samples = [values[0] for values in first.values.values()]
     options: dict[str, Any] = {
-        "num_outputs": len(names), "batch": True, "no_copy": not plan.on_gpu,
+        "num_outputs": len(names), "batch": True, "no_copy": not feeds.on_gpu,
         "dtype": [_TYPES[np.asarray(x).dtype.name] for x in samples], "ndim": [np.ndim(x) for x in samples],
     }  # fmt: skip
 
     about: dict[str, Any] = {"batch_size": max_images, "num_threads": threads, "prefetch_queue_depth": depth}
 
-    @pipeline_def(**about, device_id=plan.device_id)  # pyright: ignore[reportArgumentType]
+    @pipeline_def(**about, device_id=feeds.device_id)  # pyright: ignore[reportArgumentType]
     def graph() -> Node:
         inputs = fn.external_source(source, **options)
-        return images(plan, {name: inputs[i] for i, name in enumerate(names)})
+        return images(feeds, {name: inputs[i] for i, name in enumerate(names)})
 
     made: Pipeline = graph()  # pyright: ignore[reportAssignmentType, reportCallIssue]
     made.build()
     return made
 
 
-def images(plan: Plan, p: Mapping[str, Node]) -> Node:
+def images(feeds: Feeds, p: Mapping[str, Node]) -> Node:
     """The inputs -> uint8 (H, W, C) each."""
-    if not plan.encoded:
-        return _on_device(p["image"], plan)
-    device = "mixed" if plan.on_gpu else "cpu"
+    if feeds.pictures is None:
+        return _on_device(p["image"], feeds)
+    device = "mixed" if feeds.on_gpu else "cpu"
     rgb: dict[str, Any] = {"device": device, "output_type": types.DALIImageType.RGB, "adjust_orientation": False}
-    if plan.on_gpu:
+    if feeds.on_gpu:
         rgb["jpeg_fancy_upsampling"] = True  # as libjpeg does it
-    if plan.sized and plan.train:
-        return _resized(decoded_box(p, rgb), plan, p)
-    x, side = fn.decoders.image(p["image"], **rgb), plan.side_px
-    if plan.sized:
-        return _resized(x, plan, p)
-    if not plan.on_gpu:
+    if feeds.sized and feeds.train:
+        return _resized(decoded_box(p, rgb), feeds, p)
+    x, side = fn.decoders.image(p["image"], **rgb), feeds.side_px
+    if feeds.sized:
+        return _resized(x, feeds, p)
+    if not feeds.on_gpu:
         return fn.python_function(x, function=lambda picture: box_resize(picture, side), output_layouts=["HWC"])
     from nvidia.dali.plugin.pytorch import fn as torch_fn
 
@@ -182,18 +169,18 @@ def decoded_box(p: Mapping[str, Node], rgb: Mapping[str, Any]) -> Node:
     return fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
 
 
-def _resized(x: Node, plan: Plan, p: Mapping[str, Node]) -> Node:
+def _resized(x: Node, feeds: Feeds, p: Mapping[str, Node]) -> Node:
     """uint8 levels of ``side_px``, bilinear with antialiasing: see ``resampling``."""
     margin = {"start": p["margin_at"], "shape": p["margin_size"], "out_of_bounds_policy": "pad", "fill_values": 0}
     x = fn.slice(x, axes=[0, 1], **margin)
     x = fn.resize(
-        x, resize_y=plan.side_px, resize_x=plan.side_px, roi_start=p["part_at"], roi_end=p["part_end"],
+        x, resize_y=feeds.side_px, resize_x=feeds.side_px, roi_start=p["part_at"], roi_end=p["part_end"],
         interp_type=LINEAR, antialias=True, dtype=types.DALIDataType.FLOAT,
     )  # fmt: skip
     # The cast rounds; halves may go to another neighbour than ours, which go to the even one.
-    lack = _on_device(p["lack_y"], plan) * _on_device(p["lack_x"], plan)
+    lack = _on_device(p["lack_y"], feeds) * _on_device(p["lack_x"], feeds)
     return fn.reshape(fn.cast(x * lack, dtype=types.DALIDataType.UINT8), layout="HWC")
 
 
-def _on_device(x: Node, plan: Plan) -> Node:
-    return x.gpu() if plan.on_gpu else x
+def _on_device(x: Node, feeds: Feeds) -> Node:
+    return x.gpu() if feeds.on_gpu else x

@@ -61,11 +61,10 @@ class Decoder:
 
     def side_px(self, train: bool) -> int:
         """Side of the images: what the network sees where crops come from the whole picture."""
-        a = self.augment
-        if a.crop_scale is not None and (train or a.resize_eval_px):
-            assert a.crop_px is not None
-            return a.crop_px
-        return self.split.image_px
+        if not self.sized(train):
+            return self.split.image_px
+        assert self.augment.crop_px is not None
+        return self.augment.crop_px
 
     def sized(self, train: bool) -> bool:
         """Whether ``resize_px`` and ``crop_px`` are done with."""
@@ -90,17 +89,11 @@ class Decoder:
         if not train:
             return decode(data, ResizeRule(a.crop_px, "bilinear", shorter_px=a.resize_eval_px))
         assert a.crop_scale is not None
-        picture = rgb(data)
-        top, left, height, width = self.box(i, epoch, picture.height, picture.width)
+        picture, key = rgb(data), Key(torch.tensor([i]), self.seed, epoch)
+        size = (torch.tensor([picture.height]), torch.tensor([picture.width]))
+        top, left, height, width = draw_resized_crop(*size, a.crop_scale, key)[0].tolist()
         crop = picture.crop((left, top, left + width, top + height))
         return np.asarray(crop.resize((a.crop_px, a.crop_px), Image.Resampling.BILINEAR))
-
-    def box(self, i: int, epoch: int, height_px: int, width_px: int) -> list[int]:
-        """Top, left, height and width of the training crop of draw i, whose size that is."""
-        assert self.augment.crop_scale is not None
-        size = (torch.tensor([height_px]), torch.tensor([width_px]))
-        key = Key(torch.tensor([i]), self.seed, epoch)
-        return draw_resized_crop(*size, self.augment.crop_scale, key)[0].tolist()
 
     def _note(self, i: int, error: BadPictureError) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -57,9 +58,7 @@ class Host(Prepared):
             self.threads = 1  # the kernel itself has threads; Pillow has none, so each of ours decodes a batch
         images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
         assert images is not None
-        mean = None if setting.mean is None else setting.mean.cpu()
-        common = {"seed": setting.seed, "dtype": setting.dtype, "bands": setting.bands}
-        self.batches = Batches(images, setting.augment, mean=mean, **common)
+        self.batches = Batches(images, setting.augment, **setting.finish)
 
     @property
     def where(self) -> str:
@@ -113,19 +112,11 @@ def ahead(work: Callable[[T], U], items: Iterable[T], depth: int, workers: int) 
     with ThreadPoolExecutor(workers, "imnet-data") as pool:
         waiting: deque[Future[U]] = deque()
         try:
-            for _ in range(max(depth, workers)):
-                waiting.extend(pool.submit(work, item) for item in _next(source))
+            waiting.extend(pool.submit(work, item) for item in islice(source, max(depth, workers)))
             while waiting:
                 done = waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in _next(source))
+                waiting.extend(pool.submit(work, item) for item in islice(source, 1))
                 yield done
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _next(source: Iterator[T]) -> list[T]:
-    """The next item, or none."""
-    for item in source:
-        return [item]
-    return []

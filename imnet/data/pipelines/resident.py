@@ -29,8 +29,7 @@ class Resident(Pipeline):
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
         self.images = images
-        common = {"seed": setting.seed, "dtype": setting.dtype, "bands": setting.bands}
-        self.batches = Batches(images, setting.augment, mean=setting.mean, **common)
+        self.batches = Batches(images, setting.augment, **setting.finish)
 
     @property
     def where(self) -> str:
@@ -39,7 +38,7 @@ class Resident(Pipeline):
     def batch(self, ids: Tensor, epoch: int, train: bool) -> Batch:
         """One batch; ``ids`` (B,) int64 on any device."""
         images, names = self.batches.batch(ids, epoch, train)
-        return images, self.labels_of(names)
+        return images, self.labels[names % len(self)]
 
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         for ids in pieces:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from imnet_kernels import augment as augment_kernel
 from imnet_kernels import spectral, tier
 from imnet_kernels.philox import uniform_below
 from torch import Tensor
@@ -124,12 +123,6 @@ def _bilinear(start: Tensor, length: Tensor, size_px: int, side_px: int) -> Tens
     return (weights / weights.sum(2, keepdim=True)).float()
 
 
-def gather(store: Tensor, rows: Tensor, ids: Tensor, key: Key, pad_flip: dict[str, object]) -> Tensor:
-    """Images at ``rows`` of the store, pad-cropped and flipped by their ``ids``, as levels; both on its device."""
-    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": 0.0, "std": 1 / 255, "sample_ids": ids}
-    return augment_kernel(store, rows, dtype=torch.float32, **call, **pad_flip)  # type: ignore[arg-type]
-
-
 def band_statistics(augment: Augment, channels: int, bands: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     """Means (K, C) and standard deviations (K, 1) of ``bands`` (default: the recipe's one), in the units of their
     coefficients of 0..255.
@@ -159,14 +152,3 @@ def band(
         return torch.cat([one.permute(1, 0, 3, 4, 2) for one in each]).permute(1, 0, 4, 2, 3)
     made = spectral(levels, augment.spectral_r, wanted, mean=mean, std=std, dtype=dtype)
     return made if bands else made[:, 0].contiguous(memory_format=torch.channels_last)
-
-
-def normalise(
-    images: Tensor, ids: Tensor, key: Key, *, mean: tuple[float, ...], std: tuple[float, ...],
-    cutout: dict[str, object], dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """Levels -> the batch in ``dtype``, channels_last, with cutout: the kernel again, this batch being its store."""
-    store = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-    rows = torch.arange(store.shape[0], device=store.device)
-    call: dict[str, object] = {"seed": key.seed, "epoch": key.epoch, "mean": mean, "std": std, "sample_ids": ids}
-    return augment_kernel(store, rows, dtype=dtype, **call, **cutout)  # type: ignore[arg-type]

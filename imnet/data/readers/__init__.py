@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from imnet.data.files import reading
 from imnet.data.readers import imagenet64
 from imnet.data.readers.base import Block, Blocks, Choice, Found
 from imnet.data.readers.cifar import find_cifar
@@ -14,8 +15,8 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.parquet import find_parquet
 from imnet.data.readers.rule import is_picture, suffix_reason
 from imnet.data.readers.tars import find_tars, is_tar
-from imnet.data.readers.tree import FolderTree, JoinedTree, Tree, ZipTree
-from imnet.errors import DataError, IOFailure, shown
+from imnet.data.readers.tree import ArchiveTree, FolderTree, JoinedTree, Tree
+from imnet.errors import DataError, shown
 
 __all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
 
@@ -32,10 +33,8 @@ def recognise(path: Path, choice: Choice | None = None) -> Found:
     path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise DataError("no such file or folder", file=path, hint=f"known: {_KNOWN}")
-    try:
+    with reading(path):
         found = _in_folder(path, choice) if path.is_dir() else _in_file(path, choice)
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=error.filename or path) from error
     if found is None or not found.splits:
         seen = _seen(path)
         hint = "docs/data.md has the layouts that are read" if seen else f"known: {_KNOWN}"
@@ -54,7 +53,7 @@ def _in_file(path: Path, choice: Choice) -> Found | None:
         return imagenet64.find(FolderTree(path))
     if path.suffix.lower() != ".zip":
         return None
-    return imagenet64.find(FolderTree(path)) or find_folders(ZipTree(path))
+    return imagenet64.find(FolderTree(path)) or find_folders(ArchiveTree(path))
 
 
 def _in_folder(path: Path, choice: Choice) -> Found | None:
@@ -75,10 +74,8 @@ def _zips(source: FolderTree) -> Found | None:
     zips = [name for name in source.names if name.lower().endswith(".zip")]
     if not zips:
         return None
-    inside: Tree
-    inside = JoinedTree(source.path, {name[:-4]: ZipTree(source.path / name) for name in zips}) if len(zips) > 1 else (
-        ZipTree(source.path / zips[0]))  # fmt: skip
-    found = find_folders(inside)
+    trees: dict[str, Tree] = {name[:-4]: ArchiveTree(source.path / name) for name in zips}
+    found = find_folders(JoinedTree(source.path, trees) if len(zips) > 1 else trees[zips[0][:-4]])
     if found is not None:
         found.left.update(source.left)
         found.left.rest(source.names, zips)

@@ -1,42 +1,74 @@
-"""Listing zip and tar archives without extracting: regular members only, counted, bounded, names checked."""
+"""Zip and tar archives without extracting: regular members only, counted, bounded, names checked."""
 
 from __future__ import annotations
 
+import gzip
 import os
+import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from imnet.data.readers.items import DEFLATED, STORED, ZipMember
+from imnet.data.files import reading
 from imnet.data.readers.rule import LFS_POINTER
 from imnet.errors import DataError, IOFailure
 
+STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 20_000_000
 _BLOCK = 512
 _MAX_LONG_NAME_BYTES = 1 << 16
-_TAIL_BYTES = 1 << 20
-# A member that inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
+_TAIL_BYTES = _UNPACK_BYTES = 1 << 20
+# What inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
+_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
+# Path of a gzipped tar -> (its size, mtime_ns, the unpacked file); forked workers share them and read with pread alone.
+_UNPACKED: dict[str, tuple[int, int, BinaryIO]] = {}
 
 
-def list_zip(path: Path) -> tuple[list[ZipMember], set[str]]:
-    """The regular members of a zip in archive order, and the folders that it names; DataError on damage, encryption,
-    links, traversal and bombs."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
-        with open(path, "rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError("a Git LFS pointer, not the file", file=path, hint="git lfs pull") from error
-        raise DataError(f"not a readable zip: {error}", file=path, hint="get the file again") from error
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+class Member(NamedTuple):
+    """A regular member: where its bytes start (a zip's: its local header), their packed and full number, how they are
+    compressed, and their crc32 (-1 where the archive has none)."""
+
+    name: str
+    offset: int
+    size: int
+    full: int
+    method: int = STORED
+    crc: int = -1
+
+
+def refuse_pointer(file: BinaryIO, path: Path | str) -> None:
+    """DataError for what Git LFS has not fetched; the file is at its beginning before and after."""
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise DataError("a Git LFS pointer, not the file", file=path, hint="git lfs pull")
+    file.seek(0)
+
+
+def by_name(members: Iterable[Member], path: Path) -> dict[str, Member]:
+    """{name: member} in archive order; of two with one name tar itself would keep the last, so two are refused."""
+    found: dict[str, Member] = {}
+    for member in members:
+        if found.setdefault(member.name, member) is not member:
+            raise DataError("two members have this name", file=path, offset=member.name)
+    return found
+
+
+def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
+    """The regular members of a zip by name, and the folders that it names; DataError on damage, encryption, links,
+    traversal and bombs."""
+    with reading(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
+            with open(path, "rb") as file:
+                refuse_pointer(file, path)
+            raise DataError(f"not a readable zip: {error}", file=path, hint="get the file again") from error
     if len(infos) > MAX_MEMBERS:
         raise DataError(f"zip has {len(infos)} members; allowed {MAX_MEMBERS}", file=path)
     end = os.path.getsize(path)
@@ -44,8 +76,8 @@ def list_zip(path: Path) -> tuple[list[ZipMember], set[str]]:
     packed = sum(member.size for member in members)
     if packed > end:
         raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
-    _refuse_twins([member.name for member in members], path)
-    return members, {_zip_name(info, path).rstrip("/") for info in infos if info.filename.endswith(("/", "\\"))}
+    named = by_name(members, path)
+    return named, {_zip_name(info, path).rstrip("/") for info in infos if info.filename.endswith(("/", "\\"))}
 
 
 def _zip_name(info: zipfile.ZipInfo, path: Path) -> str:
@@ -57,7 +89,7 @@ def _zip_name(info: zipfile.ZipInfo, path: Path) -> str:
     return check_name(name, path).replace("\\", "/")
 
 
-def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> ZipMember:
+def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
     name = _zip_name(info, path)
     if not 0 <= info.header_offset <= end - info.compress_size:
         raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
@@ -71,7 +103,7 @@ def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> ZipMember:
     if info.file_size > max(_RATIO_MATTERS_BYTES, _MAX_RATIO * info.compress_size):
         got = f"{info.compress_size} bytes claim to inflate to {info.file_size}"
         raise DataError(f"zip bomb: {got}; allowed {_MAX_RATIO} times", file=path, offset=name)
-    return ZipMember(name, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
+    return Member(name, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
 
 
 def check_name(name: str, path: Path) -> str:
@@ -84,36 +116,20 @@ def check_name(name: str, path: Path) -> str:
     return name
 
 
-def _refuse_twins(names: list[str], path: Path) -> None:
-    if len(set(names)) == len(names):
-        return
-    seen: set[str] = set()
-    twin = next(name for name in names if name in seen or seen.add(name))
-    raise DataError("two members have this name", file=path, offset=twin)
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """A regular member: its name and where its ``size`` bytes start in the file that holds the tar."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:
+def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
     """The regular members of the tar that fills ``length`` bytes from ``start`` (a tar inside a tar, or all of it).
 
     Folders are passed over; links, devices, traversal, damage and truncation are a DataError with the byte offset.
     """
-    end = os.fstat(file.fileno()).st_size if length is None else start + length
+    fd = file.fileno()
+    end = os.fstat(fd).st_size if length is None else start + length
     at, count, long_name, long_size = start, 0, None, None
     while True:
-        head = _read(file, at, _BLOCK)
+        head = os.pread(fd, _BLOCK, at)
         if at + _BLOCK > end or len(head) < _BLOCK:
             raise DataError("tar ends without its end mark: truncated", file=path, offset=min(at, end))
         if head == bytes(_BLOCK):
-            _refuse_second(file, path, at, end)
+            _refuse_second(fd, path, at, end)
             return
         name, size, kind = _tar_header(head, path, at)
         size = size if long_size is None or kind in b"xgLK" else long_size
@@ -121,7 +137,7 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         if at > end:
             raise DataError(f"tar member {name[:80]!r} of {size} bytes goes beyond the end", file=path, offset=body)
         if kind in b"xgLK":
-            long_name, long_size = _extension(file, path, body, size, kind, long_name, long_size)
+            long_name, long_size = _extension(fd, path, body, size, kind, long_name, long_size)
             continue
         name, long_name, long_size = long_name or name, None, None
         if kind == b"5":
@@ -133,16 +149,16 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         count += 1
         if count > MAX_MEMBERS:
             raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
-        yield TarMember(_plain(check_name(name, path)), body, size)
+        yield Member(_plain(check_name(name, path)), body, size, size)
 
 
-def _refuse_second(file: BinaryIO, path: Path, at: int, end: int) -> None:
+def _refuse_second(fd: int, path: Path, at: int, end: int) -> None:
     """Of tars that were put one behind the other, all but the first would be lost without a word."""
-    while at < end and (data := _read(file, at, min(_TAIL_BYTES, end - at))):
+    while at < end and (data := os.pread(fd, min(_TAIL_BYTES, end - at), at)):
         start = len(data) - len(data.lstrip(b"\0"))
         if start < len(data):
             at += start // _BLOCK * _BLOCK
-            if _is_header(_read(file, at, _BLOCK), path, at):
+            if _is_header(os.pread(fd, _BLOCK, at), path, at):
                 hint = "tar -x -i reads them all: make one tar of that"
                 raise DataError("another tar follows the end mark", file=path, offset=at, hint=hint)
             return
@@ -158,10 +174,6 @@ def _is_header(head: bytes, path: Path, at: int) -> bool:
 def _plain(name: str) -> str:
     """``./cat//1.jpg`` -> ``cat/1.jpg``: tars made with ``tar -C folder .`` name it the first way."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
-
-
-def _read(file: BinaryIO, at: int, count: int) -> bytes:
-    return os.pread(file.fileno(), count, at)
 
 
 def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
@@ -183,12 +195,12 @@ def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
 
 
 def _extension(
-    file: BinaryIO, path: Path, body: int, size: int, kind: bytes, name: str | None, full: int | None
+    fd: int, path: Path, body: int, size: int, kind: bytes, name: str | None, full: int | None
 ) -> tuple[str | None, int | None]:
     """What a GNU long-name or a pax block says about the next member: (name, size), either may stay None."""
     if size > _MAX_LONG_NAME_BYTES:
         raise DataError(f"tar extension block has {size} bytes; allowed {_MAX_LONG_NAME_BYTES}", file=path, offset=body)
-    data = _read(file, body, size)
+    data = os.pread(fd, size, body)
     if kind == b"L":
         return os.fsdecode(data.rstrip(b"\0")), full
     if kind != b"x":
@@ -213,3 +225,55 @@ def _pax_records(data: bytes, path: Path, body: int) -> Iterator[tuple[bytes, by
             raise DataError("pax record is damaged", file=path, offset=body + at)
         yield key, value
         at += length
+
+
+@contextmanager
+def open_tar(path: Path | str) -> Iterator[BinaryIO]:
+    """A tar to read with ``os.pread``; one that is gzipped is unpacked once into a nameless temporary file, which goes
+    when the process does. DataError for another compression."""
+    held = _UNPACKED.get(os.fspath(path))
+    if held is not None and held[:2] == _state(path):
+        yield held[2]
+        return
+    with reading(path), open(path, "rb") as file:
+        refuse_pointer(file, path)
+        magic = file.read(3)
+        if magic in _COMPRESSIONS:
+            what = f"tar is compressed with {_COMPRESSIONS[magic]}; allowed none or gzip"
+            raise DataError(what, file=path, hint="unpack it first")
+        yield _unpacked(path, file) if magic[:2] == b"\x1f\x8b" else file
+
+
+def _state(path: Path | str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def gzip_errors(path: Path | str) -> Iterator[None]:
+    """What reading a damaged gzip stream raises, as one DataError."""
+    try:
+        yield
+    except EOFError as error:
+        raise DataError("gzip stream ends early: truncated", file=path, hint="get the file again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"gzip stream is damaged: {error}", file=path, hint="get the file again") from error
+
+
+def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
+    size, modified = _state(path)
+    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * size)
+    file.seek(0)
+    out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
+    try:
+        with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
+            while block := stream.read(_UNPACK_BYTES):
+                if out.tell() + len(block) > limit:
+                    raise DataError(f"tar bomb: it unpacks to more than {_MAX_RATIO} times its size", file=path)
+                out.write(block)
+    except OSError as error:
+        what = f"cannot unpack it: {error.strerror or error}"
+        raise IOFailure(what, file=path, hint=f"make room in {tempfile.gettempdir()} or set TMPDIR") from error
+    out.flush()
+    _UNPACKED[os.fspath(path)] = (size, modified, out)
+    return out

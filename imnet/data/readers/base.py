@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from imnet.data.base import Split
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
 from imnet.errors import DataError, UsageError, first_few
@@ -30,12 +31,18 @@ class Blocks:
     stream: Callable[[], Iterator[Block]]
     files: tuple[Path, ...]
 
+    @classmethod
+    def of(cls, split: Split, files: tuple[Path, ...]) -> Blocks:
+        """A split in memory that was read from ``files``."""
+        return cls(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), files)
+
     def __len__(self) -> int:
         return self.count
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of the files: changes when one of them does."""
-        return stat_key(self.files)
+        """A key that changes when one of the files does: names, sizes, times."""
+        stats = [(path, path.stat()) for path in self.files]
+        return "|".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats)
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,6 @@ def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
     if "final" in kept and "test" not in kept:
         kept["test"] = kept.pop("final")
     return kept
-
-
-def stat_key(paths: Iterable[Path]) -> str:
-    """A key that changes when one of the files does: names, sizes, times."""
-    stats = [(path, path.stat()) for path in paths]
-    return "|".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats)
 
 
 def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:

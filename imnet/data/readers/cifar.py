@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.base import Split
+from imnet.data.files import reading
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError
 
 _PIXEL_BYTES = 3072
 _MAX_FILE_BYTES = 512 << 20
@@ -64,10 +65,7 @@ def find_cifar(source: Tree) -> Found | None:
     train, test, class_names = read(form, folder)
     files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
     paths = tuple(folder / name for name in files)
-    splits: dict[str, Items | Blocks] = {
-        "train": Blocks(len(train), (32, 32, 3), lambda: iter([(train.images, train.labels)]), paths),
-        "test": Blocks(len(test), (32, 32, 3), lambda: iter([(test.images, test.labels)]), paths),
-    }
+    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, paths), "test": Blocks.of(test, paths)}
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)
     left.rest(source.names, used)
@@ -115,10 +113,8 @@ def _class_names(form: Form, listed: bytes, place: Path) -> tuple[str, ...]:
 
 
 def _from_folder(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    try:
+    with reading(place):
         return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=error.filename or place) from error
 
 
 def _from_archive(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -126,20 +122,19 @@ def _from_archive(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     import tarfile  # here, because importing imnet.data should cost little and most runs never come here
 
     raw: dict[str, bytes] = {}
-    try:
-        with tarfile.open(place, "r|gz") as archive:
-            for member in archive:
-                base = member.name.rsplit("/", 1)[-1]
-                if not member.isreg() or base not in names:
-                    continue
-                if base in raw or member.size > _MAX_FILE_BYTES:
-                    raise DataError(f"a second one, or {member.size} bytes", file=place, offset=member.name)
-                stream = archive.extractfile(member)
-                raw[base] = stream.read() if stream is not None else b""
-    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"archive is damaged: {error}", file=place, hint="get the set again") from error
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=place) from error
+    with reading(place):
+        try:
+            with tarfile.open(place, "r|gz") as archive:
+                for member in archive:
+                    base = member.name.rsplit("/", 1)[-1]
+                    if not member.isreg() or base not in names:
+                        continue
+                    if base in raw or member.size > _MAX_FILE_BYTES:
+                        raise DataError(f"a second one, or {member.size} bytes", file=place, offset=member.name)
+                    stream = archive.extractfile(member)
+                    raw[base] = stream.read() if stream is not None else b""
+        except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+            raise DataError(f"archive is damaged: {error}", file=place, hint="get the set again") from error
     return raw
 
 

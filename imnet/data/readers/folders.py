@@ -15,6 +15,7 @@ from imnet.data.readers.rule import (
     TEST,
     TRAIN,
     VAL,
+    by_split,
     is_picture,
     note_case,
     refuse_alike,
@@ -72,22 +73,15 @@ def find_folders(source: Tree) -> Found | None:
     refuse_alike(classes, source.path)
     note_case(classes, reading.notes)
     reading.number.update({name: i for i, name in enumerate(classes)})
-    splits = {"train": _train(reading, is_tiny)}
-    for part, split in _held_out(layout):
-        splits |= _held(reading, part, split, is_tiny)
+    splits: dict[str, Items] = {}
+    for split, part in by_split({part: part for part in layout.parts}).items():
+        splits[split] = _train(reading, is_tiny) if part == TRAIN else _held(reading, part, is_tiny)
     splits = with_labels(splits)
     _note_emptied(reading)
     names = _tiny_names(reading, classes) if is_tiny else tuple(map(shown, classes))
     _count_rest(reading)
     name, kind = ("tiny-imagenet", TINY) if is_tiny else ("folder", "class folders")
     return Found(name, kind, source.path, names, dict(splits), reading.notes, reading.left)
-
-
-def _held_out(layout: Layout) -> list[tuple[str, str]]:
-    """(part, split): val is what training looks at; a test set beside it is kept for the end."""
-    if VAL in layout.parts:
-        return [(VAL, "test")] + [(TEST, "final")] * (TEST in layout.parts)
-    return [(TEST, "test")] * (TEST in layout.parts)
 
 
 def _class_folders(reading: _Reading) -> list[str]:
@@ -133,8 +127,8 @@ def _refuse_empty(reading: _Reading, items: Items, is_tiny: bool) -> None:
     raise DataError(what, file=reading.source.path, hint="remove them or fill them")
 
 
-def _held(reading: _Reading, part: str, split: str, is_tiny: bool) -> dict[str, Items]:
-    """{split: pictures} of val or test; {} where none has a label."""
+def _held(reading: _Reading, part: str, is_tiny: bool) -> Items:
+    """The pictures of val or test that have a label."""
     folder = reading.part_folder(part)
     named, flat = {}, []
     for name, folders in reading.below(folder):
@@ -161,7 +155,7 @@ def _held(reading: _Reading, part: str, split: str, is_tiny: bool) -> dict[str, 
         reading.take(items, name, reading.number[named[name]])
     if part == VAL and len(items):
         _note_absent(reading, folder, items)
-    return {split: items} if len(items) else {}
+    return items
 
 
 def _wraps(name: str, folder: str) -> bool:
@@ -185,7 +179,7 @@ def _by_list(reading: _Reading, folder: str, named: dict, flat: list[str], liste
     bases = {name.rpartition("/")[2]: name for name in named}
     for name in flat:
         base = name.rpartition("/")[2]
-        wnid = listed.of(base)
+        wnid = listed.wnids.get(base)
         if base in bases:
             _refuse_other(reading, name, bases[base])
             reading.used.add(name)
@@ -195,8 +189,8 @@ def _by_list(reading: _Reading, folder: str, named: dict, flat: list[str], liste
         else:
             named[name] = wnid
     for base, name in bases.items():
-        if listed.of(base) not in (None, named[name]):
-            what = f"lies in the folder of {shown(named[name])}, {listed.files[0]} says {listed.of(base)}"
+        if listed.wnids.get(base) not in (None, named[name]):
+            what = f"lies in the folder of {shown(named[name])}, {listed.files[0]} says {listed.wnids.get(base)}"
             raise DataError(what, file=reading.source.path, offset=shown(name))
     if any(name.endswith(ANNOTATIONS) for name in listed.files):
         absent = set(listed.wnids) - {name.rpartition("/")[2] for name in named}

@@ -8,10 +8,10 @@ Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned byte
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,18 +21,20 @@ from typing import BinaryIO
 import numpy as np
 
 from imnet.data.base import Split
+from imnet.data.files import reading
+from imnet.data.readers.archive import gzip_errors
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.shards import note_absent
 from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError
 
 _UINT8 = 0x08
 _BLOCK_BYTES = 1 << 20
 # Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
 _MAX_DEFLATE_RATIO = 1032
-MAX_IDX_BYTES = 4 << 30
+_MAX_BYTES = 4 << 30
 # Names as they are found: train-images-idx3-ubyte.gz (MNIST's own), train-images.idx3-ubyte (unpacked by some tools),
 # emnist-balanced-test-labels-idx1-ubyte (several sets in a folder).
 _NAME = re.compile(
@@ -46,33 +48,24 @@ FASHION_CLASSES = (
 )  # fmt: skip
 
 
-def read_idx(path: Path, num_dims: int, max_bytes: int = MAX_IDX_BYTES) -> np.ndarray:
+def read_idx(path: Path, num_dims: int) -> np.ndarray:
     """The array of an IDX file, uint8, shape as its header says, which must have ``num_dims`` sizes.
 
     Memory: the array plus 1 MiB, and never more than the file can hold. DataError (one line, file, offset in the
     uncompressed stream) on anything that is not exactly such a file; IOFailure where it cannot be read.
     """
-    try:
-        with open(path, "rb") as raw:
-            gzipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            size = os.fstat(raw.fileno()).st_size
-            limit = min(max_bytes, size * _MAX_DEFLATE_RATIO if gzipped else size)
-            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
-            return _read(stream, path, num_dims, limit)
-    except EOFError as error:
-        raise DataError("gzip stream ends early", file=path, hint="get the file again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"gzip stream is damaged: {error}", file=path, hint="get the file again") from error
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+    with reading(path), open(path, "rb") as raw:
+        gzipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        size = os.fstat(raw.fileno()).st_size
+        limit = min(_MAX_BYTES, size * _MAX_DEFLATE_RATIO if gzipped else size)
+        with gzip_errors(path):
+            return _read(gzip.GzipFile(fileobj=raw) if gzipped else raw, path, num_dims, limit)
 
 
 def _read(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int, limit: int) -> np.ndarray:
     shape = _header(stream, path, num_dims)
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if count > limit:
         raise DataError(f"header claims {count} bytes {shape}; the file holds at most {limit}", file=path, offset=4)
     data = bytearray()
@@ -91,9 +84,8 @@ def _read(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int, limit: in
 def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tuple[int, ...]:
     head = stream.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
-        raise DataError(
-            f"not an IDX file: starts with {head[:4].hex() or 'nothing'}, expected 0000", file=path, offset=0
-        )
+        what = f"not an IDX file: starts with {head[:4].hex() or 'nothing'}, expected 0000"
+        raise DataError(what, file=path, offset=0)
     if head[2] != _UINT8:
         raise DataError(f"IDX type is 0x{head[2]:02x}, expected 0x08 (unsigned byte)", file=path, offset=2)
     if head[3] != num_dims:
@@ -160,13 +152,9 @@ def find_idx(source: Tree) -> Found | None:
     if train.image_shape != test.image_shape:
         what = f"training images are {train.image_shape}, test images {test.image_shape}"
         raise DataError(what, file=sets[0].folder)
-    files = [file for group in sets[0].files.values() for file in group]
-
-    def blocks(split: Split) -> Blocks:
-        return Blocks(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), tuple(files))
-
-    splits: dict[str, Items | Blocks] = {"train": blocks(train), "test": blocks(test)}
-    fashion = is_fashion(train, test)
+    files = tuple(file for group in sets[0].files.values() for file in group)
+    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, files), "test": Blocks.of(test, files)}
+    fashion = _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
     names = FASHION_CLASSES if fashion else _numbers(train, test)
     name, kind = ("fashion-mnist", "Fashion-MNIST") if fashion else ("idx", "IDX")
     left, used = LeftOut(source.left), {os.fspath(file) for file in files}
@@ -179,11 +167,6 @@ def find_idx(source: Tree) -> Found | None:
 def _numbers(train: Split, test: Split) -> tuple[str, ...]:
     highest = max((int(split.labels.max()) for split in (train, test) if len(split)), default=-1)
     return tuple(str(number) for number in range(highest + 1))
-
-
-def is_fashion(train: Split, test: Split) -> bool:
-    """Whether this is the official Fashion-MNIST, by its content."""
-    return _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
 
 
 def _digest(split: Split) -> str:

@@ -8,13 +8,14 @@ import struct
 import zlib
 from array import array
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from imnet.data.readers.gzipped import open_tar
+from imnet.data.files import reading
+from imnet.data.readers.archive import DEFLATED, Member, open_tar
 from imnet.errors import DataError, IOFailure
 
-STORED, DEFLATED = 0, 8
 # The largest ImageNet-1K file has 15 MB; beyond this a "picture" is an attack or a mistake.
 MAX_IMAGE_BYTES = 64 << 20
 
@@ -46,7 +47,7 @@ class Items:
             status = os.stat(f"{self._top}/{name}")
         except OSError as error:
             raise IOFailure(f"cannot read: {error.strerror or error}", file=self.root / name) from error
-        self._append(name, label, -1, 0, status.st_size, status.st_size, STORED, -1)
+        self.add(label, -1, Member(name, 0, status.st_size, status.st_size))
         self._modified.append(status.st_mtime_ns)
         self._changed.append(status.st_ctime_ns)
 
@@ -57,29 +58,17 @@ class Items:
             self.files.append(archive)
         return number
 
-    def add_member(self, name: str, label: int, file: int, offset: int, size: int) -> None:
-        """An image that is ``size`` raw bytes at ``offset`` of ``files[file]`` (a tar member)."""
-        self._append(name, label, file, offset, size, size, STORED, -1)
-
-    def add_zipped(self, name: str, label: int, file: int, member: ZipMember) -> None:
-        """An image that is a zip member, stored or deflated, of ``files[file]``."""
-        self._append(name, label, file, member.offset, member.size, member.full, member.method, member.crc)
-
-    def _append(
-        self, name: str, label: int, file: int, offset: int, size: int, full: int, method: int, crc: int
-    ) -> None:
-        self._names += os.fsencode(name)
+    def add(self, label: int, file: int, member: Member) -> None:
+        """An image that is a member of the archive ``files[file]``."""
+        self._names += os.fsencode(member.name)
         self._name_ends.append(len(self._names))
-        for column, value in (
-            (self._label, label),
-            (self._file, file),
-            (self._offset, offset),
-            (self._size, size),
-            (self._full, full),
-            (self._method, method),
-            (self._crc, crc),
-        ):
-            column.append(value)
+        self._label.append(label)
+        self._file.append(file)
+        self._offset.append(member.offset)
+        self._size.append(member.size)
+        self._full.append(member.full)
+        self._method.append(member.method)
+        self._crc.append(member.crc)
 
     def name(self, i: int) -> str:
         start = self._name_ends[i - 1] if i else 0
@@ -120,9 +109,8 @@ class Items:
         out = type(self)(self.root)
         out.files, out._numbers = list(self.files), dict(self._numbers)
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
-            columns = (self._file, self._offset, self._size, self._full, self._method, self._crc)
-            file, offset, size, full, method, crc = (column[row] for column in columns)
-            out._append(self.name(row), label, file, offset, size, full, method, crc)
+            columns = (self._offset, self._size, self._full, self._method, self._crc)
+            out.add(label, self._file[row], Member(self.name(row), *(column[row] for column in columns)))
         if self._modified:
             out._modified = array("q", (self._modified[row] for row in rows.tolist()))
             out._changed = array("q", (self._changed[row] for row in rows.tolist()))
@@ -144,21 +132,19 @@ class Items:
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i, size-capped and, from a zip, checked; DataError or IOFailure otherwise."""
         path, member = self.where(i)
-        try:
+        with reading(path, member):
             if member is None:
                 with open(path, "rb") as file:
                     return _whole(file, path)
             with open_tar(path) as file:
                 return self._member(file, i, path, member)
-        except OSError as error:
-            raise IOFailure(f"cannot read: {error.strerror or error}", file=path, offset=member) from error
 
-    def _member(self, file, i: int, path: str, member: str) -> bytes:
+    def _member(self, file: BinaryIO, i: int, path: str, member: str) -> bytes:
         offset, size, full = self._offset[i], self._size[i], self._full[i]
         if max(size, full) > MAX_IMAGE_BYTES:
             raise DataError(f"image has {max(size, full)} bytes; allowed {MAX_IMAGE_BYTES}", file=path, offset=member)
         if self._crc[i] >= 0:
-            offset = zip_data_offset(file, offset, path, member)
+            offset = _zip_data_offset(file, offset, path, member)
         data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise DataError(f"archive ends inside this member ({len(data)} of {size} bytes)", file=path, offset=member)
@@ -169,16 +155,7 @@ class Items:
         return data
 
 
-class ZipMember:
-    """Where a zip member lies: its local header's offset, packed and full size in bytes, method, crc32."""
-
-    __slots__ = ("crc", "full", "method", "name", "offset", "size")
-
-    def __init__(self, name: str, offset: int, size: int, full: int, method: int, crc: int) -> None:
-        self.name, self.offset, self.size, self.full, self.method, self.crc = name, offset, size, full, method, crc
-
-
-def zip_data_offset(file, offset: int, path: str, member: str) -> int:
+def _zip_data_offset(file: BinaryIO, offset: int, path: str, member: str) -> int:
     """Where a member's data start, from its local header (whose name and extra lengths differ from the directory's)."""
     head = os.pread(file.fileno(), 30, offset)
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
@@ -187,7 +164,7 @@ def zip_data_offset(file, offset: int, path: str, member: str) -> int:
     return offset + 30 + name_bytes + extra_bytes
 
 
-def _whole(file, path: str) -> bytes:
+def _whole(file: BinaryIO, path: str) -> bytes:
     data = file.read(MAX_IMAGE_BYTES + 1)
     if len(data) > MAX_IMAGE_BYTES:
         raise DataError(f"image has more than {MAX_IMAGE_BYTES} bytes", file=path)

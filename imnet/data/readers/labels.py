@@ -7,13 +7,16 @@ ImageNet-1K has its validation labels in its devkit or in one of two other files
 from __future__ import annotations
 
 import re
-from collections.abc import Container
-from dataclasses import dataclass, field
+import struct
+import zlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from imnet.data.readers.matlab import class_numbers
-from imnet.data.readers.rule import LeftOut
-from imnet.data.readers.tree import TarTree, Tree, read_file, text
+import numpy as np
+
+from imnet.data.readers.tree import ArchiveTree, FolderTree, Tree, text
 from imnet.errors import DataError
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
@@ -28,25 +31,14 @@ _IN_DEVKIT = f"{_DEVKIT}/data/"
 LIST_FILES = (*_SYNSETS, _SOLUTION, _CLSLOC, f"{_DEVKIT}.tar.gz")
 LIST_FILES += tuple(folder + name for folder in ("", _IN_DEVKIT) for name in (_TRUTH, _META))
 LABEL_FILES = f"{_DEVKIT}.tar.gz, {_SYNSETS[0]} or {_SOLUTION}"
-
-
-@dataclass
-class Texts:
-    """The files right in one folder as a Tree: what lies beside an archive, or above the folder that was given."""
-
-    path: Path
-    names: list[str] = field(init=False)
-    folders: set[str] = field(default_factory=set)
-    left: LeftOut = field(default_factory=LeftOut)
-
-    def __post_init__(self) -> None:
-        self.names = [name for name in LIST_FILES if (self.path / name).is_file()]
-
-    def add(self, items, name: str, label: int) -> None:
-        raise NotImplementedError("only texts are read here")
-
-    def read(self, name: str) -> bytes:
-        return read_file(self.path / name)
+# Of MATLAB files.
+_HEADER_BYTES = 128
+_MAX_BYTES = 64 << 20
+_COMPRESSED = 15
+_STRUCT = 2
+# How numbers are stored, whatever they are, and letters, which are UTF-8 and UTF-16 too.
+_STORED = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
+_STORED |= {16: "<u1", 17: "<u2"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,6 @@ class Listed:
 
     wnids: dict[str, str]
     files: tuple[str, ...] = ()
-
-    def of(self, base: str) -> str | None:
-        return self.wnids.get(base)
 
 
 def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | None:
@@ -80,8 +69,8 @@ def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | No
 def beside(folders: list[Path]) -> Listed | None:
     """ImageNet-1K's validation labels from the first of the folders that holds any; they are no files of the tree."""
     for folder in folders:
-        texts = Texts(folder)
-        found = _imagenet(texts, set(texts.names), "")
+        there = {name for name in LIST_FILES if (folder / name).is_file()}
+        found = _imagenet(FolderTree(folder), there, "")
         if found is not None:
             return Listed(found.wnids)
     return None
@@ -115,7 +104,7 @@ def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
     packed = f"{prefix}{_DEVKIT}.tar.gz"
     if packed not in names or not (source.path / packed).is_file():
         return None
-    inside = TarTree(source.path / packed)
+    inside = ArchiveTree(source.path / packed)
     found = _imagenet(inside, set(inside.names), "")
     return found and Listed(found.wnids, (packed,))
 
@@ -153,6 +142,64 @@ def _class_numbers(source: Tree, listing: str) -> dict[str, str]:
         rows = (line.split() for line in text(source, listing).splitlines())
         return {row[1]: row[0] for row in rows if len(row) >= 2}
     try:
-        return class_numbers(source.read(listing))
+        return _of_meta(source.read(listing))
     except ValueError as error:
         raise DataError(f"not the class list of ImageNet's devkit: {error}", file=source.path / listing) from error
+
+
+def _of_meta(data: bytes) -> dict[str, str]:
+    """{ILSVRC2012_ID: wnid}, both as text, of the devkit's ``meta.mat``: a MATLAB file (level 5) with one array of
+    structs, a class each. ValueError where the file is damaged or holds something else.
+
+    Only what that file needs is read: structs, texts and numbers, compressed or not, in the byte order of PCs.
+    """
+    try:
+        rows = [row for matrix in _matrices(data[_HEADER_BYTES:]) for row in _structs(matrix)]
+        found = {str(int(_values(row["ILSVRC2012_ID"])[0])): "".join(map(chr, _values(row["WNID"]))) for row in rows}
+    except (TypeError, KeyError, IndexError, ArithmeticError, struct.error, zlib.error) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if len(found) < len(rows) or not rows:
+        raise ValueError(f"{len(found)} numbers of {len(rows)} classes")
+    return found
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, content) one after the other: a tag of 8 bytes, then the content, filled up to 8 bytes."""
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        start, fill = at + 8, 0 if kind == _COMPRESSED else -size % 8
+        if kind >> 16:  # up to four bytes lie in the tag itself
+            kind, size, start, fill = kind & 0xFFFF, kind >> 16, at + 4, 4 - (kind >> 16)
+        if start + size > len(data):
+            raise ValueError(f"{size} bytes from {start} on, of {len(data)}")
+        yield kind, data[start : start + size]
+        at = start + size + fill
+
+
+def _matrices(data: bytes) -> Iterator[bytes]:
+    """The arrays of a file; one that is compressed is compressed alone."""
+    for kind, content in _elements(data):
+        if kind == _COMPRESSED:
+            ((_, content),) = _elements(zlib.decompressobj().decompress(content, _MAX_BYTES))
+        yield content
+
+
+def _structs(matrix: bytes) -> Iterator[dict[str, bytes]]:
+    """The elements of an array of structs, {field: matrix}; none of another array.
+
+    Flags, sides and a name precede the names of the fields, which are of one width.
+    """
+    parts = [content for _, content in _elements(matrix)]
+    if parts[0][0] != _STRUCT:
+        return
+    width, names, values = int.from_bytes(parts[3], "little"), parts[4], parts[5:]
+    fields = [names[i : i + width].split(b"\0")[0].decode("ascii") for i in range(0, len(names), width)]
+    for i in range(0, len(values), len(fields)):
+        yield dict(zip(fields, values[i : i + len(fields)], strict=True))
+
+
+def _values(matrix: bytes) -> list[Any]:
+    """Of an array of numbers or letters."""
+    _, _, _, (kind, content) = _elements(matrix)
+    return np.frombuffer(content, _STORED[kind]).tolist()

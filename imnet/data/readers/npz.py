@@ -1,9 +1,10 @@
-"""``.npz`` members as streams of rows: no pickle, sizes checked before anything is read, bounded memory."""
+"""An ``.npz`` batch as a stream of rows: no pickle, sizes checked before anything is read, bounded memory."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,48 +13,51 @@ import numpy as np
 from imnet.data.readers.archive import list_zip
 from imnet.errors import DataError
 
-_MAX_VECTOR_BYTES = 64 << 20
+_MAX_LABELS = 8 << 20
 _LABEL_TYPES = ("i8", "i4", "i2", "u2", "u1", "u8", "u4")
+_DATA, _LABELS = "data.npy", "labels.npy"
 
 
-def npz_rows(
-    path: Path, member: str, shown: str
-) -> tuple[tuple[int, int], Callable[[int], Iterator[np.ndarray]]]:  # fmt: skip
-    """((n, columns), rows): ``rows(k)`` yields uint8 blocks of at most k rows. DataError on anything else."""
-    shape, dtype, offset = _announced(path, member, shown)
-    if dtype != "|u1" or len(shape) != 2:
-        raise DataError(f"array is {dtype} {shape}; expected |u1 (n, 3 * s * s)", file=shown, offset=member)
+class NpzBatch:
+    """Pixels and labels of a batch in ``path``; in error lines it is ``shown``. DataError on anything else."""
 
-    def rows(block_rows: int) -> Iterator[np.ndarray]:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-            _exactly(stream, offset, shown, member)
-            for start in range(0, shape[0], block_rows):
-                count = min(block_rows, shape[0] - start)
-                raw = _exactly(stream, count * shape[1], shown, member)
-                yield np.frombuffer(raw, dtype=np.uint8).reshape(count, shape[1])
-            _end(stream, shown, member)
+    def __init__(self, path: Path, shown: Path) -> None:
+        self._path, self._shown = path, shown
+        shape, dtype, self._start = _announced(path, _DATA, shown)
+        if dtype != "|u1" or len(shape) != 2:
+            raise DataError(f"array is {dtype} {shape}; expected |u1 (n, 3 * s * s)", file=shown, offset=_DATA)
+        self.shape = shape
 
-    return (shape[0], shape[1]), rows
+    def rows(self, block_rows: int) -> Iterator[np.ndarray]:
+        """uint8 blocks of at most that many rows."""
+        count, columns = self.shape
+        with zipfile.ZipFile(self._path) as archive, archive.open(_DATA) as stream:
+            _exactly(stream, self._start, self._shown, _DATA)
+            for start in range(0, count, block_rows):
+                raw = _exactly(stream, min(block_rows, count - start) * columns, self._shown, _DATA)
+                yield np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
+            _end(stream, self._shown, _DATA)
+
+    def labels(self) -> np.ndarray:
+        """int64 (n,), from a vector of integers, or one row or column of them."""
+        shape, dtype, offset = _announced(self._path, _LABELS, self._shown)
+        count = self.shape[0]
+        flat = shape if len(shape) == 1 else tuple(size for size in shape if size != 1) or (1,)
+        if dtype[1:] not in _LABEL_TYPES or flat != (count,):
+            what = f"array is {dtype} {shape}; expected integers ({count},)"
+            raise DataError(what, file=self._shown, offset=_LABELS)
+        if count > _MAX_LABELS:
+            raise DataError(f"{count} labels; allowed {_MAX_LABELS}", file=self._shown, offset=_LABELS)
+        with zipfile.ZipFile(self._path) as archive, archive.open(_LABELS) as stream:
+            _exactly(stream, offset, self._shown, _LABELS)
+            raw = _exactly(stream, count * np.dtype(dtype).itemsize, self._shown, _LABELS)
+            _end(stream, self._shown, _LABELS)
+        return np.frombuffer(raw, dtype=dtype).astype(np.int64)
 
 
-def npz_vector(path: Path, member: str, count: int, shown: str) -> np.ndarray:
-    """A vector of ``count`` integers as int64; DataError on another type, length, or damage."""
-    shape, dtype, offset = _announced(path, member, shown)
-    flat = shape if len(shape) == 1 else tuple(size for size in shape if size != 1) or (1,)
-    if dtype[1:] not in _LABEL_TYPES or flat != (count,):
-        raise DataError(f"array is {dtype} {shape}; expected integers ({count},)", file=shown, offset=member)
-    if count * 8 > _MAX_VECTOR_BYTES:
-        raise DataError(f"{count} labels; allowed {_MAX_VECTOR_BYTES // 8}", file=shown, offset=member)
-    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-        _exactly(stream, offset, shown, member)
-        raw = _exactly(stream, count * np.dtype(dtype).itemsize, shown, member)
-        _end(stream, shown, member)
-    return np.frombuffer(raw, dtype=dtype).astype(np.int64)
-
-
-def _announced(path: Path, member: str, shown: str) -> tuple[tuple[int, ...], str, int]:
+def _announced(path: Path, member: str, shown: Path) -> tuple[tuple[int, ...], str, int]:
     """(shape, dtype, offset of the data) of a .npy member whose size is exactly what its header announces."""
-    listing = {found.name: found for found in list_zip(path)[0]}
+    listing = list_zip(path)[0]
     if member not in listing:
         raise DataError(f"npz has no {member}; it holds {sorted(listing)[:6]}", file=shown)
     with zipfile.ZipFile(path) as archive:
@@ -85,19 +89,23 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     raise ValueError(f"npy version {version}; allowed (1, 0), (2, 0)")
 
 
-def _exactly(stream: IO[bytes], count: int, shown: str, member: str) -> bytes:
-    try:
+def _exactly(stream: IO[bytes], count: int, shown: Path, member: str) -> bytes:
+    with _damage(shown, member):
         data = stream.read(count)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error
     if len(data) != count:
         raise DataError(f"array ends early ({len(data)} of {count} bytes)", file=shown, offset=member)
     return data
 
 
-def _end(stream: IO[bytes], shown: str, member: str) -> None:
+def _end(stream: IO[bytes], shown: Path, member: str) -> None:
     """Read to the end, so that the zip's crc32 is checked."""
-    try:
+    with _damage(shown, member):
         stream.read(1)
-    except zipfile.BadZipFile as error:
+
+
+@contextmanager
+def _damage(shown: Path, member: str) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from imnet.data.readers.archive import MAX_MEMBERS
+from imnet.data.files import reading
+from imnet.data.readers.archive import MAX_MEMBERS, Member, refuse_pointer
 from imnet.data.readers.base import Choice, Found, with_labels
 from imnet.data.readers.items import MAX_IMAGE_BYTES, Items
 from imnet.data.readers.parquet_columns import class_names, image_column, label_column
-from imnet.data.readers.rule import LFS_POINTER, LeftOut, split_in
-from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
-from imnet.data.readers.tree import Tree
-from imnet.errors import DataError, IOFailure, UsageError, shown
+from imnet.data.readers.rule import LeftOut, split_in
+from imnet.data.readers.shards import Labels, check_label, files_by_split
+from imnet.data.readers.tree import FolderTree
+from imnet.errors import DataError, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
 # A batch of rows is held as Arrow read it and once more as Python bytes.
@@ -130,14 +131,10 @@ def _opened(file: str) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("reading Parquet needs pyarrow", file=file, hint="pip install 'imnet[parquet]'") from error
-    try:
-        with open(file, "rb") as raw:
-            size = os.fstat(raw.fileno()).st_size
-            tail = os.pread(raw.fileno(), 8, max(0, size - 8))
-            if raw.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError("a Git LFS pointer, not the file", file=file, hint="git lfs pull")
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=file) from error
+    with reading(file), open(file, "rb") as raw:
+        refuse_pointer(raw, file)
+        size = os.fstat(raw.fileno()).st_size
+        tail = os.pread(raw.fileno(), 8, max(0, size - 8))
     footer = int.from_bytes(tail[:4], "little")
     if size < 12 or tail[4:] != b"PAR1":
         raise DataError(f"not Parquet or truncated: ends with {tail[4:]!r}, expected b'PAR1'", file=file, offset=size)
@@ -194,20 +191,16 @@ class _Set:
         items.columns[file] = image
         place = self._placed(class_names(schema, label), file)
         for row, value in enumerate(labels):
-            known = self._label(value, file, row)
+            name, known = f"{Path(file).name} row {row}", None
+            if value is not None:
+                check_label(value, file=file, offset=f"row {row}")
+                known = self.labels.number(value, name)
             if known is None:
                 self.left["unlabelled"] += 1
                 continue
             if place is not None and known >= len(place):
                 raise DataError(f"{len(place)} class names, label {known}", file=file, offset=f"row {row}")
-            items.add_member(f"{Path(file).name} row {row}", known if place is None else place[known], number, row, 0)
-
-    def _label(self, value: Any, file: str, row: int) -> int | None:
-        if value is None:
-            return None
-        where = {"file": file, "offset": f"row {row}"}
-        value = check_word(value, **where) if isinstance(value, str) else check_number(value, **where)
-        return self.labels.number(value, f"{Path(file).name} row {row}")
+            items.add(known if place is None else place[known], number, Member(name, row, 0, 0))
 
     def _note_columns(self, what: str, column: str, others: list[str]) -> None:
         note = f"{what} of column {column.partition('.')[0]}; left out: {', '.join(others)}"
@@ -235,38 +228,26 @@ class _Set:
         return [number[name] for name in names]
 
 
-def find_parquet(source: Tree, choice: Choice) -> Found | None:
+def find_parquet(source: FolderTree, choice: Choice) -> Found | None:
     """The set in a Parquet file, or in those of a folder; None where there are none."""
-    path = source.path
-    folder = path if path.is_dir() else path.parent
-    files = [name for name in source.names if name.lower().endswith(".parquet")] if path.is_dir() else [path.name]
+    path, folder = source.path, source.root
+    files = [name for name in source.names if name.lower().endswith(".parquet")]
     if not files:
         return None
     _refuse_several(files, path)
     made = _Set(path, choice, Labels(path))
     splits: dict[str, ParquetItems] = {}
-    for split, names in by_split(parts_of(files, folder, choice, made.notes)).items():
+    for split, names in files_by_split(files, folder, choice, made.notes).items():
         splits[split] = ParquetItems(folder)
         for name in names:
             made.add(splits[split], str(folder / name))
     splits = with_labels(splits)
     if not splits:
         raise DataError("no row has a label", file=path)
-    if path.is_dir():
-        made.left.update(source.left)
-        made.left.rest(source.names, files)
-    class_list = _all_names(made, splits)
-    note_gaps(dict(splits), len(class_list), made.notes)
-    kind = f"Parquet ({len(files)} files)"
-    return Found("parquet", kind, path, class_list, dict(splits), made.notes, made.left)
-
-
-def _all_names(made: _Set, splits: dict[str, ParquetItems]) -> tuple[str, ...]:
-    words = made.labels.names(dict(splits), made.notes)
-    highest = max((int(items.labels().max()) for items in splits.values()), default=-1)
-    if made.names and not words and highest >= len(made.names):
-        raise DataError(f"{len(made.names)} class names, labels go to {highest}", file=made.path)
-    return words or made.names or tuple(f"class_{i:04d}" for i in range(highest + 1))
+    made.left.update(source.left)
+    made.left.rest(source.names, files)
+    names = made.labels.names(splits, made.notes, made.names, path)
+    return Found("parquet", f"Parquet ({len(files)} files)", path, names, dict(splits), made.notes, made.left)
 
 
 def _refuse_several(files: list[str], path: Path) -> None:

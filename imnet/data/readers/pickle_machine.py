@@ -5,6 +5,7 @@ It understands dicts, lists, tuples, numbers, text, and numpy arrays, which it d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +48,14 @@ class Array:
 
     def place(self) -> dict:
         """JSON form; ValueError unless dtype and shape account for every byte."""
-        count = 1
-        for size in self.shape:
-            count *= size
         data = self.data
         got = len(data) if not isinstance(data, Span) or data.latin1 is None else data.latin1
-        if self.dtype not in _DTYPES or self.fortran or count * _DTYPES[self.dtype] != got:
+        if self.dtype not in _DTYPES or self.fortran or math.prod(self.shape) * _DTYPES[self.dtype] != got:
             raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {got} bytes")
         out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
         if isinstance(data, Span):
             return {**out, "offset": data.offset, "bytes": data.length, "text": data.latin1 is not None}
-        return {**out, "hex": self.data.hex()}
+        return {**out, "hex": data.hex()}
 
 
 @dataclass
@@ -216,7 +214,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _bytes(data: Any) -> bytes | Span:
     if isinstance(data, str):
-        data = data.encode("latin-1")
+        return data.encode("latin-1")
     if not isinstance(data, bytes | bytearray):
         raise ValueError(f"array bytes are {type(data).__name__}")
-    return data if isinstance(data, bytes) else bytes(data)
+    return bytes(data) if isinstance(data, bytearray) else data

@@ -57,6 +57,11 @@ class ResizeRule:
     shorter_px: int | None = None
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what pictures become."""
+        return self.size_px, self.size_px, self.channels
+
+    @property
     def mode(self) -> str:
         """Pillow's word for the colours that pictures are turned into first."""
         return "RGB" if self.channels == 3 else "L"
@@ -162,4 +167,4 @@ def _resized(picture: Image.Image, rule: ResizeRule) -> np.ndarray:
         picture = picture.crop((left, top, left + size, top + size))
     elif picture.size != (size, size):
         picture = picture.resize((size, size), FILTERS[rule.filter])
-    return np.asarray(picture, dtype=np.uint8).reshape(size, size, rule.channels)
+    return np.asarray(picture, dtype=np.uint8).reshape(rule.shape)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from imnet.errors import DataError, shown
 
+T = TypeVar("T")
 TRAIN, VAL, TEST = "train", "val", "test"
 _WORD = re.compile(
     r"(?:(?P<train>train(?:ing)?|trn)"
@@ -124,6 +126,12 @@ def split_of(folder: str) -> str | None:
         if len(meanings) == 1 and meanings[0]:
             return meanings[0]
     return None
+
+
+def by_split(parts: Mapping[str, T]) -> dict[str, T]:
+    """{split: value} of {part: value}: val is what training looks at, a test set beside it is kept for the end."""
+    names = {TRAIN: "train", VAL: "test", TEST: "final" if VAL in parts else "test"}
+    return {names[part]: parts[part] for part in (TRAIN, VAL, TEST) if part in parts}
 
 
 def split_in(stem: str) -> set[str]:

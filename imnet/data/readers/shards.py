@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from imnet.data.readers.base import Choice
 from imnet.data.readers.items import Items
-from imnet.data.readers.rule import TEST, TRAIN, VAL, note_case, refuse_alike, split_in
+from imnet.data.readers.rule import TRAIN, by_split, note_case, refuse_alike, split_in
 from imnet.errors import DataError, shown
 
 _OF = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)")
@@ -40,10 +41,22 @@ class Labels:
             return self.words.setdefault(value, len(self.words))
         return None if value == -1 else value
 
-    def names(self, splits: dict[str, Items], notes: list[str]) -> tuple[str, ...]:
-        """The classes of words, sorted, and the labels of ``splits`` numbered by them; () where labels are numbers."""
-        if not self.words:
-            return ()
+    def names(
+        self, splits: Mapping[str, Items], notes: list[str], listed: tuple[str, ...], file: Path
+    ) -> tuple[str, ...]:  # fmt: skip
+        """The classes: of words, sorted, and the labels of ``splits`` are numbered by them; of numbers those that are
+        ``listed`` in ``file``, or names made of the numbers."""
+        if self.words:
+            return self._numbered(splits, notes)
+        highest = max(int(items.labels().max()) for items in splits.values())
+        if listed and len(listed) <= highest:
+            raise DataError(f"{len(listed)} class names, labels go to {highest}", file=file)
+        names = listed or tuple(f"class_{i:04d}" for i in range(highest + 1))
+        if "train" in splits:
+            note_absent(splits["train"].labels(), len(names), notes)
+        return names
+
+    def _numbered(self, splits: Mapping[str, Items], notes: list[str]) -> tuple[str, ...]:
         names = sorted(self.words)
         refuse_alike(names, self.path)
         note_case(names, notes)
@@ -55,7 +68,7 @@ class Labels:
             items.relabel(place[items.labels()])
         return tuple(names)
 
-    def _refuse_new(self, splits: dict[str, Items]) -> None:
+    def _refuse_new(self, splits: Mapping[str, Items]) -> None:
         """A word that no training picture has cannot be learned, and may be another spelling of one."""
         known = set(splits["train"].labels().tolist())
         new = sorted(word for word, number in self.words.items() if number not in known)
@@ -64,30 +77,17 @@ class Labels:
             raise DataError(f"{len(new)} classes have no training pictures: {some}; train has {there}", file=self.path)
 
 
-def check_number(value: int, **where) -> int:
-    """A class number that can be one; DataError otherwise. -1 stands for none."""
-    if not -1 <= value < _MAX_CLASSES:
+def check_label(value: int | str, **where) -> None:
+    """DataError unless it is a number of a class, or -1 for none, or a word that can name one. ``1.0`` and ``+1`` are
+    no words: they were numbers once, and would be other classes than 1, in another order."""
+    if isinstance(value, int) and not -1 <= value < _MAX_CLASSES:
         raise DataError(f"label is {value}; allowed 0..{_MAX_CLASSES - 1}, or -1 for none", **where)
-    return value
-
-
-def check_word(value: str, **where) -> str:
-    """A word that can name a class; DataError otherwise. ``1.0`` and ``+1`` are none: they were numbers once, and as
-    words they would be other classes than 1, in another order."""
-    if not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value):
+    if isinstance(value, str) and (not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value)):
         raise DataError(f"label is {ascii(value)[:40]}; allowed: a whole number or a word", **where)
-    return value
 
 
-def by_split(parts: dict[str, list]) -> dict[str, list]:
-    """{split: files} of {part: files}: val is what training looks at, a test set beside it is kept for the end."""
-    held = VAL if VAL in parts else TEST
-    names = {TRAIN: "train", held: "test"} | ({TEST: "final"} if held == VAL else {})
-    return {names[part]: parts[part] for part in (TRAIN, VAL, TEST) if part in parts}
-
-
-def parts_of(files: list[str], path: Path, choice: Choice, notes: list[str]) -> dict[str, list[str]]:
-    """{part: files}, from the words of their names or else of their folders; unmarked ones are for training.
+def files_by_split(files: list[str], path: Path, choice: Choice, notes: list[str]) -> dict[str, list[str]]:
+    """{split: files}, from the words of their names or else of their folders; unmarked ones are for training.
 
     DataError for a name of two parts, two spellings of one part, unmarked files beside marked training files, and
     shards that ``-of-N`` announces and that are not there.
@@ -110,7 +110,7 @@ def parts_of(files: list[str], path: Path, choice: Choice, notes: list[str]) -> 
         parts[TRAIN] = parts.pop("")
     _refuse_copies(files, path)
     _refuse_missing(files, path, choice, notes)
-    return dict(parts)
+    return by_split(parts)
 
 
 def _refuse_copies(files: list[str], path: Path) -> None:
@@ -126,14 +126,13 @@ def _part(name: str, path: Path) -> tuple[str, str]:
     """(part, the word for it) of a file: its own name, else the nearest folder that says one; ('', '') for none."""
     *folders, base = name.split("/")
     stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|zip)$", "", base, flags=re.IGNORECASE)
-    own = split_in(stem)
-    above = next((found for folder in reversed(folders) if (found := split_in(folder))), set[str]())
+    folder = next((name for name in reversed(folders) if split_in(name)), "")
+    own, above = split_in(stem), split_in(folder)
     if len(own) > 1 or len(above) > 1 or (own and above and own != above):
         what = f"its name says {' and '.join(sorted(own | above))}: which part of the set is it?"
         raise DataError(what, file=path, offset=shown(name))
-    found = next(iter(own or above), "")
-    source = stem if own else next((folder for folder in reversed(folders) if split_in(folder)), "")
-    return found, next((word for word in re.findall(r"[a-z]+", source.lower()) if split_in(word)), "") if found else ""
+    words = re.findall(r"[a-z]+", (stem if own else folder).lower())
+    return next(iter(own or above), ""), next((word for word in words if split_in(word)), "")
 
 
 def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[str]) -> None:
@@ -169,12 +168,6 @@ def _note_holes(files: list[str], notes: list[str]) -> None:
         if len(there) < len(span) < 2 * len(there):
             first = next(number for number in span if number not in there)
             notes.append(f"{len(span) - len(there)} shards seem to be missing: there is no {before}...{first}{after}")
-
-
-def note_gaps(splits: dict[str, Items], count: int, notes: list[str]) -> None:
-    """``note_absent`` for the training pictures, where there are any."""
-    if "train" in splits:
-        note_absent(splits["train"].labels(), count, notes)
 
 
 def note_absent(labels: np.ndarray, count: int, notes: list[str]) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from imnet.data.readers.archive import TarMember, list_tar
+from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found
 from imnet.data.readers.folders import find_folders
-from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.labels import LABEL_FILES, LIST_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
-from imnet.data.readers.shards import by_split, parts_of
-from imnet.data.readers.tree import JoinedTree, TarTree, Tree
+from imnet.data.readers.shards import files_by_split
+from imnet.data.readers.tree import ArchiveTree, FolderTree, JoinedTree, Tree
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
 
@@ -32,21 +32,20 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIXES)
 
 
-def find_tars(source: Tree, choice: Choice) -> Found | None:
+def find_tars(source: FolderTree, choice: Choice) -> Found | None:
     """The set that a tar, or the tars of a folder, hold; None where there is no tar."""
-    path = source.path
-    folder = path if path.is_dir() else path.parent
-    # The devkit of ImageNet holds texts and no pictures.
-    tars = [name for name in source.names if is_tar(name) and "devkit" not in name] if path.is_dir() else [path.name]
+    path, folder = source.path, source.root
+    # The devkit of ImageNet, which lies beside its tars, holds texts and no pictures.
+    tars = [name for name in source.names if is_tar(name) and (path.is_file() or "devkit" not in name)]
     if not tars:
         return None
     if path.is_dir() and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
         return _class_tars(source, tars, choice)
     kinds = {tar: _kind(folder / tar) for tar in tars}
     if {"train", "val"} & set(kinds.values()):
-        return _imagenet(source, folder, kinds)
+        return _imagenet(source, kinds)
     if set(kinds.values()) == {"folders"}:
-        return _class_folders(path, folder, tars)
+        return _class_folders(source, tars)
     odd = next((tar for tar, kind in kinds.items() if kind == "folders"), None)
     if odd is not None and "samples" in kinds.values():
         other = next(tar for tar, kind in kinds.items() if kind == "samples")
@@ -70,30 +69,28 @@ def _kind(tar: Path) -> str:
     return "folders" if in_folders and not labelled.intersection(map(sample_key, pictures)) else "samples"
 
 
-def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[TarMember]:
+def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
     with open_tar(path) as file:
         yield from list_tar(file, path, start, length)
 
 
-def _class_folders(path: Path, folder: Path, tars: list[str]) -> Found | None:
+def _class_folders(source: FolderTree, tars: list[str]) -> Found | None:
     """One tar of class folders, or several that stand for folders (train.tar and val.tar)."""
-    if len(tars) == 1:
-        return find_folders(TarTree(folder / tars[0]))
-    return find_folders(JoinedTree(path, {_stem(name): TarTree(folder / name) for name in tars}))
+    trees: dict[str, Tree] = {_stem(name): ArchiveTree(source.root / name) for name in tars}
+    return find_folders(JoinedTree(source.path, trees) if len(tars) > 1 else trees[_stem(tars[0])])
 
 
 def _stem(name: str) -> str:
     return re.sub(r"(\.tar)?(\.gz)?(\.tgz)?$", "", name, flags=re.IGNORECASE)
 
 
-def _class_tars(source: Tree, tars: list[str], choice: Choice) -> Found:
+def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
     path, left, notes = source.path, LeftOut(source.left), []
     number = {wnid: i for i, wnid in enumerate(sorted({Path(tar).stem for tar in tars}))}
     wnids = tuple(number)
     splits: dict[str, Items] = {}
-    for split, files in by_split(parts_of(tars, path, choice, notes)).items():
-        stems = [Path(tar).stem for tar in files]
-        twin = next((stem for stem in stems if stems.count(stem) > 1), None) if len(set(stems)) < len(stems) else None
+    for split, files in files_by_split(tars, path, choice, notes).items():
+        twin = next((stem for stem, count in Counter(Path(tar).stem for tar in files).items() if count > 1), None)
         if twin:
             places = " and ".join(tar for tar in files if Path(tar).stem == twin)
             raise DataError(f"two tars of one class: {places}", file=path)
@@ -115,24 +112,20 @@ def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0,
         if reason:
             left[reason] += 1
         else:
-            items.add_member(member.name, label, number, member.offset, member.size)
+            items.add(label, number, member)
 
 
-def _imagenet(source: Tree, folder: Path, kinds: dict[str, str]) -> Found:
-    left, splits, wnids = LeftOut(), {}, ()
-    for kind in ("train", "val"):
-        several = [tar for tar, got in kinds.items() if got == kind]
-        if len(several) > 1:
-            raise DataError(f"two {kind} tars: {several[0]} and {several[1]}", file=folder, hint="keep one of them")
-    train, val = (next((folder / tar for tar, got in kinds.items() if got == kind), None) for kind in ("train", "val"))
-    if train is not None:
-        splits["train"], wnids = _training(folder, train, left)
-    if val is not None:
-        splits["test"], wnids = _validation(folder, val, wnids, left)
-    if source.path.is_dir():
-        read = {tar for tar, kind in kinds.items() if kind in ("train", "val")}
-        left.update(source.left)
-        left.rest(source.names, {*read, *LIST_FILES})
+def _imagenet(source: FolderTree, kinds: dict[str, str]) -> Found:
+    folder, left, splits, wnids = source.root, LeftOut(source.left), {}, ()
+    train, val = ([tar for tar, got in kinds.items() if got == kind] for kind in ("train", "val"))
+    for kind, tars in (("train", train), ("val", val)):
+        if len(tars) > 1:
+            raise DataError(f"two {kind} tars: {tars[0]} and {tars[1]}", file=folder, hint="keep one of them")
+    if train:
+        splits["train"], wnids = _training(folder, folder / train[0], left)
+    if val:
+        splits["test"], wnids = _validation(folder, folder / val[0], wnids, left)
+    left.rest(source.names, {*train, *val, *LIST_FILES})
     name = "imagenet" if len(wnids) <= _CLASSES_1K else "imagenet21k"
     return Found(name, "ImageNet's official tars", source.path, wnids, splits, left=left)
 
@@ -164,9 +157,9 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
         if VAL_PICTURE.fullmatch(member.name) is None or junk_path(member.name):
             left[junk_path(member.name) or suffix_reason(member.name)] += 1
             continue
-        wnid = listed.of(member.name.rpartition("/")[2])
+        wnid = listed.wnids.get(member.name.rpartition("/")[2])
         if wnid not in number:
             got = f"{len(listed.wnids)} validation labels do not cover it with a class of train"
             raise DataError(got, file=val, offset=member.name)
-        items.add_member(member.name, number[wnid], file, member.offset, member.size)
+        items.add(number[wnid], file, member)
     return items, wnids

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from imnet.data.readers.archive import TarMember, list_tar, list_zip
-from imnet.data.readers.gzipped import open_tar
-from imnet.data.readers.items import Items, ZipMember
+from imnet.data.files import reading
+from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
+from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
 from imnet.errors import DataError, IOFailure
 
@@ -32,15 +32,19 @@ class Tree(Protocol):
 
     def add(self, items: Items, name: str, label: int) -> None: ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; of one that is too large for a text perhaps not all."""
+        ...
 
 
 class FolderTree:
-    """A folder. Linked folders are followed, two deep and never in a circle."""
+    """A folder, or a file alone in its own. Linked folders are followed, two deep and never in a circle."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
-        self.names: list[str] = []
+        is_file = path.is_file()
+        self.root = path.parent if is_file else path  # around the names
+        self.names: list[str] = [path.name] if is_file else []
         self.absent: list[str] = []
 
     @classmethod
@@ -89,7 +93,9 @@ class FolderTree:
         items.add_file(name, label)
 
     def read(self, name: str) -> bytes:
-        return read_file(self.path / name)
+        path = self.root / name
+        with reading(path), open(path, "rb") as file:
+            return file.read(_MAX_TEXT_BYTES + 1)
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
@@ -121,23 +127,17 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         raise IOFailure(f"cannot list: {error.strerror or error}", file=folder) from error
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a small file, one more than allowed where it is too large."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(_MAX_TEXT_BYTES + 1)
-    except FileNotFoundError as error:
-        raise DataError(f"{path.name} is missing", file=path.parent) from error
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+class ArchiveTree:
+    """A zip or a tar, also gzipped, from its directory; nothing is extracted."""
 
-
-class _ArchiveTree:
-    """An archive, from its directory; nothing is extracted."""
-
-    def __init__(self, path: Path, members: dict[str, ZipMember | TarMember], folders: set[str]) -> None:
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() == ".zip":
+            members, folders = list_zip(path)
+        else:
+            with open_tar(path) as tar:
+                members, folders = by_name(list_tar(tar, path), path), set[str]()
         self.path, self.left = path, LeftOut()
-        self._members: dict[str, ZipMember | TarMember] = {}
+        self._members: dict[str, Member] = {}
         for name, member in members.items():
             reason = junk_path(name)
             if reason:
@@ -149,36 +149,12 @@ class _ArchiveTree:
         self.names, self.folders = _without_runs(list(self._members), there, self.left)
 
     def add(self, items: Items, name: str, label: int) -> None:
-        file, member = items.file_number(str(self.path)), self._members[name]
-        if isinstance(member, ZipMember):
-            items.add_zipped(name, label, file, member)
-        else:
-            items.add_member(name, label, file, member.offset, member.size)
+        items.add(label, items.file_number(str(self.path)), self._members[name])
 
     def read(self, name: str) -> bytes:
-        if name not in self._members:
-            raise DataError(f"{name} is missing", file=self.path)
         items = Items(self.path.parent)
         self.add(items, name, 0)
         return items.read(0)
-
-
-class ZipTree(_ArchiveTree):
-    def __init__(self, path: Path) -> None:
-        members, folders = list_zip(path)
-        super().__init__(path, {member.name: member for member in members}, folders)
-
-
-class TarTree(_ArchiveTree):
-    """A tar, also gzipped; of two members with one name tar itself would keep the last, so two are refused."""
-
-    def __init__(self, path: Path, listed: list[TarMember] | None = None) -> None:
-        members: dict[str, ZipMember | TarMember] = {}
-        for member in listed if listed is not None else tar_members(path):
-            if member.name in members:
-                raise DataError("two members have this name", file=path, offset=member.name)
-            members[member.name] = member
-        super().__init__(path, members, set())
 
 
 class JoinedTree:
@@ -198,12 +174,6 @@ class JoinedTree:
     def read(self, name: str) -> bytes:
         top, _, inner = name.partition("/")
         return self._trees[top].read(inner)
-
-
-def tar_members(path: Path) -> list[TarMember]:
-    """The regular members of a tar, plain or gzipped."""
-    with open_tar(path) as tar:
-        return list(list_tar(tar, path))
 
 
 def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[list[str], set[str]]:
@@ -236,7 +206,7 @@ def _parents(names: list[str]) -> set[str]:
 def text(source: Tree, name: str) -> str:
     """A small UTF-8 text file of a tree; DataError where it is none."""
     data = source.read(name)
-    file, member = (source.path / name, None) if isinstance(source, FolderTree) else (source.path, name)
+    file, member = (source.root / name, None) if isinstance(source, FolderTree) else (source.path, name)
     if len(data) > _MAX_TEXT_BYTES:
         raise DataError(f"text file has more than {_MAX_TEXT_BYTES} bytes", file=file, offset=member)
     try:

@@ -9,13 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from imnet.data.readers.archive import TarMember, list_tar
+from imnet.data.readers.archive import Member, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found, with_labels
-from imnet.data.readers.gzipped import open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
-from imnet.data.readers.shards import Labels, by_split, check_number, check_word, note_gaps, parts_of
-from imnet.data.readers.tree import FolderTree, Tree, text
+from imnet.data.readers.shards import Labels, check_label, files_by_split
+from imnet.data.readers.tree import FolderTree, text
 from imnet.errors import DataError, shown
 
 LABELS = ("cls", "cls.txt", "json")
@@ -44,8 +43,8 @@ class _Shards:
             else:
                 yield member
 
-    def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[TarMember]) -> None:
-        kinds = Counter(_extension(member) for member in members)
+    def _sample(self, items: Items, number: int, file, tar: Path, key: str, members: list[Member]) -> None:
+        kinds = Counter(_extension(member.name) for member in members)
         twin = next((kind for kind, count in kinds.items() if count > 1), None)
         if twin is not None:
             what = f"neighbouring samples have one key: {kinds[twin]} members {key}.{twin}"
@@ -67,19 +66,19 @@ class _Shards:
         if known is None:
             self.left["unlabelled"] += 1
         else:
-            items.add_member(picture.name, known, number, picture.offset, picture.size)
+            items.add(known, number, picture)
 
-    def _picture(self, tar: Path, key: str, pictures: list[TarMember], kinds: Counter[str]) -> TarMember:
+    def _picture(self, tar: Path, key: str, pictures: list[Member], kinds: Counter[str]) -> Member:
         wanted = self.choice.image_key
         if wanted is not None:
-            pictures = [member for member in pictures if _extension(member) == wanted.lower().lstrip(".")]
+            pictures = [member for member in pictures if _extension(member.name) == wanted.lower().lstrip(".")]
         if len(pictures) == 1:
             return pictures[0]
         if not pictures:
             lacks = "no picture" if wanted is None else f"no picture .{wanted}"
             what = f"sample has {lacks}; it has {_seen(kinds)}"
             raise DataError(what, file=tar, offset=key[:200], hint="members of a sample must be neighbours in the tar")
-        kinds_seen = [_extension(member) for member in pictures]
+        kinds_seen = [_extension(member.name) for member in pictures]
         what = f"sample has {len(pictures)} pictures ({', '.join(kinds_seen)})"
         plain = [kind for kind in kinds_seen if "." not in kind]
         choose = "imnet-data pack --image-key"
@@ -87,32 +86,26 @@ class _Shards:
         raise DataError(what, file=tar, offset=key[:200], hint=hint)
 
 
-def find_webdataset(source: Tree, tars: list[str], choice: Choice) -> Found | None:
+def find_webdataset(source: FolderTree, tars: list[str], choice: Choice) -> Found | None:
     """The set in the tars ``tars`` of a folder, or in the tar that ``source.path`` is; None without samples."""
-    path = source.path
-    folder, notes = (path if path.is_dir() else path.parent), []
+    folder, notes = source.root, []
     shards = _Shards(folder, choice)
     splits: dict[str, Items] = {}
-    for split, files in by_split(parts_of(tars, folder, choice, notes)).items():
+    for split, files in files_by_split(tars, folder, choice, notes).items():
         splits[split] = Items(folder)
         for name in files:
             shards.add(splits[split], folder / name)
     splits = with_labels(splits)
     if not splits:
         if shards.left["unlabelled"]:
-            raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=path)
+            raise DataError(f"none of {shards.left['unlabelled']} pictures has a label", file=source.path)
         return None
-    names = shards.labels.names(splits, notes)
-    listed, lists = ((), []) if names else _class_names(folder)
-    highest = max(int(items.labels().max()) for items in splits.values())
-    if listed and len(listed) <= highest:
-        raise DataError(f"{len(listed)} class names, labels go to {highest}", file=folder / lists[0])
-    names = names or listed or tuple(f"class_{i:04d}" for i in range(highest + 1))
-    note_gaps(splits, len(names), notes)
-    if path.is_dir():
-        shards.left.update(source.left)
-        shards.left.rest(source.names, [*tars, *lists])
-    return Found("webdataset", f"WebDataset ({len(tars)} shards)", path, names, dict(splits), notes, shards.left)
+    listed, lists = ((), []) if shards.labels.words else _class_names(folder)
+    names = shards.labels.names(splits, notes, listed, folder / "".join(lists[:1]))
+    shards.left.update(source.left)
+    shards.left.rest(source.names, [*tars, *lists])
+    kind = f"WebDataset ({len(tars)} shards)"
+    return Found("webdataset", kind, source.path, names, dict(splits), notes, shards.left)
 
 
 def sample_key(name: str) -> str:
@@ -121,28 +114,28 @@ def sample_key(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _extension(member: TarMember) -> str:
-    return member.name.rsplit("/", 1)[-1].partition(".")[2].lower()
+def _extension(name: str) -> str:
+    return name.rsplit("/", 1)[-1].partition(".")[2].lower()
 
 
 def _seen(kinds: Counter[str]) -> str:
     return ", ".join(f".{kind}" for kind in list(kinds)[:6])
 
 
-def _agreed(labels: dict[TarMember, int | str], tar: Path, key: str) -> int | str:
+def _agreed(labels: dict[Member, int | str], tar: Path, key: str) -> int | str:
     """The one label of a sample that may say it twice."""
     values = set(labels.values())
     if len(values) > 1:
-        said = " and ".join(f"{value!r} in .{_extension(member)}" for member, value in labels.items())
+        said = " and ".join(f"{value!r} in .{_extension(member.name)}" for member, value in labels.items())
         raise DataError(f"sample has two labels: {said}", file=tar, offset=shown(key)[:200])
     return values.pop()
 
 
 def is_label(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].partition(".")[2].lower() in LABELS
+    return _extension(name) in LABELS
 
 
-def read_label(file: BinaryIO, member: TarMember, tar: Path) -> int | str | None:
+def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
     """What a ``.cls`` or ``.cls.txt`` member says, or the field ``label`` or ``cls`` of a ``.json`` one: a number, or a
     word that names the class. None where the member is no label."""
     if not is_label(member.name):
@@ -156,9 +149,9 @@ def read_label(file: BinaryIO, member: TarMember, tar: Path) -> int | str | None
     except (ValueError, RecursionError) as error:
         what = f"label is neither a number nor a word, or two that differ: {raw[:40]!r}"
         raise DataError(what, file=tar, offset=member.name) from error
-    if isinstance(value, str):
-        return check_word(value, file=tar, offset=member.name)
-    return None if value is None else check_number(value, file=tar, offset=member.name)
+    if value is not None:
+        check_label(value, file=tar, offset=member.name)
+    return value
 
 
 def _field(record: object) -> int | str | None:

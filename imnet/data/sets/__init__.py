@@ -73,7 +73,7 @@ def all_sets() -> dict[str, Source]:
 
 
 def did_you_mean(got: str, allowed: list[str]) -> str:
-    """``; did you mean 'x'`` or nothing: one place, so that every unknown name is answered alike."""
+    """``did you mean 'x'? `` or nothing: one place, so that every unknown name is answered alike."""
     near = get_close_matches(got, allowed, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
 

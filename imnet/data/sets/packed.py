@@ -17,7 +17,7 @@ from imnet.data.sets.fashion_mnist import fashion_mnist
 from imnet.data.store import FORMAT, is_store, load_named, load_store
 from imnet.data.store.pack import unchanged
 from imnet.data.store.sources import Origin, request_values
-from imnet.errors import DataError, DeviceError, ImnetError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 
 _IMAGENET_SIDES = (8, 16, 32, 64)
 
@@ -30,7 +30,7 @@ def packed(request: Request) -> DataSet:
     if not is_store(request.data_dir):
         hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
         raise AbsentError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
-    held = load_store(request.data_dir, None, request.image_px, request.hold_out, request.seed)
+    held = load_store(request.data_dir, request.image_px, request.hold_out, request.seed)
     if held.name == "fashion-mnist" and request.split is not None:
         return fashion_mnist(request)
     return _checked(held, request)
@@ -78,7 +78,7 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
     places = search_path(request.data_dir, names)
     store = next((place for place in places if is_store(place)), None)
     if store is not None:
-        return _checked(_named(store, name, request), request)
+        return _named(store, name, request)
     # A folder with the set's name says more than a data folder with several sets in it, so the roots come last.
     roots = search_path(request.data_dir, ())
     source = next((place for place in sorted(places, key=roots.__contains__) if _holds(place)), None)
@@ -86,13 +86,11 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
         looked = ", ".join(map(str, places)) or "no folder (give --data-dir or set IMNET_DATA)"
         hint = "imnet-data inspect PATH says what lies there; --data shapes needs nothing"
         raise AbsentError(f"{name} not found: looked for {wanted} in {looked}", hint=hint)
-    return _checked(_named(_pack_once(source, name, size, request), name, request), request)
+    return _named(_pack_once(source, name, size, request), name, request)
 
 
 def _named(store: Path, name: str, request: Request) -> DataSet:
-    if name == "folder":  # a store of the user's own, whatever it was packed from
-        return load_store(store, name, request.image_px, request.hold_out, request.seed)
-    return load_named(store, name, request.image_px, request.hold_out, request.seed)
+    return _checked(load_named(store, name, request.image_px, request.hold_out, request.seed), request)
 
 
 def _holds(place: Path) -> bool:
@@ -161,12 +159,9 @@ def _run(command: list[str]) -> None:
             sys.stderr.write(line)
             sys.stderr.flush()
     if child.wait():
-        raise _as_raised(child.returncode, last or f"packing ended with {child.returncode}")
-
-
-def _as_raised(code: int, line: str) -> ImnetError:
-    kinds = {kind.exit_code: kind for kind in (UsageError, DataError, DeviceError, IOFailure)}
-    return kinds.get(code, IOFailure)(line.removeprefix("imnet-data: "))
+        kinds = {kind.exit_code: kind for kind in (UsageError, DataError)}
+        line = last.removeprefix("imnet-data: ") or f"packing ended with {child.returncode}"
+        raise kinds.get(child.returncode, IOFailure)(line)
 
 
 def _checked(held: DataSet, request: Request) -> DataSet:

@@ -105,10 +105,10 @@ class RemoteSet:
         folders = [*search_path(data_dir, self.folders), cache_dir() / self.name]
         return next((place for place in map(self.place, folders) if place is not None), None)
 
-    def download(self, folder: Path, base_url: str | None = None, patience: Patience | None = None) -> Path:
+    def download(self, folder: Path, base_url: str | None = None) -> Path:
         """Fetch the files into ``folder``, resuming; the folder. IOFailure (one line) where that fails."""
         for name, (size_bytes, checksum) in self.files.items():
-            fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name, patience)
+            fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name)
         return folder
 
     def _downloaded(self, request: Request) -> Path:
@@ -154,94 +154,98 @@ def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path
     part = final.with_name(final.name + ".part")
     with locked(part) as descriptor:
         if not final.exists():
-            _attempts(remote, descriptor, part, patience)
+            _Download(remote, part, descriptor, patience).run()
             publish(part, final, descriptor)
             return final
         part.unlink(missing_ok=True)
     return final
 
 
-def _attempts(remote: Remote, descriptor: int, part: Path, patience: Patience) -> None:
-    import http.client
-    import urllib.error
+@dataclass(frozen=True)
+class _Download:
+    """What arrives of ``remote``, appended to the locked file ``part``."""
 
-    why = ""
-    for attempt in range(1, patience.attempts + 1):
-        try:
-            _one_attempt(remote, descriptor, part, patience)
-            return
-        except urllib.error.URLError as error:
-            why = f"{error.reason} (not tried again)"
-            break
-        except (_Retry, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            why = f"{str(error) or type(error).__name__} (attempt {attempt} of {patience.attempts})"
-            time.sleep(min(0.5, patience.silence_s / 10))
-    got = os.fstat(descriptor).st_size
-    if got == 0:
-        part.unlink(missing_ok=True)
-    detail = f"got {got} of {remote.size_bytes} bytes, then: {why}"
-    raise IOFailure(f"download failed: {detail}", file=remote.url, hint="run again to go on from there")
+    remote: Remote
+    part: Path
+    descriptor: int
+    patience: Patience
 
+    def run(self) -> None:
+        """The whole file, in a few attempts; IOFailure where none succeeds."""
+        import http.client
+        import urllib.error
 
-def _one_attempt(remote: Remote, descriptor: int, part: Path, patience: Patience) -> None:
-    have = os.fstat(descriptor).st_size
-    if have > remote.size_bytes:
-        have = _truncate(descriptor, part)
-    if have < remote.size_bytes:
-        _receive(remote, descriptor, part, have, patience)
-    got = _checksum(descriptor, remote.checksum.partition(":")[0])
-    if got != remote.checksum:
-        _truncate(descriptor, part)
-        raise _Retry(f"checksum is {got}, expected {remote.checksum}")
+        why = ""
+        for attempt in range(1, self.patience.attempts + 1):
+            try:
+                self._attempt()
+                return
+            except urllib.error.URLError as error:
+                why = f"{error.reason} (not tried again)"
+                break
+            except (_Retry, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                why = f"{str(error) or type(error).__name__} (attempt {attempt} of {self.patience.attempts})"
+                time.sleep(min(0.5, self.patience.silence_s / 10))
+        got = os.fstat(self.descriptor).st_size
+        if got == 0:
+            self.part.unlink(missing_ok=True)
+        what = f"download failed: got {got} of {self.remote.size_bytes} bytes, then: {why}"
+        raise IOFailure(what, file=self.remote.url, hint="run again to go on from there")
 
+    def _attempt(self) -> None:
+        have = os.fstat(self.descriptor).st_size
+        if have > self.remote.size_bytes:
+            have = self._anew()
+        if have < self.remote.size_bytes:
+            self._receive(have)
+        got = self._checksum()
+        if got != self.remote.checksum:
+            self._anew()
+            raise _Retry(f"checksum is {got}, expected {self.remote.checksum}")
 
-def _receive(remote: Remote, descriptor: int, part: Path, have: int, patience: Patience) -> None:
-    """Append what the server sends after byte ``have``; a server that ignores the range starts the file anew."""
-    import urllib.request
+    def _receive(self, have: int) -> None:
+        """Append what the server sends after byte ``have``; a server that ignores the range starts the file anew."""
+        import urllib.request
 
-    request = urllib.request.Request(remote.url, headers={"User-Agent": "imnet", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=patience.silence_s) as response:
-        if response.status == 200:
-            have = _truncate(descriptor, part)
-        elif response.status != 206 or _range_start(response) != have:
-            _truncate(descriptor, part)
-            raise _Retry(f"status {response.status} with range {response.headers.get('Content-Range')!r}")
-        _copy(response, descriptor, part, remote.size_bytes - have, patience)
+        headers = {"User-Agent": "imnet", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        request = urllib.request.Request(self.remote.url, headers=headers)
+        with urllib.request.urlopen(request, timeout=self.patience.silence_s) as response:
+            sent = response.headers.get("Content-Range")
+            start = re.match(r"bytes (\d{1,18})-", sent or "")
+            if response.status == 200:
+                have = self._anew()
+            elif response.status != 206 or start is None or int(start[1]) != have:
+                self._anew()
+                raise _Retry(f"status {response.status} with range {sent!r}")
+            self._copy(response, self.remote.size_bytes - have)
 
+    def _copy(self, response: http.client.HTTPResponse, missing: int) -> None:
+        os.lseek(self.descriptor, 0, os.SEEK_END)
+        window_s = self.patience.window_s
+        window_end, window_bytes = time.monotonic() + window_s, 0
+        while missing > 0:
+            block = response.read1(min(_BLOCK_BYTES, missing))
+            if not block:
+                raise _Retry(f"the server closed {missing} bytes early")
+            with io_errors(self.part, "write"):
+                os.write(self.descriptor, block)
+            missing -= len(block)
+            window_bytes += len(block)
+            if time.monotonic() > window_end:
+                if window_bytes < self.patience.window_bytes:
+                    raise _Retry(f"only {window_bytes} bytes in {window_s:g} s")
+                window_end, window_bytes = time.monotonic() + window_s, 0
 
-def _range_start(response: http.client.HTTPResponse) -> int | None:
-    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range") or "")
-    return int(match[1]) if match else None
+    def _anew(self) -> int:
+        """No bytes are left."""
+        with io_errors(self.part, "write"):
+            os.ftruncate(self.descriptor, 0)
+        return 0
 
-
-def _copy(response: http.client.HTTPResponse, descriptor: int, part: Path, missing: int, patience: Patience) -> None:
-    os.lseek(descriptor, 0, os.SEEK_END)
-    window_end, window_bytes = time.monotonic() + patience.window_s, 0
-    while missing > 0:
-        block = response.read1(min(_BLOCK_BYTES, missing))
-        if not block:
-            raise _Retry(f"the server closed {missing} bytes early")
-        with io_errors(part, "write"):
-            os.write(descriptor, block)
-        missing -= len(block)
-        window_bytes += len(block)
-        if time.monotonic() > window_end:
-            if window_bytes < patience.window_bytes:
-                raise _Retry(f"only {window_bytes} bytes in {patience.window_s:g} s")
-            window_end, window_bytes = time.monotonic() + patience.window_s, 0
-
-
-def _truncate(descriptor: int, part: Path) -> int:
-    with io_errors(part, "write"):
-        os.ftruncate(descriptor, 0)
-    return 0
-
-
-def _checksum(descriptor: int, algorithm: str) -> str:
-    state = hashlib.new(algorithm, usedforsecurity=False)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    while block := os.read(descriptor, 1 << 20):
-        state.update(block)
-    return f"{algorithm}:{state.hexdigest()}"
+    def _checksum(self) -> str:
+        algorithm = self.remote.checksum.partition(":")[0]
+        state = hashlib.new(algorithm, usedforsecurity=False)
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        while block := os.read(self.descriptor, 1 << 20):
+            state.update(block)
+        return f"{algorithm}:{state.hexdigest()}"

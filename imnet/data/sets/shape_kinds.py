@@ -7,41 +7,35 @@ from collections.abc import Callable
 
 import numpy as np
 
-F = np.float32
-KINDS = ("disc", "square", "triangle", "cross", "ring", "star", "bar", "crescent", "half disc", "frame")
 TEXTURES = ("solid", "striped", "checked", "halved")
 
 
-def _normals(count: int) -> list[tuple[np.float32, np.float32]]:
-    """Outward unit normals of a regular polygon; rounded to 6 digits, so that no libm's last bit shows."""
-    angles = [2 * math.pi * i / count for i in range(count)]
-    return [(F(round(math.cos(a), 6)), F(round(math.sin(a), 6))) for a in angles]
-
-
 def _planes(x: np.ndarray, y: np.ndarray, count: int) -> list[np.ndarray]:
-    return [nx * x + ny * y for nx, ny in _normals(count)]
+    """x and y along the outward normals of a regular polygon, rounded to 6 digits, so that no libm's last bit shows."""
+    angles = [2 * math.pi * i / count for i in range(count)]
+    return [round(math.cos(a), 6) * x + round(math.sin(a), 6) * y for a in angles]
 
 
 def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(x * x + y * y) - F(0.9)
+    return np.sqrt(x * x + y * y) - 0.9
 
 
 def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - F(0.75)
+    return np.maximum(np.abs(x), np.abs(y)) - 0.75
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     first, second, third = _planes(x, y, 3)
-    return np.maximum(np.maximum(first, second), third) - F(0.55)
+    return np.maximum(np.maximum(first, second), third) - 0.55
 
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - F(0.28), y - F(1)), np.maximum(y - F(0.28), x - F(1)))
+    return np.minimum(np.maximum(x - 0.28, y - 1), np.maximum(y - 0.28, x - 1))
 
 
 def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.sqrt(x * x + y * y) - F(0.75)) - F(0.2)
+    return np.abs(np.sqrt(x * x + y * y) - 0.75) - 0.2
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -51,44 +45,41 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     for plane in others:
         second = np.maximum(second, np.minimum(largest, plane))
         largest = np.maximum(largest, plane)
-    return second - F(0.36)
+    return second - 0.36
 
 
 def _bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x) - F(1), np.abs(y) - F(0.32))
+    return np.maximum(np.abs(x) - 1, np.abs(y) - 0.32)
 
 
 def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    bite = x - F(0.45)
-    return np.maximum(np.sqrt(x * x + y * y) - F(0.95), F(0.75) - np.sqrt(bite * bite + y * y))
+    bite = x - 0.45
+    return np.maximum(np.sqrt(x * x + y * y) - 0.95, 0.75 - np.sqrt(bite * bite + y * y))
 
 
 def _half_disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    raised = y + F(0.35)
-    return np.maximum(np.sqrt(x * x + raised * raised) - F(0.95), -raised)
+    raised = y + 0.35
+    return np.maximum(np.sqrt(x * x + raised * raised) - 0.95, -raised)
 
 
 def _frame(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.maximum(np.abs(x), np.abs(y)) - F(0.65)) - F(0.17)
+    return np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.65) - 0.17
 
 
-_OUTLINES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
-    _disc, _square, _triangle, _cross, _ring, _star, _bar, _crescent, _half_disc, _frame,
-)  # fmt: skip
-
-
-def signed_distance(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the outline of KINDS[kind] at (x, y), in figure radii, negative inside (float32, shape of x)."""
-    return _OUTLINES[kind](x, y)
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": _disc, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring, "star": _star, "bar": _bar,
+    "crescent": _crescent, "half disc": _half_disc, "frame": _frame,
+}  # fmt: skip
+"""The distance to each outline at (x, y), in radii of the figure, negative inside; fp32, of the shape of x."""
 
 
 def texture_mask(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Opacity 1 or 0.25 at (x, y) (B, H, W) by TEXTURES[texture] (B,); all ones where every texture is solid."""
     if not texture.any():
         return np.ones((1, 1, 1), dtype=np.float32)
-    stripe = np.floor(x * F(2.5)) % F(2)
-    check = (np.floor(x * F(2)) + np.floor(y * F(2))) % F(2)
-    half = (x + y > F(0)).astype(np.float32)
+    stripe = np.floor(x * 2.5) % 2
+    check = (np.floor(x * 2) + np.floor(y * 2)) % 2
+    half = (x + y > 0).astype(np.float32)
     which = texture[:, None, None]
-    off = np.where(which == 1, stripe, np.where(which == 2, check, np.where(which == 3, half, F(0))))
-    return F(1) - F(0.75) * off
+    off = np.where(which == 1, stripe, np.where(which == 2, check, np.where(which == 3, half, 0)))
+    return 1 - 0.75 * off

@@ -5,7 +5,8 @@ shape with its colour. Position, size, rotation, lighting and noise are free, an
 the class: a linear classifier cannot solve it, a small convolutional network can.
 
 Only +, -, *, /, sqrt, min, max and comparisons touch the pixels, each rounded once by IEEE 754, and random numbers are
-raw Philox words: no libm, so no last-bit differences between platforms or numpy versions.
+raw Philox words: no libm, so no last-bit differences between platforms or numpy versions. A plain number beside an
+array of fp32 is fp32 too, as numpy has it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 
 from imnet.data.base import DataSet, Split, make
 from imnet.data.sets import Request, dataset, require
-from imnet.data.sets.shape_kinds import KINDS, TEXTURES, signed_distance, texture_mask
+from imnet.data.sets.shape_kinds import OUTLINES, TEXTURES, texture_mask
 from imnet.errors import UsageError
 
+KINDS = tuple(OUTLINES)
 _DEFAULT_PX = 32
 _DEFAULT_TRAIN_IMAGES = 10_000
 _DEFAULT_TEST_IMAGES = 2_000
@@ -97,12 +99,11 @@ def render(count: int, image_px: int, num_classes: int, seed: int, stream: int, 
     used = _digits_used(num_classes)
     for start in range(0, count, _CHUNK_IMAGES):
         stop = min(start + _CHUNK_IMAGES, count)
-        scene = _scene(labels[start:stop], used, _uniform(seed, stream, start, stop - start))
-        pixels = _paint(scene, image_px)
+        pixels = _paint(*_scene(labels[start:stop], used, _uniform(seed, stream, start, stop - start)), image_px)
         pixels += _noise(seed, stream, start, pixels.shape)
         np.clip(pixels, 0.0, 255.0, out=pixels)
         pixels = pixels[:, 1:2] if channels == 1 else pixels
-        images[start:stop] = np.floor(pixels + np.float32(0.5)).astype(np.uint8).transpose(0, 2, 3, 1)
+        images[start:stop] = np.floor(pixels + 0.5).astype(np.uint8).transpose(0, 2, 3, 1)
     return Split(images, labels)
 
 
@@ -114,7 +115,7 @@ def _words(seed: int, stream: int, purpose: int, start: int, count: int) -> np.n
 def _uniform(seed: int, stream: int, start: int, count: int) -> np.ndarray:
     """Float32 (count, _PARAMS) in [0, 1): 24 bits of a raw word each, so that every value is exact."""
     words = _words(seed, stream, 0, start, count * _PARAMS)
-    return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(count, _PARAMS)
+    return ((words >> np.uint64(40)).astype(np.float32) * 2.0**-24).reshape(count, _PARAMS)
 
 
 def _noise(seed: int, stream: int, start: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -122,7 +123,7 @@ def _noise(seed: int, stream: int, start: int, shape: tuple[int, ...]) -> np.nda
     count = int(np.prod(shape, dtype=np.int64))
     pairs = _words(seed, stream, 1, start, (count + 3) // 4).astype("<u8", copy=False).view("<u2")[:count]
     total = (pairs & np.uint16(255)).astype(np.int16) + (pairs >> np.uint16(8)).astype(np.int16) - np.int16(255)
-    return (total.astype(np.float32) * np.float32(0.1)).reshape(shape)
+    return (total.astype(np.float32) * 0.1).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -139,49 +140,43 @@ class _Figure:
     colour: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Scene:
-    ground: np.ndarray
-    slope: np.ndarray
-    figures: tuple[_Figure, ...]
-
-
-def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> _Scene:
-    """Everything that is drawn, from labels (B,) and uniforms (B, _PARAMS); free digits are random or absent."""
+def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[_Figure]]:
+    """(ground's colour (B, 3), slope of the light (B, 2), figures), from labels (B,) and uniforms (B, _PARAMS); free
+    digits are random or absent."""
     digits = class_digits(labels)
-    ground = np.float32(0.15) + np.float32(0.7) * u[:, 0:3]
+    ground = 0.15 + 0.7 * u[:, 0:3]
     if used > 2:
-        ground = np.float32(0.05) + np.float32(0.25) * u[:, 0:3]
+        ground = 0.05 + 0.25 * u[:, 0:3]
     if used > 3:
-        ground = np.float32(0.35) * _PALETTE[digits[:, 3]] + np.float32(0.08) * u[:, 0:3]
+        ground = 0.35 * _PALETTE[digits[:, 3]] + 0.08 * u[:, 0:3]
     colour = _contrast(ground, u[:, 3:6])
     if used > 2:
-        colour = _PALETTE[digits[:, 2]] + np.float32(0.1) * (u[:, 3:6] - np.float32(0.5))
+        colour = _PALETTE[digits[:, 2]] + 0.1 * (u[:, 3:6] - 0.5)
     texture = digits[:, 1] if used > 1 else np.zeros_like(labels)
     second = used > 4
-    radius = (np.float32(0.20) if second else np.float32(0.22)) + np.float32(0.10 if second else 0.18) * u[:, 6]
-    low, span = radius, (np.float32(0.65) if second else np.float32(1.0)) - 2 * radius
+    radius = 0.20 + 0.10 * u[:, 6] if second else 0.22 + 0.18 * u[:, 6]
+    low, span = radius, (0.65 if second else 1.0) - 2 * radius
     cos, sin = _direction(u[:, 9], u[:, 10])
     main = _Figure(digits[:, 0], texture, low + span * u[:, 7], low + span * u[:, 8], radius, cos, sin, colour)
-    slope = np.float32(0.3) * (u[:, 11:13] - np.float32(0.5))
-    return _Scene(ground, slope, (main, _second(digits, used, u)) if second else (main,))
+    slope = 0.3 * (u[:, 11:13] - 0.5)
+    return ground, slope, [main, _second(digits, used, u)] if second else [main]
 
 
 def _second(digits: np.ndarray, used: int, u: np.ndarray) -> _Figure:
     """The small figure in the lower right corner."""
     cos, sin = _direction(u[:, 13], u[:, 14])
-    free = (u[:, 18] * np.float32(len(_COLOURS))).astype(np.int64)
+    free = (u[:, 18] * len(_COLOURS)).astype(np.int64)
     colour = _PALETTE[digits[:, 5] if used > 5 else free]
-    x, y = (np.float32(0.80) + np.float32(0.05) * (u[:, place] - np.float32(0.5)) for place in (15, 16))
-    radius = np.float32(0.13) + np.float32(0.03) * u[:, 17]
+    x, y = (0.80 + 0.05 * (u[:, place] - 0.5) for place in (15, 16))
+    radius = 0.13 + 0.03 * u[:, 17]
     return _Figure(digits[:, 4], np.zeros_like(digits[:, 4]), x, y, radius, cos, sin, colour)
 
 
 def _contrast(ground: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Colours (B, 3) that differ from ``ground`` by at least 0.3 in green and are otherwise free."""
     colour = u.copy()
-    away = np.float32(0.3) + np.float32(0.2) * u[:, 1]
-    colour[:, 1] = np.where(ground[:, 1] < np.float32(0.5), ground[:, 1] + away, ground[:, 1] - away)
+    away = 0.3 + 0.2 * u[:, 1]
+    colour[:, 1] = np.where(ground[:, 1] < 0.5, ground[:, 1] + away, ground[:, 1] - away)
     return colour
 
 
@@ -189,36 +184,34 @@ def _direction(u: np.ndarray, quadrant: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Direction cosines over the whole circle without libm: a rational half-angle turn, then a random quadrant."""
     square = u * u
     cos, sin = (1 - square) / (1 + square), 2 * u / (1 + square)
-    turn = (quadrant * np.float32(4)).astype(np.int64)
+    turn = (quadrant * 4).astype(np.int64)
     return np.choose(turn, (cos, -sin, -cos, sin)), np.choose(turn, (sin, cos, -sin, -cos))
 
 
-def _paint(scene: _Scene, image_px: int) -> np.ndarray:
+def _paint(ground: np.ndarray, slope: np.ndarray, figures: list[_Figure], image_px: int) -> np.ndarray:
     """Float32 (B, 3, image_px, image_px) in 0..255, before noise."""
-    axis = (np.arange(image_px, dtype=np.float32) + np.float32(0.5)) / np.float32(image_px)
-    light = scene.slope[:, :1, None] * (axis - np.float32(0.5)) + scene.slope[:, 1:, None] * (
-        axis[:, None] - np.float32(0.5)
-    )
-    pixels = np.repeat(scene.ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
-    for figure in scene.figures:
+    axis = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px
+    light = slope[:, :1, None] * (axis - 0.5) + slope[:, 1:, None] * (axis[:, None] - 0.5)
+    pixels = np.repeat(ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
+    for figure in figures:
         cover = _cover(figure, axis, image_px)[:, None]
         pixels += cover * (figure.colour[:, :, None, None] - pixels)
     pixels += light[:, None]
-    pixels *= np.float32(255)
+    pixels *= 255
     return pixels
 
 
 def _cover(figure: _Figure, axis: np.ndarray, image_px: int) -> np.ndarray:
     """How much of each pixel the figure covers, float32 (B, H, W) in 0..1, one pixel of soft edge."""
     cover = np.empty((len(figure.x), image_px, image_px), dtype=np.float32)
-    scale = np.float32(1) / figure.radius[:, None, None]
+    scale = 1 / figure.radius[:, None, None]
     for kind in np.unique(figure.kind):
         rows = np.flatnonzero(figure.kind == kind)
         dx = axis[None, None, :] - figure.x[rows, None, None]
         dy = axis[None, :, None] - figure.y[rows, None, None]
         cos, sin, size = figure.cos[rows, None, None], figure.sin[rows, None, None], scale[rows]
         across, along = (cos * dx + sin * dy) * size, (cos * dy - sin * dx) * size
-        inside = np.float32(0.5) - signed_distance(int(kind), across, along) * (np.float32(image_px) / size)
+        inside = 0.5 - OUTLINES[KINDS[kind]](across, along) * (image_px / size)
         np.clip(inside, 0.0, 1.0, out=inside)
         cover[rows] = inside * texture_mask(figure.texture[rows], across, along)
     return cover

@@ -22,7 +22,7 @@ import mmap
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,8 @@ from imnet.data.base import (
     hold_out,
     split_hash,
 )
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.data.files import reading
+from imnet.errors import DataError, UsageError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
 PREAMBLE = struct.Struct("<8sQQI")
@@ -75,9 +76,8 @@ class Store:
         return np.frombuffer(self._map, dtype=np.uint8, count=count, offset=PAGE).reshape(shape)
 
     def encoded(self, i: int) -> bytes:
-        """The encoded bytes of picture i, as they were in the source."""
-        if self._index is None:
-            raise DataError("this store holds pixels, not encoded pictures", file=self.path)
+        """The encoded bytes of picture i, as they were in the source, of a store of encoded pictures."""
+        assert self._index is not None, self.path
         data_bytes = self.header["sections"]["data"][1]
         at = int(self._index[i])
         length = struct.unpack_from("<I", self._map, PAGE + at)[0] if at + 4 <= data_bytes else data_bytes
@@ -133,14 +133,11 @@ def scan(
 def open_store(path: Path) -> Store:
     """Open one split; DataError (one line, file, offset) unless preamble, header, sections, footer and labels hold."""
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < PAGE + FOOTER_BYTES:
-                raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise IOFailure(f"cannot read: {error.strerror or error}", file=path) from error
+    with reading(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < PAGE + FOOTER_BYTES:
+            raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     header = _header(mapped, size, path)
     sections = _sections(header, size, path)
     labels = np.frombuffer(mapped, dtype="<i8", count=header["count"], offset=sections["labels"][0]).astype(np.int64)
@@ -221,36 +218,33 @@ def is_store(folder: Path) -> bool:
     return split_path(folder, "train").is_file()
 
 
-def load_store(
-    folder: Path, name: str | None = None, image_px: int | None = None, held_share: float = 0.0, seed: int = 0
-) -> DataSet:
+def load_store(folder: Path, image_px: int | None = None, held_share: float = 0.0, seed: int = 0) -> DataSet:
     """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory.
 
     ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one.
     """
     train = open_store(split_path(folder, "train"))
-    has_test = split_path(folder, "test").is_file()
-    if has_test and held_share:
+    files = {split: split_path(folder, split) for split in ("test", "final")}
+    stores = {split: open_store(file) for split, file in files.items() if file.is_file()}
+    if "test" in stores and held_share:
         raise UsageError(f"got hold_out = {held_share:g} for a set with a test part", hint="--data.hold_out 0")
     if held_share:
-        return _held_out(train, name, image_px, held_share, seed)
-    if not has_test:
+        return _held_out(train, image_px, held_share, seed)
+    if "test" not in stores:
         hint = "--data.hold_out 0.1 takes a tenth of each class for it"
         raise DataError("packed store has no test split", file=folder, hint=hint)
-    test = open_store(split_path(folder, "test"))
-    if test.class_names != train.class_names:
-        raise DataError("train and test have different class names", file=test.path, hint=_REBUILD)
-    fingerprint = combine_digests(train.header["digest"], test.header["digest"], train.class_names)
-    splits = (train.split(image_px), test.split(image_px))
-    final = open_store(split_path(folder, "final")) if split_path(folder, "final").is_file() else None
-    if final is not None and final.class_names != train.class_names:
-        raise DataError("train and final have different class names", file=final.path, hint=_REBUILD)
-    judged = final.split(image_px) if final is not None else None
-    notes = _notes(train, test, *([] if final is None else [final]))
-    return DataSet(name or train.header["name"], *splits, train.class_names, fingerprint, notes, judged)
+    for split, store in stores.items():
+        if store.class_names != train.class_names:
+            raise DataError(f"train and {split} have different class names", file=store.path, hint=_REBUILD)
+    names, digests = train.class_names, (train.header["digest"], stores["test"].header["digest"])
+    parts = {split: store.split(image_px) for split, store in stores.items()}
+    return DataSet(
+        train.header["name"], train.split(image_px), parts["test"], names, combine_digests(*digests, names),
+        _notes(train, *stores.values()), parts.get("final"),
+    )  # fmt: skip
 
 
-def _held_out(train: Store, name: str | None, image_px: int | None, share: float, seed: int) -> DataSet:
+def _held_out(train: Store, image_px: int | None, share: float, seed: int) -> DataSet:
     check_hold_out(train.labels, train.path)
     rest, held = hold_out(train.split(image_px), share, seed)
     mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
@@ -258,7 +252,7 @@ def _held_out(train: Store, name: str | None, image_px: int | None, share: float
     note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
     single = int((np.bincount(train.labels) == 1).sum())
     note += f"; {single} classes with one image have none in it" if single else ""
-    return DataSet(name or train.header["name"], rest, held, train.class_names, digest, (*_notes(train), note))
+    return DataSet(train.header["name"], rest, held, train.class_names, digest, (*_notes(train), note))
 
 
 def _notes(*stores: Store) -> tuple[str, ...]:
@@ -276,8 +270,11 @@ def _notes(*stores: Store) -> tuple[str, ...]:
 def load_named(
     folder: Path, name: str, image_px: int | None = None, held_share: float = 0.0, seed: int = 0
 ) -> DataSet:  # fmt: skip
-    """``load_store``, once it is known to hold that set; DataError when it holds another one."""
-    held = load_store(folder, None, image_px, held_share, seed)
+    """``load_store``, once it is known to hold that set; DataError when it holds another one. A ``folder`` is a set of
+    the user's own, whatever it was packed from."""
+    held = load_store(folder, image_px, held_share, seed)
+    if name == "folder":
+        return replace(held, name=name)
     if held.name != name:
         raise DataError(f"this packed store holds {held.name}, not {name}", file=folder, hint=f"--data packed:{folder}")
     return held

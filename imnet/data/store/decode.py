@@ -44,7 +44,7 @@ class Chunk:
 _JOB: tuple[Items, ResizeRule | None] | None = None
 
 
-def chunks(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
+def decoded(content: Items, starts: range, rule: ResizeRule | None, workers: int) -> Iterator[Chunk]:
     """Decoded chunks in order, from ``workers`` forked processes (0: one per core; 1: this process)."""
     global _JOB
     workers = min(workers or num_cores(), max(1, len(starts)))
@@ -89,18 +89,12 @@ def _chunk(start: int) -> Chunk:
         try:
             data = content.read(number)
             crcs[-1] = zlib.crc32(data)
-            good.append(_one(data, rule))
+            if rule is None:
+                check(data)
+            good.append(data if rule is None else decode(data, rule))
             turned += is_turned(data)
         except (BadPictureError, DataError) as error:
             bad.append((number, error.what if isinstance(error, DataError) else str(error)))
     if rule is None:
         return Chunk(good, bad, crcs, turned)
-    shape = (rule.size_px, rule.size_px, rule.channels)
-    return Chunk(np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8), bad, crcs, turned)
-
-
-def _one(data: bytes, rule: ResizeRule | None):
-    if rule is None:
-        check(data)
-        return data
-    return decode(data, rule)
+    return Chunk(np.stack(good) if good else np.empty((0, *rule.shape), dtype=np.uint8), bad, crcs, turned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 from pathlib import Path
 
@@ -49,23 +49,14 @@ def export(store: Store, target: Path) -> int:
         if images is None:
             data = store.encoded(i)
             with opened(data) as picture:
-                path = stem.with_name(stem.name + _SUFFIX[picture.format or "JPEG"])
+                path = stem.with_suffix(_SUFFIX[picture.format or "JPEG"])
         else:
-            path, data = stem.with_name(stem.name + ".png"), None
-        with io_errors(path, "write"), _new_file(path) as file:
-            if data is None and images is not None:
-                Image.fromarray(images[i].squeeze()).save(file, "PNG", compress_level=1)
-            elif data is not None:
-                file.write(data)
+            png = io.BytesIO()
+            Image.fromarray(images[i].squeeze()).save(png, "PNG", compress_level=1)
+            path, data = stem.with_suffix(".png"), png.getvalue()
+        with io_errors(path, "write"), open(path, "xb") as file:
+            file.write(data)
     return len(store)
-
-
-def _new_file(path: Path):
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    except FileExistsError as error:
-        raise IOFailure("exists already", file=path, hint="export into an empty folder") from error
-    return os.fdopen(descriptor, "wb")
 
 
 def folder_names(class_names: tuple[str, ...]) -> list[str]:

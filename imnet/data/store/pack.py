@@ -18,10 +18,9 @@ from imnet.data.files import io_errors, locked, make_dir
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
-from imnet.data.store.decode import CHUNK_IMAGES, chunks
-from imnet.data.store.progress import Progress
-from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc
-from imnet.data.store.write import Writer
+from imnet.data.store.decode import CHUNK_IMAGES, decoded
+from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc, told
+from imnet.data.store.write import Progress, Writer
 from imnet.errors import DataError, IOFailure, UsageError
 
 _BAD_SHARE = 1000
@@ -59,10 +58,9 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
     if origin is not None:
         _refuse_other_request(origin, target)
     _drop_old_splits(found, target, options)
-    splits = sorted(found.splits, reverse=True)
     # All of them now: what changes at the source while the first part is packed must not pass for the second's state.
-    keys = {split: _key(found, split, options.rule) for split in splits}
-    headers = {split: _pack_split(found, split, keys[split], target, options) for split in splits}
+    jobs = [_Job(found, split, target, options) for split in sorted(found.splits, reverse=True)]
+    headers = {job.split: job.run() for job in jobs}
     if origin is not None:
         origin.write(target)
     return headers
@@ -84,24 +82,54 @@ def unchanged(target: Path, origin: Origin) -> bool:
     return split_path(target, "train").is_file() and Origin.read(target) == origin
 
 
-def _pack_split(found: Found, split: str, key: str, target: Path, options: Options) -> dict:
-    content, final, listed = found.splits[split], split_path(target, split), table_path(target, split)
-    _check_rule(content, options.rule, found)
-    part = final.with_name(final.name + ".part")
-    if final.exists() and _is_same(header := open_store(final).header, key, options):
-        if not listed.exists():  # packing ended between the store and its list
-            Table.of(content, found.path).write(listed)
-        return header
-    with locked(part, wait_s=24 * 3600.0) as descriptor:
-        header = _present(final, key, found, content, options)
-        if header is not None:
-            part.unlink(missing_ok=True)
+class _Job:
+    """One split of a source on its way into ``target``."""
+
+    def __init__(self, found: Found, split: str, target: Path, options: Options) -> None:
+        self.found, self.split, self.content = found, split, found.splits[split]
+        self.options, self.rule = options, options.rule
+        self.final, self.listed = split_path(target, split), table_path(target, split)
+        self.key = self.key_now()
+
+    def key_now(self) -> str:
+        """Of the source as it lies and the rule; another one for another split."""
+        with io_errors(self.found.path, "read"):
+            content = self.content.fingerprint()
+        parts = [FORMAT, content, self.found.class_names, self.resize]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def resize(self) -> dict | None:
+        """The rule as headers have it."""
+        return None if self.rule is None else asdict(self.rule)
+
+    def run(self) -> dict:
+        """The header of the split, which is packed unless it is there already."""
+        content, rule = self.content, self.rule
+        if isinstance(content, Blocks) and rule is not None and rule.shape[:2] != content.shape[:2]:
+            height, width, _ = content.shape
+            what = f"--size is {rule.size_px}; {self.found.kind} holds pixels of {height} x {width}"
+            raise UsageError(what, hint="leave out --size")
+        if self.final.exists() and self._is_same(header := open_store(self.final).header):
+            if not self.listed.exists():  # packing ended between the store and its list
+                Table.of(content, self.found.path).write(self.listed)
             return header
-        (target / "source.json").unlink(missing_ok=True)
-        table = Table.of(content, found.path)
-        shape = content.shape if isinstance(content, Blocks) else _shape(options.rule)
-        writer = Writer(part, descriptor, key, shape)
-        shown = Progress(split, len(content), writer.done, options.quiet)
+        part = self.final.with_name(self.final.name + ".part")
+        with locked(part, wait_s=24 * 3600.0) as descriptor:
+            header = self._present()
+            if header is None:
+                header = self._packed(part, descriptor)
+            else:
+                part.unlink(missing_ok=True)
+        return header
+
+    def _packed(self, part: Path, descriptor: int) -> dict:
+        content, options = self.content, self.options
+        (self.final.parent / "source.json").unlink(missing_ok=True)
+        table = Table.of(content, self.found.path)
+        shape = content.shape if isinstance(content, Blocks) else self.rule and self.rule.shape
+        writer = Writer(part, descriptor, self.key, shape)
+        shown = Progress(self.split, len(content), writer.done, options.quiet)
         try:
             if isinstance(content, Items):
                 labels, table.columns["crc"] = _write_items(content, writer, options, shown)
@@ -110,99 +138,66 @@ def _pack_split(found: Found, split: str, key: str, target: Path, options: Optio
         except BaseException:
             writer.pause()
             raise
-        _check_still(found, split, key, options.rule)
-        header = writer.finish(final, labels, _about(found, split, options.rule, key))
-        listed.unlink(missing_ok=True)  # of another state: none at all is better, should the disk be full now
-        table.write(listed)
-    counted = {"bad pictures left out": header["left_out"]}
-    counted["with a camera's note to turn them, which is not followed"] = header.get("turned", 0)
-    shown.close(f"{final}: {header['count']:,} images" + "".join(f", {what}: {n}" for what, n in counted.items() if n))
-    return header
+        if self.key_now() != self.key:  # the split is of both states, and places in an archive may be of other pictures
+            what = f"changed while its {self.split} part was packed"
+            raise DataError(what, file=self.found.path, hint="run again once nothing writes there")
+        header = writer.finish(self.final, labels, self._about())
+        self.listed.unlink(missing_ok=True)  # of another state: none at all is better, should the disk be full now
+        table.write(self.listed)
+        counted = {"bad pictures left out": header["left_out"]}
+        counted["with a camera's note to turn them, which is not followed"] = header.get("turned", 0)
+        told_counts = "".join(f", {what}: {n}" for what, n in counted.items() if n)
+        shown.close(f"{self.final}: {header['count']:,} images{told_counts}")
+        return header
+
+    def _about(self) -> dict:
+        found, notes = self.found, self.found.remarks()
+        about = {"name": found.name, "split": self.split, "class_names": list(found.class_names)}
+        about |= {"resize": self.resize, "source": {"kind": found.kind, "key": self.key}}
+        return about | ({"notes": notes} if notes else {})
+
+    def _present(self) -> dict | None:
+        """The header of a finished split of the same source and rule; None where it is not there or must be packed
+        anew; IOFailure when it is of another source or rule."""
+        if not self.final.exists():
+            return None
+        header = open_store(self.final).header
+        if self._is_same(header):
+            return header
+        why = self._changed(header)
+        if not why and self._too_bad(header):
+            why = f"it left out {header['left_out']} bad pictures, which now are too many"
+        if why and not self.options.quiet:
+            sys.stderr.write(f"{self.final}: packing it anew: {why}\n")
+        return None if why else header
+
+    def _is_same(self, header: dict) -> bool:
+        return header["source"]["key"] == self.key and not self._too_bad(header)
+
+    def _too_bad(self, header: dict) -> bool:
+        return header["left_out"] > self.options.allowed_bad(header["count"] + header["left_out"])
+
+    def _changed(self, header: dict) -> str:
+        """How the source of a finished split changed since; empty where it did not; IOFailure when it is another
+        one."""
+        old, hint = Table.read(self.listed), "choose another folder or remove it"
+        if old is None:
+            raise IOFailure("already packed, and no list of its source lies beside it", file=self.final, hint=hint)
+        change, new = compare(old, self.content, self.found.path)
+        renamed = header["class_names"] != list(self.found.class_names)
+        same_rule = header["resize"] == self.resize
+        if same_rule and not change and not renamed:
+            new.write(self.listed)
+            return ""
+        if not same_rule or old.root != new.root:
+            what = f"already packed from another source or with another rule ({old.root})"
+            raise IOFailure(what, file=self.final, hint=hint)
+        return told(change) if change else "the class names changed"
 
 
 def table_path(target: Path, split: str) -> Path:
     """Where the list of what a split was packed from lies."""
     return target / f"{split}.source.npz"
-
-
-def _check_rule(content: Items | Blocks, rule: ResizeRule | None, found: Found) -> None:
-    if isinstance(content, Blocks) and rule is not None and (rule.size_px, rule.size_px) != content.shape[:2]:
-        height, width, _ = content.shape
-        raise UsageError(f"--size is {rule.size_px}; {found.kind} holds pixels of {height} x {width}",
-                         hint="leave out --size")  # fmt: skip
-
-
-def _shape(rule: ResizeRule | None) -> tuple[int, int, int] | None:
-    return None if rule is None else (rule.size_px, rule.size_px, rule.channels)
-
-
-def _check_still(found: Found, split: str, key: str, rule: ResizeRule | None) -> None:
-    """DataError where an archive or a file of pixels is another one than at the beginning: the split is of both then,
-    and places in an archive may be those of other pictures."""
-    if _key(found, split, rule) != key:
-        what = f"changed while its {split} part was packed"
-        raise DataError(what, file=found.path, hint="run again once nothing writes there")
-
-
-def _key(found: Found, split: str, rule: ResizeRule | None) -> str:
-    with io_errors(found.path, "read"):
-        content = found.splits[split].fingerprint()
-    parts = [FORMAT, content, found.class_names, None if rule is None else asdict(rule)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _about(found: Found, split: str, rule: ResizeRule | None, key: str) -> dict:
-    about = {
-        "name": found.name,
-        "split": split,
-        "class_names": list(found.class_names),
-        "resize": None if rule is None else asdict(rule),
-        "source": {"kind": found.kind, "key": key},
-    }
-    return about | ({"notes": found.remarks()} if found.remarks() else {})
-
-
-def _present(final: Path, key: str, found: Found, content: Items | Blocks, options: Options) -> dict | None:
-    """The header of a finished split of the same source and rule; None where it is not there or must be packed anew;
-    IOFailure when it is of another source or rule."""
-    if not final.exists():
-        return None
-    header = open_store(final).header
-    if _is_same(header, key, options):
-        return header
-    why = _changed(header, final, found, content, options)
-    if not why and _too_bad(header, options):
-        why = f"it left out {header['left_out']} bad pictures, which now are too many"
-    if why and not options.quiet:
-        sys.stderr.write(f"{final}: packing it anew: {why}\n")
-    return None if why else header
-
-
-def _is_same(header: dict, key: str, options: Options) -> bool:
-    return header["source"]["key"] == key and not _too_bad(header, options)
-
-
-def _too_bad(header: dict, options: Options) -> bool:
-    return header["left_out"] > options.allowed_bad(header["count"] + header["left_out"])
-
-
-def _changed(header: dict, final: Path, found: Found, content: Items | Blocks, options: Options) -> str:
-    """How the source of a finished split changed since; empty where it did not; IOFailure when it is another one."""
-    path = table_path(final.parent, header["split"])
-    old = Table.read(path)
-    if old is None:
-        raise IOFailure("already packed, and no list of its source lies beside it", file=final,
-                        hint="choose another folder or remove it")  # fmt: skip
-    change, new = compare(old, content, found.path)
-    renamed = header["class_names"] != list(found.class_names)
-    same_rule = header["resize"] == (None if options.rule is None else asdict(options.rule))
-    if same_rule and not change and not renamed:
-        new.write(path)
-        return ""
-    if not same_rule or old.root != new.root:
-        what = f"already packed from another source or with another rule ({old.root})"
-        raise IOFailure(what, file=final, hint="choose another folder or remove it")
-    return change.line() if change else "the class names changed"
 
 
 def _refuse_other_request(origin: Origin, target: Path) -> None:
@@ -248,7 +243,7 @@ def _write_items(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     starts = range(writer.done, len(content), CHUNK_IMAGES)
     crcs = np.full(len(content), UNKNOWN, dtype=np.int64)
-    for start, chunk in zip(starts, chunks(content, starts, options.rule, options.workers), strict=True):
+    for start, chunk in zip(starts, decoded(content, starts, options.rule, options.workers), strict=True):
         taken = min(CHUNK_IMAGES, len(content) - start)
         crcs[start : start + taken] = chunk.crcs
         _judge(content, writer, chunk.bad, options)

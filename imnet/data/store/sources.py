@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from array import array
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,25 +75,6 @@ def _walk(folder: str, links: Links, folders: list[tuple[str, Links]], digest: h
     digest.update(numbers)
 
 
-@dataclass
-class Change:
-    """How a source differs from what was packed; false where it does not."""
-
-    added: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    relabelled: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return any(vars(self).values())
-
-    def line(self) -> str:
-        """``8 added, 4 replaced, the first train/cat/cat_0.jpg``."""
-        kinds = {kind: names for kind, names in vars(self).items() if names}
-        first = shown(min(next(iter(kinds.values())))) if kinds else ""
-        return f"{', '.join(f'{len(names)} {kind}' for kind, names in kinds.items())}, the first {first}"
-
-
 @dataclass(frozen=True)
 class Table:
     """The images (or the files of pixels) of a split as they were packed; int64 columns, ``UNKNOWN`` if not known."""
@@ -105,9 +86,17 @@ class Table:
     @classmethod
     def of(cls, content: Items | Blocks, root: Path) -> Table:
         """The split as it lies now at ``root``, its contents not read yet: ``crc`` (N,) is not known."""
-        names, columns = _items(content) if isinstance(content, Items) else _files(content)
+        if isinstance(content, Blocks):
+            names, labels = [file.name for file in content.files], np.zeros(len(content.files), dtype=np.int64)
+            stats = [_times(file) for file in content.files]
+        else:
+            archives = {file: _times(Path(file)) for file in content.files}
+            stamps = [content.stamp(i, archives) for i in range(len(content))]
+            names, stats, labels = [stamp[0] for stamp in stamps], [stamp[1:] for stamp in stamps], content.labels()
+        size, modified, changed = np.array(stats, dtype=np.int64).reshape(len(names), 3).T
         crc = np.full(len(names), UNKNOWN, dtype=np.int64)
-        return cls(os.path.realpath(root), names, {**columns, "crc": crc})
+        columns = {"size": size, "modified": modified, "changed": changed, "label": labels, "crc": crc}
+        return cls(os.path.realpath(root), names, columns)
 
     def write(self, path: Path) -> None:
         names = np.frombuffer(os.fsencode("\0".join((self.root, *self.names))), dtype=np.uint8)
@@ -130,20 +119,6 @@ class Table:
         return cls(root, names, columns) if sound else None
 
 
-def _items(content: Items) -> tuple[list[str], dict[str, np.ndarray]]:
-    times = {file: _times(Path(file)) for file in content.files}
-    rows = [content.stamp(i, times) for i in range(len(content))]
-    values = np.array([row[1:] for row in rows], dtype=np.int64).reshape(len(rows), 3)
-    columns = {key: values[:, k] for k, key in enumerate(("size", "modified", "changed"))}
-    return [row[0] for row in rows], {**columns, "label": content.labels()}
-
-
-def _files(content: Blocks) -> tuple[list[str], dict[str, np.ndarray]]:
-    values = np.array([_times(file) for file in content.files], dtype=np.int64).reshape(len(content.files), 3)
-    columns = {key: values[:, k] for k, key in enumerate(("size", "modified", "changed"))}
-    return [file.name for file in content.files], {**columns, "label": np.zeros(len(content.files), dtype=np.int64)}
-
-
 def file_crc(path: Path) -> int:
     """crc32 of a whole file."""
     crc = 0
@@ -153,31 +128,35 @@ def file_crc(path: Path) -> int:
     return crc
 
 
-def compare(old: Table, content: Items | Blocks, root: Path) -> tuple[Change, Table]:
-    """(how the source changed since, its table now with the contents that are known)."""
-    new, change = Table.of(content, root), Change()
+def compare(old: Table, content: Items | Blocks, root: Path) -> tuple[dict[str, list[str]], Table]:
+    """({what became of it: names} of all that changed at the source since, its table now with the contents that are
+    known)."""
+    new = Table.of(content, root)
     place = {name: i for i, name in enumerate(old.names)}
-    change.removed = sorted(set(old.names) - set(new.names))
+    change: dict[str, list[str]] = {"added": [], "removed": [], "replaced": [], "relabelled": []}
+    change["removed"] = sorted(set(old.names) - set(new.names))
     for i, name in enumerate(new.names):
-        j = place.get(name)
-        if j is None:
-            change.added.append(name)
-            continue
-        _compare_one(name, i, j, old, new, content, change)
-    return change, new
+        became = _became(place[name], i, old.columns, new.columns, content) if name in place else "added"
+        if became:
+            change[became].append(name)
+    return {became: names for became, names in change.items() if names}, new
 
 
-def _compare_one(name: str, i: int, j: int, old: Table, new: Table, content: Items | Blocks, change: Change) -> None:
-    was, now = old.columns, new.columns
+def told(change: dict[str, list[str]]) -> str:
+    """``8 added, 4 replaced, the first train/cat/cat_0.jpg``."""
+    first = shown(min(next(iter(change.values()))))
+    return f"{', '.join(f'{len(names)} {became}' for became, names in change.items())}, the first {first}"
+
+
+def _became(j: int, i: int, was: dict[str, np.ndarray], now: dict[str, np.ndarray], content: Items | Blocks) -> str:
+    """What became of row ``j`` of the old table, now row ``i``; empty where it is the same."""
     if was["size"][j] != now["size"][i]:
-        change.replaced.append(name)
-        return
+        return "replaced"
     same_times = all(was[key][j] == now[key][i] for key in ("modified", "changed"))
     now["crc"][i] = was["crc"][j] if same_times else _crc(content, i)
     if now["crc"][i] != was["crc"][j] or (not same_times and was["crc"][j] == UNKNOWN):
-        change.replaced.append(name)
-    elif was["label"][j] != now["label"][i]:
-        change.relabelled.append(name)
+        return "replaced"
+    return "relabelled" if was["label"][j] != now["label"][i] else ""
 
 
 def _crc(content: Items | Blocks, i: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import sys
 import time
 import zlib
 from contextlib import suppress
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.files import io_errors, publish
-from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, PREAMBLE, scan
+from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, scan
 from imnet.errors import IOFailure
 
 JOURNAL_EVERY_S = 5.0
 _COPY_BYTES = 8 << 20
+_TTY_S, _PLAIN_S = 0.2, 10.0
 
 
 class Writer:
@@ -148,8 +150,35 @@ class Writer:
     def _close(self, crcs: np.ndarray, raw_header: bytes) -> None:
         first = struct.pack("<8sQQ", MAGIC, self._at, len(raw_header))
         first += struct.pack("<I", zlib.crc32(first))
-        assert len(first) == PREAMBLE.size
         footer = hashlib.sha256(first + crcs.tobytes() + raw_header).digest() + END
         self._put(raw_header + footer)
         with io_errors(self._part, "write"):
             os.pwrite(self._fd, first.ljust(PAGE, b"\0"), 0)
+
+
+class Progress:
+    """How far a pack is, on stderr: one line rewritten on a terminal, a plain line now and then elsewhere.
+
+    ``update(done)`` as work goes on; rates count only what this run did.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
+        self._what, self._total, self._first, self._quiet = what, total, done, quiet
+        self._tty = sys.stderr.isatty()
+        self._began = self._shown = time.monotonic()
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if self._quiet or now - self._shown < (_TTY_S if self._tty else _PLAIN_S):
+            return
+        self._shown = now
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        left = (self._total - done) / rate if rate > 0 else float("inf")
+        line = f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
+        sys.stderr.write(f"\r\x1b[K{line}" if self._tty else line + "\n")
+        sys.stderr.flush()
+
+    def close(self, line: str) -> None:
+        """The last line, always shown unless quiet."""
+        if not self._quiet:
+            sys.stderr.write(f"\r\x1b[K{line}\n" if self._tty else line + "\n")
