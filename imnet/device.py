@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from imnet.errors import DeviceError, UsageError
+from imnet.launch import local_size
 from imnet.resources import cpu_field, num_cores
 from imnet.run_options import RunOptions
 
@@ -170,14 +171,15 @@ def _no_autocast() -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads(options: RunOptions) -> Iterator[int]:
-    """The threads of this process for a block: --threads, else the cores it may use divided by --procs.
+    """The threads of this process for a block: --threads, else the cores it may use divided by the ranks here.
 
     Denormals are flushed meanwhile: they cost up to 100x on a CPU and carry nothing that training needs. Freed memory
     is kept: fresh pages for every activation cost an eighth of a small network's step. All is as it was afterwards,
     since the caller may be somebody's notebook.
     """
     before, flushed = torch.get_num_threads(), sys.float_info.min / 2 == 0
-    torch.set_num_threads(options.threads or max(1, num_cores() // (options.procs or 1)))
+    ranks = local_size() or options.procs or options.gpus or 1
+    torch.set_num_threads(options.threads or max(1, num_cores() // ranks))
     torch.set_flush_denormal(True)
     _mallopt(trim_threshold=2**31 - 1, mmap_max=0)
     try:

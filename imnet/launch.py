@@ -110,6 +110,12 @@ def current_world(asked: int | None = None) -> World:
     return world
 
 
+def local_size() -> int | None:
+    """Ranks that share this machine's cores, as torchrun and imnet.ranks tell each of them; None in a process alone,
+    and under srun, which gives every task cores of its own."""
+    return _number("LOCAL_WORLD_SIZE")
+
+
 def _number(name: str) -> int | None:
     """An environment variable's number; None where it is unset or empty. Raises UsageError for another word."""
     text = os.environ.get(name, "").strip()

@@ -113,7 +113,7 @@ class _Group:
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=_rank, args=(entry, args, writer), name=f"rank {rank}")
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-            names |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": life}
+            names |= {"LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": life}
             names |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # ours, in the launcher
             names |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
             with _environment(names), _sigint_blocked():

@@ -108,7 +108,7 @@ class RunOptions:
     )
     on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
     threads: int | None = field(
-        default=None, metadata=about("CPU threads a process (default: the cores, divided by --procs)", PROCESSES)
+        default=None, metadata=about("CPU threads a process (default: the cores, divided by the processes)", PROCESSES)
     )
 
     def __post_init__(self) -> None:

@@ -1,12 +1,17 @@
 """Who decides how many ranks there are, where they meet, and what is refused before any is started."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from imnet import device, launch
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import current_world
+from imnet.resources import num_cores
 from imnet.run_options import RunOptions
 
 WORLDS = [
@@ -107,3 +112,33 @@ def test_what_nohup_ignores_stays_ignored():
         assert launch.heard([signal.SIGTERM, signal.SIGHUP]) == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "ranks"),
+    [
+        ({}, {}, 1),
+        ({}, {"gpus": 2}, 2),
+        ({}, {"procs": 2}, 2),
+        ({"LOCAL_WORLD_SIZE": "2"}, {}, 2),
+        ({"LOCAL_WORLD_SIZE": "1"}, {"gpus": 2}, 1),  # torchrun on two machines of one GPU
+    ],
+)
+def test_ranks_of_a_machine_share_its_cores(monkeypatch, environment, words, ranks):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("imnet.device.num_cores", lambda: 16)
+    with device.threads(RunOptions(**words)) as threads:
+        assert threads == 16 // ranks
+
+
+def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
+    """Each took all of them: 8 ranks of a machine of 128 cores had 1,024 threads, and as many that decode."""
+    words = ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32", "--epochs", "1"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "imnet.cli"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(
+        [*start, "--device", "cpu", *words, "--out", str(tmp_path)], env=environment, check=True, capture_output=True
+    )
+    assert json.loads((tmp_path / "run.json").read_text())["threads"] == max(1, num_cores() // 2)
