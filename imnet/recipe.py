@@ -155,6 +155,11 @@ class Comm:
         check_ranges(self, "comm.")
 
 
+_GIVEN = {"name": "model", "model_name": "model", "num_classes": "data.num_classes", "in_channels": "data.channels"}
+_GIVEN |= {"in_chans": "data.channels"} | dict.fromkeys(("pretrained", "checkpoint_path", "weights"), "weights")
+"""What networks take that other values of a recipe decide, and which those are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides the trained weights, and where its numbers come from."""
@@ -252,6 +257,9 @@ class Recipe:
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
         ok = self.class_weights == "none" or self.data.sampler == "shuffled"
         check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
+        for name in self.model_options:
+            own = _GIVEN.get(name)
+            check(own is None, f"model_options.{name}", "options that no other value gives", f"set --{own} instead")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property
