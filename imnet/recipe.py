@@ -7,6 +7,7 @@ Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -257,6 +258,8 @@ class Recipe:
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
         ok = self.class_weights == "none" or self.data.sampler == "shuffled"
         check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
+        # Its own: replace() would share it with the recipe that it begins from, and a change would reach both.
+        object.__setattr__(self, "model_options", copy.deepcopy(dict(self.model_options)))
         for name in self.model_options:
             own = _GIVEN.get(name)
             check(own is None, f"model_options.{name}", "options that no other value gives", f"set --{own} instead")
