@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
+from imnet.checkpoint import Checkpoint
 from imnet.data.order import Order
-from imnet.errors import UsageError
+from imnet.errors import DataError, UsageError
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
 from imnet.run_state import Setup
-from imnet.runfolder import difference, recipe_of
+from imnet.runfolder import data_of, difference, recipe_of
 
 ANEW = "choose another --out to start anew"
 EDGE = "let the old command reach the end of an epoch first, or choose another --out"
@@ -41,15 +42,17 @@ class Origin:
         return epoch, batches * self.order.batch_images
 
 
-def origin(saved: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> Origin:
-    """Of a checkpoint's state, by ``folder``'s run.json, which keeps every configuration that the folder has had.
+def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
+    """Of a checkpoint, by ``folder``'s run.json, which keeps every configuration that the folder has had.
 
-    Raises UsageError where it does not know the checkpoint's.
+    Raises DataError where it does not know the checkpoint's: it is another run's.
     """
+    saved = found.state
     known = [entry_of(run), *(run.get("before") or [])] if run else []
     entry = next((e for e in known if e.get("config_hash") == saved["config_hash"]), None)
     if entry is None:
-        raise UsageError("the checkpoint is of a configuration that run.json does not know", hint=ANEW)
+        what = "the checkpoint is of a configuration that run.json does not know"
+        raise DataError(what, file=found.path, hint=f"put a copy of the run's own back, or {ANEW}")
     recipe = recipe_of(entry, folder)
     d, images = recipe.data, saved.get("train_images", entry["train_images"])
     order = Order(images, d.batch_images, recipe.seed, drop_last=d.drop_last)
@@ -59,7 +62,7 @@ def origin(saved: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> Or
 def entry_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json keeps of its configuration when it gets another."""
     kept = {key: run[key] for key in ("config_hash", "recipe", "precision")}
-    return kept | {"train_images": run["data"]["train_images"]}
+    return kept | {"train_images": data_of(run)["train_images"]}
 
 
 def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tuple[dict[str, Any], ...]:

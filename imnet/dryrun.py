@@ -15,7 +15,7 @@ from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
 from imnet.errors import ImnetError, UsageError
-from imnet.from_recipe import check_fills, load_data
+from imnet.from_recipe import check_fills, load_data, num_cast
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -79,13 +79,17 @@ def _first_weights(recipe: Recipe, net: nn.Module, folder: Path) -> list[str]:
 def _memory(
     net: nn.Module, recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str
 ) -> list[str]:  # fmt: skip
-    """Weights, gradients, optimiser state and EMA in fp32; activations as autograd would keep them. A rank with
-    several bands is counted as holding those of one step at a time, which captured steps do not."""
+    """Weights, gradients, optimiser state and EMA in fp32, and what is cast of them; activations as autograd would keep
+    them. A rank with several bands is counted as holding those of one step at a time, which captured steps do not."""
     averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
     copies = 2 + averages + (recipe.ema_decay is not None)
     d, ranks = recipe.data, options.gpus or options.procs or 1
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
-    fixed, ranks = copies * 4 * num_params(net) * networks, ensemble.ranks_a_band(bands, ranks) if bands else ranks
+    halves = precision != "fp32" and ranks == 1 and not options.compile
+    # Where autocast does not cast them: copies in two bytes each, and as many of their gradients.
+    cast = num_cast(net) if halves else 0
+    fixed = (copies * num_params(net) + cast) * 4 * networks
+    ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)

@@ -20,7 +20,7 @@ from imnet.data.pipelines.bands import OneBand, Together
 from imnet.data.pipelines.node import Shelf, shelf_for
 from imnet.device import Place
 from imnet.errors import ImnetError, Preempted, UsageError
-from imnet.from_recipe import Sources, load_data, load_sources
+from imnet.from_recipe import Sources, build_network, first_weights, load_data, load_sources
 from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
@@ -73,8 +73,11 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
     bands = options.bands_of(recipe)
     with launch.connected(place.device) as world:
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
-        dataset = load_data(recipe, options, world)
         assert options.out is not None
+        own = [band_folder(Path(options.out), band).glob("checkpoints/step-*") for band in mine]
+        # As of one network: refused before a set is loaded, which may take long. Every band reads them again.
+        first_weights(recipe, build_network(recipe), near, saved=all(map(any, own)))
+        dataset = load_data(recipe, options, world)
         # Ranks of one machine that see the same part of a batch.
         shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
         rank = _Rank(recipe, options, place, near, signals, threads, shelf)

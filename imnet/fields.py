@@ -81,7 +81,8 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     """ValueError for the first field of a dataclass value that holds a number outside of its range, or another type
     than it declares: no other word than those of a Literal, no "no" for a bool, which would be true.
 
-    Numbers of numpy, which neither JSON nor YAML can write, become Python's; a list becomes a tuple.
+    Numbers of numpy, which neither JSON nor YAML can write, become Python's; a list becomes a tuple; and the whole
+    number that YAML reads where a word has digits alone (``out: 2024``) becomes that word.
     """
     for field in dataclasses.fields(value):
         held, name = getattr(value, field.name), f"{prefix}{field.name}"
@@ -99,6 +100,9 @@ def check_ranges(value: Any, prefix: str = "") -> None:
                 null = ", or null" if field.default is None else ""
                 check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
         kind = _types(type(value))[field.name]
+        if type(held) is int and str in (kind, *typing.get_args(kind)):
+            held = str(held)
+            object.__setattr__(value, field.name, held)
         # An empty word is a shell's variable that was never set: as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
@@ -133,11 +137,9 @@ def _fits(held: Any, kind: Any) -> bool:
         return isinstance(held, int | float) and not isinstance(held, bool)
     if kind is int:  # 2.0 too
         return isinstance(held, int | float) and not isinstance(held, bool) and held % 1 == 0
-    if kind is str:  # a number too, as YAML reads one without quotes: keep: 3
-        return isinstance(held, str | int) and not isinstance(held, bool)
     if origin in (dict, Mapping):
         return isinstance(held, Mapping)
-    if isinstance(kind, type) and (kind in (bool, types.NoneType) or dataclasses.is_dataclass(kind)):
+    if isinstance(kind, type) and (kind in (bool, str, types.NoneType) or dataclasses.is_dataclass(kind)):
         return isinstance(held, kind)
     return True
 

@@ -18,6 +18,7 @@ from imnet.data.pipelines import Pipeline, Setting
 from imnet.data.pipelines.batches import as_tensor, mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
+from imnet.half_weights import HalfWeights
 from imnet.launch import World
 from imnet.parallel import has_batch_norm
 from imnet.recipe import Recipe
@@ -133,11 +134,8 @@ def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: boo
     """
     if recipe.weights is None or world.share(saved):
         return None
-    if not world.is_main:
-        world.barrier()  # the first rank alone downloads
-    found = weights.read(recipe.weights)
-    if world.is_main:
-        world.barrier()
+    with world.main_first():  # which alone downloads
+        found = weights.read(recipe.weights)
     put = weights.put(net, found)
     about = {"source": found.source, "sha256": found.sha256, "licence": found.licence, "text": str(put)}
     return about | put.as_dict()
@@ -199,28 +197,25 @@ def load_data(
     d = recipe.data
     if not options.lock:
         data.without_locks()
-    if world is not None and not world.is_main:
-        world.barrier()
-    loaded = data.load(
-        d.name,
-        options.data_dir,
-        image_px=d.image_px,
-        split=d.split,
-        num_classes=d.num_classes,
-        channels=d.channels,
-        train_images=d.train_images,
-        test_images=d.test_images,
-        hold_out=d.hold_out,
-        val_images=d.val_images,
-        val_seed=d.val_seed,
-        val_stratified=d.val_stratified,
-        seed=recipe.seed if d.hold_out else 0,
-        whole=recipe.augment.crop_scale is not None,
-        look=look,
-        on_bad=options.on_bad_image,
-    )
-    if world is not None and world.is_main:
-        world.barrier()
+    with (world or World()).main_first():
+        loaded = data.load(
+            d.name,
+            options.data_dir,
+            image_px=d.image_px,
+            split=d.split,
+            num_classes=d.num_classes,
+            channels=d.channels,
+            train_images=d.train_images,
+            test_images=d.test_images,
+            hold_out=d.hold_out,
+            val_images=d.val_images,
+            val_seed=d.val_seed,
+            val_stratified=d.val_stratified,
+            seed=recipe.seed if d.hold_out else 0,
+            whole=recipe.augment.crop_scale is not None,
+            look=look,
+            on_bad=options.on_bad_image,
+        )
     if recipe.patience is not None and loaded.val is None and loaded.final is None and not d.hold_out:
         what = "got --patience without held-out images: the end would be chosen on the test set"
         raise UsageError(what, hint="hold some out: --data.val_images N")
@@ -297,3 +292,8 @@ def build_step(
         averaged.load_state_dict(net.state_dict())
         step.add_ema(averaged, recipe.ema_decay)
     return step
+
+
+def num_cast(net: torch.nn.Module) -> int:
+    """How many weights a step of ``net`` in half precision keeps copies of."""
+    return sum(copy.numel() for copy in HalfWeights(net, torch.bfloat16).copies.values())

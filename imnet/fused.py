@@ -132,4 +132,4 @@ def _shared(run: Run) -> dict[str, Any]:
     """What the bands of an ensemble have in common."""
     recipe = to_dict(run.recipe)
     recipe["augment"] = recipe["augment"] | {"spectral_band": None}
-    return recipe | {"precision": run.info["precision"], "data": run.info["data"]["fingerprint"][:12]}
+    return recipe | {"precision": run.info["precision"], "data": run.data["fingerprint"][:12]}

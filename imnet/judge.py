@@ -97,7 +97,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     run = Run(values.run)
     dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
     options = _as_asked(options, values)
-    split = part_of(values.split or "test", dataset, run.info["data"].get("judged_on", "test set"))
+    split = part_of(values.split or "test", dataset, run.data.get("judged_on", "test set"))
     images, seen = (split, values.checkpoint, values.batch_size), run.weights_id(values.checkpoint)
     plain = run.judge(dataset, options, *images, flip=False, world=world)
     mirrored = None if values.no_flip else run.judge(dataset, options, *images, flip=True, world=world)

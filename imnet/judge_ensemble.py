@@ -154,8 +154,7 @@ def _baseline(path: Path, ensemble: Ensemble) -> Run:
     """DataError where it was judged on other images than the bands."""
     run = Run(path)
     ours, theirs = (
-        " ".join(f"{r.info['data'][key]}" for key in ("name", "test_images", "judged_on"))
-        for r in (ensemble.first, run)
+        " ".join(f"{r.data.get(key)}" for key in ("name", "test_images", "judged_on")) for r in (ensemble.first, run)
     )
     if ours != theirs:
         what = f"the baseline was judged on other images ({theirs}) than the ensemble ({ours})"
@@ -181,7 +180,7 @@ def _head(
     of = (ensemble.recipe.augment.spectral_r or 0) ** 2
     lines = [
         f"ensemble   {ensemble.recipe.name}: {len(ensemble.bands)} of {of} bands, their logits summed",
-        f"images     {len(test[1]):,} of the {ensemble.first.info['data']['judged_on']}",
+        f"images     {len(test[1]):,} of the {ensemble.first.data.get('judged_on', 'test set')}",
     ]
     if val is not None:
         lines.append(f"held out   {len(val[1]):,} training images rank the bands and choose")

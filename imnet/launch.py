@@ -9,8 +9,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +20,8 @@ from imnet.errors import DeviceError, UsageError
 
 INIT_TIMEOUT_S = 30
 COLLECTIVE_TIMEOUT_S = 600
+LONGEST_WAIT = datetime.timedelta(days=7)
+"""For what one rank does and the others need."""
 connections = 0
 """How many process groups this process has joined."""
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
@@ -30,7 +32,8 @@ SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 class World:
     """This process among its ranks; ``life`` counts elastic restarts.
 
-    ``group`` are the ranks that train with this one, a process group of torch; None: all.
+    ``group`` are the ranks that train with this one, a process group of torch; None: all. ``store`` is what they have
+    in common beside it, while they are connected.
     """
 
     rank: int = 0
@@ -38,6 +41,7 @@ class World:
     local_rank: int = 0
     life: int = 0
     group: Any = None
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -52,6 +56,25 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(self.group)
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block at rank 0, then at the others, which wait however long it takes: packing may take hours, and a
+        collective gives up after COLLECTIVE_TIMEOUT_S. Every rank calls it."""
+        if self.size == 1:
+            yield
+            return
+        done = f"done-{self.store.add(f'turns-of-{self.rank}', 1)}"
+        if not self.is_main:
+            self.store.wait([done], LONGEST_WAIT)
+            self.barrier()  # fails where rank 0 has
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.store.set(done, "")
+        if self.is_main:
+            self.barrier()
 
     def all_reduce(self, tensor: torch.Tensor, op: Any = None) -> torch.Tensor:
         """In-place sum over the ranks (or ``op``); nothing to do for one rank."""
@@ -89,7 +112,8 @@ class World:
         parts = [list(range(first, first + size)) for first in range(0, self.size, size)]
         groups = [dist.new_group(ranks, timeout=timeout) for ranks in parts]
         rank = self.rank % size
-        return World(rank, size, self.local_rank, self.life, groups[self.rank // size])
+        store = dist.PrefixStore(f"part-{self.rank // size}", self.store)
+        return World(rank, size, self.local_rank, self.life, groups[self.rank // size], store)
 
 
 def current_world(asked: int | None = None) -> World:
@@ -180,9 +204,9 @@ def connected(device: torch.device):
         return
     global connections
     connections += 1
-    _connect(world, device)
+    store = _connect(world, device)
     try:
-        yield world
+        yield replace(world, store=store)
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
@@ -199,7 +223,8 @@ def named_loss(world: World):
     try:
         yield
     except RuntimeError as error:
-        if world.size == 1 or LOST.search(str(error)) is None:
+        lost = isinstance(error, dist.DistNetworkError) or LOST.search(str(error))  # the store's own, or gloo's, NCCL's
+        if world.size == 1 or not lost:
             raise
         what = f"rank {world.rank} of {world.size} has lost its connection to another rank"
         raise DeviceError(what, hint="what that one said is the cause; the same command goes on") from error
@@ -216,8 +241,8 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _connect(world: World, device: torch.device) -> None:
-    """Every life gets its own prefix in the shared store: a restarted rank must not read a dead one's addresses."""
+def _connect(world: World, device: torch.device) -> dist.Store:
+    """The ranks' store in this life: its prefix keeps a restarted rank from reading the addresses of a dead one."""
     host, port = _master()
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
@@ -234,6 +259,7 @@ def _connect(world: World, device: torch.device) -> None:
             world_size=world.size,
             timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
         )
+        return store
     except (RuntimeError, dist.DistError) as error:
         if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
             what = f"port {port} of {host} is in use, at which the ranks would meet"

@@ -25,7 +25,17 @@ from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
 
-FIRST = (*place.DECIDES, "config", "recipe", "optim.kind", "schedule.kind", "optim.lr", "model_options", "data.name")
+FIRST = (
+    *place.DECIDES,
+    "config",
+    "recipe",
+    "optim.kind",
+    "schedule.kind",
+    "optim.lr",
+    "model_options",
+    "data.name",
+    "data.channels",
+)
 FIRST += ("augment.spectral_band", "bands")
 """What decides which options exist, and with which defaults."""
 

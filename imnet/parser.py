@@ -118,9 +118,12 @@ def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
         action = ActionYesNo(yes_prefix="", no_prefix="no_")
         group.add_argument(f"--{name}", action=action, nargs="?", default=value, help=text)
         return
+    metavar = _metavar(hint)
     if typing.get_origin(hint) is not None and "Mapping" in str(hint):
         hint, value = dict, dict(value)
-    group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=_metavar(hint))
+    if hint in (str, str | None):  # a file's number is a word's digits (see check_ranges)
+        hint = str | int if hint is str else str | int | None
+    group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=metavar)
 
 
 def _metavar(hint: Any) -> str:

@@ -65,4 +65,8 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
         return own.with_data(by_name(first["recipe"]), place), (), ()
     gpu = first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0
     made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
+    asked, held = first["data.channels"], made.data.channels
+    if asked is not None and asked != str(held):
+        what = f"got --data.channels {asked} for {path}, whose images have {held}"
+        raise UsageError(what, hint="leave it out; grey pictures are read as colours that are equal")
     return made, (), reasons

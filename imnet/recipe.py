@@ -7,6 +7,7 @@ Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -155,6 +156,11 @@ class Comm:
         check_ranges(self, "comm.")
 
 
+_GIVEN = {"name": "model", "model_name": "model", "num_classes": "data.num_classes", "in_channels": "data.channels"}
+_GIVEN |= {"in_chans": "data.channels"} | dict.fromkeys(("pretrained", "checkpoint_path", "weights"), "weights")
+"""What networks take that other values of a recipe decide, and which those are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides the trained weights, and where its numbers come from."""
@@ -252,6 +258,11 @@ class Recipe:
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
         ok = self.class_weights == "none" or self.data.sampler == "shuffled"
         check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
+        # Its own: replace() would share it with the recipe that it begins from, and a change would reach both.
+        object.__setattr__(self, "model_options", copy.deepcopy(dict(self.model_options)))
+        for name in self.model_options:
+            own = _GIVEN.get(name)
+            check(own is None, f"model_options.{name}", "options that no other value gives", f"set --{own} instead")
         self.augment.check_fits(self.data.image_px, self.data.channels)
 
     @property

@@ -57,14 +57,14 @@ def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int,
 def _enter(
     found: checkpoint.Checkpoint, setup: Setup, step_fn: TrainStep, run: dict[str, Any], folder: Path
 ) -> tuple[int, list[str]]:
-    """The step to go on at, and what to say; UsageError where that cannot be."""
+    """The step to go on at, and what to say; UsageError where that cannot be, DataError where it is another run's."""
     saved = found.state
     other_data = saved["data_fingerprint"] != setup.dataset.fingerprint
-    if other_data and not setup.options.allow_change:
-        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
     if saved["config_hash"] == setup.config_hash and not other_data:
         return saved["step"], []
-    old = change.origin(saved, run, folder)
+    old = change.origin(found, run, folder)
+    if other_data and not setup.options.allow_change:
+        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
     step = change.plan(old, setup, found.tensors, step_fn.net.state_dict())
     return step, change.notes(old, setup, step)
 

@@ -27,7 +27,7 @@ from imnet.recipe import Recipe
 from imnet.recipes import by_name
 from imnet.report.read import read_yaml
 from imnet.run_options import RunOptions
-from imnet.runfolder import bands_in, read_run, recipe_of
+from imnet.runfolder import bands_in, data_of, read_run, recipe_of
 from imnet.start import train
 
 
@@ -56,6 +56,11 @@ class Run:
         return read_metrics(self.path / "metrics.jsonl")
 
     @property
+    def data(self) -> dict[str, Any]:
+        """What run.json says of the data."""
+        return data_of(self.info, self.path)
+
+    @property
     def unfinished(self) -> list[str]:
         """The note that every command prints of a run whose weights are not its last ones."""
         return [] if self.info["status"] == "complete" else ["note       not at the end of its training"]
@@ -72,14 +77,19 @@ class Run:
         they are damaged, or gone from a complete run: older ones would pass for them.
         """
         found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which))
-        known = [entry["config_hash"] for entry in (self.info, *(self.info.get("before") or ()))]
-        if found.state["config_hash"] not in known:
+        if not self._is_ours(found.state):
             what = "the checkpoint is of a configuration that run.json does not know"
             raise DataError(what, file=found.path, hint="put a copy of the run's own back, or take another folder")
         net = build_network(self.recipe)
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
+
+    def _is_ours(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint was saved by a configuration that this run has had."""
+        return any(
+            entry["config_hash"] == state["config_hash"] for entry in (self.info, *(self.info.get("before") or ()))
+        )
 
     def weights_id(self, which: str | int = "last") -> str:
         """Which weights ``model`` gives: equal where configuration and step are. DataError where there are none."""
@@ -101,10 +111,12 @@ class Run:
         if found is None:
             raise self._no_checkpoint()
         again = "imnet-train goes on from the one before: run the training's command again"
-        if found.skipped:
-            raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
         last = next((line["step"] for line in reversed(self.metrics) if "step" in line), 0)
-        if self.info["status"] == "complete" and found.state["step"] < last:
+        complete = self.info["status"] == "complete"
+        # Behind a complete run's last step nothing is its own, so what is damaged there is not missed.
+        if found.skipped and not (complete and found.state["step"] >= last):
+            raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
+        if complete and found.state["step"] < last:
             what = f"the checkpoint of the last step, {last}, is gone; the newest is {found.path.name}"
             raise DataError(what, file=self.path, hint=again)
         return found
@@ -120,17 +132,18 @@ class Run:
             epoch = int(which)
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
-        kept = {self._epoch(state): path for path, state in checkpoint.states(self._checkpoints).items()}
+        there = sorted(checkpoint.states(self._checkpoints).items(), key=lambda row: self._is_ours(row[1]))
+        kept = {self._epoch(state): path for path, state in there}  # its own in the place of a foreign one
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
-            there = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
-            raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {there}")
+            told = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
+            raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {told}")
         return kept[epoch]
 
     def _epoch(self, state: dict[str, Any]) -> float:
         """At which a checkpoint was saved; of older ones by the number of its step."""
         d = self.recipe.data
-        order = Order(self.info["data"]["train_images"], d.batch_images, 0, drop_last=d.drop_last)
+        order = Order(self.data["train_images"], d.batch_images, 0, drop_last=d.drop_last)
         return state.get("epoch", state["step"] / order.steps_per_epoch)
 
     def classifier(self, *, data_dir: str | None = None, which: str | int = "last") -> Classifier:
@@ -198,7 +211,7 @@ class Run:
         except AbsentError as error:
             hint = "give the folder that it was trained on by --data-dir"
             raise AbsentError(f"the run's own data: {error.what}", file=error.file, hint=hint) from error
-        if dataset.fingerprint != self.info["data"]["fingerprint"]:
+        if dataset.fingerprint != self.data["fingerprint"]:
             hint = "give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one"
             raise DataError("the data differ from those of the run", file=options.data_dir, hint=hint)
         return dataset, options

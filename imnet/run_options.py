@@ -129,13 +129,13 @@ class RunOptions:
         clash = bool(self.compile and self.deterministic)
         check(not clash, "compile together with deterministic", "one of them", "leave --compile out")
 
-        words = str(self.keep).split(",")
+        words = self.keep.split(",")
         ok = all(w in ("best", "last") or (w.isdecimal() and 0 < int(w) < 10**6) for w in words)
         check(
             ok, f"keep = {self.keep!r}", "best, last, a number from 1, or several with commas", "e.g. --keep best,last"
         )
 
-        words = [] if self.bands in (None, "all") else str(self.bands).split(",")
+        words = self.bands.split(",") if self.bands not in (None, "all") else []
         ok = all(w.isdecimal() and len(w) < 4 for w in words) and len({int(w) for w in words}) == len(words)
         check(ok, f"bands = {self.bands!r}", "all, or numbers with commas, each once", "e.g. 0,1,3")
         ok = all(word in LOGS for word in self.logs)
@@ -152,7 +152,7 @@ class RunOptions:
         check(count > 0, f"bands = {self.bands} for {recipe.name}, which sees whole images", "none", "leave it out")
         if self.bands == "all":
             return tuple(range(count))
-        wanted = sorted(int(word) for word in str(self.bands).split(","))
+        wanted = sorted(int(word) for word in self.bands.split(","))
         check(wanted[-1] < count, f"bands = {self.bands} of {count}", f"0..{count - 1}", "name others")
         return tuple(wanted)
 
@@ -164,7 +164,7 @@ class RunOptions:
     @property
     def keeps(self) -> tuple[int, bool]:
         """(how many of the newest checkpoints stay, at least one: a run goes on from it; whether the best one does)."""
-        words = str(self.keep).split(",")
+        words = self.keep.split(",")
         return max(int(w) if w.isdecimal() else 1 for w in words), "best" in words
 
     @property

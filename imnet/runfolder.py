@@ -242,6 +242,16 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], prefix: s
             raise ValueError(f"{prefix}{key} is missing or no {_WORDS[kind]}")
 
 
+def data_of(run: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
+    """What run.json says of the data, in the run folder ``path``; DataError where it does not say it."""
+    data = run.get("data") or {}
+    gone = ", ".join(key for key in ("name", "fingerprint", "train_images") if key not in data)
+    if gone:
+        what = f"run.json does not say of its data: {gone}"
+        raise DataError(what, file=path, hint="put a copy back, or take another folder")
+    return data
+
+
 def recipe_of(entry: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe of run.json, or of a configuration that it had before, in the run folder ``path``; DataError where it
     is not one."""

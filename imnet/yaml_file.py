@@ -1,7 +1,8 @@
 """YAML that people write: configuration files, grids, a value on a command line. Plain values only, as JSON has them.
 
 A name that comes twice, a value that contains itself and what is no YAML are a UsageError of one line. A date is the
-text that was written, since no option takes a date. ``1e-3`` is a number, as in JSON and in YAML 1.2.
+text that was written, since no option takes a date; so are 007, 1_000, 0x10 and 12:30, which YAML 1.1 makes whole
+numbers of. ``1e-3`` is a number, as in JSON and in YAML 1.2.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers that YAML 1.1, and so PyYAML, takes for text: it wants both a point and the exponent's sign."""
 
+WHOLE = re.compile(r"-?(0|[1-9]\d*)$")
+"""Whole numbers, as JSON has them."""
+
 
 class _Plain(yaml.SafeLoader):
     """Without ``NOT_PLAIN``, and with a mapping's names each once."""
@@ -31,7 +35,7 @@ class _Plain(yaml.SafeLoader):
         if str(tag).rpartition(":")[2] not in NOT_PLAIN
     }
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
-        first: [row for row in rows if not row[0].endswith(":timestamp")]
+        first: [row for row in rows if not row[0].endswith((":timestamp", ":int"))]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -47,6 +51,7 @@ class _Writer(yaml.SafeDumper):
     """Quotes the text that ``_Plain`` would read as a number."""
 
 
+_Plain.add_implicit_resolver("tag:yaml.org,2002:int", WHOLE, list("-0123456789"))
 for kind in (_Plain, _Writer):
     kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import nn
 
 from ..command import suggest
 from ..errors import UsageError
+from ..fields import misfit
+from .registry import keyword_types
 
 REFUSALS = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
 """What a network's constructor may raise over an option that it cannot use."""
@@ -39,10 +43,8 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
     meta = torch.get_default_device().type == "meta"
     # RegNet reads its widths back from a tensor while it is built, which the meta device cannot.
     with torch.device("cpu") if meta and name.startswith("regnet") else contextlib.nullcontext():
-        try:
-            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-        except REFUSALS as error:
-            raise UsageError(f"torchvision:{name} refused {options}: {error}", hint="check the options") from error
+        make = functools.partial(torchvision.models.get_model, name, weights=None, num_classes=num_classes)
+        network = _made(f"torchvision:{name}", make, options)
     if meta:
         network = network.to("meta")
     if in_channels != 3:
@@ -80,10 +82,24 @@ def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any)
     timm = _timm()
     if not timm.is_model(name):
         raise UsageError(f"timm has no network {name!r}", hint=_nearest(name, timm.list_models()))
+    make = functools.partial(timm.create_model, name, num_classes=num_classes, in_chans=in_channels)
+    return _made(f"timm:{name}", make, options)
+
+
+def _made(name: str, make: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
+    """``make(**options)``; UsageError for what it refuses, and for a word where the network's class wants none: many
+    keep it until their forward pass."""
     try:
-        return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+        network = make(**options)
     except REFUSALS as error:
-        raise UsageError(f"timm:{name} refused {options}: {error}", hint="check the options") from error
+        told = str(error) or type(error).__name__
+        raise UsageError(f"{name} refused {options}: {told}", hint="check the options") from error
+    types = keyword_types(type(network))
+    for option, value in options.items():
+        words = misfit(value, types.get(option)) if isinstance(value, str) else None
+        if words is not None:
+            raise UsageError(f"got {name}'s model_options.{option}={value!r}", hint=f"allowed: {words}")
+    return network
 
 
 def _timm() -> ModuleType:

@@ -42,11 +42,11 @@ def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters; none where a user's annotations are names that cannot be looked up."""
+    """The types of the parameters; none where another's annotations cannot be looked up."""
     signed = function.__init__ if isinstance(function, type) else function
     try:
         return typing.get_type_hints(signed, include_extras=True)
-    except NameError:
+    except (NameError, AttributeError, TypeError):
         return {}
 
 

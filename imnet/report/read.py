@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.metrics import parse
 from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
 from imnet.scores import Confusion
@@ -109,12 +109,12 @@ def _whole(digits: str) -> int:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping; DataError where the file is absent or anything else."""
-    import yaml
+    from imnet import yaml_file
 
     try:
-        value = yaml.safe_load(_read_bytes(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"is not YAML ({error})", file=path, hint="restore it or run again") from None
+        value = yaml_file.parse(_read_bytes(path).decode(errors="surrogateescape"))
+    except UsageError as error:
+        raise DataError(f"is {error.what}", file=path, hint="restore it or run again") from None
     if not isinstance(value, dict):
         raise DataError(f"holds a {type(value).__name__}, must be a mapping", file=path)
     return value

@@ -9,7 +9,10 @@ from imnet import yaml_file
 from imnet.cli import train_main
 from imnet.errors import UsageError
 from imnet.options import parse
-from imnet.recipe_json import dump_config
+from imnet.recipe import replace
+from imnet.recipe_json import config_hash, dump_config
+from imnet.recipes import by_name
+from imnet.run_options import RunOptions
 
 
 @pytest.mark.parametrize(
@@ -93,3 +96,33 @@ def test_a_word_that_looks_like_a_number_is_the_same_in_a_run_folders_file(tmp_p
     request = parse(["--data-dir", "1e5"])
     (tmp_path / "config.yaml").write_text(dump_config(request.recipe, request.options))
     assert parse(["--config", str(tmp_path / "config.yaml")]).options.data_dir == "1e5"
+
+
+@pytest.mark.parametrize("text", ["2024", "-7", "007", "1_000", "0x10", "12:30", "+7", "0o7"])
+def test_a_word_of_digits_is_the_word_that_was_written(tmp_path, text):
+    """YAML 1.1 reads 7, 1000, 16 and 750 where a folder is called 007, 1_000, 0x10 and 12:30."""
+    path = tmp_path / "digits.yaml"
+    words = {"out": "out", "data_dir": "data-dir", "weights": "weights", "data.split": "data.split"}
+    path.write_text("recipe: quickstart\n" + "".join(f"{name}: {text}\n" for name in words))
+    typed = parse([word for name in words.values() for word in (f"--{name}={text}",)])
+    read = parse(["--config", str(path)])
+    assert (read.recipe, read.options) == (typed.recipe, typed.options)
+    assert read.options.out == read.options.data_dir == read.recipe.weights == read.recipe.data.split == text
+
+
+def test_numbers_are_the_words_that_options_want_in_python_too(tmp_path):
+    """Else freeze = 2 and --freeze 2 would be two experiments, in two folders."""
+    (tmp_path / "config.yaml").write_text("keep: 3\nfreeze: 2\n")
+    read = parse(["--config", str(tmp_path / "config.yaml")])
+    assert read.options == RunOptions(keep=3) == RunOptions(keep="3")  # pyright: ignore[reportArgumentType]
+    made = replace(by_name("quickstart"), freeze=2)
+    assert read.recipe == made
+    assert config_hash(made, "fp32") == config_hash(replace(made, freeze="2"), "fp32")
+    with pytest.raises(ValueError, match=r"got out = 1\.5; allowed: a word"):
+        RunOptions(out=1.5)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("text", "number"), [("1_0", 10), ("0x10", 16), ("10", 10)])
+def test_where_a_number_is_wanted_all_spellings_of_yaml_are(tmp_path, text, number):
+    (tmp_path / "config.yaml").write_text(f"epochs: {text}")
+    assert parse(["--config", str(tmp_path / "config.yaml")]).recipe.epochs == number

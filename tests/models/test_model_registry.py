@@ -78,6 +78,35 @@ def test_unknown_name_is_one_line_with_the_nearest(name, hint):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "says"),
+    [
+        ("timm:resnet18", "drop_rat", 0.1, "drop_rat"),
+        ("timm:resnet18", "drop_rate", "hello", "drop_rate='hello'; allowed: a number"),
+        ("timm:resnet18", "output_stride", "banana", "'output_stride': 'banana'}: AssertionError"),
+        ("timm:vit_tiny_patch16_224", "img_size", "big", "img_size"),
+        ("torchvision:resnet18", "zero_init", True, "zero_init"),
+        ("torchvision:resnet18", "zero_init_residual", "hello", "zero_init_residual='hello'; allowed: True or False"),
+        ("torchvision:vgg11", "dropout", "much", "dropout"),
+    ],
+)
+def test_options_of_other_libraries_networks_are_refused_in_one_line(name, option, value, says):
+    """Before their forward pass, in which many of them would first look at what they were given."""
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    with torch.device("meta"), pytest.raises(UsageError) as error:
+        build(name, 10, **{option: value})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_word_stays_a_word_where_another_librarys_network_takes_one():
+    pytest.importorskip("timm")
+    for options in ({"global_pool": "max"}, {"act_layer": "silu"}, {"stem_type": "deep"}, {"drop_rate": 1}):
+        with torch.device("meta"):
+            assert build("timm:resnet18", 10, **options) is not None
+
+
 def test_unknown_option_lists_the_nearest_or_the_allowed():
     with pytest.raises(UsageError, match="did you mean drop_rate"):
         build("wrn28_10", 10, drop_rat=0.1)

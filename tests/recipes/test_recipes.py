@@ -1,6 +1,7 @@
 """Every recipe: its facts, its network at its size, its dry run, its JSON, and two steps on its own data format."""
 
 import json
+import pickle
 import re
 import shutil
 
@@ -13,7 +14,7 @@ from imnet.models.catalog import CATALOG
 from imnet.models.count import num_params
 from imnet.options import parse
 from imnet.recipe import Augment, Recipe, replace
-from imnet.recipe_json import from_dict, to_dict
+from imnet.recipe_json import config_hash, from_dict, to_dict
 from imnet.recipes import RECIPES, by_model
 from imnet.run_options import RunOptions
 from imnet.start import train
@@ -192,3 +193,18 @@ def test_two_steps_on_its_own_data_format(name, stand_in, tmp_path):
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
     assert json.loads((folder / "evaluation.json").read_text())["num_images"] == 2
     shutil.rmtree(folder)  # VGG's checkpoints are a gigabyte
+
+
+def test_a_change_of_one_recipes_network_options_reaches_no_other():
+    """What a notebook sets in its own variant must not train under the name of the registry's recipe."""
+    named = RECIPES["tiny-imagenet/speedrun_gpu"]
+    raw, given = to_dict(named), {"width": 8, "strides": [1, 2]}
+    made = [replace(named, seed=3), from_dict(raw), replace(named, model_options=given)]
+    before = config_hash(named, "fp32")
+    for changed in (made[0].model_options, raw["model_options"], given):
+        changed["width"] = 999  # pyright: ignore[reportIndexIssue]
+    given["strides"].append(3)  # pyright: ignore[reportAttributeAccessIssue]
+    assert config_hash(named, "fp32") == before
+    assert made[1] == named
+    assert made[2].model_options == {"width": 8, "strides": [1, 2]}
+    assert pickle.loads(pickle.dumps(made[0])) == made[0]

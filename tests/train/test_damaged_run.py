@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from imnet.errors import DataError, IOFailure
 from imnet.recipe_json import to_dict
@@ -105,3 +106,69 @@ def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(tmp_pa
     assert len(Run(folder).metrics) == len(whole.splitlines())
     path.unlink()
     assert Run(folder).metrics == []
+
+
+@pytest.mark.parametrize("left", [None, {}, {"name": "shapes", "fingerprint": "0"}])
+def test_a_run_json_that_does_not_say_of_its_data_is_one_line_wherever_that_is_asked(tmp_path, left):
+    folder = train(TINY, options(tmp_path / "run"))[1]
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"data": left}))
+    longer = dataclasses.replace(TINY, epochs=TINY.epochs + 1)
+    for ask in (lambda: Run(folder).evaluate(), lambda: train(longer, options(folder, allow_change=True))):
+        with pytest.raises(DataError, match=r"run\.json does not say of its data: .*train_images; put a copy back"):
+            ask()
+    assert Run(folder).model() is not None  # for which nobody asks
+
+
+EMPTY, HALF, FOREIGN = "empty", "half", "foreign"
+
+
+def put(folder, kind, name, foreign):
+    """A checkpoint that the run in ``folder`` did not save, or not wholly."""
+    at = folder / "checkpoints" / name
+    if kind == EMPTY:
+        at.mkdir()
+    else:
+        shutil.copytree(
+            foreign / "checkpoints/step-00000024" if kind == FOREIGN else folder / "checkpoints/step-00000024", at
+        )
+    if kind == HALF:
+        (at / "state.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two complete runs, of the same network on other images."""
+    at = tmp_path_factory.mktemp("two")
+    other = dataclasses.replace(TINY, seed=8)
+    return train(TINY, options(at / "run"))[1], train(other, options(at / "other"))[1]
+
+
+@pytest.mark.parametrize("kind", [EMPTY, HALF, FOREIGN])
+def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two, kind):
+    """The training's command has nothing more to save there, so "run it again" would help nobody."""
+    folder = shutil.copytree(two[0], tmp_path / "run")
+    weights = Run(folder).model().state_dict()
+    put(folder, kind, "step-00000999", two[1])
+    for which in ("last", 3):
+        found = Run(folder).model(which).state_dict()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert train(TINY, options(folder))[0] == 0
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"complete"', '"running"'))
+    if kind != FOREIGN:  # of a run that goes on it may be the newest
+        with pytest.raises(DataError, match="the newest checkpoint is damaged"):
+            Run(folder).model()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("change", [{}, {"data": dataclasses.replace(TINY.data, val_images=32)}])
+def test_training_does_not_go_on_from_another_runs_checkpoint(tmp_path, two, allowed, change):
+    """65, whatever else differs: --allow-change would not help."""
+    foreign = train(dataclasses.replace(TINY, seed=9, **change), options(tmp_path / "other"))[1]
+    folder = shutil.copytree(two[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(foreign / "checkpoints", folder / "checkpoints")
+    with pytest.raises(
+        DataError, match=r"step-0+\d+: the checkpoint is of a configuration .*; put a copy of the run's"
+    ):
+        train(TINY, options(folder, allow_change=allowed))

@@ -1,5 +1,6 @@
 """The weights cast together: the same training as by autocast, to the bit, without its casts."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imnet import models
+from imnet import dryrun, models
 from imnet.device import Place
 from imnet.half_weights import HalfWeights
 from imnet.launch import World
 from imnet.recipe import Muon
+from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 from tests.train.conftest import TINY
 
@@ -130,3 +132,18 @@ def test_autocast_keeps_doing_it(case):
     )
     step = TrainStep(net, RECIPE, place, World(), compile=case == "compile", graphs=False, backend="auto")
     assert not step.half_weights.layers
+
+
+@pytest.mark.parametrize(("changes", "counted"), [({}, True), ({"procs": 2}, False), ({"compile": True}, False)])
+def test_a_dry_run_counts_the_copies_and_their_gradients(changes, counted):
+    wide = replace(TINY, model="wrn16_8")
+
+    def fixed(precision):
+        text = dryrun.text(wide, RunOptions(precision=precision, device="cpu", **changes))
+        return float(re.search(r"GiB a rank: (\d+\.\d+) weights", text)[1])  # pyright: ignore[reportOptionalSubscript]
+
+    with torch.device("meta"):
+        net = models.build("wrn16_8", 4)
+    two_bytes_each = 2 * 2 * sum(copy.numel() for copy in HalfWeights(net, torch.bfloat16).copies.values()) / 2**30
+    assert two_bytes_each > 0.03
+    assert fixed("bf16") - fixed("fp32") == pytest.approx(two_bytes_each * counted, abs=0.011)

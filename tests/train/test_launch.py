@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,22 @@ def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
         [*start, "--device", "cpu", *words, "--out", str(tmp_path)], env=environment, check=True, capture_output=True
     )
     assert json.loads((tmp_path / "run.json").read_text())["threads"] == max(1, num_cores() // 2)
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        ("prepared", 0, "2 processes"),
+        ("refused", 65, "nothing can be packed here"),
+        ("killed", 69, "rank 0 was killed"),
+    ],
+)
+def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, what, code, says):
+    """To pack ImageNet takes more than the ten minutes of a collective, and what is lost meanwhile ends all at once."""
+    script = Path(__file__).with_name("slow_script.py")
+    root = script.parents[2]
+    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, str(script), what, str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout

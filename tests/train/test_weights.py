@@ -237,3 +237,20 @@ def test_a_run_gives_its_newest_weights_or_none(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(DataError, match="the newest checkpoint is damaged"):
         weights.read(str(last.path))
+
+
+@pytest.mark.parametrize("bands", ["all", None])
+@pytest.mark.parametrize(("there", "says"), [(False, "no such file"), (True, "of the network")])
+def test_wrong_weights_are_refused_before_the_set_is_looked_for(tmp_path, bands, there, says):
+    """Of an ensemble too, whose bands are made behind the set: to load one can take an hour."""
+    file = tmp_path / "others.safetensors"
+    if there:
+        save_file({"x": torch.zeros(3)}, file)
+    base = recipe(weights=str(file))
+    data = replace(base.data, name="imagenet64", num_classes=1000, train_images=None, test_images=None)
+    band = replace(base.augment, hflip="none", crop_pad_px=0, spectral_r=2, spectral_band=0)
+    asked = replace(base, data=data, augment=band)
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match=says):
+        train(asked, RunOptions(out=str(out), data_dir=str(tmp_path), device="cpu", bands=bands))
+    assert not list(out.rglob("run.json"))

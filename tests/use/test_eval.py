@@ -131,6 +131,19 @@ def test_a_config_yaml_that_does_not_say_how_to_run_is_one_line(run, tmp_path, t
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("word", ["7", "2026-01-01", "012"])
+def test_a_data_dir_of_digits_in_config_yaml_is_a_folders_name(run, tmp_path, word, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    with (folder / "config.yaml").open("a") as f:
+        f.write(f"\ndata_dir: {word}\n")
+    text = (folder / "config.yaml").read_text().replace("data_dir: null\n", "")
+    (folder / "config.yaml").write_text(text)
+    assert Run(folder).options(None, "cpu").data_dir == word
+    assert eval_main([str(folder), *CPU]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_scores_of_empty_classes_and_bins():
     rows = scores.per_class(scores.Confusion([0, 0, 2, 2], [0, 1, 0, 1], [2, 1, 1, 1]), [4, 0, 2])
     assert rows[0] == (2 / 3, 0.5, 4 / 7, 4)

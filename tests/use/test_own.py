@@ -228,6 +228,7 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
         (["photos", "photos"], 2, "one place of data"),
         (["photos", "--weights", "nothing.pth"], 2, "nothing.pth"),
         (["photos", "--data.hold_out", "1"], 2, "hold_out"),
+        (["photos", "--model", "timm:resnet10t", "--data.channels", "1"], 2, "whose images have 3; leave it out"),
         (["parts", "--data.hold_out", "0.2", "--epochs", "1"], 2, "with a test part"),
     ],
 )
