@@ -136,12 +136,11 @@ def test_ranks_of_a_machine_share_its_cores(monkeypatch, environment, words, ran
 
 def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
     """Each took all of them: 8 ranks of a machine of 128 cores had 1,024 threads, and as many that decode."""
-    words = ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32", "--epochs", "1"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "imnet.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", "-m", "imnet.cli", "--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]
+    command += ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [*start, "--device", "cpu", *words, "--out", str(tmp_path)], env=environment, check=True, capture_output=True
-    )
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     assert json.loads((tmp_path / "run.json").read_text())["threads"] == max(1, num_cores() // 2)
 
 
