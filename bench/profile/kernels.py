@@ -13,6 +13,7 @@ from imnet_kernels.family import Case, Family, families
 
 from imnet import device
 from imnet.command import suggest
+from imnet.device import PRECISIONS
 from imnet.errors import DeviceError, UsageError
 from imnet.files import check_output, write_json
 
@@ -26,7 +27,6 @@ from . import resources
 from .cli import captured, commands, usable_folder
 
 NAME_CHARACTERS = 44
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -128,14 +128,14 @@ def _cases(family: Family, name: str | None) -> list[Case]:
 def _dtype(family: Family, name: str | None) -> torch.dtype:
     if name is None:
         return torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
-    if DTYPES[name] not in family.tolerance:
-        allowed = ", ".join(_short(d) for d in family.tolerance if d in DTYPES.values())
+    if PRECISIONS[name] not in family.tolerance:
+        allowed = ", ".join(_short(d) for d in family.tolerance if d in PRECISIONS.values())
         raise UsageError(f"got --dtype {name} for {family.name}; allowed: {allowed}", hint="leave --dtype out")
-    return DTYPES[name]
+    return PRECISIONS[name]
 
 
 def _short(dtype: torch.dtype) -> str:
-    return next(name for name, value in DTYPES.items() if value == dtype)
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
 
 
 def _tier(name: str, family: str, kind: str) -> str:
