@@ -87,11 +87,7 @@ def compiled(build: Build, architecture: int) -> tuple[Any, str]:
 
 def compile_for(build: Build, architecture: int) -> Usage:
     """Registers and spilled bytes of a kernel compiled for sm_<architecture>."""
-    return parse_usage(compiled(build, architecture)[1])
-
-
-def parse_usage(report: str) -> Usage:
-    """The last kernel's line of ptxas -v."""
+    _, report = compiled(build, architecture)
     if "registers" not in report:
         raise RuntimeError(f"ptxas reported nothing: {report!r}; compile with an empty TRITON_CACHE_DIR")
     registers = re.findall(r"Used (\d+) registers", report)[-1]
