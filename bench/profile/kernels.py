@@ -20,7 +20,7 @@ from imnet.files import check_output, write_json
 from .. import machine
 from ..case import run_options
 from ..clock import on_device
-from ..form import aligned, clipped, duration, percent, plural, scaled
+from ..form import aligned, clipped, duration, grouped, percent, plural, scaled
 from ..kernels import Job
 from ..pictures import DRAWN_BY, roofline
 from . import resources
@@ -174,12 +174,9 @@ def _case_table(timed: Sequence[dict[str, Any]]) -> str:
 
 def _resource_table(found: Sequence[dict[str, Any]]) -> str:
     """One line a kernel, ``first / second`` architecture where they differ."""
-    merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in found:
-        merged.setdefault((row["tier"], row["name"]), []).append(row)
     names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit", *_COUNTED)
     lines = []
-    for (kind, name), rows in merged.items():
+    for (kind, name), rows in grouped(found, "tier", "name").items():
         cells = [" / ".join(dict.fromkeys(str(row.get(column, "-")) for row in rows)) for column in names]
         lines.append([clipped(name, NAME_CHARACTERS), kind, *cells])
     sm = " / ".join(dict.fromkeys(f"sm_{row['architecture']}" for row in found))
