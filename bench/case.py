@@ -12,7 +12,7 @@ import torch
 from imnet import device, models
 from imnet.data.pipelines import Batch, Pipeline
 from imnet.errors import UsageError
-from imnet.from_recipe import Step, build_network, build_step, load_sources, prepare
+from imnet.from_recipe import Step, build_network, build_step, prepare
 from imnet.launch import World
 from imnet.mixing import Mixing
 from imnet.models.catalog import CATALOG
@@ -28,15 +28,18 @@ SYNTHETIC_BYTES = 128 << 20
 
 @dataclass
 class Case:
-    """What one rank holds; ``lr`` is small, since random labels at a recipe's own rate would end in NaN."""
+    """What one rank holds."""
 
     recipe: Recipe
     place: device.Place
-    world: World
     pipeline: Pipeline
     step: TrainStep
     mixing: Mixing
-    lr: float
+
+    @property
+    def lr(self) -> float:
+        """Small, since random labels at a recipe's own rate would end in NaN."""
+        return self.recipe.optim.lr * 0.01
 
     @property
     def batch_images(self) -> int:
@@ -74,11 +77,16 @@ def find_recipe(
     if recipe is not None and model is not None:
         raise UsageError(f"got --recipe {recipe} and --model {model}; allowed: one of them", hint="leave one out")
     found = by_name(recipe or default) if model is None else by_model(model) or _around(model)
-    data = replace(found.data, batch_images=batch_images or found.data.batch_images)
+    if batch_images is not None:
+        found = with_batch(found, batch_images)
     if image_px is None:
-        return replace(found, data=data)
+        return found
     whole = replace(found.augment, resize_px=None, resize_eval_px=None, crop_px=None, crop_scale=None)
-    return replace(found, data=replace(data, image_px=image_px), augment=whole)
+    return replace(found, data=replace(found.data, image_px=image_px), augment=whole)
+
+
+def with_batch(recipe: Recipe, batch_images: int) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, batch_images=batch_images))
 
 
 def _around(model: str) -> Recipe:
@@ -113,9 +121,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     world = world or World()
     place = device.resolve(options, world.local_rank)
     setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
-    mixing = Mixing(recipe, world.rank)
-    lr = recipe.optim.lr * 0.01
-    return Case(recipe, place, world, setup.train_data, step, mixing, lr)
+    return Case(recipe, place, setup.train_data, step, Mixing(recipe, world.rank))
 
 
 def run_options(values: argparse.Namespace) -> RunOptions:
@@ -126,15 +132,6 @@ def run_options(values: argparse.Namespace) -> RunOptions:
         return RunOptions(**given)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def bare(recipe: Recipe, options: RunOptions, kind: type[TrainStep] = TrainStep) -> Case:
-    """The same on random images, with a step of ``kind`` that is compiled and captured only where that is asked for."""
-    place, world = device.resolve(options), World()
-    stand_in = synthetic(recipe)
-    pipeline = load_sources(stand_in, options, place, world).train
-    step = make_step(recipe, options, place, world, kind)
-    return Case(stand_in, place, world, pipeline, step, Mixing(recipe, 0), recipe.optim.lr * 0.01)
 
 
 def make_step(

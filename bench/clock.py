@@ -19,10 +19,13 @@ from typing import Any
 import torch
 
 WARM_UP_ROUNDS = 2
+MIN_ROUNDS = 3
 EVENT_ROUNDS, EVENT_WARM_UP_ROUNDS = 30, 3
 CPU_ROUNDS, CPU_SLICE_S = 9, 0.01
 L2_MULTIPLE = 3
 """Inputs and outputs of all rotated calls together, in sizes of a GPU's L2 cache."""
+Call = Callable[[], object]
+"""What is timed."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,14 @@ class Timing:
         return dataclasses.asdict(self)
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 12, *, slice_s: float | None = None
-) -> dict[str, Timing]:
+def interleaved(calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None) -> dict[str, Timing]:
     """Time every call once a round, after two uncounted ones; a sample is as many calls as fill ``slice_s`` seconds."""
     found = samples(calls, rounds, slice_s=slice_s)
     return {name: Timing.of(values) for name, values in found.items()}
 
 
 def samples(
-    calls: Mapping[str, Callable[[], object]], rounds: int, *, slice_s: float | None = None, children: bool = False
+    calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, list[float]]:
     """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time.
 
@@ -78,16 +79,15 @@ class Window:
 
 
 def windows(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[str, Call],
     rounds: int,
     inner: int = 1,
     *,
     slice_s: float | None = None,
     children: bool = False,
     budget_s: float | None = None,
-    min_rounds: int = 3,
 ) -> dict[str, list[Window]]:
-    """``rounds`` windows of every call, in turn, after the warm-up; once ``budget_s`` are over, ``min_rounds`` do."""
+    """``rounds`` windows of every call, in turn, after the warm-up; once ``budget_s`` are over, ``MIN_ROUNDS`` do."""
     counts = dict.fromkeys(calls, inner)
     start = time.perf_counter()
     for name, call in calls.items():
@@ -96,14 +96,14 @@ def windows(
             counts[name] = max(1, round(slice_s / max(taken.wall_s, 1e-7)))
     found: dict[str, list[Window]] = {name: [] for name in calls}
     for i in range(rounds):
-        if budget_s is not None and i >= min_rounds and time.perf_counter() - start > budget_s:
+        if budget_s is not None and i >= MIN_ROUNDS and time.perf_counter() - start > budget_s:
             break
         for name, call in calls.items():
             found[name].append(_window(call, counts[name], children))
     return found
 
 
-def _window(call: Callable[[], object], inner: int, children: bool) -> Window:
+def _window(call: Call, inner: int, children: bool) -> Window:
     """``inner`` calls in a row. Where nothing has used the GPU, nothing can be waited for on it."""
     on_gpu = torch.cuda.is_initialized()
     wait()
@@ -129,7 +129,7 @@ def cpu_seconds(children: bool = False) -> float:
     return sum(u.ru_utime + u.ru_stime for u in usages)
 
 
-def on_device(make: Callable[[], Callable[[], object]], num_bytes: int, device: torch.device | str) -> Timing:
+def on_device(make: Callable[[], Call], num_bytes: int, device: torch.device | str) -> Timing:
     """Seconds a call of the device's own time, without gradients; ``make`` gives a call with inputs of its own.
 
     On a GPU calls on inputs in turn, which together exceed its L2 cache, replayed as one CUDA graph; on a CPU processor
@@ -149,7 +149,7 @@ def num_rotated(bytes_per_call: int) -> int:
     return min(64, max(1, math.ceil(L2_MULTIPLE * l2 / max(1, bytes_per_call))))
 
 
-def launched(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
+def launched(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
     """Seconds a call on a GPU, launched one by one from Python, on each call's inputs in turn; results are kept.
 
     Without a GPU, in a dry run of what is for one, each call is made once.
@@ -162,7 +162,7 @@ def launched(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) 
     return _events(once, len(calls), rounds)
 
 
-def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) -> Timing:
+def replayed(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
     """The same with all calls in one CUDA graph: the device's own time, without the gaps between launches."""
     if not torch.cuda.is_available():
         return launched(calls, rounds)
@@ -180,7 +180,7 @@ def replayed(calls: Sequence[Callable[[], object]], rounds: int = EVENT_ROUNDS) 
     return found
 
 
-def _events(work: Callable[[], object], num_calls: int, rounds: int) -> Timing:
+def _events(work: Call, num_calls: int, rounds: int) -> Timing:
     """Seconds between two events on the current stream; without a GPU one round by the wall's clock."""
     if not torch.cuda.is_available():
         before = time.perf_counter()

@@ -12,13 +12,13 @@ from typing import Any
 from imnet import device
 from imnet.environment import version
 from imnet.errors import ImnetError, UsageError
-from imnet.recipe import Recipe, replace
+from imnet.recipe import Recipe
 from imnet.report import expand
 from imnet.resources import num_cores
 from imnet.run_options import RunOptions
 
 from . import data, gate, kernels, scaling, step, tables, throughput, whole
-from .case import find_recipe, run_options
+from .case import find_recipe, run_options, with_batch
 from .form import Row
 from .gate import Measure
 from .machine import fingerprint
@@ -84,7 +84,7 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
     def measured(one: throughput.Reference) -> Row:
         recipe = one.recipe
         if values.batch_size:
-            recipe = replace(recipe, data=replace(recipe.data, batch_images=values.batch_size))
+            recipe = with_batch(recipe, values.batch_size)
         elif on_cpu:
             recipe = throughput.smaller_for_cpu(recipe)
         return throughput.compared(one, throughput.measure(recipe, options, values.seconds, parts=("end to end",)))

@@ -11,7 +11,7 @@ import io
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ from imnet.data.store import open_store, split_path
 from imnet.data.store.pack import Options, pack
 
 from . import peers
-from .clock import Timing, ratios, samples
+from .clock import Call, Timing, ratios, samples
+from .form import Row
 
 ROUNDS, QUICK_ROUNDS = 12, 6
 _STORE_IMAGES, _SIDE = 8192, 64
 _READ_BATCHES = 40
-Call = Callable[[], object]
-Row = dict[str, Any]
 
 
 def compared(row: str, images: int, ours: Call, others: Mapping[str, Call], rounds: int, **how: Any) -> Iterator[Row]:

@@ -43,11 +43,11 @@ def clipped(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def short(value: float | None, digits: int = 3) -> str:
-    """A number for people."""
+def short(value: float | None) -> str:
+    """A number for people, three digits or a whole one."""
     if value is None:
         return NOT_MEASURED
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def scaled(value: float | None, unit: str = "") -> str:

@@ -38,7 +38,7 @@ from imnet.files import write_json
 from imnet.run_options import RunOptions
 
 from .case import build, find_recipe, synthetic
-from .clock import ratios, samples
+from .clock import Call, ratios, samples
 from .form import aligned
 from .machine import differences, fingerprint
 
@@ -181,7 +181,7 @@ def table(verdicts: list[Verdict], fail_under: float) -> str:
     return f"{aligned(['score', 'old', 'new', 'ratio', 'line', ''], cells)}\ngate: {verdict}"
 
 
-def probe(recipe: str, batch_images: int, parts: tuple[str, ...] = PARTS) -> dict[str, float]:
+def probe(recipe: str, batch_images: int, parts: tuple[str, ...]) -> dict[str, float]:
     """{``<part> <recipe>``: score} from a new process; RuntimeError with its last line where it fails."""
     words = ["--recipe", recipe, "--batch-size", str(batch_images), "--parts", ",".join(parts)]
     return scores_of([sys.executable, "-m", f"{__package__}.gate", *words])
@@ -209,7 +209,7 @@ def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: 
         case = build(synthetic(recipe), RunOptions(threads=1, compile=False))
         batches = case.batches()
         batch = next(batches)
-        ours: dict[str, Callable[[], object]] = {"loader": lambda: next(batches), "model": lambda: case.train(batch)}
+        ours: dict[str, Call] = {"loader": lambda: next(batches), "model": lambda: case.train(batch)}
         yardsticks = {"loader": _loading, "model": _training}
         for part in parts:
             yardstick = yardsticks[part](case.place.device, case.place.dtype)
@@ -218,7 +218,7 @@ def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: 
     return found
 
 
-def _training(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+def _training(device: torch.device, dtype: torch.dtype) -> Call:
     """Convolution, batch norm, ReLU: forward and backward on 64 maps of 48 x 28 x 28, in plain PyTorch."""
     like = {"device": device, "dtype": dtype}
     images = torch.randn(64, 48, 28, 28, **like).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -234,7 +234,7 @@ def _training(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
     return call
 
 
-def _loading(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+def _loading(device: torch.device, dtype: torch.dtype) -> Call:
     """Gather 256 of 4096 images of 28 x 28 bytes, scale, shift, cast: in plain PyTorch.
 
     As few bytes as ours reads: more would empty the cache that ours finds warm, or not, by chance.

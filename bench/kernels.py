@@ -8,7 +8,7 @@ their launch (``python -m bench.gpu``). Shares are of a large copy's bandwidth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from imnet_kernels import native, tier
 from imnet_kernels.family import Case, Family, families
 
 from . import machine, peers
-from .clock import EVENT_ROUNDS, interleaved, launched, num_rotated, replayed
+from .clock import EVENT_ROUNDS, Call, interleaved, launched, num_rotated, replayed
 
 SLICE_S = 0.03
 ROUNDS, QUICK_ROUNDS = 12, 5
 DTYPES = (torch.float32, torch.bfloat16)
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)

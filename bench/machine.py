@@ -21,6 +21,7 @@ import torch
 from imnet.environment import environment, version
 
 from .clock import Timing, on_device
+from .form import plural
 
 PEERS = ("timm", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
@@ -70,7 +71,7 @@ def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
 def text(found: Mapping[str, Any]) -> str:
     """One line for a table's head."""
     where = found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
-    threads = "" if found["gpu"] else f", {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    threads = "" if found["gpu"] else f", {plural(found['threads'], 'thread')}"
     sha = (found["git_sha"] or "no commit")[:10]
     return f"{where}{threads}, {found['precision']}, torch {found['versions']['torch']}, {sha}, {found['date']}"
 

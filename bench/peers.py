@@ -8,7 +8,7 @@ not ours, ``check`` raises SystemExit. Of the kernels: ``of_kernel``.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from imnet_kernels.family import Case, Family
 from imnet_kernels.spectral.reference import matrix
 from torch import Tensor
 
+from .clock import Call
+
 BATCH, PAD_PX, CUTOUT_PX = 256, 4, 16
 MEAN, STD = 0.5, 0.25
-Call = Callable[[], Any]
 Columns = dict[str, Call]
 
 

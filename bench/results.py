@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .form import NOT_MEASURED, grouped, markdown, short, spread
-from .gpu.files import condensed
+from .gpu.files import ERRORS, condensed
 from .gpu.plan import Figures
 from .tables import SECTIONS, section
 
@@ -168,13 +168,10 @@ def _checks(rows: list[Figures]) -> str:
     counted = [row for row in rows if "agree" in row] + condensed([row for row in rows if "agree" not in row])
     lines = []
     for r in counted:
-        errors = [NOT_MEASURED if r[f"error_{k}"] is None else f"{r[f'error_{k}']:.1e}" for k in ERROR_NAMES]
+        errors = [NOT_MEASURED if r[k] is None else f"{r[k]:.1e}" for k in ERRORS]
         lines.append([r["name"], r["variant"], f"{r['agree']} of {r['of']}", str(r["graph_replays_equal"]), *errors])
     head = ["family", "tier", "cases that agree", "graph replays equal"]
-    return markdown([*head, *(f"largest error, {name}" for name in ERROR_NAMES)], lines)
-
-
-ERROR_NAMES = ("forward", "gradient", "fp64")
+    return markdown([*head, *(f"largest error, {name.removeprefix('error_')}" for name in ERRORS)], lines)
 
 
 def _profile(rows: list[Figures]) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -32,10 +31,11 @@ import torch
 from imnet import device, launch
 from imnet.errors import DeviceError, UsageError
 from imnet.ranks import run_ranks
-from imnet.recipe import Recipe, replace
+from imnet.recipe import Recipe
+from imnet.resources import num_cores
 from imnet.run_options import RunOptions
 
-from .case import build, synthetic
+from .case import build, synthetic, with_batch
 from .clock import Timing, wait
 
 MIB = 2**20
@@ -43,14 +43,17 @@ STEPS, WARM_UP_STEPS, ALL_REDUCES = 20, 3, 10
 
 
 def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STEPS) -> Iterator[dict[str, Any]]:
-    """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first."""
-    on_gpu = options.device != "cpu" and device.num_gpus() > 0
-    most = device.num_gpus() if on_gpu else len(os.sched_getaffinity(0))
+    """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first.
+
+    ``options.device`` is "cpu" wherever there is no GPU.
+    """
+    on_gpu = options.device != "cpu"
+    most = device.num_gpus() if on_gpu else num_cores()
     first: dict[str, dict[str, Any]] = {}
     for num in ranks:
         batches = {"weak": recipe.data.batch_images * num, "strong": recipe.data.batch_images}
         where: dict[str, Any] = {"device": "cuda", "gpus": num} if on_gpu else {"device": "cpu", "procs": num}
-        taken = _run(recipe, sorted(set(batches.values())), dataclasses.replace(options, **where), steps)
+        taken = _run(recipe, num, sorted(set(batches.values())), dataclasses.replace(options, **where), steps)
         for kind, batch in batches.items():
             about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}
             row = about | taken[str(batch)]
@@ -60,15 +63,13 @@ def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STE
 
 def about(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
     """What the rows are of."""
-    on_gpu = options.device != "cpu" and device.num_gpus() > 0
     network = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
-    return network | {"backend": "nccl" if on_gpu else "gloo", "comm": dataclasses.asdict(recipe.comm)}
+    return network | {"backend": "gloo" if options.device == "cpu" else "nccl", "comm": dataclasses.asdict(recipe.comm)}
 
 
 def threads_a_rank(options: RunOptions, ranks: list[int]) -> RunOptions:
     """The same with as many threads for every rank as the most ranks leave."""
-    cores = len(os.sched_getaffinity(0))
-    return dataclasses.replace(options, threads=options.threads or max(1, cores // max(ranks)))
+    return dataclasses.replace(options, threads=options.threads or max(1, num_cores() // max(ranks)))
 
 
 def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
@@ -84,15 +85,8 @@ def predicted_efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
     return efficiency(row | {"step_s": compute_s + row["all_reduce_s"]}, first)
 
 
-def _with_batch(recipe: Recipe, batch: int) -> Recipe:
-    return replace(recipe, data=replace(recipe.data, batch_images=batch))
-
-
-def _run(recipe: Recipe, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
-    """Start the ranks, each of which runs ``_rank``; what rank 0 wrote: {global batch: figures}."""
-    num = options.gpus or options.procs or 1
-    if options.gpus:
-        device.check_gpus(options.gpus)
+def _run(recipe: Recipe, num: int, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
+    """Start ``num`` ranks, each of which runs ``_rank``; what rank 0 wrote: {global batch: figures}."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rank0.json"
         code = run_ranks(_rank, (recipe, batches, options, steps, str(out)), num, 0)
@@ -105,7 +99,7 @@ def _rank(recipe: Recipe, batches: list[int], options: RunOptions, steps: int, o
     """One process: both kinds, one after the other; rank 0 writes."""
     place = device.resolve(options, launch.current_world().local_rank)
     with device.threads(options), launch.connected(place.device) as world:
-        found = {batch: _steps(_with_batch(recipe, batch), options, world, steps) for batch in batches}
+        found = {batch: _steps(with_batch(recipe, batch), options, world, steps) for batch in batches}
         if world.is_main:
             Path(out).write_text(json.dumps(found))
     return 0

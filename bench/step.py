@@ -12,7 +12,7 @@ The gate comes first: in fp32, both must make the same update.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from imnet.recipe import SGD, replace
 from imnet.step import TrainStep
 
 from .case import plain
-from .clock import interleaved
+from .clock import Call, interleaved
 from .peers import has
 
 # name, image size in pixels, channels, batch
@@ -98,7 +98,7 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
     net = build(name, 10, channels)
     images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
     ours_images = images.contiguous(memory_format=torch.channels_last).bfloat16()
-    calls: dict[str, Callable[[], object]] = {}
+    calls: dict[str, Call] = {}
     if has("timm"):
         default = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
         flags = TimmStep(copy.deepcopy(net), channels_last=True, bf16=True, compile=compile)

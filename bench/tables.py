@@ -128,7 +128,7 @@ def _scaling(row: Row) -> Cells:
 
 
 def _on_paper(row: Row) -> Cells:
-    parts = " + ".join(short(row[f"{name}_ms"], 3) for name in ("compute", "all_reduce", "waiting"))
+    parts = " + ".join(short(row[f"{name}_ms"]) for name in ("compute", "all_reduce", "waiting"))
     sizes = [f"{row['gpus']:,}", short(row["images_per_gpu"])]
     rate, efficiency = short(row["images_per_s"]), f"{row['efficiency']:.1%}"
     return [row["curve"], *sizes, f"{short(row['step_ms'])} ({parts})", rate, efficiency]

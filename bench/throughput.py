@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from typing import Any
 from imnet.command import suggest
 from imnet.data.pipelines import Batch
 from imnet.errors import UsageError
-from imnet.recipe import Recipe, replace
+from imnet.recipe import Recipe
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
 from . import machine
-from .case import Case, build, plain, synthetic, train_flops
-from .clock import Timing, Window, wait, windows
+from .case import Case, build, plain, synthetic, train_flops, with_batch
+from .clock import Call, Timing, Window, wait, windows
 from .form import short
 
 WINDOW_S = 0.25
@@ -53,7 +52,7 @@ def measure(
     loader, both = case.batches(), case.batches()
     batch = next(loader)
     first_s = _first_step(case, batch)
-    calls: dict[str, Callable[[], object]] = {
+    calls: dict[str, Call] = {
         "loader": lambda: next(loader),
         "model": lambda: case.train(batch),
         "end to end": lambda: case.train(next(both)),
@@ -213,7 +212,7 @@ def _reference(row: dict[str, Any], train_images: dict[str, int]) -> Reference:
 def smaller_for_cpu(recipe: Recipe) -> Recipe:
     """The recipe with a batch that takes seconds, not minutes, on a few cores."""
     batch = max(CPU_LEAST_BATCH, int(CPU_STEP_FLOPS / train_flops(recipe)))
-    return replace(recipe, data=replace(recipe.data, batch_images=min(batch, recipe.data.batch_images)))
+    return with_batch(recipe, min(batch, recipe.data.batch_images))
 
 
 def compared(reference: Reference, row: dict[str, Any]) -> dict[str, Any]:

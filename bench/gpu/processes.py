@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..form import clipped
 from .plan import Figures, Key, Row, UnavailableError, UnfinishedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +50,7 @@ def end(process: subprocess.Popen[Any], patience_s: float = 1.0) -> None:
 
 def one_line(error: BaseException) -> str:
     """Type and message without line breaks, cut to a size that a table can show."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= ERROR_CHARACTERS else text[: ERROR_CHARACTERS - 3] + "..."
+    return clipped(" ".join(f"{type(error).__name__}: {error}".split()), ERROR_CHARACTERS)
 
 
 class Worker:

@@ -67,6 +67,14 @@ NETS = (
 DRY_NETS = (Net("wrn10_1", 16, 3, 10, 8), Net("shake_shake26_2x32d", 8, 3, 10, 4))
 
 
+def nets(dry: bool) -> tuple[Net, ...]:
+    return DRY_NETS if dry else NETS
+
+
+def net_of(label: str, dry: bool) -> Net:
+    return next(net for net in nets(dry) if net.label == label)
+
+
 @dataclass(frozen=True)
 class Variant:
     """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most."""
@@ -93,41 +101,30 @@ VARIANTS = (
 )
 
 
-def _variants(dry: bool, names: tuple[str, ...] = ()) -> Iterator[tuple[Net, Variant]]:
+def step_rows(setting: Setting) -> Iterator[Row]:
     """Every variant of all networks before the next variant."""
     for variant in VARIANTS:
-        if not names or variant.name in names:
-            yield from ((net, variant) for net in (DRY_NETS if dry else NETS))
-
-
-def _needs(net: Net, variant: Variant) -> frozenset[str]:
-    return frozenset({net.job} if variant.compile else set())
-
-
-def step_rows(setting: Setting) -> Iterator[Row]:
-    for net, variant in _variants(setting.dry):
-        if setting.dry and variant is not VARIANTS[0] and net is not DRY_NETS[0]:
-            continue
-        work = functools.partial(in_tier, measure, net, variant, setting)
-        needs = _needs(net, variant)
-        yield Row("steps", net.label, variant.name, variant.cost_s, work, variant.timed, needs)
+        for net in nets(setting.dry)[: 1 if setting.dry and variant is not VARIANTS[0] else None]:
+            yield _row("steps", measure, net, variant, setting, variant.cost_s)
 
 
 def profile_rows(setting: Setting) -> Iterator[Row]:
     """The kernels of a step by their time, in its replayed graph: with our kernels, compiled, with torch's."""
-    shown = tuple(variant.name for variant in VARIANTS if variant.graphs)
-    for net, variant in _variants(setting.dry, shown):
-        if setting.dry and net is not DRY_NETS[0]:
-            continue
-        work = functools.partial(in_tier, profiled, net, variant, setting)
-        cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
-        needs = _needs(net, variant)
-        yield Row("profile", net.label, variant.name, cost_s, work, variant.timed, needs)
+    for variant in (variant for variant in VARIANTS if variant.graphs):
+        for net in nets(setting.dry)[: 1 if setting.dry else None]:
+            cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
+            yield _row("profile", profiled, net, variant, setting, cost_s)
+
+
+def _row(part: str, work: Any, net: Net, variant: Variant, setting: Setting, cost_s: float) -> Row:
+    needs = frozenset({net.job} if variant.compile else set())
+    call = functools.partial(in_tier, work, net, variant, setting)
+    return Row(part, net.label, variant.name, cost_s, call, variant.timed, needs)
 
 
 def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
     """(name, command) of the compilations among the background's jobs that rows wait for."""
-    for net in DRY_NETS if setting.dry else NETS:
+    for net in nets(setting.dry):
         if net.job in wanted:
             command = [sys.executable, "-m", f"{__package__}.steps", net.label, *(["--dry"] if setting.dry else [])]
             yield net.job, command
@@ -207,7 +204,7 @@ def profiled(net: Net, variant: Variant, setting: Setting) -> Figures:
 
 def compile_ahead(label: str, dry: bool) -> int:
     """Compile a network's forward and backward pass as the timed rows will; the cache is what stays."""
-    net = next(net for net in (DRY_NETS if dry else NETS) if net.label == label)
+    net = net_of(label, dry)
     variant = next(variant for variant in VARIANTS if variant.name == "compiled")
     setting = Setting(dry=dry, scratch=Path())
     with tier.using(variant.kernels):

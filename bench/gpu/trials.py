@@ -25,7 +25,7 @@ from imnet.models import shake_shake, wrn
 
 from .plan import DEVICE, Figures, Row, Setting
 from .processes import ERROR_CHARACTERS, ROOT, environment
-from .steps import DRY_NETS, NETS, VARIANTS, Variant, in_tier, measure
+from .steps import DRY_NETS, NETS, VARIANTS, Variant, in_tier, measure, net_of
 
 OURS, COMPILED = (next(v for v in VARIANTS if v.name == n) for n in ("captured + our kernels", "compiled + captured"))
 
@@ -106,9 +106,8 @@ def trial_rows(setting: Setting) -> Iterator[Row]:
 def take(name: str, label: str, setting: Setting, limit_s: float = 0.0) -> Figures:
     """The figures of a step, as bench.gpu.steps takes them, with what the trial changes."""
     trial = next(trial for trial in TRIALS if trial.name == name)
-    net = next(net for net in (DRY_NETS if setting.dry else NETS) if net.label == label)
     with trial.setting():
-        return in_tier(measure, net, trial.variant, setting)
+        return in_tier(measure, net_of(label, setting.dry), trial.variant, setting)
 
 
 def apart(name: str, label: str, setting: Setting, limit_s: float) -> Figures:

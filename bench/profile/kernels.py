@@ -13,20 +13,20 @@ from imnet_kernels.family import Case, Family, families
 
 from imnet import device
 from imnet.command import suggest
+from imnet.device import PRECISIONS
 from imnet.errors import DeviceError, UsageError
 from imnet.files import check_output, write_json
 
 from .. import machine
 from ..case import run_options
 from ..clock import on_device
-from ..form import aligned, clipped, duration, percent, plural, scaled
+from ..form import aligned, clipped, duration, grouped, percent, plural, scaled
 from ..kernels import Job
 from ..pictures import DRAWN_BY, roofline
 from . import resources
 from .cli import captured, commands, usable_folder
 
 NAME_CHARACTERS = 44
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -128,14 +128,14 @@ def _cases(family: Family, name: str | None) -> list[Case]:
 def _dtype(family: Family, name: str | None) -> torch.dtype:
     if name is None:
         return torch.bfloat16 if torch.bfloat16 in family.tolerance else torch.float32
-    if DTYPES[name] not in family.tolerance:
-        allowed = ", ".join(_short(d) for d in family.tolerance if d in DTYPES.values())
+    if PRECISIONS[name] not in family.tolerance:
+        allowed = ", ".join(_short(d) for d in family.tolerance if d in PRECISIONS.values())
         raise UsageError(f"got --dtype {name} for {family.name}; allowed: {allowed}", hint="leave --dtype out")
-    return DTYPES[name]
+    return PRECISIONS[name]
 
 
 def _short(dtype: torch.dtype) -> str:
-    return next(name for name, value in DTYPES.items() if value == dtype)
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
 
 
 def _tier(name: str, family: str, kind: str) -> str:
@@ -174,12 +174,9 @@ def _case_table(timed: Sequence[dict[str, Any]]) -> str:
 
 def _resource_table(found: Sequence[dict[str, Any]]) -> str:
     """One line a kernel, ``first / second`` architecture where they differ."""
-    merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in found:
-        merged.setdefault((row["tier"], row["name"]), []).append(row)
     names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit", *_COUNTED)
     lines = []
-    for (kind, name), rows in merged.items():
+    for (kind, name), rows in grouped(found, "tier", "name").items():
         cells = [" / ".join(dict.fromkeys(str(row.get(column, "-")) for row in rows)) for column in names]
         lines.append([clipped(name, NAME_CHARACTERS), kind, *cells])
     sm = " / ".join(dict.fromkeys(f"sm_{row['architecture']}" for row in found))

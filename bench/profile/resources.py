@@ -158,7 +158,7 @@ def _triton_kernel(variant: Any, architecture: int) -> Resources:
 
     cubin, report = compiled(variant, architecture)
     (used,) = parse_ptxas(report)
-    threads = cubin.metadata.num_warps * 32
+    threads = cubin.metadata.num_warps * WARP_THREADS
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin.asm["cubin"])
         file.flush()

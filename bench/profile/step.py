@@ -26,8 +26,8 @@ from .work import Work
 NAME_CHARACTERS = 64
 
 
-def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Profile, write ``step.json`` and ``step-trace.json``, print the tables; returns what step.json holds.
+def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Profile, write ``step.json`` and ``step-trace.json``, print the tables.
 
     ``arguments`` are the command line's, for the nsys and ncu lines of this run.
     """
@@ -47,7 +47,8 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
             work = Work(recipe, options, values.nvtx)
             warm_s = work.warm_up()
             if values.nvtx:
-                return _ranges_only(work, values.steps)
+                _ranges_only(work, values.steps)
+                return
             bare_s = work.seconds_per_step(values.steps)
             found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": bare_s}
             found |= _profiled(work, values.steps, values.by_shape, folder / "step-trace.json")
@@ -59,7 +60,6 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     write_json(folder / "step.json", found)
     print(text(found, values.top, folder))
     print(commands(arguments, folder, "step", ["--nvtx"]))
-    return found
 
 
 def _name_compiled_kernels() -> None:
@@ -69,12 +69,11 @@ def _name_compiled_kernels() -> None:
     inductor.cpp.enable_kernel_profile = True
 
 
-def _ranges_only(work: Work, steps: int) -> dict[str, Any]:
+def _ranges_only(work: Work, steps: int) -> None:
     """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
     with captured(work.place.device):
         seconds = work.seconds_per_step(steps)
     print(f"{steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
-    return {"seconds_without_profiler": seconds}
 
 
 def _peak_bytes(work: Work) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from imnet import device
+from imnet.from_recipe import load_sources
+from imnet.launch import World
+from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
-from ..case import bare
+from ..case import Case, make_step, synthetic
 from ..clock import wait
 from .trace import PHASES, STEP
 
@@ -61,12 +65,14 @@ class RangedStep(TrainStep):
 
 
 class Work:
-    """A recipe's step and data path."""
+    """A recipe's step and data path; the step is compiled and captured only where that is asked for."""
 
     def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
-        self.case = bare(recipe, options, RangedStep)
-        self.recipe, self.place, self.step = self.case.recipe, self.case.place, cast(RangedStep, self.case.step)
+        self.recipe, self.place, world = synthetic(recipe), device.resolve(options), World()
+        pipeline = load_sources(self.recipe, options, self.place, world).train
+        self.step = make_step(recipe, options, self.place, world, RangedStep)
         self.step.nvtx = nvtx
+        self.case = Case(self.recipe, self.place, pipeline, self.step, Mixing(recipe, 0))
         self.batches = self.case.batches()
 
     def once(self, number: int = 0) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Made = TypeVar("Made")
+Given = ParamSpec("Given")
 MOST_KEPT = 64
 
 _kept: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
@@ -47,8 +49,17 @@ def once(make: Callable[..., Made], *given: Any) -> Made:
     return made
 
 
-def constant_result(function: Made) -> Made:
-    """What torch.compiler.assume_constant_result does to a function, without importing the compiler: that takes
-    seconds, also of a run that compiles nothing."""
-    function._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
-    return function
+def constant(make: Callable[Given, Made]) -> Callable[Given, Made]:
+    """``make``, of hashable arguments, with what it once made kept: a transfer per batch would be a host sync.
+
+    torch.compile takes the result as it is. That is what torch.compiler.assume_constant_result does to a function, here
+    without importing the compiler: that takes seconds, also of a run that compiles nothing.
+    """
+    made = lru_cache(maxsize=MOST_KEPT)(make)
+
+    @wraps(make)
+    def call(*given: Given.args, **named: Given.kwargs) -> Made:
+        return made(*given, **named)
+
+    call._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
+    return call

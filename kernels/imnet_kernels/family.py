@@ -36,6 +36,11 @@ class Case:
     real: bool = False
     gpu: bool = False
 
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...], *, real: bool = False, gpu: bool = False, **options: Any) -> Case:
+        """Of a family whose input has one shape."""
+        return cls(name=name, options={"shape": shape, **options}, real=real, gpu=gpu)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Call:

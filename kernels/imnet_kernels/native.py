@@ -1,4 +1,7 @@
-"""What the families' native tiers share: loading them, dtype codes, layouts, number of threads."""
+"""What the families' native tiers share: loading them, dtype codes, layouts.
+
+Host kernels take torch's number of threads, so that torch.set_num_threads and OMP_NUM_THREADS hold for them too.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,6 @@ def host() -> ModuleType:
     if found is None:
         raise RuntimeError(f"the host kernels are not installed; {TIERS['host'].remedy}")
     return found
-
-
-def threads() -> int:
-    """torch's own setting, so that torch.set_num_threads and OMP_NUM_THREADS hold here too."""
-    return torch.get_num_threads()
 
 
 def dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -8,22 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float64: tl.float64}
 
 
 def signed32(value: int) -> int:
     """The low 32 bits as an int32, so that a kernel's argument has one type for every value."""
     value &= 0xFFFFFFFF
     return value - (1 << 32) if value >> 31 else value
-
-
-def block_for(num_elements: int, largest: int = 1024) -> int:
-    """A power of two, at most `largest`."""
-    return min(largest, triton.next_power_of_2(max(num_elements, 1)))
 
 
 @triton.jit
@@ -95,11 +87,7 @@ def compiled(build: Build, architecture: int) -> tuple[Any, str]:
 
 def compile_for(build: Build, architecture: int) -> Usage:
     """Registers and spilled bytes of a kernel compiled for sm_<architecture>."""
-    return parse_usage(compiled(build, architecture)[1])
-
-
-def parse_usage(report: str) -> Usage:
-    """The last kernel's line of ptxas -v."""
+    _, report = compiled(build, architecture)
     if "registers" not in report:
         raise RuntimeError(f"ptxas reported nothing: {report!r}; compile with an empty TRITON_CACHE_DIR")
     registers = re.findall(r"Used (\d+) registers", report)[-1]

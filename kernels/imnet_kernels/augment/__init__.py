@@ -7,7 +7,6 @@ the uint8 store; the eager form moves 30 to 45 bytes per element where 3 suffice
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -151,14 +150,8 @@ def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -
     return values
 
 
-@calls.constant_result
+@calls.constant
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    return _made(mean, std, device)
-
-
-@lru_cache(maxsize=64)
-def _made(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Made once per device: a transfer per batch would be a host sync."""
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=torch.float32)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
     return scale.to(device), shift.to(device)

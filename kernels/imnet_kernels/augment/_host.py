@@ -38,7 +38,7 @@ def augment(
         dtype=native.CODES[dtype],
         scale=scale.tolist(),
         shift=[0.0] * channels if per_pixel else shift.tolist(),
-        num_threads=native.threads(),
+        num_threads=torch.get_num_threads(),
         **spec.arguments(height, width),
     )
     return out

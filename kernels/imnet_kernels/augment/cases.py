@@ -9,31 +9,26 @@ from . import augment
 
 _CIFAR = {"pad_px": 4, "hflip": "random", "cutout_px": 16}
 
-
-def _case(
-    name: str, shape: tuple[int, int, int, int], batch: int, *, real: bool = False, gpu: bool = False, **keys: object
-) -> Case:
-    return Case(name=name, options={"shape": shape, "batch": batch, **keys}, real=real, gpu=gpu)
-
-
 CASES = (
-    _case("imagenet64", (512, 64, 64, 3), 256, real=True, **_CIFAR),
-    _case("imagenet64_reflect", (128, 64, 64, 3), 64, real=True, pad_px=4, pad_mode="reflect", hflip="random"),
-    _case("imagenet64_mean_image", (128, 64, 64, 3), 64, real=True, pad_px=4, hflip="random", per_pixel=True),
-    _case("fashion28", (1024, 28, 28, 1), 256, real=True, **_CIFAR),
-    _case("plain", (9, 28, 28, 1), 7),
-    _case("alternating", (9, 32, 32, 3), 5, pad_px=2, hflip="alternating"),
-    _case("cutout_inside", (9, 32, 32, 3), 5, cutout_px=9, cutout_inside=True),
-    _case("one_image", (1, 5, 7, 3), 1, pad_px=2, hflip="random", cutout_px=3),
-    _case("four_channels", (3, 6, 11, 4), 4, pad_px=5, pad_mode="reflect", hflip="alternating"),
-    _case("two_channels_mean_image", (3, 9, 6, 2), 4, pad_px=3, pad_mode="reflect", hflip="random", per_pixel=True),
-    _case("one_pixel", (3, 1, 1, 3), 2, hflip="random"),
-    _case("shard", (6, 12, 12, 3), 3, pad_px=4, hflip="random", offset=(1 << 40) + 5),
-    _case("empty_batch", (3, 8, 8, 3), 0, **_CIFAR | {"cutout_px": 4}),  # pyright: ignore[reportArgumentType]
-    _case("64px 256", (512, 64, 64, 3), 256, gpu=True, **_CIFAR),
-    _case("64px 8192", (8192, 64, 64, 3), 8192, gpu=True, **_CIFAR),
-    _case("28px 256", (512, 28, 28, 1), 256, gpu=True, **_CIFAR),
-    _case("28px 8192", (8192, 28, 28, 1), 8192, gpu=True, **_CIFAR),
+    Case.of("imagenet64", (512, 64, 64, 3), batch=256, real=True, **_CIFAR),
+    Case.of("imagenet64_reflect", (128, 64, 64, 3), batch=64, real=True, pad_px=4, pad_mode="reflect", hflip="random"),
+    Case.of("imagenet64_mean_image", (128, 64, 64, 3), batch=64, real=True, pad_px=4, hflip="random", per_pixel=True),
+    Case.of("fashion28", (1024, 28, 28, 1), batch=256, real=True, **_CIFAR),
+    Case.of("plain", (9, 28, 28, 1), batch=7),
+    Case.of("alternating", (9, 32, 32, 3), batch=5, pad_px=2, hflip="alternating"),
+    Case.of("cutout_inside", (9, 32, 32, 3), batch=5, cutout_px=9, cutout_inside=True),
+    Case.of("one_image", (1, 5, 7, 3), batch=1, pad_px=2, hflip="random", cutout_px=3),
+    Case.of("four_channels", (3, 6, 11, 4), batch=4, pad_px=5, pad_mode="reflect", hflip="alternating"),
+    Case.of(
+        "two_channels_mean_image", (3, 9, 6, 2), batch=4, pad_px=3, pad_mode="reflect", hflip="random", per_pixel=True
+    ),
+    Case.of("one_pixel", (3, 1, 1, 3), batch=2, hflip="random"),
+    Case.of("shard", (6, 12, 12, 3), batch=3, pad_px=4, hflip="random", offset=(1 << 40) + 5),
+    Case.of("empty_batch", (3, 8, 8, 3), batch=0, pad_px=4, hflip="random", cutout_px=4),
+    Case.of("64px 256", (512, 64, 64, 3), batch=256, gpu=True, **_CIFAR),
+    Case.of("64px 8192", (8192, 64, 64, 3), batch=8192, gpu=True, **_CIFAR),
+    Case.of("28px 256", (512, 28, 28, 1), batch=256, gpu=True, **_CIFAR),
+    Case.of("28px 8192", (8192, 28, 28, 1), batch=8192, gpu=True, **_CIFAR),
 )
 
 

@@ -71,12 +71,12 @@ class Plan:
         self.partial = torch.empty((self.programs, 2, width), dtype=torch.float32, device=x.device)
 
     def joined_statistics(
-        self, partial: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+        self, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
     ) -> tuple[Tensor, Tensor]:
         """Mean and 1 / sqrt(var + eps) of a channel, from statistics_kernel's; the running statistics are moved."""
         mean, inverse = torch.empty_like(running_mean), torch.empty_like(running_mean)
         join_statistics_kernel[self.join](
-            partial, mean, inverse, running_mean, running_var, self.rows, self.channels, self.fold,
+            self.partial, mean, inverse, running_mean, running_var, self.rows, self.channels, self.fold,
             self.rows_a_program, self.programs, momentum, eps, **self.most,
         )  # fmt: skip
         return mean, inverse
@@ -111,7 +111,7 @@ def forward(
     statistics_kernel[plan.reduce](
         x, before, total, plan.partial, plan.rows, plan.pitch, plan.rows_a_program, ADDS=sums, **plan.tile
     )
-    mean, inverse = plan.joined_statistics(plan.partial, running_mean, running_var, momentum, eps)
+    mean, inverse = plan.joined_statistics(running_mean, running_var, momentum, eps)
     normalise_kernel[plan.whole](
         total, added, y, mean, inverse, weight, bias, plan.rows, plan.pitch, plan.channels,
         RELU=relu, ADDS=residual is not None, GROUP=plan.group, DEPTH=DEPTH, **plan.tile,

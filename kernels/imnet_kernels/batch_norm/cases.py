@@ -13,34 +13,29 @@ from . import add_batch_norm, backward_op, batch_norm, reference
 
 EPS = 1e-5
 
-
-def _case(name: str, shape: tuple[int, int, int, int], *, gpu: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, **keys}, gpu=gpu)
-
-
 CASES = (
-    _case("vectors of eight", (3, 24, 5, 7)),
-    _case("vectors of four", (5, 36, 6, 6)),
-    _case("odd channels", (2, 7, 9, 5)),
-    _case("two blocks of columns", (2, 160, 4, 4)),
-    _case("many rows", (5, 16, 28, 20)),
-    _case("no relu", (4, 24, 5, 5), relu=False),
-    _case("residual", (4, 24, 5, 5), residual=True),
-    _case("residual without relu", (4, 24, 5, 5), residual=True, relu=False),
-    _case("four values a channel", (2, 8, 1, 2)),
-    _case("planar", (2, 8, 4, 4), planar=True),
-    _case("sum", (4, 24, 5, 5), sum="kept"),
-    _case("sum of odd channels", (2, 7, 9, 5), sum="kept"),
-    _case("sum of many rows", (5, 16, 28, 20), sum="kept", relu=False),
-    _case("sum that only the norm reads", (4, 24, 5, 5), sum="dropped"),
-    _case("sum that only the norm reads, without relu", (5, 36, 6, 6), sum="dropped", relu=False),
-    _case("planar sum", (2, 8, 4, 4), sum="kept", planar=True),
-    _case("wrn36_5 stage 1", (256, 80, 64, 64), gpu=True),
-    _case("wrn36_5 stage 4", (256, 640, 8, 8), gpu=True),
-    _case("wrn28_10 stage 2", (256, 320, 14, 14), gpu=True),
-    _case("densenet", (128, 132, 28, 28), gpu=True),
-    _case("resnet50 stage 1", (256, 256, 56, 56), gpu=True, residual=True),
-    _case("wrn36_5 stage 1 sum", (256, 80, 64, 64), gpu=True, sum="kept"),
+    Case.of("vectors of eight", (3, 24, 5, 7)),
+    Case.of("vectors of four", (5, 36, 6, 6)),
+    Case.of("odd channels", (2, 7, 9, 5)),
+    Case.of("two blocks of columns", (2, 160, 4, 4)),
+    Case.of("many rows", (5, 16, 28, 20)),
+    Case.of("no relu", (4, 24, 5, 5), relu=False),
+    Case.of("residual", (4, 24, 5, 5), residual=True),
+    Case.of("residual without relu", (4, 24, 5, 5), residual=True, relu=False),
+    Case.of("four values a channel", (2, 8, 1, 2)),
+    Case.of("planar", (2, 8, 4, 4), planar=True),
+    Case.of("sum", (4, 24, 5, 5), sum="kept"),
+    Case.of("sum of odd channels", (2, 7, 9, 5), sum="kept"),
+    Case.of("sum of many rows", (5, 16, 28, 20), sum="kept", relu=False),
+    Case.of("sum that only the norm reads", (4, 24, 5, 5), sum="dropped"),
+    Case.of("sum that only the norm reads, without relu", (5, 36, 6, 6), sum="dropped", relu=False),
+    Case.of("planar sum", (2, 8, 4, 4), sum="kept", planar=True),
+    Case.of("wrn36_5 stage 1", (256, 80, 64, 64), gpu=True),
+    Case.of("wrn36_5 stage 4", (256, 640, 8, 8), gpu=True),
+    Case.of("wrn28_10 stage 2", (256, 320, 14, 14), gpu=True),
+    Case.of("densenet", (128, 132, 28, 28), gpu=True),
+    Case.of("resnet50 stage 1", (256, 256, 56, 56), gpu=True, residual=True),
+    Case.of("wrn36_5 stage 1 sum", (256, 80, 64, 64), gpu=True, sum="kept"),
 )
 
 

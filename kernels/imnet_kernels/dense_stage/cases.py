@@ -9,25 +9,20 @@ import torch
 from ..family import Call, Case, Family
 from . import Layer, Norm, dense_stage
 
-
-def _case(name: str, shape: tuple[int, int, int, int], *, gpu: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, "growth": 12, "layers": 2} | keys, gpu=gpu)
-
-
 CASES = (
-    _case("stage 1", (2, 24, 6, 6)),
-    _case("stage 2", (3, 108, 5, 5), layers=1),
-    _case("stage 3", (3, 150, 3, 5)),
-    _case("growth of five", (3, 7, 5, 3), growth=5, layers=3),
-    _case("growth of eight", (2, 16, 4, 4), growth=8),
-    _case("growth of 24", (1, 48, 4, 4), growth=24, layers=1),
-    _case("one layer", (5, 24, 3, 3), layers=1),
-    _case("eight values a channel", (2, 24, 2, 2)),
-    _case("several tiles a program", (5, 24, 8, 9), layers=1),
-    _case("planar", (2, 24, 4, 4), planar=True),
+    Case.of("stage 1", (2, 24, 6, 6), growth=12, layers=2),
+    Case.of("stage 2", (3, 108, 5, 5), growth=12, layers=1),
+    Case.of("stage 3", (3, 150, 3, 5), growth=12, layers=2),
+    Case.of("growth of five", (3, 7, 5, 3), growth=5, layers=3),
+    Case.of("growth of eight", (2, 16, 4, 4), growth=8, layers=2),
+    Case.of("growth of 24", (1, 48, 4, 4), growth=24, layers=1),
+    Case.of("one layer", (5, 24, 3, 3), growth=12, layers=1),
+    Case.of("eight values a channel", (2, 24, 2, 2), growth=12, layers=2),
+    Case.of("several tiles a program", (5, 24, 8, 9), growth=12, layers=1),
+    Case.of("planar", (2, 24, 4, 4), growth=12, layers=2, planar=True),
     # Four of the sixteen layers, in the middle: what torch compiles of all is not ready in a minute.
-    _case("densenet stage 1", (128, 120, 28, 28), gpu=True, layers=4),
-    _case("densenet stage 3", (128, 234, 7, 7), gpu=True, layers=4),
+    Case.of("densenet stage 1", (128, 120, 28, 28), growth=12, layers=4, gpu=True),
+    Case.of("densenet stage 3", (128, 234, 7, 7), growth=12, layers=4, gpu=True),
 )
 
 

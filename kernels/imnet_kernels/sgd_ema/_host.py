@@ -43,5 +43,5 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
         weight_decay=step.weight_decay,
         ema_weight=1.0 - step.ema_decay,
         nesterov=step.nesterov,
-        num_threads=native.threads(),
+        num_threads=torch.get_num_threads(),
     )

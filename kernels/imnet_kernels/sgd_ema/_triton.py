@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..tritonlib import Build
 from . import reference
 from ._host import fitting
 from .reference import Lists, Step
-from .table import on_device, tables
 
 BLOCK = 1024
 CHUNK = 4096
@@ -51,18 +54,39 @@ def sgd_ema_kernel(
             tl.store(e_ptr + at, e + (p - e) * ema_weight, mask=live)
 
 
+@lru_cache(maxsize=16)
+def _table(
+    addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The kernel's table and chunks, made once while the tensors stay where they are, as they do under a CUDA graph."""
+    rows = torch.tensor([*addresses, sizes], dtype=torch.int64)
+    chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
+    return rows.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float, device: torch.device) -> Tensor:
+    """A cached (1,) fp32 tensor: no transfer per step."""
+    return torch.full((1,), value, dtype=torch.float32, device=device)
+
+
 def sgd_ema_(lists: Lists, step: Step) -> None:
     """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
     if not all(fitting(lists)):
         reference.sgd_ema_(lists, step)
         return
-    table, chunks = tables(lists, CHUNK)
+    params, device = lists.params, lists.params[0].device
+    # An empty list's addresses are never read.
+    addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
+    table, chunks = _table(addresses, tuple(p.numel() for p in params), device)
     if chunks.shape[0] == 0:
         return
-    lr, scale, skip = on_device(step, lists.params[0].device)
+    # Tensors, which a captured graph reads again.
+    scale = _constant(1.0, device) if step.grad_scale is None else step.grad_scale
+    skip = _constant(0.0, device) if step.skip is None else step.skip
     numbers = (float(step.momentum), float(step.weight_decay), 1.0 - step.ema_decay)
     sgd_ema_kernel[(chunks.shape[0],)](
-        table, chunks, lr, scale, skip, len(lists.params), *numbers,
+        table, chunks, step.lr, scale, skip, len(params), *numbers,
         MOMENTA=bool(lists.momenta), EMAS=bool(lists.emas), NESTEROV=step.nesterov, CHUNK=CHUNK, BLOCK=BLOCK
     )  # fmt: skip
 

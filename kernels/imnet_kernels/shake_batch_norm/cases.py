@@ -10,27 +10,22 @@ from ..batch_norm import Norm
 from ..family import Call, Case, Family
 from . import shake_batch_norm
 
-
-def _case(name: str, shape: tuple[int, int, int, int], *, gpu: bool = False, **keys: object) -> Case:
-    return Case(name=name, options={"shape": shape, "read": (0, 1, 2), **keys}, gpu=gpu)
-
-
 CASES = (
-    _case("vectors of eight", (3, 24, 5, 7)),
-    _case("rows of an image read as four", (3, 32, 6, 6)),
-    _case("rows of an image that are not even", (5, 32, 5, 3)),
-    _case("odd channels", (2, 7, 9, 5)),
-    _case("two blocks of columns", (2, 160, 4, 4)),
-    _case("many rows", (5, 16, 28, 20)),
-    _case("per batch", (3, 24, 5, 5), level="batch"),
-    _case("one image", (1, 24, 5, 5)),
-    _case("planar", (2, 8, 4, 4), planar=True),
-    _case("sum alone is read", (4, 24, 5, 5), read=(0,)),
-    _case("one reader behind ReLU", (4, 24, 5, 5), read=(1,)),
-    _case("other reader and sum", (4, 24, 5, 5), read=(0, 2)),
-    _case("two readers behind ReLU", (4, 24, 5, 5), read=(1, 2)),
-    _case("2x96d stage 1", (256, 96, 28, 28), gpu=True),
-    _case("2x96d stage 3", (256, 384, 7, 7), gpu=True),
+    Case.of("vectors of eight", (3, 24, 5, 7)),
+    Case.of("rows of an image read as four", (3, 32, 6, 6)),
+    Case.of("rows of an image that are not even", (5, 32, 5, 3)),
+    Case.of("odd channels", (2, 7, 9, 5)),
+    Case.of("two blocks of columns", (2, 160, 4, 4)),
+    Case.of("many rows", (5, 16, 28, 20)),
+    Case.of("per batch", (3, 24, 5, 5), level="batch"),
+    Case.of("one image", (1, 24, 5, 5)),
+    Case.of("planar", (2, 8, 4, 4), planar=True),
+    Case.of("sum alone is read", (4, 24, 5, 5), read=(0,)),
+    Case.of("one reader behind ReLU", (4, 24, 5, 5), read=(1,)),
+    Case.of("other reader and sum", (4, 24, 5, 5), read=(0, 2)),
+    Case.of("two readers behind ReLU", (4, 24, 5, 5), read=(1, 2)),
+    Case.of("2x96d stage 1", (256, 96, 28, 28), gpu=True),
+    Case.of("2x96d stage 3", (256, 384, 7, 7), gpu=True),
 )
 
 
@@ -63,7 +58,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
     def run() -> tuple[torch.Tensor, ...]:
         results = shake_batch_norm(*maps, *norms, alpha, beta, momentum=0.1, eps=1e-5)  # pyright: ignore[reportCallIssue]
-        return tuple(results[index] for index in o["read"])
+        return tuple(results[index] for index in o.get("read", (0, 1, 2)))
 
     trained = [t for n in norms for t in (n.weight, n.bias)]
     return Call(run=run, leaves=(*maps, *trained), in_place=tuple(t for n in norms for t in n[2:]))

@@ -43,5 +43,5 @@ def _common(like: Tensor, coefficient: Tensor) -> dict[str, int]:
         "coefficient": coefficient.data_ptr(),
         "num_coefficients": coefficient.numel(),
         "dtype": native.CODES[like.dtype],
-        "num_threads": native.threads(),
+        "num_threads": torch.get_num_threads(),
     }

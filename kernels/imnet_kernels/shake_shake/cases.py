@@ -7,22 +7,15 @@ import torch
 from ..family import Call, Case, Family
 from . import reference, shake_backward_op, shake_shake
 
-
-def _case(
-    name: str, shape: tuple[int, int, int, int], *, real: bool = False, gpu: bool = False, **keys: object
-) -> Case:
-    return Case(name=name, options={"shape": shape, **keys}, real=real, gpu=gpu)
-
-
 CASES = (
-    _case("stage1", (32, 96, 28, 28), real=True, channels_last=True),
-    _case("planar", (5, 6, 7, 9)),
-    _case("per_batch", (3, 32, 8, 8), level="batch", channels_last=True),
-    _case("one_image", (1, 3, 5, 7), channels_last=True),
-    _case("mixed_layouts", (2, 8, 6, 6), channels_last=True, mixed=True),
-    _case("empty_batch", (0, 4, 3, 3)),
-    _case("stage1 256", (256, 96, 28, 28), gpu=True, channels_last=True),
-    _case("stage3 256", (256, 384, 7, 7), gpu=True, channels_last=True),
+    Case.of("stage1", (32, 96, 28, 28), real=True, channels_last=True),
+    Case.of("planar", (5, 6, 7, 9)),
+    Case.of("per_batch", (3, 32, 8, 8), level="batch", channels_last=True),
+    Case.of("one_image", (1, 3, 5, 7), channels_last=True),
+    Case.of("mixed_layouts", (2, 8, 6, 6), channels_last=True, mixed=True),
+    Case.of("empty_batch", (0, 4, 3, 3)),
+    Case.of("stage1 256", (256, 96, 28, 28), gpu=True, channels_last=True),
+    Case.of("stage3 256", (256, 384, 7, 7), gpu=True, channels_last=True),
 )
 
 

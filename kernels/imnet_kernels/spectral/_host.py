@@ -33,6 +33,6 @@ def spectral(
             bands=list(bands),
             scale=[] if scale is None else scale.flatten().tolist(),
             shift=[] if shift is None else shift.flatten().tolist(),
-            num_threads=native.threads(),
+            num_threads=torch.get_num_threads(),
         )
     return out

@@ -7,31 +7,24 @@ import torch
 from ..family import Call, Case, Family
 from . import spectral
 
-
-def _case(
-    name: str, shape: tuple[int, int, int, int], r: int, *, real: bool = False, gpu: bool = False, **keys: object
-) -> Case:
-    return Case(name=name, options={"shape": shape, "r": r, **keys}, real=real, gpu=gpu)
-
-
 CASES = (
-    _case("sub4", (4, 3, 224, 224), 2, real=True, channels_last=True),
-    _case("sub16", (4, 3, 224, 224), 4, real=True, channels_last=True),
-    _case("sub36", (2, 3, 336, 336), 6, real=True, channels_last=True),
-    _case("sub4_planar", (2, 3, 32, 48), 2, normalise="band"),
-    _case("sub16_planar", (2, 3, 32, 48), 4, normalise="channel"),
-    _case("sub36_planar", (2, 3, 36, 48), 6, normalise="channel"),
-    _case("some_bands", (3, 3, 24, 36), 4, bands=(15, 0, 7, 7, 2), channels_last=True, normalise="channel"),
-    _case("one_band", (1, 1, 12, 18), 6, bands=(35,), normalise="band"),
-    _case("odd_sizes", (1, 3, 10, 14), 2, channels_last=True),
-    _case("five_channels", (2, 5, 12, 24), 6, channels_last=True, normalise="channel"),
-    _case("float_input", (2, 3, 24, 36), 4, channels_last=True, float_input=True, normalise="band"),
-    _case("float_planar", (2, 3, 24, 36), 6, float_input=True),
-    _case("one_output", (1, 3, 6, 6), 6, channels_last=True),
-    _case("empty_batch", (0, 3, 8, 8), 2),
-    _case("sub4 64", (64, 3, 224, 224), 2, gpu=True, channels_last=True, normalise="band"),
-    _case("sub16 64", (64, 3, 224, 224), 4, gpu=True, channels_last=True, normalise="band"),
-    _case("sub36 64", (64, 3, 336, 336), 6, gpu=True, channels_last=True, normalise="band"),
+    Case.of("sub4", (4, 3, 224, 224), r=2, real=True, channels_last=True),
+    Case.of("sub16", (4, 3, 224, 224), r=4, real=True, channels_last=True),
+    Case.of("sub36", (2, 3, 336, 336), r=6, real=True, channels_last=True),
+    Case.of("sub4_planar", (2, 3, 32, 48), r=2, normalise="band"),
+    Case.of("sub16_planar", (2, 3, 32, 48), r=4, normalise="channel"),
+    Case.of("sub36_planar", (2, 3, 36, 48), r=6, normalise="channel"),
+    Case.of("some_bands", (3, 3, 24, 36), r=4, bands=(15, 0, 7, 7, 2), channels_last=True, normalise="channel"),
+    Case.of("one_band", (1, 1, 12, 18), r=6, bands=(35,), normalise="band"),
+    Case.of("odd_sizes", (1, 3, 10, 14), r=2, channels_last=True),
+    Case.of("five_channels", (2, 5, 12, 24), r=6, channels_last=True, normalise="channel"),
+    Case.of("float_input", (2, 3, 24, 36), r=4, channels_last=True, float_input=True, normalise="band"),
+    Case.of("float_planar", (2, 3, 24, 36), r=6, float_input=True),
+    Case.of("one_output", (1, 3, 6, 6), r=6, channels_last=True),
+    Case.of("empty_batch", (0, 3, 8, 8), r=2),
+    Case.of("sub4 64", (64, 3, 224, 224), r=2, gpu=True, channels_last=True, normalise="band"),
+    Case.of("sub16 64", (64, 3, 224, 224), r=4, gpu=True, channels_last=True, normalise="band"),
+    Case.of("sub36 64", (64, 3, 336, 336), r=6, gpu=True, channels_last=True, normalise="band"),
 )
 
 

@@ -7,7 +7,6 @@ Phase p = row * r + col is x[row::r, col::r];  V[k] = 2 sum_p x[p] cos(pi k (2 p
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,15 +14,9 @@ from torch import Tensor
 from .. import calls
 
 
-@calls.constant_result
+@calls.constant
 def matrix(r: int, bands: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """See _matrix; a constant to torch.compile."""
-    return _matrix(r, bands, dtype, device)
-
-
-@lru_cache(maxsize=64)
-def _matrix(r: int, bands: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(K, s) rows 2 cos(pi k (2 p + 1) / (2 s)) of the bands, computed in fp64; made once per device."""
+    """(K, s) rows 2 cos(pi k (2 p + 1) / (2 s)) of the bands, computed in fp64."""
     s = r * r
     rows = [[2.0 * math.cos(math.pi * (k * (2 * p + 1) % (4 * s)) / (2 * s)) for p in range(s)] for k in bands]
     return torch.tensor(rows, dtype=torch.float64).to(dtype).to(device)
