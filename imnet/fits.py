@@ -12,11 +12,13 @@ from imnet_kernels import tier
 from torch import nn
 
 from imnet import models, optim
+from imnet.data import DataSet
 from imnet.data.order import Order, micro_batches, shard
 from imnet.device import Place
-from imnet.errors import UsageError
+from imnet.errors import DataError, UsageError
 from imnet.launch import World
 from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash
 from imnet.step import divided
 
 
@@ -25,6 +27,17 @@ def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+
+
+def check_alike(found: Recipe | DataSet, world: World) -> None:
+    """On every rank: UsageError where they were started with several recipes, DataError where they found several sets.
+    Launchers start the same words on every machine, each of which may have a copy of the set, or a file of its own."""
+    is_recipe = isinstance(found, Recipe)
+    mine = config_hash(found, "") if is_recipe else found.fingerprint
+    if world.alike(mine)[1] != world.size:
+        told = f"{'recipes' if is_recipe else 'data'}: that of rank {world.rank} of {world.size} is {mine[:12]}"
+        hint = "start all ranks with the same words, on the same data"
+        raise (UsageError if is_recipe else DataError)(f"the ranks have different {told}", hint=hint)
 
 
 def check_forward(recipe: Recipe) -> None:

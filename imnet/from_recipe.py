@@ -143,10 +143,11 @@ def load_data(
 
     ``look`` writes and downloads nothing; it ends in data.Unpacked for a set that would be packed first.
     """
-    d = recipe.data
+    d, world = recipe.data, world or World()
+    fits.check_alike(recipe, world)
     if not options.lock:
         data.without_locks()
-    with (world or World()).main_first():
+    with world.main_first():
         loaded = data.load(
             d.name,
             options.data_dir,
@@ -168,6 +169,7 @@ def load_data(
     if recipe.patience is not None and loaded.val is None and loaded.final is None and not d.hold_out:
         what = "got --patience without held-out images: the end would be chosen on the test set"
         raise UsageError(what, hint="hold some out: --data.val_images N")
+    fits.check_alike(loaded, world)
     return loaded
 
 
