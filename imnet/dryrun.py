@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from imnet_kernels import tier
 from torch import nn
 
-from imnet import device, ensemble, hubs, loggers, models, prescribed, runfolder, weights
+from imnet import device, ensemble, fits, hubs, loggers, models, prescribed, runfolder, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
 from imnet.errors import ImnetError, UsageError
-from imnet.from_recipe import check_fills, load_data, num_cast
+from imnet.from_recipe import load_data, num_cast
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -34,6 +36,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         raise UsageError(str(error)) from error
     kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
     precision, why = device.resolve_precision(options.precision, kind)
+    fits.check_forward(recipe)
     with torch.device("meta"):
         net = models.build(recipe.model, recipe.num_outputs, d.channels, **recipe.model_options)
     shape = (d.channels, recipe.input_px, recipe.input_px)
@@ -50,8 +53,10 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         *_first_weights(recipe, net, Path(folder)),
         *_memory(net, recipe, options, bands, precision),
         f"run folder   {folder}",
-        *_data(recipe, options, both * max(1, len(bands))),
+        *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands)))),
     ]
+    # Last, since it changes the network.
+    fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks) if bands else ranks)
     return "\n".join(lines)
 
 
@@ -101,25 +106,25 @@ def _memory(
     ]
 
 
-def _data(recipe: Recipe, options: RunOptions, flops_per_image: int) -> list[str]:
+def _data(recipe: Recipe, options: RunOptions, steps: Callable[[int], list[str]]) -> list[str]:
     """What lies there, or that nothing does; what is wrong with it is raised."""
     try:
         found = load_data(recipe, options, look=True)
     except AbsentError as error:
         return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
     except Unpacked as todo:
-        return _unpacked(recipe, todo, flops_per_image)
+        return _unpacked(recipe, todo, steps)
     val = "" if found.val is None else f"{len(found.val):,} validation, "
     sizes = f"{len(found.train):,} train, {val}{len(found.test):,} test, {len(found.class_names)} classes"
     return [
-        *_steps(recipe, len(found.train), flops_per_image),
+        *steps(len(found.train)),
         f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
         *(f"note         {note}" for note in found.notes),
         f"pipeline     {_pipeline(found, options)}",
     ]
 
 
-def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]:
+def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]]) -> list[str]:
     """A set that training would pack first."""
     splits, d = todo.found.splits, recipe.data
     train = d.train_images or len(splits["train"])
@@ -128,7 +133,7 @@ def _unpacked(recipe: Recipe, todo: Unpacked, flops_per_image: int) -> list[str]
     val = f"{d.val_images:,} validation, " if d.val_images else ""
     sizes = f"{train:,} train, {val}{test:,} test, {len(todo.found.class_names)} classes"
     return [
-        *_steps(recipe, train, flops_per_image),
+        *steps(train),
         f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",
         *(f"note         {note}" for note in todo.found.remarks()),
     ]
@@ -141,10 +146,12 @@ def _held_out(train: Items | Blocks, share: float) -> int:
     return int(held_of_each_class(train.labels(), share).sum())
 
 
-def _steps(recipe: Recipe, train: int, flops_per_image: int) -> list[str]:
-    d = recipe.data
+def _steps(recipe: Recipe, options: RunOptions, net: nn.Module, flops_per_image: int, train: int) -> list[str]:
+    d, bands, ranks = recipe.data, options.bands_of(recipe), options.gpus or options.procs or 1
     order = Order(train, d.batch_images, recipe.seed, drop_last=d.drop_last)
-    check_fills(recipe, train, order)
+    fits.check_fills(recipe, train, order)
+    ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
+    fits.check_passes(recipe, net, order, ranks, options.micro_batch_images)
     total = recipe.epochs * order.steps_per_epoch * d.batch_images * flops_per_image
     return [
         *_schedule(recipe, order.steps_per_epoch),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from imnet_kernels import tier
 
-from imnet import change, data, defaults, models, weights
+from imnet import change, data, defaults, fits, models, weights
 from imnet.data import pipelines
 from imnet.data.base import AnySplit
-from imnet.data.order import Order, class_weights, micro_batches, shard
+from imnet.data.order import Order, class_weights
 from imnet.data.pipelines import Pipeline, Setting
 from imnet.data.pipelines.batches import as_tensor, mean_image
 from imnet.device import Place
@@ -52,7 +50,7 @@ def load_sources(
     """The recipe's images for one rank, as spectral ``bands`` where they are named; ``dataset`` if it is loaded."""
     dataset = dataset or load_data(recipe, options, world)
     order = order_of(recipe, dataset)
-    check_fills(recipe, len(dataset.train), order)
+    fits.check_fills(recipe, len(dataset.train), order)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order, bands)
     val = None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting)
     return Sources(dataset=dataset, order=order, train=train, test=test, val=val, reason=reason)
@@ -74,12 +72,11 @@ def prepare(
     Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
     """
     # First, since it takes seconds and may be refused; pictures that must be packed can take an hour.
+    fits.check_forward(recipe)
     net = build_network(recipe)
     given = first_weights(recipe, net, world, saved)
     sources = sources or load_sources(recipe, options, place, world)
     order = sources.order
-    if recipe.comm.sync_bn:
-        _check_passes(order, world.size, options.micro_batch_images)
     kept = began if began is not None and began.get("device") == place.device.type else {}
     images = order.steps_per_epoch * recipe.data.batch_images
     net = net.to(place.device).to(memory_format=torch.channels_last)
@@ -88,7 +85,7 @@ def prepare(
     defaults.choose_kernels(options, execution, world.share(kept.get("kernels")))
     chosen = {"compile": execution.compile, "graphs": execution.cuda_graphs, "backend": options.optim_backend}
     step = build_step(recipe, net, place, world, **chosen)
-    _check_statistics(step, order, options.micro_batch_images)
+    fits.check_passes(recipe, net, order, world.size, options.micro_batch_images)
     if recipe.class_weights == "balanced":
         labels = as_tensor(sources.dataset.train.labels)
         step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
@@ -120,13 +117,6 @@ def order_of(recipe: Recipe, dataset: data.DataSet) -> Order:
     return Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=labels)
 
 
-def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
-    """UsageError where so many training images make no batch."""
-    if order.steps_per_epoch == 0:
-        what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
-        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
-
-
 def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:
     """Put the recipe's ``weights`` into a network on the CPU; what that was, for run.json.
 
@@ -146,47 +136,6 @@ def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if began is None else began.get("weights")
 
 
-def _shards(order: Order, num_ranks: int) -> list[set[int]]:
-    """How many images ranks have of a whole batch, and of an incomplete last one where it is trained on."""
-    rest = 0 if order.drop_last else order.num_images % order.batch_images
-    return [
-        {len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)}
-        for n in (order.batch_images, *([rest] if rest else []))
-    ]
-
-
-def _check_passes(order: Order, num_ranks: int, most: int | None) -> None:
-    """UsageError where --sync-bn would let a rank wait in a pass that another does not make."""
-    held = _shards(order, num_ranks)
-
-    def agree(most: int | None) -> bool:
-        passes = [{len(micro_batches(torch.arange(n), most)) for n in shards} for shards in held]
-        return all(len(counts) == 1 for counts in passes)
-
-    if not agree(most):
-        fits = next(n for n in itertools.count(most or 1) if agree(n))
-        what = f"got --sync-bn with micro-batches of {most} images, of which ranks would make different numbers"
-        raise UsageError(what, hint=f"take --micro-batch-images {fits}")
-
-
-def _check_statistics(step: TrainStep, order: Order, most: int | None) -> None:
-    """UsageError where a pass would have one image, and a BatchNorm no more than one number of it a channel."""
-    held = _shards(order, step.world.size)
-    single = [any(len(p) == 1 for n in shards for p in micro_batches(torch.arange(n), most)) for shards in held]
-    if not any(single) or (step.recipe.comm.sync_bn and step.world.size > 1):
-        return
-    data, kept = step.recipe.data, {name: buffer.clone() for name, buffer in step.net.named_buffers()}
-    image = torch.zeros(1, data.channels, step.recipe.input_px, step.recipe.input_px, device=step.place.device)
-    try:
-        with torch.no_grad(), tier.using("reference"):
-            torch.func.functional_call(step.net, kept, (image,))
-    except ValueError as error:
-        what = f"got {'batches' if single[0] else 'a last batch'} of which a pass has one image: {error}"
-        fewer = "fewer ranks, or a larger --micro-batch-images"
-        hint = fewer if single[0] else f"set --data.drop_last, or take another --batch-size, {fewer}"
-        raise UsageError(what, hint=hint) from error
-
-
 def load_data(
     recipe: Recipe, options: RunOptions, world: World | None = None, *, look: bool = False
 ) -> data.DataSet:  # fmt: skip
@@ -194,10 +143,11 @@ def load_data(
 
     ``look`` writes and downloads nothing; it ends in data.Unpacked for a set that would be packed first.
     """
-    d = recipe.data
+    d, world = recipe.data, world or World()
+    fits.check_alike(recipe, world)
     if not options.lock:
         data.without_locks()
-    with (world or World()).main_first():
+    with world.main_first():
         loaded = data.load(
             d.name,
             options.data_dir,
@@ -219,6 +169,7 @@ def load_data(
     if recipe.patience is not None and loaded.val is None and loaded.final is None and not d.hold_out:
         what = "got --patience without held-out images: the end would be chosen on the test set"
         raise UsageError(what, hint="hold some out: --data.val_images N")
+    fits.check_alike(loaded, world)
     return loaded
 
 

@@ -74,7 +74,8 @@ def parse(argv: list[str]) -> Request:
         raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
-    return replace(request, options=options, reasons=reasons)
+    notes += place.notes(request.recipe, path) if path else ()
+    return replace(request, options=options, notes=notes, reasons=reasons)
 
 
 def _canonical(word: str) -> str:

@@ -235,6 +235,15 @@ def with_data(named: Recipe, path: Path) -> Recipe:
     return replace(named, name=name_of(path, named.name), **kept)
 
 
+def enlarged(recipe: Recipe, path: Path) -> tuple[str, ...]:
+    """A line for pictures with less than half the side that the network reads: nothing is learnt from what is put in
+    between, at several times the cost."""
+    seen, reads_px = look(path), recipe.input_px * (recipe.augment.spectral_r or 1)
+    if not seen.pictures or 2 * seen.side_px >= reads_px:
+        return ()
+    return (f"your pictures, about {seen.side_px} px, are enlarged to {reads_px} px, which {recipe.model} reads",)
+
+
 def expected(recipe: Recipe, options: RunOptions) -> str:
     """The line that says how long it will take, from a few steps made here and a few pictures decoded; empty for a run
     that is complete already."""

@@ -53,6 +53,13 @@ def _set_names() -> tuple[str, ...]:
     return data.names()
 
 
+def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
+    """What the user should know of the data at ``path`` under ``recipe``, a line each."""
+    from imnet import own
+
+    return own.enlarged(recipe, Path(path))
+
+
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
     """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
     from imnet import device, own

@@ -34,9 +34,7 @@ class TrainStep:
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
-        if recipe.comm.sync_bn and world.size > 1:
-            synchronise_norms(net, place, world.group)
-        self.still = freeze(net, recipe.freeze) if recipe.freeze else []
+        self.still = divided(net, recipe, place, world)
         """Modules that are not trained."""
         self.net.eval()
         self.training_mode()
@@ -233,6 +231,16 @@ class TrainStep:
         if self.ema is not None:
             # An average that the checkpoint does not have begins at its weights.
             self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
+
+
+def divided(net: nn.Module, recipe: Recipe, place: Place, world: World) -> list[nn.Module]:
+    """Let BatchNorms of ``net`` see all ranks, and parts of it stand still, where the recipe says so; those parts.
+
+    UsageError where the network has no such parts.
+    """
+    if recipe.comm.sync_bn and world.size > 1:
+        synchronise_norms(net, place, world.group)
+    return freeze(net, recipe.freeze) if recipe.freeze else []
 
 
 def _num_right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ ROOMS = {
     ),
     "folder": ("runfolder checkpoint metrics loggers report", "ground recipes"),
     "run": (
-        "run_state change hubs weights from_recipe evaluate verdicts announce resume saver console trainer ensemble "
-        "start find",
+        "run_state change hubs weights fits from_recipe evaluate verdicts announce resume saver console trainer "
+        "ensemble start find",
         "ground recipes machine data models step folder kernels",
     ),
     "ask": (

@@ -127,6 +127,12 @@ def check_hold_out(labels: np.ndarray, file: Path) -> None:
         raise DataError("one picture a class: none can be held out to judge", file=file, hint=hint)
 
 
+def check_no_test(share: float) -> None:
+    """UsageError for a ``share`` to hold out of a set that has a test part."""
+    if share:
+        raise UsageError(f"got hold_out = {share:g} for a set with a test part", hint="--data.hold_out 0")
+
+
 def check_val_images(count: int, total: int) -> None:
     """UsageError unless both parts of ``total`` training images are left with some."""
     if not 0 < count < total:

@@ -22,7 +22,7 @@ from ..command import suggest
 from ..errors import UsageError
 from ..fields import misfit
 from .catalog import CATALOG
-from .registry import MODELS, keyword_options, keyword_types, model, signed
+from .registry import MODELS, keyword_options, keyword_types, model, signed, too_small
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,17 +67,13 @@ def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> n
         raise UsageError(f"model {name!r} refused {told}: {error}", hint="check --model-options") from error
 
 
-SHRUNK = ("Output size is too small", "Kernel size can't be greater", "shapes cannot be multiplied")
-"""What torch says where a map has become smaller than a window, or another size than a linear layer reads."""
-
-
 @contextlib.contextmanager
 def seeing(name: str, input_px: int) -> Iterator[None]:
     """For a block that shows images of ``input_px`` to the network: UsageError where it is not made for that size."""
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in SHRUNK):
+        if not too_small(error):
             raise
         what = f"{name} cannot see images of {input_px} px ({str(error).splitlines()[0]})"
         raise UsageError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from ..command import suggest
 from ..errors import UsageError
 from ..fields import misfit
-from .registry import keyword_types
+from .registry import keyword_types, too_small
 
 REFUSALS = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
 """What a network's constructor may raise over an option that it cannot use."""
@@ -86,14 +86,34 @@ def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any)
     return _made(f"timm:{name}", make, options)
 
 
+def check_logits(
+    name: str, network: nn.Module, images: torch.Tensor, num_classes: int, options: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """UsageError where ``network`` does not make logits of ``images``, which ``options`` are then to blame for."""
+    try:
+        given = network(images)
+    except REFUSALS as error:
+        if too_small(error):
+            raise
+        raise _refused(name, options, error) from error
+    if not isinstance(given, torch.Tensor) or given.shape != (len(images), num_classes):
+        got = f"a tensor {tuple(given.shape)}" if isinstance(given, torch.Tensor) else f"a {type(given).__name__}"
+        what = f"{name} with {dict(options)} gives {got}, no logits ({len(images)}, {num_classes})"
+        raise UsageError(what, hint="check the options")
+
+
+def _refused(name: str, options: Mapping[str, Any], error: BaseException) -> UsageError:
+    told = str(error).partition("\n")[0] or type(error).__name__
+    return UsageError(f"{name} refused {dict(options)}: {told}", hint="check the options")
+
+
 def _made(name: str, make: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
     """``make(**options)``; UsageError for what it refuses, and for a word where the network's class wants none: many
     keep it until their forward pass."""
     try:
         network = make(**options)
     except REFUSALS as error:
-        told = str(error) or type(error).__name__
-        raise UsageError(f"{name} refused {options}: {told}", hint="check the options") from error
+        raise _refused(name, options, error) from error
     types = keyword_types(type(network))
     for option, value in options.items():
         words = misfit(value, types.get(option)) if isinstance(value, str) else None

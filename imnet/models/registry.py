@@ -50,6 +50,15 @@ def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+SHRUNK = ("Output size is too small", "Kernel size can't be greater", "shapes cannot be multiplied")
+"""What torch says where a map has become smaller than a window, or another size than a linear layer reads."""
+
+
+def too_small(error: BaseException) -> bool:
+    """Whether a network met images of another size than it is made for."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHRUNK)
+
+
 def signed(name: str) -> Callable[..., Any]:
     """What has the options of a registered network as its keyword-only parameters."""
     return _SIGNED[name]

@@ -7,7 +7,7 @@ from torch import nn
 from imnet.data.order import Order
 from imnet.device import Place
 from imnet.errors import UsageError
-from imnet.from_recipe import _check_passes
+from imnet.fits import _check_equal, _shards
 from imnet.parallel import synchronise_norms
 
 
@@ -32,7 +32,7 @@ def test_sync_bn_is_torchs_on_a_gpu_and_keeps_parameters():
 def test_sync_bn_wants_equal_numbers_of_passes(images, most, fits):
     order = Order(images, images, 0)
     if fits is None:
-        _check_passes(order, 2, most)
+        _check_equal(_shards(order, 2), most)
         return
     with pytest.raises(UsageError, match=f"take --micro-batch-images {fits}"):
-        _check_passes(order, 2, most)
+        _check_equal(_shards(order, 2), most)

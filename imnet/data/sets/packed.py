@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imnet.data.base import DataSet, check_hold_out, check_val_images
+from imnet.data.base import DataSet, check_hold_out, check_no_test, check_val_images
 from imnet.data.files import cache_dir
 from imnet.data.readers import Blocks, Found, Items, recognise
 from imnet.data.readers.picture import ResizeRule
@@ -132,7 +132,9 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
     require("split", request.split, None, name)
     require("num_classes", request.num_classes, len(found.class_names), name)
     train = found.splits["train"]
-    if "test" not in found.splits and isinstance(train, Items):
+    if "test" in found.splits:
+        check_no_test(request.hold_out)
+    elif isinstance(train, Items):
         check_hold_out(train.labels(), found.path)
     if isinstance(train, Blocks):
         _require_side(size or request.image_px, train.shape, name, found.path)

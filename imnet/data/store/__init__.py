@@ -33,12 +33,13 @@ from imnet.data.base import (
     EncodedSplit,
     Split,
     check_hold_out,
+    check_no_test,
     combine_digests,
     hold_out,
     split_hash,
 )
 from imnet.data.files import reading
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
 PREAMBLE = struct.Struct("<8sQQI")
@@ -226,8 +227,8 @@ def load_store(folder: Path, image_px: int | None = None, held_share: float = 0.
     train = open_store(split_path(folder, "train"))
     files = {split: split_path(folder, split) for split in ("test", "final")}
     stores = {split: open_store(file) for split, file in files.items() if file.is_file()}
-    if "test" in stores and held_share:
-        raise UsageError(f"got hold_out = {held_share:g} for a set with a test part", hint="--data.hold_out 0")
+    if "test" in stores:
+        check_no_test(held_share)
     if held_share:
         return _held_out(train, image_px, held_share, seed)
     if "test" not in stores:

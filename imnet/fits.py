@@ -1,0 +1,107 @@
+"""What a recipe's parts must be to each other, and to the ranks that train it: refused before the first step.
+
+Networks may lie on the meta device, so that a dry run refuses what the run would.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from imnet_kernels import tier
+from torch import nn
+
+from imnet import models, optim
+from imnet.data import DataSet
+from imnet.data.order import Order, micro_batches, shard
+from imnet.device import Place
+from imnet.errors import DataError, UsageError
+from imnet.launch import World
+from imnet.recipe import Recipe
+from imnet.recipe_json import config_hash
+from imnet.step import divided
+
+
+def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
+    """UsageError where so many training images make no batch."""
+    if order.steps_per_epoch == 0:
+        what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
+        raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
+
+
+def check_alike(found: Recipe | DataSet, world: World) -> None:
+    """On every rank: UsageError where they were started with several recipes, DataError where they found several sets.
+    Launchers start the same words on every machine, each of which may have a copy of the set, or a file of its own."""
+    is_recipe = isinstance(found, Recipe)
+    mine = config_hash(found, "") if is_recipe else found.fingerprint
+    if world.alike(mine)[1] != world.size:
+        told = f"{'recipes' if is_recipe else 'data'}: that of rank {world.rank} of {world.size} is {mine[:12]}"
+        hint = "start all ranks with the same words, on the same data"
+        raise (UsageError if is_recipe else DataError)(f"the ranks have different {told}", hint=hint)
+
+
+def check_forward(recipe: Recipe) -> None:
+    """UsageError where a network of others keeps an option that it cannot use until it sees images, or gives no logits
+    with it. Nothing is computed; ours refuse their options while they are built."""
+    if ":" not in recipe.model or not recipe.model_options:
+        return
+    from imnet.models import external
+
+    with torch.device("meta"), models.seeing(recipe.model, recipe.input_px):
+        net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
+        images = torch.empty(2, recipe.data.channels, recipe.input_px, recipe.input_px)
+        external.check_logits(recipe.model, net, images, recipe.num_outputs, recipe.model_options)
+
+
+def check_parts(recipe: Recipe, net: nn.Module, num_ranks: int) -> None:
+    """UsageError where ``net``, which is on the meta device and changed here, has no such parts as the recipe freezes,
+    trains at another rate, or takes statistics of over all ranks."""
+    divided(net, recipe, Place(torch.device("cpu"), "fp32", ""), World(size=num_ranks))
+    optim.param_groups(net, recipe.optim, recipe.body_lr)
+
+
+def check_passes(recipe: Recipe, net: nn.Module, order: Order, num_ranks: int, most: int | None) -> None:
+    """UsageError where --sync-bn would let a rank wait in a pass that another does not make, or where a pass would have
+    one image, and a BatchNorm no more than one number of it a channel. ``most`` images are held at once."""
+    held = _shards(order, num_ranks)
+    if recipe.comm.sync_bn:
+        _check_equal(held, most)
+    if not (recipe.comm.sync_bn and num_ranks > 1):
+        _check_statistics(recipe, net, held, most)
+
+
+def _shards(order: Order, num_ranks: int) -> list[set[int]]:
+    """How many images ranks have of a whole batch, and of an incomplete last one where it is trained on."""
+    rest = 0 if order.drop_last else order.num_images % order.batch_images
+    return [
+        {len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)}
+        for n in (order.batch_images, *([rest] if rest else []))
+    ]
+
+
+def _check_equal(held: list[set[int]], most: int | None) -> None:
+    def agree(most: int | None) -> bool:
+        passes = [{len(micro_batches(torch.arange(n), most)) for n in shards} for shards in held]
+        return all(len(counts) == 1 for counts in passes)
+
+    if not agree(most):
+        fits = next(n for n in itertools.count(most or 1) if agree(n))
+        what = f"got --sync-bn with micro-batches of {most} images, of which ranks would make different numbers"
+        raise UsageError(what, hint=f"take --micro-batch-images {fits}")
+
+
+def _check_statistics(recipe: Recipe, net: nn.Module, held: list[set[int]], most: int | None) -> None:
+    single = [any(len(p) == 1 for n in shards for p in micro_batches(torch.arange(n), most)) for shards in held]
+    if not any(single):
+        return
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    device = next(net.parameters()).device
+    image = torch.zeros(1, recipe.data.channels, recipe.input_px, recipe.input_px, device=device)
+    try:
+        with torch.no_grad(), tier.using("reference"):
+            torch.func.functional_call(net, kept, (image,))
+    except ValueError as error:
+        what = f"got {'batches' if single[0] else 'a last batch'} of which a pass has one image: {error}"
+        fewer = "fewer ranks, or a larger --micro-batch-images"
+        hint = fewer if single[0] else f"set --data.drop_last, or take another --batch-size, {fewer}"
+        raise UsageError(what, hint=hint) from error

@@ -1,0 +1,84 @@
+"""A dry run refuses what the run would refuse, with the same line, and before anything is read or written."""
+
+import pytest
+from PIL import Image
+
+from imnet.cli import train_main
+
+TINY = ["--data", "shapes", "--data.train_images", "33", "--data.test_images", "10", "--batch-size", "16",
+        "--epochs", "1", "--device", "cpu"]  # fmt: skip
+THEIRS = ["--model", "torchvision:densenet121", "--data.image_px", "32"]
+TIMM = ["--recipe", "quickstart", "--model", "timm:resnet18"]
+
+
+def both(words, folder, capsys):
+    """What the run and the dry run say, on stderr."""
+    told = []
+    for more in ((), ("--dry-run",)):
+        assert train_main([*TINY, *words, "--out", str(folder / "run"), *more]) == 2
+        told.append(capsys.readouterr().err)
+    assert not (folder / "run" / "run.json").exists()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--freeze", "9"], "got freeze = 9; allowed: all-but-head, or 1..1"),
+        (["--data.split", "official"], "split is official for data set shapes; allowed None; leave --data.split out"),
+        (["--data", "synthetic", "--data.split", "X"], "split is X for data set synthetic"),
+        (["--data.hold_out", "0.5"], "hold_out is 0.5 for data set shapes"),
+        (["--data.val_seed", "3"], "data.val_seed without data.val_images"),
+        (["--data.val_stratified"], "data.val_stratified without data.val_images"),
+        (["--data.image_px", "16", "--recipe", "quickstart", "--model", "torchvision:resnet18", "--no-data.drop_last"],
+         "got a last batch of which a pass has one image"),
+    ],
+)  # fmt: skip
+def test_the_same_line_as_the_run(words, expected, tmp_path, capsys):
+    run, dry = both(words, tmp_path, capsys)
+    assert expected in run
+    assert (run, run.count("\n")) == (dry, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--sync-bn", "--procs", "2", "--micro-batch-images", "4", "--no-data.drop_last", "--data.train_images", "25"],
+         "got --sync-bn with micro-batches of 4 images"),
+        (["--procs", "16", "--recipe", "quickstart", "--model", "torchvision:resnet18", "--data.image_px", "16"],
+         "got batches of which a pass has one image"),
+    ],
+)  # fmt: skip
+def test_what_ranks_would_refuse_is_refused_without_them(words, expected, tmp_path, capsys):
+    assert train_main([*TINY, *words, "--dry-run"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "value"),
+    [
+        ("timm:resnet18", "drop_rate", "2"),
+        ("timm:resnet18", "features_only", "true"),
+        ("torchvision:densenet121", "drop_rate", "1.5"),
+        ("torchvision:googlenet", "aux_logits", "true"),
+    ],
+)
+def test_what_others_networks_refuse_only_when_they_see_images(model, option, value, tmp_path, capsys):
+    pytest.importorskip("timm")
+    words = ["--recipe", "quickstart", "--model", model, f"--model_options.{option}", value]
+    # No data lie there: the options are refused before data are looked for.
+    words += ["--data", "fashion-mnist", "--data-dir", str(tmp_path), "--data.image_px", "28", "--data.channels", "1"]
+    run, dry = both(words, tmp_path, capsys)
+    assert option in run
+    assert "check the options" in run
+    assert (run, run.count("\n")) == (dry, 1)
+
+
+def test_holding_out_of_a_set_that_has_a_test_part_is_refused_before_it_is_packed(tmp_path, capsys):
+    for name in ("train/a/0", "train/b/1", "test/a/2", "test/b/3"):
+        path = tmp_path / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (int(path.stem) * 60, 0, 0)).save(path)
+    asked = [str(tmp_path / "set"), "--recipe", "quickstart", "--device", "cpu", "--data.hold_out", "0.5", "--dry-run"]
+    assert train_main(asked) == 2
+    assert "got hold_out = 0.5 for a set with a test part" in capsys.readouterr().err
