@@ -83,9 +83,6 @@ class Data:
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
-        how = [name for name in ("val_seed", "val_stratified") if getattr(self, name)]
-        ok = self.val_images is not None or not how
-        check(ok, f"data.{' and data.'.join(how)} without data.val_images", "with it", "set --data.val_images N")
 
 
 @dataclass(frozen=True, kw_only=True)

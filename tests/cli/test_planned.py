@@ -25,11 +25,7 @@ def both(words, folder, capsys):
     ("words", "expected"),
     [
         (["--freeze", "9"], "got freeze = 9; allowed: all-but-head, or 1..1"),
-        (["--data.split", "official"], "split is official for data set shapes; allowed None; leave --data.split out"),
-        (["--data", "synthetic", "--data.split", "X"], "split is X for data set synthetic"),
         (["--data.hold_out", "0.5"], "hold_out is 0.5 for data set shapes"),
-        (["--data.val_seed", "3"], "data.val_seed without data.val_images"),
-        (["--data.val_stratified"], "data.val_stratified without data.val_images"),
         (["--data.image_px", "16", "--recipe", "quickstart", "--model", "torchvision:resnet18", "--no-data.drop_last"],
          "got a last batch of which a pass has one image"),
     ],

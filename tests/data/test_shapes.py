@@ -128,5 +128,5 @@ def test_synthetic_has_the_asked_shape_and_is_reproducible():
 
 @pytest.mark.parametrize("name", ["shapes", "synthetic"])
 def test_they_stand_in_for_any_recipe(name):
-    data = load(name, image_px=28, channels=1, num_classes=10, train_images=20, test_images=10)
+    data = load(name, image_px=28, channels=1, num_classes=10, split="custom", train_images=20, test_images=10)
     assert data.train.images.shape == (20, 28, 28, 1)

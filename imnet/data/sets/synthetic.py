@@ -13,8 +13,10 @@ _DEFAULT_TEST_IMAGES = 1024
 
 @dataset
 def synthetic(request: Request) -> DataSet:
-    """Random uint8 pixels (N, image_px, image_px, channels); 32 px, 3 channels, 10 classes unless asked otherwise."""
-    require("split", request.split, None, "synthetic")
+    """Random uint8 pixels (N, image_px, image_px, channels); 32 px, 3 channels, 10 classes unless asked otherwise.
+
+    ``split`` belongs to the set that it stands in for and changes nothing.
+    """
     require("hold_out", request.hold_out or None, None, "synthetic")
     image_px, channels = request.image_px or 32, request.channels or 3
     num_classes = request.num_classes or 10
