@@ -92,16 +92,17 @@ def _memory(
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
     halves = precision != "fp32" and ranks == 1 and not options.compile
     # Where autocast does not cast them: copies in two bytes each, and as many of their gradients.
-    cast = num_cast(net) if halves else 0
-    fixed = (copies * num_params(net) + cast) * 4 * networks
+    cast = num_cast(net) * 4 * networks if halves else 0
+    fixed = copies * num_params(net) * 4 * networks
     ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)
-    total = fixed + images * per_image
+    total = fixed + cast + images * per_image
     return [
         f"batch        {d.batch_images} images a step over {ranks} rank(s), {images} at once",
         f"memory       about {total / 2**30:.2f} GiB a rank: {fixed / 2**30:.2f} weights and optimiser, "
+        f"{f'{cast / 2**30:.2f} copies in {precision}, ' if cast else ''}"
         f"{images * per_image / 2**30:.2f} activations ({per_image / 2**20:.1f} MiB an image)",
     ]
 

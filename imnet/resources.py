@@ -12,7 +12,7 @@ ROOT = Path("/")
 
 
 def num_cores(root: Path = ROOT) -> int:
-    """Cores of this process's affinity, or its control groups' quota (``docker run --cpus 2``) where that is less:
+    """Cores of this process's affinity, or the quota of a container or a job where that is less:
     more threads than the quota has are stopped for most of each period."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu", root):
