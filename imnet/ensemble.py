@@ -74,9 +74,10 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
     with launch.connected(place.device) as world:
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
         assert options.out is not None
-        own = [band_folder(Path(options.out), band).glob("checkpoints/step-*") for band in mine]
-        # As of one network: refused before a set is loaded, which may take long. Every band reads them again.
-        first_weights(recipe, build_network(recipe), near, saved=all(map(any, own)))
+        if recipe.weights is not None:
+            own = [band_folder(Path(options.out), band).glob("checkpoints/step-*") for band in mine]
+            # As of one network: refused before a set is loaded, which may take long. Every band reads them again.
+            first_weights(recipe, build_network(recipe), near, saved=all(map(any, own)))
         dataset = load_data(recipe, options, world)
         # Ranks of one machine that see the same part of a batch.
         shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)

@@ -16,11 +16,12 @@ def num_cores(root: Path = ROOT) -> int:
     more threads than the quota has are stopped for most of each period."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu", root):
-        quota, period = [*_words(group / "cpu.max"), *_words(group / "cpu.cfs_quota_us")], "100000"
-        if len(quota) == 1:  # version 1 has the period in a file of its own
-            quota += _words(group / "cpu.cfs_period_us") or [period]
-        if len(quota) == 2 and quota[0].isdecimal():  # neither "max" nor -1, which are no limit
-            cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
+        # Quota and period: in one file, or in the two of version 1. Neither "max" nor -1 is a limit.
+        both = _words(group / "cpu.max") or [
+            word for name in ("quota", "period") for word in _words(group / f"cpu.cfs_{name}_us")
+        ]
+        if len(both) == 2 and both[0].isdecimal():
+            cores = min(cores, math.ceil(int(both[0]) / int(both[1])))
     return max(1, cores)
 
 
