@@ -176,3 +176,16 @@ def test_no_two_choices_read_the_same_stream():
     assert len(key.streams) == 1 + 10 + 2 + 1 + 16 + 11
     assert len(set(key.streams)) == len(key.streams)
     assert min(key.streams) > STREAM_ORDER
+
+
+@pytest.mark.parametrize("r", [2, 4])
+def test_the_kernels_make_a_band_the_same_beside_any_other(r):
+    images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
+    augment = Augment(mean=(0.4, 0.5, 0.6), spectral_r=r, spectral_std=(0.3,))
+    wanted = (r * r - 1, 0, 2)
+    made = transforms.band(images, augment, *transforms.band_statistics(augment, 3, wanted), torch.float32, wanted)
+    for i, band in enumerate(wanted):
+        one = replace(augment, spectral_band=band)
+        alone = transforms.band(images, one, *transforms.band_statistics(one, 3), torch.float32)
+        assert torch.equal(made[:, i], alone)
+        assert made[:, i].is_contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from imnet import cli, data, ensemble
@@ -296,16 +295,3 @@ def test_the_dry_run_counts_all_bands(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "ensemble " not in said.replace("ensemble of all bands", "")
     assert "band 3 of 16" in said
-
-
-@pytest.mark.parametrize("r", [2, 4])
-def test_the_kernels_make_a_band_the_same_beside_any_other(r):
-    images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
-    augment = Augment(mean=(0.4, 0.5, 0.6), spectral_r=r, spectral_std=(0.3,))
-    wanted = (r * r - 1, 0, 2)
-    made = transforms.band(images, augment, *transforms.band_statistics(augment, 3, wanted), torch.float32, wanted)
-    for i, band in enumerate(wanted):
-        one = dataclasses.replace(augment, spectral_band=band)
-        alone = transforms.band(images, one, *transforms.band_statistics(one, 3), torch.float32)
-        assert torch.equal(made[:, i], alone)
-        assert made[:, i].is_contiguous(memory_format=torch.channels_last)
