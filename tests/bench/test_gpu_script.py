@@ -293,3 +293,9 @@ def test_mistakes_end_with_one_line(argv, capsys):
         gpu.main(argv)
     error = capsys.readouterr().err.splitlines()[-1]
     assert "allowed: " in error or "choose from" in error
+
+
+def test_compilations_share_the_cores_of_a_job(monkeypatch):
+    """In a container with 5 of 200 cores each of them started a pool of 40 processes."""
+    monkeypatch.setattr(gpu, "num_cores", lambda: 5)
+    assert gpu._compiler_env({})["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
