@@ -66,7 +66,9 @@ def run(values: Namespace) -> int:
 def _rank(values: Namespace) -> int:
     """What one process does: its share of the images; the first of several prints and writes."""
     options = RunOptions(device="cpu" if values.procs else values.device)
-    with connected(device.resolve(options, current_world().local_rank).device) as world:
+    alike = {name: vars(values)[name] for name in ("split", "checkpoint", "batch_size", "precision", "no_flip")}
+    place = device.resolve(options, current_world().local_rank)
+    with connected(place.device, alike | {"another set": values.data is not None}) as world:
         for line in _own(values, world) if values.data is None else _other(values, world):
             print(line, flush=True)
     return 0
