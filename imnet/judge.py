@@ -27,7 +27,7 @@ from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.files import check_output, write_atomic, write_json
-from imnet.launch import World, connected, current_world
+from imnet.launch import World, connected, current_world, named_loss
 from imnet.ranks import run_ranks
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -60,7 +60,8 @@ def run(values: Namespace) -> int:
         device.check_gpus(values.gpus)
     if ranks > 1 and current_world(ranks).size == 1:
         return run_ranks(_rank, (values,), ranks, 0)
-    return _rank(values)
+    with named_loss(current_world()):
+        return _rank(values)
 
 
 def _rank(values: Namespace) -> int:

@@ -296,6 +296,5 @@ def test_mistakes_end_with_one_line(argv, capsys):
 
 
 def test_compilations_share_the_cores_of_a_job(monkeypatch):
-    """In a container with 5 of 200 cores each of them started a pool of 40 processes."""
-    monkeypatch.setattr(gpu, "num_cores", lambda: 5)
+    monkeypatch.setattr(gpu, "num_cores", lambda: 5)  # of 200, as in a container
     assert gpu._compiler_env({})["TORCHINDUCTOR_COMPILE_THREADS"] == "1"

@@ -56,6 +56,21 @@ def test_ranks_of_two_copies_are_refused_where_those_differ(shades, seeds, code,
     assert [rank.returncode for rank in ranks] == [code, code], said
     assert all(expected in words for words in said), said
     assert not any("Traceback" in words for words in said), said
+    if code == 0:
+        _judge_where_one_has_no_run(tmp_path, common)
+
+
+def _judge_where_one_has_no_run(folder, common):
+    """Rank 0 alone has written one; evaluating, it said a traceback where another rank had ended."""
+    ranks = []
+    for rank in range(2):
+        names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
+        asked = [sys.executable, "-c", "import sys; from imnet.cli import eval_main; sys.exit(eval_main())"]
+        asked += [str(folder / f"machine-{rank}" / "run"), "--device", "cpu"]
+        ranks.append(subprocess.Popen(asked, env=names, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    said = [rank.communicate(timeout=60)[1].splitlines()[-1] for rank in ranks]
+    assert "rank 0 of 2 has lost its connection to another rank" in said[0]
+    assert "machine-1/run: no run.json" in said[1]
 
 
 def settings(recipe=recipes["quickstart"], precision="fp32", **options):
