@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from imnet import launch, runfolder
+from imnet import fits, launch, runfolder
 from imnet.console import Console
 from imnet.data import DataSet
 from imnet.data.pipelines.bands import OneBand, Together
@@ -71,7 +71,7 @@ def of_rank(options: RunOptions, bands: Sequence[int]) -> RunOptions:
 def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, threads: int) -> None:
     """One rank's bands, to their end. ``options`` are those of ``of_rank``."""
     bands = options.bands_of(recipe)
-    with launch.connected(place.device) as world:
+    with launch.connected(place.device, fits.settings(recipe, options, place)) as world:
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
         assert options.out is not None
         if recipe.weights is not None:

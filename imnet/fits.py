@@ -6,6 +6,8 @@ Networks may lie on the meta device, so that a dry run refuses what the run woul
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from imnet_kernels import tier
@@ -15,10 +17,12 @@ from imnet import models, optim
 from imnet.data import DataSet
 from imnet.data.order import Order, micro_batches, shard
 from imnet.device import Place
+from imnet.environment import version
 from imnet.errors import DataError, UsageError
 from imnet.launch import World
 from imnet.recipe import Recipe
-from imnet.recipe_json import config_hash
+from imnet.recipe_json import to_dict
+from imnet.run_options import OF_ONE_MACHINE, RunOptions
 from imnet.step import divided
 
 
@@ -29,15 +33,31 @@ def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
 
 
-def check_alike(found: Recipe | DataSet, world: World) -> None:
-    """On every rank: UsageError where they were started with several recipes, DataError where they found several sets.
-    Launchers start the same words on every machine, each of which may have a copy of the set, or a file of its own."""
-    is_recipe = isinstance(found, Recipe)
-    mine = config_hash(found, "") if is_recipe else found.fingerprint
-    if world.alike(mine)[1] != world.size:
-        told = f"{'recipes' if is_recipe else 'data'}: that of rank {world.rank} of {world.size} is {mine[:12]}"
-        hint = "start all ranks with the same words, on the same data"
-        raise (UsageError if is_recipe else DataError)(f"the ranks have different {told}", hint=hint)
+def settings(recipe: Recipe, options: RunOptions, place: Place) -> dict[str, Any]:
+    """What all ranks of a run must have the same of, by the names of the command line. Launchers start the same words
+    on every machine, each of which may have a file of its own, another version, or a processor without bf16."""
+    alike = {name: value for name, value in to_dict(options).items() if name not in OF_ONE_MACHINE}
+    whole = to_dict(recipe) | alike | {"precision": place.precision, "imnet": version("imnet")}
+    for provenance in ("source", "published", "ran"):
+        whole.pop(provenance)
+    return dict(_flat(whole, ""))
+
+
+def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def check_alike(found: DataSet, world: World) -> None:
+    """On every rank: DataError where they found several sets, as machines do that have a copy each."""
+    told = world.gather(f"{len(found.train):,} training images ({found.fingerprint[:12]})")
+    other = next((rank for rank, text in enumerate(told) if text != told[0]), None)
+    if other is not None:
+        what = f"the ranks have different data: rank {other} has {told[other]}, rank 0 has {told[0]}"
+        raise DataError(what, hint="start all ranks on the same data")
 
 
 def check_forward(recipe: Recipe) -> None:

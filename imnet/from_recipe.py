@@ -144,7 +144,6 @@ def load_data(
     ``look`` writes and downloads nothing; it ends in data.Unpacked for a set that would be packed first.
     """
     d, world = recipe.data, world or World()
-    fits.check_alike(recipe, world)
     if not options.lock:
         data.without_locks()
     with world.main_first():

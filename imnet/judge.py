@@ -27,7 +27,7 @@ from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.files import check_output, write_atomic, write_json
-from imnet.launch import World, connected, current_world
+from imnet.launch import World, connected, current_world, named_loss
 from imnet.ranks import run_ranks
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -60,13 +60,16 @@ def run(values: Namespace) -> int:
         device.check_gpus(values.gpus)
     if ranks > 1 and current_world(ranks).size == 1:
         return run_ranks(_rank, (values,), ranks, 0)
-    return _rank(values)
+    with named_loss(current_world()):
+        return _rank(values)
 
 
 def _rank(values: Namespace) -> int:
     """What one process does: its share of the images; the first of several prints and writes."""
     options = RunOptions(device="cpu" if values.procs else values.device)
-    with connected(device.resolve(options, current_world().local_rank).device) as world:
+    alike = {name: vars(values)[name] for name in ("split", "checkpoint", "batch_size", "precision", "no_flip")}
+    place = device.resolve(options, current_world().local_rank)
+    with connected(place.device, alike | {"another set": values.data is not None}) as world:
         for line in _own(values, world) if values.data is None else _other(values, world):
             print(line, flush=True)
     return 0

@@ -7,19 +7,19 @@ import datetime
 import os
 import re
 import signal
-import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
+from imnet import meeting
 from imnet.errors import DeviceError, UsageError
+from imnet.meeting import master, number
+from imnet.resources import num_cores
 
-INIT_TIMEOUT_S = 30
-COLLECTIVE_TIMEOUT_S = 600
 LONGEST_WAIT = datetime.timedelta(days=7)
 """For what one rank does and the others need."""
 connections = 0
@@ -96,19 +96,23 @@ class World:
         dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable values of all ranks, in their order."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
     def alike(self, value: Any) -> tuple[int, int]:
         """(this rank's number, how many) among the ranks that call it with the same value."""
-        if self.size == 1:
-            return 0, 1
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        values = self.gather(value)
         return values[: self.rank].count(value), values.count(value)
 
     def part(self, size: int) -> World:
         """This rank among the ``size`` neighbours that it trains with; every rank calls it."""
         if size == 1:
             return World(local_rank=self.local_rank, life=self.life)
-        timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+        timeout = datetime.timedelta(seconds=meeting.COLLECTIVE_TIMEOUT_S)
         parts = [list(range(first, first + size)) for first in range(0, self.size, size)]
         groups = [dist.new_group(ranks, timeout=timeout) for ranks in parts]
         rank = self.rank % size
@@ -126,32 +130,29 @@ def current_world(asked: int | None = None) -> World:
     """
     world = _torchrun_world() or _slurm_world() or World()
     if world.size > 1:
-        _master()
+        master()
     if asked is not None and asked > 1 and world.size > 1 and asked != world.size:
-        who = "WORLD_SIZE" if _number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
+        who = "WORLD_SIZE" if number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
         what = f"got {asked} processes to start inside a launch of {world.size} ({who}={world.size})"
         raise UsageError(what, hint=f"leave --procs and --gpus out there, or unset {who}")
     return world
 
 
 def local_size() -> int | None:
-    """Ranks that share this machine's cores, as torchrun and imnet.ranks tell each of them; None in a process alone,
-    and under srun, which gives every task cores of its own."""
-    return _number("LOCAL_WORLD_SIZE")
-
-
-def _number(name: str) -> int | None:
-    """An environment variable's number; None where it is unset or empty. Raises UsageError for another word."""
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise UsageError(f"got {name}={text} in the environment; allowed: a number", hint=f"unset {name}")
-    return int(text)
+    """Ranks that share the cores of this process: those of this machine, as torchrun and imnet.ranks tell each of them;
+    tasks of srun, which may each see all cores of the step; None where nobody shares them."""
+    told, cores = number("LOCAL_WORLD_SIZE"), number("SLURM_CPUS_ON_NODE")
+    if told is not None or _slurm_world() is None or cores is None or num_cores() < cores:
+        return told
+    # "2(x3),1": two tasks on each of three nodes, one on a fourth.
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    tasks = [int(many) for many, times in parts for _ in range(int(times or 1))]
+    node = number("SLURM_NODEID") or 0
+    return tasks[node] if node < len(tasks) else None
 
 
 def _torchrun_world() -> World | None:
-    rank, size, local = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank is not None and size is not None and local is not None:
         if rank >= size:
             raise UsageError(
@@ -163,7 +164,7 @@ def _torchrun_world() -> World | None:
                     raise UsageError(
                         f"got WORLD_SIZE={size} without {name}", hint="start ranks with torchrun or --procs"
                     )
-        return World(rank, size, local, _number("TORCHELASTIC_RESTART_COUNT") or 0)
+        return World(rank, size, local, number("TORCHELASTIC_RESTART_COUNT") or 0)
     if (size or 1) > 1:
         missing = next(n for n, v in {"RANK": rank, "LOCAL_RANK": local}.items() if v is None)
         what = f"got WORLD_SIZE={size} without {missing}: another {size - 1 if size else 0} rank(s) would be missing"
@@ -177,17 +178,19 @@ def _torchrun_world() -> World | None:
 
 def _slurm_world() -> World | None:
     """A step of several tasks. Batch scripts and interactive shells have steps of their own, numbered from the top."""
-    step, tasks = _number("SLURM_STEP_ID"), _number("SLURM_STEP_NUM_TASKS")
+    step, tasks = number("SLURM_STEP_ID"), number("SLURM_STEP_NUM_TASKS")
     if step is None or step >= SLURM_SPECIAL_STEPS or (tasks or 1) <= 1:
         return None
-    rank, local = _number("SLURM_PROCID"), _number("SLURM_LOCALID")
+    rank, local = number("SLURM_PROCID"), number("SLURM_LOCALID")
     if rank is None or local is None:
         what = f"got SLURM_STEP_NUM_TASKS={tasks} without SLURM_PROCID and SLURM_LOCALID"
         raise UsageError(what, hint="start with srun, or unset SLURM_STEP_NUM_TASKS to train alone")
     if rank >= (tasks or 1):
         what = f"got SLURM_PROCID={rank} with SLURM_STEP_NUM_TASKS={tasks}"
         raise UsageError(what, hint="tasks count from 0; start with srun, or unset both to train alone")
-    return World(rank, tasks or 1, local)
+    # Bound to one GPU of several, as --gpus-per-task does it, a task sees that as its first.
+    bound = (number("SLURM_GPUS_ON_NODE") or 0) > 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    return World(rank, tasks or 1, 0 if bound else local)
 
 
 def heard(signals: Iterable[int]) -> list[int]:
@@ -196,15 +199,16 @@ def heard(signals: Iterable[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def connected(device: torch.device):
-    """The World, its process group open for the length of the block."""
+def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -> Iterator[World]:
+    """The World, its process group open for the length of the block; ``settings`` must be the same on all ranks, or
+    each of them raises UsageError."""
     world = current_world()
     if world.size == 1:
         yield world
         return
     global connections
     connections += 1
-    store = _connect(world, device)
+    store = meeting.join(world.rank, world.size, world.life, device, settings or {})
     try:
         yield replace(world, store=store)
     finally:
@@ -239,60 +243,3 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _connect(world: World, device: torch.device) -> dist.Store:
-    """The ranks' store in this life: its prefix keeps a restarted rank from reading the addresses of a dead one."""
-    host, port = _master()
-    agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
-    try:
-        store = dist.TCPStore(host, port, world.size, is_master=world.is_main and not agent_store, timeout=timeout)
-        store = dist.PrefixStore(f"imnet-life-{world.life}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if host in ("127.0.0.1", "localhost"):
-            _stay_inside()
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=world.rank,
-            world_size=world.size,
-            timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
-        )
-        return store
-    except (RuntimeError, dist.DistError) as error:
-        if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
-            what = f"port {port} of {host} is in use, at which the ranks would meet"
-            raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
-        what = f"rank {world.rank} of {world.size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
-        raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
-
-
-def _stay_inside() -> None:
-    """Let gloo's ranks of this machine alone meet by its loopback interface, where $GLOO_SOCKET_IFNAME names no other:
-    else gloo takes the address of the host's name, which a laptop may lack or change with its network."""
-    names = {name for _, name in socket.if_nameindex()}
-    if loopback := names & {"lo", "lo0"}:  # as Linux and macOS call it
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
-
-
-def _master() -> tuple[str, int]:
-    """Where the ranks meet: MASTER_ADDR and MASTER_PORT. Under srun alone the first node of the step stands for the
-    one, a port that the job's id decides for the other. Raises UsageError for a port that is none.
-    """
-    env = os.environ
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
-    port = _number("MASTER_PORT")
-    if port is None:
-        port = 20000 + (_number("SLURM_JOB_ID") or 0) % 20000
-    if not 0 < port < 1 << 16:
-        raise UsageError(f"got MASTER_PORT={port} in the environment; allowed: 1 to 65535", hint="choose a free one")
-    return env.get("MASTER_ADDR") or _first_host(nodes), port
-
-
-def _first_host(nodes: str) -> str:
-    """``node[003-005,009],other`` -> ``node003``."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]

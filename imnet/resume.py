@@ -26,11 +26,10 @@ def resume(
         if found is not None:
             step, notes = _enter(found, setup, step_fn, run or {}, folder.path)
             notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]
-    chosen = setup.world.share((found.path, step) if found else None)
-    if chosen is None:
+    # Whole: the other machines may have no such folder.
+    found, step = setup.world.share((found, step))
+    if found is None:
         return None, notes
-    path, step = chosen
-    found = found or checkpoint.load_one(path)
     saved = found.state
     step_fn.load_tensors(found.tensors)
     if saved["scaler"] or not step_fn.scaler.is_enabled():

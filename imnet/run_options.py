@@ -9,6 +9,9 @@ from imnet.fields import COUNT, Range, about, check, check_ranges
 from imnet.recipe import Recipe
 
 LOGS = ("csv", "tensorboard", "wandb")
+OF_ONE_MACHINE = ("out", "data_dir", "device", "gpus", "procs", "threads", "workers", "lock", "max_restarts")
+OF_ONE_MACHINE += ("log", "resume", "allow_change")
+"""Options that ranks may have different values of: what is a machine's own, and what only rank 0 acts on."""
 PROCESSES = Range(low=1, high=1024)
 RESTARTS = Range(low=0, high=1000)
 

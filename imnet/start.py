@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from imnet import data, defaults, device, ensemble, launch, loggers, models, runfolder
+from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, runfolder
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.errors import DeviceError, UsageError
@@ -140,7 +140,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
 
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
     """One network, over all ranks."""
-    with launch.connected(place.device) as world:
+    with launch.connected(place.device, fits.settings(recipe, options, place)) as world:
         console = Console(enabled=world.is_main, signals=signals)
         try:
             with _folder(options, world) as folder:

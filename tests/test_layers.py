@@ -11,7 +11,7 @@ ROOMS = {
     "kernels": ("imnet_kernels", ""),
     "ground": ("errors files locks fields command yaml_file augmentation scores resources", ""),
     "recipes": ("recipe optimisers schedules recipes recipe_json run_options", "ground"),
-    "machine": ("device environment launch ranks", "ground recipes"),
+    "machine": ("device environment meeting launch ranks", "ground recipes"),
     "data": ("data", "ground kernels"),
     "models": ("models", "ground kernels"),
     "step": (

@@ -37,6 +37,7 @@ sys.path[:0] = [str(f) for f in (BENCH.parent / "kernels",) if f.is_dir()]
 from imnet.command import guarded  # noqa: E402
 from imnet.data.files import make_dir  # noqa: E402
 from imnet.errors import DeviceError  # noqa: E402
+from imnet.resources import num_cores  # noqa: E402
 
 from .files import ResultFile, fingerprint, has_result, known, merge, untimed  # noqa: E402
 from .plan import Figures, Plan, Row, Setting, carry_out  # noqa: E402
@@ -200,8 +201,7 @@ def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Wor
 
 def _compiler_env(env: dict[str, str]) -> dict[str, str]:
     """Compilations share the cores: each starts a pool of its own, by default as large as the machine."""
-    cores = len(os.sched_getaffinity(0))
-    return env | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // 5)), "OMP_NUM_THREADS": "1"}
+    return env | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, num_cores() // 5)), "OMP_NUM_THREADS": "1"}
 
 
 def brief(figures: dict[str, Any]) -> str:

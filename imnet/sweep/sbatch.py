@@ -26,7 +26,7 @@ SCRIPT = """\
 # {count} trial(s), a task each. What the cluster wants otherwise (partition, account, time) goes behind sbatch, before
 # the name of this script. Two minutes before the time is up the trial saves, and the task queues again.
 cd {folder} || exit 74
-srun --ntasks=1 {command}
+srun --ntasks=1 --cpus-per-task={cpus} {command}
 code=$?
 if [ $code -eq 75 ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"

@@ -1,6 +1,7 @@
 """imnet-bench throughput, step and scaling: small real runs, their figures recomputed from one another."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -103,7 +104,18 @@ def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion()
         find_recipe("quickstart", "wrn28_10")
 
 
+@pytest.fixture
+def one_core():
+    """This process and those it starts may use one core alone, as in a job that has no more."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.usefixtures("one_core")
 def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, capsys):
+    """Ranks beyond the cores that the benchmark may use are marked, and their threads are no more than those."""
     out = tmp_path / "out.json"
     assert main(["scaling", *SMALL, "--precision", "fp32", "--procs", "2", "--steps", "3", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
@@ -112,6 +124,7 @@ def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, cap
     for row in found["rows"]:
         assert row["gradient_bytes"] == 4 * num_params(build_model("speednet", 10, 3))
         assert row["n"] == 3
+        assert (row["oversubscribed"], row["threads_a_rank"]) == (row["ranks"] == 2, 1)
     one, two = ([row for row in found["rows"] if row["ranks"] == n] for n in (1, 2))
     assert [row["efficiency"] for row in one] == [1, 1]
     assert [row["predicted_efficiency"] for row in one] == pytest.approx([1, 1], abs=1e-3)

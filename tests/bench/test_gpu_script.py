@@ -293,3 +293,8 @@ def test_mistakes_end_with_one_line(argv, capsys):
         gpu.main(argv)
     error = capsys.readouterr().err.splitlines()[-1]
     assert "allowed: " in error or "choose from" in error
+
+
+def test_compilations_share_the_cores_of_a_job(monkeypatch):
+    monkeypatch.setattr(gpu, "num_cores", lambda: 5)  # of 200, as in a container
+    assert gpu._compiler_env({})["TORCHINDUCTOR_COMPILE_THREADS"] == "1"

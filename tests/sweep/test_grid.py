@@ -174,7 +174,9 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     assert subprocess.run(["bash", script], env=job | {"CODE": "75"}, check=False).returncode == 75
     assert (tmp_path / "requeued").read_text() == "requeue 77_2\n"
     seen = (tmp_path / "seen").read_text().splitlines()
-    assert seen[1:] == ["imnet-sweep", str(place / "mine.yaml"), "--out", "runs/x", "--trial", "2", "--", *more]
+    # Slurm since 22.05 gives a task of srun one core where srun itself is not told.
+    assert seen[:2] == ["--ntasks=1", f"--cpus-per-task={directives['cpus-per-task']}"]
+    assert seen[2:] == ["imnet-sweep", str(place / "mine.yaml"), "--out", "runs/x", "--trial", "2", "--", *more]
     (tmp_path / "requeued").unlink()
     assert subprocess.run(["bash", script], env=job | {"CODE": "65"}, check=False).returncode == 65
     assert not (tmp_path / "requeued").exists()

@@ -5,14 +5,14 @@ import sys
 import time
 from dataclasses import replace
 
-from imnet import launch
+from imnet import meeting
 from imnet.data.base import DataSet
 from imnet.data.sets import Request, all_sets, dataset
-from imnet.errors import DataError
+from imnet.errors import DataError, DeviceError
 from imnet.start import train
 from tests.train.conftest import TINY, options
 
-launch.COLLECTIVE_TIMEOUT_S = 2  # ranks import this file again
+meeting.COLLECTIVE_TIMEOUT_S = 2  # ranks import this file again
 WHAT, OUT = sys.argv[1:3]
 
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     recipe = replace(TINY, data=replace(TINY.data, name="slow"), epochs=1)
     try:
         sys.exit(train(recipe, options(OUT, procs=2))[0])
-    except launch.DeviceError as error:
+    except DeviceError as error:
         print(error)
         sys.exit(69)
     except DataError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imnet import device, launch
+from imnet import device, launch, meeting
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import current_world
 from imnet.resources import num_cores
@@ -27,6 +27,20 @@ WORLDS = [
     ({"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, (0, 1, 0)),
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, (0, 1, 0)),
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1)),
+    *(
+        (
+            {
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_PROCID": "3",
+                "SLURM_LOCALID": "3",
+                "SLURM_GPUS_ON_NODE": gpus,
+                "CUDA_VISIBLE_DEVICES": visible,
+            },
+            (3, 4, local),
+        )
+        for gpus, visible, local in (("4", "0,1,2,3", 3), ("4", "3", 0), ("1", "0", 3), ("", "0", 3))
+    ),
 ]
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -48,10 +62,15 @@ REFUSED = [
 ]  # fmt: skip
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID")
 NAMES += ("SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RESTART_COUNT")
-NAMES += ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
+NAMES += ("SLURM_CPUS_ON_NODE", "SLURM_GPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "LOCAL_WORLD_SIZE")
+NAMES += ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST")
 MEETING = [
     ({}, ("127.0.0.1", 20000)),
     ({"SLURM_JOB_ID": "40007", "SLURM_STEP_NODELIST": "n[3-4,9]"}, ("n3", 20007)),
+    ({"SLURM_STEP_NODELIST": "a-1,b[3,5-7]"}, ("a-1", 20000)),
+    ({"SLURM_STEP_NODELIST": "node[01-02]"}, ("node01", 20000)),
+    ({"SLURM_STEP_NODELIST": "rack[0-3]_blade[02-41,7],x"}, ("rack0_blade02", 20000)),
+    ({"SLURM_STEP_NODELIST": "n[3-4]-ib.cluster"}, ("n3-ib.cluster", 20000)),
     ({"SLURM_JOB_ID": "40007", "MASTER_ADDR": "h"}, ("h", 20007)),
     ({"SLURM_JOB_NODELIST": "a,b", "MASTER_PORT": "29500"}, ("a", 29500)),
     ({"MASTER_ADDR": "", "MASTER_PORT": ""}, ("127.0.0.1", 20000)),
@@ -81,7 +100,7 @@ def test_who_decides_how_many_ranks_there_are(environment, values, expected):
 def test_where_tasks_of_slurm_meet(environment, values, expected):
     environment(SRUN | values)
     assert current_world().size == 2
-    assert launch._master() == expected
+    assert meeting.master() == expected
 
 
 @pytest.mark.parametrize(("values", "asked", "words"), REFUSED)
@@ -131,6 +150,27 @@ def test_ranks_of_a_machine_share_its_cores(monkeypatch, environment, words, ran
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("imnet.device.num_cores", lambda: 16)
     with device.threads(RunOptions(**words)) as threads:
+        assert threads == 16 // ranks
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"),
+    [
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "2"}, 2),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1,8(x2),4", "SLURM_NODEID": "2"}, 8),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1,8(x2),4", "SLURM_NODEID": "3"}, 4),
+        ({"SLURM_CPUS_ON_NODE": "128", "SLURM_STEP_TASKS_PER_NODE": "8"}, 1),  # bound: these 16 are its own
+        ({"SLURM_STEP_TASKS_PER_NODE": "8"}, 1),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_STEP_ID": "4294967291"}, 1),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1", "LOCAL_WORLD_SIZE": "4"}, 4),
+    ],
+)
+def test_tasks_of_slurm_that_are_not_bound_share_the_cores_of_the_step(environment, monkeypatch, values, ranks):
+    """Each took all of them where srun binds none: eight tasks of a machine of 128 cores had 1,024 threads."""
+    environment(SRUN | values)
+    for module in ("device", "launch"):
+        monkeypatch.setattr(f"imnet.{module}.num_cores", lambda: 16)
+    with device.threads(RunOptions()) as threads:
         assert threads == 16 // ranks
 
 

@@ -1,0 +1,154 @@
+"""Where ranks meet, by which network interface, and whether all were started alike: before anything is trained."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from imnet.errors import DeviceError, UsageError
+
+INIT_TIMEOUT_S = 30
+COLLECTIVE_TIMEOUT_S = 600
+SIOCGIFADDR = 0x8915
+"""Linux: the IPv4 address of a network interface."""
+
+
+def number(name: str) -> int | None:
+    """An environment variable's number; None where it is unset or empty. Raises UsageError for another word."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"got {name}={text} in the environment; allowed: a number", hint=f"unset {name}")
+    return int(text)
+
+
+def master() -> tuple[str, int]:
+    """Where the ranks meet: MASTER_ADDR and MASTER_PORT. Under srun alone the first node of the step stands for the
+    one, a port that the job's id decides for the other. Raises UsageError for a port that is none.
+    """
+    env = os.environ
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    port = number("MASTER_PORT")
+    if port is None:
+        port = 20000 + (number("SLURM_JOB_ID") or 0) % 20000
+    if not 0 < port < 1 << 16:
+        raise UsageError(f"got MASTER_PORT={port} in the environment; allowed: 1 to 65535", hint="choose a free one")
+    return env.get("MASTER_ADDR") or _first_host(nodes), port
+
+
+def _first_host(nodes: str) -> str:
+    """``rack[0-3]_node[003-005,009],other`` -> ``rack0_node003``."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).split(",")[0]
+
+
+def join(rank: int, size: int, life: int, device: torch.device, settings: Mapping[str, Any]) -> dist.Store:
+    """The ranks' store in this ``life``, whose prefix keeps a restarted rank from reading the addresses of a dead one;
+    afterwards this process has a process group.
+
+    Raises DeviceError where ranks do not come, and on every rank UsageError where their ``settings``, numbers and words
+    by name, differ: they would train on with different arithmetic, or wait for each other for ever.
+    """
+    host, port = master()
+    agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
+    try:
+        store = dist.TCPStore(host, port, size, is_master=rank == 0 and not agent_store, timeout=timeout)
+        store = dist.PrefixStore(f"imnet-life-{life}", store)
+        mine = {"device": device.type, "torch": torch.__version__, **settings}
+        address = _agree(store, rank, size, json.loads(json.dumps(mine, default=str)), _address(host, port))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if backend == "gloo":
+            _choose_interface(address)
+        # A rank that has said something comes at once, or never.
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        # torch 2.14 gave it a public name.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
+        return store
+    except (RuntimeError, OSError, dist.DistError) as error:
+        if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
+            what = f"port {port} of {host} is in use, at which the ranks would meet"
+            raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
+        what = f"rank {rank} of {size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
+        raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
+
+
+def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], address: str) -> str:
+    """This rank's own address as the others reach it; UsageError where the settings of all are not the same.
+
+    Rank 0 reads what all have left in the store, and leaves its answer there.
+    """
+    store.set(f"started-{rank}", json.dumps([settings, address]))
+    if rank == 0:
+        all_of_them = [json.loads(store.get(f"started-{i}")) for i in range(size)]
+        unlike = next(filter(None, (_unlike(found, settings, i) for i, (found, _) in enumerate(all_of_them))), "")
+        far = next((there for _, there in all_of_them if not _is_loopback(there)), "")
+        store.set("agreed", json.dumps([unlike, far]))
+    unlike, far = json.loads(store.get("agreed"))
+    if store.add("read", 1) == size:
+        store.set("all-read", "")
+    if unlike:
+        if rank == 0:
+            store.wait(["all-read"])  # it may have the store in its own process, which ends now
+        raise UsageError(unlike, hint="start all ranks with the same words, of the same version, on the same data")
+    return _address(far, 1) if far and _is_loopback(address) else address
+
+
+def _unlike(found: Mapping[str, Any], first: Mapping[str, Any], rank: int) -> str:
+    """The first setting of which ``rank`` has another value than rank 0, with both, in words."""
+    names = [*first, *(name for name in found if name not in first)]
+    name = next((name for name in names if found.get(name) != first.get(name)), None)
+    return "" if name is None else f"rank {rank} has {name} = {found.get(name)}, rank 0 has {first.get(name)}"
+
+
+def _address(host: str, port: int) -> str:
+    """This machine's own address on its way to ``host``; nothing is sent."""
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(where)
+        return probe.getsockname()[0]
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
+def _choose_interface(address: str) -> None:
+    """Let gloo's ranks meet by the interface that has ``address``, where $GLOO_SOCKET_IFNAME names no other. Gloo takes
+    that of the machine's name: a laptop's may have none, and Debian gives every machine's the address 127.0.1.1."""
+    names = [name for _, name in socket.if_nameindex()]
+    loopback = next((name for name in names if name in ("lo", "lo0")), None)  # as Linux and macOS call it
+    name = loopback if _is_loopback(address) else next((n for n in names if address in _addresses(n)), None)
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _addresses(interface: str) -> list[str]:
+    """The first IPv4 address of a network interface, and those of IPv6; none outside Linux."""
+    if sys.platform != "linux":
+        return []
+    import fcntl
+
+    found = []
+    table = Path("/proc/net/if_inet6")
+    for words in (line.split() for line in (table.read_text().splitlines() if table.exists() else [])):
+        if words[-1] == interface:
+            found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0])))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            raw = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        except OSError:  # it has no IPv4 address
+            return found
+    return [*found, socket.inet_ntoa(raw[20:24])]
