@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,15 @@ def save(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     keep: tuple[int, bool] = KEEP,
+    own: Sequence[str] = (),
 ) -> Path:
     """Write ``folder/step-XXXXXXXX``; on any failure nothing of that name exists and older ones are untouched.
 
     ``tensors`` maps a file stem (model, ema, state) to its tensors; ``keep`` says how many of the newest stay, and
-    whether the one of the highest ``top1`` in its state does. Raises IOFailure.
+    whether the one of the highest ``top1`` in its state does; ``own`` are the configurations of ``of_run``. What is of
+    others is neither counted nor deleted: in the way of this one, it gets another name. Raises IOFailure.
     """
+    own = own or (state.get("config_hash", ""),)
     final = folder / f"step-{step:08d}"
     temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
     try:
@@ -70,8 +74,8 @@ def save(
             save_file(plain, temporary / f"{stem}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         _write_manifest(temporary)
-        if final.exists():  # damaged, or of an earlier configuration (--allow-change)
-            final.rename(replaced)
+        if final.exists():  # damaged, of an earlier configuration (--allow-change), or of another run
+            final.rename(replaced if _is_own(final, own) else _aside(final))
         temporary.rename(final)
         _fsync(folder)
     except (OSError, SafetensorError) as error:
@@ -84,7 +88,7 @@ def save(
     problem = _problem(final)
     if problem is not None:
         raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
-    _prune(final, state, keep)
+    _prune(final, state, keep, own)
     return final
 
 
@@ -96,15 +100,34 @@ def _hint(folder: Path) -> str:
     return f"{free_mib} MiB free; the older checkpoints are untouched; make room and run the same command again"
 
 
-def load(folder: Path, config_hash: str | None = None) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there is none at all; those of ``config_hash`` come first.
+def of_run(run: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The configurations that a run has had, by their hashes, the present one first: what was saved by another one is
+    no checkpoint of this run. None are known without its run.json."""
+    return () if run is None else (run["config_hash"], *(entry["config_hash"] for entry in run.get("before") or ()))
 
-    Raises DataError where checkpoints exist and none verifies.
+
+def _is_own(path: Path, own: Sequence[str]) -> bool:
+    """Whether a checkpoint is of the run whose configurations are ``own``; one that says nothing of it is."""
+    return not own or _config_hash(path) in (*own, None)
+
+
+def _aside(final: Path) -> Path:
+    """A name beside ``final`` that nobody has, and that is no checkpoint's."""
+    names = (final.with_name(f"foreign-{final.name}{more}") for more in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(path for path in names if not path.exists())
+
+
+def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none at all; of the run whose configurations are
+    ``own``, see ``of_run``, those of the present one come first.
+
+    Raises DataError where checkpoints exist and none verifies, or none that does is the run's.
     """
     skipped: list[str] = []
-    for path in _newest_first(folder, config_hash):
+    for path in _newest_first(folder, own):
         problem = _problem(path)
         if problem is None:
+            check_own(path, own)
             return load_one(path, tuple(skipped))
         skipped.append(f"{path.name}: {problem}")
     if skipped:
@@ -119,35 +142,45 @@ def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
-def verified(path: Path) -> Checkpoint:
-    """This checkpoint and no other; DataError where it is damaged."""
+def check_own(path: Path, own: Sequence[str]) -> None:
+    """DataError for a checkpoint of another run than that whose configurations are ``own``."""
+    if not _is_own(path, own):
+        what = "the checkpoint is of a configuration that run.json does not know"
+        raise DataError(what, file=path, hint="put a copy of the run's own back, or take another folder")
+
+
+def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
+    """This checkpoint and no other; DataError where it is damaged, or not of the run whose configurations are
+    ``own``."""
     problem = _problem(path)
     if problem is not None:
         raise DataError(f"the checkpoint is damaged: {problem}", file=path, hint="take another --checkpoint")
+    check_own(path, own)
     return load_one(path)
 
 
-def states(folder: Path) -> dict[Path, dict[str, Any]]:
-    """What state.json of every checkpoint says, where it can be read; the earliest step first."""
-    found = {path: _state(path) for path in sorted(_paths(folder))}
+def states(folder: Path, own: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:
+    """What state.json of every checkpoint of a run says, where it can be read; the earliest step first."""
+    found = {path: _state(path) for path in sorted(_paths(folder)) if _is_own(path, own)}
     return {path: state for path, state in found.items() if state is not None}
 
 
-def best_of(folder: Path, fingerprint: str | None) -> Path | None:
+def _best_of(paths: Sequence[Path], fingerprint: str | None) -> Path | None:
     """The earliest of the highest top-1 on these data; None where no checkpoint was evaluated."""
-    judged = [(path, s) for path, s in states(folder).items() if s.get("data_fingerprint") == fingerprint]
+    judged = [(path, s) for path in paths if (s := _state(path)) and s.get("data_fingerprint") == fingerprint]
     ranked = [(s["top1"], -s["epoch"], path) for path, s in judged if s.get("top1") is not None]
     return max(ranked)[2] if ranked else None
 
 
-def newest(folder: Path, config_hash: str | None = None) -> Path | None:
+def newest(folder: Path, own: Sequence[str] = ()) -> Path | None:
     """The one that ``load`` tries first, whether it verifies or not; None where there is none."""
-    return next(iter(_newest_first(folder, config_hash)), None)
+    return next(iter(_newest_first(folder, own)), None)
 
 
-def _newest_first(folder: Path, config_hash: str | None) -> list[Path]:
-    """Steps of another configuration count other batches, so their numbers say nothing of what is newer."""
-    return sorted(_paths(folder), key=lambda p: (_config_hash(p) in (config_hash, None), p.name), reverse=True)
+def _newest_first(folder: Path, own: Sequence[str]) -> list[Path]:
+    """Steps of another configuration count other batches, so their numbers say nothing of what is newer; other runs'
+    come last."""
+    return sorted(_paths(folder), key=lambda p: (_is_own(p, own[:1]), _is_own(p, own), p.name), reverse=True)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -195,20 +228,20 @@ def _problem(folder: Path) -> str | None:
     return None if "state.json" in files and "model.safetensors" in files else f"{MANIFEST} names too few files"
 
 
-def _prune(final: Path, state: Mapping[str, Any], keep: tuple[int, bool]) -> None:
+def _prune(final: Path, state: Mapping[str, Any], keep: tuple[int, bool], own: Sequence[str]) -> None:
     """Drop what need not be kept beside ``final``, which has just been written, and leftovers of interrupted saves."""
     folder, (newest, with_best) = final.parent, keep
-    ordered = _newest_first(folder, state.get("config_hash"))
+    ordered = [path for path in _newest_first(folder, own) if _is_own(path, own)]
     at = ordered.index(final)
     # Of later steps are those that loading has gone by: counted among the newest, they would take a good one's place.
     for path in ordered[:at]:
         if _problem(path) is not None:
             shutil.rmtree(path, ignore_errors=True)
-    best = best_of(folder, state.get("data_fingerprint")) if with_best else None
+    best = _best_of(ordered, state.get("data_fingerprint")) if with_best else None
     for path in ordered[at + newest :]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob("step-*.tmp"):
+    for path in (p for p in folder.iterdir() if re.fullmatch(r"step-\d+(\.old)?\.tmp", p.name)):
         shutil.rmtree(path, ignore_errors=True)
 
 

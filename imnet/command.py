@@ -193,12 +193,19 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         complain(f"{name}: interrupted")
         return 130
     except OSError as error:
-        failure = output_failure(error)
+        failure = output_failure(error) or _unusable(error)
         if failure is None:
             raise
         if not isinstance(error, BrokenPipeError):
-            complain(f"{name}: {failure}")
+            complain(f"{traceback.format_exc() if '--debug' in argv else ''}{name}: {failure}")
         return failure.exit_code
+
+
+def _unusable(error: OSError) -> IOFailure | None:
+    """What to say of a path that cannot even be looked at: too long, in a circle, in a folder closed to this user."""
+    if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM) or error.filename is None:
+        return None
+    return IOFailure(f"cannot be used: {error.strerror}", file=os.fsdecode(error.filename), hint="choose another path")
 
 
 def output_failure(error: OSError) -> IOFailure | None:

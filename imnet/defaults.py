@@ -206,7 +206,7 @@ def choose_kernels(
     Before ``execution`` is known only what was asked for is checked. Raises UsageError for a word that is no tier and
     DeviceError for a tier that is missing.
     """
-    kind = "cuda" if device.num_gpus() and options.device != "cpu" and not options.procs else "cpu"
+    kind = device.kind_of(options)
     spec, source = options.kernels, "--kernels"
     if spec == "auto":
         spec, source = os.environ.get(tier.ENV, "auto"), tier.ENV

@@ -41,6 +41,11 @@ def num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def kind_of(options: RunOptions) -> str:
+    """cpu or cuda: what a run would be on here."""
+    return "cpu" if options.device == "cpu" or options.procs or not num_gpus() else "cuda"
+
+
 def check_gpus(wanted: int, asked: str | None = None) -> None:
     """DeviceError unless ``wanted`` GPUs are there; ``asked``: the words that want them, where they are not --gpus."""
     found = num_gpus()

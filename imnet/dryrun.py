@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from imnet_kernels import tier
 from torch import nn
 
-from imnet import device, ensemble, fits, hubs, loggers, models, prescribed, runfolder, weights
+from imnet import device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
-from imnet.errors import ImnetError, UsageError
+from imnet.errors import DeviceError, ImnetError
 from imnet.from_recipe import load_data, num_cast
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
@@ -29,35 +28,47 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it, and a machine
     that lacks GPUs or kernels may plan for one that has them."""
     d, options, bands = recipe.data, options.as_ran(recipe), options.bands_of(recipe)
-    loggers.check(options.logs)
-    try:
-        tier.forced(options.kernels)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
-    precision, why = device.resolve_precision(options.precision, kind)
+    precision, folder = start.check(recipe, options)
+    start.check_folders(recipe, options, precision, folder)
+    lacks, why = _lacks(options), device.resolve_precision(options.precision, device.kind_of(options))[1]
     fits.check_forward(recipe)
     with torch.device("meta"):
         net = models.build(recipe.model, recipe.num_outputs, d.channels, **recipe.model_options)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     with models.seeing(recipe.model, recipe.input_px):
         forward, both = flops(net, shape), flops(net, shape, backward=True)
-    ranks, folder = options.gpus or options.procs or 1, options.out or runfolder.default_path(recipe, precision, bands)
+    ranks = options.gpus or options.procs or 1
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
         *_ensemble(recipe, bands, ranks, num_params(net), forward),
+        *lacks,
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
-        *_first_weights(recipe, net, Path(folder)),
+        *_first_weights(recipe, net, runfolder.runs_of(folder, bands)),
         *_memory(net, recipe, options, bands, precision),
-        f"run folder   {folder}",
+        f"run folder   {_folder(folder, bands)}",
         *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands)))),
     ]
     # Last, since it changes the network.
     fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks) if bands else ranks)
     return "\n".join(lines)
+
+
+def _lacks(options: RunOptions) -> list[str]:
+    """A line of what the run needs and this machine lacks."""
+    try:
+        start.check_machine(options)
+    except DeviceError as error:
+        return [f"machine      NOT HERE: {error}"]
+    return []
+
+
+def _folder(path: Path, bands: tuple[int, ...]) -> str:
+    """The run folder, and who keeps it busy."""
+    holder = next(filter(None, map(runfolder.writer, runfolder.runs_of(path, bands))), None)
+    return f"{path}" + (f" ({runfolder.BUSY}: {holder})" if holder else "")
 
 
 def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: int, forward: int) -> list[str]:
@@ -68,10 +79,10 @@ def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: in
     return [f"ensemble     {ensemble.told(recipe, bands, ranks)}", f"together     {sums}"]
 
 
-def _first_weights(recipe: Recipe, net: nn.Module, folder: Path) -> list[str]:
+def _first_weights(recipe: Recipe, net: nn.Module, folders: list[Path]) -> list[str]:
     """What of ``recipe.weights`` fits; a run that goes on has its own, and the source may be gone."""
     source = recipe.weights
-    if source is None or any(folder.glob("checkpoints/step-*")):
+    if source is None or all(any(folder.glob("checkpoints/step-*")) for folder in folders):
         return []
     if source.startswith(hubs.PREFIXES) and not hubs.is_here(source):
         weights.preprocessing(source)  # refuses a name that nobody has published
@@ -161,9 +172,9 @@ def _steps(recipe: Recipe, options: RunOptions, net: nn.Module, flops_per_image:
 
 
 def _pipeline(found: DataSet, options: RunOptions) -> str:
-    kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
+    kind = torch.device(device.kind_of(options))
     try:
-        return "{} ({})".format(*pipelines.choose(options.pipeline, (found.train, found.test), torch.device(kind)))
+        return "{} ({})".format(*pipelines.choose(options.pipeline, (found.train, found.test), kind))
     except ImnetError as error:
         return str(error)
 

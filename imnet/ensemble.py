@@ -136,7 +136,7 @@ class _Rank:
                     band, number, len(bands), self.signals, leads=leads and not runs, enabled=self.world.is_main
                 )
                 own = replace(sources, **{name: OneBand(part, band) for name, part in parts.items()})
-                with _named(band):
+                with named(band):
                     runs[band] = self._run(band, voice, own, stack)
             in_step(runs)
 
@@ -159,7 +159,7 @@ def in_step(runs: dict[int, Trainer]) -> None:
             behind = min(runs[band].state.step for band in going)
             for band in [band for band in going if runs[band].state.step == behind]:
                 try:
-                    with _named(band):
+                    with named(band):
                         ended = next(going[band], True)
                 except Preempted as error:
                     ended = stopped.append(error) or True
@@ -174,7 +174,7 @@ def in_step(runs: dict[int, Trainer]) -> None:
 
 
 @contextlib.contextmanager
-def _named(band: int) -> Iterator[None]:
+def named(band: int) -> Iterator[None]:
     """An error says which band it is of."""
     try:
         yield

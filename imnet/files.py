@@ -11,6 +11,7 @@ import mmap
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,27 @@ def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
         what = f"got a file for {option} that imnet has not written: it would be lost"
         raise UsageError(what, file=path, hint="choose another name, or remove it first")
     return real
+
+
+def check_folder(path: Path) -> None:
+    """OSError where a folder ``path`` can neither be written nor made. Nothing is left: what is tried is a file without
+    a name, in the nearest folder that is there."""
+    there = next(p for p in (path, *path.parents) if _is_there(p))
+    if not there.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    if max(len(os.fsencode(part)) for part in (".", *path.parts)) > os.pathconf(there, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    with tempfile.TemporaryFile(dir=there) as probe:
+        probe.write(b"imnet")
+
+
+def _is_there(path: Path) -> bool:
+    """As os.path.lexists, which takes what cannot be looked at for absent."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_stream(path: Path) -> bool:

@@ -100,7 +100,10 @@ def build(
 
 def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> torch.optim.Optimizer:
     if backend == "apex":
-        return _apex_sgd(groups, optim)
+        check_backend(backend)
+        from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
+
+        return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
     kind = MergedSGD if backend == "imnet" else PlainSGD
     sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
     # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
@@ -151,14 +154,12 @@ def _merging_pays(model: nn.Module) -> bool:
     return large and device == "cpu" and tier.choose("sgd_ema", device) == "host"
 
 
-def _apex_sgd(groups: list[dict[str, Any]], optim: SGD) -> torch.optim.Optimizer:
+def check_backend(backend: str) -> None:
+    """UsageError for one that is not installed."""
     # The package of that name on PyPI is a web toolkit; only NVIDIA's has `optimizers`.
     found = importlib.util.find_spec("apex") is not None and importlib.util.find_spec("apex.optimizers") is not None
-    if not found:
+    if backend == "apex" and not found:
         raise UsageError("got --optim-backend apex, but NVIDIA apex is not installed", hint="use --optim-backend torch")
-    from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
-
-    return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
 class PlainSGD(foreach.Uncompiled, torch.optim.SGD):

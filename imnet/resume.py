@@ -22,7 +22,7 @@ def resume(
     """
     found, step, notes = None, 0, []
     if folder is not None:
-        found = checkpoint.load(folder.checkpoints, (run or {}).get("config_hash"))
+        found = checkpoint.load(folder.checkpoints, checkpoint.of_run(run))
         if found is not None:
             step, notes = _enter(found, setup, step_fn, run or {}, folder.path)
             notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]

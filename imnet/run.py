@@ -76,25 +76,20 @@ class Run:
         ``which`` may be ``best`` or the number of an epoch too, where its checkpoint is kept. Raises DataError where
         they are damaged, or gone from a complete run: older ones would pass for them.
         """
-        found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which))
-        if not self._is_ours(found.state):
-            what = "the checkpoint is of a configuration that run.json does not know"
-            raise DataError(what, file=found.path, hint="put a copy of the run's own back, or take another folder")
+        found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which), self._own)
         net = build_network(self.recipe)
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
         return net.eval()
 
-    def _is_ours(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint was saved by a configuration that this run has had."""
-        return any(
-            entry["config_hash"] == state["config_hash"] for entry in (self.info, *(self.info.get("before") or ()))
-        )
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return checkpoint.of_run(self.info)
 
     def weights_id(self, which: str | int = "last") -> str:
         """Which weights ``model`` gives: equal where configuration and step are. DataError where there are none."""
         newest = which == "last"
-        found = checkpoint.newest(self._checkpoints, self.info["config_hash"]) if newest else self._of_epoch(which)
+        found = checkpoint.newest(self._checkpoints, self._own) if newest else self._of_epoch(which)
         if found is None:
             raise self._no_checkpoint()
         return f"{found.name} of {self.info['config_hash'][:8]}"
@@ -107,7 +102,7 @@ class Run:
         return DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
 
     def _newest(self) -> checkpoint.Checkpoint:
-        found = checkpoint.load(self._checkpoints, self.info["config_hash"])
+        found = checkpoint.load(self._checkpoints, self._own)
         if found is None:
             raise self._no_checkpoint()
         again = "imnet-train goes on from the one before: run the training's command again"
@@ -132,8 +127,9 @@ class Run:
             epoch = int(which)
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
-        there = sorted(checkpoint.states(self._checkpoints).items(), key=lambda row: self._is_ours(row[1]))
-        kept = {self._epoch(state): path for path, state in there}  # its own in the place of a foreign one
+        there, own = (checkpoint.states(self._checkpoints, hashes) for hashes in ((), self._own))
+        # Its own in the place of a foreign one, which ``model`` refuses.
+        kept = {self._epoch(state): path for path, state in [*there.items(), *own.items()]}
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
             told = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"

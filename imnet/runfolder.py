@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import write_atomic, write_json
+from imnet.files import check_folder, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, from_dict, to_dict
@@ -71,18 +71,17 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        check_writable(path)
         self._made = [made for made in (path / LOCK, path, *path.parents) if not made.exists()]
         self._is_locked = lock
         try:
             self._lock = self._open_lock()
             self._lock.seek(0)
             self._found = self._lock.read()
-            with tempfile.TemporaryFile(dir=path) as probe:
-                probe.write(b"imnet")
             # Held open, so that no other folder gets its number.
             self._place = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out") from error
+            raise _unwritable(error, path) from error
         self._sign(f"pid {os.getpid()} on {socket.gethostname()}")
 
     def _open_lock(self) -> TextIO:
@@ -158,42 +157,59 @@ class RunFolder:
         """run.json, or None in a new folder."""
         return read_run(self.path)
 
-    def check_same(self, recipe: Recipe, options: RunOptions, precision: str) -> None:
-        """UsageError where the folder holds a run of another configuration, or may not be resumed."""
-        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
-            what = "there is something in the place of its checkpoints that is no folder"
-            raise IOFailure(what, file=self.checkpoints, hint="move it away, or choose another --out")
-        run = self.read_run()
-        if run is None:
-            self._check_unused()
-            return
-        if options.resume == "never":
-            raise UsageError("the folder already holds a run", file=self.path, hint="choose another --out")
-        if run["config_hash"] == config_hash(recipe, precision) or options.allow_change:
-            return
-        old = run["recipe"] | {"precision": run["precision"]}
-        changed = difference(old, to_dict(recipe) | {"precision": precision})
-        what = f"the folder holds a run of another configuration ({changed})"
-        longer = changed == f"epochs was {old['epochs']}, is {recipe.epochs}" and recipe.epochs > old["epochs"]
-        do = "extend it" if longer else "go on with it all the same"
-        hint = f"choose another --out, or {do}: --allow-change"
-        if changed == f"name was {old['name']}, is {recipe.name}" and recipe.name.startswith("own/"):
-            hint += f"; were the pictures moved: --config {self.path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
-        raise UsageError(what, file=self.path, hint=hint)
-
-    def _check_unused(self) -> None:
-        """UsageError where a new run would overwrite, cut or delete files that are no run's."""
-        there = [self.path / name for name in WRITTEN if os.path.lexists(self.path / name)]
-        taken = [path.name for path in there if path.name != "checkpoints" or any(path.iterdir())]
-        if taken:
-            what = f"the folder holds {', '.join(taken)} of no run (there is no run.json), which a run would replace"
-            raise UsageError(what, file=self.path, hint="choose another --out, or move them away")
-
     def write_config(self, text: str) -> None:
         write_atomic(self.path / "config.yaml", text)
 
     def write_run(self, values: dict[str, Any]) -> None:
         write_json(self.path / "run.json", values)
+
+
+def check_writable(path: Path) -> None:
+    """IOFailure where no run folder can be made or written at ``path``; nothing is left there."""
+    try:
+        check_folder(path)
+        if (path / LOCK).exists():
+            (path / LOCK).open("a+").close()
+    except OSError as error:
+        raise _unwritable(error, path) from error
+
+
+def _unwritable(error: OSError, path: Path) -> IOFailure:
+    return IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out")
+
+
+def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) -> None:
+    """UsageError where the folder holds a run of another configuration, or may not be resumed."""
+    checkpoints = path / "checkpoints"
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        what = "there is something in the place of its checkpoints that is no folder"
+        raise IOFailure(what, file=checkpoints, hint="move it away, or choose another --out")
+    run = read_run(path)
+    if run is None:
+        _check_unused(path)
+        return
+    if options.resume == "never":
+        raise UsageError("the folder already holds a run", file=path, hint="choose another --out")
+    if run["config_hash"] == config_hash(recipe, precision) or options.allow_change:
+        return
+    old = recipe_of(run, path)
+    changed = difference(*(to_dict(r) | {"precision": p} for r, p in ((old, run["precision"]), (recipe, precision))))
+    what = f"the folder holds a run of another configuration ({changed})"
+    longer = changed == f"epochs was {old.epochs}, is {recipe.epochs}" and recipe.epochs > old.epochs
+    do = "extend it" if longer else "go on with it all the same"
+    hint = f"choose another --out, or {do}: --allow-change"
+    if changed == f"name was {old.name}, is {recipe.name}" and recipe.name.startswith("own/"):
+        hint += f"; were the pictures moved: --config {path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
+    raise UsageError(what, file=path, hint=hint)
+
+
+def _check_unused(path: Path) -> None:
+    """UsageError where a new run would overwrite, cut or delete files that are no run's."""
+    there = [name for name in WRITTEN if os.path.lexists(path / name)]
+    taken = [name for name in there if name != "checkpoints" or any((path / name).iterdir())]
+    if taken:
+        what = f"the folder holds {', '.join(taken)} of no run (there is no run.json), which a run would replace"
+        raise UsageError(what, file=path, hint="choose another --out, or move them away")
 
 
 def writer(path: Path) -> str | None:

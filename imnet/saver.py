@@ -54,7 +54,8 @@ class Saver:
             "versions": {"torch": torch.__version__},
         }
         copies, keeps = _in_host_memory(step_fn.tensors()), setup.options.keeps
-        self._newest = self._thread.submit(checkpoint.save, folder.checkpoints, state.step, copies, values, keeps)
+        own = checkpoint.of_run({"config_hash": setup.config_hash, "before": setup.before})
+        self._newest = self._thread.submit(checkpoint.save, folder.checkpoints, state.step, copies, values, keeps, own)
 
     def wait(self) -> None:
         """Until the newest checkpoint is on the disk; raises IOFailure where it could not be written."""

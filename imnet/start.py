@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from imnet_kernels import tier
 
-from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, runfolder
+from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, optim, runfolder
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.errors import DeviceError, UsageError
@@ -30,13 +31,10 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     Raises ImnetError, a rank's as well as this process's.
     """
     options, bands = options.as_ran(recipe), options.bands_of(recipe)
-    precision = _check_before_start(recipe, options)
-    if options.out is None:
-        options = dataclasses.replace(options, out=str(runfolder.default_path(recipe, precision, bands)))
-    assert options.out is not None
-    path, code, num_ranks = Path(options.out), 0, options.gpus or options.procs or 1
-    _check_folder(path, bands)
-    _check_beside_data(path, options.data_dir)
+    path = check(recipe, options)[1]
+    check_machine(options)
+    options = dataclasses.replace(options, out=str(path))
+    code, num_ranks = 0, options.gpus or options.procs or 1
     if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
         code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
@@ -88,22 +86,43 @@ def _check_beside_data(path: Path, data_dir: str | None) -> None:
         raise UsageError(what, file=path, hint="choose another --out, outside of them")
 
 
-def _check_before_start(recipe: Recipe, options: RunOptions) -> str:
-    """What can be known wrong before any process or file is made; returns the resolved precision."""
+def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
+    """What can be known wrong before any process or file is made; returns the resolved precision and the run folder.
+    ``options`` are those of ``as_ran``. A dry run asks the same."""
     world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
     if bands:
         ensemble.shares(bands, max(world.size, options.gpus or options.procs or 1))
     loggers.check(options.logs)
-    if options.gpus:
-        device.check_gpus(options.gpus)
+    optim.check_backend(options.optim_backend)
     if not models.known(recipe.model):
         models.build(recipe.model, recipe.data.num_classes)  # raises with the suggestion
     if recipe.data.name not in data.names() and not recipe.data.name.startswith("packed:"):
         data.load(recipe.data.name)
-    kind = "cpu" if options.device == "cpu" or options.procs or not device.num_gpus() else "cuda"
-    if options.cuda_graphs and kind == "cpu":
-        raise UsageError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
-    return device.resolve_precision(options.precision, kind)[0]
+    precision = device.resolve_precision(options.precision, device.kind_of(options))[0]
+    path = Path(options.out or runfolder.default_path(recipe, precision, bands))
+    _check_folder(path, bands)
+    _check_beside_data(path, options.data_dir)
+    return precision, path
+
+
+def check_machine(options: RunOptions) -> None:
+    """DeviceError for what this machine lacks and another may have, UsageError for what none has."""
+    if options.gpus or options.device == "cuda":
+        device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
+    if options.cuda_graphs and device.kind_of(options) == "cpu":
+        raise DeviceError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
+    with tier.using("auto"):
+        defaults.choose_kernels(options)
+
+
+def check_folders(recipe: Recipe, options: RunOptions, precision: str, path: Path) -> None:
+    """What a run would refuse of its folder, or of one of an ensemble's, once it holds it; nothing is made there."""
+    bands = options.bands_of(recipe)
+    for number, folder in enumerate(runfolder.runs_of(path, bands)):
+        own = ensemble.of_band(recipe, bands[number]) if bands else recipe
+        with ensemble.named(bands[number]) if bands else contextlib.nullcontext():
+            runfolder.check_writable(folder)
+            runfolder.check_same(folder, own, options, precision)
 
 
 def _rank_entry(recipe: Recipe, options: RunOptions) -> int:

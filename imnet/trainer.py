@@ -50,7 +50,7 @@ class Trainer:
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
         self.console, self.signals, self.folder = console, signals, folder
         if folder is not None:
-            folder.check_same(recipe, options, place.precision)
+            runfolder.check_same(folder.path, recipe, options, place.precision)
         self.began = self.folder.read_run() if self.folder is not None else None
         saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)

@@ -171,7 +171,7 @@ def _from_run(source: str, path: Path) -> Weights:
     run = read_run(path)
     if run is None:
         raise UsageError(f"got --weights {source}: a folder without run.json", hint="give a run folder or a file")
-    found = checkpoint.load(path / "checkpoints", run.get("config_hash"))
+    found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run))
     if found is None:
         raise DataError("no checkpoint yet", file=path, hint="let the run reach its first checkpoint")
     if found.skipped:

@@ -78,11 +78,9 @@ def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path)
     command.add_argument("target", type=Path)
     command.add_argument("--name", help="the data set's name in the store (default: what the source is)")
-    command.add_argument("--size", type=_positive, metavar="PX", help="pixels; without it pictures stay encoded")
+    command.add_argument("--size", type=_pixels, metavar="PX", help="pixels; without it pictures stay encoded")
     command.add_argument("--filter", choices=sorted(FILTERS), help="box (default) gives ImageNet-64's own pixels")
-    command.add_argument(
-        "--shorter", type=_positive, metavar="PX", help="resize the shorter side to PX, take the centre"
-    )
+    command.add_argument("--shorter", type=_pixels, metavar="PX", help="resize the shorter side to PX, take the centre")
     command.add_argument("--channels", type=int, choices=[1, 3], help="3 (default), or 1 for grey")
     command.add_argument("--min-images", type=_positive, default=0, metavar="N", help="drop classes with fewer")
     command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
@@ -111,6 +109,13 @@ def _choice(arguments: argparse.Namespace) -> Choice:
 def _positive(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _pixels(text: str) -> int:
+    """The side of an image: training takes none that is larger."""
+    if _positive(text) > 65_536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to 65,536")
     return int(text)
 
 

@@ -19,6 +19,7 @@ from imnet.errors import ImnetError, Preempted, UsageError
 from imnet.files import check_output
 from imnet.recipes.documents import DOCUMENTS
 from imnet.report.markup import MARK
+from imnet.runfolder import check_writable
 from imnet.sweep import jobs, sbatch
 from imnet.sweep.grid import EXAMPLE, Trial, find, label, names, read, trials
 
@@ -85,10 +86,21 @@ def _sweep(argv: list[str]) -> int:
         return 0
     if twice:
         print(f"note       {twice} configuration(s) came twice: each is run once")
+    _check(chosen, out)
     if values.dry_run:
         _list(chosen, out)
         return 0
     return _run(chosen, out, values.jobs)
+
+
+def _check(chosen: Sequence[Trial], out: Path) -> None:
+    """What a sweep is refused for now, not when every trial is trained; of a dry run too."""
+    check_output(out / "report.html", MARK.encode())
+    for trial in chosen:
+        check_writable(out / trial.name)
+        if jobs.state(trial, out) != "complete":
+            check_output(out / trial.name / jobs.FILE, b'"command"')
+            loggers.check(trial.options.logs)  # once, not in every trial
 
 
 def _list(chosen: Sequence[Trial], out: Path) -> None:
@@ -99,7 +111,6 @@ def _list(chosen: Sequence[Trial], out: Path) -> None:
 
 
 def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
-    check_output(out / "report.html", MARK.encode())  # now, not when every trial is trained
     states = {trial.name: jobs.state(trial, out) for trial in chosen}
     todo = [trial for trial in chosen if states[trial.name] != "complete"]
     began = time.monotonic()
@@ -111,9 +122,6 @@ def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
         print(f"{word:<10} {mark}  {trial.id}  {trial.label}{': ' if more else ''}{more}", flush=True)
 
     complete = len(chosen) - len(todo)
-    for trial in todo:
-        check_output(out / trial.name / jobs.FILE, b'"command"')
-        loggers.check(trial.options.logs)  # once, not in every trial
     if todo:
         places = jobs.slots(at_once, todo)
         again = sum(state == "failed" for state in states.values())

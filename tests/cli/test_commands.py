@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 import pytest
 
 import imnet
-from imnet import cli, options, recipes
+from imnet import cli, options, recipes, sweep
+from imnet.data import tool
 from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, from_dict, to_dict
 
@@ -243,3 +244,29 @@ def test_a_folder_that_is_no_run(main, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     assert main([]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (cli.eval_main, [LONG]),
+        (cli.export_main, [LONG, "--to", "onnx"]),
+        (cli.predict_main, [LONG, "picture.png"]),
+        (cli.report_main, [LONG]),
+        (sweep.main, [LONG]),
+        (tool.main, ["inspect", LONG]),
+        (tool.main, ["pack", LONG, "store"]),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_one_line_in_every_command(main, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) in (65, 74)
+    told = capsys.readouterr().err
+    assert "File name too long" in told
+    assert told.count("\n") == 1
+    assert main(["--debug", *words]) in (65, 74)
+    assert "Traceback" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -162,3 +162,12 @@ def test_a_data_set_is_one_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="registered twice"):
         sets.dataset(sets.all_sets()["brand-new"])
     sets.all_sets.cache_clear()
+
+
+@pytest.mark.parametrize("option", ["--size", "--shorter"])
+@pytest.mark.parametrize("pixels", ["65537", "9999999", "0"])
+def test_sides_that_no_image_has_are_refused_before_a_store_is_begun(option, pixels, tmp_path, capsys):
+    asked = ["pack", str(tmp_path), str(tmp_path / "store"), *(["--size", "8"] if option != "--size" else [])]
+    assert main([*asked, option, pixels]) == 2
+    assert pixels in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -79,14 +79,6 @@ def test_a_mistake_of_the_command_is_one_line(argv, said, capsys):
     assert err.count("\n") == 1
 
 
-def test_a_file_in_the_folders_place_is_said_as_such(tmp_path, capsys):
-    (tmp_path / "out").write_text("")
-    path = tmp_path / "mine.yaml"
-    path.write_text("base: {recipe: quickstart}")
-    assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 74
-    assert "cannot be written: Not a directory; choose another --out" in capsys.readouterr().err
-
-
 def test_a_log_that_cannot_be_kept_is_said_once_before_any_trial(tmp_path, monkeypatch, capsys):
     real = loggers.importlib.util.find_spec
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
@@ -98,6 +90,19 @@ def test_a_log_that_cannot_be_kept_is_said_once_before_any_trial(tmp_path, monke
         == "imnet-sweep: got --log wandb, but wandb is not installed; pip install 'imnet[track]'\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []], ids=["planned", "run"])
+@pytest.mark.parametrize("out", ["file", "file/sweep", "/proc/sweep", "n" * 300])
+def test_a_place_where_no_trial_can_be_written_is_refused_first(out, more, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine.yaml").write_text("base: {recipe: quickstart}\nseeds: [1, 2]")
+    assert sweep.main(["mine.yaml", "--out", out, *more]) == 74
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert not told.out
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "mine.yaml"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"code": "0"}', '{"code": 1.5}', "\udcff"])

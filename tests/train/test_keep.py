@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import imnet
-from imnet import checkpoint
+from imnet import checkpoint, weights
 from imnet.capture import CapturedStep, NotCapturableError
 from imnet.cli import eval_main
-from imnet.errors import UsageError
+from imnet.errors import DataError, UsageError
 from imnet.metrics import read_metrics
 from imnet.recipe import SGD
 from imnet.run_options import RunOptions
@@ -34,32 +34,68 @@ def steps(folder):
 )  # fmt: skip
 def test_what_stays_of_six(tmp_path, keep, stay):
     """Step 2 is the earliest of the best; step 5 was not evaluated, step 1 was of other images."""
-    weights = {"model": {"w": torch.zeros(2)}}
+    named = {"model": {"w": torch.zeros(2)}}
     for step, top1 in enumerate((0.9, 0.5, 0.4, 0.5, None, 0.2), 1):
         data = "others" if step == 1 else "ours"
         state = {"step": step, "epoch": step, "top1": top1, "data_fingerprint": data, "config_hash": "c"}
-        checkpoint.save(tmp_path, step, weights, state, RunOptions(keep=keep).keeps)
+        checkpoint.save(tmp_path, step, named, state, RunOptions(keep=keep).keeps)
         newest = checkpoint.load(tmp_path)
         assert newest is not None
         assert newest.state["step"] == step
     assert steps(tmp_path) == stay
 
 
+@pytest.mark.parametrize(("keep", "stay"), [("last", [2, 6, 8]), ("best", [2, 4, 6, 8]), ("2", [2, 5, 6, 8])])
+def test_another_runs_checkpoint_is_neither_counted_nor_deleted(tmp_path, keep, stay):
+    """Of the same images: one is better than all, one is of a later step, one has the place of a step that is to come.
+    Step 4 is of this run's earlier configuration (--allow-change), and its best."""
+    named = {"model": {"w": torch.zeros(2)}}
+    common = {"data_fingerprint": "same images"}
+    for step in (2, 5, 8):
+        state = common | {"step": step, "epoch": step, "top1": 0.9, "config_hash": "other"}
+        checkpoint.save(tmp_path, step, named, state, (9, False))
+    kept = {step: (tmp_path / f"step-{step:08}" / "MANIFEST.json").read_bytes() for step in (2, 5, 8)}
+    for step, top1 in {3: 0.1, 4: 0.5, 5: 0.4, 6: 0.2}.items():
+        now = "ours" if step > 4 else "before"
+        state = common | {"step": step, "epoch": step, "top1": top1, "config_hash": now}
+        checkpoint.save(tmp_path, step, named, state, RunOptions(keep=keep).keeps, [now, "before"])
+    assert steps(tmp_path) == stay
+    for step, content in kept.items():
+        place = tmp_path / ("foreign-step-00000005" if step == 5 else f"step-{step:08}")
+        assert (place / "MANIFEST.json").read_bytes() == content
+    found = checkpoint.load(tmp_path, ("ours", "before"))
+    assert found is not None
+    assert found.state["step"] == 6
+    with pytest.raises(DataError, match=r"run\.json does not know"):
+        checkpoint.load(tmp_path, ("a third",))
+
+
+def test_weights_are_not_taken_from_another_runs_checkpoint(averaging, tmp_path):
+    """Which is all that the folder has."""
+    folder = tmp_path / "run"
+    shutil.copytree(averaging.path, folder)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"config_hash": "another"}))
+    for use in (lambda: weights.read(str(folder)), imnet.load_run(folder).model):
+        with pytest.raises(DataError, match=r"run\.json does not know"):
+            use()
+
+
 @pytest.mark.parametrize("damage", ["weights", "state", "empty folder"])
 @pytest.mark.parametrize(("keep", "stay"), [("last", [10]), ("2", [8, 10]), ("best,last", [8, 10])])
 def test_damaged_ones_of_later_steps_take_no_place_of_what_is_saved_after_them(tmp_path, keep, stay, damage):
     """Of a run that goes on from step 8, since steps 12 and 16 are damaged, and is stopped at step 10."""
-    weights, best = {"model": {"w": torch.zeros(2)}}, {4: 0.1, 8: 0.5, 12: 0.9, 16: 0.9, 10: None}
+    named, best = {"model": {"w": torch.zeros(2)}}, {4: 0.1, 8: 0.5, 12: 0.9, 16: 0.9, 10: None}
     for step, top1 in best.items():
         state = {"step": step, "epoch": step / 4, "top1": top1, "data_fingerprint": "ours", "config_hash": "c"}
-        path = checkpoint.save(tmp_path, step, weights, state, RunOptions(keep=keep if step == 10 else "9").keeps)
+        path = checkpoint.save(tmp_path, step, named, state, RunOptions(keep=keep if step == 10 else "9").keeps)
         for file in sorted(path.iterdir()) if step > 10 else ():
             if damage == "empty folder":
                 file.unlink()
             elif file.name == {"weights": "model.safetensors", "state": "state.json"}[damage]:
                 file.write_bytes(file.read_bytes()[:-1])
     assert steps(tmp_path) == stay
-    found = checkpoint.load(tmp_path, "c")
+    found = checkpoint.load(tmp_path, ("c",))
     assert found is not None
     assert found.state["step"] == 10
 
