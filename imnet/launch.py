@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from imnet import meeting
 from imnet.errors import DeviceError, UsageError
-from imnet.meeting import master, number
+from imnet.meeting import master as _master
+from imnet.meeting import number
 from imnet.resources import num_cores
 
 LONGEST_WAIT = datetime.timedelta(days=7)
@@ -130,7 +131,7 @@ def current_world(asked: int | None = None) -> World:
     """
     world = _torchrun_world() or _slurm_world() or World()
     if world.size > 1:
-        master()
+        _master()
     if asked is not None and asked > 1 and world.size > 1 and asked != world.size:
         who = "WORLD_SIZE" if number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
         what = f"got {asked} processes to start inside a launch of {world.size} ({who}={world.size})"

@@ -16,10 +16,9 @@ from pathlib import Path
 from imnet import loggers, report
 from imnet.command import Parser, guarded
 from imnet.errors import ImnetError, Preempted, UsageError
-from imnet.files import check_output
+from imnet.files import check_folder, check_output
 from imnet.recipes.documents import DOCUMENTS
 from imnet.report.markup import MARK
-from imnet.runfolder import check_writable
 from imnet.sweep import jobs, sbatch
 from imnet.sweep.grid import EXAMPLE, Trial, find, label, names, read, trials
 
@@ -97,7 +96,10 @@ def _check(chosen: Sequence[Trial], out: Path) -> None:
     """What a sweep is refused for now, not when every trial is trained; of a dry run too."""
     check_output(out / "report.html", MARK.encode())
     for trial in chosen:
-        check_writable(out / trial.name)
+        try:
+            check_folder(out / trial.name)
+        except OSError as error:
+            raise jobs.unwritable(error, out / trial.name) from error
         if jobs.state(trial, out) != "complete":
             check_output(out / trial.name / jobs.FILE, b'"command"')
             loggers.check(trial.options.logs)  # once, not in every trial

@@ -33,6 +33,10 @@ ORPHANS_S = 60.0
 """A trial whose sweep was killed saves and ends; so long the next sweep waits for it."""
 
 
+def unwritable(error: OSError, folder: Path) -> IOFailure:
+    return IOFailure(f"cannot be written: {error.strerror}", file=folder, hint="choose another --out")
+
+
 def state(trial: Trial, out: Path) -> str:
     """complete, running, failed, stopped or not run."""
     folder = out / trial.name
@@ -152,7 +156,7 @@ class Sweep:
                     process_group=0, preexec_fn=die_with(os.getpid()),
                 )  # fmt: skip
         except OSError as error:
-            raise IOFailure(f"cannot be written: {error.strerror}", file=folder, hint="choose another --out") from error
+            raise unwritable(error, folder) from error
         self.running[process] = trial, slot
         if self.asked:  # meanwhile
             self._tell(signal.SIGTERM)

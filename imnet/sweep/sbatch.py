@@ -26,7 +26,8 @@ SCRIPT = """\
 # {count} trial(s), a task each. What the cluster wants otherwise (partition, account, time) goes behind sbatch, before
 # the name of this script. Two minutes before the time is up the trial saves, and the task queues again.
 cd {folder} || exit 74
-srun --ntasks=1 --cpus-per-task={cpus} {command}
+export SRUN_CPUS_PER_TASK={cpus}
+srun --ntasks=1 {command}
 code=$?
 if [ $code -eq 75 ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"

@@ -166,7 +166,8 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     assert directives["gpus-per-task"] == str(gpus)
     assert directives["signal"] == "TERM@120"
     # Run with srun and scontrol that only say what they were given: the trial's words arrive as they were.
-    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > seen\nexit ${CODE}\n')
+    srun = '#!/bin/bash\nprintf "%s\\n" "$@" > seen\necho $SRUN_CPUS_PER_TASK > cores\nexit ${CODE}\n'
+    (tmp_path / "srun").write_text(srun)
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@" > requeued\n')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
@@ -175,8 +176,8 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     assert (tmp_path / "requeued").read_text() == "requeue 77_2\n"
     seen = (tmp_path / "seen").read_text().splitlines()
     # Slurm since 22.05 gives a task of srun one core where srun itself is not told.
-    assert seen[:2] == ["--ntasks=1", f"--cpus-per-task={directives['cpus-per-task']}"]
-    assert seen[2:] == ["imnet-sweep", str(place / "mine.yaml"), "--out", "runs/x", "--trial", "2", "--", *more]
+    assert (tmp_path / "cores").read_text().strip() == directives["cpus-per-task"]
+    assert seen[1:] == ["imnet-sweep", str(place / "mine.yaml"), "--out", "runs/x", "--trial", "2", "--", *more]
     (tmp_path / "requeued").unlink()
     assert subprocess.run(["bash", script], env=job | {"CODE": "65"}, check=False).returncode == 65
     assert not (tmp_path / "requeued").exists()
