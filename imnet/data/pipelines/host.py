@@ -1,4 +1,4 @@
-"""The mapped store -> C++ augmentation on the CPU -> page-locked batches, made ahead and copied on a side stream."""
+"""The packed store -> C++ augmentation on the CPU -> page-locked batches, made ahead and copied on a side stream."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +57,11 @@ class Host(Prepared):
         super().__init__(split, setting)
         if self.decoder is None:
             self.threads = 1  # the kernel itself has threads; Pillow has none, so each of ours decodes a batch
-        images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
+        images = self.decoder if isinstance(split, EncodedSplit) else split.images
         assert images is not None
-        self.batches = Batches(images, setting.augment, **setting.finish)
+        self.batches = Batches(
+            as_tensor(images) if isinstance(images, np.ndarray) else images, setting.augment, **setting.finish
+        )
 
     @property
     def where(self) -> str:
