@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.held import Pixels
 from imnet.errors import DataError, UsageError
 
 _CHUNK_BYTES = 8 << 20
@@ -18,9 +17,9 @@ _CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, uint8 (N, H, W, C), in memory or in a file, and their labels, int64 (N,) from 0."""
+    """Images of one split, uint8 (N, H, W, C), in memory or memory-mapped, and their labels, int64 (N,) from 0."""
 
-    images: np.ndarray | Pixels
+    images: np.ndarray
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -239,8 +238,8 @@ def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> 
     return DataSet(name, train, test, class_names, fingerprint)
 
 
-def chunks(images: np.ndarray | Pixels) -> Iterator[np.ndarray]:
-    """Contiguous pieces of ``images`` along the first axis, about 8 MiB each: a file never is in memory as a whole."""
+def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Contiguous pieces of ``images`` along the first axis, about 8 MiB each: maps stay small in memory."""
     per_image = max(1, int(np.prod(images.shape[1:], dtype=np.int64)))
     step = max(1, _CHUNK_BYTES // per_image)
     for start in range(0, images.shape[0], step):

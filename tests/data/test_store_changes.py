@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from dataclasses import replace
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from imnet.augmentation import Augment
 from imnet.data import load
-from imnet.data.base import Split
+from imnet.data.held import file_of
 from imnet.data.order import Order
 from imnet.data.pipelines import Setting, build
 from imnet.data.store import PAGE, open_store
@@ -32,10 +34,10 @@ def store(folder, form, first):
     return folder / f"out{first}" / "train.imnet"
 
 
-def epochs(split, kind, augment=None):
+def epochs(split, kind):
     """The batches of one epoch after the other, made one at a time."""
     order = Order(len(split), 50, 0, drop_last=False)
-    setting = Setting(augment=augment or Augment(), seed=0, device=torch.device("cpu"), dtype=torch.float32,
+    setting = Setting(augment=Augment(), seed=0, device=torch.device("cpu"), dtype=torch.float32,
                       order=order, workers=1, ahead=1)  # fmt: skip
     pipeline = build(kind, split, setting)
     return (images.clone() for _ in range(9) for images, _ in pipeline.epoch(0))
@@ -53,6 +55,7 @@ def one_byte(file, _):
         out.write(b"\x01" if out.read(1) != b"\x01" else b"\x02")
 
 
+PIPELINES = [("host", "pixels"), ("host", "encoded"), ("torch", "pixels"), ("dali", "pixels")]
 CHANGES = {
     "emptied": lambda file, _: os.truncate(file, 0),
     "cut": lambda file, _: os.truncate(file, file.stat().st_size // 2),
@@ -63,7 +66,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize(("kind", "form"), [("host", "pixels"), ("host", "encoded"), ("torch", "pixels")])
+@pytest.mark.parametrize(("kind", "form"), PIPELINES)
 def test_a_store_that_is_written_to_ends_a_run_with_one_line(tmp_path, kind, form, change):
     file, other = store(tmp_path, form, 0), store(tmp_path, form, 1)
     assert file.stat().st_size == other.stat().st_size
@@ -97,17 +100,6 @@ def test_what_does_not_change_the_images_that_are_read_is_no_harm(tmp_path, form
     assert len(rest) == 9 * COUNT // 50 - 1
 
 
-@pytest.mark.parametrize("kind", ["resident", "host", "torch"])
-@pytest.mark.parametrize("crop", [None, (0.3, 1.0)])
-def test_images_in_a_file_are_those_in_memory(tmp_path, kind, crop):
-    file = store(tmp_path, "pixels", 0)
-    split, augment = open_store(file).split(), replace(Augment(), crop_pad_px=0 if crop else 4, hflip="random")
-    augment = replace(augment, crop_scale=crop, crop_px=24 if crop else None)
-    memory = Split(np.asarray(split.images), split.labels)
-    for got, want in zip(epochs(split, kind, augment), epochs(memory, kind, augment), strict=True):
-        assert torch.equal(got, want)
-
-
 @pytest.mark.parametrize("at", ["open", "verify"])
 def test_a_store_that_is_cut_while_it_is_opened_or_verified(tmp_path, at, monkeypatch):
     file = store(tmp_path, "pixels", 0)
@@ -122,3 +114,38 @@ def test_a_store_that_is_cut_while_it_is_opened_or_verified(tmp_path, at, monkey
     monkeypatch.setattr("imnet.data.held.Held._now", lambda _: (size, 1))  # as it was a moment ago
     with pytest.raises(DataError, match="changed while it was read: it ends before byte"):
         open_store(file)
+
+
+@pytest.mark.parametrize("part", ["whole", "half"])
+def test_bytes_that_were_gone_while_they_were_read_are_never_taken_for_pixels(tmp_path, part):
+    """The file is put back before anybody asks, with its old time; the process does not die of the read."""
+    file = store(tmp_path, "pixels", 0)
+    split, data = open_store(file).split(), file.read_bytes()
+    held = file_of(split.images[3:])
+    before, status = split.images[0].copy(), file.stat()
+    held.check()
+    os.truncate(file, 0 if part == "whole" else len(data) // 2)
+    assert not split.images[-1].any()
+    assert np.array_equal(split.images[0], before) == (part == "half")
+    with open(file, "r+b") as out:
+        out.write(data)
+    os.utime(file, ns=(1, status.st_mtime_ns))
+    with pytest.raises(DataError, match="or its disk failed"):
+        held.check()
+    assert file_of(np.asarray(split.images[[0]])) is None  # copied into memory
+    open_store(file).verify()
+
+
+def test_a_fault_elsewhere_ends_the_process_as_before(tmp_path):
+    file = store(tmp_path, "pixels", 0)
+    code = f"""
+import mmap, os, torch
+from imnet.data.store import open_store
+images = open_store({str(file)!r}).images()
+with open({str(tmp_path / "other")!r}, "w+b") as other:
+    other.truncate(9999)
+    mapped = mmap.mmap(other.fileno(), 0)
+    os.truncate(other.name, 0)
+    mapped[5000]
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGBUS

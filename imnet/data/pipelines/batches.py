@@ -15,7 +15,6 @@ from torch import Tensor
 
 from imnet.augmentation import Augment
 from imnet.data.base import AnySplit, EncodedSplit
-from imnet.data.held import Pixels
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.data.pipelines.encoded import Decoder
@@ -120,12 +119,11 @@ class Finish:
 class Batches(Finish):
     """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last, on the device of the images."""
 
-    def __init__(self, images: Tensor | Pixels | Decoder, augment: Augment, **how: Any):
-        """``images`` uint8 (N, H, W, C), in a file or what decodes them, on the CPU; ``how`` as in ``Finish``."""
+    def __init__(self, images: Tensor | Decoder, augment: Augment, **how: Any):
+        """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``how`` as in ``Finish``."""
         self.images = images
-        channels = 3 if isinstance(images, Decoder) else images.shape[3]
-        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-        super().__init__(augment, channels, device, **how)
+        of = (images.shape[3], images.device) if isinstance(images, Tensor) else (3, torch.device("cpu"))
+        super().__init__(augment, *of, **how)
 
     def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
         """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
@@ -135,9 +133,6 @@ class Batches(Finish):
         if isinstance(self.images, Tensor):
             names = ids.to(self.images.device, non_blocking=True)
             store, rows, sized = self.images, names % len(self.images), False
-        elif isinstance(self.images, Pixels):
-            ids = names = ids.cpu()
-            store, rows, sized = as_tensor(self.images[(ids % len(self.images)).numpy()]), torch.arange(len(ids)), False
         else:
             pixels, taken = self.images.images(ids.cpu(), epoch, train)
             store, rows, sized = torch.from_numpy(pixels), torch.arange(len(ids)), self.images.sized(train)
@@ -150,7 +145,7 @@ def _page_locked(num_images: int, shape: Sequence[int], dtype: torch.dtype) -> T
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The array as a tensor over the same memory; nobody writes to it, so it may be read-only."""
+    """The array as a tensor over the same memory; nobody writes to it, so a read-only map is no harm."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

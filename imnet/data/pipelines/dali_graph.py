@@ -19,6 +19,7 @@ from torch import Tensor
 from imnet.augmentation import Augment
 from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import transforms
+from imnet.data.pipelines.batches import as_tensor
 from imnet.data.pipelines.dali_pictures import Pictures, box_resize, box_resize_on_device
 from imnet.data.pipelines.draws import Key
 
@@ -54,7 +55,7 @@ class Feeds:
         """``device_id`` is the GPU's, None for the CPU."""
         self.augment, self.seed, self.train, self.pictures = augment, seed, train, pictures
         self.device_id, self.on_gpu = device_id, device_id is not None
-        self.images = None if isinstance(split, EncodedSplit) else split.images
+        self.images = None if isinstance(split, EncodedSplit) else as_tensor(split.images)
         self.sized = pictures is not None and pictures.sized(train)
         """Whether DALI makes the images as large as the network sees them."""
         self.side_px = split.image_shape[0] if pictures is None else pictures.side_px(train)
@@ -64,7 +65,7 @@ class Feeds:
         """The feed of ``ids`` (B,) int64 on the CPU; DataError for a picture that cannot be decoded."""
         if self.pictures is None:
             assert self.images is not None
-            return Feed(ids, ids, {"image": self.images[(ids % len(self.images)).numpy()]})
+            return Feed(ids, ids, {"image": self.images.index_select(0, ids % len(self.images)).numpy()})
         data, names = self.pictures.encoded(ids, epoch, self.train)
         values: dict[str, Values] = {"image": data}
         if self.sized:

@@ -1,4 +1,4 @@
-"""The packed store -> C++ augmentation on the CPU -> page-locked batches, made ahead and copied on a side stream."""
+"""The mapped store -> C++ augmentation on the CPU -> page-locked batches, made ahead and copied on a side stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +40,7 @@ class Prepared(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
             images, names = self.made(ids, epoch, train)
+            self.check_file()
             labels = self.labels_of_taken(names, ids, train)
             return images, labels.pin_memory() if self.pinned else labels
 
@@ -57,11 +57,9 @@ class Host(Prepared):
         super().__init__(split, setting)
         if self.decoder is None:
             self.threads = 1  # the kernel itself has threads; Pillow has none, so each of ours decodes a batch
-        images = self.decoder if isinstance(split, EncodedSplit) else split.images
+        images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
         assert images is not None
-        self.batches = Batches(
-            as_tensor(images) if isinstance(images, np.ndarray) else images, setting.augment, **setting.finish
-        )
+        self.batches = Batches(images, setting.augment, **setting.finish)
 
     @property
     def where(self) -> str:

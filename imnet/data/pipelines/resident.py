@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from imnet.data.base import AnySplit, EncodedSplit, chunks
+from imnet.data.base import AnySplit, EncodedSplit
 from imnet.data.pipelines import Batch, Pipeline, Setting, too_large
 from imnet.data.pipelines.batches import Batches, as_tensor
 from imnet.errors import DeviceError, UsageError
@@ -27,13 +25,10 @@ class Resident(Pipeline):
         problem = too_large(split.num_bytes, setting.device)
         if problem:
             raise DeviceError(problem, hint="use --pipeline host, or fewer images (--data.train_images)")
-        if isinstance(split.images, np.ndarray):
-            images = as_tensor(split.images).to(setting.device)
-        else:
-            images, at = torch.empty(split.images.shape, dtype=torch.uint8, device=setting.device), 0
-            for piece in chunks(split.images):
-                images[at : at + len(piece)] = torch.from_numpy(piece)
-                at += len(piece)
+        images = as_tensor(split.images).to(setting.device)
+        if setting.device.type == "cpu" and not split.images.flags.writeable:
+            images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
+        self.check_file()
         self.images = images
         self.batches = Batches(images, setting.augment, **setting.finish)
 

@@ -34,7 +34,7 @@ class Blocks:
     @classmethod
     def of(cls, split: Split, files: tuple[Path, ...]) -> Blocks:
         """A split in memory that was read from ``files``."""
-        return cls(len(split), split.image_shape, lambda: iter([(split.images[:], split.labels)]), files)
+        return cls(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), files)
 
     def __len__(self) -> int:
         return self.count

@@ -1,4 +1,4 @@
-"""The packed store: one file a split, read by place, random access O(1), every byte under a checksum.
+"""The packed store: one file a split, mapped into memory, random access O(1), every byte under a checksum.
 
 Layout (little-endian; PAGE = 4096 bytes)::
 
@@ -22,6 +22,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from imnet.data.base import (
     split_hash,
 )
 from imnet.data.files import reading
-from imnet.data.held import Held, Pixels
+from imnet.data.held import Held
 from imnet.errors import DataError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
@@ -51,7 +52,7 @@ _REBUILD = "pack it again from its source"
 
 @dataclass(frozen=True)
 class Store:
-    """An open split. ``header`` is the JSON header; images are read when they are asked for."""
+    """An open split. ``header`` is the JSON header; pixels are mapped, not read."""
 
     path: Path
     header: dict
@@ -67,17 +68,17 @@ class Store:
     def is_encoded(self) -> bool:
         return self._index is not None
 
-    def images(self) -> Pixels:
-        """The pixels, uint8 (N, H, W, C); DataError for a store of encoded pictures."""
+    def images(self) -> np.ndarray:
+        """The mapped pixels, uint8 (N, H, W, C), read-only; DataError for a store of encoded pictures."""
         if self.is_encoded:
             hint = "pack with --size PX to get pixels"
             raise DataError("this store holds encoded pictures, not pixels", file=self.path, hint=hint)
-        return Pixels(self._held, PAGE, tuple(self.header["shape"]), self.verify)
+        return self._held.mapped(PAGE, tuple(self.header["shape"]))
 
     def encoded(self, i: int) -> bytes:
         """The encoded bytes of picture i, as they were in the source, of a store of encoded pictures."""
         assert self._index is not None, self.path
-        self._held.check(self.verify)
+        self._held.check()
         data_bytes = self.header["sections"]["data"][1]
         at = int(self._index[i])
         length = int.from_bytes(self._held.read(PAGE + at, 4), "little") if at + 4 <= data_bytes else data_bytes
@@ -98,22 +99,26 @@ class Store:
 
     def verify(self) -> int:
         """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
-        sections, shape = self.header["sections"], self.header["shape"]
-        start, length = sections["crc"]
-        expected = np.frombuffer(self._held.read(start, length), dtype="<u4")
-        with reading(self.path):
-            got, digest = scan(self._held.descriptor, sections["data"][1], start, self.labels, shape)
-        if len(got) < len(expected):
-            what = f"ends after {len(got)} of {len(expected)} blocks"
-            raise DataError(what, file=self.path, hint=_REBUILD)
-        wrong = np.flatnonzero(got != expected)
-        if len(wrong):
-            number = int(wrong[0])
-            what = f"block {number} has crc {got[number]:08x}, expected {expected[number]:08x}"
-            raise DataError(what, file=self.path, offset=PAGE + number * BLOCK_BYTES, hint=_REBUILD)
-        if digest != self.header["digest"]:
-            raise DataError(f"content digest is {digest[:16]}, expected {self.header['digest'][:16]}", file=self.path)
-        return len(expected)
+        return _verified(self._held, self.header, self.labels)
+
+
+def _verified(held: Held, header: dict, labels: np.ndarray) -> int:
+    sections, shape = header["sections"], header["shape"]
+    start, length = sections["crc"]
+    expected = np.frombuffer(held.read(start, length), dtype="<u4")
+    with reading(held.path):
+        got, digest = scan(held.descriptor, sections["data"][1], start, labels, shape)
+    if len(got) < len(expected):
+        what = f"ends after {len(got)} of {len(expected)} blocks"
+        raise DataError(what, file=held.path, hint=_REBUILD)
+    wrong = np.flatnonzero(got != expected)
+    if len(wrong):
+        number = int(wrong[0])
+        what = f"block {number} has crc {got[number]:08x}, expected {expected[number]:08x}"
+        raise DataError(what, file=held.path, offset=PAGE + number * BLOCK_BYTES, hint=_REBUILD)
+    if digest != header["digest"]:
+        raise DataError(f"content digest is {digest[:16]}, expected {header['digest'][:16]}", file=held.path)
+    return len(expected)
 
 
 def scan(
@@ -151,6 +156,7 @@ def open_store(path: Path) -> Store:
     index = None
     if header["shape"] is None:
         index = np.frombuffer(held.read(*sections["index"]), dtype="<u8")
+    held.verify = partial(_verified, header=header, labels=labels)
     return Store(path, header, labels, names, held, index)
 
 
