@@ -4,6 +4,7 @@
 
 #include "families.h"
 #include "kernels.h"
+#include "mapped.h"
 
 namespace py = pybind11;
 using namespace imnet;
@@ -102,7 +103,7 @@ std::vector<int64_t> choices_py(int64_t id, const py::kwargs& given) {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "CPU kernels of imnet_kernels; call them through the package, which checks the tensors.";
+  m.doc() = "CPU kernels of imnet_kernels; call them through the package, which checks the tensors. Mapped files.";
   m.def("augment", &augment_py);
   m.def("spectral", &spectral_py);
   m.def("shake", [](const py::kwargs& given) { shake_py(false, given); });
@@ -110,6 +111,12 @@ PYBIND11_MODULE(_host, m) {
   m.def("sgd_ema", &sgd_ema_py);
   m.def("choices", &choices_py, "The shared header's choices for one sample: (dy, dx, flip, y0, x0).");
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use: base, avx2, avx512 or avx512bf16.");
+  py::class_<Mapped>(m, "Mapped", py::buffer_protocol(), py::dynamic_attr(), "An open file's bytes; zeros where they are lost.")
+      .def(py::init<int, size_t>())
+      .def_property_readonly("torn", &Mapped::torn)
+      .def_buffer([](Mapped& map) {
+        return py::buffer_info(static_cast<const uint8_t*>(map.data()), py::ssize_t(map.length()));
+      });
   m.def("force_isa", [](const std::string& name) {
     if (!force_isa(name.c_str())) throw py::value_error("isa '" + name + "' is not on this machine; allowed auto, " + kernels().name);
   });

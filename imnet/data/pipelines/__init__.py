@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from imnet.augmentation import Augment
-from imnet.data.base import AnySplit, EncodedSplit
+from imnet.data.base import AnySplit, EncodedSplit, Split
+from imnet.data.held import file_of
 from imnet.data.order import Order, shard
 from imnet.data.pipelines.batches import as_tensor
 from imnet.data.pipelines.draws import Key
@@ -75,6 +76,7 @@ class Pipeline(ABC):
         self.split, self.setting = split, setting
         self.cpu_labels = as_tensor(split.labels)
         self.labels = self.cpu_labels.to(setting.device)
+        self._file = file_of(split.images) if isinstance(split, Split) else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -87,6 +89,11 @@ class Pipeline(ABC):
         if batches is not None:
             vars(other)["batches"] = batches.of_bands(bands)
         return other
+
+    def check_file(self) -> None:
+        """DataError where the packed file of pixels is no longer what it was: after every batch that was read of it."""
+        if self._file is not None:
+            self._file.check()
 
     def labels_of_taken(self, taken: Tensor, asked: Tensor, train: bool) -> Tensor:
         """Labels (B,), on the CPU, of the ids that were ``taken``. In evaluation a picture that was left out, in whose

@@ -164,7 +164,13 @@ class Dali(Pipeline):
         workers = s.workers if self.pictures else 1
         runner = self._idle.pop(train, None) or Runner(feeds, threads=s.workers, depth=s.ahead)
         again = self._again(train, epoch)
-        with contextlib.closing(ahead(lambda ids: feeds.feed(ids.cpu(), epoch), pieces, s.ahead, workers)) as prepared:
+
+        def fed(ids: Tensor) -> Feed:
+            made = feeds.feed(ids.cpu(), epoch)
+            self.check_file()
+            return made
+
+        with contextlib.closing(ahead(fed, pieces, s.ahead, workers)) as prepared:
             try:
                 for images, feed in runner.run(prepared, again):
                     rows = torch.arange(len(feed), device=images.device)

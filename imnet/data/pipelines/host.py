@@ -40,6 +40,7 @@ class Prepared(Pipeline):
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
             images, names = self.made(ids, epoch, train)
+            self.check_file()
             labels = self.labels_of_taken(names, ids, train)
             return images, labels.pin_memory() if self.pinned else labels
 

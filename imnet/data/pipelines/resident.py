@@ -28,6 +28,7 @@ class Resident(Pipeline):
         images = as_tensor(split.images).to(setting.device)
         if setting.device.type == "cpu" and not split.images.flags.writeable:
             images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
+        self.check_file()
         self.images = images
         self.batches = Batches(images, setting.augment, **setting.finish)
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from imnet.data.base import (
     split_hash,
 )
 from imnet.data.files import reading
+from imnet.data.held import Held
 from imnet.errors import DataError
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
@@ -57,7 +58,7 @@ class Store:
     header: dict
     labels: np.ndarray
     class_names: tuple[str, ...]
-    _map: mmap.mmap
+    _held: Held
     _index: np.ndarray | None
 
     def __len__(self) -> int:
@@ -72,19 +73,18 @@ class Store:
         if self.is_encoded:
             hint = "pack with --size PX to get pixels"
             raise DataError("this store holds encoded pictures, not pixels", file=self.path, hint=hint)
-        shape = tuple(self.header["shape"])
-        count = int(np.prod(shape, dtype=np.int64))
-        return np.frombuffer(self._map, dtype=np.uint8, count=count, offset=PAGE).reshape(shape)
+        return self._held.mapped(PAGE, tuple(self.header["shape"]))
 
     def encoded(self, i: int) -> bytes:
         """The encoded bytes of picture i, as they were in the source, of a store of encoded pictures."""
         assert self._index is not None, self.path
+        self._held.check()
         data_bytes = self.header["sections"]["data"][1]
         at = int(self._index[i])
-        length = struct.unpack_from("<I", self._map, PAGE + at)[0] if at + 4 <= data_bytes else data_bytes
+        length = int.from_bytes(self._held.read(PAGE + at, 4), "little") if at + 4 <= data_bytes else data_bytes
         if at + 4 + length > data_bytes:
             raise DataError(f"picture {i} goes beyond the data", file=self.path, offset=PAGE + at, hint=_REBUILD)
-        return self._map[PAGE + at + 4 : PAGE + at + 4 + length]
+        return self._held.read(PAGE + at + 4, length)
 
     def split(self, image_px: int | None = None) -> AnySplit:
         """The split for training; pictures kept encoded are made ``image_px`` square when they are decoded."""
@@ -99,19 +99,26 @@ class Store:
 
     def verify(self) -> int:
         """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
-        sections, shape = self.header["sections"], self.header["shape"]
-        start, length = sections["crc"]
-        expected = np.frombuffer(self._map, dtype="<u4", count=length // 4, offset=start)
-        with open(self.path, "rb") as file:
-            got, digest = scan(file.fileno(), sections["data"][1], start, self.labels, shape)
-        wrong = np.flatnonzero(got != expected)
-        if len(wrong):
-            number = int(wrong[0])
-            what = f"block {number} has crc {got[number]:08x}, expected {expected[number]:08x}"
-            raise DataError(what, file=self.path, offset=PAGE + number * BLOCK_BYTES, hint=_REBUILD)
-        if digest != self.header["digest"]:
-            raise DataError(f"content digest is {digest[:16]}, expected {self.header['digest'][:16]}", file=self.path)
-        return len(expected)
+        return _verified(self._held, self.header, self.labels)
+
+
+def _verified(held: Held, header: dict, labels: np.ndarray) -> int:
+    sections, shape = header["sections"], header["shape"]
+    start, length = sections["crc"]
+    expected = np.frombuffer(held.read(start, length), dtype="<u4")
+    with reading(held.path):
+        got, digest = scan(held.descriptor, sections["data"][1], start, labels, shape)
+    if len(got) < len(expected):
+        what = f"ends after {len(got)} of {len(expected)} blocks"
+        raise DataError(what, file=held.path, hint=_REBUILD)
+    wrong = np.flatnonzero(got != expected)
+    if len(wrong):
+        number = int(wrong[0])
+        what = f"block {number} has crc {got[number]:08x}, expected {expected[number]:08x}"
+        raise DataError(what, file=held.path, offset=PAGE + number * BLOCK_BYTES, hint=_REBUILD)
+    if digest != header["digest"]:
+        raise DataError(f"content digest is {digest[:16]}, expected {header['digest'][:16]}", file=held.path)
+    return len(expected)
 
 
 def scan(
@@ -134,14 +141,12 @@ def scan(
 def open_store(path: Path) -> Store:
     """Open one split; DataError (one line, file, offset) unless preamble, header, sections, footer and labels hold."""
     path = Path(path)
-    with reading(path), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < PAGE + FOOTER_BYTES:
-            raise DataError(f"{size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    header = _header(mapped, size, path)
-    sections = _sections(header, size, path)
-    labels = np.frombuffer(mapped, dtype="<i8", count=header["count"], offset=sections["labels"][0]).astype(np.int64)
+    held = Held(path)
+    if held.size < PAGE + FOOTER_BYTES:
+        raise DataError(f"{held.size} bytes are too few for a packed store", file=path, offset=0, hint=_REBUILD)
+    header = _header(held, path)
+    sections = _sections(header, held.size, path)
+    labels = np.frombuffer(held.read(*sections["labels"]), dtype="<i8").astype(np.int64)
     names = tuple(header["class_names"])
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(wrong):
@@ -150,30 +155,32 @@ def open_store(path: Path) -> Store:
         raise DataError(got, file=path, offset=at, hint=_REBUILD)
     index = None
     if header["shape"] is None:
-        index = np.frombuffer(mapped, dtype="<u8", count=header["count"], offset=sections["index"][0])
-    return Store(path, header, labels, names, mapped, index)
+        index = np.frombuffer(held.read(*sections["index"]), dtype="<u8")
+    held.verify = partial(_verified, header=header, labels=labels)
+    return Store(path, header, labels, names, held, index)
 
 
-def _header(mapped: mmap.mmap, size: int, path: Path) -> dict:
-    magic, offset, length, crc = PREAMBLE.unpack_from(mapped, 0)
+def _header(held: Held, path: Path) -> dict:
+    size, first = held.size, held.read(0, PAGE)
+    magic, offset, length, crc = PREAMBLE.unpack_from(first)
     if magic != MAGIC:
         raise DataError(f"not a packed store: starts with {magic!r}, expected {MAGIC!r}", file=path, offset=0)
-    if zlib.crc32(mapped[:24]) != crc or any(mapped[PREAMBLE.size : PAGE]):
+    if zlib.crc32(first[:24]) != crc or any(first[PREAMBLE.size :]):
         raise DataError("first page is damaged (crc)", file=path, offset=24, hint=_REBUILD)
-    if mapped[size - 8 :] != END or offset + length + FOOTER_BYTES != size:
+    if held.read(size - 8, 8) != END or offset + length + FOOTER_BYTES != size:
         expected = offset + length + FOOTER_BYTES
         raise DataError(f"truncated or overlong: {size} bytes, expected {expected}", file=path, offset=size,
                         hint=_REBUILD)  # fmt: skip
     if not 0 < length <= _MAX_HEADER_BYTES:
         raise DataError(f"header of {length} bytes; allowed 1..{_MAX_HEADER_BYTES}", file=path, offset=8)
-    raw = mapped[offset : offset + length]
+    raw = held.read(offset, length)
     try:
         header = json.loads(raw)
         start, extent = header["sections"]["crc"]
-        crcs = mapped[start : start + extent]
+        crcs = held.read(start, extent)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError("header is not what a packed store has", file=path, offset=offset, hint=_REBUILD) from error
-    if hashlib.sha256(mapped[:28] + crcs + raw).digest() != mapped[size - FOOTER_BYTES : size - 8]:
+    if hashlib.sha256(first[:28] + crcs + raw).digest() != held.read(size - FOOTER_BYTES, 32):
         raise DataError("footer hash does not match header and crcs", file=path, offset=size - FOOTER_BYTES,
                         hint=_REBUILD)  # fmt: skip
     return header
