@@ -141,7 +141,7 @@ def test_an_error_in_making_a_feed_comes_out_at_its_place():
     split = pictures(60, 12)
     pipeline = pipelines.build("dali", split, setting(split, PLAIN))
 
-    batches = pipeline.stream([*torch.arange(30).split(10), torch.zeros(1, 1, dtype=torch.int64)], 0, True)
+    batches = pipeline.stream([*torch.arange(30).split(10), torch.zeros(1, dtype=torch.float64)], 0, True)
     assert [len(next(batches)[1]) for _ in range(3)] == [10, 10, 10]
     with pytest.raises(IndexError):
         next(batches)

@@ -12,7 +12,7 @@ from imnet.augmentation import Augment
 from imnet.data import load
 from imnet.data.base import Split
 from imnet.data.order import Order
-from imnet.data.pipelines import Setting, build
+from imnet.data.pipelines import Setting, build, has_dali
 from imnet.data.store import PAGE, open_store
 from imnet.data.tool import main
 from imnet.errors import DataError
@@ -97,7 +97,7 @@ def test_what_does_not_change_the_images_that_are_read_is_no_harm(tmp_path, form
     assert len(rest) == 9 * COUNT // 50 - 1
 
 
-@pytest.mark.parametrize("kind", ["resident", "host", "torch"])
+@pytest.mark.parametrize("kind", ["resident", "host", "torch", *["dali"] * has_dali()])
 @pytest.mark.parametrize("crop", [None, (0.3, 1.0)])
 def test_images_in_a_file_are_those_in_memory(tmp_path, kind, crop):
     file = store(tmp_path, "pixels", 0)

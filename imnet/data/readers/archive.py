@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from imnet.data.files import reading
+from imnet.data.files import FileState, file_state, reading
 from imnet.data.readers.rule import LFS_POINTER
 from imnet.errors import DataError, IOFailure
 
@@ -26,8 +26,8 @@ _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
-# Path of a gzipped tar -> (its size, mtime_ns, the unpacked file); forked workers share them and read with pread alone.
-_UNPACKED: dict[str, tuple[int, int, BinaryIO]] = {}
+# Path of a gzipped tar -> (its state, the unpacked file); forked workers share them and read with pread alone.
+_UNPACKED: dict[str, tuple[FileState, BinaryIO]] = {}
 
 
 class Member(NamedTuple):
@@ -232,8 +232,8 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
     """A tar to read with ``os.pread``; one that is gzipped is unpacked once into a nameless temporary file, which goes
     when the process does. DataError for another compression."""
     held = _UNPACKED.get(os.fspath(path))
-    if held is not None and held[:2] == _state(path):
-        yield held[2]
+    if held is not None and held[0] == file_state(path):
+        yield held[1]
         return
     with reading(path), open(path, "rb") as file:
         refuse_pointer(file, path)
@@ -242,11 +242,6 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
             what = f"tar is compressed with {_COMPRESSIONS[magic]}; allowed none or gzip"
             raise DataError(what, file=path, hint="unpack it first")
         yield _unpacked(path, file) if magic[:2] == b"\x1f\x8b" else file
-
-
-def _state(path: Path | str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -261,8 +256,8 @@ def gzip_errors(path: Path | str) -> Iterator[None]:
 
 
 def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
-    size, modified = _state(path)
-    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * size)
+    state = file_state(path)
+    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * state[0])
     file.seek(0)
     out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
     try:
@@ -275,5 +270,5 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
         what = f"cannot unpack it: {error.strerror or error}"
         raise IOFailure(what, file=path, hint=f"make room in {tempfile.gettempdir()} or set TMPDIR") from error
     out.flush()
-    _UNPACKED[os.fspath(path)] = (size, modified, out)
+    _UNPACKED[os.fspath(path)] = (state, out)
     return out

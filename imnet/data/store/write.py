@@ -17,6 +17,7 @@ import numpy as np
 from imnet.data.files import io_errors, publish
 from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, scan
 from imnet.errors import IOFailure
+from imnet.files import write_atomic
 
 JOURNAL_EVERY_S = 5.0
 _COPY_BYTES = 8 << 20
@@ -105,11 +106,9 @@ class Writer:
     def _journal(self) -> None:
         """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
         state = {"key": self._key, "done": self.done, "bad": self.bad, "turned": self.turned, "end": self._whole}
-        fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with io_errors(self._part, "write"):
             os.fdatasync(self._fd)
-            fresh.write_text(json.dumps(state))
-            os.replace(fresh, self._journal_path)
+        write_atomic(self._journal_path, json.dumps(state))
         self._journal_time = time.monotonic()
 
     def finish(self, final: Path, labels: np.ndarray, about: dict) -> dict:
