@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import resource
 import tempfile
 import zipfile
 import zlib
@@ -244,6 +246,13 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
         yield _unpacked(path, file) if magic[:2] == b"\x1f\x8b" else file
 
 
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: each tar that is unpacked is one, and there may be thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says that there is no limit and allows less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @contextmanager
 def gzip_errors(path: Path | str) -> Iterator[None]:
     """What reading a damaged gzip stream raises, as one DataError."""
@@ -259,8 +268,9 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
     state = file_state(path)
     limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * state[0])
     file.seek(0)
-    out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
+    _allow_open_files()
     try:
+        out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
         with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
             while block := stream.read(_UNPACK_BYTES):
                 if out.tell() + len(block) > limit:
@@ -268,7 +278,9 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
                 out.write(block)
     except OSError as error:
         what = f"cannot unpack it: {error.strerror or error}"
-        raise IOFailure(what, file=path, hint=f"make room in {tempfile.gettempdir()} or set TMPDIR") from error
+        hint = f"make room in {tempfile.gettempdir()} or set TMPDIR"
+        hint = "raise ulimit -n, or unpack them to .tar" if error.errno == errno.EMFILE else hint
+        raise IOFailure(what, file=path, hint=hint) from error
     out.flush()
     _UNPACKED[os.fspath(path)] = (state, out)
     return out
