@@ -95,13 +95,16 @@ class Items:
             return str(self.root / self.name(i)), None
         return self.files[self._file[i]], self.name(i)
 
-    def stamp(self, i: int) -> tuple[str, int, int, int]:
-        """(name, size, time of modification, time of change) of image i: of its file, or times of its archive."""
-        if self._file[i] < 0:
-            return self.name(i), self._size[i], self._modified[i], self._changed[i]
-        file = self.files[self._file[i]]
-        size, modified, changed = self._states[self._file[i]]
-        return f"{os.path.relpath(file, self.root)}/{self.name(i)}", self._full[i], modified ^ size, changed
+    def stamps(self) -> tuple[list[str], np.ndarray]:
+        """(names; sizes, times of modification and of change, int64 (3, N)) of all images: of their files, or times
+        of their archives, whose sizes are in them."""
+        if not self.files:
+            columns = np.array([self._size, self._modified, self._changed], dtype=np.int64)
+            return [self.name(i) for i in range(len(self))], columns
+        folders = [os.path.relpath(file, self.root) for file in self.files]
+        names = [f"{folders[number]}/{self.name(i)}" for i, number in enumerate(self._file)]
+        size, modified, changed = np.array(self._states, dtype=np.int64)[np.array(self._file)].T
+        return names, np.array([self._full, modified ^ size, changed], dtype=np.int64)
 
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
         """A new table of some rows, in that order, with new labels."""

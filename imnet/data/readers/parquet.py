@@ -190,9 +190,9 @@ class _Set:
         self._note_columns("pictures", image, others)
         self._note_columns("labels", label, other_labels)
         items.columns[file] = image
-        place = self._placed(class_names(schema, label), file)
+        place, base = self._placed(class_names(schema, label), file), Path(file).name
         for row, value in enumerate(labels):
-            name, known = f"{Path(file).name} row {row}", None
+            name, known = f"{base} row {row}", None
             if value is not None:
                 check_label(value, file=file, offset=f"row {row}")
                 known = self.labels.number(value, name)

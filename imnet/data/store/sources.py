@@ -82,11 +82,10 @@ class Table:
         """The split as it lies now at ``root``, its contents not read yet: ``crc`` (N,) is not known."""
         if isinstance(content, Blocks):
             names, labels = [file.name for file in content.files], np.zeros(len(content.files), dtype=np.int64)
-            stats = list(content.files.values())
+            stamps = np.array(list(content.files.values()), dtype=np.int64).T
         else:
-            stamps = [content.stamp(i) for i in range(len(content))]
-            names, stats, labels = [stamp[0] for stamp in stamps], [stamp[1:] for stamp in stamps], content.labels()
-        size, modified, changed = np.array(stats, dtype=np.int64).reshape(len(names), 3).T
+            (names, stamps), labels = content.stamps(), content.labels()
+        size, modified, changed = stamps
         crc = np.full(len(names), UNKNOWN, dtype=np.int64)
         columns = {"size": size, "modified": modified, "changed": changed, "label": labels, "crc": crc}
         return cls(os.path.realpath(root), names, columns)
