@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from imnet.errors import IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.locks import is_at, try_lock
 
 # In the environment, because packing for a run is done by a child process.
@@ -55,6 +55,24 @@ def reading(path: Path | str, offset: str | None = None) -> Iterator[None]:
     except OSError as error:
         what = f"cannot read: {error.strerror or error}"
         raise IOFailure(what, file=error.filename or path, offset=offset) from error
+
+
+FileState = tuple[int, int, int]
+"""Size in bytes, time of modification and time of change of the entry in ns: others when a file is another one."""
+
+
+def file_state(path: Path | str) -> FileState:
+    """The state of a file now; IOFailure where it is not there or out of reach."""
+    with reading(path):
+        status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def refuse_changed(path: Path | str, before: FileState) -> None:
+    """DataError for a file that was listed when its state was ``before``, and is another one now."""
+    if file_state(path) != before:
+        hint = "run again once nothing writes there"
+        raise DataError("changed while it was read", file=path, hint=hint)
 
 
 def make_dir(path: Path) -> Path:

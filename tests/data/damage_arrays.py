@@ -273,6 +273,22 @@ def npz_crc(folder):
     return npz(folder, bytes(raw))
 
 
+@case(r"\(data\.npy\).*damaged: .*invalid", shown=BATCH)
+def npz_deflated(folder):
+    """As numpy.savez_compressed writes it, some bytes changed."""
+    out = io.BytesIO()
+    np.savez_compressed(out, data=making.rows(5, 8)[0] // 64 * 64, labels=np.ones(5, int))
+    raw = bytearray(out.getvalue())
+    raw[58:64] = b"\xff" * 6  # where the first block begins
+    return npz(folder, bytes(raw))
+
+
+@case(r"\(data\.npy\).*not a \.npy array", shown=BATCH)
+def npz_header_without_end(folder):
+    header = b"{'descr': '|u1', 'shape': ((5L, 192)"
+    return npz(folder, npz_members(data=b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header))
+
+
 @case(r"\(data\.npy\).*Fortran", shown=BATCH)
 def npz_fortran(folder):
     return npz(folder, making.npz_bytes(5, 8, data=np.asfortranarray(making.rows(5, 8)[0])))

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from tests.data import making
 from tests.data.damage_arrays import batch, dumped
@@ -47,6 +47,15 @@ def jpeg_cmyk_truncated(folder):
 @case(r"header is damaged|not a picture", shown="bad.JPEG")
 def jpeg_header_only(folder):
     return one_picture(folder, making.picture(1)[:20])
+
+
+if features.check("avif"):
+
+    @case(r"picture is damaged: ", shown="bad.avif")
+    def jpeg_not_but_avif_without_planes(folder):
+        raw = making.picture(1, form="AVIF")
+        data = raw.index(b"mdat") + 4
+        return one_picture(folder, raw[:data] + bytes(len(raw) - data), "bad.avif")
 
 
 def png_chunk(kind, body):

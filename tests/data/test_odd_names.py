@@ -85,7 +85,7 @@ def test_pictures_to_judge_are_found_as_those_to_learn_from(tmp_path):
 def test_twenty_thousand_archives_take_no_quadratic_time(tmp_path):
     names, start = [f"train-{i:06d}.tar" for i in range(20_000)], time.process_time()
     items, left = Items(tmp_path), LeftOut()
-    assert [items.file_number(f"{tmp_path}/{name}") for name in [*names, *names]] == [*range(20_000)] * 2
+    assert [items.file_number(f"{tmp_path}/{name}", (0, 0, 0)) for name in [*names, *names]] == [*range(20_000)] * 2
     left.rest([*names, "a.txt"], names)
     assert left == {".txt": 1}
     assert time.process_time() - start < 2

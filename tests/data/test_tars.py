@@ -1,6 +1,8 @@
 """ImageNet tars, the Kaggle layout and WebDataset shards against plain Pillow and tarfile."""
 
 import gzip
+import os
+import resource
 import tarfile
 
 import numpy as np
@@ -158,3 +160,18 @@ def test_a_tar_of_ones_own_may_be_called_devkit(tmp_path):
     tar = tmp_path / "pets-devkit.tar"
     tar.write_bytes(making.tar_bytes(files))
     assert {split: len(items) for split, items in recognise(tar).splits.items()} == {"train": 1, "test": 1}
+
+
+def test_more_gzipped_shards_than_files_may_be_open_at_first(tmp_path):
+    """1024 is usual; a set has thousands of shards."""
+    for i in range(80):
+        sample = {"0.jpg": making.picture(1, 4, 4), "0.cls": b"%d" % (i % 2)}
+        (tmp_path / f"train-{i:03}.tar.gz").write_bytes(gzip.compress(making.tar_bytes(sample), 1))
+    before, lowest = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 40, before[1]))
+        items = recognise(tmp_path).splits["train"]
+        assert {items.read(i) for i in range(80)} == {making.picture(1, 4, 4)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import resource
 import tempfile
 import zipfile
 import zlib
@@ -12,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from imnet.data.files import reading
+from imnet.data.files import FileState, file_state, reading
 from imnet.data.readers.rule import LFS_POINTER
 from imnet.errors import DataError, IOFailure
 
@@ -26,8 +28,8 @@ _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
-# Path of a gzipped tar -> (its size, mtime_ns, the unpacked file); forked workers share them and read with pread alone.
-_UNPACKED: dict[str, tuple[int, int, BinaryIO]] = {}
+# Path of a gzipped tar -> (its state, the unpacked file); forked workers share them and read with pread alone.
+_UNPACKED: dict[str, tuple[FileState, BinaryIO]] = {}
 
 
 class Member(NamedTuple):
@@ -232,8 +234,8 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
     """A tar to read with ``os.pread``; one that is gzipped is unpacked once into a nameless temporary file, which goes
     when the process does. DataError for another compression."""
     held = _UNPACKED.get(os.fspath(path))
-    if held is not None and held[:2] == _state(path):
-        yield held[2]
+    if held is not None and held[0] == file_state(path):
+        yield held[1]
         return
     with reading(path), open(path, "rb") as file:
         refuse_pointer(file, path)
@@ -244,9 +246,11 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
         yield _unpacked(path, file) if magic[:2] == b"\x1f\x8b" else file
 
 
-def _state(path: Path | str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: each tar that is unpacked is one, and there may be thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says that there is no limit and allows less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
@@ -261,11 +265,12 @@ def gzip_errors(path: Path | str) -> Iterator[None]:
 
 
 def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
-    size, modified = _state(path)
-    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * size)
+    state = file_state(path)
+    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * state[0])
     file.seek(0)
-    out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
+    _allow_open_files()
     try:
+        out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
         with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
             while block := stream.read(_UNPACK_BYTES):
                 if out.tell() + len(block) > limit:
@@ -273,7 +278,9 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
                 out.write(block)
     except OSError as error:
         what = f"cannot unpack it: {error.strerror or error}"
-        raise IOFailure(what, file=path, hint=f"make room in {tempfile.gettempdir()} or set TMPDIR") from error
+        hint = f"make room in {tempfile.gettempdir()} or set TMPDIR"
+        hint = "raise ulimit -n, or unpack them to .tar" if error.errno == errno.EMFILE else hint
+        raise IOFailure(what, file=path, hint=hint) from error
     out.flush()
-    _UNPACKED[os.fspath(path)] = (size, modified, out)
+    _UNPACKED[os.fspath(path)] = (state, out)
     return out

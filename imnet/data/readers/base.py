@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from imnet.data.base import Split
+from imnet.data.files import FileState, refuse_changed
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
 from imnet.errors import DataError, UsageError, first_few
@@ -29,10 +30,11 @@ class Blocks:
     count: int
     shape: tuple[int, int, int]
     stream: Callable[[], Iterator[Block]]
-    files: tuple[Path, ...]
+    files: Mapping[Path, FileState]
+    """As they were before they were looked at."""
 
     @classmethod
-    def of(cls, split: Split, files: tuple[Path, ...]) -> Blocks:
+    def of(cls, split: Split, files: Mapping[Path, FileState]) -> Blocks:
         """A split in memory that was read from ``files``."""
         return cls(len(split), split.image_shape, lambda: iter([(split.images, split.labels)]), files)
 
@@ -41,8 +43,12 @@ class Blocks:
 
     def fingerprint(self) -> str:
         """A key that changes when one of the files does: names, sizes, times."""
-        stats = [(path, path.stat()) for path in self.files]
-        return "|".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats)
+        return "|".join(f"{path} {size} {modified} {changed}" for path, (size, modified, changed) in self.files.items())
+
+    def refuse_changed(self) -> None:
+        """DataError where one of the files is another one than it was."""
+        for path, state in self.files.items():
+            refuse_changed(path, state)
 
 
 @dataclass(frozen=True)

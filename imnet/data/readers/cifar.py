@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from imnet.data.base import Split
-from imnet.data.files import reading
+from imnet.data.files import file_state, reading
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
@@ -62,10 +62,10 @@ def find_cifar(source: Tree) -> Found | None:
         raise DataError(f"two sets: {seen}", file=source.path, hint="give the folder of one")
     form, inside = places[0]
     folder = source.path / inside
-    train, test, class_names = read(form, folder)
     files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
-    paths = tuple(folder / name for name in files)
-    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, paths), "test": Blocks.of(test, paths)}
+    states = {folder / name: file_state(folder / name) for name in files}
+    train, test, class_names = read(form, folder)
+    splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, states), "test": Blocks.of(test, states)}
     used = {f"{inside}/{name}".lstrip("/") for name in files}
     left = LeftOut(source.left)
     left.rest(source.names, used)

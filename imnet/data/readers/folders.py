@@ -142,7 +142,7 @@ def _held(reading: _Reading, part: str, is_tiny: bool) -> Items:
             flat.append(name)
     listed = listed_labels(reading.source, folder, reading.number) if part == VAL else None
     if listed is not None:
-        named = _by_list(reading, folder, named, flat, listed)
+        named = _by_list(reading, named, flat, listed)
     elif flat:
         if is_tiny and part == VAL and not named:
             raise DataError(f"{join(folder, ANNOTATIONS)} is missing", file=reading.source.path)
@@ -173,7 +173,7 @@ def _refuse_unknown(reading: _Reading, folder: str, name: str) -> None:
     raise DataError(what, file=reading.source.path, offset=shown(folder))
 
 
-def _by_list(reading: _Reading, folder: str, named: dict, flat: list[str], listed: Listed) -> dict[str, str]:
+def _by_list(reading: _Reading, named: dict, flat: list[str], listed: Listed) -> dict[str, str]:
     """The classes of the flat pictures too, from a list; a picture that lies in a class folder as well counts once."""
     reading.used.update(listed.files)
     bases = {name.rpartition("/")[2]: name for name in named}

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from imnet.data.base import Split
-from imnet.data.files import reading
+from imnet.data.files import file_state, reading
 from imnet.data.readers.archive import gzip_errors
 from imnet.data.readers.base import Blocks, Found
 from imnet.data.readers.items import Items
@@ -148,11 +148,11 @@ def find_idx(source: Tree) -> Found | None:
     if len(sets) > 1:
         seen = ", ".join(str(files[0]) for one in sets for files in list(one.files.values())[:1])
         raise DataError(f"IDX files of {len(sets)} sets: {seen}", file=source.path, hint="give the folder of one")
+    files = {file: file_state(file) for group in sets[0].files.values() for file in group}
     train, test = sets[0].read()
     if train.image_shape != test.image_shape:
         what = f"training images are {train.image_shape}, test images {test.image_shape}"
         raise DataError(what, file=sets[0].folder)
-    files = tuple(file for group in sets[0].files.values() for file in group)
     splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, files), "test": Blocks.of(test, files)}
     fashion = _digest(train) == _FASHION_TRAIN and _digest(test) == _FASHION_TEST
     names = FASHION_CLASSES if fashion else _numbers(train, test)

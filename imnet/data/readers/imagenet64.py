@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imnet.data.files import io_errors
+from imnet.data.files import file_state, io_errors, reading
 from imnet.data.readers.archive import list_zip
 from imnet.data.readers.base import Block, Blocks, Found
 from imnet.data.readers.npz import NpzBatch
@@ -143,6 +144,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
 def _blocks(batches: list[_Batch]) -> Blocks:
     """All batches of a split as one stream; shapes and labels are read now, pixels when streamed."""
     counts, sides = [], []
+    files = {file: file_state(file) for file in sorted({one.file for one in batches})}
     for one in batches:
         with _opened(one) as batch:
             rows, columns = batch.shape
@@ -161,8 +163,7 @@ def _blocks(batches: list[_Batch]) -> Blocks:
                     yield interleaved(rows, sides[0]), labels[start : start + len(rows)]
                     start += len(rows)
 
-    paths = tuple(sorted({one.file for one in batches}))
-    return Blocks(sum(counts), (sides[0], sides[0], 3), stream, paths)
+    return Blocks(sum(counts), (sides[0], sides[0], 3), stream, files)
 
 
 @contextmanager
@@ -179,15 +180,15 @@ def _opened(one: _Batch) -> Iterator[_PickleBatch | NpzBatch]:
 
 
 def _extract(one: _Batch, target: Path) -> None:
-    with zipfile.ZipFile(one.file) as archive:
-        info = archive.getinfo(one.member or "")
-        if info.file_size > _MAX_BATCH_BYTES:
-            raise DataError(f"batch has {info.file_size} bytes; allowed {_MAX_BATCH_BYTES}", **one.place)
-        try:
+    try:
+        with reading(one.file), zipfile.ZipFile(one.file) as archive:
+            info = archive.getinfo(one.member or "")
+            if info.file_size > _MAX_BATCH_BYTES:
+                raise DataError(f"batch has {info.file_size} bytes; allowed {_MAX_BATCH_BYTES}", **one.place)
             with archive.open(info) as source, io_errors(target, "write"), open(target, "xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"zip member is damaged: {error}", **one.place) from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise DataError(f"zip is damaged: {error}", **one.place) from error
 
 
 class _PickleBatch:

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from imnet.data.files import reading
+from imnet.data.files import FileState, file_state, reading, refuse_changed
 from imnet.data.readers.archive import DEFLATED, Member, open_tar
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError
 
 # The largest ImageNet-1K file has 15 MB; beyond this a "picture" is an attack or a mistake.
 MAX_IMAGE_BYTES = 64 << 20
@@ -30,6 +30,7 @@ class Items:
         self.root = Path(root)
         self._top = os.fspath(root)
         self.files: list[str] = []
+        self._states: list[FileState] = []
         self._numbers: dict[str, int] = {}
         self._names = bytearray()
         self._name_ends = array("q")
@@ -43,19 +44,18 @@ class Items:
 
     def add_file(self, name: str, label: int) -> None:
         """An image that is the file ``root / name``."""
-        try:
-            status = os.stat(f"{self._top}/{name}")
-        except OSError as error:
-            raise IOFailure(f"cannot read: {error.strerror or error}", file=self.root / name) from error
-        self.add(label, -1, Member(name, 0, status.st_size, status.st_size))
-        self._modified.append(status.st_mtime_ns)
-        self._changed.append(status.st_ctime_ns)
+        size, modified, changed = file_state(f"{self._top}/{name}")
+        self.add(label, -1, Member(name, 0, size, size))
+        self._modified.append(modified)
+        self._changed.append(changed)
 
-    def file_number(self, archive: str) -> int:
-        """The number of an archive in ``files``, which gets it where it is new."""
+    def file_number(self, archive: str, state: FileState | None = None) -> int:
+        """The number of an archive in ``files``, which gets it where it is new: before it is listed, or with the
+        ``state`` that it had then."""
         number = self._numbers.setdefault(archive, len(self.files))
         if number == len(self.files):
             self.files.append(archive)
+            self._states.append(state or file_state(archive))
         return number
 
     def add(self, label: int, file: int, member: Member) -> None:
@@ -73,9 +73,6 @@ class Items:
     def name(self, i: int) -> str:
         start = self._name_ends[i - 1] if i else 0
         return os.fsdecode(bytes(self._names[start : self._name_ends[i]]))
-
-    def label(self, i: int) -> int:
-        return self._label[i]
 
     def labels(self) -> np.ndarray:
         """All labels, int64 (N,)."""
@@ -95,19 +92,21 @@ class Items:
             return str(self.root / self.name(i)), None
         return self.files[self._file[i]], self.name(i)
 
-    def stamp(self, i: int, archives: dict[str, tuple[int, ...]]) -> tuple[str, int, int, int]:
-        """(name, size, time of modification, time of change) of image i: of its file, or of its archive, whose (size,
-        times) ``archives`` has."""
-        if self._file[i] < 0:
-            return self.name(i), self._size[i], self._modified[i], self._changed[i]
-        file = self.files[self._file[i]]
-        size, modified, changed = archives[file]
-        return f"{os.path.relpath(file, self.root)}/{self.name(i)}", self._full[i], modified ^ size, changed
+    def stamps(self) -> tuple[list[str], np.ndarray]:
+        """(names; sizes, times of modification and of change, int64 (3, N)) of all images: of their files, or times
+        of their archives, whose sizes are in them."""
+        if not self.files:
+            columns = np.array([self._size, self._modified, self._changed], dtype=np.int64)
+            return [self.name(i) for i in range(len(self))], columns
+        folders = [os.path.relpath(file, self.root) for file in self.files]
+        names = [f"{folders[number]}/{self.name(i)}" for i, number in enumerate(self._file)]
+        size, modified, changed = np.array(self._states, dtype=np.int64)[np.array(self._file)].T
+        return names, np.array([self._full, modified ^ size, changed], dtype=np.int64)
 
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
         """A new table of some rows, in that order, with new labels."""
         out = type(self)(self.root)
-        out.files, out._numbers = list(self.files), dict(self._numbers)
+        out.files, out._numbers, out._states = list(self.files), dict(self._numbers), list(self._states)
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
             columns = (self._offset, self._size, self._full, self._method, self._crc)
             out.add(label, self._file[row], Member(self.name(row), *(column[row] for column in columns)))
@@ -122,20 +121,29 @@ class Items:
         state = hashlib.sha256(bytes(self._names))
         for column in columns:
             state.update(column.tobytes())
-        for file in self.files:
-            status = os.stat(file)
-            state.update(
-                f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode(errors="surrogateescape")
-            )
+        for file, (size, modified, changed) in zip(self.files, self._states, strict=True):
+            state.update(f"{file} {size} {modified} {changed}".encode(errors="surrogateescape"))
         return state.hexdigest()
 
+    def refuse_changed(self) -> None:
+        """DataError where an archive is another one than when it was listed: places in it may be of other pictures."""
+        for file, state in zip(self.files, self._states, strict=True):
+            refuse_changed(file, state)
+
+    def refuse_changed_file(self, i: int) -> None:
+        """The same of the archive of image i alone."""
+        number = self._file[i]
+        refuse_changed(self.files[number], self._states[number])
+
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image i, size-capped and, from a zip, checked; DataError or IOFailure otherwise."""
+        """The encoded bytes of image i, size-capped and, from a zip, checked; DataError or IOFailure otherwise, also
+        where the archive is another one than when it was listed."""
         path, member = self.where(i)
         with reading(path, member):
             if member is None:
                 with open(path, "rb") as file:
                     return _whole(file, path)
+            self.refuse_changed_file(i)
             with open_tar(path) as file:
                 return self._member(file, i, path, member)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -31,12 +33,12 @@ class NpzBatch:
     def rows(self, block_rows: int) -> Iterator[np.ndarray]:
         """uint8 blocks of at most that many rows."""
         count, columns = self.shape
-        with zipfile.ZipFile(self._path) as archive, archive.open(_DATA) as stream:
+        with _opened(self._path, _DATA, self._shown) as stream:
             _exactly(stream, self._start, self._shown, _DATA)
             for start in range(0, count, block_rows):
                 raw = _exactly(stream, min(block_rows, count - start) * columns, self._shown, _DATA)
                 yield np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
-            _end(stream, self._shown, _DATA)
+            stream.read(1)  # to the end, so that the zip's crc32 is checked
 
     def labels(self) -> np.ndarray:
         """int64 (n,), from a vector of integers, or one row or column of them."""
@@ -48,10 +50,10 @@ class NpzBatch:
             raise DataError(what, file=self._shown, offset=_LABELS)
         if count > _MAX_LABELS:
             raise DataError(f"{count} labels; allowed {_MAX_LABELS}", file=self._shown, offset=_LABELS)
-        with zipfile.ZipFile(self._path) as archive, archive.open(_LABELS) as stream:
+        with _opened(self._path, _LABELS, self._shown) as stream:
             _exactly(stream, offset, self._shown, _LABELS)
             raw = _exactly(stream, count * np.dtype(dtype).itemsize, self._shown, _LABELS)
-            _end(stream, self._shown, _LABELS)
+            stream.read(1)
         return np.frombuffer(raw, dtype=dtype).astype(np.int64)
 
 
@@ -60,15 +62,12 @@ def _announced(path: Path, member: str, shown: Path) -> tuple[tuple[int, ...], s
     listing = list_zip(path)[0]
     if member not in listing:
         raise DataError(f"npz has no {member}; it holds {sorted(listing)[:6]}", file=shown)
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path, member, shown) as stream:
         try:
-            with archive.open(member) as stream:
-                shape, fortran, dtype = _npy_header(stream)
-                offset = stream.tell()
-        except zipfile.BadZipFile as error:
-            raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error
-        except (ValueError, SyntaxError, EOFError, OSError) as error:
+            shape, fortran, dtype = _npy_header(stream)
+        except (ValueError, SyntaxError, TokenError) as error:
             raise DataError(f"not a .npy array: {error}", file=shown, offset=member) from error
+        offset = stream.tell()
     if dtype.hasobject:
         raise DataError("array holds Python objects (pickle); refused", file=shown, offset=member)
     if fortran and len(shape) > 1:
@@ -90,22 +89,17 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _exactly(stream: IO[bytes], count: int, shown: Path, member: str) -> bytes:
-    with _damage(shown, member):
-        data = stream.read(count)
+    data = stream.read(count)
     if len(data) != count:
         raise DataError(f"array ends early ({len(data)} of {count} bytes)", file=shown, offset=member)
     return data
 
 
-def _end(stream: IO[bytes], shown: Path, member: str) -> None:
-    """Read to the end, so that the zip's crc32 is checked."""
-    with _damage(shown, member):
-        stream.read(1)
-
-
 @contextmanager
-def _damage(shown: Path, member: str) -> Iterator[None]:
+def _opened(path: Path, member: str, shown: Path) -> Iterator[IO[bytes]]:
+    """A member to read; one DataError for all that zipfile raises where it is damaged."""
     try:
-        yield
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+            yield stream
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError) as error:
         raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error

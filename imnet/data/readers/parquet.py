@@ -53,6 +53,7 @@ class ParquetItems(Items):
 
     def read(self, i: int) -> bytes:
         file, row = self.place(i)
+        self.refuse_changed_file(i)
         if self._owner != os.getpid():  # an open file is not shared with forked workers
             self._open, self._owner = {}, os.getpid()
         if file not in self._open:
@@ -172,6 +173,7 @@ class _Set:
 
     def add(self, items: ParquetItems, file: str) -> None:
         """Append the rows of a file, whose labels are numbered as the set's class names are."""
+        number = items.file_number(file)
         parquet = _opened(file)
         rows = sum(_group_rows(parquet, file))
         with _damage(file):
@@ -187,11 +189,10 @@ class _Set:
             raise _no_bytes(file, first.index(None))
         self._note_columns("pictures", image, others)
         self._note_columns("labels", label, other_labels)
-        number = items.file_number(file)
         items.columns[file] = image
-        place = self._placed(class_names(schema, label), file)
+        place, base = self._placed(class_names(schema, label), file), Path(file).name
         for row, value in enumerate(labels):
-            name, known = f"{Path(file).name} row {row}", None
+            name, known = f"{base} row {row}", None
             if value is not None:
                 check_label(value, file=file, offset=f"row {row}")
                 known = self.labels.number(value, name)

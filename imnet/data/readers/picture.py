@@ -37,7 +37,7 @@ MAX_PIXELS = 120_000_000
 _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
 
 # What Pillow raises for a damaged picture, as it comes.
-_DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError)
+_DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, RuntimeError)
 # One of them is in every picture that has such a note; a small picture is decoded in the time of looking for it.
 _EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
 

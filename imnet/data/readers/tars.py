@@ -132,6 +132,7 @@ def _imagenet(source: FolderTree, kinds: dict[str, str]) -> Found:
 
 def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[str, ...]]:
     items, inner = Items(folder), []
+    items.file_number(str(train))
     for member in _members(train):
         match = _CLASS_TAR.fullmatch(member.name)
         reason = junk_path(member.name) or (None if match else suffix_reason(member.name))

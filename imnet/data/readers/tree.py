@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from imnet.data.files import reading
+from imnet.data.files import file_state, reading
 from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
@@ -131,6 +131,7 @@ class ArchiveTree:
     """A zip or a tar, also gzipped, from its directory; nothing is extracted."""
 
     def __init__(self, path: Path) -> None:
+        self._state = file_state(path)
         if path.suffix.lower() == ".zip":
             members, folders = list_zip(path)
         else:
@@ -149,7 +150,7 @@ class ArchiveTree:
         self.names, self.folders = _without_runs(list(self._members), there, self.left)
 
     def add(self, items: Items, name: str, label: int) -> None:
-        items.add(label, items.file_number(str(self.path)), self._members[name])
+        items.add(label, items.file_number(str(self.path), self._state), self._members[name])
 
     def read(self, name: str) -> bytes:
         items = Items(self.path.parent)

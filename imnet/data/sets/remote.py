@@ -228,7 +228,9 @@ class _Download:
             if not block:
                 raise _Retry(f"the server closed {missing} bytes early")
             with io_errors(self.part, "write"):
-                os.write(self.descriptor, block)
+                rest = memoryview(block)
+                while rest:  # a disk that is almost full takes a part
+                    rest = rest[os.write(self.descriptor, rest) :]
             missing -= len(block)
             window_bytes += len(block)
             if time.monotonic() > window_end:

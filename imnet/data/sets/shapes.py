@@ -47,13 +47,13 @@ def shapes(request: Request) -> DataSet:
     require("hold_out", request.hold_out or None, None, "shapes")
     num_classes, image_px = request.num_classes or 10, request.image_px or _DEFAULT_PX
     channels = request.channels or 3
-    _check(request, num_classes, image_px, channels)
+    _check(num_classes, image_px, channels)
     counts = (request.train_images or _DEFAULT_TRAIN_IMAGES, request.test_images or _DEFAULT_TEST_IMAGES)
     train, test = (render(n, image_px, num_classes, request.seed, s, channels) for s, n in enumerate(counts))
     return make("shapes", train, test, tuple(class_name(i, num_classes) for i in range(num_classes)))
 
 
-def _check(request: Request, num_classes: int, image_px: int, channels: int) -> None:
+def _check(num_classes: int, image_px: int, channels: int) -> None:
     if not 2 <= num_classes <= MAX_CLASSES:
         raise UsageError(f"num_classes is {num_classes} for data set shapes; allowed 2..{MAX_CLASSES}")
     if image_px < 12:

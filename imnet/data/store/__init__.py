@@ -231,6 +231,9 @@ def load_store(folder: Path, image_px: int | None = None, held_share: float = 0.
 
     ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one.
     """
+    if any(folder.glob(f"*{SUFFIX}.part")) and not (folder / "source.json").exists():
+        hint = "wait for it, or run the same imnet-data pack again"
+        raise DataError("packing has not ended here: parts may be of two states of the source", file=folder, hint=hint)
     train = open_store(split_path(folder, "train"))
     files = {split: split_path(folder, split) for split in ("test", "final")}
     stores = {split: open_store(file) for split, file in files.items() if file.is_file()}

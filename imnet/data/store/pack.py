@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imnet.data.files import io_errors, locked, make_dir
+from imnet.data.files import locked, make_dir, reading
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
@@ -58,12 +58,12 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
     if origin is not None:
         _refuse_other_request(origin, target)
     _drop_old_splits(found, target, options)
-    # All of them now: what changes at the source while the first part is packed must not pass for the second's state.
-    jobs = [_Job(found, split, target, options) for split in sorted(found.splits, reverse=True)]
+    jobs = [_Job(found, split, target, options) for split in sorted(found.splits)]
+    # What judges first: a folder is a store once its training part is there.
     headers = {job.split: job.run() for job in jobs}
     if origin is not None:
         origin.write(target)
-    return headers
+    return dict(sorted(headers.items(), reverse=True))
 
 
 def _check_target(found: Found, target: Path) -> None:
@@ -89,14 +89,9 @@ class _Job:
         self.found, self.split, self.content = found, split, found.splits[split]
         self.options, self.rule = options, options.rule
         self.final, self.listed = split_path(target, split), table_path(target, split)
-        self.key = self.key_now()
-
-    def key_now(self) -> str:
-        """Of the source as it lies and the rule; another one for another split."""
-        with io_errors(self.found.path, "read"):
-            content = self.content.fingerprint()
-        parts = [FORMAT, content, self.found.class_names, self.resize]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        # Of the source as it was listed and the rule; another one for another split.
+        parts = [FORMAT, self.content.fingerprint(), found.class_names, self.resize]
+        self.key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def resize(self) -> dict | None:
@@ -106,6 +101,7 @@ class _Job:
     def run(self) -> dict:
         """The header of the split, which is packed unless it is there already."""
         content, rule = self.content, self.rule
+        content.refuse_changed()
         if isinstance(content, Blocks) and rule is not None and rule.shape[:2] != content.shape[:2]:
             height, width, _ = content.shape
             what = f"--size is {rule.size_px}; {self.found.kind} holds pixels of {height} x {width}"
@@ -131,16 +127,17 @@ class _Job:
         writer = Writer(part, descriptor, self.key, shape)
         shown = Progress(self.split, len(content), writer.done, options.quiet)
         try:
-            if isinstance(content, Items):
-                labels, table.columns["crc"] = _write_items(content, writer, options, shown)
-            else:
-                labels, table.columns["crc"] = _write_blocks(content, writer, shown)
-        except BaseException:
+            with reading(self.found.path):
+                labels, table.columns["crc"] = (
+                    _write_items(content, writer, options, shown) if isinstance(content, Items) else
+                    _write_blocks(content, writer, shown)
+                )  # fmt: skip
+        except BaseException as error:
             writer.pause()
+            if isinstance(error, DataError | IOFailure):
+                content.refuse_changed()  # that says more than what was found in its place
             raise
-        if self.key_now() != self.key:  # the split is of both states, and places in an archive may be of other pictures
-            what = f"changed while its {self.split} part was packed"
-            raise DataError(what, file=self.found.path, hint="run again once nothing writes there")
+        content.refuse_changed()
         header = writer.finish(self.final, labels, self._about())
         self.listed.unlink(missing_ok=True)  # of another state: none at all is better, should the disk be full now
         table.write(self.listed)

@@ -12,18 +12,19 @@ import json
 import os
 import zlib
 from array import array
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from imnet.data.files import io_errors
+from imnet.data.files import file_state, io_errors
 from imnet.data.readers import Blocks, Choice, Items
 from imnet.data.readers.labels import LIST_FILES
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.readers.tree import Links, kind_of, through
 from imnet.data.readers.webdataset import NAME_FILES
-from imnet.errors import DataError, shown
+from imnet.errors import DataError, IOFailure, shown
 from imnet.files import temporary_of, write_atomic
 
 _BLOCK_BYTES = 1 << 20
@@ -35,19 +36,12 @@ def state(source: Path) -> str:
     digest = hashlib.sha256(os.fsencode(os.path.realpath(source)))
     listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in (*LIST_FILES, *NAME_FILES)]
     for file in [source, *listed] if source.is_file() else listed:
-        digest.update(f"{_times(file)}".encode())
+        with suppress(IOFailure):
+            digest.update(f"{file_state(file)}".encode())
     folders: list[tuple[str, Links]] = [(os.fspath(source), ())] if source.is_dir() else []
     while folders:
         _walk(*folders.pop(), folders, digest)
     return digest.hexdigest()
-
-
-def _times(file: Path) -> tuple[int, ...]:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _walk(folder: str, links: Links, folders: list[tuple[str, Links]], digest: hashlib._Hash) -> None:
@@ -88,12 +82,10 @@ class Table:
         """The split as it lies now at ``root``, its contents not read yet: ``crc`` (N,) is not known."""
         if isinstance(content, Blocks):
             names, labels = [file.name for file in content.files], np.zeros(len(content.files), dtype=np.int64)
-            stats = [_times(file) for file in content.files]
+            stamps = np.array(list(content.files.values()), dtype=np.int64).T
         else:
-            archives = {file: _times(Path(file)) for file in content.files}
-            stamps = [content.stamp(i, archives) for i in range(len(content))]
-            names, stats, labels = [stamp[0] for stamp in stamps], [stamp[1:] for stamp in stamps], content.labels()
-        size, modified, changed = np.array(stats, dtype=np.int64).reshape(len(names), 3).T
+            (names, stamps), labels = content.stamps(), content.labels()
+        size, modified, changed = stamps
         crc = np.full(len(names), UNKNOWN, dtype=np.int64)
         columns = {"size": size, "modified": modified, "changed": changed, "label": labels, "crc": crc}
         return cls(os.path.realpath(root), names, columns)
@@ -161,7 +153,7 @@ def _became(j: int, i: int, was: dict[str, np.ndarray], now: dict[str, np.ndarra
 
 def _crc(content: Items | Blocks, i: int) -> int:
     if isinstance(content, Blocks):
-        return file_crc(content.files[i])
+        return file_crc(list(content.files)[i])
     try:
         return zlib.crc32(content.read(i))
     except DataError:  # it cannot be read, so it is not what was packed

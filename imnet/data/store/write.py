@@ -9,6 +9,8 @@ import struct
 import sys
 import time
 import zlib
+from array import array
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import numpy as np
 from imnet.data.files import io_errors, publish
 from imnet.data.store import BLOCK_BYTES, END, FORMAT, MAGIC, PAGE, scan
 from imnet.errors import IOFailure
+from imnet.files import write_atomic
 
 JOURNAL_EVERY_S = 5.0
 _COPY_BYTES = 8 << 20
@@ -39,7 +42,7 @@ class Writer:
         self.turned = 0
         # Where writing stands, and up to where whole appends reach: after a failed write the two differ.
         self._at = self._whole = PAGE
-        self._index: list[int] = []
+        self._index = array("Q")
         self._resume()
         self._journal_time = time.monotonic()
 
@@ -53,17 +56,16 @@ class Writer:
             sound, done, bad, turned, end = False, 0, [], 0, PAGE
         if sound:
             self.done, self.bad, self.turned, self._at, self._whole = done, bad, turned, end, end
-            self._index = self._walk() if self._shape is None else []
+            self._index = array("Q", self._walk() if self._shape is None else ())
         with io_errors(self._part, "write"):
             os.ftruncate(self._fd, self._at if sound else 0)
 
-    def _walk(self) -> list[int]:
+    def _walk(self) -> Iterator[int]:
         """Offsets of the encoded pictures that are already there, from their length prefixes."""
-        offsets, at = [], PAGE
+        at = PAGE
         while at < self._at:
-            offsets.append(at - PAGE)
+            yield at - PAGE
             at += 4 + struct.unpack("<I", os.pread(self._fd, 4, at))[0]
-        return offsets
 
     def pixels(self, images: np.ndarray, taken: int, bad: list[int], turned: int = 0) -> None:
         """Append uint8 (n, H, W, C); ``taken`` source images were used up for it, of which ``bad`` were left out;
@@ -105,11 +107,9 @@ class Writer:
     def _journal(self) -> None:
         """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
         state = {"key": self._key, "done": self.done, "bad": self.bad, "turned": self.turned, "end": self._whole}
-        fresh = self._journal_path.with_name(self._journal_path.name + ".new")
         with io_errors(self._part, "write"):
             os.fdatasync(self._fd)
-            fresh.write_text(json.dumps(state))
-            os.replace(fresh, self._journal_path)
+        write_atomic(self._journal_path, json.dumps(state))
         self._journal_time = time.monotonic()
 
     def finish(self, final: Path, labels: np.ndarray, about: dict) -> dict:
