@@ -62,7 +62,7 @@ def read(path):
         found = recognise(path)
     except DataError as error:
         return str(error).replace(str(path), "")
-    splits = {split: sorted((items.name(i), int(label)) for i, label in enumerate(items.labels())) for split, items in
+    splits = {split: sorted((items.name(i), items.label(i)) for i in range(len(items))) for split, items in
               found.splits.items()}  # fmt: skip
     return found.class_names, splits, dict(found.left), found.notes
 

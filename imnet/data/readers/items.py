@@ -74,6 +74,9 @@ class Items:
         start = self._name_ends[i - 1] if i else 0
         return os.fsdecode(bytes(self._names[start : self._name_ends[i]]))
 
+    def label(self, i: int) -> int:
+        return self._label[i]
+
     def labels(self) -> np.ndarray:
         """All labels, int64 (N,)."""
         return np.array(self._label, dtype=np.int64)
