@@ -110,8 +110,10 @@ def _unlike(found: Mapping[str, Any], first: Mapping[str, Any], rank: int) -> st
     """The first setting of which ``rank`` has another value than rank 0, with both, in words."""
     names = [*first, *(name for name in found if name not in first)]
     name = next((name for name in names if found.get(name) != first.get(name)), None)
+    if name is None:
+        return ""
     told = f"rank {rank} has {name} = {found.get(name)}, rank 0 has {first.get(name)}"
-    return "" if name is None else f"the ranks have different recipes, options or versions: {told}"
+    return f"the ranks have different recipes, options or versions: {told}"
 
 
 def _address(host: str, port: int) -> str:
