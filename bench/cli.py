@@ -117,7 +117,6 @@ def _common(part: Parser) -> None:
     part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
     part.add_argument("--fail-under", type=float, metavar="R", help=f"exit 1 below this ({FAIL_UNDER})")
     part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
-    part.add_debug()
 
 
 def add_run(part: argparse.ArgumentParser) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from imnet import checkpoint
 from imnet.checkpoint import Checkpoint
 from imnet.data.order import Order
 from imnet.errors import DataError, UsageError
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
-from imnet.run_state import Setup
 from imnet.runfolder import data_of, difference, recipe_of
 
 ANEW = "choose another --out to start anew"
@@ -26,13 +26,24 @@ EDGE = "let the old command reach the end of an epoch first, or choose another -
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a checkpoint was trained by."""
+class Course:
+    """What decides the steps of a run."""
 
     recipe: Recipe
     precision: str
     order: Order
     fingerprint: str
+    """Of the data."""
+
+    @property
+    def num_steps(self) -> int:
+        return self.recipe.epochs * self.order.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Origin(Course):
+    """What a checkpoint was trained by."""
+
     step: int
 
     @property
@@ -40,6 +51,29 @@ class Origin:
         """(epochs done, images seen of the next one)."""
         epoch, batches = divmod(self.step, self.order.steps_per_epoch)
         return epoch, batches * self.order.batch_images
+
+
+def enter(
+    path: Path, run: Mapping[str, Any], new: Course, net: Mapping[str, Tensor], *, allowed: bool
+) -> tuple[Checkpoint | None, int, list[str]]:
+    """The newest good checkpoint of the run folder ``path``, whose run.json is ``run``; at which step of ``new`` it
+    goes on, and what to say of a change, where it is ``allowed``. ``net`` is the state dict of the new network.
+
+    Raises UsageError where it cannot go on, and DataError where no checkpoint is good, or is the run's. Nothing is
+    written, so that a dry run asks the same.
+    """
+    found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run or None))
+    if found is None:
+        return None, 0, []
+    saved = found.state
+    other_data = saved["data_fingerprint"] != new.fingerprint
+    if saved["config_hash"] == config_hash(new.recipe, new.precision) and not other_data:
+        return found, saved["step"], []
+    old = origin(found, run, path)
+    if other_data and not allowed:
+        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
+    step = plan(old, new, found.tensors, net)
+    return found, step, notes(old, new, step)
 
 
 def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
@@ -75,18 +109,18 @@ def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tu
     return tuple(before)
 
 
-def plan(old: Origin, setup: Setup, tensors: Mapping[str, Mapping[str, Tensor]], net: Mapping[str, Tensor]) -> int:
-    """The step at which ``setup`` goes on from a checkpoint of ``old`` with ``tensors``.
+def plan(old: Origin, new: Course, tensors: Mapping[str, Mapping[str, Tensor]], net: Mapping[str, Tensor]) -> int:
+    """The step at which ``new`` goes on from a checkpoint of ``old`` with ``tensors``.
 
     Raises UsageError where the network, its optimiser or the position in an epoch cannot be taken over, and where
     nothing would be left to train.
     """
     _check_network(tensors["model"], net)
-    _check_optimiser(old.recipe, setup.recipe)
-    step = _convert(old, setup)
-    if step >= setup.num_steps:
-        epochs = step / setup.order.steps_per_epoch
-        what = f"got epochs = {setup.recipe.epochs}, and {epochs:g} are trained already"
+    _check_optimiser(old.recipe, new.recipe)
+    step = _convert(old, new)
+    if step >= new.num_steps:
+        epochs = step / new.order.steps_per_epoch
+        what = f"got epochs = {new.recipe.epochs}, and {epochs:g} are trained already"
         raise UsageError(what, hint="give more --epochs, or choose another --out")
     return step
 
@@ -115,32 +149,34 @@ def _check_optimiser(old: Recipe, new: Recipe) -> None:
             raise UsageError(what, hint=ANEW)
 
 
-def _convert(old: Origin, setup: Setup) -> int:
+def _convert(old: Origin, new: Course) -> int:
     """At the edge of an epoch, or within one whose order stays, where new batches end at the same image as the old."""
     epoch, images = old.position
-    new = setup.order
+    order = new.order
     if images == 0:
-        return epoch * new.steps_per_epoch
+        return epoch * order.steps_per_epoch
     where = f"the checkpoint lies {images:,} images into epoch {epoch + 1}"
     was = (old.order.num_images, old.order.seed, old.fingerprint, old.recipe.data.sampler)
-    if was != (new.num_images, new.seed, setup.dataset.fingerprint, setup.recipe.data.sampler):
+    if was != (order.num_images, order.seed, new.fingerprint, new.recipe.data.sampler):
         raise UsageError(f"{where}, whose order the data and the seed decide, and the sampler", hint=EDGE)
-    if images % new.batch_images:
-        what = f"{where}, which no number of batches of {new.batch_images} ends at"
+    if images % order.batch_images:
+        what = f"{where}, which no number of batches of {order.batch_images} ends at"
         raise UsageError(what, hint=f"take a --batch-size that divides {images}, or {EDGE}")
-    return epoch * new.steps_per_epoch + images // new.batch_images
+    return epoch * order.steps_per_epoch + images // order.batch_images
 
 
-def notes(old: Origin, setup: Setup, step: int) -> list[str]:
+def notes(old: Origin, course: Course, step: int) -> list[str]:
     """What the header says of the change."""
-    new = setup.recipe
+    new = course.recipe
     was = to_dict(old.recipe) | {"precision": old.precision}
-    told = difference(was, to_dict(new) | {"precision": setup.place.precision}, most=12)
+    told = difference(was, to_dict(new) | {"precision": course.precision}, most=12)
     lines = [f"changed    {told or 'the data'}"]
-    epoch = step / setup.order.steps_per_epoch
+    epoch = step / course.order.steps_per_epoch
     if step != old.step:
         lines.append(f"counter    step {old.step} is step {step} now: epoch {epoch:g}, by the images seen")
-    rates = [r.lr_at(s, o.steps_per_epoch) for r, s, o in ((old.recipe, old.step, old.order), (new, step, setup.order))]
+    rates = [
+        r.lr_at(s, o.steps_per_epoch) for r, s, o in ((old.recipe, old.step, old.order), (new, step, course.order))
+    ]
     if rates[0] != rates[1] or old.recipe.epochs != new.epochs:
         last = old.recipe.lr_at(old.step - 1, old.order.steps_per_epoch)
         lines.append(

@@ -88,7 +88,6 @@ def _evaluate(argv: list[str]) -> int:
         "Evaluate a network on its run's test split, or on any set whose classes it knows by name; fuse an ensemble."
     )
     parser = Parser(prog="imnet-eval", description=about)
-    parser.add_debug()
     told = "folder of a run or of an ensemble; with --data also a .safetensors of imnet-export"
     parser.add_argument("run", type=Path, help=told)
     told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
@@ -129,7 +128,6 @@ def predict_main(argv: list[str] | None = None) -> int:
 
 def _predict(argv: list[str]) -> int:
     parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
-    parser.add_debug()
     parser.add_argument("model", type=Path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
     told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
@@ -153,7 +151,6 @@ def export_main(argv: list[str] | None = None) -> int:
 def _export(argv: list[str]) -> int:
     about = "A run's network as a file for elsewhere, judged against the run before it is kept."
     parser = Parser(prog="imnet-export", description=about)
-    parser.add_debug()
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--to", choices=("safetensors", "onnx", "pt2", "timm"), required=True, help="which form")
     told = "file, for timm a folder (default: in the run folder)"
@@ -175,7 +172,6 @@ def _export(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     about = "Write the report of a run, one page that compares several, or the page of a system."
     parser = Parser(prog="imnet-report", description=about)
-    parser.add_debug()
     told = "run folders, folders of imnet-sweep, ensembles; with --system also JSON files of imnet-bench"
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help=told)
     told = "published against measured, row by row: imagenet64, fashion-mnist, tiny-imagenet or spectral"

@@ -131,14 +131,14 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are UsageErrors of one line, with a suggestion; nothing may be abbreviated."""
+    """argparse whose mistakes are UsageErrors of one line, with a suggestion; nothing may be abbreviated.
+
+    It has --debug, which ``guarded`` reads: before and behind the word of a command that has several.
+    """
 
     def __init__(self, **options: Any):
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
-
-    def add_debug(self) -> None:
-        """--debug, which ``guarded`` reads."""
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from imnet import device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
+from imnet import change, device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
 from imnet.data import AbsentError, DataSet, Unpacked, pipelines
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
 from imnet.errors import DeviceError, ImnetError
-from imnet.from_recipe import load_data, num_cast
+from imnet.from_recipe import load_data, num_cast, order_of
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -38,6 +38,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     with models.seeing(recipe.model, recipe.input_px):
         forward, both = flops(net, shape), flops(net, shape, backward=True)
     ranks = options.gpus or options.procs or 1
+    entered = partial(_entered, recipe, options, precision, net, folder)
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
@@ -49,7 +50,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         *_first_weights(recipe, net, runfolder.runs_of(folder, bands)),
         *_memory(net, recipe, options, bands, precision),
         f"run folder   {_folder(folder, bands)}",
-        *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands)))),
+        *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands))), entered),
     ]
     # Last, since it changes the network.
     fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks) if bands else ranks)
@@ -118,7 +119,9 @@ def _memory(
     ]
 
 
-def _data(recipe: Recipe, options: RunOptions, steps: Callable[[int], list[str]]) -> list[str]:
+def _data(
+    recipe: Recipe, options: RunOptions, steps: Callable[[int], list[str]], entered: Callable[[DataSet], list[str]]
+) -> list[str]:  # fmt: skip
     """What lies there, or that nothing does; what is wrong with it is raised."""
     try:
         found = load_data(recipe, options, look=True)
@@ -133,7 +136,30 @@ def _data(recipe: Recipe, options: RunOptions, steps: Callable[[int], list[str]]
         f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
         *(f"note         {note}" for note in found.notes),
         f"pipeline     {_pipeline(found, options)}",
+        *entered(found),
     ]
+
+
+def _entered(
+    recipe: Recipe, options: RunOptions, precision: str, net: nn.Module, path: Path, dataset: DataSet
+) -> list[str]:  # fmt: skip
+    """Where runs that have begun go on, and what that changes; raises what they would be refused for."""
+    order = order_of(recipe, dataset)
+
+    def look(own: Recipe, folder: Path) -> list[str]:
+        run, course = runfolder.read_run(folder), change.Course(own, precision, order, dataset.fingerprint)
+        if run is None or runfolder.writer(folder):  # which deletes checkpoints meanwhile
+            return []
+        found, step, notes = change.enter(folder, run, course, net.state_dict(), allowed=options.allow_change)
+        if found is None:
+            return []
+        skipped = [f"skipped    checkpoint {line}" for line in found.skipped]
+        told = f"goes on    at step {step} of {course.num_steps} from {found.path}"
+        if runfolder.is_complete(folder) and not (found.skipped or notes):
+            told = f"complete   already: {folder}"
+        return [f"{line[:11]:13}{line[11:]}" for line in (*skipped, *notes, told)]
+
+    return [line for lines in start.of_each(recipe, options, path, look) for line in lines]
 
 
 def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]]) -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from imnet import change, checkpoint
-from imnet.errors import UsageError
 from imnet.run_state import NO_BEST, RunState, Setup
 from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
@@ -22,9 +20,10 @@ def resume(
     """
     found, step, notes = None, 0, []
     if folder is not None:
-        found = checkpoint.load(folder.checkpoints, checkpoint.of_run(run))
+        course = change.Course(setup.recipe, setup.place.precision, setup.order, setup.dataset.fingerprint)
+        how = (folder.path, run or {}, course, step_fn.net.state_dict())
+        found, step, notes = change.enter(*how, allowed=setup.options.allow_change)
         if found is not None:
-            step, notes = _enter(found, setup, step_fn, run or {}, folder.path)
             notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]
     # Whole: the other machines may have no such folder.
     found, step = setup.world.share((found, step))
@@ -51,21 +50,6 @@ def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int,
     """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
     done = step >= num_steps and (run or {}).get("status") == "complete"
     return done and folder is not None and (folder.path / "evaluation.json").exists()
-
-
-def _enter(
-    found: checkpoint.Checkpoint, setup: Setup, step_fn: TrainStep, run: dict[str, Any], folder: Path
-) -> tuple[int, list[str]]:
-    """The step to go on at, and what to say; UsageError where that cannot be, DataError where it is another run's."""
-    saved = found.state
-    other_data = saved["data_fingerprint"] != setup.dataset.fingerprint
-    if saved["config_hash"] == setup.config_hash and not other_data:
-        return saved["step"], []
-    old = change.origin(found, run, folder)
-    if other_data and not setup.options.allow_change:
-        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
-    step = change.plan(old, setup, found.tensors, step_fn.net.state_dict())
-    return step, change.notes(old, setup, step)
 
 
 def _other_ranks(setup: Setup, run: dict[str, Any]) -> list[str]:

@@ -7,8 +7,9 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from imnet_kernels import tier
@@ -23,6 +24,8 @@ from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.trainer import Trainer
 from imnet.watch import Signals
+
+T = TypeVar("T")
 
 
 def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
@@ -115,14 +118,24 @@ def check_machine(options: RunOptions) -> None:
         defaults.choose_kernels(options)
 
 
-def check_folders(recipe: Recipe, options: RunOptions, precision: str, path: Path) -> None:
-    """What a run would refuse of its folder, or of one of an ensemble's, once it holds it; nothing is made there."""
-    bands = options.bands_of(recipe)
+def of_each(recipe: Recipe, options: RunOptions, path: Path, look: Callable[[Recipe, Path], T]) -> list[T]:
+    """``look`` at the recipe and the folder of the run, or of every one of an ensemble."""
+    bands, found = options.bands_of(recipe), []
     for number, folder in enumerate(runfolder.runs_of(path, bands)):
         own = ensemble.of_band(recipe, bands[number]) if bands else recipe
         with ensemble.named(bands[number]) if bands else contextlib.nullcontext():
-            runfolder.check_writable(folder)
-            runfolder.check_same(folder, own, options, precision)
+            found.append(look(own, folder))
+    return found
+
+
+def check_folders(recipe: Recipe, options: RunOptions, precision: str, path: Path) -> None:
+    """What a run would refuse of its folder, or of one of an ensemble's, once it holds it; nothing is made there."""
+
+    def look(own: Recipe, folder: Path) -> None:
+        runfolder.check_writable(folder)
+        runfolder.check_same(folder, own, options, precision)
+
+    of_each(recipe, options, path, look)
 
 
 def _rank_entry(recipe: Recipe, options: RunOptions) -> int:

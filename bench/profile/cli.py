@@ -48,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=about)
         extend(command)
         command.add_argument("--out", type=Path, default=_OUT, help=f"folder for the files (default {_OUT})")
-        command.add_debug()
     return parser
 
 

@@ -47,7 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="imnet-data", description="Turn any supported data set into one packed store, and look inside."
     )
-    parser.add_debug()
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     _pack_parser(commands.add_parser("pack", help="any source -> packed store (resumable)"))
     for name, run, what in (

@@ -38,7 +38,6 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="imnet-sweep", description=ABOUT, formatter_class=RawDescriptionHelpFormatter)
     parser.epilog = f"a grid file:\n\n{EXAMPLE}"
-    parser.add_debug()
     told = "YAML file, as below, or the name of a grid that comes with imnet"
     parser.add_argument("grid", nargs="?", metavar="GRID", help=told)
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs (runs/sweep-GRID)")

@@ -1,5 +1,6 @@
 """A dry run looks into the run folder as the run does, refuses it with the same line, and leaves all as it was."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ def content(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    assert train_main([*TINY, "--out", str(out)]) == 0
+    assert train_main([*TINY, "--out", str(out), "--checkpoint-every-steps", "1"]) == 0
     return out
 
 
@@ -79,6 +80,84 @@ def test_the_same_answer_as_the_run(words, code, expected, place, capsys):
     assert told[0] == told[1]
     assert expected in told[0]
     assert told[0].count("\n") == (code != 0)
+
+
+def spoil(folder, kind):
+    """Make of a run one that another command cannot, or can, go on with."""
+    newest, run = max((folder / "checkpoints").glob("step-*")), json.loads((folder / "run.json").read_text())
+    if kind == "one damaged":
+        (newest / "model.safetensors").write_bytes(b"")
+    for path in newest.parent.glob("step-*") if kind == "all damaged" else []:
+        (path / "state.json").unlink()
+    if kind == "of another run":
+        (folder / "run.json").write_text(json.dumps(run | {"config_hash": "0" * 64}))
+    if kind == "without data":
+        (folder / "run.json").write_text(json.dumps(run | {"data": {}}))
+    if kind == "of other data":
+        state = newest / "state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"data_fingerprint": "0" * 64}))
+        manifest = newest / "MANIFEST.json"
+        files = json.loads(manifest.read_text())["files"]
+        sha256 = hashlib.sha256(state.read_bytes()).hexdigest()
+        files["state.json"] = {"sha256": sha256, "bytes": state.stat().st_size}
+        manifest.write_text(json.dumps({"format": 1, "files": files}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "code", "expected"),
+    [
+        ("all damaged", "", 65, "no checkpoint verifies"),
+        ("all damaged", "--epochs 3 --allow-change", 65, "no checkpoint verifies"),
+        ("of another run", "--allow-change", 65, "of a configuration that run.json does not know"),
+        ("without data", "--epochs 3 --allow-change", 65, "run.json does not say of its data"),
+        ("of other data", "", 2, "the data differ from the checkpoint's"),
+        ("as it was", "--data.num_classes 5 --allow-change", 2, "the weights are of another network"),
+        ("as it was", "--optim.kind adamw --lr 0.01 --allow-change", 2, "the optimiser's state cannot be taken over"),
+        ("as it was", "--batch-size 8 --allow-change", 2, "1 are trained already"),
+        ("one damaged", "--batch-size 32 --epochs 3 --allow-change", 2, "which no number of batches of 32 ends at"),
+    ],
+)
+def test_checkpoints_that_cannot_be_taken_up_are_refused_as_by_the_run(
+    kind, words, code, expected, finished, tmp_path, capsys
+):
+    out = shutil.copytree(finished, tmp_path / "run")
+    spoil(out, kind)
+    told, before = [], {name: held for name, (_, held) in content(out).items()}
+    for more in (["--dry-run"], []):
+        assert train_main([*TINY, "--out", str(out), *words.split(), *more]) == code
+        told.append(capsys.readouterr().err)
+        assert {name: held for name, (_, held) in content(out).items()} == before
+    assert told[0] == told[1]
+    assert expected in told[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "expected"),
+    [
+        ("as it was", "--epochs 3 --allow-change", "at step 2 of 6"),
+        ("as it was", "--batch-size 8 --epochs 3 --allow-change", "at step 4 of 12"),
+        ("one damaged", "", "at step 1 of 2"),
+    ],
+)
+def test_a_dry_run_says_where_the_run_goes_on(kind, words, expected, finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
+    spoil(out, kind)
+    before = content(out)
+    assert train_main([*TINY, "--out", str(out), *words.split(), "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert f"goes on      {expected} from " in planned
+    assert content(out) == before
+    assert train_main([*TINY, "--out", str(out), *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert f"resuming   {expected} from " in said
+    for line in (line for line in said.splitlines() if line.startswith(("skipped ", "changed ", "counter "))):
+        assert " ".join(line.split()) in " ".join(planned.split())
+
+
+def test_of_a_complete_run_a_dry_run_says_so(finished, capsys):
+    for more, said in (["--dry-run"], f"complete     already: {finished}"), ([], f"complete already: {finished}"):
+        assert train_main([*TINY, "--out", str(finished), *more]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_a_variable_with_a_wrong_tier_is_refused(place, monkeypatch, capsys):

@@ -77,6 +77,8 @@ def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, caps
     costs = {row["name"]: row for row in found["costs"]}
     assert costs["average"]["parameters"] == 4 * costs["band 0"]["parameters"] == 4 * 9528
     assert costs["average"]["forward_flops"] == pytest.approx(costs["baseline whole"]["forward_flops"], rel=0.01)
+    speeds = [costs[f"band {k}"]["images_per_s"] for k in range(4)]
+    assert costs["average"]["images_per_s"] == pytest.approx(1 / sum(1 / speed for speed in speeds))
     assert costs["average"]["device_hours"] == pytest.approx(sum(costs[f"band {k}"]["device_hours"] for k in range(4)))
     seconds = json.loads((trained / "band-2" / "run.json").read_text())["seconds"]
     assert costs["band 2"]["device_hours"] == pytest.approx(seconds / 3600, rel=0.1)
