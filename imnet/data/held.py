@@ -1,6 +1,6 @@
 """A packed file that is read for days: what is written into it meanwhile ends the run with one line.
 
-Pixels are mapped: to read them row by row would halve the 64 px batches that a core makes in a second. What a map loses
+Pixels are mapped: read row by row, a core makes fewer 64 px batches in a second. What a map loses
 while it is read the host kernels' module tells; without that, such a read ends the process (SIGBUS).
 """
 
