@@ -27,6 +27,9 @@ MAX_POINTS = 600  # more than the pixels of a phone or half a desktop; a run of 
 CROWD = 12  # more curves are drawn thinner
 SMOOTHING = 40  # a running mean spans 1/40 of the points
 
+SIZE_IN = (4.9, 2.9)
+DIGIT_IN = 0.09  # of 10 points, in a wide font
+
 TILE_PX = 128
 CAPTION_PX = 34
 
@@ -69,7 +72,7 @@ def curves_svg(
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(settings)
-        figure = Figure(figsize=(4.9, 2.9), layout="constrained")
+        figure = Figure(figsize=SIZE_IN)
         axes = figure.add_subplot()
         for curve in curves:
             _draw(axes, curve, 1.8 if len(curves) <= CROWD else 1.2)
@@ -78,6 +81,7 @@ def curves_svg(
         if mark_x is not None:
             axes.axvline(mark_x, color=SERIES[4], linewidth=1.2, linestyle=":")
         _dress(axes, x_label, y_label, log_y, any(curve.label for curve in curves))
+        _place(figure, axes)
         out = io.StringIO()
         figure.savefig(out, format="svg")
     return _inline(out.getvalue(), name, f"{y_label} against {x_label}")
@@ -119,6 +123,17 @@ def _dress(axes: Any, x_label: str, y_label: str, log_y: bool, legend: bool) -> 
     axes.set_axisbelow(True)
     if legend:
         axes.legend(frameon=False, fontsize=9.5)
+
+
+def _place(figure: Any, axes: Any) -> None:
+    """Margins for the numbers beside the axes. matplotlib's own layouts measure them by drawing everything once more,
+    which is half of the seconds that a page takes."""
+    low, high = sorted(axes.get_ylim())
+    told = axes.yaxis.get_major_formatter()
+    longest = max(map(len, told.format_ticks([y for y in axes.get_yticks() if low <= y <= high])), default=0)
+    left, right, bottom, top = 0.36 + DIGIT_IN * longest, 0.2, 0.48, 0.3 if told.get_offset() else 0.1
+    width, height = SIZE_IN
+    figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height)
 
 
 def _inline(svg: str, name: str, label: str) -> Markup:

@@ -55,6 +55,19 @@ def test_curve_is_drawn_where_the_values_are():
     assert np.allclose(np.diff(numbers[:, 0], 2), 0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "y", [[0, 2.5e-4], [0, 2.5e-6], [12_000, 12_100], [1.5e6, 1.2e7], [99.9991, 99.9995], [-0.06, 0.06], [1e-4, 2.3]]
+)
+def test_no_number_is_cut_off(y):
+    wide = y[1] > 100 * y[0] > 0
+    drawing = curves_svg("t", [Curve(x=[0, 1], y=y)], x_label="epoch", y_label="learning rate", log_y=wide)
+    found = re.findall(r'<text style="[^"]*text-anchor: (\w+)[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)', drawing)
+    # Right of the axis' name, which is turned, and below the upper edge, with letters of 10 points.
+    named = next(float(x) for _, x, _, text in found if text == "learning rate")
+    assert 8 < named < min(float(x) - 6 * len(text) for anchor, x, _, text in found if anchor == "end")
+    assert min(float(y) for _, _, y, _ in found) > 7
+
+
 values = st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=80)
 
 
