@@ -35,15 +35,23 @@ def host_sources() -> list[Path]:
     return sorted((csrc() / "host").glob("*.cpp"))
 
 
+def _host_compiler() -> list[str]:
+    """The C++ compiler with its words: $CXX, else the first of c++, g++ and clang++. SystemExit where it cannot be run,
+    which is better known now than after nvcc's minute."""
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        raise SystemExit("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
+    _run([*found.split(), "--version"])
+    return found.split()
+
+
 def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
     """Compile the host module with $CXX (c++) into out_dir (default: the package); returns its path."""
     try:
         import pybind11
     except ImportError as error:
         raise SystemExit("the host module needs pybind11, which is not installed; pip install pybind11") from error
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise SystemExit("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
+    compiler = _host_compiler()
     target = (out_dir or PACKAGE) / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     flags = [*HOST_FLAGS, *extra_flags, "-fPIC"]
@@ -51,11 +59,11 @@ def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -
 
         def to_object(source: Path) -> str:
             found = str(Path(scratch) / f"{source.stem}.o")
-            _run([*compiler.split(), *flags, *includes, "-c", str(source), "-o", found])
+            _run([*compiler, *flags, *includes, "-c", str(source), "-o", found])
             return found
 
         objects = _at_once([lambda s=source: to_object(s) for source in host_sources()])
-        _run([*compiler.split(), *flags, "-shared", *objects, "-o", str(target)])
+        _run([*compiler, *flags, "-shared", *objects, "-o", str(target)])
     return target
 
 
@@ -120,7 +128,7 @@ def build_cuda(out_dir: Path | None = None) -> Path:
     if compiler is None:
         raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
     includes, libraries = _torch_folders(toolkit(compiler))
-    target, host = (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__), os.environ.get("CXX", "c++").split()
+    target, host = (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__), _host_compiler()
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     with tempfile.TemporaryDirectory() as scratch:
         folder, bound = Path(scratch), str(Path(scratch) / "bind.o")
