@@ -161,8 +161,10 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, text):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["quickstart", "own/x"])
-@pytest.mark.parametrize("value", ["[1]", "{a: 1}", "[[{b: [2]}]]"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("quickstart", "[1]"), ("quickstart", "{a: 1}"), ("own/x", "[1]"), ("own/x", "[[{b: [2]}]]")],
+)
 def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value, name):
     """Every name of a configuration in turn; few take a list, and none a mapping of just any names. A recipe for the
     user's own data is nowhere but in the file."""

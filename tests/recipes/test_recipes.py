@@ -26,8 +26,8 @@ SLOW_STEPS = (
     r"fashion-mnist/(wrn28|dpn28|shake_shake26_2x96d|shake_shake26_2x64d_as_run).*",
     r"cifar10/.*(64|96)d_stem16",
     r"imagenet64/(wrn36_5|wrn36_10|wide_|davit_).*",
-    r"tiny-imagenet/(resnet101|resnet152).*|.*/(resnet34_baseline|resnet50_baseline|resnet50_64)",
-    r"spectral/(vgg16_|resnet50_(224|sub16|sub36|21k)|alexnet_(224|sub36)|resnet34_21k_224).*",
+    r"tiny-imagenet/(resnet101|resnet152|resnet34|resnet50).*",
+    r"spectral/(vgg16_|resnet50_(224|sub16|sub36|21k)|alexnet_(224|sub36)|resnet34_(224|sub16|21k_224)).*",
 )
 SLOW_DRY_RUNS = (r"tiny-imagenet/(resnet101|resnet152).*", r"imagenet64/davit_tiny", r".*densenet_bc100_12_as_run")
 # Listed networks that no recipe trains: the stem-16 form and the form with BN are the published ones.

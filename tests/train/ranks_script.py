@@ -3,7 +3,6 @@ know the network."""
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
@@ -32,15 +31,16 @@ RECIPE = Recipe(
     epochs=3,
 )
 
-if __name__ == "__main__":
-    procs, micro = (int(v) for v in sys.argv[2:4])
-    recipe, data_dir = RECIPE, sys.argv[4] if len(sys.argv) > 4 else None
-    if data_dir is not None:  # and what is balanced: class_weights or sampler
-        sampler = "balanced" if sys.argv[5] == "sampler" else "shuffled"
+
+def trained(folder, procs, micro, data_dir=None, balanced=None):
+    """The exit code of a run; ``balanced`` of the images in ``data_dir`` are class_weights or the sampler."""
+    recipe = RECIPE
+    if data_dir is not None:
+        sampler = "balanced" if balanced == "sampler" else "shuffled"
         own = Data(name="folder", image_px=12, num_classes=3, batch_images=25, drop_last=False, sampler=sampler)
         recipe = replace(recipe, data=own, class_weights="balanced" if sampler == "shuffled" else "none")
     options = RunOptions(
-        out=str(Path(sys.argv[1])),
+        out=str(folder),
         data_dir=data_dir,
         device="cpu",
         precision="fp32",
@@ -49,4 +49,8 @@ if __name__ == "__main__":
         log_every_steps=1,
         micro_batch_images=micro or None,
     )
-    sys.exit(train(recipe, options)[0])
+    return train(recipe, options)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(trained(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -156,7 +156,7 @@ def test_names_that_two_classes_share_are_matched_by_the_whole_list_alone(run, f
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder, other, tmp_path):
+def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder, other, tmp_path, capsys):
     """As of a run that saves between two ranks' looks: each would judge its share of the images with its own."""
     first, later = tmp_path / "first", tmp_path / "later"
     for path in (first, later):
@@ -165,25 +165,27 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
     imnet.train(replace(run.recipe, epochs=4), out=later, **options)
     images = ["--data", str(folder)] if other else []
 
-    def started(path, rank, ranks, port):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    def started(path, rank, port):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-c", "from imnet.cli import eval_main; raise SystemExit(eval_main())", str(path)]
         env = os.environ | {name: str(value) for name, value in env.items()}
         return subprocess.Popen([*command, *images, *CPU], env=env, stdout=subprocess.PIPE, text=True)
 
-    def figures(path, *others):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        paths = (path, *others)
-        ranks = [started(path, rank, len(paths), port) for rank, path in enumerate(paths)]
-        told = ranks[0].communicate(timeout=120)[0]
-        assert [rank.wait(120) for rank in ranks] == [0] * len(ranks)
+    def figures(told):
         return [line for line in told.splitlines() if line.startswith(("top-1", "top-5", "loss", "flip"))]
 
-    alone = figures(first)
-    assert alone
-    assert figures(first, later) == alone != figures(later)
+    def alone(path):
+        capsys.readouterr()  # of the training
+        assert eval_main([str(path), *images, *CPU]) == 0
+        return figures(capsys.readouterr().out)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [started(path, rank, port) for rank, path in enumerate((first, later))]
+    told = ranks[0].communicate(timeout=120)[0]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert figures(told) == alone(first) != alone(later)
 
 
 def test_a_home_that_there_is_not_is_no_such_folder(run, capsys):
