@@ -181,6 +181,9 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     """
     argv = sys.argv[1:] if argv is None else argv
     printable()
+    if "--debug" not in argv:
+        # Before torch is imported: it warns, with frames of C++, of what a line says in the end.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _check_current_folder()
         code = command(argv)

@@ -217,8 +217,10 @@ def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -
             dist.destroy_process_group()
 
 
-LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|remote process|Timed out waiting")
-"""What gloo and NCCL say in the midst of an operation where another rank has ended, or stands still."""
+LOST = re.compile(r"gloo/transport/|closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
+"""What gloo and NCCL say in the midst of an operation where another rank has ended, or is out of reach."""
+SILENT = re.compile(r"[Tt]imed out|No route to host|unreachable")
+"""What they, or the store, say where it did not end but gave no answer."""
 
 
 @contextlib.contextmanager
@@ -231,8 +233,12 @@ def named_loss(world: World):
         lost = isinstance(error, dist.DistNetworkError) or LOST.search(str(error))  # the store's own, or gloo's, NCCL's
         if world.size == 1 or not lost:
             raise
-        what = f"rank {world.rank} of {world.size} has lost its connection to another rank"
-        raise DeviceError(what, hint="what that one said is the cause; the same command goes on") from error
+        what, hint = "lost its connection to another rank", "what that one said is the cause"
+        if SILENT.search(str(error)):
+            what = "had no answer from another rank in time"
+            hint = "one stands still, or a machine or the network is down"
+        what = f"rank {world.rank} of {world.size} has {what}"
+        raise DeviceError(what, hint=f"{hint}; the same command goes on") from error
 
 
 def leave(code: int) -> NoReturn:

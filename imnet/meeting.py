@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import re
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Mapping
@@ -65,6 +67,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
     timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
     try:
         store = dist.TCPStore(host, port, size, is_master=rank == 0 and not agent_store, timeout=timeout)
+        _end_where_silent(port, INIT_TIMEOUT_S)
         store = dist.PrefixStore(f"imnet-life-{life}", store)
         mine = {"device": device.type, "torch": torch.__version__, **settings}
         address = _agree(store, rank, size, json.loads(json.dumps(mine, default=str)), _address(host, port))
@@ -76,6 +79,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         # torch 2.14 gave it a public name.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         set_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
+        _end_where_silent(port, COLLECTIVE_TIMEOUT_S)
         return store
     except (RuntimeError, OSError, dist.DistError) as error:
         if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
@@ -83,6 +87,24 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
             raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
         what = f"rank {rank} of {size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
         raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
+
+
+def _end_where_silent(port: int, seconds: int) -> None:
+    """Let Linux end this process's connection to the store where the machine at its other end acknowledges nothing for
+    so many ``seconds``. The store knows a timeout only for what has not been set yet: for the answer itself it waits
+    until the connection ends, which an idle one to a machine that is gone never does."""
+    if sys.platform != "linux":
+        return
+    limits = {socket.TCP_KEEPIDLE: -(-seconds // 2), socket.TCP_KEEPINTVL: -(-seconds // 10)}
+    limits |= {socket.TCP_USER_TIMEOUT: 1000 * seconds}
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the folder's own is closed again, and one that listens has no other end
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as copy:
+                    if copy.getpeername()[1:2] == (port,):
+                        copy.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                        for name, value in limits.items():
+                            copy.setsockopt(socket.IPPROTO_TCP, name, value)
 
 
 def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], address: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from imnet import change, checkpoint
+from imnet.errors import UsageError
 from imnet.run_state import NO_BEST, RunState, Setup
 from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
@@ -18,6 +20,7 @@ def resume(
 
     Also returns what there is to say where it is of another configuration or of other data. Nothing is written.
     """
+    _check_newest(setup)
     found, step, notes = None, 0, []
     if folder is not None:
         course = change.Course(setup.recipe, setup.place.precision, setup.order, setup.dataset.fingerprint)
@@ -44,6 +47,19 @@ def resume(
         state.loss_sum.fill_(saved["loss_sum"])
         state.right_sum.fill_(saved.get("right_sum", math.nan))  # unknown to checkpoints of older versions
     return found, notes
+
+
+def _check_newest(setup: Setup) -> None:
+    """On every rank: UsageError where another's machine has a later checkpoint at --out than rank 0's, which would
+    begin anew, or train over again, where the ranks have been given to the machines in another order."""
+    assert setup.options.out is not None
+    newest = checkpoint.newest(Path(setup.options.out) / "checkpoints")
+    told = setup.world.gather("" if newest is None else newest.name)
+    latest = max(told)
+    if latest > told[0]:
+        what = f"rank {told.index(latest)} has {latest} on its machine, rank 0 has {told[0] or 'no checkpoint'}"
+        hint = "start rank 0, which alone writes the run folder, on the machine that has it, or choose another --out"
+        raise UsageError(what, file=setup.options.out, hint=hint)
 
 
 def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int, num_steps: int) -> bool:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,40 +38,58 @@ def pictures(root, shade):
     ],
 )
 def test_ranks_of_two_copies_are_refused_where_those_differ(shades, seeds, code, expected, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = []
+    common = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = []
     for rank in range(2):
         photos = pictures(tmp_path / f"machine-{rank}" / "photos", shades[rank])
-        words = ["--config", str(tmp_path / "config.yaml"), "--data-dir", str(photos), "--seed", str(seeds[rank])]
+        words.append(["--config", str(tmp_path / "config.yaml"), "--data-dir", str(photos), "--seed", str(seeds[rank])])
+        words[rank] += ["--out", str(tmp_path / f"machine-{rank}" / "run")]
         if rank == 0:
             made = [sys.executable, "-m", "imnet.cli", str(photos), *WORDS, "--print-config"]
             (tmp_path / "config.yaml").write_text(subprocess.run(made, capture_output=True, text=True).stdout)
-        names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
-        names |= {"XDG_CACHE_HOME": str(tmp_path / f"machine-{rank}" / "cache")}
-        asked = [sys.executable, "-m", "imnet.cli", *words, "--out", str(tmp_path / f"machine-{rank}" / "run")]
-        ranks.append(subprocess.Popen(asked, env=names, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [code, code], said
+    codes, said = both(tmp_path, common, [[sys.executable, "-m", "imnet.cli", *own] for own in words])
+    assert codes == [code, code], said
     assert all(expected in words for words in said), said
     assert not any("Traceback" in words for words in said), said
     if code == 0:
         _judge_where_one_has_no_run(tmp_path, common)
+        _start_where_the_first_has_no_run(tmp_path, common, words[::-1])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def both(folder, common, commands):
+    """(exit codes, errors) of a command at each of two ranks."""
+    ranks = []
+    for rank, command in enumerate(commands):
+        names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
+        names |= {"XDG_CACHE_HOME": str(folder / f"machine-{rank}" / "cache")}
+        ranks.append(subprocess.Popen(command, env=names, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
 
 
 def _judge_where_one_has_no_run(folder, common):
     """Rank 0 alone has written one; evaluating, it said a traceback where another rank had ended."""
-    ranks = []
-    for rank in range(2):
-        names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
-        asked = [sys.executable, "-c", "import sys; from imnet.cli import eval_main; sys.exit(eval_main())"]
-        asked += [str(folder / f"machine-{rank}" / "run"), "--device", "cpu"]
-        ranks.append(subprocess.Popen(asked, env=names, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
-    said = [rank.communicate(timeout=60)[1].splitlines()[-1] for rank in ranks]
+    asked = [sys.executable, "-c", "import sys; from imnet.cli import eval_main; sys.exit(eval_main())"]
+    machines = [str(folder / f"machine-{rank}" / "run") for rank in range(2)]
+    said = [
+        words.splitlines()[-1] for words in both(folder, common, [[*asked, m, "--device", "cpu"] for m in machines])[1]
+    ]
     assert "rank 0 of 2 has lost its connection to another rank" in said[0]
     assert "machine-1/run: no run.json" in said[1]
+
+
+def _start_where_the_first_has_no_run(folder, common, words):
+    """The machines have changed places: a run began anew, and said nothing of the one that the other machine holds."""
+    codes, said = both(folder, common, [[sys.executable, "-m", "imnet.cli", *own] for own in words])
+    assert codes == [2, 2], said
+    assert all("on its machine, rank 0 has no checkpoint; start rank 0, which alone" in w for w in said), said
+    assert not (folder / "machine-1" / "run").exists()
 
 
 def settings(recipe=recipes["quickstart"], precision="fp32", **options):
@@ -141,12 +160,36 @@ hostname node-a; mount --bind "$FOLDER/a" /etc/hosts
 $there hostname node-b; $there mount --bind "$FOLDER/b" /etc/hosts
 $there mount -t tmpfs none "$FOLDER/private"
 [ $# = 0 ] && exit
+if [ "$SIGN" ]; then
+    RANK=1 $there "$@" & other=$!
+    RANK=0 "$@" & first=$!
+    until [ -e "$SIGN" ]; do sleep 0.05; done
+    sleep 1  # until the other waits
+    ip link set eth0 down
+    wait $other || code=$?
+    kill -9 $first
+    exit ${code:-0}
+fi
 for epochs in 1 2; do
     RANK=1 $there "$@" --epochs $epochs & other=$!
     RANK=0 "$@" --epochs $epochs
     wait $other
 done
 """
+
+
+def on_two_machines(folder, hosts, command, timeout, **more):
+    """``command`` as rank 0 of two on one machine and rank 1 on another, which know each other's names by ``hosts``."""
+    for name, other, far in (("a", "b", 2), ("b", "a", 1)):
+        (folder / name).write_text("127.0.0.1 localhost\n" + hosts.format(own=name, other=other, far=far))
+    (folder / "private").mkdir()
+    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node-a" if hosts else "10.77.0.1"}
+    machines = ["unshare", "--map-root-user", "--net", "--uts", "--mount", "bash", "-c", TWO_MACHINES, "-"]
+    meet |= {"MASTER_PORT": "29500", "FOLDER": str(folder)} | more
+    how = {"env": os.environ | meet, "capture_output": True}
+    if not shutil.which("ip") or subprocess.run(machines, check=False, **how).returncode:
+        pytest.skip("this user may not make a network of two machines (unshare, ip)")
+    return subprocess.run([*machines, *command], text=True, timeout=timeout, check=False, **how)
 
 
 @pytest.mark.parametrize("hosts", [DEBIAN, pytest.param("", marks=pytest.mark.slow)], ids=["debian", "nameless"])
@@ -167,15 +210,23 @@ def test_two_machines_with_a_network_between_them_and_no_folder_in_common(tmp_pa
         "16",
     ]
     own += ["--data.train_images", "64", "--data.test_images", "16", "--allow-change"]
-    for name, other, far in (("a", "b", 2), ("b", "a", 1)):
-        (tmp_path / name).write_text("127.0.0.1 localhost\n" + hosts.format(own=name, other=other, far=far))
-    (tmp_path / "private").mkdir()
-    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node-a" if hosts else "10.77.0.1"}
-    machines = ["unshare", "--map-root-user", "--net", "--uts", "--mount", "bash", "-c", TWO_MACHINES, "-"]
-    how = {"env": os.environ | meet | {"MASTER_PORT": "29500", "FOLDER": str(tmp_path)}, "capture_output": True}
-    if not shutil.which("ip") or subprocess.run(machines, check=False, **how).returncode:
-        pytest.skip("this user may not make a network of two machines (unshare, ip)")
-    done = subprocess.run([*machines, *own, "--out", str(tmp_path / "private" / "run")], text=True, timeout=90, **how)
+    command = [*own, "--out", str(tmp_path / "private" / "run")]
+    done = on_two_machines(tmp_path, hosts, command, timeout=90)
     assert done.returncode == 0, done.stderr
     assert "resuming   at step 16" in done.stdout
     assert "127.0" not in done.stderr
+
+
+@pytest.mark.parametrize("when", ["joining", "preparing"])
+def test_a_rank_whose_first_one_is_out_of_reach_ends_in_a_line(tmp_path, when):
+    """The store waits for an answer as long as the connection lives: a quarter of an hour where it had asked, and for
+    ever where it had only to be told that the data are ready."""
+    sign, script = tmp_path / "sign", str(Path(__file__).with_name("silent_script.py"))
+    done = on_two_machines(tmp_path, "", [sys.executable, script, when, str(sign)], timeout=40, SIGN=str(sign))
+    assert done.returncode == 69, done.stderr
+    said = {
+        "joining": "rank 1 of 2 could not join at 10.77.0.1:29500 within 5 s",
+        "preparing": "rank 1 of 2 has had no",
+    }
+    assert done.stderr.startswith(f"script: {said[when]}")
+    assert done.stderr.count("\n") == 1
