@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
+from imnet.files import listed
 
 KEEP = (2, False)
 """The newest two, and not the best one; see ``RunOptions.keeps``."""
@@ -184,7 +185,7 @@ def _newest_first(folder: Path, own: Sequence[str]) -> list[Path]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return [p for p in listed(folder, "step-*") if p.is_dir() and p.name[5:].isdigit()]
 
 
 def _state(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import json
 import math
@@ -78,6 +79,18 @@ def _is_there(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What of a folder has such a name, sorted; nothing where there is no such folder. IOFailure for one that is closed
+    to this user: glob takes it for empty, and a run would have no checkpoint, an ensemble a band less."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise IOFailure(f"cannot be listed: {error.strerror}", file=folder, hint="check its permissions") from error
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
 def _is_stream(path: Path) -> bool:
