@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
-from imnet.files import listed
+from imnet.files import in_utf8, listed
 
 KEEP = (2, False)
 """The newest two, and not the best one; see ``RunOptions.keeps``."""
@@ -139,7 +139,10 @@ def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
 
 def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     """A checkpoint that is known to verify (rank 0 has checked it)."""
-    tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+    tensors = {}
+    for file in listed(path, "*.safetensors"):
+        with in_utf8(file) as name:
+            tensors[file.stem] = load_file(name)
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
