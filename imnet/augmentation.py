@@ -114,7 +114,7 @@ class Augment:
         self._check_bands()
 
     def _check_bands(self) -> None:
-        bands = (self.spectral_r or 0) ** 2
+        bands = self.num_bands
         ok = self.spectral_r in (None, 2, 4, 6)
         check(ok, f"augment.spectral_r = {self.spectral_r}", "2, 4, 6 or null", "null means the image itself")
         got = f"augment.spectral_band = {self.spectral_band} of {bands or 'no'} bands"
@@ -123,6 +123,11 @@ class Augment:
         ok = len(self.spectral_std) in (1, bands or 1)
         allowed = f"1 or {bands} numbers" if bands else "one number without spectral_r"
         check(ok, f"augment.spectral_std of {len(self.spectral_std)} values", allowed, "give one a band")
+
+    @property
+    def num_bands(self) -> int:
+        """Spectral bands of an image, each a network's in an ensemble; 0 where networks see whole images."""
+        return (self.spectral_r or 0) ** 2
 
     def mean_per_channel(self, channels: int) -> tuple[float, ...]:
         """``mean`` of each of ``channels``; ValueError for the mean image, which is computed from the data."""

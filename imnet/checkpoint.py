@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
+from imnet.files import in_utf8, listed
 
 KEEP = (2, False)
 """The newest two, and not the best one; see ``RunOptions.keeps``."""
@@ -138,7 +139,10 @@ def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
 
 def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
     """A checkpoint that is known to verify (rank 0 has checked it)."""
-    tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+    tensors = {}
+    for file in listed(path, "*.safetensors"):
+        with in_utf8(file) as name:
+            tensors[file.stem] = load_file(name)
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
@@ -184,7 +188,7 @@ def _newest_first(folder: Path, own: Sequence[str]) -> list[Path]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return [p for p in listed(folder, "step-*") if p.is_dir() and p.name[5:].isdigit()]
 
 
 def _state(path: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from imnet.data.pipelines.batches import Batches
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
 from imnet.fields import COUNT, Range, about, check, check_ranges
+from imnet.files import in_utf8
 from imnet.recipe import Augment
 from imnet.recipe_json import build_value, to_dict
 
@@ -189,9 +190,10 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     if file.is_dir():
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
     try:
-        with safe_open(file, "pt") as opened:
-            head = opened.metadata() or {}
-        tensors = load_file(file)
+        with in_utf8(file) as name:
+            with safe_open(name, "pt") as opened:
+                head = opened.metadata() or {}
+            tensors = load_file(name)
     except (OSError, SafetensorError) as error:
         raise DataError(f"no safetensors file: {error}", file=file, hint="imnet-export RUN --to safetensors") from error
     if KEY not in head:

@@ -93,7 +93,7 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
 
 def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
     """Which bands, and which ranks train them, in words."""
-    of = f"{len(bands)} of {(recipe.augment.spectral_r or 0) ** 2} bands, a network each"
+    of = f"{len(bands)} of {recipe.augment.num_bands} bands, a network each"
     if num_ranks == 1:
         return f"{of}: {' '.join(map(str, bands))}"
     each = ranks_a_band(bands, num_ranks)

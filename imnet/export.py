@@ -23,7 +23,7 @@ from imnet.classifier import KEY, Card, Classifier, load
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import check_output, holds, temporary_of
+from imnet.files import check_output, holds, in_utf8, temporary_of
 
 TOLERANCE = 1e-3
 """Of the largest logit, or of 1: what another order of additions may change in fp32."""
@@ -172,7 +172,8 @@ def _pt2(model: Classifier, path: Path) -> Read:
     told = {f"{name}.{'txt' if name == 'input' else 'json'}": text for name, text in _told(model.card).items()}
     torch.export.save(_program(model), written, extra_files=told)
     path.write_bytes(written.getvalue())
-    again = torch.export.load(path).module()
+    with path.open("rb") as file:
+        again = torch.export.load(file).module()
     return lambda pixels: again(network_input(model.card, pixels)).detach()
 
 
@@ -190,7 +191,8 @@ def _onnx(model: Classifier, path: Path) -> Read:
     card = model.card
     onnx.helper.set_model_props(proto, _told(card))
     onnx.save(proto, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with in_utf8(path) as name:
+        session = onnxruntime.InferenceSession(str(name), providers=["CPUExecutionProvider"])
 
     def read(pixels: np.ndarray) -> Tensor:
         images = network_input(card, pixels).split([1, len(pixels) - 1])
@@ -217,7 +219,8 @@ def _timm(model: Classifier, path: Path) -> Read:
     about = {"architecture": name.partition(".")[0], "num_classes": card.num_outputs, "model_args": card.model_options}
     about |= {"label_names": list(card.class_names), "pretrained_cfg": config, KEY: json.loads(card.dumps())}
     (path / "config.json").write_text(json.dumps(about, indent=1))
-    again = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    with in_utf8(path) as name:
+        again = timm.create_model(f"local-dir:{name}", pretrained=True).eval()
     mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     return lambda pixels: again((network_input(card, pixels) - mean) / std).detach()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import json
 import math
@@ -12,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,34 @@ def _is_there(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What of a folder has such a name, sorted; nothing where there is no such folder. IOFailure for one that is closed
+    to this user: glob takes it for empty, and a run would have no checkpoint, an ensemble a band less."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise IOFailure(f"cannot be listed: {error.strerror}", file=folder, hint="check its permissions") from error
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
+
+
+@contextlib.contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A file or folder to read, under a name that libraries in Rust and C++ take: on Linux any bytes are a name, but
+    those open none that is not UTF-8."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            yield Path(f"/dev/fd/{number}")
+        finally:
+            os.close(number)
+    else:
+        yield path
 
 
 def _is_stream(path: Path) -> bool:

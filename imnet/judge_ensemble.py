@@ -177,9 +177,9 @@ def _refuse(values: Namespace) -> None:
 def _head(
     ensemble: Ensemble, test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, baseline: Run | None
 ) -> list[str]:  # fmt: skip
-    of = (ensemble.recipe.augment.spectral_r or 0) ** 2
+    recipe = ensemble.recipe
     lines = [
-        f"ensemble   {ensemble.recipe.name}: {len(ensemble.bands)} of {of} bands, their logits summed",
+        f"ensemble   {recipe.name}: {len(ensemble.bands)} of {recipe.augment.num_bands} bands, their logits summed",
         f"images     {len(test[1]):,} of the {ensemble.first.data.get('judged_on', 'test set')}",
     ]
     if val is not None:

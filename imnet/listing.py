@@ -34,7 +34,7 @@ def _recipes() -> str:
 
 
 def _networks(recipe: Recipe) -> str:
-    bands = (recipe.augment.spectral_r or 0) ** 2
+    bands = recipe.augment.num_bands
     return f"{recipe.model} x {bands}" if bands else recipe.model
 
 

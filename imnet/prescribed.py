@@ -141,7 +141,7 @@ def _bands(a: Augment, bands: Sequence[int]) -> str:
     if not a.spectral_r:
         return ""
     named = f"band{'s' * (len(bands) > 1)} {' '.join(map(str, bands))}"
-    return f"{named} of {a.spectral_r**2} at 1/{a.spectral_r} of the side"
+    return f"{named} of {a.num_bands} at 1/{a.spectral_r} of the side"
 
 
 def _normalise(a: Augment, bands: Sequence[int]) -> str:

@@ -151,7 +151,7 @@ class RunOptions:
         """
         if self.bands is None:
             return ()
-        count = (recipe.augment.spectral_r or 0) ** 2
+        count = recipe.augment.num_bands
         check(count > 0, f"bands = {self.bands} for {recipe.name}, which sees whole images", "none", "leave it out")
         if self.bands == "all":
             return tuple(range(count))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import check_folder, write_atomic, write_json
+from imnet.files import check_folder, listed, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
 from imnet.recipe_json import config_hash, from_dict, to_dict
@@ -60,7 +60,7 @@ def is_complete(path: Path) -> bool:
 
 def bands_in(path: Path) -> dict[int, Path]:
     """The run folders of an ensemble, by band; none where ``path`` is none."""
-    found = {p.parent.name.removeprefix("band-"): p.parent for p in path.glob("band-*/run.json")}
+    found = {p.name.removeprefix("band-"): p for p in listed(path, "band-*") if listed(p, "run.json")}
     return {int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdigit()}
 
 

@@ -52,7 +52,7 @@ class Trainer:
         if folder is not None:
             runfolder.check_same(folder.path, recipe, options, place.precision)
         self.began = self.folder.read_run() if self.folder is not None else None
-        saved = self.folder is not None and any(self.folder.checkpoints.glob("step-*"))
+        saved = self.folder is not None and checkpoint.newest(self.folder.checkpoints) is not None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
         self.order, self.dataset, self.train_data = self.setup.order, self.setup.dataset, self.setup.train_data
         loss, right = torch.zeros(2, device=place.device).unbind()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from imnet import checkpoint, hubs
 from imnet.errors import DataError, IOFailure, UsageError, first_few
+from imnet.files import in_utf8
 from imnet.runfolder import read_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -183,9 +184,10 @@ def _from_run(source: str, path: Path) -> Weights:
 def _tensors_of(path: Path) -> Any:
     """What the file holds: a mapping of names, perhaps around another."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with in_utf8(path) as name:
+            if path.suffix == ".safetensors":
+                return load_file(name)
+            return torch.load(name, map_location="cpu", weights_only=True)
     except OSError as error:
         raise IOFailure(f"cannot be read: {error.strerror}", file=path, hint="check the path") from error
     except SafetensorError as error:
@@ -232,7 +234,7 @@ def _header(path: Path) -> dict[str, str]:
     """The words in a safetensors file's head."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
-    with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+    with contextlib.suppress(SafetensorError, OSError), in_utf8(path) as name, safe_open(name, "pt") as file:
         return file.metadata() or {}
     return {}
 

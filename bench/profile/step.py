@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,10 @@ def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None
 
 def _steps_profiled(work: Work, steps: int) -> profile:
     """torch's profiler over some steps."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.place.device.type == "cuda" else [])]
+    on_gpu = work.place.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    if not on_gpu:  # else it says on stderr, as an error, that there is no GPU; of a GPU's counters it may have to
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for i in range(steps):
             work.once(i)

@@ -23,7 +23,7 @@ from imnet.data.store.export import check_free, export
 from imnet.data.store.pack import Options, pack, unchanged
 from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, Preempted, UsageError
-from imnet.files import check_output, write_atomic
+from imnet.files import check_output, listed, write_atomic
 
 _REMOTE = remote_sets()
 
@@ -150,7 +150,7 @@ def _rule(arguments: argparse.Namespace) -> ResizeRule | None:
 
 def _stores(path: Path) -> list[Store]:
     """The splits of a packed folder, or the one split that ``path`` is."""
-    files = [path] if path.is_file() else sorted(path.glob("*.imnet"), reverse=True)
+    files = [path] if path.is_file() else listed(path, "*.imnet")[::-1]
     if not files:
         raise DataError("no packed store here", file=path, hint="make one: imnet-data pack SOURCE TARGET --size 64")
     return [open_store(file) for file in files]

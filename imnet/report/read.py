@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import listed
 from imnet.metrics import parse
 from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
 from imnet.scores import Confusion
@@ -48,7 +49,7 @@ def load(run_dir: Path) -> RunLog:
         vals=tuple(lines["val"]),
         evaluation=evaluation,
         notes=tuple(notes),
-        others=tuple(map(_evaluation, sorted(run_dir.glob("evaluation-*.json")))),
+        others=tuple(map(_evaluation, listed(run_dir, "evaluation-*.json"))),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -238,6 +240,29 @@ def test_mistakes_are_one_line(words, code, said, capsys):
     error = capsys.readouterr().err.strip()
     assert said in error
     assert "\n" not in error
+
+
+@pytest.mark.slow
+def test_the_profiler_itself_says_nothing_on_a_cpu(tmp_path):
+    """In a process of its own: its library looks once at how much it is to say."""
+    words = [
+        "step",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--image-px",
+        "12",
+        "--batch-size",
+        "8",
+        "--out",
+    ]
+    command = [sys.executable, "-m", "bench.profile.cli", *words, str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
 
 
 @pytest.mark.gpu

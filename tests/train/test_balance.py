@@ -95,6 +95,7 @@ def test_every_class_comes_equally_often_and_no_image_twice_before_all_came_once
         draws = balanced(UNEVEN, seed=1, epoch=epoch)
         assert len(draws) == len(set(draws.tolist())) == 78
         ids = draws % 78
+        assert set((draws // 78).tolist()) == {0, 1, 2, 3, 4, 5}  # five images stand for 26
         assert torch.bincount(UNEVEN[ids]).tolist() == [26, 26, 0, 26]
         per_image = torch.bincount(ids, minlength=78)
         for label in (1, 3):
@@ -107,7 +108,10 @@ def test_every_class_comes_equally_often_and_no_image_twice_before_all_came_once
         assert not torch.equal(draws, balanced(UNEVEN, seed=1, epoch=epoch + 1))
         assert not torch.equal(draws, balanced(UNEVEN, seed=2, epoch=epoch))
     assert len(seen) > 40  # another part of the large class each epoch
+    lone = balanced(torch.tensor([0, 0, 0, 1]), seed=1, epoch=0) % 4
+    assert lone.tolist().count(3) == 2
     order = Order(78, 10, seed=1, drop_last=False, labels=UNEVEN)
+    assert [order.size(i) for i in range(8)] == [10] * 7 + [8]
     parts = [shard(order.batch(order.epoch(0), i), rank, 3) for i in range(8) for rank in range(3)]
     assert torch.equal(torch.cat(parts), balanced(UNEVEN, seed=1, epoch=0))
 

@@ -69,19 +69,20 @@ def test_scores_that_are_no_numbers_are_no_answers(bad):
     labels = torch.arange(40) % 8
     net = Fixed(8)
     net.table[:] = torch.eye(8)[torch.arange(256) % 8] * 9  # what is not spoilt is right
-    net.table[10:30, 3] = bad
+    net.table[10:20, 3] = bad
     pixels = np.arange(40, dtype=np.uint8).repeat(16).reshape(40, 4, 4, 1)
     setting = Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32)
     data = Resident(Split(pixels, labels.numpy()), setting)
     found = evaluate(net, data, CPU32, World(), 8, 16, each=True)
-    assert [found.top1, found.top5] == [0.5, 0.5]
-    assert sum(found.confusion.images) == 20
-    assert found.balanced_accuracy == pytest.approx(0.5, abs=0.02)
-    assert (found.predictions.predicted[10:30] == 8).all()
+    assert [found.top1, found.top5] == [0.75, 0.75]
+    assert sum(found.confusion.images) == 30
+    assert found.balanced_accuracy == pytest.approx(0.75, abs=0.02)
+    assert (found.predictions.predicted[10:20] == 8).all()
+    assert [row["index"] for row in found.worst][:10] == [*range(10, 20)]
     scores = net.table[:40].log_softmax(1)
-    assert (tencrop._counts(scores, labels)[1:] == 20).all()
+    assert (tencrop._counts(scores, labels)[1:] == 30).all()
     fused = fusion.score(scores, labels)
-    assert [fused.top1, fused.top5] == [0.5, 0.5]
+    assert [fused.top1, fused.top5] == [0.75, 0.75]
 
 
 @pytest.mark.parametrize("outputs", [7, 12])
@@ -122,6 +123,7 @@ def test_a_confusion_matrix_holds_only_what_was_met():
         (true, at, 1) for true, at in zip(split.labels.tolist(), predicted, strict=True)
     )
     assert found.per_class[1].support == 2
+    assert [row[0] for row in found.bins] == [4] + [0] * 14  # no class has much of the probability
 
 
 def test_flip_averages_probabilities():

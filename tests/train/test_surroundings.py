@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from imnet import launch
+from imnet import launch, weights
 from imnet.errors import DeviceError, IOFailure
+from imnet.export import export
+from imnet.run import Run
 from imnet.start import train
 
 from .conftest import options
@@ -49,6 +51,22 @@ def test_a_file_in_the_folders_place_is_said_as_such(tiny, tmp_path, place, said
     (tmp_path / "file").touch()
     with pytest.raises(IOFailure, match=rf"{place}: run folder: {said}; choose another --out"):
         train(tiny, options(tmp_path / place))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+def test_a_run_in_a_folder_whose_name_is_no_utf8_is_read_again(tiny, tmp_path):
+    """Libraries in Rust and C++ write under such a name and do not open it: hours of training could not go on."""
+    place, short = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n \xff")), dataclasses.replace(tiny, epochs=1)
+    place.mkdir()
+    train(short, options(place / "run"))
+    train(dataclasses.replace(short, epochs=2), options(place / "run", allow_change=True))
+    run = Run(place / "run")
+    export(run.classifier(), "safetensors", place / "a.safetensors")
+    torch.save(run.model().state_dict(), place / "a.pth")
+    wanted = run.model().state_dict()
+    for file in ("run", "a.safetensors", "a.pth"):
+        found = weights.read(str(place / file)).tensors
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 def test_a_port_in_use_is_said(monkeypatch):

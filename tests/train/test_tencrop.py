@@ -120,6 +120,9 @@ def test_refused_before_anything_is_evaluated(tmp_path, capsys):
     folder = tmp_path / "run"
     train(replace(TINY, epochs=1), options(folder))
     before = (folder / "evaluation.json").stat().st_mtime_ns
+    capsys.readouterr()
     assert cli.eval_main([str(folder), "--ten-crop"]) == 2
-    assert "sees the whole test image of 16 px" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "sees the whole test image of 16 px" in said.err
+    assert said.out == ""
     assert (folder / "evaluation.json").stat().st_mtime_ns == before

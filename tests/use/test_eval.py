@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from tests.use.judging import CPU, Plain, agrees, beside, evaluated
 
 def test_the_runs_own_split_in_every_figure(run, split, tmp_path, capsys):
     table = tmp_path / "all.csv"
+    run.report.unlink()
     out = evaluated([run.path, *CPU, "--out", table, "--batch-size", "7"], capsys)
     logits, names = run.classifier().logits(split.images).numpy(), run.info["data"]["class_names"]
     plain = Plain(logits, split.labels, len(names))
@@ -25,6 +27,9 @@ def test_the_runs_own_split_in_every_figure(run, split, tmp_path, capsys):
     assert f"top-1      {plain.top1:.4%}" in out
     assert "flip TTA" in out
     assert f"calibration error {plain.ece:.4%}" in out
+    for name, (*shares, images) in zip(names, plain.classes, strict=True):
+        cells = " +".join("-" if share is None else f"{share:.2%}" for share in shares)
+        assert re.search(rf"^{name} +{cells} +{images}$", out, re.MULTILINE)
     rows = list(csv.DictReader(table.open(newline="")))
     assert [row["image"] for row in rows] == [str(i) for i in range(len(split))]
     assert [row["label"] for row in rows] == [names[i] for i in split.labels]
@@ -161,13 +166,16 @@ def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
     """On the run's own images or on others, 63 of which two ranks cannot share evenly; every prediction too."""
     next(folder.rglob("*.png")).rename(tmp_path / "one fewer.png")
     images = ["--data", str(folder)] if other else []
-    said, tables = [], []
+    said, tables, worst = [], [], []
     for words in (CPU, ["--procs", "2"]):
         table = tmp_path / f"{len(said)}.csv"
         assert eval_main([str(run.path), *images, *words, "--out", str(table)]) == 0
         said.append([line for line in capfd.readouterr().out.splitlines() if "predictions" not in line])
         tables.append(list(csv.reader(table.read_text().splitlines())))
+        written = beside(run) if other else json.loads((run.path / "evaluation.json").read_text())
+        worst.append([row["index"] for row in written["worst"]])
     assert said[0] == said[1]
+    assert worst[0] == worst[1]
     for one, two in zip(*tables, strict=True):
         assert one[:3] == two[:3]
     columns = [[float(row[4]) for row in table[1:]] for table in tables]
@@ -181,9 +189,12 @@ def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
         (["--gpus", "-1"], "got --gpus -1; allowed: 1 or more"),
         (["--gpus", "2", "--procs", "2"], "not allowed with argument"),
         (["--procs", "2", "--ten-crop"], "got --ten-crop with --gpus or --procs"),
+        (["--ten-crop", "--split", "train"], "got --ten-crop with --data, --checkpoint or --split"),
+        (["--ten-crop", "--checkpoint", "best"], "got --ten-crop with --data, --checkpoint or --split"),
+        (["--ten-crop", "--data", "."], "got --ten-crop with --data, --checkpoint or --split"),
     ],
 )
-def test_what_several_processes_cannot_do_is_one_line(run, words, told, capfd):
+def test_what_cannot_be_asked_together_is_one_line(run, words, told, capfd):
     assert eval_main([str(run.path), *words]) in (64, 65, 2)
     errors = capfd.readouterr().err
     assert told in errors
@@ -191,7 +202,7 @@ def test_what_several_processes_cannot_do_is_one_line(run, words, told, capfd):
 
 
 def test_a_run_on_the_way_is_judged_with_a_note(run, folder, tmp_path, capsys):
-    on_the_way = tmp_path / "r"
+    on_the_way = tmp_path / "r.1"  # no file of an export, for all its suffix
     shutil.copytree(run.path, on_the_way)
     (on_the_way / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
     for more in ([], ["--data", str(folder)]):

@@ -64,6 +64,8 @@ def test_the_same_pictures_in_any_form_give_the_runs_own_figures(run, folder, tm
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
     assert found["about"]["split"] == "train"
     assert f"top-1      {wanted['top1']:.4%}" in out
+    assert "matched by name" not in out
+    assert out.endswith(f"report     {run.report}\n")
     rows = list(csv.DictReader(table.open(newline="")))
     if form not in (packed, kept_encoded):
         assert all(row["image"].endswith(".png") and f"/{row['label']}/" in row["image"] for row in rows)
@@ -77,6 +79,7 @@ def test_a_subset_of_the_classes_is_fine_and_said(run, folder, split, tmp_path, 
         shutil.copytree(folder / name, tmp_path / "few" / "test" / name)
     out = evaluated([run.path, "--data", tmp_path / "few" / "test", *CPU], capsys)
     assert f"3 of the network's {len(names)}" in out
+    assert list(run.path.glob("evaluation-test-*.json"))
     rows = [i for i, label in enumerate(split.labels) if names[label] in few]
     plain = Plain(run.classifier().logits(split.images[rows]).numpy(), split.labels[rows], len(names))
     agrees(beside(run), plain)
@@ -105,6 +108,8 @@ def test_an_exported_file_judges_another_set_and_writes_the_table_alone(run, fol
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "t.csv"]
     assert eval_main([str(file), *CPU]) == 2
     assert "add --data PATH" in capsys.readouterr().err
+    assert eval_main([str(file), "--data", str(folder), "--checkpoint", "best", *CPU]) == 2
+    assert "got --checkpoint best for a file, which holds one" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_is_named(run, folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from itertools import product
 
@@ -13,8 +14,9 @@ from test_fusion_weights import by_hand, top1
 import imnet
 from imnet import cli, ensemble, fusion
 from imnet.errors import DataError, UsageError
-from imnet.fused import Ensemble
+from imnet.fused import CHOSEN, Ensemble
 from imnet.recipe import SGD, Augment, Cosine, Data, Recipe
+from imnet.report.read import load
 from imnet.runfolder import bands_in
 
 BANDS = Recipe(
@@ -66,6 +68,8 @@ def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, caps
     assert rules["geometric"]["chosen_on"] == rules["fitted"]["chosen_on"] == "held-out images"
     assert rules["the document's way: geometric"]["chosen_on"] == "the test images"
     assert rules["average"]["chosen_on"] == ""
+    assert rules["average"]["weights"] == dict.fromkeys("0123", 0.25)
+    assert rules["band 2"]["weights"] == {"2": 1.0}
     # From the logits alone, by hand.
     dataset, options = Ensemble(trained).first.dataset(None, "cpu")
     (val, val_labels), (test, labels) = (Ensemble(trained).logits(dataset, options, s) for s in ("val", "test"))
@@ -75,6 +79,12 @@ def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, caps
     best = max(top1(by_hand(test.numpy(), theirs[:n], p), labels.numpy()) for n, p in product(range(1, 5), fusion.GRID))
     assert rules["the document's way: chosen"]["test"]["top1"] == best
     costs = {row["name"]: row for row in found["costs"]}
+    assert [name.partition(", p =")[0] for name in costs][4:] == [
+        "baseline whole",
+        "average",
+        CHOSEN,
+        "the document's way: chosen",
+    ]
     assert costs["average"]["parameters"] == 4 * costs["band 0"]["parameters"] == 4 * 9528
     assert costs["average"]["forward_flops"] == pytest.approx(costs["baseline whole"]["forward_flops"], rel=0.01)
     speeds = [costs[f"band {k}"]["images_per_s"] for k in range(4)]
@@ -83,6 +93,21 @@ def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, caps
     seconds = json.loads((trained / "band-2" / "run.json").read_text())["seconds"]
     assert costs["band 2"]["device_hours"] == pytest.approx(seconds / 3600, rel=0.1)
     assert "baseline whole" in said
+    assert said.endswith(f"written    {trained / 'fusion.json'}\n")
+    _, fused, cost = ([re.split(r" {2,}", line) for line in part.splitlines()] for part in said.split("\n\n"))
+    assert [cells[2] for cells in cost[1:-1]] == [f"{row['forward_flops'] / 1e9:.3f}" for row in found["costs"]]
+    for cells, rule in zip(fused[1:], found["rules"], strict=True):
+        parts, held = rule["test"], f"{rule['val']['top1']:.2%}"
+        figures = [
+            f"{parts['top1']:.2%}",
+            f"{parts['top5']:.2%}",
+            f"{parts['loss']:.4f}",
+            held,
+            rule["chosen_on"] or "-",
+        ]
+        weights = [f"{band}: {weight:.3f}" for band, weight in rule["weights"].items()]
+        assert cells == [rule["name"], *figures, *weights * (len(weights) > 1 or rule["chosen_on"] != "")]
+        assert list(rule["weights"].values()) == sorted(rule["weights"].values(), reverse=True)
 
 
 def test_without_held_out_images_it_says_so(trained, tmp_path, capsys):
@@ -96,6 +121,7 @@ def test_without_held_out_images_it_says_so(trained, tmp_path, capsys):
     assert names[:4] == ["band 0", "band 2", "average", "the document's way: geometric, p = 0.5"]
     assert "fitted" not in said
     assert "2 of 4 bands" in said
+    assert re.search(r"average .*  -  +-  +0: 0.500  2: 0.500\n", said)
 
 
 def test_imnet_predict_sums_the_logits(trained, tmp_path, capsys):
@@ -130,11 +156,14 @@ def test_a_band_is_read_like_any_run(trained, tmp_path, capsys):
     assert (tmp_path / "all.html").read_text().count("band") >= 4
 
 
-@pytest.mark.parametrize("words", ["--data x", "--split train", "--out x.csv", "--ten-crop", "--no-flip", "--p 1.5"])
+@pytest.mark.parametrize(
+    "words", ["--data x", "--split train", "--out x.csv", "--ten-crop", "--no-flip", "--p 1", "--p 0", "--gpus 1"]
+)
 def test_what_an_ensemble_cannot_be_asked_is_one_line(trained, words, capsys):
     assert cli.eval_main([str(trained), *words.split()]) == 2
     said = capsys.readouterr().err
     assert f"got {words.split()[0]}" in said
+    assert words.startswith(("--p", "--gpus")) or said.endswith(f"imnet-eval {trained}/band-0\n")
     assert said.count("\n") == 1
 
 
@@ -219,7 +248,7 @@ def test_bands_that_are_not_at_their_end_have_an_accuracy_and_a_note(trained, tm
     folder = tmp_path / "ensemble"
     shutil.copytree(trained, folder)
     for run in Ensemble(folder).bands.values():
-        (run.path / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
+        (run.path / "run.json").write_text(json.dumps(run.info | {"status": "running", "num_ranks": 2}))
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         (run.path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if '"train"' in line))
     assert cli.eval_main([str(folder), "--device", "cpu", "--baseline", str(folder / "band-1")]) == 0
@@ -227,8 +256,11 @@ def test_bands_that_are_not_at_their_end_have_an_accuracy_and_a_note(trained, tm
     assert "not at the end of their training: bands 0 1 2 3" in said
     assert "not at the end of its training: the baseline" in said
     assert "nan" not in said
+    assert " more" not in said
     (found,) = [json.loads((folder / "fusion.json").read_text(), parse_constant=pytest.fail)]
     alone = {rule["name"]: rule["test"]["top1"] for rule in found["rules"]}
+    hours = [2 * load(run.path).total_seconds / 3600 for run in Ensemble(folder).bands.values()]
+    assert [row["device_hours"] for row in found["costs"][:4]] == pytest.approx(hours)
     assert [row["top1"] for row in found["costs"][:5]] == [*(alone[f"band {band}"] for band in range(4)), None]
 
 

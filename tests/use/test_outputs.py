@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -206,6 +207,22 @@ def test_merged_results_take_no_other_files_place(tmp_path):
         merge(tmp_path, mine)
     assert mine.read_bytes() == MINE
     merge(tmp_path, tmp_path / "merged.json")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(run, store, tmp_path, capsys):
+    """A run would have no checkpoint, an ensemble a band less. Here a link in a circle: root may list anything."""
+    copy, bands, circle = tmp_path / "run", tmp_path / "bands", tmp_path / "circle"
+    for place in (copy, bands / "band-0"):
+        shutil.copytree(run, place)
+    shutil.rmtree(copy / "checkpoints")
+    for link in (copy / "checkpoints", bands / "band-1", circle):
+        link.symlink_to(link.name)
+    words = [[str(place), "--device", "cpu"] for place in (copy, bands)]
+    for command, argv in ((eval_main, words[0]), (eval_main, words[1]), (data_main, ["verify", str(circle)])):
+        assert command(argv) == 74
+        said = capsys.readouterr().err
+        assert "cannot be listed: Too many levels of symbolic links" in said
+        assert said.count("\n") == 1
 
 
 def test_a_file_keeps_its_mode_and_a_hard_link_its_content(tmp_path):
