@@ -126,3 +126,10 @@ def test_he_initialisation_by_fan_out(name):
             fan_out = module.out_channels * module.kernel_size[0] ** 2
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), path
     assert not network.head.bias.any()
+
+
+def test_a_dual_path_nets_head_is_initialised_by_its_fan_in():
+    """Unlike that of the other networks, which keep torch's."""
+    torch.manual_seed(0)
+    weight = DualPathNet((16, 32, 64), (4, 8, 16), 1, 100).head.weight
+    assert weight.std().item() == pytest.approx((2 / weight.shape[1]) ** 0.5, rel=0.05)
