@@ -93,11 +93,13 @@ def _end_where_silent(port: int, seconds: int) -> None:
     """Let Linux end this process's connection to the store where the machine at its other end acknowledges nothing for
     so many ``seconds``. The store knows a timeout only for what has not been set yet: for the answer itself it waits
     until the connection ends, which an idle one to a machine that is gone never does."""
-    if sys.platform != "linux":
-        return
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return  # this is no Linux, or one without /proc
     limits = {socket.TCP_KEEPIDLE: -(-seconds // 2), socket.TCP_KEEPINTVL: -(-seconds // 10)}
     limits |= {socket.TCP_USER_TIMEOUT: 1000 * seconds}
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
+    for descriptor in descriptors:
         with contextlib.suppress(OSError):  # the folder's own is closed again, and one that listens has no other end
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 with socket.socket(fileno=os.dup(descriptor)) as copy:
