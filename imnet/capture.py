@@ -71,8 +71,8 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         # Other threads may page-lock memory for the next batches meanwhile, and NCCL's may ask for its events.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.total, self.bad = self.step.compute(self.static, self.num_images)
-        self.graph, self.right = graph, self.step.right
+            self.step.compute(self.static, self.num_images)
+        self.graph, self.told = graph, self.step.told
 
     def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in self.step.tensors().items():
@@ -92,8 +92,9 @@ class CapturedStep:
             static_images.copy_(images)
             static_labels.copy_(labels)
         self.graph.replay()
-        self.step.right = self.right
-        return self.total.clone(), self.bad.clone()
+        self.step.told = self.told.clone()
+        bad, total, _ = self.step.told
+        return total, bad
 
 
 @contextlib.contextmanager

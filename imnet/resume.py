@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imnet import change, checkpoint
 from imnet.errors import UsageError
 from imnet.run_state import NO_BEST, RunState, Setup
@@ -44,8 +46,8 @@ def resume(
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
         state.best = dict(NO_BEST)  # of other test images
     if setup.world.is_main:
-        state.loss_sum.fill_(saved["loss_sum"])
-        state.right_sum.fill_(saved.get("right_sum", math.nan))  # unknown to checkpoints of older versions
+        # The second is unknown to checkpoints of older versions.
+        state.sums.copy_(torch.tensor([saved["loss_sum"], saved.get("right_sum", math.nan)]))
     return found, notes
 
 

@@ -70,10 +70,9 @@ class Setup:
 class RunState:
     """How far a run has come: what a checkpoint holds beside weights and optimiser."""
 
-    loss_sum: Tensor
-    """Of this rank's images since the last line of the log, on the device."""
-    right_sum: Tensor
-    """Of the same images, how many were classified rightly; NaN where their labels are mixed."""
+    sums: Tensor
+    """(2,): the losses of this rank's images since the last line of the log, and how many of them were classified
+    rightly, NaN where their labels are mixed; on the device."""
     loss_images: int = 0
     step: int = 0
     seconds: float = 0.0

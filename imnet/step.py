@@ -50,8 +50,10 @@ class TrainStep:
         self.half_weights = HalfWeights(net, None if by_autocast else place.dtype)
         self.graph = CapturedStep(self, stream) if graphs else None
         self.compiled = compile
-        self.right = torch.zeros((), device=place.device)
-        """How many of this rank's images the last step classified rightly, on the device; NaN for mixed labels."""
+        self.told = torch.zeros(3, device=place.device)
+        """What the last step says, on the device, of this rank's images: 1 where it was not finite and changed nothing,
+        the sum of the losses, and how many it classified rightly, NaN for mixed labels. In one tensor, since each
+        launch costs a small network a thousandth of its step."""
         self.class_weights: Tensor | None = None
         """(outputs,) fp32 on the device: what the loss of a class counts."""
         self.usual: set[torch.Size] = set()
@@ -67,8 +69,8 @@ class TrainStep:
     def __call__(self, batches: list[Batch], num_images: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
         """One optimiser step over this rank's micro-batches of a global batch of ``num_images``.
 
-        Returns, on the device and detached: the sum of this rank's losses, and 1.0 where loss or gradient is not
-        finite, in which case weights and optimiser are unchanged.
+        Returns, on the device and detached, parts of ``told``: the sum of this rank's losses, and 1.0 where loss or
+        gradient is not finite, in which case weights and optimiser are unchanged.
         """
         self.training_mode()
         optimisers.set_lr(self.optimizer, lr)
@@ -101,7 +103,8 @@ class TrainStep:
 
     def compute(self, batches: list[Batch], num_images: int) -> tuple[Tensor, Tensor]:
         """The arithmetic of a step; what a CUDA graph captures."""
-        total, self.right = torch.zeros(2, device=self.place.device)
+        self.told = torch.zeros(3, device=self.place.device)
+        bad, total, _ = self.told
         weight = self._weight(batches, num_images)
         with self.half_weights.in_place():
             for i, (images, labels) in enumerate(batches):
@@ -112,8 +115,8 @@ class TrainStep:
                 self.half_weights.hand_over()
                 total += loss.detach()
         if self.class_weights is not None:
-            total = total * (num_images / weight)  # the sum over images of what torch calls the mean loss
-        bad = self._update(total)
+            total *= num_images / weight  # the sum over images of what torch calls the mean loss
+        self._update(total, bad)
         return total, bad
 
     def _scaled(self, loss: Tensor, weight: float | Tensor) -> Tensor:
@@ -140,10 +143,10 @@ class TrainStep:
         )
 
     def loss(self, forward: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of ``forward(images)``, in the precision of the run; what is right adds to ``right``."""
+        """Sum of the losses of ``forward(images)``, in the precision of the run; what is right adds to ``told``."""
         with self.place.autocast:
             logits = forward(images)
-        self.right = self.right + _num_right(logits.detach(), labels)
+        self.told[2].add_(_num_right(logits.detach(), labels))
         options: Any = {"label_smoothing": self.recipe.label_smoothing, "reduction": "sum"}
         # In fp32 at least: a network in fp64, which exactness is tested with, keeps it.
         precise = torch.promote_types(logits.dtype, torch.float32)
@@ -154,11 +157,12 @@ class TrainStep:
             self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
         )
 
-    def _update(self, loss: Tensor) -> Tensor:
+    def _update(self, loss: Tensor, bad: Tensor) -> None:
+        """Change the weights by their gradients; where these or ``loss`` are not finite, set ``bad`` to 1 instead."""
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-        bad = self._not_finite(norm, loss).float()
+        self._judge(norm, loss, bad)
         if self.recipe.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.recipe.grad_clip, norm, foreach=True)
         if not self.scaler.is_enabled():
@@ -169,16 +173,17 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=self.graph is None or not self.graph.keeps_gradients)
         if self.ema is not None:
             self.ema.update()
-        return bad
 
-    def _not_finite(self, norm: Tensor, loss: Tensor) -> Tensor:
-        """Whether training should stop here; an overflow of fp16's loss scale is the scaler's to skip and to mend."""
-        overflow = ~torch.isfinite(norm)
+    def _judge(self, norm: Tensor, loss: Tensor, bad: Tensor) -> None:
+        """``bad`` becomes 1 where training should stop here; an overflow of fp16's loss scale is the scaler's to skip
+        and to mend."""
+        # What is not finite less itself is NaN, which equals nothing: a third of the launches of isfinite.
+        gradient, sum_of_losses = norm - norm, loss - loss
         if self.scaler.is_enabled():
             scale = self.scaler._get_scale_async()
             assert scale is not None, "the scaler has scaled a loss"
-            overflow = overflow & (scale <= 1.0)
-        return overflow | ~torch.isfinite(loss)
+            gradient = torch.where(scale <= 1.0, gradient, 0.0)
+        torch.ne(gradient, sum_of_losses, out=bad)
 
     def warm_up(self, batches: list[Batch], num_images: int) -> None:
         """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""

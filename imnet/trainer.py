@@ -55,8 +55,7 @@ class Trainer:
         saved = self.folder is not None and checkpoint.newest(self.folder.checkpoints) is not None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
         self.order, self.dataset, self.train_data = self.setup.order, self.setup.dataset, self.setup.train_data
-        loss, right = torch.zeros(2, device=place.device).unbind()
-        self.state = RunState(loss_sum=loss, right_sum=right)
+        self.state = RunState(sums=torch.zeros(2, device=place.device))
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()
         self.log: MetricsLog | None = None  # at rank 0, while it trains
@@ -172,14 +171,13 @@ class Trainer:
         lr = self.recipe.lr_at(self.state.step, self.order.steps_per_epoch)
         batches = self._pieces(batch, self.state.step)
         backup = [b.clone() for b in self.step_fn.buffers] if self.options.max_skips else None
-        loss, bad = self.step_fn(batches, num_images, self.state.step, lr)
+        _, bad = self.step_fn(batches, num_images, self.state.step, lr)
         left_out = backup is not None and self._skip_if_bad(bad, backup)
         if not left_out:
-            self.state.loss_sum += loss
-            self.state.right_sum += self.step_fn.right
+            self.state.sums += self.step_fn.told[1:]
             self.state.loss_images += num_images
         self.state.step += 1
-        bad_step, stop = self.flags.push(self.state.step - 1, bad * (not left_out))
+        bad_step, stop = self.flags.push(self.state.step - 1, torch.zeros_like(bad) if left_out else bad)
         if bad_step is not None:
             raise self._nonfinite(bad_step)
         return stop
@@ -230,8 +228,7 @@ class Trainer:
         (since, first), per_epoch = self._interval, self.order.steps_per_epoch
         rate = sum(self.order.size(i % per_epoch) for i in range(first, self.state.step)) / (now - since)
         self._interval = (now, self.state.step)
-        self.state.loss_sum.zero_()
-        self.state.right_sum.zero_()
+        self.state.sums.zero_()
         self.state.loss_images = 0
         self.tick()
         epoch, lr = self.state.step / per_epoch, self.recipe.lr_at(self.state.step - 1, per_epoch)
@@ -244,7 +241,7 @@ class Trainer:
 
     def _sums(self) -> list[float]:
         """Losses and right answers since the last line, over all ranks; the host waits here."""
-        return self.world.all_reduce(torch.stack([self.state.loss_sum, self.state.right_sum])).tolist()
+        return self.world.all_reduce(self.state.sums.clone()).tolist()
 
     def _save(self) -> None:
         self.tick()

@@ -64,11 +64,12 @@ class Flags:
     def push(self, step: int, bad: Tensor) -> tuple[int | None, bool]:
         """Hand in this step's flag; returns (the bad step before it, or None; whether to stop now)."""
         result = self.drain()
-        asked = torch.full((), float(self.signals.name is not None), device=self.device)
-        flags = torch.stack([bad, asked])
         if self.world.size > 1:
-            self.world.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        self._host.copy_(flags, non_blocking=True)
+            asked = torch.full((), float(self.signals.name is not None), device=self.device)
+            flags = self.world.all_reduce(torch.stack([bad, asked]), torch.distributed.ReduceOp.MAX)
+            self._host.copy_(flags, non_blocking=True)
+        else:
+            self._host[0].copy_(bad, non_blocking=True)
         if self._event is not None:
             self._event.record()
         self._pending = step

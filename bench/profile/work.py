@@ -53,10 +53,10 @@ class RangedStep(TrainStep):
         self._open.__enter__()
         return loss
 
-    def _update(self, loss: Tensor) -> Tensor:
+    def _update(self, loss: Tensor, bad: Tensor) -> None:
         self._end_backward()
         with self.phase(_UPDATE):
-            return super()._update(loss)
+            super()._update(loss, bad)
 
     def _end_backward(self) -> None:
         if self._open is not None:
