@@ -189,6 +189,9 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     file, head = Path(path), {}
     if file.is_dir():
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
+    if not file.exists():
+        hint = "give a run folder, or a file of imnet-export RUN --to safetensors"
+        raise DataError("no such file or folder", file=file, hint=hint)
     try:
         with in_utf8(file) as name:
             with safe_open(name, "pt") as opened:

@@ -173,13 +173,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=close or f"{self.prog} --help lists every option")
 
 
+def at_home(word: str) -> str:
+    """The word with ``~`` as the home folder where a shell leaves it: behind ``--out=``, ``packed:`` and in quotes."""
+    option, place = re.fullmatch(r"((?:--[\w.-]+=)?(?:packed:)?)(.*)", word, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    return option + os.path.expanduser(place)
+
+
 def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Run a command on ``argv`` (of this process, where None); its exit code.
 
     A known error is one line on stderr, and ``--debug`` shows its traceback. Any other is a fault of ours: Python
     prints its traceback.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     printable()
     if "--debug" not in argv:
         # Before torch is imported: it warns, with frames of C++, of what a line says in the end.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -133,7 +132,6 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
 
 def _other(values: Namespace, world: World) -> Iterator[str]:
     """On another set, of a run or of a file that imnet-export wrote."""
-    values.data = Path(os.path.expanduser(values.data))  # behind --data= a shell leaves ~ as it is
     run = Run(values.run) if values.run.is_dir() else None
     if run is None and values.checkpoint != "last":
         raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")

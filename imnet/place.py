@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
-from imnet.recipes import by_name
+from imnet.recipes import RECIPES, by_name
 
 DECIDES = ("model", "weights", "device", "procs")
 """Options that a recipe made for the data depends on."""
@@ -36,15 +35,14 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         return rest, None
     if not found[0]:
         raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
-    place = os.path.expanduser(found[0])
-    return [*rest, "--data.name", "folder", "--data_dir", place], place
+    return [*rest, "--data.name", "folder", "--data_dir", found[0]], found[0]
 
 
 def is_path(word: str) -> bool:
     """Whether a word behind --data is a place, not the name of a set (``packed:FOLDER`` is one)."""
     if word.startswith("packed:"):
         return False
-    return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
+    return word.startswith((".", "/")) or "/" in word or (Path(word).exists() and word not in _set_names())
 
 
 def _set_names() -> tuple[str, ...]:
@@ -62,11 +60,15 @@ def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
 
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
     """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
-    from imnet import device, own
+    from imnet import device, models, own
 
     place = Path(path)
     if not place.exists():
-        hint = "give a folder, an archive or a store of your own; sets by name: --data NAME"
+        named = {"recipe": RECIPES, "model": models.CATALOG, "data": _set_names()}
+        meant = [option for option, names in named.items() if path in names]
+        meant += ["data"] if path.startswith("packed:") else []
+        other = f"did you mean --{meant[0]} {path}?" if meant else "by name: --recipe NAME, --data NAME"
+        hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
     if first["recipe"]:
         return own.with_data(by_name(first["recipe"]), place), (), ()

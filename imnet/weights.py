@@ -93,13 +93,18 @@ def read(source: str) -> Weights:
     if colon and library == "torchvision":
         file = hubs.torchvision_file(name)
         return Weights(source, _plain(_tensors_of(file), file), "BSD-3-Clause (torchvision)")
-    path = Path(source)
+    path = _existing(source)
     if path.is_dir():
         return _from_run(source, path)
-    if not path.exists():
-        hint = "allowed: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder"
-        raise UsageError(f"got --weights {source}: no such file", hint=hint)
     return Weights(source, _plain(_tensors_of(path), path), _header(path).get("licence"))
+
+
+def _existing(source: str) -> Path:
+    """Raises UsageError where nothing lies there."""
+    if not Path(source).exists():
+        hint = "allowed: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder"
+        raise UsageError(f"got --weights {source}: no such file or folder", hint=hint)
+    return Path(source)
 
 
 def preprocessing(source: str) -> Preprocessing:
@@ -241,7 +246,7 @@ def _header(path: Path) -> dict[str, str]:
 
 def network_of(source: str) -> tuple[str, dict[str, Any]] | None:
     """(network's name, its options) of a run folder or an exported file; None of files that do not say."""
-    path = Path(source)
+    path = _existing(source)
     run = read_run(path) if path.is_dir() else None
     if run is not None:
         return run["recipe"]["model"], run["recipe"]["model_options"]

@@ -13,6 +13,7 @@ from imnet.errors import UsageError
 from imnet.recipe import replace
 from imnet.recipe_json import config_dict
 from imnet.run_options import RunOptions
+from tests.data import making
 
 TOO_SMALL = ["--data.image_px", "12", "--augment.spectral_r", "2", "--band", "0"]
 MISTAKES = [
@@ -229,3 +230,26 @@ def cli_root():
     from pathlib import Path
 
     return Path(cli.__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["fashion-mnist/wrn28_10"], 2, "did you mean --recipe fashion-mnist/wrn28_10?"),
+        (["fashion-mnist"], 2, "did you mean --data fashion-mnist?"),
+        (["wrn36_5"], 2, "did you mean --model wrn36_5?"),
+        (["packed:photos"], 2, "did you mean --data packed:photos?"),
+        (["~/nothing"], 2, "got '/nobody/nothing': no such file or folder"),
+        (["--config=~/nothing.yaml"], 2, "/nobody/nothing.yaml: cannot be read"),
+        (["--data=packed:~/nothing", "--device=cpu"], 65, "/nobody/nothing: no packed store here"),
+        ([".", "--weights=~/nothing"], 2, "got --weights /nobody/nothing: no such file or folder"),
+    ],
+)
+def test_a_place_that_is_not_there(words, code, says, tmp_path, monkeypatch, capsys):
+    """A name that imnet knows gets its option, and ``~`` is the home folder where a shell leaves it."""
+    monkeypatch.setenv("HOME", "/nobody")
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        making.write_tree(tmp_path / name, {"0.png": making.picture(0, 8, 8), "1.png": making.picture(1, 8, 8)})
+    assert cli.train_main(words) == code
+    assert says in capsys.readouterr().err.splitlines()[-1]

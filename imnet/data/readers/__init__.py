@@ -32,7 +32,7 @@ def recognise(path: Path, choice: Choice | None = None) -> Found:
     where it cannot be read. ``choice`` decides what a source leaves open."""
     path, choice = Path(path), choice or Choice()
     if not path.exists():
-        raise DataError("no such file or folder", file=path, hint=f"known: {_KNOWN}")
+        raise DataError("no such file or folder", file=path, hint="check the path")
     with reading(path):
         found = _in_folder(path, choice) if path.is_dir() else _in_file(path, choice)
     if found is None or not found.splits:
