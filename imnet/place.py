@@ -42,7 +42,7 @@ def is_path(word: str) -> bool:
     """Whether a word behind --data is a place, not the name of a set (``packed:FOLDER`` is one)."""
     if word.startswith("packed:"):
         return False
-    return word.startswith((".", "/")) or "/" in word or (Path(word).exists() and word not in _set_names())
+    return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
 
 
 def _set_names() -> tuple[str, ...]:
