@@ -191,7 +191,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
     if not file.exists():
         hint = "give a run folder, or a file of imnet-export RUN --to safetensors"
-        raise DataError("no such file or folder", file=file, hint=hint)
+        raise DataError("No such file or folder", file=file, hint=hint)
     try:
         with in_utf8(file) as name:
             with safe_open(name, "pt") as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from imnet.errors import UNSET, UsageError
@@ -35,7 +36,8 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         return rest, None
     if not found[0]:
         raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
-    return [*rest, "--data.name", "folder", "--data_dir", found[0]], found[0]
+    place = os.path.expanduser(found[0])  # for callers of parse; a command's words are at home already
+    return [*rest, "--data.name", "folder", "--data_dir", place], place
 
 
 def is_path(word: str) -> bool:

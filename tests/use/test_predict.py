@@ -98,7 +98,7 @@ def test_what_is_no_classifier_is_said(tmp_path, capsys):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    away = "no such file or folder; give a run folder"
+    away = "No such file or folder; give a run folder"
     paths = {tmp_path / "a.safetensors": "no card", tmp_path / "b.pt2": away, tmp_path: "run.json"}
     for path, says in paths.items():
         assert predict_main([str(path), "x.png"]) == 65
