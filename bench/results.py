@@ -120,8 +120,8 @@ def _steps(rows: list[Figures]) -> str:
         floor = best.get("floor_images_per_s")
         lines.append([name, *cells, mfu, NOT_MEASURED if floor is None else f"{best['images_per_s'] / floor:.0%}"])
     n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
-    text = f"Images/s, median of {n}, bf16, channels last; (ms a step). MFU is of a measured 8192 matrix product."
-    text += " The floor, measured below: the convolutions alone, and a copy of what all else must move."
+    text = f"Images/s, median of {n}, bf16, channels last; (ms a step; its quartiles' distance)."
+    text += " MFU is of a measured 8192 matrix product. The floor, measured below: the convolutions alone, and a copy of what all else must move."
     return f"{text}\n\n" + markdown(["network, batch", *shown, "best MFU", "of the floor"], lines)
 
 
@@ -139,7 +139,8 @@ def _step_cell(row: Figures | None) -> str:
     if row is None or row.get("images_per_s") is None:
         return NOT_MEASURED
     beside = f", beside {len(row['beside'])} other processes" if row.get("beside") else ""
-    return f"{short(row['images_per_s'])} ({row['step_ms']:.1f}{beside})"
+    spread_ms = f"; {row['step_ms_iqr']:.2f}" if row.get("step_ms_iqr") is not None else ""
+    return f"{short(row['images_per_s'])} ({row['step_ms']:.1f}{spread_ms}{beside})"
 
 
 def _kernels(rows: list[Figures]) -> str:

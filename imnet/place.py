@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from imnet.command import at_home
 from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES, by_name
@@ -36,7 +36,7 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         return rest, None
     if not found[0]:
         raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
-    place = os.path.expanduser(found[0])  # for callers of parse; a command's words are at home already
+    place = at_home(found[0])  # for callers of parse; a command's words are at home already
     return [*rest, "--data.name", "folder", "--data_dir", place], place
 
 

@@ -52,8 +52,8 @@ class TrainStep:
         self.compiled = compile
         self.told = torch.zeros(3, device=place.device)
         """What the last step says, on the device, of this rank's images: 1 where it was not finite and changed nothing,
-        the sum of the losses, and how many it classified rightly, NaN for mixed labels. In one tensor, since each
-        launch costs a small network a thousandth of its step."""
+        the sum of the losses, and how many it classified rightly, NaN for mixed labels. One tensor, which one launch
+        clears, clones or adds; the first is what kernels read, by the address that an allocation begins at."""
         self.class_weights: Tensor | None = None
         """(outputs,) fp32 on the device: what the loss of a class counts."""
         self.usual: set[torch.Size] = set()
