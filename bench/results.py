@@ -121,7 +121,8 @@ def _steps(rows: list[Figures]) -> str:
         lines.append([name, *cells, mfu, NOT_MEASURED if floor is None else f"{best['images_per_s'] / floor:.0%}"])
     n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
     text = f"Images/s, median of {n}, bf16, channels last; (ms a step; its quartiles' distance)."
-    text += " MFU is of a measured 8192 matrix product. The floor, measured below: the convolutions alone, and a copy of what all else must move."
+    text += " MFU is of a measured 8192 matrix product."
+    text += " The floor, measured below: the convolutions alone, and a copy of what all else must move."
     return f"{text}\n\n" + markdown(["network, batch", *shown, "best MFU", "of the floor"], lines)
 
 
