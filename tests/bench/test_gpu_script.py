@@ -15,13 +15,11 @@ from imnet_kernels import tier
 
 from bench import whole
 from bench.gpu import __main__ as gpu
-from bench.gpu import commands, files, processes, steps, trials
+from bench.gpu import commands, files, processes
 from bench.gpu.files import ResultFile
 from bench.gpu.plan import Row, Setting
 from bench.gpu.steps import NETS
-from imnet import step
 from imnet.errors import DataError, UsageError
-from imnet.models import shake_shake
 from imnet.models.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,32 +235,6 @@ def test_a_run_is_stopped_in_time_and_goes_on(tmp_path):
     words += ["--device", "cpu", "--threads", "1"]
     code, _, last = commands._train(words, processes.environment(True), 12.0, 60.0)
     assert code in (commands.REQUEUE, -15), last
-
-
-def test_trials_put_back_what_they_set():
-    import torch._inductor.config as inductor
-
-    def settings():
-        limit = torch.backends.cudnn.benchmark_limit
-        tuned = inductor.coordinate_descent_tuning, inductor.max_autotune_pointwise
-        return limit, tuned, shake_shake.in_flight, step.HalfWeights
-
-    found = [settings()]
-    for trial in trials.TRIALS:
-        with trial.setting():
-            found.append(settings())
-        assert settings() == found[0]
-    assert len(set(found)) == 5
-    assert {limit for limit, *_ in found} == {found[0][0], 0}
-
-
-def test_a_trial_is_a_process_of_its_own(tmp_path):
-    setting = Setting(dry=True, scratch=tmp_path)
-    label = steps.DRY_NETS[0].label
-    found = trials.apart("every algorithm of cuDNN", label, setting, 100.0)
-    assert found["batch"] == steps.DRY_NETS[0].batch
-    with pytest.raises(RuntimeError, match="StopIteration"):
-        trials.apart("no such trial", label, setting, 100.0)
 
 
 def test_the_networks_of_steps_exist():
