@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph, and what cannot be one."""
+"""Records a training step as one CUDA graph, and refuses steps that a graph would not repeat."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ UNCAPTURED = "leave --cuda-graphs out, or set --no-cuda-graphs"
 
 
 class NotCapturableError(UsageError):
-    """A CUDA graph would not repeat what the step does."""
+    """The step does something that a CUDA graph would not repeat."""
 
 
 DDP_WARM_UPS = 11
-"""Steps before a recording on several ranks. DistributedDataParallel arranges its buckets anew in its second step, and
-times its first ten, which waits for the device."""
+"""Steps before a recording on several ranks. DistributedDataParallel rebuilds its buckets in its second step and times
+its first ten, for which it waits for the device."""
 
 
 class CapturedStep:
-    """The whole step in one CUDA graph: for networks whose step is bound by kernel launches. Static shapes.
+    """The whole step in one CUDA graph of static shapes, for networks whose step is bound by kernel launches.
 
-    On several ranks the all-reduces of the gradients are in the graph: every rank records and replays its own.
-    ``stream`` is then the one that DistributedDataParallel was made on: it keeps nodes of the backward pass that run
-    there, and a recording must not wait for work of a stream that it does not contain.
+    On several ranks each rank records and replays a graph of its own, gradient all-reduces included. ``stream`` is then
+    the stream on which DistributedDataParallel was created: nodes of its backward pass run there, and a recording must
+    not wait for a stream that it does not contain.
     """
 
     def __init__(self, step: TrainStep, stream: torch.cuda.Stream | None = None):
         self.step, self.stream = step, stream
         self.graph: torch.cuda.CUDAGraph | None = None
-        # MergedSGD's table of addresses is made before the capture. Others take each gradient from the backward as it
-        # is: adding it to zeros would be one more launch a parameter.
+        # MergedSGD makes its table of addresses before the capture, so its gradients must stay where they are. Other
+        # optimisers take each gradient as backward leaves it: adding it to zeros is one more launch per parameter.
         self.keeps_gradients = isinstance(step.optimizer, optimisers.MergedSGD)
 
     def capture(self, batches: list[Batch], num_images: int) -> None:
-        """Record ``compute`` on static copies of the batch; state is put back afterwards.
+        """Record ``compute`` on static copies of the batch, then restore weights and optimiser.
 
-        Raises NotCapturableError where the step waits for the device or draws random numbers on the host.
+        Raises NotCapturableError if the step waits for the device or draws random numbers on the host.
         """
         self.static = [(images.clone(), labels.clone()) for images, labels in batches]
         self.num_images = num_images
@@ -69,7 +69,8 @@ class CapturedStep:
                 self.step.compute(self.static, self.num_images)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may page-lock memory for the next batches meanwhile, and NCCL's may ask for its events.
+        # "thread_local", because meanwhile other threads may page-lock memory for the next batches, and NCCL's own
+        # thread may query its events.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.step.compute(self.static, self.num_images)
         self.graph, self.told = graph, self.step.told
@@ -77,12 +78,12 @@ class CapturedStep:
     def _restore(self, before: dict[str, dict[str, Tensor]]) -> None:
         for name, tensors in self.step.tensors().items():
             for key, value in tensors.items():
-                # Optimiser state that the warm-up made starts at zero, as if no step had been taken.
+                # State that the optimiser made while warming up is set to zero, as if no step had been taken.
                 old = before[name].get(key)
                 value.zero_() if old is None else value.copy_(old)
 
     def fits(self, batches: list[Batch], num_images: int) -> bool:
-        """Whether the recorded step is one of these sizes; an odd last batch is computed without it."""
+        """Whether the graph was recorded for batches of these shapes; an odd last batch is computed without it."""
         mine = [images.shape for images, _ in self.static]
         return num_images == self.num_images and [images.shape for images, _ in batches] == mine
 
@@ -99,10 +100,11 @@ class CapturedStep:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """NotCapturableError where the block waits for the device, or draws on the host what a graph would only repeat.
+    """NotCapturableError if the block waits for the device, or draws random numbers on the host (a graph would repeat
+    the same ones).
 
-    Found before anything is recorded, because a recording that breaks off leaves the allocator and the generator of
-    the device inside it.
+    This is checked before the recording, because a recording that fails leaves the device's allocator and generator in
+    capture mode.
     """
     drawn = torch.random.get_rng_state(), random.getstate()
     strict = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else None

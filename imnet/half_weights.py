@@ -1,4 +1,4 @@
-"""The weights in the precision of the step, beside those that the optimiser changes."""
+"""Half-precision copies of the weights, which the step computes with while the optimiser updates the fp32 weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 
 
 class HalfWeights:
-    """Copies of a network's convolutions' and linear layers' weights in ``dtype``, all cast at once.
+    """Copies in ``dtype`` of the weights of a network's convolutions and linear layers, all cast in one launch.
 
-    Autocast casts every weight, and every gradient of one, in a kernel of its own; for networks of a hundred layers
-    that is a hundred small kernels a step each way. The numbers are the same to the bit: a weight is rounded once a
-    step, and its gradient of every micro-batch is widened before it is added to the others. For networks of this
-    package alone: another one may read a weight outside of its layer, and would find it rounded.
+    Autocast casts every weight, and every weight's gradient, in a kernel of its own: a hundred small kernels a step in
+    either direction for a network of a hundred layers. Casting together gives the same bits: a weight is rounded once
+    a step, and the gradient of each micro-batch is widened to fp32 before it is added to the others. Only networks of
+    this package are served, since other code may read a weight outside its layer and would find it rounded.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None) -> None:
-        """``dtype`` None: autocast keeps doing it, as under torch.compile, which fuses the casts, and on several ranks,
-        where DistributedDataParallel waits for the gradients of the parameters themselves."""
+        """With ``dtype`` None nothing is copied and autocast does the casting: under torch.compile, which fuses the
+        casts, and on several ranks, where DistributedDataParallel needs the gradients of the parameters themselves."""
         self.layers: list[tuple[nn.Module, nn.Parameter]] = []
         self.copies: dict[nn.Parameter, nn.Parameter] = {}
-        """Of each weight; a weight that two layers share has one."""
+        """The copy of each weight; two layers that share a weight share its copy."""
         ours = type(net).__module__.startswith("imnet.models.")
         for module in net.modules() if ours and dtype is not None else ():
             weight = module.weight if type(module) in (nn.Conv2d, nn.Linear) else None
@@ -33,9 +33,9 @@ class HalfWeights:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The layers compute with the copies, brought up to date; they have their own weights again afterwards.
+        """Update the copies and put them into the layers; on leaving, the layers get their own weights back.
 
-        A weight that somebody waits for the gradient of, by a hook, is left to autocast.
+        A weight with a gradient hook is left to autocast, or the hook would not run.
         """
         layers = [(module, weight) for module, weight in self.layers if not hooks(weight)]
         weights = tuple(dict.fromkeys(weight for _, weight in layers))
@@ -52,7 +52,7 @@ class HalfWeights:
 
     @torch.no_grad()
     def hand_over(self) -> None:
-        """Adds the copies' gradients to those of the weights; after every backward pass."""
+        """Add the copies' gradients to those of the weights; to be called after every backward pass."""
         found = [(weight, copy.grad) for weight, copy in self.copies.items() if copy.grad is not None]
         if not found:
             return
@@ -70,5 +70,5 @@ class HalfWeights:
 
 
 def hooks(weight: nn.Parameter) -> bool:
-    """Whether anything is called with its gradient."""
+    """Whether ``weight`` has a gradient hook."""
     return bool(weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None))

@@ -1,4 +1,4 @@
-"""How a run takes up its newest good checkpoint."""
+"""Resumes a run from its newest good checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from imnet.step import TrainStep
 def resume(
     folder: RunFolder | None, setup: Setup, state: RunState, step_fn: TrainStep, run: dict[str, Any] | None
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-    """Take up the newest good checkpoint on every rank; rank 0, which has the folder and its ``run``.json, chooses it.
+    """Load the newest good checkpoint on every rank; rank 0 chooses it from ``folder``, whose run.json is ``run``.
 
-    Also returns what there is to say where it is of another configuration or of other data. Nothing is written.
+    Returns the checkpoint (None for a new run) and lines for the header, e.g. about a changed configuration or changed
+    data. Writes nothing.
     """
     _check_newest(setup)
     found, step, notes = None, 0, []
@@ -30,7 +31,7 @@ def resume(
         found, step, notes = change.enter(*how, allowed=setup.options.allow_change)
         if found is not None:
             notes += [*_other_ranks(setup, run or {}), *_lost_lines(folder, found.state["metrics_bytes"])]
-    # Whole: the other machines may have no such folder.
+    # The whole checkpoint is sent, since other machines may not have the folder.
     found, step = setup.world.share((found, step))
     if found is None:
         return None, notes
@@ -44,16 +45,19 @@ def resume(
     if saved["config_hash"] == setup.config_hash:  # a changed run may have more patience
         state.stopped = saved.get("stopped")
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
-        state.best = dict(NO_BEST)  # of other test images
+        state.best = dict(NO_BEST)  # the old one was measured on other test images
     if setup.world.is_main:
-        # The second is unknown to checkpoints of older versions.
+        # Checkpoints of older versions do not have the second.
         state.sums.copy_(torch.tensor([saved["loss_sum"], saved.get("right_sum", math.nan)]))
     return found, notes
 
 
 def _check_newest(setup: Setup) -> None:
-    """On every rank: UsageError where another's machine has a later checkpoint at --out than rank 0's, which would
-    begin anew, or train over again, where the ranks have been given to the machines in another order."""
+    """Raise UsageError on every rank if some rank finds a later checkpoint at --out than rank 0 does.
+
+    That happens if machines without a shared folder got their ranks in another order than before. Rank 0 would then
+    start again, or train some epochs a second time.
+    """
     assert setup.options.out is not None
     newest = checkpoint.newest(Path(setup.options.out) / "checkpoints")
     told = setup.world.gather("" if newest is None else newest.name)
@@ -65,7 +69,8 @@ def _check_newest(setup: Setup) -> None:
 
 
 def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int, num_steps: int) -> bool:
-    """At rank 0. An evaluation.json alone says nothing: it may be older than the last step."""
+    """Whether the run has nothing left to do; to be asked on rank 0. evaluation.json alone does not tell, since it may
+    be older than the last step."""
     done = step >= num_steps and (run or {}).get("status") == "complete"
     return done and folder is not None and (folder.path / "evaluation.json").exists()
 
@@ -87,7 +92,7 @@ def _other_threads(setup: Setup, run: dict[str, Any]) -> list[str]:
 
 
 def _lost_lines(folder: RunFolder, known: int) -> list[str]:
-    """Where metrics.jsonl has not the bytes that the checkpoint knew."""
+    """A header line if metrics.jsonl is shorter than it was when the checkpoint was saved."""
     left = folder.metrics.stat().st_size if folder.metrics.exists() else 0
     lost = f"metrics    {known - left:,} bytes of metrics.jsonl are gone: curves and the best epoch are of what is left"
     return [lost] if left < known else []

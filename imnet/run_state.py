@@ -1,4 +1,4 @@
-"""What a run is while it goes on: what does not change, and how far it has come."""
+"""The state of a run: ``Setup`` is fixed before the first step, ``RunState`` changes with every step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_BEST = {"top1": 0.0, "epoch": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """One rank's share of a run, decided before the first step."""
+    """Everything about one rank's part of a run that is decided before the first step."""
 
     recipe: Recipe
     options: RunOptions
@@ -34,15 +34,15 @@ class Setup:
     train_data: Pipeline
     test_data: Pipeline
     val_data: Pipeline | None
-    """Of the images held out of train."""
+    """The images held out of the training set, if any."""
     pipeline_reason: str
     execution: Execution
     parameters: int
     has_batch_norm: bool
     weights: dict[str, Any] | None = None
-    """Where the first weights came from and what fitted, at rank 0; None where they were drawn."""
+    """On rank 0: the source of the initial weights and which of them fitted; None if they were initialised randomly."""
     before: tuple[dict[str, Any], ...] = ()
-    """The configurations that the folder had earlier (--allow-change), oldest first; at rank 0."""
+    """On rank 0: the configurations that the folder had before (--allow-change), oldest first."""
 
     @property
     def num_steps(self) -> int:
@@ -51,14 +51,14 @@ class Setup:
 
     @property
     def judged_on(self) -> str:
-        """What ``dataset.test`` is, in words: a set that chooses (the best epoch, settings) is no test set any more."""
+        """A name for ``dataset.test``: a set that chooses the best epoch or settings is no longer called a test set."""
         if self.dataset.final is not None:
             return "validation set"
         return "held-out images" if self.recipe.data.hold_out else "test set"
 
     @property
     def chosen_on(self) -> str:
-        """What the best epoch is selected on."""
+        """A name for the images that the best epoch is selected on."""
         return "validation images" if self.val_data is not None else self.judged_on
 
     @property
@@ -68,11 +68,11 @@ class Setup:
 
 @dataclass(kw_only=True)
 class RunState:
-    """How far a run has come: what a checkpoint holds beside weights and optimiser."""
+    """The progress of a run: what a checkpoint saves beside weights and optimiser."""
 
     sums: Tensor
-    """(2,): the losses of this rank's images since the last line of the log, and how many of them were classified
-    rightly, NaN where their labels are mixed; on the device."""
+    """(2,) on the device: sum of losses and number of correct predictions over this rank's images since the last log
+    line; the second is NaN if labels are mixed."""
     loss_images: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -80,14 +80,14 @@ class RunState:
     skipped_steps: int = 0
     bad_images: int = 0
     metrics_bytes: int = 0
-    """Length of metrics.jsonl at the checkpoint; what was written after it is taken back."""
+    """Length of metrics.jsonl at the checkpoint; a resumed run removes the lines after it."""
     judged: tuple[int, float | None] = (-1, None)
-    """The newest evaluation: step and top-1."""
+    """Step and top-1 of the newest evaluation."""
     last_epoch: dict[str, Any] | None = None
-    """Figures of the averaged and of the raw weights at the end of a run that averages; at rank 0."""
+    """On rank 0, at the end of a run with EMA: figures of the averaged and of the raw weights."""
     final: dict[str, Any] | None = None
-    """Figures of the test set beside a validation set, at which epoch, and how often it was judged; at rank 0."""
+    """On rank 0, if there is a validation set: figures of the test set, their epoch, and how often it was evaluated."""
     stopped: int | None = None
     """The epoch at which --patience ended the run."""
     best: dict[str, Any] = field(default_factory=lambda: dict(NO_BEST))
-    """Of the images that were held out of train, where there are any, else of the test images."""
+    """Best top-1 and its epoch, on the images held out of the training set if there are any, else on the test set."""

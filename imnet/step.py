@@ -1,7 +1,7 @@
 """The training step: forward, backward, update. No host sync, no logging.
 
 The learning rate is a pure function of the step; randomness inside networks (dropout, Shake-Shake) is reseeded from
-(seed, step, rank), so that a resumed run draws what the uninterrupted one drew and no generator state is saved.
+(seed, step, rank). So a resumed run draws the same numbers as an uninterrupted one, and no generator state is saved.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainStep:
-    """Holds the network and what changes it; calling it is one optimiser step."""
+    """The network, its optimiser and everything else that a step changes; calling it runs one optimiser step."""
 
     def __init__(
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
         self.still = divided(net, recipe, place, world)
-        """Modules that are not trained."""
+        """Frozen modules: they stay in evaluation mode."""
         self.net.eval()
         self.training_mode()
         self.optimizer = optimisers.build(net, recipe.optim, backend, graphs=graphs, body_lr=recipe.body_lr)
@@ -51,14 +51,15 @@ class TrainStep:
         self.graph = CapturedStep(self, stream) if graphs else None
         self.compiled = compile
         self.told = torch.zeros(3, device=place.device)
-        """What the last step says, on the device, of this rank's images: 1 where it was not finite and changed nothing,
-        the sum of the losses, and how many it classified rightly, NaN for mixed labels. One tensor, which one launch
-        clears, clones or adds; the first is what kernels read, by the address that an allocation begins at."""
+        """(bad, loss, right) of the last step, on the device, for this rank's images: 1 if loss or gradient was not
+        finite and nothing was changed, the sum of the losses, and the number of correct predictions (NaN for mixed
+        labels). They share one tensor so that one launch clears, clones or adds all three. ``bad`` comes first because
+        fused optimisers read it at the tensor's aligned start."""
         self.class_weights: Tensor | None = None
-        """(outputs,) fp32 on the device: what the loss of a class counts."""
+        """(outputs,) fp32 on the device: the weight of each class in the loss."""
         self.usual: set[torch.Size] = set()
-        """Shapes of the images that ``warm_up`` saw. Compiled code serves those alone: for an odd last batch the
-        compiler would start again, in the middle of a run."""
+        """Image shapes that ``warm_up`` saw. Only these run compiled: an odd last batch would make the compiler start
+        again in the middle of a run, so it runs uncompiled."""
 
     def add_ema(self, averaged: nn.Module, decay: float) -> None:
         if self.graph is not None and self.recipe.ema_warmup:
@@ -69,8 +70,8 @@ class TrainStep:
     def __call__(self, batches: list[Batch], num_images: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
         """One optimiser step over this rank's micro-batches of a global batch of ``num_images``.
 
-        Returns, on the device and detached, parts of ``told``: the sum of this rank's losses, and 1.0 where loss or
-        gradient is not finite, in which case weights and optimiser are unchanged.
+        Returns two parts of ``told``, detached and on the device: the sum of this rank's losses, and 1.0 if loss or
+        gradient is not finite. In that case weights and optimiser are unchanged.
         """
         self.training_mode()
         optimisers.set_lr(self.optimizer, lr)
@@ -82,9 +83,10 @@ class TrainStep:
         return self.compute(batches, num_images)
 
     def training_mode(self) -> None:
-        """Dropout and batch statistics on, but for the modules that are not trained.
+        """Switch dropout and batch statistics on, except in frozen modules.
 
-        Nothing is done where the last call stands: every step asks, and DenseNet's 257 modules take half a millisecond.
+        Every step calls this, and setting the mode of DenseNet's 257 modules takes half a millisecond. So nothing is
+        done if the network is in training mode already.
         """
         if self.net.training:
             return
@@ -93,10 +95,9 @@ class TrainStep:
             module.training = False
 
     def reseed(self, step: int) -> None:
-        """Let the network draw what it draws in optimiser step ``step``."""
+        """Seed the generators that the network draws from in optimiser step ``step``."""
         seed = _mix(self.recipe.seed, step, self.world.rank)
-        # The generators of this rank alone: torch.manual_seed asks all kinds of devices, which takes a tenth of a
-        # millisecond.
+        # Only the generators that this rank uses: torch.manual_seed visits every kind of device, which takes 0.1 ms.
         torch.default_generator.manual_seed(seed)
         if self.place.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -120,18 +121,19 @@ class TrainStep:
         return total, bad
 
     def _scaled(self, loss: Tensor, weight: float | Tensor) -> Tensor:
-        """What a pass is differentiated by: ``loss`` over what it is divided by, times fp16's scale."""
-        # DDP averages over ranks; sums over the global count make equal and unequal shards exact.
+        """The value that ``backward`` starts from: ``loss`` divided by ``weight``, times the loss scale of fp16."""
+        # DDP averages gradients over the ranks. Multiplying by their number and dividing by the weight of the global
+        # batch gives the gradient of the global mean, whether or not the ranks hold equally many images.
         factor = self.world.size / weight
         if self.world.reduces or self.scaler.is_enabled():
-            # Where a loss is not finite its gradients are made so: they may be finite, as those of a logit of minus
-            # infinity, and other ranks and fp16's scaler, who see gradients alone, would take the step.
+            # A loss that is not finite can have finite gradients (a logit of minus infinity does). The other ranks and
+            # the scaler of fp16 see only gradients and would take the step, so make these NaN as well.
             factor = factor + 0 * loss.detach()
         return self.scaler.scale(loss * factor)
 
     def _weight(self, batches: list[Batch], num_images: int) -> float | Tensor:
-        """What torch's cross_entropy divides the sum of the losses by: the weights of the classes of all labels, over
-        all ranks; the number of images without such weights, and where labels are shares of classes."""
+        """The divisor of the summed losses, as in torch's cross_entropy: the class weights of all labels over all
+        ranks. Without class weights, or with mixed labels, it is the number of images."""
         if self.class_weights is None or batches[0][1].is_floating_point():
             return num_images
         weights = [self.class_weights[labels].sum() for _, labels in batches]
@@ -143,12 +145,12 @@ class TrainStep:
         )
 
     def loss(self, forward: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of ``forward(images)``, in the precision of the run; what is right adds to ``told``."""
+        """Sum of the losses of ``forward(images)`` in the run's precision; adds the correct predictions to ``told``."""
         with self.place.autocast:
             logits = forward(images)
         self.told[2].add_(_num_right(logits.detach(), labels))
         options: Any = {"label_smoothing": self.recipe.label_smoothing, "reduction": "sum"}
-        # In fp32 at least: a network in fp64, which exactness is tested with, keeps it.
+        # At least fp32; the fp64 networks of the exactness tests stay in fp64.
         precise = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.to(precise), labels, self.class_weights, **options)
 
@@ -158,7 +160,7 @@ class TrainStep:
         )
 
     def _update(self, loss: Tensor, bad: Tensor) -> None:
-        """Change the weights by their gradients; where these or ``loss`` are not finite, set ``bad`` to 1 instead."""
+        """Apply the gradients to the weights, or set ``bad`` to 1 if the gradients or ``loss`` are not finite."""
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
@@ -166,7 +168,7 @@ class TrainStep:
         if self.recipe.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.recipe.grad_clip, norm, foreach=True)
         if not self.scaler.is_enabled():
-            # Fused optimisers read this on the device and leave everything as it was where it is 1.
+            # Fused optimisers read this on the device and change nothing if it is 1.
             self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -175,9 +177,9 @@ class TrainStep:
             self.ema.update()
 
     def _judge(self, norm: Tensor, loss: Tensor, bad: Tensor) -> None:
-        """``bad`` becomes 1 where training should stop here; an overflow of fp16's loss scale is the scaler's to skip
-        and to mend."""
-        # What is not finite less itself is NaN, which equals nothing: a third of the launches of isfinite.
+        """Set ``bad`` to 1 if training should stop here. It should not for an overflow of the loss scale of fp16: the
+        scaler skips that step and lowers the scale."""
+        # x - x is NaN if x is not finite, and NaN differs from every number: a third of the launches of isfinite.
         gradient, sum_of_losses = norm - norm, loss - loss
         if self.scaler.is_enabled():
             scale = self.scaler._get_scale_async()
@@ -186,23 +188,24 @@ class TrainStep:
         torch.ne(gradient, sum_of_losses, out=bad)
 
     def warm_up(self, batches: list[Batch], num_images: int) -> None:
-        """Compile and allocate on a batch with dummy labels; weights, buffers and gradients end as they began."""
+        """Compile, allocate and capture on a batch with dummy labels; weights, buffers and gradients are put back."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.training_mode()
         self.usual = {images.shape for images, _ in batches}
         for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
-            # One all-reduce: ranks may hold different numbers of micro-batches. The first pass: static_graph learns it.
+            # Only one pass all-reduces, since ranks may hold different numbers of micro-batches. It is the first,
+            # because that is the pass from which DDP's static_graph learns which parameters are used.
             with self._no_sync() if i else contextlib.nullcontext():
                 (self._loss(images, torch.zeros_like(labels)) / num_images).backward()
             self._check_used()
         self.optimizer.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
         if self.graph is not None:
-            # No loss is alive here: its autograd nodes belong to this stream and would end the capture.
+            # No loss may be alive here: its autograd nodes belong to this stream and would end the capture.
             self.graph.capture(batches, num_images)
 
     def _check_used(self) -> None:
-        """UsageError where several ranks would wait for a gradient that never comes."""
+        """UsageError if a parameter got no gradient, for which several ranks would wait for ever."""
         if self.world.size == 1 or self.recipe.comm.static_graph:
             return
         unused = [name for name, p in self.net.named_parameters() if p.requires_grad and p.grad is None]
@@ -212,13 +215,16 @@ class TrainStep:
 
     @property
     def buffers(self) -> list[Tensor]:
-        """Running statistics and counters, of the network and of its average: what a step changes that is left out
-        because it is not finite. An average that has once taken in a NaN would keep it."""
+        """Running statistics and counters of the network and of its average (EMA).
+
+        The forward pass changes them before a step is found not to be finite and is skipped, so that they have to be
+        put back: an average that has taken in one NaN would keep it.
+        """
         averaged = () if self.ema is None else self.ema.averaged.buffers()
         return [*self.net.buffers(), *averaged]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of the step, by file."""
+        """The tensors that a checkpoint saves, by file."""
         found = {"model": self.net.state_dict(), "state": dict(optimisers.state_tensors(self.optimizer))}
         if self.ema is not None:
             found["ema"] = self.ema.averaged.state_dict()
@@ -226,7 +232,7 @@ class TrainStep:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tensors of a checkpoint; an optimiser that makes its state in the first step is not counted."""
+        """Size of a checkpoint's tensors, without the state that an optimiser only makes in its first step."""
         return sum(t.numel() * t.element_size() for named in self.tensors().values() for t in named.values())
 
     def load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -234,14 +240,14 @@ class TrainStep:
         self.net.load_state_dict(tensors["model"])
         optimisers.load_state_tensors(self.optimizer, tensors.get("state", {}))
         if self.ema is not None:
-            # An average that the checkpoint does not have begins at its weights.
+            # If the checkpoint has no average, the average begins at its weights.
             self.ema.averaged.load_state_dict(tensors.get("ema", tensors["model"]))
 
 
 def divided(net: nn.Module, recipe: Recipe, place: Place, world: World) -> list[nn.Module]:
-    """Let BatchNorms of ``net`` see all ranks, and parts of it stand still, where the recipe says so; those parts.
+    """Apply the recipe's ``sync_bn`` and ``freeze`` to ``net``; returns the frozen modules.
 
-    UsageError where the network has no such parts.
+    UsageError if the network has no part of the name that ``freeze`` gives.
     """
     if recipe.comm.sync_bn and world.size > 1:
         synchronise_norms(net, place, world.group)
@@ -249,7 +255,7 @@ def divided(net: nn.Module, recipe: Recipe, place: Place, world: World) -> list[
 
 
 def _num_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """fp32: images whose largest logit is their label's; NaN where labels are shares of several classes."""
+    """Number of images whose largest logit is that of their label, as fp32; NaN for mixed labels (B, classes)."""
     if labels.is_floating_point():
         return logits.new_full((), float("nan"), dtype=torch.float32)
     return (logits.argmax(1) == labels).sum(dtype=torch.float32)

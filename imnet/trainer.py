@@ -1,6 +1,6 @@
-"""The loop: pipeline -> step -> flags; log, evaluate and checkpoint once in a while.
+"""The training loop: pipeline -> step -> flags, and now and then a log line, an evaluation or a checkpoint.
 
-Those three are the only places where the host waits for the device.
+The host waits for the device only for those three.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from imnet.watch import Flags, Signals, not_finite
 
 
 class Trainer:
-    """Everything one rank holds during a run."""
+    """One rank's part of a run, from the first batch to the report."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Trainer:
         folder: runfolder.RunFolder | None,
         sources: Sources | None = None,
     ):
-        """``folder`` is the open run folder, at rank 0 alone; ``sources`` see ``prepare``."""
+        """``folder`` is the open run folder, on rank 0 only; for ``sources`` see ``prepare``."""
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
         self.console, self.signals, self.folder = console, signals, folder
         if folder is not None:
@@ -65,20 +65,20 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        """Of the whole run, which --patience may have ended early."""
+        """Steps of the whole run; fewer than the recipe's if --patience has ended it early."""
         epochs = self.recipe.epochs if self.state.stopped is None else self.state.stopped
         return epochs * self.order.steps_per_epoch
 
     def run(self) -> None:
-        """Resume or begin, train to the last epoch, evaluate, report."""
+        """Start or resume, train to the last epoch, evaluate and write the report."""
         for _ in self.steps():
             pass
 
     def steps(self) -> Generator[None]:
-        """The same, with a halt before every step; what goes on during it is not this run's time."""
+        """The same as a generator that yields before every step; the time spent outside is not counted as the run's."""
         found, notes = resume.resume(self.folder, self.setup, self.state, self.step_fn, self.began)
         done = resume.is_complete(self.folder, self.began, self.state.step, self.num_steps)
-        if self.world.share(done):  # every rank leaves, or the others would wait for one that has
+        if self.world.share(done):  # rank 0's answer: if only one rank left, the others would wait for it
             if self.folder is not None:
                 self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
                 for logger in loggers.opened(self.options.logs, self.folder.path, to_dict(self.recipe)):
@@ -98,7 +98,7 @@ class Trainer:
         self._finish()
 
     def _begin(self, found: checkpoint.Checkpoint | None, notes: list[str]) -> None:
-        """Say what comes, warm up, and only then write: what fails until here leaves the folder as it was."""
+        """Print the header and warm up, and only then write: a failure before that leaves the folder as it was."""
         if self.folder is not None:
             self.console.header(announce.header(self.setup, self.state, self.folder.path, found, notes))
         start = time.perf_counter()
@@ -114,7 +114,8 @@ class Trainer:
             self.folder.write_config(dump_config(self.recipe, replace(self.options, allow_change=False)))
 
     def _warm_up(self) -> None:
-        """Compile, allocate and capture on the first batch; what cannot be is left out, or refused where asked for."""
+        """Compile, allocate and capture on the first batch. A step that cannot be captured runs without a CUDA graph,
+        or is refused if --cuda-graphs asked for one."""
         images = min(self.recipe.data.batch_images, len(self.train_data))
         with contextlib.closing(self.train_data.epoch(0)) as batches:
             pieces = self._pieces(next(batches), 0)
@@ -129,7 +130,7 @@ class Trainer:
             self.setup = replace(self.setup, execution=found)
 
     def _pieces(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's batch, mixed where the recipe mixes, in micro-batches."""
+        """This rank's batch in micro-batches, after Mixup or CutMix if the recipe has them."""
         most = self.options.micro_batch_images
         return list(zip(*(micro_batches(t, most) for t in self.mixing(*batch, step)), strict=True))
 
@@ -157,7 +158,7 @@ class Trainer:
         self.console.stop()
 
     def _halt(self) -> Generator[None]:
-        """Let others go on; a signal that comes meanwhile stops here."""
+        """Yield to the caller; a signal that arrived meanwhile stops the run here."""
         self.tick()
         yield
         now = time.perf_counter()
@@ -167,7 +168,7 @@ class Trainer:
             self._within_epoch(True)
 
     def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
-        """One optimiser step, of ``num_images`` over all ranks; whether they have agreed to stop."""
+        """One optimiser step over ``num_images`` images of all ranks; returns whether the ranks have agreed to stop."""
         lr = self.recipe.lr_at(self.state.step, self.order.steps_per_epoch)
         batches = self._pieces(batch, self.state.step)
         backup = [b.clone() for b in self.step_fn.buffers] if self.options.max_skips else None
@@ -183,7 +184,8 @@ class Trainer:
         return stop
 
     def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> bool:
-        """--on-nonfinite skip:N: costs a host sync a step, which is why it is not the default."""
+        """Undo a bad step for --on-nonfinite skip:N, and return whether it was one. Not the default, since the host
+        has to wait for the device in every step."""
         if not bool(bad):
             return False
         for buffer, old in zip(self.step_fn.buffers, backup, strict=True):
@@ -195,16 +197,16 @@ class Trainer:
         return True
 
     def _within_epoch(self, stop: bool) -> None:
-        """Save where asked, and where a signal came; at the epoch's edge ``_end_epoch`` does both, after evaluating."""
+        """Save if a checkpoint is due or a signal came; at an epoch's end ``_end_epoch`` does so, after evaluating."""
         every = self.options.checkpoint_every_steps
         if stop or (every and self.state.step % every == 0):
-            stop = self._check_last_step() or stop  # or what is saved had a step's NaN in its running statistics
+            stop = self._check_last_step() or stop  # before saving: its NaN would be in the running statistics
             self._save()
         if stop:
             self._raise_preempted()
 
     def _check_last_step(self) -> bool:
-        """Read the flags of the newest step; whether to stop."""
+        """Read the flags of the newest step, for which the host waits; returns whether to stop."""
         bad_step, stop = self.flags.drain()
         if bad_step is not None:
             raise self._nonfinite(bad_step)
@@ -222,7 +224,7 @@ class Trainer:
         return not_finite(self.step_fn, pieces, step)
 
     def _write_train_line(self) -> None:
-        images = self.state.loss_images or float("nan")  # of no step, where all were left out
+        images = self.state.loss_images or float("nan")  # 0 if every step since the last line was skipped
         loss, top1 = (total / images for total in self._sums())
         now = time.perf_counter()
         (since, first), per_epoch = self._interval, self.order.steps_per_epoch
@@ -236,11 +238,11 @@ class Trainer:
             common = {"kind": "train", "step": self.state.step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             self.log.write(**common, images_per_s=round(rate, 1), seconds=round(self.state.seconds, 3), top1=top1)
         done_s, done = self.state.seconds - self._life[0], self.state.step - self._life[1]
-        left_s = (self.num_steps - self.state.step) * done_s / done  # with evaluations, which may take longer
+        left_s = (self.num_steps - self.state.step) * done_s / done  # done_s includes evaluations and checkpoints
         self.console.progress(self.state.step, epoch, self.recipe.epochs, loss, lr, rate, left_s)
 
     def _sums(self) -> list[float]:
-        """Losses and right answers since the last line, over all ranks; the host waits here."""
+        """Sum of losses and correct predictions since the last log line, over all ranks; the host waits here."""
         return self.world.all_reduce(self.state.sums.clone()).tolist()
 
     def _save(self) -> None:
@@ -256,7 +258,7 @@ class Trainer:
         self._clock = now
 
     def _end_epoch(self, epoch: int) -> None:
-        """``epoch`` epochs are done: evaluate and save where due, always after the last."""
+        """Evaluate and save after epoch number ``epoch`` if they are due; after the last epoch they always are."""
         stop = self._check_last_step()
         if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
