@@ -4,7 +4,7 @@
     run = imnet.train(imnet.recipes["quickstart"], out="runs/first")
     run.metrics[-1]["top1"], run.model()
 
-Importing this does not import torch.
+Importing imnet does not import torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-if sys.platform == "win32":  # locks, signals and forks of POSIX hold a run together
+if sys.platform == "win32":  # runs depend on POSIX locks, signals and forks
     raise ImportError("imnet runs on Linux and macOS; on Windows, under WSL")
 
 from imnet.errors import ImnetError
@@ -30,11 +30,11 @@ __all__ = ["ImnetError", "Recipe", "load", "load_run", "recipes", "replace", "tr
 
 
 def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
-    """Train a recipe (a value, or its name; default quickstart) and return its run.
+    """Train ``recipe`` (a Recipe or the name of one; default quickstart) and return its run.
 
     ``options`` are the fields of ``imnet.run_options.RunOptions``, e.g. ``data_dir=``, ``out=``, ``device="cpu"``,
-    ``gpus=2``, ``precision="fp32"``. Goes on where an earlier run of the same configuration stopped. Raises ImnetError.
-    With several ranks, call it under ``if __name__ == "__main__"``: they are separate processes.
+    ``gpus=2``, ``precision="fp32"``. An earlier run of the same configuration is resumed where it stopped. Raises
+    ImnetError. With several ranks, call this under ``if __name__ == "__main__"``: each rank is a new process.
     """
     from imnet.run import train_run
 
@@ -42,9 +42,9 @@ def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
 
 
 def train_ensemble(recipe: Recipe | str, bands: str = "all", **options: Any) -> Ensemble:
-    """Train a network for each of a recipe's spectral ``bands`` (all, or numbers with commas), in one folder.
+    """Train one network for each of the recipe's spectral ``bands`` ("all", or e.g. "0,3"), in one folder.
 
-    ``options`` as for ``train``. Bands that the folder holds already are not trained again.
+    ``options`` are those of ``train``. Bands that are already complete in the folder are not trained again.
     """
     from imnet.fused import Ensemble
     from imnet.run import trained
@@ -53,14 +53,14 @@ def train_ensemble(recipe: Recipe | str, bands: str = "all", **options: Any) -> 
 
 
 def load_run(path: str) -> Run:
-    """The run in a folder that imnet-train wrote."""
+    """Return the run whose folder, written by imnet-train, is ``path``."""
     from imnet.run import Run
 
     return Run(path)
 
 
 def load(path: str) -> Classifier:
-    """The classifier in a file that imnet-export wrote (safetensors)."""
+    """Return the classifier in a safetensors file that imnet-export wrote."""
     from imnet.classifier import load as load_file
 
     return load_file(path)

@@ -1,4 +1,5 @@
-"""What a recipe does to its images, as a frozen value. Standard library only; ``imnet.recipe`` hands it on."""
+"""The preprocessing and augmentation of a recipe, as a frozen value. Standard library only; imported from
+``imnet.recipe`` elsewhere."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from imnet.fields import COUNT, COUNT_OR_NONE, FINITE, NOT_NEGATIVE, POSITIVE, S
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What happens to a training image, in this order: pad and crop, flip, resize, crop, TrivialAugmentWide or
+    """The operations on a training image, in this order: pad and crop, flip, resize, crop, TrivialAugmentWide or
     RandAugment, colour jitter, spectral band, normalise, cutout, random erasing. A test image is resized,
-    centre-cropped, made a band and normalised.
+    centre-cropped, reduced to a spectral band and normalised.
 
     Padding is 0 (or the mirrored image) before normalisation; cutout fills 0 after it.
     Everything random is a pure function of (seed, epoch, sample id).
@@ -47,23 +48,23 @@ class Augment:
         default=None, metadata=about("side of a random crop in training, of the middle one in evaluation", COUNT)
     )
     crop_scale: tuple[float, ...] | None = field(
-        # Szegedy 2015, at aspect ratios 3/4..4/3, before everything else. Of pictures kept encoded it is cut from the
-        # whole picture; in evaluation their shorter side is made resize_eval_px and the middle crop_px is taken.
+        # Szegedy 2015, at aspect ratios 3/4..4/3, before everything else. Encoded pictures are cropped from their full
+        # resolution; in evaluation their shorter side is resized to resize_eval_px and the middle crop_px is taken.
         default=None,
         metadata=about("a crop of this share of the area (least, most), made crop_px square", POSITIVE),
     )
     color_jitter: tuple[float, ...] = field(
-        # In random order; 0.1 means factors 0.9..1.1, or a hue turned by up to 0.1.
+        # In random order; 0.1 means factors 0.9..1.1, or a hue rotated by up to 0.1.
         default=(0.0, 0.0, 0.0, 0.0),
         metadata=about("brightness, contrast, saturation, hue: how far each may move", NOT_NEGATIVE),
     )
     trivial_augment: bool = field(
-        # arXiv 2103.10158: one of 14 operations an image, 31 strengths.
+        # arXiv 2103.10158: one of 14 operations per image, at one of 31 strengths.
         default=False,
         metadata=about("TrivialAugmentWide, bilinear"),
     )
     rand_augment_ops: int = field(
-        # arXiv 1909.13719, as torchvision has it: operations of TrivialAugmentWide's list, all of one strength.
+        # arXiv 1909.13719, as in torchvision: operations from TrivialAugmentWide's list, all of the same strength.
         default=0,
         metadata=about(
             "RandAugment: operations an image, usually 2, bilinear; 0 = not", Range(low=0, high=16), later=True
@@ -73,7 +74,7 @@ class Augment:
         default=9, metadata=about("their strength, of 31", Range(low=0, high=30), later=True)
     )
     random_erasing_p: float = field(
-        # arXiv 1708.04896, as torchvision has it: 2 to 33 % of the area, sides 0.3 to 3.3 to each other.
+        # arXiv 1708.04896, as in torchvision: 2 to 33 % of the area, aspect ratios 0.3 to 3.3.
         default=0.0,
         metadata=about("share of the images in which a box of random size is filled with the mean", SHARE, later=True),
     )
@@ -126,11 +127,11 @@ class Augment:
 
     @property
     def num_bands(self) -> int:
-        """Spectral bands of an image, each a network's in an ensemble; 0 where networks see whole images."""
+        """Number of spectral bands of an image (an ensemble has a network for each); 0 if networks see whole images."""
         return (self.spectral_r or 0) ** 2
 
     def mean_per_channel(self, channels: int) -> tuple[float, ...]:
-        """``mean`` of each of ``channels``; ValueError for the mean image, which is computed from the data."""
+        """``mean`` as one value for each channel; ValueError for the mean image, which is computed from the data."""
         if isinstance(self.mean, str):
             raise ValueError("got augment.mean = image; allowed: numbers; compute the mean image of the training set")
         return self.mean * channels if len(self.mean) == 1 else self.mean
@@ -142,22 +143,22 @@ class Augment:
 
     @property
     def recolors(self) -> bool:
-        """Whether training images change their colours or, by TrivialAugmentWide and RandAugment, their geometry."""
+        """Whether training images get colour jitter, TrivialAugmentWide or RandAugment (which also change geometry)."""
         return bool(self.trivial_augment or self.rand_augment_ops or any(self.color_jitter))
 
     @property
     def transforms_eval(self) -> bool:
-        """Whether anything is done to a test image beyond normalising it."""
+        """Whether a test image is changed in any way beyond normalising it."""
         return any((self.resize_px, self.resize_eval_px, self.crop_px, self.spectral_r))
 
     def output_px(self, image_px: int) -> int:
-        """Side of a training image when all is done to one of ``image_px``."""
+        """Side of a training image of ``image_px`` after all operations."""
         return (self.crop_px or self.resize_px or image_px) // (self.spectral_r or 1)
 
     def check_fits(self, image_px: int, channels: int) -> None:
-        """ValueError unless all of this can be done to images of ``image_px`` with ``channels``."""
+        """Raise ValueError unless all operations are possible on images of ``image_px`` with ``channels``."""
         self._check_channels(channels)
-        # Of more, some crops would see nothing of the image. Random resized crops come before the padding.
+        # With more padding, some crops would contain nothing of the image. Random resized crops come before it.
         padded = self.crop_px if self.crop_scale is not None and self.crop_px is not None else image_px
         got, allowed = f"augment.crop_pad_px = {self.crop_pad_px}", f"under {padded}, the side of the images"
         check(self.crop_pad_px < padded, got, allowed, "pad less")

@@ -1,7 +1,7 @@
-"""--allow-change: what a run may become without starting anew, decided before anything is written.
+"""--allow-change: which changes of configuration a run can continue with, decided before anything is written.
 
-Weights, momenta and averages are taken over as they are; what has no place for them is refused. The step counter counts
-batches of the old size, so it is converted through the images that have been seen.
+Weights, momenta and averages are taken over as they are; a configuration into which they do not fit is refused. The
+step counter counts batches of the old size, so it is converted by the number of images seen.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ EDGE = "let the old command reach the end of an epoch first, or choose another -
 
 @dataclass(frozen=True)
 class Course:
-    """What decides the steps of a run."""
+    """Everything that determines the steps of a run."""
 
     recipe: Recipe
     precision: str
     order: Order
     fingerprint: str
-    """Of the data."""
+    """Fingerprint of the data."""
 
     @property
     def num_steps(self) -> int:
@@ -42,13 +42,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Origin(Course):
-    """What a checkpoint was trained by."""
+    """The course that a checkpoint was trained on, and its step."""
 
     step: int
 
     @property
     def position(self) -> tuple[int, int]:
-        """(epochs done, images seen of the next one)."""
+        """(completed epochs, images seen in the next epoch)."""
         epoch, batches = divmod(self.step, self.order.steps_per_epoch)
         return epoch, batches * self.order.batch_images
 
@@ -56,11 +56,11 @@ class Origin(Course):
 def enter(
     path: Path, run: Mapping[str, Any], new: Course, net: Mapping[str, Tensor], *, allowed: bool
 ) -> tuple[Checkpoint | None, int, list[str]]:
-    """The newest good checkpoint of the run folder ``path``, whose run.json is ``run``; at which step of ``new`` it
-    goes on, and what to say of a change, where it is ``allowed``. ``net`` is the state dict of the new network.
+    """Return the newest good checkpoint of the run folder ``path``, whose run.json is ``run``; the step of ``new`` at
+    which it continues; and header lines about a change, if one is ``allowed``. ``net`` is the new network's state dict.
 
-    Raises UsageError where it cannot go on, and DataError where no checkpoint is good, or is the run's. Nothing is
-    written, so that a dry run asks the same.
+    Raises UsageError if the run cannot continue, and DataError if no checkpoint is good, or none belongs to the run.
+    Nothing is written, so that a dry run can use this too.
     """
     found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run or None))
     if found is None:
@@ -77,9 +77,9 @@ def enter(
 
 
 def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
-    """Of a checkpoint, by ``folder``'s run.json, which keeps every configuration that the folder has had.
+    """The origin of a checkpoint, looked up in ``folder``'s run.json, which keeps every configuration of the run.
 
-    Raises DataError where it does not know the checkpoint's: it is another run's.
+    Raises DataError if the checkpoint's configuration is not among them: then it is another run's.
     """
     saved = found.state
     known = [entry_of(run), *(run.get("before") or [])] if run else []
@@ -94,13 +94,14 @@ def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
 
 
 def entry_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json keeps of its configuration when it gets another."""
+    """The part of run.json that is kept as an earlier configuration when the run gets a new one."""
     kept = {key: run[key] for key in ("config_hash", "recipe", "precision")}
     return kept | {"train_images": data_of(run)["train_images"]}
 
 
 def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tuple[dict[str, Any], ...]:
-    """The configurations that a folder with ``run`` has had, when it goes on with ``recipe``."""
+    """The earlier configurations of a folder whose run.json is ``run`` and which continues with ``recipe``; the oldest
+    first."""
     if run is None:
         return ()
     before = list(run.get("before") or [])
@@ -110,10 +111,10 @@ def history(run: Mapping[str, Any] | None, recipe: Recipe, precision: str) -> tu
 
 
 def plan(old: Origin, new: Course, tensors: Mapping[str, Mapping[str, Tensor]], net: Mapping[str, Tensor]) -> int:
-    """The step at which ``new`` goes on from a checkpoint of ``old`` with ``tensors``.
+    """Return the step of ``new`` at which to continue from a checkpoint of ``old`` with ``tensors``.
 
-    Raises UsageError where the network, its optimiser or the position in an epoch cannot be taken over, and where
-    nothing would be left to train.
+    Raises UsageError if the network, the optimiser or the position within an epoch cannot be taken over, or if nothing
+    is left to train.
     """
     _check_network(tensors["model"], net)
     _check_optimiser(old.recipe, new.recipe)
@@ -134,7 +135,8 @@ def _check_network(saved: Mapping[str, Tensor], net: Mapping[str, Tensor]) -> No
 
 
 def _check_optimiser(old: Recipe, new: Recipe) -> None:
-    """The state of an optimiser is saved by the number of a parameter, in the order of its groups."""
+    """Raise UsageError if the optimiser's state does not fit: it is saved by each parameter's number, which depends on
+    the parameter groups."""
     facts = {
         "optim.kind": (old.optim.kind, new.optim.kind),
         "optim.decay_norms": (old.optim.decay_norms, new.optim.decay_norms),
@@ -150,7 +152,8 @@ def _check_optimiser(old: Recipe, new: Recipe) -> None:
 
 
 def _convert(old: Origin, new: Course) -> int:
-    """At the edge of an epoch, or within one whose order stays, where new batches end at the same image as the old."""
+    """Return the checkpoint's step as a step of ``new``. Raises UsageError within an epoch, unless the order of the
+    images is the same and a new batch ends where the checkpoint's last batch did."""
     epoch, images = old.position
     order = new.order
     if images == 0:
@@ -166,7 +169,7 @@ def _convert(old: Origin, new: Course) -> int:
 
 
 def notes(old: Origin, course: Course, step: int) -> list[str]:
-    """What the header says of the change."""
+    """Header lines that describe the change."""
     new = course.recipe
     was = to_dict(old.recipe) | {"precision": old.precision}
     told = difference(was, to_dict(new) | {"precision": course.precision}, most=12)

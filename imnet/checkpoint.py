@@ -1,14 +1,14 @@
-"""Checkpoints that survive: a directory made under a temporary name, fsynced, verified by its manifest, renamed.
+"""Crash-safe checkpoints: each is a directory written under a temporary name, fsynced, renamed, and then verified.
 
     checkpoints/step-00000120/
         MANIFEST.json       sha256 and size of every file
         model.safetensors   the network's state dict, and nothing else: any tool can read it
-        ema.safetensors     the averaged weights, where the recipe has them
+        ema.safetensors     the averaged weights, if the recipe has them
         state.safetensors   optimiser and scaler tensors
         state.json          step, epoch, scalars, lengths of the logs, data fingerprint, configuration
 
-No pickle anywhere. Loading takes the newest whose manifest verifies, else the one before it, and says so. An older one
-is deleted only after the newer has been read back.
+No pickle anywhere. Loading takes the newest checkpoint whose manifest verifies and names the newer ones that it had to
+skip. An older checkpoint is deleted only after the newer one has been read back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from imnet.errors import DataError, IOFailure
 from imnet.files import in_utf8, listed
 
 KEEP = (2, False)
-"""The newest two, and not the best one; see ``RunOptions.keeps``."""
+"""Keep the newest two, and not the best one; see ``RunOptions.keeps``."""
 MANIFEST = "MANIFEST.json"
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
     skipped: tuple[str, ...] = ()
-    """One line for every newer checkpoint that did not verify."""
+    """One line for each newer checkpoint that did not verify."""
 
 
 def save(
@@ -54,17 +54,17 @@ def save(
     keep: tuple[int, bool] = KEEP,
     own: Sequence[str] = (),
 ) -> Path:
-    """Write ``folder/step-XXXXXXXX``; on any failure nothing of that name exists and older ones are untouched.
+    """Write ``folder/step-XXXXXXXX`` and return its path. If writing fails, older checkpoints are untouched.
 
-    ``tensors`` maps a file stem (model, ema, state) to its tensors; ``keep`` says how many of the newest stay, and
-    whether the one of the highest ``top1`` in its state does; ``own`` are the configurations of ``of_run``. What is of
-    others is neither counted nor deleted: in the way of this one, it gets another name. Raises IOFailure.
+    ``tensors`` maps a file stem (model, ema, state) to its tensors. ``keep`` is how many of the newest checkpoints to
+    keep, and whether to keep the one with the highest ``top1`` in its state. ``own`` are the hashes from ``of_run``:
+    checkpoints of other runs are neither counted nor deleted, and one that has this name is renamed. Raises IOFailure.
     """
     own = own or (state.get("config_hash", ""),)
     final = folder / f"step-{step:08d}"
     temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
     try:
-        folder.mkdir(exist_ok=True)  # not its parent, which may have been moved
+        folder.mkdir(exist_ok=True)  # without parents: the run folder may have been moved away
         if temporary.exists():
             shutil.rmtree(temporary)
         if final.exists() and _problem(final) is None and _config_hash(final) == state.get("config_hash"):
@@ -75,7 +75,7 @@ def save(
             save_file(plain, temporary / f"{stem}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         _write_manifest(temporary)
-        if final.exists():  # damaged, of an earlier configuration (--allow-change), or of another run
+        if final.exists():  # it is damaged, of an earlier configuration (--allow-change), or of another run
             final.rename(replaced if _is_own(final, own) else _aside(final))
         temporary.rename(final)
         _fsync(folder)
@@ -102,27 +102,27 @@ def _hint(folder: Path) -> str:
 
 
 def of_run(run: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The configurations that a run has had, by their hashes, the present one first: what was saved by another one is
-    no checkpoint of this run. None are known without its run.json."""
+    """The hashes of all configurations that a run has had, the present one first; empty without its run.json. A
+    checkpoint with any other hash does not belong to the run."""
     return () if run is None else (run["config_hash"], *(entry["config_hash"] for entry in run.get("before") or ()))
 
 
 def _is_own(path: Path, own: Sequence[str]) -> bool:
-    """Whether a checkpoint is of the run whose configurations are ``own``; one that says nothing of it is."""
+    """Whether a checkpoint belongs to the run whose configurations are ``own``; one without a readable hash does."""
     return not own or _config_hash(path) in (*own, None)
 
 
 def _aside(final: Path) -> Path:
-    """A name beside ``final`` that nobody has, and that is no checkpoint's."""
+    """An unused path beside ``final`` whose name is not that of a checkpoint."""
     names = (final.with_name(f"foreign-{final.name}{more}") for more in ("", *(f"-{n}" for n in range(2, 10**6))))
     return next(path for path in names if not path.exists())
 
 
 def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there is none at all; of the run whose configurations are
-    ``own``, see ``of_run``, those of the present one come first.
+    """Load the newest checkpoint that verifies; None if there are no checkpoints at all. ``own`` are the hashes from
+    ``of_run``: checkpoints of the run's present configuration are tried first, then those of its earlier ones.
 
-    Raises DataError where checkpoints exist and none verifies, or none that does is the run's.
+    Raises DataError if checkpoints exist but none verifies, or none that verifies belongs to the run.
     """
     skipped: list[str] = []
     for path in _newest_first(folder, own):
@@ -138,7 +138,7 @@ def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
 
 
 def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
-    """A checkpoint that is known to verify (rank 0 has checked it)."""
+    """Load a checkpoint without verifying it; the caller has done so."""
     tensors = {}
     for file in listed(path, "*.safetensors"):
         with in_utf8(file) as name:
@@ -147,15 +147,15 @@ def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
 
 
 def check_own(path: Path, own: Sequence[str]) -> None:
-    """DataError for a checkpoint of another run than that whose configurations are ``own``."""
+    """Raise DataError if the checkpoint does not belong to the run whose configurations are ``own``."""
     if not _is_own(path, own):
         what = "the checkpoint is of a configuration that run.json does not know"
         raise DataError(what, file=path, hint="put a copy of the run's own back, or take another folder")
 
 
 def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
-    """This checkpoint and no other; DataError where it is damaged, or not of the run whose configurations are
-    ``own``."""
+    """Load exactly this checkpoint. Raises DataError if it is damaged, or does not belong to the run whose
+    configurations are ``own``."""
     problem = _problem(path)
     if problem is not None:
         raise DataError(f"the checkpoint is damaged: {problem}", file=path, hint="take another --checkpoint")
@@ -164,26 +164,27 @@ def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
 
 
 def states(folder: Path, own: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:
-    """What state.json of every checkpoint of a run says, where it can be read; the earliest step first."""
+    """The state.json of every checkpoint of a run by path, the earliest step first; unreadable ones are left out."""
     found = {path: _state(path) for path in sorted(_paths(folder)) if _is_own(path, own)}
     return {path: state for path, state in found.items() if state is not None}
 
 
 def _best_of(paths: Sequence[Path], fingerprint: str | None) -> Path | None:
-    """The earliest of the highest top-1 on these data; None where no checkpoint was evaluated."""
+    """The checkpoint of highest top-1 on the data with this fingerprint, the earliest if several have it; None if none
+    was evaluated."""
     judged = [(path, s) for path in paths if (s := _state(path)) and s.get("data_fingerprint") == fingerprint]
     ranked = [(s["top1"], -s["epoch"], path) for path, s in judged if s.get("top1") is not None]
     return max(ranked)[2] if ranked else None
 
 
 def newest(folder: Path, own: Sequence[str] = ()) -> Path | None:
-    """The one that ``load`` tries first, whether it verifies or not; None where there is none."""
+    """The checkpoint that ``load`` tries first, whether it verifies or not; None if there is none."""
     return next(iter(_newest_first(folder, own)), None)
 
 
 def _newest_first(folder: Path, own: Sequence[str]) -> list[Path]:
-    """Steps of another configuration count other batches, so their numbers say nothing of what is newer; other runs'
-    come last."""
+    """Checkpoints in the order in which to try them: of the present configuration, of the run's earlier ones, of other
+    runs. Steps of another configuration count other batches, so step numbers are only compared within each group."""
     return sorted(_paths(folder), key=lambda p: (_is_own(p, own[:1]), _is_own(p, own), p.name), reverse=True)
 
 
@@ -200,7 +201,7 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 
 def _config_hash(path: Path) -> str | None:
-    """Of the configuration that wrote a checkpoint; None where its state cannot be read."""
+    """The hash of the configuration that wrote a checkpoint; None if its state cannot be read."""
     return (_state(path) or {}).get("config_hash")
 
 
@@ -233,11 +234,12 @@ def _problem(folder: Path) -> str | None:
 
 
 def _prune(final: Path, state: Mapping[str, Any], keep: tuple[int, bool], own: Sequence[str]) -> None:
-    """Drop what need not be kept beside ``final``, which has just been written, and leftovers of interrupted saves."""
+    """Delete the checkpoints that ``keep`` does not ask for beside ``final``, which has just been written, and the
+    leftovers of interrupted saves."""
     folder, (newest, with_best) = final.parent, keep
     ordered = [path for path in _newest_first(folder, own) if _is_own(path, own)]
     at = ordered.index(final)
-    # Of later steps are those that loading has gone by: counted among the newest, they would take a good one's place.
+    # Damaged checkpoints of later steps, which loading skips, would displace good ones among the newest.
     for path in ordered[:at]:
         if _problem(path) is not None:
             shutil.rmtree(path, ignore_errors=True)

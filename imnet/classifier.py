@@ -1,9 +1,9 @@
-"""A trained network with all that it needs to judge pictures: how they are made into its input, and what classes mean.
+"""A trained network with everything needed to classify pictures: their preprocessing and the names of the classes.
 
     model = imnet.load("model.safetensors")      # what imnet-export wrote; or run.classifier()
     model.predict(["cat.jpg", "dog.png"])        # [{"name": ..., "top": [("cat", 0.93), ...]}, ...]
 
-Pictures go through the very code that evaluated the run.
+Pictures are preprocessed by the same code that evaluated the run.
 """
 
 from __future__ import annotations
@@ -34,29 +34,31 @@ from imnet.recipe_json import build_value, to_dict
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 KEY = "imnet"
-"""Under which word an exported file keeps its card."""
+"""The metadata key of the card in an exported file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of a network beside its weights; plain JSON in files. ValueError for other types and ranges."""
+    """Everything about a network except its weights; stored as JSON. Raises ValueError for wrong types and ranges."""
 
     model: str
     num_outputs: int = field(metadata=about("of the network, which may have more than there are classes", COUNT))
     channels: int = field(metadata=about("of the images", COUNT))
     image_px: int = field(metadata=about("side of the images", Range(low=1, high=65_536)))
-    """Side that pictures are made, straight and with the BOX filter, before ``augment``'s evaluation part."""
+    """Side to which pictures are resized, with the BOX filter and without keeping the aspect ratio, before the
+    evaluation part of ``augment``."""
     whole: bool
-    """Pictures are cut from as they are: the shorter side and the crop of ``augment``, instead of ``image_px``."""
+    """Whether crops are cut from the original pictures: then the resizing of the shorter side and the crop of
+    ``augment`` replace ``image_px``."""
     augment: Augment
     class_names: tuple[str, ...]
     model_options: dict[str, Any]
     top1: float | None = None
-    """Of the test images of ``data``, last epoch."""
+    """Top-1 on the test images of ``data`` after the last epoch."""
     data: str = ""
     recipe: str = ""
     licence: str | None = None
-    """Of the weights that training began with; None where they were drawn."""
+    """Licence of the weights that training started from; None if they were initialised randomly."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -75,7 +77,7 @@ class Card:
 
     @property
     def rule(self) -> ResizeRule:
-        """How an encoded picture becomes pixels."""
+        """How an encoded picture is decoded and resized."""
         a = self.augment
         if self.whole and a.crop_scale is not None and a.resize_eval_px is not None:
             assert a.crop_px is not None
@@ -84,23 +86,23 @@ class Card:
 
     @property
     def then(self) -> Augment:
-        """What is done to those pixels: where they have the network's side already, they are normalised only."""
+        """What is done to the pixels that ``rule`` makes: if these are cropped already, they are only normalised."""
         if self.rule.shorter_px is None:
             return self.augment
         return replace(self.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
 
     @property
     def input_px(self) -> int:
-        """Side of what the network sees."""
+        """Side of the network's input."""
         return self.then.output_px(self.rule.size_px)
 
 
 class Classifier:
-    """``predict`` and ``logits`` of a network; in fp32, on the CPU until ``to`` moves it."""
+    """A network with ``predict`` and ``logits``. It computes in fp32, on the CPU until ``to`` moves it."""
 
     def __init__(self, network: nn.Module, card: Card, mean: Tensor | None = None, bands: tuple[int, ...] = ()):
-        """``mean`` (H, W, C): the mean image of x/255, of recipes that subtract one; ``bands``: what a network sees of
-        each image, (B, K, C, h, w), where it is an ensemble's."""
+        """``mean`` is the mean image (H, W, C) of x/255, for recipes that subtract one. ``bands`` are the K spectral
+        bands that an ensemble sees of each image; its input is then (B, K, C, h, w)."""
         self.network, self.card, self.mean, self.bands = network.eval(), card, mean, bands
         self.device = torch.device("cpu")
         if card.augment.mean == "image" and mean is None:
@@ -112,7 +114,10 @@ class Classifier:
         return self
 
     def pixels(self, picture: Picture) -> np.ndarray:
-        """uint8 (side, side, C) of a path, encoded bytes, a PIL picture or a uint8 array; BadPictureError, OSError."""
+        """Return uint8 (side, side, C) for a path, encoded bytes, a PIL picture or a uint8 array.
+
+        Raises BadPictureError or OSError if the picture cannot be decoded or read.
+        """
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 3 and picture.shape[2] == 1
             if picture.dtype != np.uint8 or not (picture.ndim == 2 or grey or picture.shape[2:] in ((3,), (4,))):
@@ -129,7 +134,7 @@ class Classifier:
         return decode(data, self.card.rule)
 
     def images(self, pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What the network sees, (B, C, h, w) channels_last on its device, of uint8 (B, side, side, C)."""
+        """Turn uint8 pixels (B, side, side, C) into the network's input, (B, C, h, w) channels_last on its device."""
         store = torch.from_numpy(np.array(pixels)).to(self.device)
         made = Batches(store, self.card.then, seed=0, dtype=dtype, mean=self.mean, bands=self.bands)
         return made.batch(torch.arange(len(store)), 0, False)[0]
@@ -137,18 +142,21 @@ class Classifier:
     @device.undisturbed()
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> Tensor:
-        """fp32 (B, classes) of uint8 (B, side, side, C), on the CPU; outputs beyond the classes are left out."""
+        """Return fp32 logits (B, classes) on the CPU for uint8 pixels (B, side, side, C).
+
+        Outputs beyond the classes are left out.
+        """
         return self.network(self.images(pixels))[:, : len(self.card.class_names)].float().cpu()
 
     def predict(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> list[dict[str, Any]]:
-        """A dictionary a picture, see ``stream``."""
+        """Return one dictionary per picture, as described for ``stream``."""
         return list(self.stream(pictures, top, batch))
 
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
-        """In their order: {"name": the path or number, "top": [(class, probability), ...]}, the likeliest first; or
-        {"name", "error"} of a picture that cannot be read."""
+        """Yield, in the order of ``pictures``, {"name": path or number, "top": [(class, probability), ...]} with the
+        likeliest class first, or {"name", "error"} for a picture that cannot be read."""
         one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
-        if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # its letters or rows are no pictures
+        if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # iterating would yield its letters or rows
             raise UsageError("got one picture; allowed: several, in a list", hint="write [picture]")
         waiting: list[dict[str, Any]] = []
         for number, picture in enumerate(pictures):
@@ -175,7 +183,7 @@ class Classifier:
 
 
 def _name(number: int, picture: Picture) -> str:
-    """What a prediction calls its picture: the path, or the number of what has none."""
+    """The name of a picture in its prediction: its path, or its number if it has none."""
     if isinstance(picture, bytes | Image.Image | np.ndarray):
         return str(number)
     if isinstance(picture, str | os.PathLike):
@@ -185,7 +193,7 @@ def _name(number: int, picture: Picture) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> Classifier:
-    """A file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other."""
+    """Load a file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other file."""
     file, head = Path(path), {}
     if file.is_dir():
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
@@ -206,15 +214,15 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         card = Card.loads(head[KEY])
         network = models.build(card.model, card.num_outputs, card.channels, **card.model_options)
         network.load_state_dict(tensors)
-    except (ValueError, RuntimeError, UsageError) as error:  # torch's, of weights that are another network's
+    except (ValueError, RuntimeError, UsageError) as error:  # torch's, if the weights are another network's
         what = f"its card cannot be read, or is not that of its weights: {error}"
         raise DataError(what, file=file, hint="write it again: imnet-export RUN --to safetensors") from error
     return Classifier(network, card)
 
 
 def pictures_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files that are named, and every picture in the folders that are named, sorted; links are followed and junk is
-    left out as in training. A link to nothing is there too, so that it has its error."""
+    """Yield the files among ``paths``, and every picture in the folders among them, sorted. Links are followed and junk
+    is left out, as in training. Broken links are yielded too, so that they are reported as errors."""
     from imnet.data.readers.rule import is_picture
     from imnet.data.readers.tree import FolderTree, in_order
 

@@ -1,11 +1,11 @@
-"""What a run leaves open, decided once from measurements, said aloud, and kept for the run's life.
+"""Decides what a run's options leave open, once and from measurements; the run prints its choices and keeps them.
 
 A captured step is one CUDA graph: the device no longer waits for the launches of hundreds of small kernels. On one H100
-(2026-11-26, bench/results/h100-2026-11-26.json) it made Shake-Shake 1.5, DenseNet 3.7 and a small network 5 times
-faster, so it is taken wherever one GPU trains. Our own kernels make a captured step another 20 to 45 % faster and cost
-some seconds (one H200, the same day, bench/results/h200-2026-11-26.json): they are taken where a run is long enough.
-With them compiling gained nothing more for the four networks with batch norms that were measured. Elsewhere it gained
-16 to 23 % and cost 18 to 101 s, so it is taken where the whole run is predicted to be long enough to earn them back.
+(2026-11-26, bench/results/h100-2026-11-26.json) capturing made Shake-Shake 1.5, DenseNet 3.7 and a small network 5
+times faster, so it is the default on one GPU. Our own kernels make a captured step another 20 to 45 % faster and cost
+a few seconds (one H200, same day, bench/results/h200-2026-11-26.json): they are used if the run is long enough.
+Compiling on top of them gained nothing for the four networks with batch norms that were measured. For other networks it
+gained 16 to 23 % and cost 18 to 101 s, so it is used if the run is predicted to be long enough to earn that back.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
 KERNELS_PAY_FROM_S = 30.0
-"""Predicted seconds of training: where none was compiled before, our kernels made a warm-up on an H200 7 s longer, and
-they save a sixth (WRN-28-10) to a third (ResNet-50) of a step's time. Predictions are low: on an H200 (2026-11-27)
+"""Predicted seconds of training from which our kernels are used. On an H200 they made a cold warm-up 7 s longer and
+save a sixth (WRN-28-10) to a third (ResNet-50) of a step's time. Predictions are low: on an H200 (2026-11-27)
 fashion-mnist/wrn28_10_fast, predicted at 39 s, took 64 s without them, 75 s from the prompt; with them, cold, 65 s."""
 COMPILE_GAIN = 0.13
-"""Share of a captured step's time that compiling saves: 0.14 WRN-28-10, 0.19 Shake-Shake 2x96d, 0.17 WRN-36-5."""
+"""Share of a captured step's time that compiling saves; measured: 0.14 for WRN-28-10, 0.19 for Shake-Shake 2x96d, 0.17
+for WRN-36-5."""
 COMPILE_S_PER_CONVOLUTION = 1.0
-"""Cold: WRN-28-10 (28 convolutions) 35 to 40 s, DenseNet-BC-100 (99) 101 s, four networks at once 32 to 54 s."""
+"""Seconds of compiling, cold: WRN-28-10 (28 convolutions) took 35 to 40 s, DenseNet-BC-100 (99) 101 s, four networks at
+once 32 to 54 s."""
 COMPILE_MARGIN = 1.3
-"""A prediction within 30 % must not make a run longer."""
+"""Safety factor: a prediction that is off by 30 % must not make a run longer."""
 BYTES_PER_ELEMENT = 40
-"""What an uncompiled bf16 step moves for every element that a layer writes: fitted to the captured rows, of which it
-predicts the wide networks within 20 %, and DenseNet, whose kernels are small, at twice its rate."""
+"""Bytes that an uncompiled bf16 step moves for each element that a layer writes. Fitted to the rows of captured steps:
+wide networks are predicted within 20 %, DenseNet, whose kernels are small, at twice its measured rate."""
 RATES = {"H100": (780e12, 3.0e12), "H200": (790e12, 4.3e12)}
-"""bf16 matrix product FLOP/s and copy bytes/s of cards that were measured (2026-11-26, 2026-10-28)."""
+"""(bf16 matrix product FLOP/s, copy bytes/s) of the cards that were measured (2026-11-26, 2026-10-28)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Execution:
     deterministic: bool
     reason: str
     step_kernels: bool = False
-    """Whether the families of kernels that are for captured steps are taken."""
+    """Whether to use the kernel families that are meant for captured steps."""
 
 
 def decide(
@@ -66,9 +68,10 @@ def decide(
     train_images: int,
     kept: Mapping[str, Any] | None = None,
 ) -> Execution:
-    """What ``options`` asks for; what it leaves open as the run began (``kept``, of run.json), else by the rules here.
+    """Follow ``options``; what they leave open stays as the run began (``kept``, from run.json), or the rules here
+    decide it.
 
-    Raises UsageError for what was asked for and cannot be.
+    Raises UsageError or DeviceError if something that was asked for is impossible.
     """
     kept = kept or {}
     graphs, why_graphs = _cuda_graphs(recipe, options, place, world, kept)
@@ -83,13 +86,13 @@ def decide(
 
 
 def norms_are_ours(net: nn.Module) -> bool:
-    """Whether its batch norms are called through models.layers.normed: those of networks of this package."""
+    """Whether ``net`` has batch norms and calls them through models.layers.normed, as this package's networks do."""
     here = any(type(m).__module__.startswith("imnet.models.") for m in net.modules())
     return here and any(type(m) is nn.BatchNorm2d for m in net.modules())
 
 
 def keep_deterministic(options: RunOptions, kept: Mapping[str, Any] | None) -> RunOptions:
-    """``options`` with --deterministic decided: as asked, else as the run began, else not."""
+    """Return ``options`` with --deterministic decided: as asked, else as the run began, else off."""
     if options.deterministic is not None:
         return options
     return replace(options, deterministic=bool((kept or {}).get("deterministic", False)))
@@ -105,7 +108,7 @@ def _cuda_graphs(
     if place.device.type != "cuda":
         return False, ""
     if world.size > 1:
-        # No machine with several GPUs has measured it yet.
+        # Not measured on several GPUs yet.
         return False, f"not captured on {world.size} ranks (--cuda-graphs does)"
     if options.max_skips:
         return False, "not captured: --on-nonfinite skip:N reads every step"
@@ -155,20 +158,21 @@ def _compile(
 
 
 def compiler_missing(place: device.Place) -> str | None:
-    """What torch.compile calls and does not find: a C++ compiler on a CPU, Triton's C compiler on a GPU."""
+    """The compiler that torch.compile needs and that is not installed: C++ for a CPU, C (for Triton) for a GPU."""
     if place.device.type == "cuda":
         return None if c_compiler() else "a C compiler (gcc)"
     return None if shutil.which(os.environ.get("CXX", "g++")) else "a C++ compiler (g++)"
 
 
 def compile_pays_from_s(net: nn.Module) -> float:
-    """Seconds of uncompiled training from which compiling earns back what it costs."""
+    """Seconds of uncompiled training from which compiling earns back its cost."""
     convolutions = sum(isinstance(m, nn.Conv2d) for m in net.modules())
     return COMPILE_MARGIN * COMPILE_S_PER_CONVOLUTION * convolutions / COMPILE_GAIN
 
 
 def seconds_of_training(recipe: Recipe, net: nn.Module, place: device.Place, train_images: int) -> float:
-    """Of the whole run, uncompiled and captured, on one GPU: the arithmetic and the bytes, one after the other."""
+    """Predict the seconds of the whole run, uncompiled and captured, on one GPU: the time of its arithmetic plus the
+    time of its memory traffic."""
     flops_per_s, bytes_per_s = rates(place)
     flops, elements = sizes(net, (recipe.data.channels, recipe.input_px, recipe.input_px))
     moved = elements * BYTES_PER_ELEMENT * (2 if place.precision == "fp32" else 1)
@@ -176,7 +180,7 @@ def seconds_of_training(recipe: Recipe, net: nn.Module, place: device.Place, tra
 
 
 def rates(place: device.Place) -> tuple[float, float]:
-    """(matrix product FLOP/s, copy bytes/s): of a measured card, else measured here in well under a second."""
+    """(matrix product FLOP/s, copy bytes/s): from RATES, else measured now, in well under a second."""
     name = torch.cuda.get_device_name(place.device)
     known = next((value for card, value in RATES.items() if card in name), None)
     if known is not None and place.precision != "fp32":
@@ -187,7 +191,7 @@ def rates(place: device.Place) -> tuple[float, float]:
 
 
 def _seconds(call: Callable[[], object], calls: int = 10) -> float:
-    """Seconds of one call on the GPU, warm."""
+    """Mean seconds per call on the GPU, after one warm-up call."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     call()
     start.record()
@@ -201,17 +205,18 @@ def _seconds(call: Callable[[], object], calls: int = 10) -> float:
 def choose_kernels(
     options: RunOptions, execution: Execution | None = None, kept: Mapping[str, Any] | None = None
 ) -> None:
-    """Resolve the kernel tiers; $IMNET_KERNELS stands where --kernels is left at auto, and what a run began with there.
+    """Resolve the kernel tiers: as --kernels says; if that is auto, $IMNET_KERNELS; if that is auto too, as the run
+    began (``kept``).
 
-    Before ``execution`` is known only what was asked for is checked. Raises UsageError for a word that is no tier and
-    DeviceError for a tier that is missing.
+    Without ``execution`` this only checks what was asked for. Raises UsageError for a word that is not a tier, and
+    DeviceError for a tier that is missing here.
     """
     kind = device.kind_of(options)
     spec, source = options.kernels, "--kernels"
     if spec == "auto":
         spec, source = os.environ.get(tier.ENV, "auto"), tier.ENV
     if spec == "auto" and kept:
-        # A family that is younger than the run was torch's own code then.
+        # If a kernel family is newer than the run, the run began with torch's own code in its place.
         began = {family: kept.get(family, {}).get("tier", "reference") for family in tier.FAMILIES}
         there = {f: t for f, t in began.items() if t in tiers_of(f) and tier.missing(t, kind) is None}
         spec, source = ",".join(f"{f}={t}" for f, t in there.items()), "the run's start"

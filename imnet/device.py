@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, on how many threads; decided once and said aloud."""
+"""The device of a run, its precision and its number of threads, and torch settings that hold only for a block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass(frozen=True)
 class Place:
-    """A device and the precision of its matrix work (autocast dtype; fp32 means no autocast)."""
+    """A device and the precision of matrix products on it: the dtype of autocast, or fp32 for no autocast."""
 
     device: torch.device
     precision: str
@@ -37,17 +37,17 @@ class Place:
 
 
 def num_gpus() -> int:
-    """GPUs that torch can use."""
+    """Number of GPUs that torch can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def kind_of(options: RunOptions) -> str:
-    """cpu or cuda: what a run would be on here."""
+    """The kind of device ("cpu" or "cuda") that a run with these options uses on this machine."""
     return "cpu" if options.device == "cpu" or options.procs or not num_gpus() else "cuda"
 
 
 def check_gpus(wanted: int, asked: str | None = None) -> None:
-    """DeviceError unless ``wanted`` GPUs are there; ``asked``: the words that want them, where they are not --gpus."""
+    """Raise DeviceError unless there are ``wanted`` GPUs. ``asked`` is what asked for them, if it was not --gpus."""
     found = num_gpus()
     if wanted <= found:
         return
@@ -60,7 +60,7 @@ def check_gpus(wanted: int, asked: str | None = None) -> None:
 
 
 def resolve(options: RunOptions, local_rank: int = 0) -> Place:
-    """The device of this process and the precision that ``--precision`` means on it."""
+    """Return the device of this process and the precision that ``--precision`` means on it."""
     kind = options.device
     if kind == "auto":
         kind = "cuda" if num_gpus() and not options.procs else "cpu"
@@ -74,7 +74,7 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     precision, reason = resolve_precision(options.precision, kind)
     if kind == "cuda":
-        # What little stays fp32 beside half precision may as well be fast; a run in fp32 is one.
+        # Beside half precision, what is left in fp32 may use TF32. A run in fp32 does so only with --tf32.
         fast = options.tf32 or precision != "fp32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     return Place(device, precision, reason)
@@ -95,16 +95,16 @@ def resolve_precision(precision: str, kind: str) -> tuple[str, str]:
 
 
 def _cpu_has_bf16() -> bool:
-    """avx512_bf16 or AMX, as the kernel reports them; elsewhere no."""
+    """Whether the kernel reports avx512_bf16 or AMX; False on systems that do not report CPU flags."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_field("flags").split())
 
 
 @contextlib.contextmanager
 def exact(deterministic: bool) -> Iterator[None]:
-    """Only algorithms that repeat every bit, for a block, where ``deterministic``; all is as it was afterwards.
+    """If ``deterministic``, use only bit-for-bit repeatable algorithms in the block; settings are restored afterwards.
 
-    cuBLAS reads its workspace setting when a process first uses it, so this comes before the first matrix product.
-    Raises UsageError, which names the operator, where torch has no such algorithm: the warm-up meets it before step 1.
+    cuBLAS reads its workspace setting at its first use in a process, so enter this before the first matrix product.
+    If torch has no such algorithm, UsageError names the operator; a run finds that out in its warm-up, before step 1.
     """
     if not deterministic:
         yield
@@ -132,10 +132,10 @@ def exact(deterministic: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(place: Place | None = None) -> Iterator[None]:
-    """torch as a new process has it, for a block, and its caller's random numbers as they were afterwards.
+    """Run the block with torch's settings as in a new process; the caller's random state and settings are restored.
 
-    Autocast, no_grad, inference_mode, a default dtype or device that a caller has switched on around a call would
-    change the figures of a run without a word, or break it.
+    Autocast, no_grad, inference_mode, or a default dtype or device that a caller has set around a call would silently
+    change the figures of a run, or break it.
     """
     dtype, gpus = torch.get_default_dtype(), [place.device] if place and place.device.type == "cuda" else []
     with contextlib.ExitStack() as stack:
@@ -152,10 +152,10 @@ def undisturbed(place: Place | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_autocast() -> Iterator[None]:
-    """As outside of every autocast context, for a block.
+    """Run the block as if outside every autocast context.
 
-    One more context that switches it off would not do: torch forgets the weights that it has cast where the outermost
-    context ends, and until then a run's own contexts, a pass each, would go on with those of the first step.
+    Nesting one more, disabled context is not enough. torch drops its cached casts of the weights when the outermost
+    context ends; until then a run's own contexts, one for each pass, would keep using the weights of the first step.
     """
     depth = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
@@ -176,11 +176,11 @@ def _no_autocast() -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads(options: RunOptions) -> Iterator[int]:
-    """The threads of this process for a block: --threads, else the cores it may use divided by the ranks here.
+    """Set torch's threads for the block: --threads, else the cores this process may use divided by the ranks here.
 
-    Denormals are flushed meanwhile: they cost up to 100x on a CPU and carry nothing that training needs. Freed memory
-    is kept: fresh pages for every activation cost an eighth of a small network's step. All is as it was afterwards,
-    since the caller may be somebody's notebook.
+    In the block denormals are flushed to zero, since they cost up to 100x on a CPU and training does not need them, and
+    malloc keeps freed memory, since fresh pages for every activation cost an eighth of a small network's step. Settings
+    are restored afterwards, since the caller may be a notebook.
     """
     before, flushed = torch.get_num_threads(), sys.float_info.min / 2 == 0
     ranks = local_size() or options.procs or options.gpus or 1
@@ -196,7 +196,7 @@ def threads(options: RunOptions) -> Iterator[int]:
 
 
 def _mallopt(*, trim_threshold: int, mmap_max: int) -> None:
-    """glibc's M_TRIM_THRESHOLD and M_MMAP_MAX for this process; nothing elsewhere."""
+    """Set glibc's M_TRIM_THRESHOLD and M_MMAP_MAX for this process; does nothing on other systems."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-1, trim_threshold)

@@ -1,8 +1,8 @@
-"""Spectral ensembles: a network for each band of the same images, trained in step with the others.
+"""Spectral ensembles: one network for each band of the same images, trained in step with the others.
 
-The folder of an ensemble holds a run folder a band (band-0, band-1, ...), and each is the run that ``--band K`` trains
-alone: the same weights, bit for bit on a CPU, whichever bands and ranks are beside it. So a band may go on with any
-others or by itself; where bands stand at different steps, those behind catch up first.
+The folder of an ensemble holds one run folder per band (band-0, band-1, ...). Each is the run that ``--band K`` trains
+alone: the same weights, bit for bit on a CPU, whichever bands and ranks are beside it. So a band can be continued with
+any other bands or by itself; if bands stand at different steps, those behind catch up first.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from imnet.trainer import Trainer
 from imnet.watch import Signals
 
 RANKS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Ranks on a CPU have more threads than cores together (see ``of_rank``). Where these wait busily, two ranks on two
-cores took 47 s for what took 10 s with this, and 9 s in one process (2026-11-26)."""
+"""Together, the ranks on a CPU have more threads than cores (see ``of_rank``). With threads that wait actively, two
+ranks on two cores took 47 s for what took 10 s with this, and 9 s in one process (2026-11-26)."""
 EVERY_S = 10.0
-"""From a line of one band to that of the next."""
+"""Seconds between the progress lines of one band and the next."""
 SUMMARY = ("top-1", "validation", "report")
-"""The lines of a run's summary that a band says too."""
+"""The summary lines of a run that are also printed for a band, by their first word."""
 
 
 def of_band(recipe: Recipe, band: int) -> Recipe:
-    """What trains one band of the ensemble."""
+    """The recipe that trains one band of the ensemble."""
     return replace(recipe, augment=replace(recipe.augment, spectral_band=band))
 
 
 def shares(bands: Sequence[int], num_ranks: int) -> list[tuple[int, ...]]:
-    """The bands of every rank: several a rank, or several ranks a band; UsageError where neither comes out even."""
+    """The bands of each rank: several bands per rank, or several ranks per band. Raises UsageError if there are more
+    ranks than bands, but not a multiple of them."""
     count = len(bands)
     if num_ranks <= count:
         return [tuple(bands[count * r // num_ranks : count * (r + 1) // num_ranks]) for r in range(num_ranks)]
@@ -54,13 +55,13 @@ def shares(bands: Sequence[int], num_ranks: int) -> list[tuple[int, ...]]:
 
 
 def ranks_a_band(bands: Sequence[int], num_ranks: int) -> int:
-    """How many ranks share the images of one network."""
+    """Number of ranks that share the images of one band's network."""
     return max(1, num_ranks // len(bands))
 
 
 def of_rank(options: RunOptions, bands: Sequence[int]) -> RunOptions:
-    """How a rank runs its bands: as a launch of the ranks of one band would. A process of its own has all the threads
-    then, because the number of threads decides in what order a CPU sums."""
+    """The options with which a rank runs its bands: those of a launch that trains one band alone. So a rank that has a
+    band to itself uses all threads, because the number of threads decides the order of sums on a CPU."""
     if options.procs is not None:
         many = ranks_a_band(bands, options.procs)
         return replace(options, device="cpu", procs=many if many > 1 else None)
@@ -69,17 +70,18 @@ def of_rank(options: RunOptions, bands: Sequence[int]) -> RunOptions:
 
 
 def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, threads: int) -> None:
-    """One rank's bands, to their end. ``options`` are those of ``of_rank``."""
+    """Train one rank's bands to the end. ``options`` are those from ``of_rank``."""
     bands = options.bands_of(recipe)
     with launch.connected(place.device, fits.settings(recipe, options, place)) as world:
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
         assert options.out is not None
         if recipe.weights is not None:
             own = [band_folder(Path(options.out), band).glob("checkpoints/step-*") for band in mine]
-            # As of one network: refused before a set is loaded, which may take long. Every band reads them again.
+            # Weights that do not fit are refused before the data set is loaded, which may take long, as for a single
+            # network. Every band reads them again.
             first_weights(recipe, build_network(recipe), near, saved=all(map(any, own)))
         dataset = load_data(recipe, options, world)
-        # Ranks of one machine that see the same part of a batch.
+        # The shelf is shared by the ranks of one machine that see the same part of each batch.
         shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
         rank = _Rank(recipe, options, place, near, signals, threads, shelf)
         if world.is_main:
@@ -87,12 +89,12 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
         if near.size > 1:
             rank.train(mine, dataset, leads=world.is_main)
             return
-    # From here on no rank needs another: one may take hours longer, or be stopped by itself.
+    # Disconnected, because from here on no rank needs another: one may take hours longer, or be stopped alone.
     rank.train(mine, dataset, leads=world.is_main)
 
 
 def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
-    """Which bands, and which ranks train them, in words."""
+    """Describe in words which bands are trained, and by which ranks."""
     of = f"{len(bands)} of {recipe.augment.num_bands} bands, a network each"
     if num_ranks == 1:
         return f"{of}: {' '.join(map(str, bands))}"
@@ -103,7 +105,7 @@ def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
 
 
 class _Rank:
-    """How this process trains its bands; ``world`` are the ranks that share them."""
+    """Trains the bands of this process; ``world`` are the ranks that share them."""
 
     def __init__(
         self,
@@ -119,13 +121,13 @@ class _Rank:
         self.signals, self.threads, self.shelf = signals, threads, shelf
 
     def train(self, bands: tuple[int, ...], dataset: DataSet, *, leads: bool) -> None:
-        """``bands`` in step; the rank that ``leads`` says what holds for all of them."""
+        """Train ``bands`` in step; the rank that ``leads`` prints the lines that hold for all bands."""
         sources = load_sources(self.recipe, self.options, self.place, self.world, bands, dataset)
         with contextlib.ExitStack() as stack:
             if self.shelf is not None and sources.train.decoder is not None:
                 stack.callback(self.shelf.close)
                 setting, sources.train.decoder.shelf = sources.train.setting, self.shelf
-                self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # that many are made at once
+                self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # so many may be in preparation at once
             whole = {"train": sources.train, "test": sources.test, "val": sources.val}
             parts = {name: Together(part) for name, part in whole.items() if part is not None}
             for part in parts.values():
@@ -152,7 +154,8 @@ class _Rank:
 
 
 def in_step(runs: dict[int, Trainer]) -> None:
-    """Train all ``runs`` by band to their end, always those that are furthest behind; Preempted when all have saved."""
+    """Train all ``runs`` (by band) to the end; each round takes one step of the runs that are furthest behind. Raises
+    Preempted, after all have saved, if they were asked to stop."""
     going, stopped = {band: run.steps() for band, run in runs.items()}, []
     try:
         while going:
@@ -175,7 +178,7 @@ def in_step(runs: dict[int, Trainer]) -> None:
 
 @contextlib.contextmanager
 def named(band: int) -> Iterator[None]:
-    """An error says which band it is of."""
+    """Add the band to the message of an ImnetError in the block."""
     try:
         yield
     except ImnetError as error:
@@ -184,12 +187,12 @@ def named(band: int) -> Iterator[None]:
 
 
 class Voice(Console):
-    """What one band, ``number`` of ``num``, says: its own lines by its name, in turn with the others; what holds for
-    all, the one that ``leads``."""
+    """The console of one band, ``number`` of ``num``. It prints the band's own lines under its name, taking turns with
+    the other bands. Lines that hold for all bands are printed only by the band that ``leads``."""
 
     def __init__(self, band: int, number: int, num: int, signals: Signals, *, leads: bool, enabled: bool):
         super().__init__(enabled, EVERY_S * num, signals)
-        self._rich = None  # bars of several would write over each other
+        self._rich = None  # the bars of several bands would overwrite each other
         self.band, self.number, self.num, self.leads = band, number, num, leads
 
     def start(self, total_steps: int, done_steps: int) -> None:
@@ -218,6 +221,6 @@ class Voice(Console):
 
 
 def closing(path: Path, bands: Sequence[int]) -> str:
-    """What the command says when it has ended."""
+    """The last line that the command prints."""
     done = sum(map(runfolder.is_complete, runfolder.runs_of(path, bands)))
     return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete; imnet-eval {path} fuses them"

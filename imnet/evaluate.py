@@ -1,4 +1,4 @@
-"""Evaluation, sharded exactly: every test image counted once at any number of ranks, no padded duplicates."""
+"""Evaluation, sharded exactly: every test image counts once at any number of ranks, without padded duplicates."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ NUM_WORST = 16
 
 
 def evaluation_batch(batch_images: int) -> int:
-    """Images at once, of a run whose steps see ``batch_images``."""
+    """Images per evaluation batch, for a run that trains on batches of ``batch_images``."""
     return min(1000, max(batch_images, 256))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of every image, in the order of the split: (N,) tensors on the CPU."""
+    """The prediction for every image, in the order of the split: (N,) tensors on the CPU."""
 
     labels: Tensor
-    """-1 where the picture could not be decoded."""
+    """-1 if the picture could not be decoded."""
     predicted: Tensor
     probability: Tensor
-    """Of the predicted class."""
+    """Probability of the predicted class."""
     loss: Tensor
 
 
@@ -48,13 +48,13 @@ class Evaluation:
     loss: float
     confusion: scores.Confusion
     support: list[int]
-    """Images of each class."""
+    """Number of images of each class."""
     bins: list[list[float]]
-    """Of the reliability diagram: images, sum of their probabilities, hits; see ``imnet.scores``."""
+    """Bins of the reliability diagram, each [images, sum of their probabilities, hits]; see ``imnet.scores``."""
     worst: list[dict[str, Any]] = field(default_factory=list)
     """The images of highest loss: index, label, predicted, loss, probability (of the true class)."""
     predictions: Predictions | None = field(default=None, repr=False)
-    """Where they are wanted, at every rank."""
+    """On every rank, if ``evaluate`` was called with ``each``."""
 
     @property
     def per_class(self) -> list[scores.ClassScore]:
@@ -74,12 +74,12 @@ class Evaluation:
         return scores.calibration_error(self.bins)
 
     def figures(self) -> dict[str, Any]:
-        """The single numbers."""
+        """The figures that are single numbers, by name."""
         names = ("num_images", "top1", "top5", "loss", "balanced_accuracy", "macro_f1", "ece")
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """For JSON: all but the single predictions."""
+        """Everything except ``predictions``, as values for JSON."""
         classes = [{"name": n} | s._asdict() for n, s in zip(class_names, self.per_class, strict=True)]
         lists = {name: getattr(self, name) for name in ("bins", "support", "worst")}
         lists["confusion"] = self.confusion._asdict()
@@ -98,17 +98,18 @@ def evaluate(
     flip: bool = False,
     each: bool = False,
 ) -> Evaluation:
-    """``net`` over all of ``data``; ``flip`` averages the probabilities with those of the mirror image. ``each`` keeps
-    the prediction of every image.
+    """Evaluate ``net`` on all of ``data``. ``flip`` averages the probabilities with those of the mirrored image;
+    ``each`` keeps the prediction for every image.
 
-    The head may be wider than the set (Tiny ImageNet with 1000 outputs): a prediction beyond the classes is counted as
-    wrong, and left out of the confusion matrix. An image labelled -1 could not be decoded, and counts nowhere.
+    The head may have more outputs than the set has classes (Tiny ImageNet with 1000 outputs): a prediction beyond the
+    classes counts as wrong and is left out of the confusion matrix. An image with label -1 could not be decoded and
+    does not count.
     """
     net.eval()
     device = place.device
     mine = shard(torch.arange(len(data)), world.rank, world.size)
     counts = _Counts(num_classes, len(mine), device)
-    # No piece for a rank that has no image: a split of nothing is one empty piece.
+    # A rank without images gets no batch: torch would split an empty tensor into one empty piece.
     pieces = mine.split(batch_images) if len(mine) else ()
     for start, (images, labels) in zip(range(0, len(mine), batch_images), data.stream(pieces, 0, False), strict=True):
         counts.add(start, _log_probabilities(net, images, place, flip), labels)
@@ -129,25 +130,25 @@ def evaluate(
 
 
 class _Counts:
-    """One rank's sums over its ``num_images``, on the device: the host waits for them in the end."""
+    """One rank's sums over its ``num_images``, kept on the device, so that the host waits only once, at the end."""
 
     def __init__(self, num_classes: int, num_images: int, device: torch.device):
         self.num_classes = num_classes
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        """Loss, hits, hits among five, images."""
+        """(4,): sum of losses, top-1 hits, top-5 hits, images."""
         self.support = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.bins = torch.zeros(3, scores.BINS, dtype=torch.float64, device=device)
         self.losses, self.probability = torch.zeros(2, num_images, device=device)
         self.labels, self.predicted = torch.zeros(2, num_images, dtype=torch.int64, device=device)
 
     def add(self, start: int, log_p: Tensor, labels: Tensor) -> None:
-        """A batch: log-probabilities (B, outputs) and labels (B,) of the images from ``start`` on."""
+        """Add a batch: log-probabilities (B, outputs) and labels (B,) of this rank's images from ``start`` on."""
         rows = slice(start, start + len(labels))
         seen = labels >= 0
         loss = F.nll_loss(log_p, labels, reduction="none", ignore_index=-1)
         best = log_p.topk(min(5, log_p.shape[1]))
         probability = best.values[:, 0].exp()
-        # To topk NaN is the largest number; an image whose scores are none has no answer, as it were beyond the last.
+        # topk ranks NaN above every number. An image with NaN scores gets the index after the last output: a miss.
         known = ~probability.isnan()
         top = torch.where(known, best.indices[:, 0], log_p.shape[1])
         hit = (best.indices == labels[:, None]) & known[:, None]
@@ -159,7 +160,7 @@ class _Counts:
         self.labels[rows], self.predicted[rows] = labels, top
 
     def confusion(self, ids: Tensor, num_images: int, world: World) -> scores.Confusion:
-        """Of all ranks; this one has seen the images ``ids`` of ``num_images``."""
+        """Confusion matrix over all ranks; this rank has seen the images ``ids`` out of ``num_images``."""
         n = self.num_classes
         cell = torch.where((self.labels >= 0) & (self.predicted < n), self.labels * n + self.predicted, -1)
         cells, images = _of_all(cell, ids, num_images, world).unique(return_counts=True)
@@ -168,23 +169,24 @@ class _Counts:
         return scores.Confusion(*(column.tolist() for column in columns))
 
     def predictions(self, ids: Tensor, num_images: int, world: World) -> Predictions:
-        """As for ``confusion``."""
+        """Predictions of all ranks; the arguments are those of ``confusion``."""
         mine = (self.labels, self.predicted, self.probability, self.losses)
         return Predictions(*(_of_all(column, ids, num_images, world).cpu() for column in mine))
 
 
 def _of_all(mine: Tensor, ids: Tensor, num_images: int, world: World) -> Tensor:
-    """(num_images,) of every rank's ``mine``, of its images ``ids``."""
+    """Combine every rank's values ``mine`` for its images ``ids`` into one tensor (num_images,)."""
     whole = mine.new_zeros(num_images)
     whole[ids.to(whole.device)] = mine
-    world.all_reduce(whole)  # zero where others have seen the image
+    world.all_reduce(whole)  # a sum: this rank's tensor is zero at the other ranks' images
     return whole
 
 
 def _binned(probability: Tensor, right: Tensor, seen: Tensor) -> Tensor:
-    """(3, bins): images, sum of ``probability`` (B,), hits ``right`` (B,) of each bin, of those ``seen`` (B,)."""
+    """Return (3, bins): for each bin the images, the sum of ``probability`` (B,) and the hits ``right`` (B,), over the
+    images that are ``seen`` (B,)."""
     number = (probability * scores.BINS).ceil().clamp(1, scores.BINS) - 1
-    # Sums of masks, not weighted counts: those add in no certain order on a GPU.
+    # Sums over masks rather than a weighted bincount, which adds in no fixed order on a GPU.
     inside = (number[:, None] == torch.arange(scores.BINS, device=number.device)).double()
     weights = torch.stack([torch.ones_like(right), probability, right]) * seen
     return (weights[:, :, None] * inside).sum(1)
@@ -217,5 +219,5 @@ def _worst(counts: _Counts, ids: Tensor, world: World) -> list[dict[str, Any]]:
         gathered: list[Any] = [None] * world.size
         dist.all_gather_object(gathered, rows, group=world.group)
         rows = [row for part in gathered for row in part]
-    # A loss that is no number is as bad as any, and has no order of its own.
+    # A NaN loss counts as the worst; NaN itself cannot be sorted.
     return sorted(rows, key=lambda r: (-math.inf if math.isnan(r["loss"]) else -r["loss"], r["index"]))[:NUM_WORST]

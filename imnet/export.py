@@ -1,7 +1,7 @@
-"""A run as a file for elsewhere: safetensors, ONNX, torch.export's pt2, or a folder that timm loads.
+"""Exports a run for use elsewhere: as safetensors, ONNX, torch.export's pt2, or a folder that timm loads.
 
-What is written is read back first, and judged on the same pictures as the run: a file that says something else is not
-kept. ONNX and pt2 take images float32 (N, C, side, side) in 0..1 and give logits; the normalisation is inside.
+Before it is put in place, an export is read back and compared with the run on the same pictures; it is kept only if
+their logits agree. ONNX and pt2 take float32 images (N, C, side, side) in 0..1, normalise them, and return logits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import check_output, holds, in_utf8, temporary_of
 
 TOLERANCE = 1e-3
-"""Of the largest logit, or of 1: what another order of additions may change in fp32."""
+"""Allowed difference, relative to the largest logit (or to 1, if that is larger): what another order of additions may
+change in fp32."""
 NUM_CHECKED = 4
 TIMM_FILES = {"config.json", "model.safetensors"}
-"""Of the folder for timm: one that holds nothing else, and says that imnet wrote it, may be replaced."""
+"""The files of a folder for timm. A folder that holds nothing else, and MARK in its config.json, may be replaced."""
 MARK = b"num_outputs"
-"""Of the card, which lies in every file that is written here and in none of a run folder."""
+"""A key of the card. Every file that is written here contains it, and no file of a run folder does."""
 
 
 class Portable(nn.Module):
@@ -47,7 +48,7 @@ class Portable(nn.Module):
             what = "the band is taken by a kernel of ours, which other runtimes lack"
             raise UsageError(f"got a spectral network: {what}", hint="--to safetensors keeps it for imnet.load")
         mean = torch.tensor(card.augment.mean_per_channel(card.channels)) if model.mean is None else model.mean
-        # (C,), or the mean image (H, W, C)
+        # mean is (C,), or the mean image (H, W, C)
         self.register_buffer("mean", mean.reshape(1, *mean.shape) if mean.dim() == 3 else mean.view(1, 1, 1, -1))
         self.register_buffer("std", torch.tensor(card.augment.std).view(1, -1, 1, 1))
         self.network = model.network.cpu().to(memory_format=torch.contiguous_format)
@@ -59,12 +60,12 @@ class Portable(nn.Module):
 
 
 def export(model: Classifier, to: str, out: Path) -> str:
-    """Write ``out`` (a folder for timm); the line to print. Raises UsageError, IOFailure, and DataError where what was
-    written judges pictures otherwise than the run."""
+    """Write ``out`` (a folder for timm) and return the line to print. Raises UsageError, IOFailure, and DataError if
+    the logits of the export differ from those of the run."""
     if to not in WRITERS:
         raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
     real = _place(out, to)
-    folder = temporary_of(real)  # its name says nothing of the form, which torch reads off the file's suffix
+    folder = temporary_of(real)  # a folder, so that the file in it keeps its suffix, which torch checks
     try:
         folder.mkdir(parents=True)
         temporary = folder / real.name
@@ -78,7 +79,7 @@ def export(model: Classifier, to: str, out: Path) -> str:
         if real.is_dir():
             shutil.rmtree(real)
         if temporary.is_file():
-            temporary.chmod(0o666 & ~_umask())  # some writers leave files that nobody else may read
+            temporary.chmod(0o666 & ~_umask())  # some writers make files that other users cannot read
         os.replace(temporary, real)
     except OSError as error:
         raise IOFailure(f"cannot be written: {error.strerror}", file=out, hint="choose another --out") from error
@@ -91,8 +92,8 @@ def export(model: Classifier, to: str, out: Path) -> str:
 
 
 def _place(out: Path, to: str) -> Path:
-    """``out`` without links; refused where what lies there is no earlier export: it would go, with all that it holds,
-    be it a folder, a device, or a file of the user's."""
+    """Return ``out`` with links resolved. Raises UsageError if something lies there that is not an earlier export, such
+    as a folder, a device or the user's own file: it would be replaced, with everything in it."""
     if not out.is_dir():
         real = check_output(out, MARK)
         if real.exists() and not real.is_file():
@@ -114,20 +115,22 @@ def _umask() -> int:
 
 
 def _pictures(card: Card) -> np.ndarray:
-    """Noise of the size that pictures have: uint8 (4, side, side, C)."""
+    """Random pixels in the size of decoded pictures: uint8 (NUM_CHECKED, side, side, C)."""
     side = card.rule.size_px
     return np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, side, side, card.channels), dtype=np.uint8)
 
 
 def network_input(card: Card, pixels: np.ndarray) -> Tensor:
-    """fp32 (B, C, side, side) in 0..1 of uint8 (B, H, W, C): resized and cropped as in evaluation, not normalised."""
+    """Turn uint8 (B, H, W, C) into fp32 (B, C, side, side) in 0..1, resized and cropped as in evaluation but not
+    normalised."""
     levels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     key = Key(torch.arange(len(pixels)), 0, 0)
     return transforms.transform(levels, card.then, key, False).contiguous() / 255
 
 
 Read = Callable[[np.ndarray], Tensor]
-# What a writer makes is written here: at a full disk safetensors and torch raise errors of their own kinds.
+# The writers let safetensors and torch make bytes and write these themselves: on a full disk the libraries' own writing
+# raises errors of other types than OSError.
 
 
 def _weights(model: Classifier) -> dict[str, Tensor]:
@@ -135,7 +138,7 @@ def _weights(model: Classifier) -> dict[str, Tensor]:
 
 
 def _told(card: Card) -> dict[str, str]:
-    """What every file says of itself, for readers without imnet."""
+    """The metadata of every exported file; ``classes`` and ``input`` are for readers without imnet."""
     return {KEY: card.dumps(), "classes": json.dumps(card.class_names), "input": describe(card)}
 
 
@@ -148,7 +151,7 @@ def _safetensors(model: Classifier, path: Path) -> Read:
     a = card.augment
     if not isinstance(a.mean, str):
         about: dict[str, Any] = {"image_px": card.input_px, "mean": a.mean, "std": a.std}
-        if a.spectral_r:  # without these words a reader would feed it whole images
+        if a.spectral_r:  # without these keys a reader would feed it whole images
             about |= {f"spectral_{key}": getattr(a, f"spectral_{key}") for key in ("r", "band", "std")}
         head["preprocessing"] = json.dumps(about)
     if card.licence:
@@ -162,7 +165,7 @@ def _example(card: Card) -> Tensor:
 
 
 def _program(model: Classifier) -> torch.export.ExportedProgram:
-    """For any number of images."""
+    """The exported program, for any batch size up to 65,536."""
     batch = {0: torch.export.Dim("batch", min=1, max=65_536)}
     return torch.export.export(Portable(model).eval(), (_example(model.card),), dynamic_shapes={"images": batch})
 
@@ -226,22 +229,22 @@ def _timm(model: Classifier, path: Path) -> Read:
 
 
 def timm_pictures(card: Card) -> dict[str, Any]:
-    """How timm makes the network's input of a picture; the same as the run, where that resizes once."""
+    """timm's settings that turn a picture into the network's input; they match the run if that resizes once."""
     rule, side = card.rule, card.input_px
     found: dict[str, Any] = {"input_size": [card.channels, side, side], "interpolation": rule.filter}
     if rule.shorter_px is not None:
         return found | {"crop_pct": side / rule.shorter_px, "crop_mode": "center"}
-    # Of what is resized twice, the second resizing would take the place of the cut.
+    # If the run resizes a second time, getting from size_px to the input's side is a resizing and not a crop.
     return found | {"crop_pct": 1.0 if resized_twice(card) else side / rule.size_px, "crop_mode": "squash"}
 
 
 def resized_twice(card: Card) -> bool:
-    """Whether evaluation resizes the pixels that pictures have become once more."""
+    """Whether evaluation resizes pictures a second time, after ``card.rule``."""
     return bool(card.then.resize_eval_px or card.then.resize_px)
 
 
 def describe(card: Card) -> str:
-    """What the graph's input is, in words."""
+    """Describe the input of the exported graph in words."""
     a, rule = card.then, card.rule
     by = f"by Pillow's {rule.filter}"
     made = f"{rule.size_px} x {rule.size_px} pixels {by}" if rule.shorter_px is None else (

@@ -1,7 +1,7 @@
-"""LAMB, Lion and Muon by torch's multi-tensor operations; torch has no form of them that a step here can use.
+"""LAMB, Lion and Muon with torch's multi-tensor operations; torch has no version of them that ``step.py`` can use.
 
-A step here never waits for the device: learning rate, counters and ``found_inf`` stay there, so a CUDA graph can repeat
-it. State is made at the start, so that a run that resumes finds its place.
+The step never waits for the device: learning rate, counters and ``found_inf`` stay there, so that a CUDA graph can
+repeat it. State is created with the optimiser, so that a resumed run has tensors to load its state into.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's quintic iteration, as torch.optim.Muon has them."""
+"""Coefficients of Jordan's quintic iteration, as in torch.optim.Muon."""
 
 
 class Uncompiled(torch.optim.Optimizer):
-    """Without the wrappers that tell torch's compiler to leave an optimiser alone.
+    """An optimiser without the wrappers by which torch's compiler skips optimiser methods.
 
-    At their first call they import the compiler: 5 of the 12 seconds that a short run took on a machine with an H200
-    (2026-11-26), for a run that compiles nothing. What is compiled here is the network, never its optimiser.
+    At their first call the wrappers import the compiler: 5 of the 12 seconds that a short run took on a machine with an
+    H200 (2026-11-26), in a run that compiled nothing. imnet compiles the network, but never its optimiser.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -31,14 +31,15 @@ class Uncompiled(torch.optim.Optimizer):
 
 
 class Foreach(Uncompiled):
-    """One update of all tensors of a group at once. Where ``found_inf``, a number on the device, is 1, nothing changes.
+    """Updates all tensors of a group at once. If ``found_inf``, a scalar on the device, is 1, nothing changes.
 
-    ``moments`` names the state of a parameter that has its shape; ``step`` counts updates, if ``counts``.
+    ``moments`` names the state tensors that have the shape of their parameter; with ``counts`` there is also ``step``,
+    which counts updates.
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[bool] = False
-    _step_supports_amp_scaling = True  # the scaler of fp16 leaves found_inf to us
+    _step_supports_amp_scaling = True  # torch's GradScaler then leaves found_inf to this class
 
     def __init__(self, groups: list[dict[str, Any]], **defaults: Any):
         super().__init__(groups, defaults | {"capturable": True})
@@ -53,7 +54,7 @@ class Foreach(Uncompiled):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As torch's; gradients come unscaled."""
+        """Take one step, as in torch; gradients must be unscaled already."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         assert getattr(self, "grad_scale", None) is None, "call scaler.unscale_ first"
         for group in self.param_groups:
@@ -66,16 +67,16 @@ class Foreach(Uncompiled):
     def updated(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters and state, and what they become."""
+        """Return the tensors of parameters and state, and their new values."""
         raise NotImplementedError
 
     def held(self, params: list[Tensor], name: str) -> list[Tensor]:
-        """That state of each parameter."""
+        """The state ``name`` of each parameter."""
         return [self.state[p][name] for p in params]
 
 
 def replace(old: list[Tensor], new: list[Tensor], found_inf: Tensor | None) -> None:
-    """Put ``new`` in the place of ``old``, unless ``found_inf`` is 1."""
+    """Copy ``new`` into ``old``, unless ``found_inf`` is 1."""
     if found_inf is not None and found_inf.device.type == "cpu":
         if not bool(found_inf):
             torch._foreach_copy_(old, new)
@@ -85,12 +86,12 @@ def replace(old: list[Tensor], new: list[Tensor], found_inf: Tensor | None) -> N
 
 
 def decayed(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Decoupled weight decay: a share of lr * weight_decay less."""
+    """``params`` after decoupled weight decay: scaled by 1 - lr * weight_decay."""
     return list(torch._foreach_mul(params, 1 - group["lr"] * group["weight_decay"]))
 
 
 class Adam(Foreach):
-    """What LAMB and Muon's rest share: ``exp_avg``, ``exp_avg_sq`` and ``step`` of Adam."""
+    """Adam's state (``exp_avg``, ``exp_avg_sq``, ``step``) and direction, for LAMB and for Muon's other parameters."""
 
     moments = ("exp_avg", "exp_avg_sq")
     counts = True
@@ -98,7 +99,8 @@ class Adam(Foreach):
     def direction(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Adam's direction for each tensor; the state, and what it becomes. A group's tensors have one age."""
+        """Return Adam's direction for each tensor, the state tensors and their new values. All tensors of a group have
+        taken the same number of steps."""
         beta1, beta2 = group["betas"]
         means, squares, steps = (self.held(params, name) for name in ("exp_avg", "exp_avg_sq", "step"))
         mean = torch._foreach_lerp(means, grads, 1 - beta1)
@@ -146,7 +148,7 @@ class Lion(Foreach):
 
 
 class Muon(Adam):
-    """``imnet.recipe.Muon``; groups with ``matrix`` are orthogonalised, the others are AdamW's."""
+    """``imnet.recipe.Muon``: updates of groups with ``matrix`` are orthogonalised, the others get AdamW's."""
 
     def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
         is_matrix = any(p is q for group in self.param_groups if group["matrix"] for q in group["params"])
@@ -167,14 +169,15 @@ class Muon(Adam):
 
 
 def _moved(momentum: Tensor, ns_steps: int) -> Tensor:
-    """The momentum of a matrix or convolution, orthogonalised, of about the size of AdamW's direction."""
+    """The orthogonalised momentum of a matrix or convolution, scaled to about the size of AdamW's direction."""
     flat = momentum.flatten(1)
     scale = 0.2 * math.sqrt(max(flat.shape))
     return (orthogonalised(flat, ns_steps).to(momentum.dtype) * scale).view(momentum.shape)
 
 
 def orthogonalised(matrix: Tensor, steps: int) -> Tensor:
-    """(m, n) -> bf16 (m, n) of singular values near 1, by Newton-Schulz iterations; torch.optim.Muon's arithmetic."""
+    """(m, n) -> bf16 (m, n) with singular values near 1, by Newton-Schulz iterations; same arithmetic as
+    torch.optim.Muon."""
     a, b, c = NS_COEFFICIENTS
     x = matrix.bfloat16()
     x = x.T if matrix.shape[0] > matrix.shape[1] else x

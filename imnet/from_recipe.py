@@ -1,4 +1,4 @@
-"""What a recipe names, made: its data set, its network, its step, its pipelines."""
+"""Builds what a recipe describes: its data set, network, training step and pipelines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Step = TypeVar("Step", bound=TrainStep)
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the images of a run come from, and why by such a pipeline."""
+    """The data set of a run, its order, its pipelines, and the reason for the kind of pipeline."""
 
     dataset: data.DataSet
     order: Order
@@ -47,7 +47,7 @@ def load_sources(
     bands: tuple[int, ...] = (),
     dataset: data.DataSet | None = None,
 ) -> Sources:
-    """The recipe's images for one rank, as spectral ``bands`` where they are named; ``dataset`` if it is loaded."""
+    """Load the recipe's images for one rank, as spectral ``bands`` if any are given. ``dataset`` is used if given."""
     dataset = dataset or load_data(recipe, options, world)
     order = order_of(recipe, dataset)
     fits.check_fills(recipe, len(dataset.train), order)
@@ -66,12 +66,12 @@ def prepare(
     saved: bool = False,
     sources: Sources | None = None,
 ) -> tuple[Setup, TrainStep]:
-    """All that a rank needs before its first step; ``began`` is run.json of a run that goes on, at rank 0, and
-    ``saved`` whether it has a checkpoint. ``sources`` are those of the recipe where they are there already.
+    """Build everything that a rank needs before its first step. On rank 0 of a resumed run, ``began`` is its run.json
+    and ``saved`` tells whether it has a checkpoint. ``sources`` are the recipe's, if they are loaded already.
 
-    Steps are executed as the options, the run's beginning or the measured defaults say: rank 0 decides.
+    How steps are executed is decided by rank 0: by the options, else as the run began, else by the measured defaults.
     """
-    # First, since it takes seconds and may be refused; pictures that must be packed can take an hour.
+    # The network comes first: it takes seconds and may be refused, while packing the pictures can take an hour.
     fits.check_forward(recipe)
     net = build_network(recipe)
     given = first_weights(recipe, net, world, saved)
@@ -111,20 +111,20 @@ def prepare(
 
 
 def order_of(recipe: Recipe, dataset: data.DataSet) -> Order:
-    """In which order the recipe sees the training images of its data set."""
+    """The order in which the recipe sees the training images of ``dataset``."""
     d = recipe.data
     labels = as_tensor(dataset.train.labels) if d.sampler == "balanced" else None
     return Order(len(dataset.train), d.batch_images, recipe.seed, drop_last=d.drop_last, labels=labels)
 
 
 def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: bool) -> dict[str, Any] | None:
-    """Put the recipe's ``weights`` into a network on the CPU; what that was, for run.json.
+    """Put the recipe's ``weights`` into a network on the CPU; return a description of them for run.json.
 
-    Nothing is read where the run has weights of its own (``saved``, at rank 0): the source may be gone by then.
+    Nothing is read if the run has a checkpoint (``saved``, on rank 0): the source may be gone by then.
     """
     if recipe.weights is None or world.share(saved):
         return None
-    with world.main_first():  # which alone downloads
+    with world.main_first():  # rank 0 downloads before the others look
         found = weights.read(recipe.weights)
     put = weights.put(net, found)
     about = {"source": found.source, "sha256": found.sha256, "licence": found.licence, "text": str(put)}
@@ -132,16 +132,16 @@ def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: boo
 
 
 def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What run.json says of the first weights of a run that goes on."""
+    """The description of the initial weights in the run.json of a resumed run, if there is one."""
     return None if began is None else began.get("weights")
 
 
 def load_data(
     recipe: Recipe, options: RunOptions, world: World | None = None, *, look: bool = False
 ) -> data.DataSet:  # fmt: skip
-    """The recipe's data set. With several ranks the first one loads (and perhaps downloads) before the others.
+    """Load the recipe's data set. Rank 0 loads (and perhaps downloads) it before the other ranks.
 
-    ``look`` writes and downloads nothing; it ends in data.Unpacked for a set that would be packed first.
+    With ``look`` nothing is written or downloaded; a set that would have to be packed first raises data.Unpacked.
     """
     d, world = recipe.data, world or World()
     if not options.lock:
@@ -181,7 +181,7 @@ def build_pipelines(
     order: Order | None,
     bands: tuple[int, ...] = (),
 ) -> tuple[Pipeline, Pipeline, str]:
-    """The training and the test pipeline, and why they are of that kind; ``bands`` see ``Setting``."""
+    """Return the training pipeline, the test pipeline and the reason for their kind; for ``bands`` see ``Setting``."""
     splits = [split for split in (dataset.train, dataset.test, dataset.val) if split is not None]
     kind, reason = pipelines.choose(options.pipeline, splits, place.device)
     setting = replace(_setting(recipe, options, dataset, place, world, order), bands=bands)
@@ -192,7 +192,7 @@ def build_pipelines(
 def build_pipeline(
     recipe: Recipe, options: RunOptions, dataset: data.DataSet, split: AnySplit, place: Place
 ) -> Pipeline:  # fmt: skip
-    """What evaluates one ``split`` of a data set."""
+    """Return the pipeline for evaluating one ``split`` of a data set."""
     kind, _ = pipelines.choose(options.pipeline, (split,), place.device)
     return pipelines.build(kind, split, _setting(recipe, options, dataset, place, World(), None))
 
@@ -215,11 +215,12 @@ def _setting(
 
 
 def build_network(recipe: Recipe, place: Place | None = None) -> torch.nn.Module:
-    """The recipe's network in fp32, initialised from the recipe's seed: the same weights on every rank and device.
+    """Build the recipe's network in fp32, initialised from the recipe's seed: the same on every rank and device.
 
-    With ``place`` it lies there, in channels_last.
+    With ``place`` it is moved there, in channels_last.
     """
-    torch.default_generator.manual_seed(recipe.seed)  # the CPU's, which draws them: those of GPUs are a caller's
+    # Weights are drawn on the CPU, so only its generator is seeded: the GPUs' generators belong to the caller.
+    torch.default_generator.manual_seed(recipe.seed)
     net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
     return net if place is None else net.to(place.device).to(memory_format=torch.channels_last)
 
@@ -235,7 +236,7 @@ def build_step(
     graphs: bool,
     backend: str = "auto",
 ) -> Step:
-    """What trains ``net``, with an average of its weights where the recipe has one."""
+    """Return the training step of ``net``, with an average (EMA) of its weights if the recipe asks for one."""
     step = kind(net, recipe, place, world, compile=compile, graphs=graphs, backend=backend)
     if recipe.ema_decay is not None:
         averaged = build_network(recipe, place)
@@ -245,5 +246,5 @@ def build_step(
 
 
 def num_cast(net: torch.nn.Module) -> int:
-    """How many weights a step of ``net`` in half precision keeps copies of."""
+    """Number of weight elements of which a step of ``net`` in half precision keeps copies."""
     return sum(copy.numel() for copy in HalfWeights(net, torch.bfloat16).copies.values())

@@ -1,4 +1,4 @@
-"""An ensemble's folder: its runs by band, their logits over a split, and all of them as one classifier."""
+"""The folder of an ensemble: its runs by band, their logits on a split, and all of them as one classifier."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HELD_OUT = "held-out images"
 
 
 class Ensemble:
-    """The runs of an ensemble's folder by band. Raises DataError where it holds none, or runs that do not belong
+    """The runs in an ensemble's folder, by band. Raises DataError if there are none, or if they do not belong
     together."""
 
     def __init__(self, path: str | Path):
@@ -54,21 +54,21 @@ class Ensemble:
 
     @property
     def recipe(self) -> Recipe:
-        """That of its first band."""
+        """The recipe of the first band."""
         return self.first.recipe
 
     @property
     def unfinished(self) -> list[int]:
-        """Bands whose training has not come to its end."""
+        """The bands whose training is not complete."""
         return [band for band, run in self.bands.items() if run.info["status"] != "complete"]
 
     @torch.no_grad()
     def logits(
         self, dataset: DataSet, options: RunOptions, split: str, which: str = "last", batch_images: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """fp32 (K, N, outputs) of every image of a split, in one pass over it, and its labels (N,), on the CPU.
+        """Return fp32 logits (K, N, outputs) and labels (N,) of a split, on the CPU, from one pass over its images.
 
-        Pictures that could not be decoded and were left out are not among them.
+        Pictures that could not be decoded are left out.
         """
         place, images = device.resolve(options), dataset.part(split)
         data = build_pipeline(self.recipe, options, dataset, images, place).of_bands(tuple(self.bands))
@@ -87,7 +87,10 @@ class Ensemble:
         return torch.stack([torch.cat(parts) for parts in found])[:, labels >= 0], labels[labels >= 0]
 
     def weights(self) -> dict[int, float]:
-        """By band: what imnet-eval chose on held-out images, else all bands alike."""
+        """Weights by band: those that imnet-eval chose on held-out images, else the same for all bands.
+
+        Raises DataError if the choice was made with other network weights than the newest in the folder.
+        """
         known = read_fusion(self.path) or {"rules": ()}
         chosen = [r["weights"] for r in known["rules"] if _is_choice(r)]
         if not chosen:
@@ -100,11 +103,11 @@ class Ensemble:
         return {int(band): weight for band, weight in chosen[0].items()}
 
     def weights_ids(self, which: str = "last") -> dict[str, str]:
-        """Which weights every band has, by its number (see ``Run.weights_id``)."""
+        """Identify the network weights of each band, by its number (see ``Run.weights_id``)."""
         return {str(band): run.weights_id(which) for band, run in self.bands.items()}
 
     def classifier(self) -> Classifier:
-        """The networks as one, which sums their logits by ``weights``."""
+        """Return all networks as one classifier, which sums their logits by ``weights``."""
         weights = self.weights()
         each = {band: self.bands[band].classifier() for band in weights}
         network = Sum([one.network for one in each.values()], list(weights.values()))
@@ -116,7 +119,7 @@ def _is_choice(rule: dict[str, Any]) -> bool:
 
 
 class Sum(nn.Module):
-    """The weighted sum of the logits of K networks, which see a band each: (B, K, C, h, w) -> (B, outputs)."""
+    """The weighted sum of the logits of K networks, each of which sees one band: (B, K, C, h, w) -> (B, outputs)."""
 
     def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float]):
         super().__init__()
@@ -129,7 +132,7 @@ class Sum(nn.Module):
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """What the bands of an ensemble have in common."""
+    """The settings that all bands of an ensemble must share."""
     recipe = to_dict(run.recipe)
     recipe["augment"] = recipe["augment"] | {"spectral_band": None}
     return recipe | {"precision": run.info["precision"], "data": run.data["fingerprint"][:12]}

@@ -1,8 +1,8 @@
-"""How the networks of an ensemble become one: their LOGITS, weighted and summed, before any softmax.
+"""Fuses the networks of an ensemble by a weighted sum of their LOGITS, before any softmax.
 
-geometric: networks are ranked by accuracy, and that of rank i (counted from 0) weighs p (1 - p)^i; average: all the
-same; fitted: the weights that minimise the cross-entropy of the sum. Weights are normalised to the sum 1, but for the
-fitted ones. Source: YangletLiu/Tensor_Layer_Neural_Networks (document 004), whose default p is 0.3; the fit is ours.
+geometric: networks are ranked by accuracy, and the one of rank i (from 0) has weight p (1 - p)^i; average: all weights
+are equal; fitted: the weights that minimise the cross-entropy of the sum. All but the fitted weights are normalised to
+sum 1. Source: YangletLiu/Tensor_Layer_Neural_Networks (document 004), whose default p is 0.3; the fit is our own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ DEFAULT_P = 0.3
 GRID = tuple(i / 10 for i in range(1, 10))
 """Values of p that ``choose`` tries."""
 RIDGE = 1e-3
-"""Pull of ``fit`` to the average: without it the weights of networks that make no mistake have no smallest loss."""
+"""How strongly ``fit`` pulls to the average. Without it, networks that make no mistake would have no optimal weights:
+larger ones would always give a smaller loss."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Choice:
-    """Networks by rank, with p of their weights."""
+    """The chosen networks by rank, and the p of their geometric weights."""
 
     ranked: tuple[int, ...]
     p: float
 
     def weights(self, num: int) -> Tensor:
-        """fp64 (num,), 0 for networks that were left out."""
+        """fp64 (num,) weights; 0 for networks that were left out."""
         return spread(self.ranked, geometric(len(self.ranked), self.p), num)
 
 
 def geometric(num: int, p: float) -> Tensor:
-    """fp64 (num,) p (1 - p)^rank, normalised; ValueError unless 0 < p < 1."""
+    """fp64 (num,) weights p (1 - p)^rank, normalised; ValueError unless 0 < p < 1."""
     if not 0 < p < 1:
         raise ValueError(f"got p = {p:g}; allowed: between 0 and 1; 0.3 is the document's")
     weights = p * (1 - p) ** torch.arange(num, dtype=torch.float64)
@@ -52,14 +53,14 @@ def geometric(num: int, p: float) -> Tensor:
 
 
 def spread(ranked: Sequence[int], weights: Tensor, num: int) -> Tensor:
-    """fp64 (num,): ``weights`` by rank, each at the place of its network."""
+    """fp64 (num,): ``weights``, which are in order of rank, each moved to the index of its network."""
     out = torch.zeros(num, dtype=torch.float64)
     out[list(ranked)] = weights.double()
     return out
 
 
 def fuse(logits: Tensor, weights: Tensor) -> Tensor:
-    """logits (K, N, C), weights (K,) -> their weighted sum, fp64 (N, C); network by network, to spare memory."""
+    """Weighted sum, fp64 (N, C), of logits (K, N, C) with weights (K,); one network at a time to save memory."""
     total = torch.zeros(logits.shape[1:], dtype=torch.float64)
     for one, weight in zip(logits, weights.tolist(), strict=True):
         if weight:
@@ -68,22 +69,22 @@ def fuse(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
-    """Of logits (N, C) and labels (N,); no NaN is right."""
+    """The score of logits (N, C) for labels (N,); NaN never counts as a hit."""
     best = logits.topk(min(5, logits.shape[1]))
-    hits = (best.indices == labels[:, None]) & ~best.values.isnan()  # to topk NaN is the largest number
+    hits = (best.indices == labels[:, None]) & ~best.values.isnan()  # topk ranks NaN above every number
     loss = F.cross_entropy(logits.double(), labels).item()
     return Score(hits[:, 0].double().mean().item(), hits.any(1).double().mean().item(), loss, len(labels))
 
 
 def rank(logits: Tensor, labels: Tensor) -> tuple[int, ...]:
-    """Networks by falling accuracy of their logits (K, N, C); of equal ones the first comes first."""
+    """Indices of the networks by falling accuracy of their logits (K, N, C); ties keep their order."""
     top1 = [score(one, labels).top1 for one in logits]
     return tuple(sorted(range(len(top1)), key=lambda k: -top1[k]))
 
 
 def choose(logits: Tensor, labels: Tensor) -> Choice:
-    """Ranking, how many of the best networks and p of GRID: of the best accuracy of their logits (K, N, C), then of the
-    least loss."""
+    """Choose how many of the best networks to use, and p from GRID: the pair whose fused logits (K, N, C) have the best
+    accuracy, and of equal ones the least loss."""
     ranked = rank(logits, labels)
     found: list[tuple[float, float, Choice]] = []
     for p in GRID:
@@ -98,8 +99,8 @@ def choose(logits: Tensor, labels: Tensor) -> Choice:
 
 
 def fit(logits: Tensor, labels: Tensor) -> Tensor:
-    """fp64 (K,) weights of logits (K, N, C) of least cross-entropy, plus RIDGE times their squared distance from the
-    average: a convex problem, so there is one answer."""
+    """fp64 (K,) weights of logits (K, N, C) that minimise the cross-entropy plus RIDGE times the weights' squared
+    distance from the average. The problem is strictly convex, so there is one answer."""
     count = len(logits)
     average = torch.full((count,), 1 / count, dtype=torch.float64)
     weights, each = average.clone().requires_grad_(), logits.double()

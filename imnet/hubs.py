@@ -1,4 +1,4 @@
-"""Weights that timm and torchvision publish: where they lie on this machine, and how they are fetched."""
+"""Weights published by timm and torchvision: finds them in the caches of this machine, or downloads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REACHABLE_S = 3.0
 
 
 def is_here(source: str) -> bool:
-    """Whether the weights lie in the hub's cache on this machine; False too where the library is not installed."""
+    """Whether the weights are in the cache of this machine; also False if the library is not installed."""
     library, _, name = source.partition(":")
     try:
         return _cached(timm_config(name)) is not None if library == "timm" else _place(name).exists()
@@ -28,7 +28,7 @@ def is_here(source: str) -> bool:
 
 
 def check_fetchable(source: str) -> None:
-    """IOFailure or UsageError, within seconds, where the weights could not be fetched."""
+    """Raise IOFailure or UsageError, within seconds, if the weights could not be downloaded."""
     library, _, name = source.partition(":")
     if library == "timm":
         timm_config(name)
@@ -40,7 +40,7 @@ def check_fetchable(source: str) -> None:
 
 
 def timm_config(name: str) -> Any:
-    """timm's description of weights such as ``resnet50.a1_in1k``; UsageError for those it has not."""
+    """timm's configuration for weights such as ``resnet50.a1_in1k``; UsageError if timm does not have them."""
     timm = external._timm()
     known, plain = timm.list_pretrained(), name.partition(".")[0]
     config = timm.models.get_pretrained_cfg(name) if name in known or (name == plain and timm.is_model(name)) else None
@@ -50,7 +50,7 @@ def timm_config(name: str) -> Any:
 
 
 def from_timm(name: str) -> tuple[dict[str, Tensor], str | None]:
-    """(tensors, licence), fetched where they are not here."""
+    """Return (tensors, licence); the weights are downloaded if they are not in the cache."""
     config = timm_config(name)
     from huggingface_hub import constants, hf_hub_download
 
@@ -67,7 +67,7 @@ def from_timm(name: str) -> tuple[dict[str, Tensor], str | None]:
 
 
 def torchvision_weights(name: str) -> Any:
-    """torchvision's weights such as ``ResNet50_Weights.IMAGENET1K_V2``; UsageError for those it has not."""
+    """torchvision's enum member for e.g. ``ResNet50_Weights.IMAGENET1K_V2``; UsageError if there is none."""
     from torchvision import models
 
     try:
@@ -78,7 +78,7 @@ def torchvision_weights(name: str) -> Any:
 
 
 def torchvision_file(name: str) -> Path:
-    """Where they lie, fetched where they are not here."""
+    """Return the path of the weights; they are downloaded if they are not in the cache."""
     found, file = torchvision_weights(name), _place(name)
     if not file.exists():
         fetch = f"fetch {found.url} and put it into {file.parent}"
@@ -103,10 +103,10 @@ def _place(name: str) -> Path:
 
 
 def _check_reachable(url: str, source: str, fetch: str) -> None:
-    """IOFailure within seconds where the server is not there: the libraries try again for most of a minute."""
+    """Raise IOFailure within seconds if the server is unreachable; the libraries would retry for most of a minute."""
     parts = urllib.parse.urlparse(url)
     if urllib.request.getproxies().get("https"):
-        return  # the proxy is asked, not the server
+        return  # the connection goes to the proxy, not to the server
     try:
         socket.create_connection((parts.hostname, parts.port or 443), REACHABLE_S).close()
     except OSError as error:

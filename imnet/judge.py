@@ -1,4 +1,4 @@
-"""imnet-eval: a network on its run's own images, or on any other set whose classes it knows by name."""
+"""imnet-eval: evaluates a network on its run's own images, or on any other set whose classes it knows by name."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ from imnet.runfolder import bands_in
 BATCH_IMAGES = 256
 TABLE_HEAD = "image,label,predicted,probability,loss"
 FEW_CLASSES = 20
-"""Up to so many classes have a line each on the console."""
+"""Up to this many classes are printed with a line each."""
 
 
 def run(values: Namespace) -> int:
-    """Evaluate, print, write; what is written beside a run never takes the place of its own evaluation.json."""
+    """Evaluate, print and write. Only an evaluation like the run's own replaces its evaluation.json; any other is
+    written to a file beside it."""
     counts = {"--batch-size": values.batch_size, "--gpus": values.gpus, "--procs": values.procs}
     for option, count in counts.items():
         if count is not None and count < 1:
@@ -64,7 +65,7 @@ def run(values: Namespace) -> int:
 
 
 def _rank(values: Namespace) -> int:
-    """What one process does: its share of the images; the first of several prints and writes."""
+    """Evaluate this process's share of the images; rank 0 prints and writes."""
     options = RunOptions(device="cpu" if values.procs else values.device)
     alike = {name: vars(values)[name] for name in ("split", "checkpoint", "batch_size", "precision", "no_flip")}
     place = device.resolve(options, current_world().local_rank)
@@ -75,12 +76,12 @@ def _rank(values: Namespace) -> int:
 
 
 def _as_asked(options: RunOptions, values: Namespace) -> RunOptions:
-    """With as many processes as were asked for, which share the machine's threads."""
+    """``options`` with as many processes as were asked for, which share the machine's threads."""
     return replace(options, procs=values.procs, gpus=values.gpus, device="cpu" if values.procs else options.device)
 
 
 def _check_ten_crop(values: Namespace) -> None:
-    """Before anything is evaluated: whether ten crops can be cut."""
+    """Raise UsageError, before anything is evaluated, if ten crops cannot be cut."""
     if values.gpus or values.procs:
         raise UsageError("got --ten-crop with --gpus or --procs", hint="one process cuts them: leave those out")
     if values.data is not None or values.checkpoint != "last" or values.split not in (None, "test"):
@@ -92,7 +93,8 @@ def _check_ten_crop(values: Namespace) -> None:
 
 
 def _own(values: Namespace, world: World) -> Iterator[str]:
-    """On a split of the run's own set; figures are told before they are written, in case that cannot be."""
+    """Evaluate on a split of the run's own set and yield the lines to print. Figures are printed before they are
+    written, in case writing fails."""
     if not values.run.is_dir() and values.run.suffix:
         what = "got a file, which has no images of its own"
         raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
@@ -131,7 +133,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
 
 
 def _other(values: Namespace, world: World) -> Iterator[str]:
-    """On another set, of a run or of a file that imnet-export wrote."""
+    """Evaluate a run, or a file that imnet-export wrote, on another set, and yield the lines to print."""
     run = Run(values.run) if values.run.is_dir() else None
     if run is None and values.checkpoint != "last":
         raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")
@@ -163,7 +165,7 @@ def _how(values: Namespace, options: RunOptions) -> dict[str, Any]:
 
 
 def _marks(run: Run, values: Namespace) -> list[str]:
-    """What tells an evaluation from the run's own, for its file's name."""
+    """Words for the file's name that distinguish an evaluation from the run's own."""
     which = values.checkpoint
     other = values.precision not in (None, run.info["precision"])
     return [f"epoch{which}" if which.isdigit() else which] * (which != "last") + [values.precision] * other
@@ -178,14 +180,15 @@ def judge_images(
     flip: bool,
     world: World | None = None,
 ) -> tuple[Evaluation, Evaluation | None]:
-    """(plain, with mirror images averaged) of another set, whose classes are matched by name; all of ``world`` call it.
+    """Evaluate on another set, whose classes are matched by name; every rank of ``world`` must call this.
 
-    Raises DataError for classes that the network has not, and for a picture that cannot be decoded.
+    Returns the plain evaluation and, with ``flip``, one that averages in the mirrored images. Raises DataError for
+    classes that the network does not have, and for a picture that cannot be decoded.
     """
     labels, world = matched(images, model.card.class_names), world or World()
     place = device.resolve(options, world.local_rank)
     net = model.network.to(place.device)
-    world.broadcast(list(net.state_dict().values()))  # a run that goes on may have saved between two ranks' looks
+    world.broadcast(list(net.state_dict().values()))  # a run in training may have saved between two ranks' reads
     net = net.to(memory_format=torch.channels_last)
     with device.threads(options) as threads:
         setting = Setting(
@@ -198,7 +201,7 @@ def judge_images(
 
 
 class Pictures(Prepared):
-    """Images of another set, made into the network's input as the pictures that it predicts are."""
+    """The images of another set, preprocessed in the same way as pictures for ``Classifier.predict``."""
 
     kind = "host"
 
@@ -219,7 +222,7 @@ class Pictures(Prepared):
 
 
 def _told_classes(result: Evaluation, names: tuple[str, ...]) -> list[str]:
-    """Said where the set has only some of the classes."""
+    """A line to print if the set has only some of the classes."""
     held = sum(count > 0 for count in result.support)
     if held == len(names):
         return []
@@ -255,21 +258,21 @@ def _beside(
     about: dict[str, Any],
     marks: list[str],
 ) -> str:
-    """Write evaluation-<marks>.json; the line that says so."""
+    """Write evaluation-<marks>.json; return the line that says so."""
     path = run.path / f"evaluation-{'-'.join(marks)}.json"
     write_json(path, plain.as_dict(names) | {"top1_flip": mirrored.top1 if mirrored else None, "about": about})
     return f"written    {path}"
 
 
 def _slug(path: Path) -> str:
-    """``<name>-<hash of where it lies>``, so that two sets of one name do not share a file."""
+    """``<name>-<hash of its path>``, so that two sets of the same name do not share a file."""
     where = path.resolve()
     word = re.sub(r"[^A-Za-z0-9]+", "-", where.stem).strip("-") or "data"
     return f"{word}-{hashlib.sha256(str(where).encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: Callable[[int], str]) -> list[str]:
-    """Write every prediction to ``out``, a row an image; the line that says so."""
+    """Write every prediction to ``out``, one row per image; return the line that says so."""
     if out is None:
         return []
     found = result.predictions
@@ -280,7 +283,7 @@ def _table(out: Path | None, result: Evaluation, names: tuple[str, ...], name: C
     columns = (found.labels, found.predicted, found.probability, found.loss)
     for i, (label, top, probability, loss) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         if label < 0:
-            continue  # could not be decoded, and was left out
+            continue  # the picture could not be decoded
         said = names[top] if top < len(names) else f"output {top}"
         table.writerow([name(i), names[label], said, f"{probability:.7g}", f"{loss + 0.0:.7g}"])  # 0, not -0
     write_atomic(out, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -1,7 +1,7 @@
-"""imnet-eval on an ensemble: its bands fused in every way, and held against what they cost.
+"""imnet-eval on an ensemble: fuses its bands in every way, and compares the results with their cost.
 
-What is chosen (the ranking of the bands, p, how many of them, fitted weights) is chosen on the images that were held
-out of train, where there are any; beside it stands the document's way, which chooses on the images that also judge.
+Choices (the ranking of the bands, p, how many bands, fitted weights) are made on images that were held out of the
+training set, if there are any. The document's way, which chooses on the very images of the evaluation, is shown too.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ JUDGED = "the test images"
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to weigh the bands, and what came of it."""
+    """A way to weight the bands, and its scores."""
 
     name: str
     chosen_on: str
-    """Which images decided; nothing where nothing was to be decided."""
+    """The images that the weights were chosen on; empty if there was nothing to choose."""
     weights: dict[int, float]
-    """By band, the heaviest first; bands that are left out are not named."""
+    """Weights by band, the largest first; without the bands that are left out."""
     test: Score
     val: Score | None
 
 
 def rules(test: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None, bands: Sequence[int], p: float) -> list[Rule]:
-    """Every band alone, and every way to fuse them; ``test`` and ``val`` are logits (K, N, C) and labels (N,)."""
+    """Score each band alone and every way to fuse them; ``test`` and ``val`` are logits (K, N, C) and labels (N,)."""
     num = len(bands)
     equal = torch.full((num,), 1 / num, dtype=torch.float64)
     ways = [(f"band {band}", "", torch.eye(num, dtype=torch.float64)[k]) for k, band in enumerate(bands)]
@@ -81,21 +81,21 @@ def _rule(
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network, or several, took as trained; NaN where that was not measured."""
+    """The cost of one or several networks, as measured in their training; NaN for figures that were not measured."""
 
     name: str
     parameters: int
     forward_flops: int
-    """Of one image."""
+    """FLOPs of a forward pass of one image."""
     images_per_s: float
-    """In training; of several on one device, one after the other."""
+    """Images per second in training; for several networks, as if they shared one device in turn."""
     device_hours: float
-    """The time of every device that was at it, evaluations too."""
+    """Time of all ranks together, evaluations included."""
     top1: float
 
     @classmethod
     def of(cls, name: str, run: Run, top1: float | None = None) -> Cost:
-        """``top1`` is that of the run's last evaluation, where it is not given."""
+        """The cost of one run; ``top1`` defaults to that of the run's last evaluation."""
         r, info = run.recipe, run.info
         net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
         forward = flops(net, (r.data.channels, r.input_px, r.input_px))
@@ -113,7 +113,7 @@ class Cost:
 
 
 def costs(ensemble: Ensemble, found: Sequence[Rule], baseline: Run | None) -> list[Cost]:
-    """Every band, the baseline where there is one, and the ensembles: all bands, and those that were chosen."""
+    """Costs of each band, of the baseline if there is one, and of the ensembles of all and of the chosen bands."""
     alone = {rule.name: rule.test.top1 for rule in found}
     each = {band: Cost.of(name, run, alone[name]) for band, run in ensemble.bands.items() for name in [f"band {band}"]}
     rows = [*each.values()]
@@ -146,12 +146,12 @@ def run(values: Namespace) -> int:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """What was not measured is null: JSON has no NaN."""
+    """Replace NaN (not measured) by None, because JSON has no NaN."""
     return {key: None if value != value else value for key, value in row.items()}
 
 
 def _baseline(path: Path, ensemble: Ensemble) -> Run:
-    """DataError where it was judged on other images than the bands."""
+    """Open the baseline's run. Raises DataError if it was evaluated on other images than the bands."""
     run = Run(path)
     ours, theirs = (
         " ".join(f"{r.data.get(key)}" for key in ("name", "test_images", "judged_on")) for r in (ensemble.first, run)
@@ -163,7 +163,7 @@ def _baseline(path: Path, ensemble: Ensemble) -> Run:
 
 
 def _refuse(values: Namespace) -> None:
-    """UsageError for what only one network can be asked."""
+    """Raise UsageError for options that only apply to a single network."""
     given = {"--data": values.data, "--split": values.split, "--out": values.out, "--ten-crop": values.ten_crop}
     given |= {"--no-flip": values.no_flip}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""One process per rank, started by us (imnet.ranks), by torchrun or by srun; the rest sees a World."""
+"""One process per rank, started by imnet.ranks, by torchrun or by srun; other modules only see a ``World``."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from imnet.meeting import number
 from imnet.resources import num_cores
 
 LONGEST_WAIT = datetime.timedelta(days=7)
-"""For what one rank does and the others need."""
+"""How long ranks wait for work that rank 0 does alone."""
 connections = 0
-"""How many process groups this process has joined."""
+"""Number of process groups that this process has joined."""
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
-"""Numbers of steps from here on are Slurm's own: batch script, interactive shell, external processes."""
+"""Step ids from here on are Slurm's own: batch script, interactive shell, external processes."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its ranks; ``life`` counts elastic restarts.
+    """This process's place among the ranks; ``life`` counts elastic restarts.
 
-    ``group`` are the ranks that train with this one, a process group of torch; None: all. ``store`` is what they have
-    in common beside it, while they are connected.
+    ``group`` is torch's process group of the ranks that train with this one, or None for all ranks. ``store`` is the
+    key-value store that these ranks share while they are connected.
     """
 
     rank: int = 0
@@ -50,8 +50,8 @@ class World:
 
     @property
     def reduces(self) -> bool:
-        """Whether gradients are averaged over a process group: of several ranks, or of this one alone where it was
-        given one, which is how a single card shows what NCCL does."""
+        """Whether gradients are averaged over a process group: with several ranks, or with one rank that was given a
+        group, so that NCCL's share can be seen on a single GPU."""
         return self.size > 1 or self.group is not None
 
     def barrier(self) -> None:
@@ -60,15 +60,15 @@ class World:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The block at rank 0, then at the others, which wait however long it takes: packing may take hours, and a
-        collective gives up after COLLECTIVE_TIMEOUT_S. Every rank calls it."""
+        """Run the block on rank 0 first, then on the others; every rank must call this. The others wait by the store,
+        not by a collective, which would time out after COLLECTIVE_TIMEOUT_S: packing a set may take hours."""
         if self.size == 1:
             yield
             return
         done = f"done-{self.store.add(f'turns-of-{self.rank}', 1)}"
         if not self.is_main:
             self.store.wait([done], LONGEST_WAIT)
-            self.barrier()  # fails where rank 0 has
+            self.barrier()  # fails if rank 0 has failed
         try:
             yield
         finally:
@@ -78,19 +78,19 @@ class World:
             self.barrier()
 
     def all_reduce(self, tensor: torch.Tensor, op: Any = None) -> torch.Tensor:
-        """In-place sum over the ranks (or ``op``); nothing to do for one rank."""
+        """Sum ``tensor`` over the ranks in place (or reduce it by ``op``), and return it."""
         if self.size > 1:
             dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
         return tensor
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
-        """Rank 0's values into every rank's tensors."""
+        """Copy rank 0's values into every rank's tensors."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, group=self.group, group_src=0)
 
     def share(self, value: Any) -> Any:
-        """Rank 0's picklable value on every rank."""
+        """Return rank 0's picklable ``value`` on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -98,19 +98,19 @@ class World:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The picklable values of all ranks, in their order."""
+        """Return the picklable values of all ranks, in rank order."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def alike(self, value: Any) -> tuple[int, int]:
-        """(this rank's number, how many) among the ranks that call it with the same value."""
+        """Return (index, count) of this rank among the ranks that pass the same ``value``."""
         values = self.gather(value)
         return values[: self.rank].count(value), values.count(value)
 
     def part(self, size: int) -> World:
-        """This rank among the ``size`` neighbours that it trains with; every rank calls it."""
+        """Split the ranks into groups of ``size`` neighbours; return this rank's own. Every rank must call it."""
         if size == 1:
             return World(local_rank=self.local_rank, life=self.life)
         timeout = datetime.timedelta(seconds=meeting.COLLECTIVE_TIMEOUT_S)
@@ -122,12 +122,12 @@ class World:
 
 
 def current_world(asked: int | None = None) -> World:
-    """What the environment says, without connecting to anyone; ``asked`` is the number of --procs or --gpus.
+    """Read the World from the environment, without connecting; ``asked`` is the number given to --procs or --gpus.
 
-    Who decides, in this order: torchrun's RANK, LOCAL_RANK and WORLD_SIZE; a Slurm step of several tasks (srun); else
+    The first of these decides: torchrun's RANK, LOCAL_RANK and WORLD_SIZE; a Slurm step of several tasks (srun); else
     this process is alone, and may start ranks itself. Shells inside an allocation (salloc, the script of sbatch) are
-    alone whatever SLURM_NTASKS says. An empty variable is an unset one. Raises UsageError where ranks would be missing,
-    or have nowhere to meet.
+    alone whatever SLURM_NTASKS says. Empty variables count as unset. Raises UsageError if ranks would be missing, or
+    would have nowhere to meet.
     """
     world = _torchrun_world() or _slurm_world() or World()
     if world.size > 1:
@@ -140,12 +140,15 @@ def current_world(asked: int | None = None) -> World:
 
 
 def local_size() -> int | None:
-    """Ranks that share the cores of this process: those of this machine, as torchrun and imnet.ranks tell each of them;
-    tasks of srun, which may each see all cores of the step; None where nobody shares them."""
+    """Number of ranks that share the cores of this process; None if it shares them with nobody.
+
+    These are the ranks of this machine if torchrun or imnet.ranks has set LOCAL_WORLD_SIZE, and its tasks under srun if
+    each of them sees all cores of the step.
+    """
     told, cores = number("LOCAL_WORLD_SIZE"), number("SLURM_CPUS_ON_NODE")
     if told is not None or _slurm_world() is None or cores is None or num_cores() < cores:
         return told
-    # "2(x3),1": two tasks on each of three nodes, one on a fourth.
+    # "2(x3),1" means two tasks on each of three nodes, and one on a fourth.
     parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     tasks = [int(many) for many, times in parts for _ in range(int(times or 1))]
     node = number("SLURM_NODEID") or 0
@@ -178,7 +181,8 @@ def _torchrun_world() -> World | None:
 
 
 def _slurm_world() -> World | None:
-    """A step of several tasks. Batch scripts and interactive shells have steps of their own, numbered from the top."""
+    """The World of a Slurm step of several tasks, else None. Batch scripts and interactive shells have special steps of
+    their own, numbered from SLURM_SPECIAL_STEPS."""
     step, tasks = number("SLURM_STEP_ID"), number("SLURM_STEP_NUM_TASKS")
     if step is None or step >= SLURM_SPECIAL_STEPS or (tasks or 1) <= 1:
         return None
@@ -189,20 +193,20 @@ def _slurm_world() -> World | None:
     if rank >= (tasks or 1):
         what = f"got SLURM_PROCID={rank} with SLURM_STEP_NUM_TASKS={tasks}"
         raise UsageError(what, hint="tasks count from 0; start with srun, or unset both to train alone")
-    # Bound to one GPU of several, as --gpus-per-task does it, a task sees that as its first.
+    # A task that is bound to one GPU of several, as by --gpus-per-task, sees it as device 0.
     bound = (number("SLURM_GPUS_ON_NODE") or 0) > 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
     return World(rank, tasks or 1, 0 if bound else local)
 
 
 def heard(signals: Iterable[int]) -> list[int]:
-    """Those that are to be noted: all but a SIGHUP that nohup has had ignored."""
+    """The signals to handle: all of ``signals`` except a SIGHUP that nohup has set to be ignored."""
     return [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -> Iterator[World]:
-    """The World, its process group open for the length of the block; ``settings`` must be the same on all ranks, or
-    each of them raises UsageError."""
+    """Yield the World, with its process group open during the block. If ``settings`` differ between ranks, each of them
+    raises UsageError."""
     world = current_world()
     if world.size == 1:
         yield world
@@ -218,19 +222,20 @@ def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -
 
 
 LOST = re.compile(r"gloo/transport/|closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
-"""What gloo and NCCL say in the midst of an operation where another rank has ended, or is out of reach."""
+"""Matches the errors of gloo and NCCL during an operation when another rank has ended or cannot be reached."""
 SILENT = re.compile(r"[Tt]imed out|No route to host|unreachable")
-"""What they, or the store, say where it did not end but gave no answer."""
+"""Matches those errors, or the store's, when the other rank has not ended but does not answer."""
 
 
 @contextlib.contextmanager
 def named_loss(world: World):
-    """What a rank meets when another has ended is no fault of its own: DeviceError, a line, so that the other's words
-    are found. Whoever starts ranks here (imnet.ranks) knows which was lost, and asks for the tracebacks instead."""
+    """Turn the errors that a rank gets because another rank has ended into a DeviceError of one line, so that the other
+    rank's message, which has the cause, is easy to find. imnet.ranks does not use this: it knows which rank was lost,
+    and shows the traceback instead."""
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistNetworkError) or LOST.search(str(error))  # the store's own, or gloo's, NCCL's
+        lost = isinstance(error, dist.DistNetworkError) or LOST.search(str(error))  # the store's, gloo's or NCCL's
         if world.size == 1 or not lost:
             raise
         what, hint = "lost its connection to another rank", "what that one said is the cause"
@@ -242,10 +247,10 @@ def named_loss(world: World):
 
 
 def leave(code: int) -> NoReturn:
-    """End a rank's process here, its files closed and its lines written.
+    """End a rank's process at once, after flushing its output; the caller has closed its files.
 
-    At the very end of a process torch's own threads are taken apart in no certain order, and about one rank in 200
-    aborts there (torch 2.14, gloo, on two busy cores): after a run that is complete, its launcher would say it failed.
+    In an ordinary exit torch's threads are torn down in no fixed order, and about one rank in 200 aborts there (torch
+    2.14, gloo, on two busy cores). Its launcher would then report a failure although the run is complete.
     """
     sys.stdout.flush()
     sys.stderr.flush()
