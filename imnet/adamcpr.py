@@ -1,4 +1,4 @@
-"""AdamCPR: Adam under a bound on the norm of every weight (Franke et al. 2023, arXiv 2311.09058)."""
+"""AdamCPR: Adam with a bound on the norm of each weight (Franke et al. 2023, arXiv 2311.09058)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from imnet.recipe import AdamCPR
 
 
 class BoundedAdam(torch.optim.AdamW):
-    """torch's fused Adam, then a pull on each bounded weight W of n elements towards its bound kappa.
+    """torch's fused Adam, after which each bounded weight W of n elements is pulled towards its bound kappa.
 
-    After every step t > T, with T = ``warm_start_steps`` and kappa = |W|^2 as it was after step T:
+    After every step t > T, where T = ``warm_start_steps`` and kappa = |W|^2 after step T:
         multiplier = max(0, multiplier + kappa_update / n * (|W|^2 - kappa))
         W          = W - 2 * multiplier * W
-    The multiplier is that of an augmented Lagrangian: it grows while the weight is too long and falls to zero where it
-    is not. Groups whose ``bounded`` is false are Adam's alone. A step with ``found_inf`` changes nothing, and nothing
-    is read on the host, so a CUDA graph can hold it.
+    The multiplier is that of an augmented Lagrangian: it grows while |W|^2 is above kappa and falls towards zero while
+    it is below. Groups whose ``bounded`` is false get Adam alone. A step with ``found_inf`` changes nothing. The host
+    reads nothing back, so the step can be captured in a CUDA graph.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, warm_start_steps: int, kappa_update: float, **adam: Any):
@@ -27,7 +27,7 @@ class BoundedAdam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As torch's."""
+        """Take one step, as in torch."""
         loss = super().step(closure)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
@@ -44,7 +44,7 @@ class BoundedAdam(torch.optim.AdamW):
             torch.stack([self.state[p][name] for p in params]) for name in ("step", "kappa", "multiplier")
         )
         squares = torch.stack(torch._foreach_norm(params)).square()
-        # The rates are arguments of the launch: a tensor of them would be a copy from the host, which waits.
+        # The rates are launch arguments; a tensor of them would need a copy from the host, for which the host waits.
         rates = [self.kappa_update / p.numel() for p in params]
         grown = multiplier + torch.stack(torch._foreach_mul((squares - kappa).unbind(), rates))
         past = steps > self.warm_start_steps
@@ -59,7 +59,7 @@ class BoundedAdam(torch.optim.AdamW):
 
 
 def build(groups: list[dict[str, Any]], optim: AdamCPR, lr: Any, backend: str) -> torch.optim.Optimizer:
-    """For ``imnet.optim.BUILDERS``: the groups that would be spared a weight decay are spared the bound."""
+    """Builder for ``imnet.optim.BUILDERS``: groups that would have no weight decay have no bound."""
     return BoundedAdam(
         [{**group, "weight_decay": 0.0, "bounded": group["weight_decay"] > 0} for group in groups],
         lr=lr,

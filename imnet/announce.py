@@ -1,4 +1,4 @@
-"""What a run says of itself: the header on the console, run.json, evaluation.json."""
+"""The descriptions of a run: the header on the console, run.json and evaluation.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imnet.run_state import RunState, Setup
 def header(
     setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None, notes: list[str]
 ) -> list[str]:
-    """The lines that a run begins with; ``notes`` are those of a changed configuration."""
+    """The lines that are printed when a run begins; ``notes`` are the lines from resuming, e.g. about a change."""
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
@@ -63,7 +63,7 @@ def _scaled_lr(setup: Setup) -> list[str]:
 
 
 def _balance(setup: Setup) -> list[str]:
-    """How small classes are made to count."""
+    """A line about class balancing, if the recipe has it."""
     counts = torch.bincount(as_tensor(setup.dataset.train.labels))
     counts = counts[counts > 0]
     told = f"classes    of {int(counts.min()):,} to {int(counts.max()):,} images"
@@ -76,7 +76,7 @@ def _balance(setup: Setup) -> list[str]:
 
 
 def _norms(setup: Setup, images: int) -> list[str]:
-    """What BatchNorm sees, where that is not the batch."""
+    """A line about the images that BatchNorm takes statistics of, if that is not simply the batch."""
     batch, ranks = setup.recipe.data.batch_images, setup.world.size
     synced = ranks > 1 and setup.recipe.comm.sync_bn
     images = min(batch, images * ranks) if synced else images
@@ -93,7 +93,7 @@ def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:
 
 
 def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
-    """run.json."""
+    """The content of run.json."""
     return {
         "status": status,
         "config_hash": setup.config_hash,
@@ -136,7 +136,7 @@ def write_evaluation(
     top1_flip: float | None = None,
     final: Evaluation | None = None,
 ) -> None:
-    """evaluation.json and worst.png of a run folder; ``final`` is of the test set beside a validation set."""
+    """Write evaluation.json and worst.png of a run folder; ``final`` is the test set's, if a validation set chooses."""
     names = list(dataset.class_names)
     values = result.as_dict(names) | {"top1_flip": top1_flip, "final": final.figures() if final else None}
     rows = [row["index"] for row in result.worst]
@@ -146,7 +146,7 @@ def write_evaluation(
 
 
 def _caption(names: list[str], label: int, predicted: int) -> str:
-    """An image may have a large loss although the answer is right."""
+    """The caption of one of the worst images; an image can have a large loss although its prediction is correct."""
     if predicted == label:
         return f"{names[label]}, rightly"
     return f"{names[label]}, not {names[predicted] if predicted < len(names) else f'output {predicted}'}"

@@ -1,4 +1,4 @@
-"""One picture in its spectral bands, for the page of the spectral system."""
+"""Draws one picture in its spectral bands, for the report page of the spectral system."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from imnet import data, report
 from imnet.errors import DataError
 
 SIDES_PX = {2: 224, 4: 224, 6: 336}
-"""Of the whole picture, by r: what the document cuts it into."""
+"""Side of the whole picture by r, as the document crops it."""
 FINER = 4
 
 
 def sheets(picture: Path | None) -> list[tuple[str, bytes]]:
-    """(title, PNG) of sub4, sub16 and sub36; a drawn picture where there is none. DataError where it is no picture."""
+    """(title, PNG) for sub4, sub16 and sub36; draws a picture if none is given. DataError if it cannot be read."""
     return [(f"One picture in its {r * r} bands (sub{r * r})", sheet(picture, r)) for r in SIDES_PX]
 
 
 def sheet(picture: Path | None, r: int) -> bytes:
-    """PNG of the r * r bands, in reading order, each with its number and its deviation.
+    """PNG of the r * r bands in reading order, each with its number and its standard deviation.
 
-    Band 0 is the picture at 1/r of its side. The others have both signs: grey is 0, and each is stretched by itself.
+    Band 0 is the picture at 1/r of its side. The others are signed: grey is 0, and each has its own contrast.
     """
     side = SIDES_PX[r]
     pixels = _drawn(side) if picture is None else _read(picture, side)
@@ -45,13 +45,13 @@ def _shown(band: np.ndarray, k: int, r: int) -> np.ndarray:
 
 
 def _drawn(side: int) -> np.ndarray:
-    """A star, drawn larger than it is shown: its noise would fill every band but the first."""
+    """A star, drawn FINER times larger and reduced: otherwise its noise would fill every band but the first."""
     found = data.load("shapes", image_px=FINER * side, num_classes=10, train_images=6, test_images=1)
     return np.array(Image.fromarray(found.train.pictures([5])[0]).resize((side, side), Image.Resampling.BOX))
 
 
 def _read(picture: Path, side: int) -> np.ndarray:
-    """(side, side, 3) uint8: the middle square, resized."""
+    """The middle square of a picture, resized: uint8 (side, side, 3)."""
     try:
         with Image.open(picture) as image:
             rgb = image.convert("RGB")

@@ -1,5 +1,5 @@
-"""The recipe that a command line or a configuration file begins from, before its single values are set: whose it is,
-with which network, data set, and kinds of optimiser and schedule."""
+"""The recipe that a command line or a configuration file starts from, before single values are set: a named recipe with
+the network, the data set and the kinds of optimiser and schedule that were asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from imnet.recipes import by_model, by_name
 
 
 def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
-    """--recipe, else the file's recipe, else the recipe of --model, else quickstart."""
+    """The recipe of --recipe, else of the file, else of --model, else quickstart, with the network and data set that
+    were asked for; and notes about what was left out of it."""
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
     if name and str(name).startswith("own/") and not first["recipe"]:
@@ -41,7 +42,7 @@ def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recip
 
 
 def _own(file_values: dict[str, Any], file: str | None) -> Recipe:
-    """A recipe for the user's own data is nowhere but in its configuration file, all of it."""
+    """A recipe for the user's own data, which only exists in its configuration file, as a whole."""
     try:
         return from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
     except ValueError as error:
@@ -49,7 +50,7 @@ def _own(file_values: dict[str, Any], file: str | None) -> Recipe:
 
 
 def with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:
-    """The recipe with the kinds of optimiser and schedule that were asked for."""
+    """``base`` with the kinds of optimiser and schedule that were asked for."""
     for part, kinds in KINDS.items():
         given = file_values.get(part)
         given = given if isinstance(given, dict) else {}
@@ -61,7 +62,7 @@ def with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str
 
 
 def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with another network: what was meant for its own is left out where the other does not take it."""
+    """``base`` with another network; model options that this network does not take are left out."""
     if not base.model_options:
         return replace(base, model=model), ()
     from imnet import models
@@ -74,7 +75,7 @@ def _with_model(base: Recipe, model: str) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with another data set, taken whole: sizes and split were meant for the recipe's own."""
+    """``base`` with the whole of another data set: sizes and split were meant for the recipe's own."""
     old = base.data
     if dataset in ("shapes", "synthetic"):
         return replace(base, data=replace(old, name=dataset, split=None)), ()
@@ -103,7 +104,7 @@ def _model_hint(model: str) -> str:
 def _with_kind(base: Recipe, part: str, kind: str, kinds: dict[str, type], has_lr: bool) -> Recipe:
     """Swap e.g. SGD for AdamW; fields that both have keep their values, the others start at their defaults.
 
-    A learning rate is not one of them: SGD's 0.1 is a hundred times too much for AdamW.
+    The learning rate is not kept, since SGD's 0.1 is a hundred times too much for AdamW: UsageError without ``has_lr``.
     """
     if not isinstance(kind, str) or kind not in kinds:
         hint = suggest(str(kind), kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"

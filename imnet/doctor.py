@@ -13,7 +13,7 @@ from imnet.environment import environment, version
 
 
 def text() -> str:
-    """The whole report."""
+    """Return the whole report."""
     found = environment()
     v, hardware = found["versions"], found["hardware"]
     gpus = ", ".join(hardware["gpus"]) or "none that torch can use"

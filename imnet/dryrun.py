@@ -25,8 +25,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def text(recipe: Recipe, options: RunOptions) -> str:
-    """The whole dry run. Raises what would fail at once, wrong data too; absent data are a line of it, and a machine
-    that lacks GPUs or kernels may plan for one that has them."""
+    """Return the whole dry run as text. Raises the errors with which the run would fail at once, wrong data included.
+    Absent data, GPUs or kernels are only lines in it, so that one machine can plan for another."""
     d, options, bands = recipe.data, options.as_ran(recipe), options.bands_of(recipe)
     precision, folder = start.check(recipe, options)
     start.check_folders(recipe, options, precision, folder)
@@ -52,13 +52,13 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"run folder   {_folder(folder, bands)}",
         *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands))), entered),
     ]
-    # Last, since it changes the network.
+    # This comes last because it changes the network.
     fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks) if bands else ranks)
     return "\n".join(lines)
 
 
 def _lacks(options: RunOptions) -> list[str]:
-    """A line of what the run needs and this machine lacks."""
+    """A line about what the run needs and this machine lacks, if anything."""
     try:
         start.check_machine(options)
     except DeviceError as error:
@@ -67,7 +67,7 @@ def _lacks(options: RunOptions) -> list[str]:
 
 
 def _folder(path: Path, bands: tuple[int, ...]) -> str:
-    """The run folder, and who keeps it busy."""
+    """The run folder, and the process that is writing to it, if any."""
     holder = next(filter(None, map(runfolder.writer, runfolder.runs_of(path, bands))), None)
     return f"{path}" + (f" ({runfolder.BUSY}: {holder})" if holder else "")
 
@@ -75,35 +75,37 @@ def _folder(path: Path, bands: tuple[int, ...]) -> str:
 def _ensemble(recipe: Recipe, bands: tuple[int, ...], ranks: int, parameters: int, forward: int) -> list[str]:
     if not bands:
         return []
-    ensemble.shares(bands, ranks)  # refuses what does not come out even
+    ensemble.shares(bands, ranks)  # raises UsageError if ranks and bands do not fit
     sums = f"{parameters * len(bands):,} parameters, {forward * len(bands) / 1e9:.3f} GFLOP an image forward"
     return [f"ensemble     {ensemble.told(recipe, bands, ranks)}", f"together     {sums}"]
 
 
 def _first_weights(recipe: Recipe, net: nn.Module, folders: list[Path]) -> list[str]:
-    """What of ``recipe.weights`` fits; a run that goes on has its own, and the source may be gone."""
+    """A line about which of ``recipe.weights`` fit; none for a resumed run, which has its own and whose source may be
+    gone."""
     source = recipe.weights
     if source is None or all(any(folder.glob("checkpoints/step-*")) for folder in folders):
         return []
     if source.startswith(hubs.PREFIXES) and not hubs.is_here(source):
-        weights.preprocessing(source)  # refuses a name that nobody has published
+        weights.preprocessing(source)  # raises UsageError for an unknown name
         return [f"begins with  {source}, fetched when training begins"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a copy to the meta device copies nothing, and says so
+        warnings.simplefilter("ignore")  # torch warns that a copy to the meta device is a no-op
         return [f"begins with  {source}: {weights.put(net, weights.read(source))}"]
 
 
 def _memory(
     net: nn.Module, recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str
 ) -> list[str]:  # fmt: skip
-    """Weights, gradients, optimiser state and EMA in fp32, and what is cast of them; activations as autograd would keep
-    them. A rank with several bands is counted as holding those of one step at a time, which captured steps do not."""
+    """Estimate the memory of a rank: weights, gradients, optimiser state and EMA in fp32, half-precision copies, and
+    the activations that autograd keeps. For several bands per rank it counts the activations of one band at a time;
+    captured steps need more."""
     averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
     copies = 2 + averages + (recipe.ema_decay is not None)
     d, ranks = recipe.data, options.gpus or options.procs or 1
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
     halves = precision != "fp32" and ranks == 1 and not options.compile
-    # Where autocast does not cast them: copies in two bytes each, and as many of their gradients.
+    # Half-precision copies, if autocast does not cast: two bytes for each weight and two for its gradient.
     cast = num_cast(net) * 4 * networks if halves else 0
     fixed = copies * num_params(net) * 4 * networks
     ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
@@ -122,7 +124,7 @@ def _memory(
 def _data(
     recipe: Recipe, options: RunOptions, steps: Callable[[int], list[str]], entered: Callable[[DataSet], list[str]]
 ) -> list[str]:  # fmt: skip
-    """What lies there, or that nothing does; what is wrong with it is raised."""
+    """Lines about the data and what depends on them, or that they were not found. Raises what is wrong with them."""
     try:
         found = load_data(recipe, options, look=True)
     except AbsentError as error:
@@ -143,12 +145,12 @@ def _data(
 def _entered(
     recipe: Recipe, options: RunOptions, precision: str, net: nn.Module, path: Path, dataset: DataSet
 ) -> list[str]:  # fmt: skip
-    """Where runs that have begun go on, and what that changes; raises what they would be refused for."""
+    """Lines about where existing runs would resume, and about changes. Raises what they would be refused for."""
     order = order_of(recipe, dataset)
 
     def look(own: Recipe, folder: Path) -> list[str]:
         run, course = runfolder.read_run(folder), change.Course(own, precision, order, dataset.fingerprint)
-        if run is None or runfolder.writer(folder):  # which deletes checkpoints meanwhile
+        if run is None or runfolder.writer(folder):  # a writer may delete checkpoints meanwhile
             return []
         found, step, notes = change.enter(folder, run, course, net.state_dict(), allowed=options.allow_change)
         if found is None:
@@ -163,7 +165,7 @@ def _entered(
 
 
 def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]]) -> list[str]:
-    """A set that training would pack first."""
+    """Lines about a set that training would pack first."""
     splits, d = todo.found.splits, recipe.data
     train = d.train_images or len(splits["train"])
     test = d.test_images or (len(splits["test"]) if "test" in splits else _held_out(splits["train"], d.hold_out))
@@ -178,7 +180,7 @@ def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]])
 
 
 def _held_out(train: Items | Blocks, share: float) -> int:
-    """How many training would hold out; of pixels, whose labels are not read yet, about as many."""
+    """How many images training would hold out; only about as many for pixel arrays, whose labels are not read yet."""
     if isinstance(train, Blocks):
         return round(share * len(train))
     return int(held_of_each_class(train.labels(), share).sum())
@@ -206,7 +208,7 @@ def _pipeline(found: DataSet, options: RunOptions) -> str:
 
 
 def _schedule(recipe: Recipe, steps_per_epoch: int | None) -> list[str]:
-    """The learning rate over the run, as a line of bars."""
+    """The schedule, and the learning rate over the run as a line of bars."""
     per_epoch = steps_per_epoch or 1000
     steps = recipe.epochs * per_epoch
     rates = [recipe.lr_at(int(i * (steps - 1) / 59), per_epoch) for i in range(60)]

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, commit, hardware."""
+"""The environment of a measurement: versions, commit, hardware."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imnet.resources import cpu_name, num_cores
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware that a number was measured with."""
+    """Versions, commit, hardware and number of threads, to be kept with measured figures."""
     import torch
 
     gpus = (
@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -44,12 +44,12 @@ def version(package: str) -> str | None:
 
 @functools.cache
 def _git_sha() -> str | None:
-    """The commit of this source tree, with ``+`` where it has changes; None where it is installed without one."""
+    """The commit of this source tree, with ``+`` if tracked files have changes; None outside of a git checkout."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
     try:
-        # Named, since GIT_DIR in the environment, as in a hook, is another tree's.
+        # Name the tree, because GIT_DIR in the environment, e.g. in a hook, may point to another one.
         git = ["git", f"--git-dir={here / '.git'}", f"--work-tree={here}"]
         run = {"capture_output": True, "text": True, "timeout": 5, "check": True}
         sha = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()

@@ -1,7 +1,7 @@
-"""What the dataclasses of options say about each of their fields: its help, and which numbers it may hold.
+"""Metadata for the fields of option dataclasses: the help line, and the range of numbers that a field may hold.
 
-A leaf, standard library only. ``--help`` prints the one, ``check_ranges`` holds values to the other, so that an option
-is described where it is declared and nowhere else.
+``--help`` prints the help and ``check_ranges`` checks the range, so that an option is described only where it is
+declared. Imports nothing but the standard library and ``imnet.errors``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 from imnet.errors import UNSET
 
 MANY = 10**9
-"""Upper end of counts that have no better one: what is larger is a slip of the finger."""
+"""Upper limit for counts that have no better one: anything larger is a typing error."""
 
 
 def check(ok: bool, got: str, allowed: str, do: str) -> None:
-    """ValueError in the form got / allowed / do, unless ``ok``."""
+    """Raise ValueError in the form got / allowed / do, unless ``ok``."""
     if not ok:
         raise ValueError(f"got {got}; allowed: {allowed}; {do}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a field may hold: ``low``..``high`` with both ends, ``above`` and ``below`` without."""
+    """The finite numbers that a field may hold: from ``low`` to ``high``, both allowed, or between ``above`` and
+    ``below``, both not allowed."""
 
     low: float | None = None
     high: float | None = None
@@ -63,7 +64,7 @@ class Range:
 
 
 COUNT = Range(low=1, high=MANY)
-"""How many of something, at least one."""
+"""A number of things, at least one."""
 COUNT_OR_NONE = Range(low=0, high=MANY)
 SHARE = Range(low=0, high=1)
 POSITIVE = Range(above=0)
@@ -72,17 +73,17 @@ FINITE = Range()
 
 
 def about(help: str, numbers: Range | None = None, *, later: bool = False) -> dict[str, Any]:
-    """Metadata of a field: its line in ``--help``, the ``numbers`` it may hold (every one of a tuple's), and whether
-    recipes gained it ``later`` (see ``recipe_json.config_hash``)."""
+    """Metadata of a field: its line in ``--help``, the ``numbers`` that it (or each element of a tuple) may hold, and
+    whether recipes gained the field ``later`` (see ``recipe_json.config_hash``)."""
     return {"help": help, "range": numbers} | ({"later": True} if later else {})
 
 
 def check_ranges(value: Any, prefix: str = "") -> None:
-    """ValueError for the first field of a dataclass value that holds a number outside of its range, or another type
-    than it declares: no other word than those of a Literal, no "no" for a bool, which would be true.
+    """Raise ValueError for the first field of a dataclass value whose number is out of range or whose type is not the
+    declared one. A Literal must be one of its words, and a bool must be a bool: the string "no" would be true.
 
-    Numbers of numpy, which neither JSON nor YAML can write, become Python's; a list becomes a tuple; and the whole
-    number that YAML reads where a word has digits alone (``out: 2024``) becomes that word.
+    Some values are converted in place: numpy scalars, which neither JSON nor YAML can write, to Python numbers; lists
+    to tuples; and an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number.
     """
     for field in dataclasses.fields(value):
         held, name = getattr(value, field.name), f"{prefix}{field.name}"
@@ -103,13 +104,14 @@ def check_ranges(value: Any, prefix: str = "") -> None:
         if type(held) is int and str in (kind, *typing.get_args(kind)):
             held = str(held)
             object.__setattr__(value, field.name, held)
-        # An empty word is a shell's variable that was never set: as a folder it would mean the current one.
+        # An empty string comes from an unset shell variable; as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
 
 
 def misfit(held: Any, kind: Any) -> str | None:
-    """What a value of that type may be, where ``held`` is none: one of its ``Range``, if it is Annotated with one."""
+    """None if ``held`` fits the type ``kind``, else words for the allowed values: those of the ``Range`` with which
+    ``kind`` is Annotated, or of the type itself."""
     if typing.get_origin(kind) is not typing.Annotated:
         return None if _fits(held, kind) else _words(kind)
     bare, numbers = typing.get_args(kind)
@@ -123,8 +125,8 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _fits(held: Any, kind: Any) -> bool:
-    """Whether ``held`` is what a field of that type may hold. What a mapping contains is not looked at; of types other
-    than plain ones, lists, mappings and dataclasses, anything is."""
+    """Whether a field of type ``kind`` may hold ``held``. The content of mappings is not checked, and types other than
+    plain ones, tuples, mappings and dataclasses accept anything."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
     if origin is typing.Literal:
         return isinstance(held, str | int) and held in parts
@@ -145,7 +147,7 @@ def _fits(held: Any, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
-    """A type as people say it: the words of a Literal, else its name."""
+    """A type in plain words: the words of a Literal, else its name."""
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -159,5 +161,5 @@ def _words(kind: Any) -> str:
 
 
 def flag(name: str) -> str:
-    """A field's dotted name as one types it: dashes, except behind a dot."""
+    """A field's dotted name as it is typed on the command line: with dashes, unless it contains a dot."""
     return name if "." in name else name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and that take no other file's place."""
+"""Writes files that are either complete or absent, and that do not replace files of others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imnet.errors import IOFailure, UsageError
 
 
 def temporary_of(path: Path) -> Path:
-    """Under which name this process writes what will be ``path``; what killed processes left of it is removed."""
+    """The temporary name under which this process writes ``path``. Leftovers of killed processes are removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = left.name.split(".")[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
@@ -41,17 +41,17 @@ def _is_alive(pid: int) -> bool:
 
 
 def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
-    """Where a command would write what ``option`` names: ``path`` without links, so that a link stays one.
+    """Return where to write the file that ``option`` names: ``path`` with links resolved, so that a link is kept.
 
-    Raises UsageError for a folder and for a file that does not hold ``mark``, as every file of the kind does: it is not
-    imnet's to replace. IOFailure for one that is read-only. An empty file, a device and a pipe may be written.
+    Raises UsageError for a folder, and for a file without ``mark``, which all of imnet's files of that kind contain:
+    it is the user's. Raises IOFailure for a read-only file. An empty file, a device or a pipe may be written.
     """
     real = path if _is_stream(path) else Path(os.path.realpath(path))
     if real.is_dir():
         raise UsageError(f"got a folder for {option}", file=path, hint="name a file in it")
     if _is_stream(path) or not real.is_file() or not real.stat().st_size:
         return real
-    # Whoever made it so wants it kept; a rename would not ask, and root may write anything.
+    # Whoever made it read-only wants to keep it. A rename would ignore that, and root may write anything.
     if not (real.stat().st_mode & 0o222 and os.access(real, os.W_OK)):
         raise IOFailure("not written: the file is read-only", file=path, hint=f"choose another {option}")
     if not holds(real, mark):
@@ -61,8 +61,8 @@ def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """OSError where a folder ``path`` can neither be written nor made. Nothing is left: what is tried is a file without
-    a name, in the nearest folder that is there."""
+    """Raise OSError if the folder ``path`` can neither be written nor created. Leaves nothing behind: it tries an
+    unnamed file in the nearest existing folder."""
     there = next(p for p in (path, *path.parents) if _is_there(p))
     if not there.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -73,7 +73,7 @@ def check_folder(path: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """As os.path.lexists, which takes what cannot be looked at for absent."""
+    """Like os.path.lexists, but raises OSError for a path that cannot be looked at, where lexists returns False."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -82,8 +82,11 @@ def _is_there(path: Path) -> bool:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What of a folder has such a name, sorted; nothing where there is no such folder. IOFailure for one that is closed
-    to this user: glob takes it for empty, and a run would have no checkpoint, an ensemble a band less."""
+    """The paths in a folder whose names match ``pattern``, sorted; empty if there is no such folder.
+
+    Raises IOFailure for a folder that this user may not read. glob would find it empty: a run would seem to have no
+    checkpoint, or an ensemble to lack a band.
+    """
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -95,8 +98,8 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 @contextlib.contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """A file or folder to read, under a name that libraries in Rust and C++ take: on Linux any bytes are a name, but
-    those open none that is not UTF-8."""
+    """Yield a name of the file or folder that libraries in Rust and C++ can open: on Linux any bytes can be a name, but
+    these libraries only open UTF-8."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -110,14 +113,14 @@ def in_utf8(path: Path) -> Iterator[Path]:
 
 
 def _is_stream(path: Path) -> bool:
-    """A device, a pipe, or /dev/stdout and the like, which may lead to a file that others hold open."""
+    """Whether ``path`` is a device, a pipe, or like /dev/stdout, which may lead to a file that others hold open."""
     inside = os.path.realpath(path.parent)
     named = path.exists() and (inside == "/dev" or inside.startswith("/proc/"))
     return named or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def holds(path: Path, mark: bytes) -> bool:
-    """Whether ``mark`` occurs in a file that is not empty; IOFailure where it cannot be read."""
+    """Whether a file contains ``mark``; IOFailure if the file is empty or cannot be read."""
     try:
         with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(mark) >= 0
@@ -126,20 +129,20 @@ def holds(path: Path, mark: bytes) -> bool:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name, fsync, rename; a link stays one, and a device or a pipe is written as it is, not
-    replaced. A file that is replaced keeps its mode. Raises IOFailure and leaves the old file."""
+    """Write under a temporary name, fsync and rename. Links are kept, devices and pipes are written to instead of
+    replaced, and a replaced file keeps its mode. On failure raises IOFailure and leaves the old file."""
     data = content.encode() if isinstance(content, str) else content
     real = Path(os.path.realpath(path))
     temporary = real
     try:
         if _is_stream(path):
-            # /dev/stdout > FILE: opened anew it would be written from its beginning, over what is there.
+            # If stdout is redirected to a file, opening /dev/stdout again would overwrite that file from its beginning.
             sys.stdout.flush()
             own = next((fd for fd in (1, 2) if os.path.samestat(os.fstat(fd), path.stat())), None)
             with open(path if own is None else os.dup(own), "ab" if own is None else "wb") as f:
                 f.write(data)
             return
-        if real.is_dir() or real.is_symlink():  # the latter leads in a circle
+        if real.is_dir() or real.is_symlink():  # realpath leaves a link only if links form a loop
             number = errno.EISDIR if real.is_dir() else errno.ELOOP
             raise OSError(number, os.strerror(number))
         temporary = temporary_of(real)
@@ -158,13 +161,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically."""
     write_atomic(path, json.dumps(finite(value), indent=1) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """``value`` with null for every number in it that is not finite: JSON has none, and strict readers refuse the word
-    NaN."""
+    """``value`` with None for every float in it that is not finite: JSON has no NaN, and strict readers refuse it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""What a recipe's parts must be to each other, and to the ranks that train it: refused before the first step.
+"""Checks, before the first step, that the parts of a recipe fit each other and the ranks that train it.
 
-Networks may lie on the meta device, so that a dry run refuses what the run would.
+Networks may be on the meta device, so that a dry run refuses whatever the run would refuse.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from imnet.step import divided
 
 
 def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
-    """UsageError where so many training images make no batch."""
+    """Raise UsageError if there are too few training images for a single batch."""
     if order.steps_per_epoch == 0:
         what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
 
 
 def settings(recipe: Recipe, options: RunOptions, place: Place) -> dict[str, Any]:
-    """What all ranks of a run must have the same of, by the names of the command line. Launchers start the same words
-    on every machine, each of which may have a file of its own, another version, or a processor without bf16."""
+    """The settings that must be the same on all ranks, by their names on the command line. A launcher starts the same
+    command on every machine, but a machine may have another configuration file, another version or no bf16."""
     alike = {name: value for name, value in to_dict(options).items() if name not in OF_ONE_MACHINE}
     whole = to_dict(recipe) | alike | {"precision": place.precision, "imnet": version("imnet")}
     for provenance in ("source", "published", "ran"):
@@ -52,7 +52,7 @@ def _flat(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_alike(found: DataSet, world: World) -> None:
-    """On every rank: DataError where they found several sets, as machines do that have a copy each."""
+    """Raise DataError on every rank if they have loaded different data, as when each machine has a copy of its own."""
     told = world.gather(f"{len(found.train):,} training images ({found.fingerprint[:12]})")
     other = next((rank for rank, text in enumerate(told) if text != told[0]), None)
     if other is not None:
@@ -61,8 +61,8 @@ def check_alike(found: DataSet, world: World) -> None:
 
 
 def check_forward(recipe: Recipe) -> None:
-    """UsageError where a network of others keeps an option that it cannot use until it sees images, or gives no logits
-    with it. Nothing is computed; ours refuse their options while they are built."""
+    """Raise UsageError if an external network (timm, torchvision) accepts an option but then fails on images, or does
+    not return logits. Nothing is computed. imnet's own networks refuse wrong options when they are built."""
     if ":" not in recipe.model or not recipe.model_options:
         return
     from imnet.models import external
@@ -74,15 +74,15 @@ def check_forward(recipe: Recipe) -> None:
 
 
 def check_parts(recipe: Recipe, net: nn.Module, num_ranks: int) -> None:
-    """UsageError where ``net``, which is on the meta device and changed here, has no such parts as the recipe freezes,
-    trains at another rate, or takes statistics of over all ranks."""
+    """Raise UsageError if ``net`` lacks the parts that the recipe freezes, trains at another rate, or synchronises over
+    the ranks. ``net`` is on the meta device, and is changed here."""
     divided(net, recipe, Place(torch.device("cpu"), "fp32", ""), World(size=num_ranks))
     optim.param_groups(net, recipe.optim, recipe.body_lr)
 
 
 def check_passes(recipe: Recipe, net: nn.Module, order: Order, num_ranks: int, most: int | None) -> None:
-    """UsageError where --sync-bn would let a rank wait in a pass that another does not make, or where a pass would have
-    one image, and a BatchNorm no more than one number of it a channel. ``most`` images are held at once."""
+    """Raise UsageError if --sync-bn would make a rank wait in a pass that another rank does not run, or if a pass has
+    one image and some BatchNorm sees only one value per channel of it. ``most`` is the size of a micro-batch."""
     held = _shards(order, num_ranks)
     if recipe.comm.sync_bn:
         _check_equal(held, most)
@@ -91,7 +91,7 @@ def check_passes(recipe: Recipe, net: nn.Module, order: Order, num_ranks: int, m
 
 
 def _shards(order: Order, num_ranks: int) -> list[set[int]]:
-    """How many images ranks have of a whole batch, and of an incomplete last one where it is trained on."""
+    """The numbers of images that ranks get of a full batch, and of an incomplete last one if it is trained on."""
     rest = 0 if order.drop_last else order.num_images % order.batch_images
     return [
         {len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)}

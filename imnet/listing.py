@@ -11,7 +11,7 @@ from imnet.recipes import RECIPES
 
 
 def table(what: str) -> str:
-    """The table called ``what``."""
+    """Return the table called ``what``: recipes, models or data."""
     tables = {"recipes": _recipes, "models": _models, "data": _data}
     if what not in tables:
         hint = suggest(what, list(tables)) or f"allowed: {', '.join(tables)}"
@@ -60,7 +60,7 @@ def _models() -> str:
 
 
 def _size(entry: Entry) -> tuple[str, str, str, str]:
-    """Parameters, GFLOP, classes and the input (channels x pixels x pixels) that the two counts are for."""
+    """Parameters, GFLOP, classes, and the input (channels x pixels x pixels) for which the first two are counted."""
     px = entry.image_px
     shape = f"{entry.in_channels}x{px}x{px}"
     return f"{entry.num_params:,}", f"{entry.forward_flops / 1e9:.2f}", str(entry.num_classes), shape

@@ -1,4 +1,4 @@
-"""Locks on files, which go with the process that holds them: a killed one blocks nobody."""
+"""File locks that end with the process that holds them, so that a killed process blocks nobody."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from imnet.errors import IOFailure
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What flock answers on a file system without locks, as NFS often is."""
+"""Errors of flock on a file system without locks, such as many NFS mounts."""
 
 
 def try_lock(descriptor: int, path: Path, needed: bool = True) -> bool:
-    """Lock the open file ``path`` for this process alone, without waiting.
+    """Lock the open file ``path`` exclusively, without waiting; returns whether the lock is held.
 
-    False where another process has it, or where its last holder has removed or renamed the file: a lock on what is no
-    longer at its path keeps nobody out. IOFailure on a file system without locks, where one is ``needed``.
+    Returns False if another process holds the lock, or if its last holder has removed or renamed the file: a lock on a
+    file that is no longer at its path keeps nobody out. On a file system without locks, raises IOFailure if ``needed``,
+    else goes on without.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""--log: the lines of metrics.jsonl for other readers, as CSV, to TensorBoard, to W&B (extra: track).
+"""--log: sends the lines of metrics.jsonl to other formats as well: CSV, TensorBoard, W&B (extra: track).
 
-metrics.jsonl stays the source of truth. A run that resumes has cut it to its checkpoint; csv and tensorboard are then
-written anew from it, so no step comes twice. W&B's server keeps what it has seen and takes no step again.
+metrics.jsonl stays the source of truth. A resumed run truncates it to its checkpoint and then rewrites CSV and
+TensorBoard from it, so that no step appears twice. W&B's server keeps the steps it has and ignores repeated ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 class Logger(Protocol):
-    """Takes a line of metrics.jsonl after the other."""
+    """Takes the lines of metrics.jsonl one after another."""
 
     def write(self, row: Row) -> None: ...
 
@@ -34,21 +34,22 @@ class Logger(Protocol):
 
 
 def check(kinds: Sequence[str]) -> None:
-    """UsageError for a kind whose package is not installed; nothing is imported."""
+    """Raise UsageError for a kind whose package is not installed; nothing is imported."""
     for kind in kinds:
         if kind != "csv" and importlib.util.find_spec(kind) is None:
             raise UsageError(f"got --log {kind}, but {kind} is not installed", hint="pip install 'imnet[track]'")
 
 
 def open_log(folder: Path, resume_at: int, kinds: Sequence[str], config: Mapping[str, Any]) -> MetricsLog:
-    """metrics.jsonl of a run folder, cut to ``resume_at`` bytes, and who else gets its lines."""
+    """Open metrics.jsonl of a run folder, truncated to ``resume_at`` bytes, and the loggers that also get its lines."""
     log = MetricsLog(folder / "metrics.jsonl", resume_at)
     log.loggers = opened(kinds, folder, config)
     return log
 
 
 def opened(kinds: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """One logger a kind, which has what metrics.jsonl of the run ``folder`` holds; ``config`` is for W&B."""
+    """One logger for each kind, which has received the lines that metrics.jsonl of ``folder`` already holds; ``config``
+    is for W&B."""
     rows = read_metrics(folder / "metrics.jsonl") if kinds else []
     makers = {"csv": Csv, "tensorboard": TensorBoard, "wandb": WandB}
     assert tuple(makers) == LOGS
@@ -75,13 +76,13 @@ class Csv:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """``train/loss`` and the like: the numbers of a line, without its time."""
+    """The numbers of a line by names such as ``train/loss``, without step and time."""
     told = {k: v for k, v in row.items() if k not in ("kind", "step", "seconds") and isinstance(v, int | float)}
     return {f"{row['kind']}/{name}": value for name, value in told.items()}
 
 
 class TensorBoard:
-    """tensorboard/ of the run folder, which TensorBoard is pointed at."""
+    """Event files in tensorboard/ of the run folder."""
 
     def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -103,13 +104,13 @@ class TensorBoard:
 
 
 def name_of(folder: Path) -> str:
-    """What W&B calls a run: its folder; of an ensemble's band with the ensemble's, as all of them have a band-0."""
+    """The name of a run in W&B: that of its folder; for a band, preceded by the ensemble's, since each has a band-0."""
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("band-") else folder.name
 
 
 class WandB:
-    """A run of the project imnet, or $WANDB_PROJECT, under an id that the run folder keeps: a resumed run goes on."""
+    """A W&B run in the project imnet, or $WANDB_PROJECT. The run folder keeps its id, so a resumed run continues it."""
 
     def __init__(self, folder: Path, rows: Sequence[Row], config: Mapping[str, Any]):
         import wandb  # pyright: ignore[reportMissingImports]
