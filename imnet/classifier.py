@@ -114,10 +114,8 @@ class Classifier:
         return self
 
     def pixels(self, picture: Picture) -> np.ndarray:
-        """Return uint8 (side, side, C) for a path, encoded bytes, a PIL picture or a uint8 array.
-
-        Raises BadPictureError or OSError if the picture cannot be decoded or read.
-        """
+        """Return uint8 (side, side, C) for a path, encoded bytes, a PIL picture or a uint8 array. Raises
+        BadPictureError if it cannot be decoded, OSError if it cannot be read."""
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 3 and picture.shape[2] == 1
             if picture.dtype != np.uint8 or not (picture.ndim == 2 or grey or picture.shape[2:] in ((3,), (4,))):
@@ -142,10 +140,8 @@ class Classifier:
     @device.undisturbed()
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> Tensor:
-        """Return fp32 logits (B, classes) on the CPU for uint8 pixels (B, side, side, C).
-
-        Outputs beyond the classes are left out.
-        """
+        """Return fp32 logits (B, classes), without outputs beyond the classes, on the CPU for uint8 pixels
+        (B, side, side, C)."""
         return self.network(self.images(pixels))[:, : len(self.card.class_names)].float().cpu()
 
     def predict(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> list[dict[str, Any]]:

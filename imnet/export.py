@@ -65,7 +65,7 @@ def export(model: Classifier, to: str, out: Path) -> str:
     if to not in WRITERS:
         raise UsageError(f"got --to {to}; allowed: {', '.join(WRITERS)}")
     real = _place(out, to)
-    folder = temporary_of(real)  # a folder, so that the file in it keeps its suffix, which torch checks
+    folder = temporary_of(real)  # a folder in which the export already has its final name
     try:
         folder.mkdir(parents=True)
         temporary = folder / real.name

@@ -94,7 +94,7 @@ def check_ranges(value: Any, prefix: str = "") -> None:
             held = tuple(held)
             object.__setattr__(value, field.name, held)
         numbers: Range | None = field.metadata.get("range")
-        word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. the mean of an image
+        word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. augment.mean = "image"
         if numbers is not None and held is not None and not word:
             for number in held if isinstance(held, tuple) else (held,):
                 ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)

@@ -116,7 +116,7 @@ class Adam(Foreach):
 
 
 class Lamb(Adam):
-    """``imnet.recipe.Lamb``."""
+    """LAMB, with the fields of ``imnet.recipe.Lamb``."""
 
     def updated(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
@@ -132,7 +132,7 @@ class Lamb(Adam):
 
 
 class Lion(Foreach):
-    """``imnet.recipe.Lion``."""
+    """Lion, with the fields of ``imnet.recipe.Lion``."""
 
     moments = ("exp_avg",)
 
@@ -148,7 +148,7 @@ class Lion(Foreach):
 
 
 class Muon(Adam):
-    """``imnet.recipe.Muon``: updates of groups with ``matrix`` are orthogonalised, the others get AdamW's."""
+    """Muon, with the fields of ``imnet.recipe.Muon``. Groups with ``matrix`` get orthogonalised updates, others AdamW."""
 
     def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
         is_matrix = any(p is q for group in self.param_groups if group["matrix"] for q in group["params"])

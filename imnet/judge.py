@@ -111,7 +111,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     if not world.is_main:
         return
     names = dataset.class_names
-    if run.weights_id(values.checkpoint) != seen:  # its own evaluation.json is newer, or will be
+    if run.weights_id(values.checkpoint) != seen:  # then evaluation.json must not be replaced: it is newer, or will be
         step, mirrored, final = seen.partition(" ")[0], None, None
         marks.append(step)
         yield f"note       the run has saved newer weights meanwhile: these figures, and no others, are of {step}"

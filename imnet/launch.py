@@ -124,10 +124,10 @@ class World:
 def current_world(asked: int | None = None) -> World:
     """Read the World from the environment, without connecting; ``asked`` is the number given to --procs or --gpus.
 
-    The first of these decides: torchrun's RANK, LOCAL_RANK and WORLD_SIZE; a Slurm step of several tasks (srun); else
-    this process is alone, and may start ranks itself. Shells inside an allocation (salloc, the script of sbatch) are
-    alone whatever SLURM_NTASKS says. Empty variables count as unset. Raises UsageError if ranks would be missing, or
-    would have nowhere to meet.
+    The first that is there decides: torchrun's RANK, LOCAL_RANK and WORLD_SIZE, then a Slurm step of several tasks
+    (srun). Otherwise this process is alone, and may start ranks itself. Shells inside an allocation (salloc, the script
+    of sbatch) are alone whatever SLURM_NTASKS says. Empty variables count as unset. Raises UsageError if ranks would be
+    missing, or would have nowhere to meet.
     """
     world = _torchrun_world() or _slurm_world() or World()
     if world.size > 1:
@@ -231,7 +231,7 @@ SILENT = re.compile(r"[Tt]imed out|No route to host|unreachable")
 def named_loss(world: World):
     """Turn the errors that a rank gets because another rank has ended into a DeviceError of one line, so that the other
     rank's message, which has the cause, is easy to find. imnet.ranks does not use this: it knows which rank was lost,
-    and shows the traceback instead."""
+    and gets the traceback instead."""
     try:
         yield
     except RuntimeError as error:
