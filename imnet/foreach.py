@@ -148,7 +148,7 @@ class Lion(Foreach):
 
 
 class Muon(Adam):
-    """Muon, with the fields of ``imnet.recipe.Muon``. Groups with ``matrix`` get orthogonalised updates, others AdamW."""
+    """Muon, with the fields of ``imnet.recipe.Muon``. Groups with ``matrix`` are orthogonalised, others get AdamW."""
 
     def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
         is_matrix = any(p is q for group in self.param_groups if group["matrix"] for q in group["params"])
