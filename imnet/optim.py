@@ -149,7 +149,7 @@ def _merging_pays(model: nn.Module) -> bool:
     """Whether MergedSGD is faster here: on a CPU with the host kernel, if the tensors are large on average, since each
     one costs microseconds of Python.
 
-    `imnet-bench kernels` measures it per step; on no GPU has it been faster.
+    `imnet-bench kernels` measures it per step; no measurement on a GPU has shown it to be faster there.
     """
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device.type

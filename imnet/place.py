@@ -62,7 +62,7 @@ def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
 
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
     """(recipe, (), lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
-    one chosen for it. ``first`` has the options that decide, None where they are not given."""
+    one chosen for it. ``first`` has the options that this depends on, with None for those not given."""
     from imnet import device, models, own
 
     place = Path(path)

@@ -38,7 +38,7 @@ PASSED_ON = {signal.SIGINT: signal.SIGUSR2} | {n: n for n in (signal.SIGTERM, si
 
 @dataclass(frozen=True)
 class Report:
-    """Why a rank ended: the ImnetError that it raised, or None for any other exception, and the traceback."""
+    """Why a rank ended: its error as an ImnetError, or None for an exception of any other kind, and the traceback."""
 
     at: float
     error: ImnetError | None

@@ -165,7 +165,7 @@ _GIVEN |= {"in_chans": "data.channels"} | dict.fromkeys(("pretrained", "checkpoi
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the trained weights, and where its numbers come from."""
+    """Everything that determines the trained weights, and the source of its values."""
 
     name: str
     model: str = field(metadata=about("network by name; picks its recipe, or replaces the network of --recipe"))

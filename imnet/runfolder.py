@@ -31,7 +31,7 @@ LOCK = ".lock"
 BUSY = "a run is writing here"
 WRITTEN = ("config.yaml", "metrics.jsonl", "metrics.csv", "evaluation.json", "report.html", "worst.png", "tensorboard",
            "wandb-id", "checkpoints")  # fmt: skip
-"""What a run writes or replaces besides run.json. Without a run.json these belong to another program."""
+"""The files and folders that a run writes or replaces besides run.json. Without a run.json they are not a run's."""
 
 
 def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> Path:

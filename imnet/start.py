@@ -1,4 +1,4 @@
-"""Trains a recipe into a run folder: checks what can be checked early, starts the ranks, and raises their errors."""
+"""Trains a recipe into a run folder: makes the early checks, starts the ranks, and raises their errors."""
 
 from __future__ import annotations
 

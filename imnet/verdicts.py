@@ -127,8 +127,8 @@ def stop_early(state: RunState, setup: Setup, epoch: int) -> str:
 
 
 def every_epochs(setup: Setup) -> int:
-    """Epochs between two evaluations: as the options say, else 1 with --patience, else such that there are about ten in
-    a run and they take at most a tenth of its time; an image then costs a third of a training image."""
+    """Epochs between two evaluations: the option's value, else 1 with --patience, else a number that gives about ten
+    evaluations per run, which take at most a tenth of its time if an image costs a third of a training image."""
     if setup.recipe.patience is not None:
         return setup.options.eval_every_epochs or 1
     images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)

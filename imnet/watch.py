@@ -1,5 +1,5 @@
-"""Watches for what ends a run early: signals, and a loss or gradient that is not finite. Flags are read one step late,
-so that no step waits for the device."""
+"""Detects signals, and a loss or gradient that is not finite, which end a run early. Flags are read one step late, so
+that no step waits for the device."""
 
 from __future__ import annotations
 

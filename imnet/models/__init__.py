@@ -4,8 +4,8 @@ Four kinds of name:
 
 - the networks of :data:`imnet.models.catalog.CATALOG`, one file each;
 - any other wide residual network as ``wrnD_K`` (depth D, widening factor K). The number of groups follows from D:
-  three groups where D = 6n + 4 (10, 16, 22, 28, 34, 40, ...: the CIFAR form), otherwise four groups where D = 8n + 4
-  (12, 20, 36, 44, 60, ...: the ImageNet-64 form). Where both hold (28, 52, ...) it is three. ``groups=`` overrules:
+  three if D = 6n + 4 (10, 16, 22, 28, 34, 40, ...: the CIFAR form), otherwise four if D = 8n + 4 (12, 20, 36, 44,
+  60, ...: the ImageNet-64 form); if both hold (28, 52, ...), three. ``groups=`` overrides it:
   ``build("wrn20_10", 1000, groups=2)`` is the 16-pixel network of the downsampled-ImageNet paper;
 - ``torchvision:NAME`` and ``timm:NAME``: any network of these libraries, with options passed on.
 """

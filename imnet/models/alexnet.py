@@ -15,7 +15,7 @@ from .layers import Rate
 from .registry import model
 
 Pixels = Annotated[int, Range(low=47, high=4096)]
-"""The smallest one leaves the last pool a map of 2 x 2, the least that it can pool."""
+"""Side of the images; the smallest leaves the last pool a map of 2 x 2, the least that it can pool."""
 
 
 def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:

@@ -15,7 +15,7 @@ from .layers import Rate
 from .registry import model
 
 Pixels = Annotated[int, Range(low=32, high=4096)]
-"""The smallest one leaves the classifier a map of one pixel."""
+"""Side of the images; the smallest leaves the classifier a map of one pixel."""
 
 
 def vgg_for(

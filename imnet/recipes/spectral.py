@@ -163,7 +163,7 @@ ALEXNET_SUB16 = replace(
 )
 ALEXNET_SUB36 = replace(RESNET34_SUB36, name="spectral/alexnet_sub36", model="alexnet_56", published=None)
 
-# The published sizes decide between VGG-16 without and with BN: 527.79 MiB is without, a band's 207.82 MiB is with BN.
+# Whether VGG-16 has BN is inferred from the published sizes: 527.79 MiB is without, a band's 207.82 MiB is with it.
 VGG16_224 = replace(
     RESNET34_224,
     name="spectral/vgg16_224",
