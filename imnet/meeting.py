@@ -1,4 +1,5 @@
-"""Where ranks meet, by which network interface, and whether all were started alike: before anything is trained."""
+"""Connects the ranks before training: the address of their store, the network interface, and a check that all ranks
+have the same settings."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from imnet.errors import DeviceError, UsageError
 INIT_TIMEOUT_S = 30
 COLLECTIVE_TIMEOUT_S = 600
 SIOCGIFADDR = 0x8915
-"""Linux: the IPv4 address of a network interface."""
+"""Linux's ioctl request for the IPv4 address of a network interface."""
 
 
 def number(name: str) -> int | None:
-    """An environment variable's number; None where it is unset or empty. Raises UsageError for another word."""
+    """The number in an environment variable, None if it is unset or empty. Raises UsageError for other text."""
     text = os.environ.get(name, "").strip()
     if not text:
         return None
@@ -37,8 +38,8 @@ def number(name: str) -> int | None:
 
 
 def master() -> tuple[str, int]:
-    """Where the ranks meet: MASTER_ADDR and MASTER_PORT. Under srun alone the first node of the step stands for the
-    one, a port that the job's id decides for the other. Raises UsageError for a port that is none.
+    """(host, port) at which the ranks meet: MASTER_ADDR and MASTER_PORT. Under plain srun the first node of the step
+    and a port derived from the job's id are used instead. Raises UsageError for an invalid port.
     """
     env = os.environ
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
@@ -56,11 +57,11 @@ def _first_host(nodes: str) -> str:
 
 
 def join(rank: int, size: int, life: int, device: torch.device, settings: Mapping[str, Any]) -> dist.Store:
-    """The ranks' store in this ``life``, whose prefix keeps a restarted rank from reading the addresses of a dead one;
-    afterwards this process has a process group.
+    """Create the process group and return the ranks' store. Its prefix names ``life``, the number of restarts, so that
+    a restarted rank does not read addresses of a dead one.
 
-    Raises DeviceError where ranks do not come, and on every rank UsageError where their ``settings``, numbers and words
-    by name, differ: they would train on with different arithmetic, or wait for each other for ever.
+    Raises DeviceError if ranks do not arrive in time, and UsageError on every rank if their ``settings`` (name ->
+    number or text) differ: they would train with different arithmetic, or wait for each other for ever.
     """
     host, port = master()
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -74,9 +75,9 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "gloo":
             _choose_interface(address)
-        # A rank that has said something comes at once, or never.
+        # All ranks are known to be there by now, so each joins at once or never.
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        # torch 2.14 gave it a public name.
+        # torch 2.14 made this function public.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         set_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
         _end_where_silent(port, COLLECTIVE_TIMEOUT_S)
@@ -90,17 +91,17 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
 
 
 def _end_where_silent(port: int, seconds: int) -> None:
-    """Let Linux end this process's connection to the store where the machine at its other end acknowledges nothing for
-    so many ``seconds``. The store knows a timeout only for what has not been set yet: for the answer itself it waits
-    until the connection ends, which an idle one to a machine that is gone never does."""
+    """Let Linux close this process's connection to the store if the machine at its other end acknowledges nothing for
+    ``seconds``. The store's own timeout covers only keys that are not set yet: for an answer it waits until the
+    connection ends, and an idle connection to a lost machine never does."""
     try:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
-        return  # this is no Linux, or one without /proc
+        return  # not Linux, or no /proc
     limits = {socket.TCP_KEEPIDLE: -(-seconds // 2), socket.TCP_KEEPINTVL: -(-seconds // 10)}
     limits |= {socket.TCP_USER_TIMEOUT: 1000 * seconds}
     for descriptor in descriptors:
-        with contextlib.suppress(OSError):  # the folder's own is closed again, and one that listens has no other end
+        with contextlib.suppress(OSError):  # listdir's own descriptor is closed by now; a listening socket has no peer
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 with socket.socket(fileno=os.dup(descriptor)) as copy:
                     if copy.getpeername()[1:2] == (port,):
@@ -110,9 +111,9 @@ def _end_where_silent(port: int, seconds: int) -> None:
 
 
 def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], address: str) -> str:
-    """This rank's own address as the others reach it; UsageError where the settings of all are not the same.
+    """The address at which the other ranks reach this one; UsageError if the settings of the ranks differ.
 
-    Rank 0 reads what all have left in the store, and leaves its answer there.
+    Every rank puts its settings and address into the store; rank 0 compares them and puts the answer there.
     """
     store.set(f"started-{rank}", json.dumps([settings, address]))
     if rank == 0:
@@ -125,13 +126,13 @@ def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], ad
         store.set("all-read", "")
     if unlike:
         if rank == 0:
-            store.wait(["all-read"])  # it may have the store in its own process, which ends now
+            store.wait(["all-read"])  # this process may hold the store, and is about to end
         raise UsageError(unlike, hint="start all ranks with the same words, of the same version, on the same data")
     return _address(far, 1) if far and _is_loopback(address) else address
 
 
 def _unlike(found: Mapping[str, Any], first: Mapping[str, Any], rank: int) -> str:
-    """The first setting of which ``rank`` has another value than rank 0, with both, in words."""
+    """A line about the first setting whose value on ``rank`` (``found``) differs from rank 0's (``first``); else ""."""
     names = [*first, *(name for name in found if name not in first)]
     name = next((name for name in names if found.get(name) != first.get(name)), None)
     if name is None:
@@ -141,7 +142,7 @@ def _unlike(found: Mapping[str, Any], first: Mapping[str, Any], rank: int) -> st
 
 
 def _address(host: str, port: int) -> str:
-    """This machine's own address on its way to ``host``; nothing is sent."""
+    """This machine's own address on the route to ``host``; nothing is sent."""
     family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(where)
@@ -153,17 +154,17 @@ def _is_loopback(address: str) -> bool:
 
 
 def _choose_interface(address: str) -> None:
-    """Let gloo's ranks meet by the interface that has ``address``, where $GLOO_SOCKET_IFNAME names no other. Gloo takes
-    that of the machine's name: a laptop's may have none, and Debian gives every machine's the address 127.0.1.1."""
+    """Let gloo use the interface that has ``address``, unless $GLOO_SOCKET_IFNAME names one. By default gloo resolves
+    the machine's host name, which may fail on a laptop, and which on Debian is always 127.0.1.1."""
     names = [name for _, name in socket.if_nameindex()]
-    loopback = next((name for name in names if name in ("lo", "lo0")), None)  # as Linux and macOS call it
+    loopback = next((name for name in names if name in ("lo", "lo0")), None)  # Linux and macOS
     name = loopback if _is_loopback(address) else next((n for n in names if address in _addresses(n)), None)
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _addresses(interface: str) -> list[str]:
-    """The first IPv4 address of a network interface, and those of IPv6; none outside Linux."""
+    """The IPv6 addresses of a network interface and its first IPv4 address; empty outside Linux."""
     if sys.platform != "linux":
         return []
     import fcntl
@@ -176,6 +177,6 @@ def _addresses(interface: str) -> list[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             raw = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()))
-        except OSError:  # it has no IPv4 address
+        except OSError:  # the interface has no IPv4 address
             return found
     return [*found, socket.inet_ntoa(raw[20:24])]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, appended; the source of truth for curves and reports."""
+"""metrics.jsonl: one JSON object per line, append-only; the source of truth for curves and reports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from imnet.files import finite
 
 
 class MetricsLog:
-    """Append-only writer. ``resume_at`` cuts the file to the length that a checkpoint knew, so no line comes twice; of
-    a shorter one, which somebody has cut, the last line may be torn, and goes."""
+    """Append-only writer. The file is first cut to ``resume_at``, its length in bytes when the checkpoint was saved, so
+    that no line is written twice. If it is shorter, its last line is removed if that is incomplete."""
 
     def __init__(self, path: Path, resume_at: int = 0):
         self.path = path
         self.loggers: list[Any] = []
-        """Of ``imnet.loggers``, which get every line."""
+        """Loggers of ``imnet.loggers``, to which every line is passed on."""
         try:
             self._file = path.open("a+b")
             self._file.seek(0)
@@ -30,7 +30,7 @@ class MetricsLog:
             raise IOFailure(f"cannot be opened: {error.strerror}", file=path) from error
 
     def write(self, **values: Any) -> None:
-        """One line; a number that is not finite becomes null."""
+        """Append one line; numbers that are not finite become null."""
         clean = finite(values)
         with self._written():
             self._file.write(json.dumps(clean).encode() + b"\n")
@@ -39,7 +39,7 @@ class MetricsLog:
                 logger.write(clean)
 
     def sync(self) -> int:
-        """Flush to the disk, where some file systems find only then that there is no room; the length in bytes."""
+        """Flush to the disk and return the file's length in bytes. Some file systems report a full disk only here."""
         with self._written():
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -47,7 +47,7 @@ class MetricsLog:
 
     def close(self) -> None:
         for file in (*self.loggers, self._file):
-            with self._written():  # what a full disk has left in a buffer
+            with self._written():  # closing flushes the buffer, for which a full disk has no room
                 file.close()
 
     @contextlib.contextmanager
@@ -59,7 +59,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line, none where the file is absent; see ``parse``."""
+    """The object of every complete line; empty if there is no file. For errors see ``parse``."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -70,8 +70,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(data: bytes, path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bytes]:
-    """Every line that is not blank and its number, from 1; and a torn last one (of a run that was killed), which is
-    none of them. DataError for any other that is no object, or whose kind or step is of another type."""
+    """Returns ([(line number from 1, object)] of all lines but blank ones, the last line if a killed run left it
+    incomplete, else b""). DataError for any other line that is not an object or whose kind or step has a wrong type."""
     rows: list[tuple[int, dict[str, Any]]] = []
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Mixup and CutMix, by torchvision, on the batch that a pipeline made: whichever pipeline that was."""
+"""Mixup and CutMix by torchvision, applied to the finished batch of any pipeline."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from imnet.recipe import Recipe
 
-# Apart from the seeds of the steps themselves, which are multiples of other odd numbers.
+# Separates these seeds from those of the steps themselves, which are multiples of other odd numbers.
 _SALT = 0x632BE59BD9B4E019
 
 
 class Mixing:
-    """Images mixed with their neighbours in the rank's batch; labels (B,) become targets (B, classes), fp32.
+    """Mixes images with others of the rank's batch; labels (B,) become fp32 targets (B, num_outputs).
 
-    A pure function of (seed, step, rank): a resumed run mixes as the uninterrupted one. Pairs are made within a rank's
-    batch, so another number of ranks is another sample of the same experiment.
+    The choices are a pure function of (seed, step, rank), so a resumed run mixes as an uninterrupted one would. Pairs
+    lie within a rank's batch, so a different number of ranks is a different random sample of the same experiment.
     """
 
     def __init__(self, recipe: Recipe, rank: int):
@@ -25,12 +25,12 @@ class Mixing:
         self.ways = [_way(*named, self.num_classes) for named in _alphas(recipe) if named[1]]
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W) and labels (B,) of this rank; unchanged where the recipe mixes nothing."""
+        """Mix images (B, C, H, W) and labels (B,) of this rank; both are unchanged if the recipe mixes nothing."""
         if not self.ways:
             return images, labels
-        if not len(labels):  # targets as the other ranks have: the loss of all depends on what they are
+        if not len(labels):  # targets of the same kind as on the other ranks, since the loss depends on their kind
             return images, images.new_zeros(0, self.num_classes, dtype=torch.float32)
-        # torch takes 64 bits, which a seed of eight digits exceeds here.
+        # Cut to the 64 bits that torch takes, which the product exceeds for a seed of eight digits.
         seed = (((self.seed * 1_000_003 + step) * 1_000_003 + self.rank) ^ _SALT) & (2**64 - 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -44,7 +44,7 @@ def _alphas(recipe: Recipe) -> list[tuple[str, float]]:
 
 
 def _way(name: str, alpha: float, num_classes: int) -> Any:
-    # Here, because it takes seconds: torchvision brings torch's compiler with it.
+    # Imported only when needed, because it takes seconds: torchvision imports torch's compiler.
     from torchvision.transforms import v2
 
     return getattr(v2, name)(alpha=alpha, num_classes=num_classes)

@@ -1,5 +1,6 @@
-"""Optimisers from recipes: torch's fused ones; SGD with the moving average in the same pass (imnet_kernels.sgd_ema_);
-NVIDIA's apex FusedSGD where it is really installed and asked for; LAMB, Lion and Muon of ``imnet.foreach``.
+"""Builds the optimisers of recipes: torch's fused SGD and AdamW, SGD with the EMA of the weights in the same pass
+(imnet_kernels.sgd_ema_), NVIDIA apex's FusedSGD on request, ``imnet.adamcpr``, and LAMB, Lion and Muon of
+``imnet.foreach``. Also ``Ema``, the moving average itself.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from imnet.optimisers import Optim
 from imnet.recipe import SGD, AdamCPR, AdamW, Lamb, Lion, Muon
 
 MERGED_MEAN_ELEMENTS = 16384
-"""Weights per tensor, on average, from which --optim-backend auto takes MergedSGD. At about 8,800
-it takes as long as torch's fused SGD and average (two cores of an Intel Xeon with AMX, 2026-11-21)."""
+"""--optim-backend auto chooses MergedSGD from this mean number of weights per tensor. At about 8,800 it takes as long
+as torch's fused SGD followed by the average (two cores of an Intel Xeon with AMX, 2026-11-21)."""
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def no_decay(network: nn.Module) -> set[str]:
-    """Names of the parameters that are spared the decay: vectors (biases, norms, scales of layers), norms of any other
-    shape, and what the network itself names.
+    """Names of the parameters without weight decay: vectors (biases, norms, layer scales), biases and norms of any
+    other shape, and the parameters that the network itself lists.
 
-    By shape, as timm does it: norms of timm's own and biases by other names (``q_bias``) are told by nothing else.
-    timm's networks name theirs (position tables and the like) in a ``no_weight_decay`` method, as patterns. Shared
-    parameters appear under the first of their names, as in ``named_parameters``.
+    Vectors are found by shape, as in timm: nothing else identifies timm's own norms and biases with other names
+    (``q_bias``). timm's networks list theirs (position tables and the like) in a ``no_weight_decay`` method, as
+    patterns. Shared parameters appear under the first of their names, as in ``named_parameters``.
     """
     own: Any = getattr(network, "no_weight_decay", set)()
     norms = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
@@ -49,7 +50,8 @@ def no_decay(network: nn.Module) -> set[str]:
 
 
 def spared(network: nn.Module, optim: Optim) -> set[str]:
-    """Names of the parameters that take no weight decay: none, as in most published runs, or as the recipe says."""
+    """Names of the parameters that get no weight decay under the recipe's ``decay_norms`` and ``decay_biases``. With
+    the defaults of SGD that is none, as in most published runs."""
     if not optim.decay_norms:
         return no_decay(network)
     shifts = isinstance(optim, SGD) and not optim.decay_biases
@@ -57,10 +59,10 @@ def spared(network: nn.Module, optim: Optim) -> set[str]:
 
 
 def param_groups(network: nn.Module, optim: Optim, body_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Two groups for an optimiser: those of :func:`spared` with a weight decay of 0, and the rest.
+    """Parameter groups for an optimiser: those of :func:`spared`, with a weight decay of 0, and the rest.
 
-    Frozen parameters are left out. With ``body_lr`` other than 1, each is divided again: the layers before the head
-    train at that share of the rate. So are those of Muon: its matrices, and what AdamW moves.
+    Frozen parameters are left out. If ``body_lr`` is not 1, either group is split again, and the layers before the head
+    get that share of the learning rate. Muon also splits by the matrices, which it updates, and the rest, for AdamW.
     """
     skip = spared(network, optim)
     is_muon = isinstance(optim, Muon)
@@ -83,7 +85,7 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimiser of a recipe over the parameters of ``model``; ``body_lr`` as in ``param_groups``.
 
-    ``graphs`` makes the learning rate a device tensor, so that a captured CUDA graph sees it change.
+    With ``graphs`` the learning rate is a device tensor, so that a captured CUDA graph sees it change.
     """
     if type(optim) not in BUILDERS:
         allowed = ", ".join(known.kind for known in BUILDERS)
@@ -92,7 +94,7 @@ def build(
     groups = param_groups(model, optim, body_lr)
     lr: Any = torch.tensor(optim.lr, device=device) if graphs else optim.lr
     for group in groups if graphs else ():
-        group["lr"] = lr.clone()  # its own: groups may have different shares of it
+        group["lr"] = lr.clone()  # one tensor per group, since groups may have different shares of the rate
     if backend == "auto":
         backend = "imnet" if isinstance(optim, SGD) and _merging_pays(model) else "torch"
     return BUILDERS[type(optim)](groups, optim, lr, backend)
@@ -106,7 +108,7 @@ def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> tor
         return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
     kind = MergedSGD if backend == "imnet" else PlainSGD
     sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
-    # torch makes them in the first step, uninitialised, and leaves them so where that step is skipped.
+    # torch creates the momenta uninitialised in the first step, and would leave them so if that step is skipped.
     for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
         sgd.state[param]["momentum_buffer"] = torch.zeros_like(param)
     return sgd
@@ -140,13 +142,14 @@ BUILDERS: dict[type, Callable[..., torch.optim.Optimizer]] = {
     Lion: _lion,
     Muon: _muon,
 }
-"""By kind of a recipe's optimiser: called with the parameter groups, that part of the recipe, lr and backend."""
+"""Optimiser of a recipe -> builder, which is called with the parameter groups, that optimiser, lr and backend."""
 
 
 def _merging_pays(model: nn.Module) -> bool:
-    """On a CPU with the host kernel, and weights of some size: each tensor costs microseconds of Python.
+    """Whether MergedSGD is faster here: on a CPU with the host kernel, if the tensors are large on average, since each
+    one costs microseconds of Python.
 
-    Per step, `imnet-bench kernels` has the figures; no GPU has shown that it pays there.
+    `imnet-bench kernels` measures it per step; no measurement on a GPU has shown it to be faster there.
     """
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device.type
@@ -155,27 +158,27 @@ def _merging_pays(model: nn.Module) -> bool:
 
 
 def check_backend(backend: str) -> None:
-    """UsageError for one that is not installed."""
-    # The package of that name on PyPI is a web toolkit; only NVIDIA's has `optimizers`.
+    """UsageError if ``backend`` is not installed."""
+    # The package named apex on PyPI is a web toolkit; only NVIDIA's has `optimizers`.
     found = importlib.util.find_spec("apex") is not None and importlib.util.find_spec("apex.optimizers") is not None
     if backend == "apex" and not found:
         raise UsageError("got --optim-backend apex, but NVIDIA apex is not installed", hint="use --optim-backend torch")
 
 
 class PlainSGD(foreach.Uncompiled, torch.optim.SGD):
-    """torch's SGD, bit for bit, without its wrappers."""
+    """torch's SGD, bit for bit, without the wrappers around its methods (see ``foreach.Uncompiled``)."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As torch's."""
+        """Same as torch's."""
         return inspect.unwrap(torch.optim.SGD.step)(self, closure)
 
 
 class MergedSGD(PlainSGD):
-    """torch's SGD, parameter groups and state the same, that also moves the average of ``Ema.merge`` in its pass.
+    """torch's SGD, with the same parameter groups and state, that also updates the EMA of the weights in its pass.
 
-    Before a ``merge`` it is torch's fused step, bit for bit. After it, ``found_inf`` (read on the device) leaves
-    weights and momenta as they were; on a CPU the average then moves as it would alone, elsewhere it stays too.
+    Before ``Ema.merge`` it is torch's fused step, bit for bit. After it, a step whose ``found_inf`` is set (read on
+    the device) leaves weights and momenta unchanged. The average is then updated on a CPU only, as without a merge.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -185,7 +188,7 @@ class MergedSGD(PlainSGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As torch's; the average is that of the new weights."""
+        """Same as torch's; the average is updated with the new weights."""
         if not self.averages:
             return super().step(closure)
         loss = None if closure is None else torch.enable_grad()(closure)()
@@ -217,7 +220,7 @@ class MergedSGD(PlainSGD):
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, its own share of it, in place where it is a device tensor."""
+    """Set the learning rate of every group to its share of ``lr``; a rate in a device tensor is changed in place."""
     for group in optimizer.param_groups:
         mine = lr * group.get("lr_factor", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -227,15 +230,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``<parameter index>.<name>`` -> tensor, e.g. ``3.momentum_buffer``."""
+    """The optimiser state as ``<parameter index>.<name>`` -> tensor, e.g. ``3.momentum_buffer``."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v for i, named in state.items() for k, v in named.items() if isinstance(v, Tensor)}
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of ``state_tensors``; keeps each parameter's own memory layout, which fused updates rely on.
+    """Inverse of ``state_tensors``; gives state the memory layout of its parameter, which fused updates rely on.
 
-    UsageError for the state of other parameter groups: a parameter would take over what belongs to another one.
+    UsageError if a shape differs: the state is that of other parameter groups, in which an index means another
+    parameter.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
@@ -253,11 +257,11 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 class Ema:
     """Exponential moving average of parameters and buffers, updated in place.
 
-    torch's AveragedModel reads its counter on the host every step, which would make the GPU wait; this does not.
+    torch's AveragedModel reads its counter on the host in every step, for which the host waits; this does not.
     """
 
     def __init__(self, model: nn.Module, averaged: nn.Module, decay: float, warm_up: bool = False):
-        """``averaged``, a copy of ``model`` of the same layout, is what gets evaluated; ``warm_up``: see ``at``."""
+        """``averaged`` is a copy of ``model`` of the same memory layout, for evaluation; for ``warm_up`` see ``at``."""
         self.averaged, self.decay = averaged.eval().requires_grad_(False), decay
         self.full_decay, self.warm_up = decay, warm_up
         self._merged: MergedSGD | None = None
@@ -266,7 +270,7 @@ class Ema:
         self._other = [(a, m) for a, m in pairs if not a.is_floating_point()]
 
     def merge(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the average of its weights to a ``MergedSGD``; of another optimiser nothing is asked."""
+        """Let ``optimizer`` update the averages of its weights if it is a ``MergedSGD``; otherwise do nothing."""
         if not isinstance(optimizer, MergedSGD):
             return
         by_address = {m.data_ptr(): a for a, m in self._float if m.numel()}
@@ -277,7 +281,8 @@ class Ema:
         self._float = [(a, m) for a, m in self._float if m.data_ptr() not in merged]
 
     def at(self, step: int) -> None:
-        """Take the decay of an optimiser step, counted from 0: a function of it alone, so a run resumes exactly."""
+        """Set the decay for optimiser step ``step``, counted from 0; with ``warm_up`` it begins small. It depends on
+        the step alone, so that a run resumes exactly."""
         if not self.warm_up:
             return
         self.decay = min(self.full_decay, (1 + step) / (10 + step))

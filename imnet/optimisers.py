@@ -1,4 +1,4 @@
-"""Optimisers of recipes, as values; ``imnet.optim`` builds them. A leaf, which ``imnet.recipe`` hands on."""
+"""The optimisers that a recipe can name, as values; ``imnet.optim`` builds them, ``imnet.recipe`` re-exports them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SGD:
     weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
     decay_norms: bool = field(default=True, metadata=about("weight decay for norms, biases and other vectors too"))
     decay_biases: bool = field(
-        # Lasagne penalises weights and the norms' factors (gamma), and no shift (beta, biases).
+        # False as in Lasagne, which penalises weights and the scales of norms (gamma), but no biases or shifts (beta).
         default=True,
         metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
     )
@@ -48,9 +48,9 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Lamb:
-    """LAMB (You 2019, arXiv 1904.00962): AdamW's direction, scaled for each tensor to a share of its weights' norm.
+    """LAMB (You 2019, arXiv 1904.00962): AdamW's direction, scaled per tensor in proportion to the norm of its weights.
 
-    Tensors that are spared the weight decay are not scaled.
+    Tensors without weight decay are not scaled.
     """
 
     kind: ClassVar[str] = "lamb"
@@ -67,7 +67,8 @@ class Lamb:
 
 @dataclass(frozen=True, kw_only=True)
 class Lion:
-    """Lion (Chen 2023, arXiv 2302.06675): the sign of a mean gradient; lr a third to a tenth of AdamW's."""
+    """Lion (Chen 2023, arXiv 2302.06675): steps by the sign of a mean gradient; needs a third to a tenth of AdamW's
+    learning rate."""
 
     kind: ClassVar[str] = "lion"
     lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
@@ -82,10 +83,10 @@ class Lion:
 
 @dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon (Jordan 2024) for matrices and convolutions, flattened; AdamW for the head, norms, biases and tables.
+    """Muon (Jordan 2024) for matrices and flattened convolutions; AdamW for the head, norms, biases and tables.
 
-    A matrix moves by 0.2 sqrt(larger side) times its orthogonalised momentum (Liu 2025, arXiv 2502.16982), so that
-    learning rate and weight decay are AdamW's for both.
+    A matrix moves by lr times 0.2 sqrt(larger side) times its orthogonalised momentum (Liu 2025, arXiv 2502.16982), so
+    that one learning rate and weight decay, those usual for AdamW, suit both.
     """
 
     kind: ClassVar[str] = "muon"
@@ -105,14 +106,14 @@ class Muon:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamCPR:
-    """Adam whose weights have a largest norm each instead of a decay (Franke et al. 2023, arXiv 2311.09058).
+    """Adam that bounds the norm of each weight tensor instead of decaying it (Franke et al. 2023, arXiv 2311.09058).
 
-    The bound of a weight is its squared norm after ``warm_start_steps`` steps, which the paper calls Kappa-WS.
+    The bound of a tensor is its squared norm after ``warm_start_steps`` steps, which the paper calls Kappa-WS.
     """
 
     kind: ClassVar[str] = "adamcpr"
     weight_decay: ClassVar[float] = 1.0
-    """Of the parameter groups: 1 marks those that are bounded, and no decay is done."""
+    """Marks the parameter groups that are bounded with 1 (the others have 0); there is no decay."""
     lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))

@@ -1,8 +1,8 @@
-"""A recipe for pictures of one's own: chosen from what lies at a path and from the device, said with its reasons.
+"""Chooses a recipe, and gives the reasons, for a user's own pictures from the files at a path and the device.
 
-``imnet-train PATH`` fine-tunes a network of ImageNet where its weights are here or can be fetched, else it trains one
-from random weights. A tenth of each class judges, where the set has no test part. The numbers are beginnings, not tuned
-to anyone's data: every one can be overridden, and --print-config shows them all.
+``imnet-train PATH`` fine-tunes an ImageNet network if its weights are cached or can be downloaded, else it trains one
+from random weights. If the set has no test part, a tenth of each class is held out for evaluation. The values are
+starting points, not tuned to any data: each one can be overridden, and --print-config shows them all.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from imnet.run_options import RunOptions
 PREFIX = "own/"
 HOLD_OUT = 0.1
 LOOKED_AT = 64
-"""Pictures whose sizes are read, evenly spaced."""
+"""Number of pictures, evenly spaced, whose sizes are read."""
 SMALL_PX = 96
-"""Pictures up to this side are packed as pixels; larger ones stay encoded, and crops are cut from them."""
+"""Pictures up to this side are packed as pixels; larger ones stay encoded, and are cropped when decoded."""
 TUNED = ("timm:resnet18.a1_in1k", "torchvision:ResNet18_Weights.IMAGENET1K_V1")
 TUNED_GPU = ("timm:resnet50.a1_in1k", "torchvision:ResNet50_Weights.IMAGENET1K_V2")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies at a path: counts, and the median of the shorter sides in pixels."""
+    """What was found at a path; ``side_px`` is the median of the pictures' shorter sides."""
 
     path: Path
     class_names: tuple[str, ...]
@@ -49,15 +49,15 @@ class Seen:
     side_px: int
     channels: int
     pictures: bool
-    """Encoded pictures; pixels of one size where False."""
+    """True for encoded pictures, False for pixel arrays of one size."""
     decode_s: float = 0.0
-    """Seconds of one thread to decode one of them, measured here."""
+    """Seconds for one thread to decode one picture, measured on this machine."""
 
 
 @functools.lru_cache(maxsize=1)
 def look(path: Path) -> Seen:
-    """Kept for ``expected``, since a million files take seconds to list. Raises what reading the set would raise, and
-    DataError for one that cannot be trained on."""
+    """Inspect the data set at ``path``; cached for ``expected``, since listing a million files takes seconds. Raises
+    the errors of reading the set, and DataError if it cannot be trained on."""
     if is_store(path):
         has_test = split_path(path, "test").is_file()
         found = load_store(path, SMALL_PX, 0.0 if has_test else HOLD_OUT)
@@ -77,7 +77,8 @@ def look(path: Path) -> Seen:
 
 
 def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
-    """(median of the shorter sides, seconds to decode one); what cannot be opened is packing's to refuse."""
+    """(median of the shorter sides in px, seconds to decode one picture). Skips pictures that cannot be opened, which
+    packing reports; DataError if none can."""
     sides, refused, start = [], [], time.perf_counter()
     for i in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int).tolist():
         try:
@@ -95,9 +96,9 @@ def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
 def recipe(
     path: Path, *, gpu: bool, model: str | None = None, start: str | None = None
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe, and why it is this one, a line each.
+    """The recipe for the data at ``path``, and lines that give the reasons for it.
 
-    ``model`` and ``start`` (weights) are taken where they are given; of a ``model`` alone the weights are random.
+    ``model`` and ``start`` (weights) are used if given; a ``model`` without ``start`` gets random weights.
     """
     look.cache_clear()
     seen = look(path)
@@ -144,7 +145,8 @@ def recipe(
 
 
 def _augment(seen: Seen, side: int, small: bool, prepared: weights.Preprocessing, tuned: bool) -> Augment:
-    """Mirrored, and shifted or cut from the whole picture; narrower cuts where a network learns from nothing."""
+    """Random flips, with padded crops of small images or resized crops of large ones, whose smallest share of the
+    picture is lower for a network that starts from random weights."""
     mean, std = ((0.5,), (0.25,)) if seen.channels == 1 else (prepared.mean, prepared.std)
     if small:
         return Augment(hflip="random", mean=mean, std=std, crop_pad_px=max(1, side // 16))
@@ -154,8 +156,8 @@ def _augment(seen: Seen, side: int, small: bool, prepared: weights.Preprocessing
 
 
 def name_of(path: Path, recipe: str = "") -> str:
-    """``own/<folder>-<hash of where it lies>``, so that two folders of one name do not share a run folder; behind it
-    the ``recipe`` that is trained on it."""
+    """``own/<folder>-<hash of its path>``, so that two folders of the same name do not share a run folder, followed by
+    the name of the ``recipe`` if one was chosen."""
     where = path.resolve()
     slug = re.sub(r"[^a-z0-9]+", "-", where.stem.lower()).strip("-") or "data"
     mark = hashlib.sha256(str(where).encode(errors="surrogateescape")).hexdigest()[:6]
@@ -163,7 +165,7 @@ def name_of(path: Path, recipe: str = "") -> str:
 
 
 def first_weights(gpu: bool) -> tuple[str | None, str]:
-    """(weights to start from, or None, the reason)."""
+    """(weights to start from or None, the line that gives the reason)."""
     choices = TUNED_GPU if gpu else TUNED
     for source in choices:
         if hubs.is_here(source):
@@ -181,11 +183,11 @@ def first_weights(gpu: bool) -> tuple[str | None, str]:
 
 
 def _network(start: str | None, small: bool, gpu: bool) -> tuple[str, dict[str, Any]]:
-    """(the network that the weights are of, its options); without weights one that suits the images and the device."""
+    """(network, its options) of the weights ``start``; without weights, a network for these images and this device."""
     if start is None:
         if not small:
             return "resnet18", {}
-        # A ResNet-18 with a stem for 64 px computes 4.4 GFLOP an image, ten times as much as this one.
+        # resnet18_64 takes 4.4 GFLOP per image, ten times as much as speednet, which therefore serves CPUs.
         return ("resnet18_64", {}) if gpu else ("speednet", {"width": 64})
     library, _, name = start.partition(":")
     if library == "timm":
@@ -199,7 +201,8 @@ def _network(start: str | None, small: bool, gpu: bool) -> tuple[str, dict[str, 
 
 
 def _side(seen: Seen, gpu: bool, tuned: bool) -> tuple[int, str]:
-    """What the network sees, in pixels: no more than the pictures have, and what the device does in minutes."""
+    """(side of the network's input in px, the line that gives the reason): at most the side of the pictures, and at
+    most what the device trains on in minutes."""
     most = (224 if tuned else 160) if gpu else (128 if tuned else 96)
     if not seen.pictures:
         return seen.side_px, f"images     {seen.side_px} px, as they are"
@@ -211,7 +214,7 @@ def _side(seen: Seen, gpu: bool, tuned: bool) -> tuple[int, str]:
 
 
 def _length(train_images: int, gpu: bool, tuned: bool) -> tuple[int, int]:
-    """(epochs, batch): so many images in all that a laptop needs minutes for a few thousand pictures."""
+    """(epochs, images per batch), chosen so that a laptop trains on a few thousand pictures in minutes."""
     wanted = (400_000 if tuned else 3_000_000) if gpu else (20_000 if tuned else 80_000)
     low, high = (3, 20) if tuned else (10, 100)
     epochs = int(np.clip(round(wanted / max(1, train_images)), low, high))
@@ -220,7 +223,8 @@ def _length(train_images: int, gpu: bool, tuned: bool) -> tuple[int, int]:
 
 
 def with_data(named: Recipe, path: Path) -> Recipe:
-    """A recipe that was asked for by name, on the data at ``path``: its own counts would contradict them."""
+    """``named``, a recipe that was asked for by name, adapted to the data at ``path``: number of classes, channels and
+    images, and whatever depends on them."""
     seen = look(path)
     counts: dict[str, Any] = {"train_images": None, "test_images": None, "split": None, "name": "folder"}
     counts |= {"num_classes": len(seen.class_names), "channels": seen.channels}
@@ -236,8 +240,8 @@ def with_data(named: Recipe, path: Path) -> Recipe:
 
 
 def enlarged(recipe: Recipe, path: Path) -> tuple[str, ...]:
-    """A line for pictures with less than half the side that the network reads: nothing is learnt from what is put in
-    between, at several times the cost."""
+    """A line if the pictures have less than half the side of the network's input, since enlarging them adds no
+    information, at several times the cost; else nothing."""
     seen, reads_px = look(path), recipe.input_px * (recipe.augment.spectral_r or 1)
     if not seen.pictures or 2 * seen.side_px >= reads_px:
         return ()
@@ -245,8 +249,8 @@ def enlarged(recipe: Recipe, path: Path) -> tuple[str, ...]:
 
 
 def expected(recipe: Recipe, options: RunOptions) -> str:
-    """The line that says how long it will take, from a few steps made here and a few pictures decoded; empty for a run
-    that is complete already."""
+    """A line that estimates the training time, from a few steps timed here and a few pictures decoded; empty if the run
+    is complete already."""
     place, batch = device.resolve(options), min(recipe.data.batch_images, 64)
     bands = options.bands_of(recipe)
     out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision, bands)

@@ -1,6 +1,5 @@
-"""How ranks agree on a gradient, and on BatchNorm's statistics where the recipe asks for those of all ranks.
-
-DistributedDataParallel with the recipe's communication options; torch's SyncBatchNorm on GPUs, ``AllRanksNorm`` here.
+"""Averages gradients over the ranks, by DistributedDataParallel with the recipe's communication options, and optionally
+computes BatchNorm statistics over all ranks: by torch's SyncBatchNorm on GPUs, by ``AllRanksNorm`` elsewhere.
 """
 
 from __future__ import annotations
@@ -19,19 +18,20 @@ from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.recipe import Comm
 
-# torch 2.15 gave the argument another name; ours is looked up in the signature, so that both versions are served.
+# torch 2.15 renamed the argument; the signature tells which name this version has.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFERS = "forward_sync_buffers" if _NEW_NAME else "broadcast_buffers"
 
 
 def parallel(net: nn.Module, comm: Comm, place: Place, world: World) -> nn.Module:
-    """``net`` wrapped so that gradients are averaged over the ranks as ``comm`` says; itself where it is alone."""
+    """``net`` wrapped to average its gradients over the ranks as ``comm`` says, or ``net`` itself if there is no other
+    rank to average with."""
     if not world.reduces:
         return net
     options: dict[str, Any] = {
         "process_group": world.group,
         "device_ids": [place.device.index] if place.device.type == "cuda" else None,
-        # As a list: a single size would take torch's small first bucket away.
+        # A list, because with a single size torch would not make a small first bucket.
         "bucket_cap_mb_list": [min(comm.first_bucket_mb, comm.bucket_mb), comm.bucket_mb],
         "gradient_as_bucket_view": comm.gradient_as_bucket_view,
         "static_graph": comm.static_graph,
@@ -47,15 +47,15 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Whether an image's result in training depends on the images beside it."""
+    """Whether ``net`` has a BatchNorm, i.e. in training an image's output depends on the other images of the batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
 
 def synchronise_norms(net: nn.Module, place: Place, group: Any = None) -> None:
-    """Let every BatchNorm of ``net`` take its training statistics over the ranks of ``group`` (None: all); weights and
-    names stay.
+    """Let every BatchNorm of ``net`` compute its training statistics over the ranks of ``group`` (None: all), with the
+    same parameters and names.
 
-    Raises UsageError for a norm with an arithmetic of its own (timm fuses activations into some).
+    Raises UsageError for subclasses of torch's norms, which may compute more (timm fuses activations into some).
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     odd = next((m for m in norms if type(m) not in _PLAIN), None)
@@ -66,30 +66,30 @@ def synchronise_norms(net: nn.Module, place: Place, group: Any = None) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(net, group)
         return
     for norm in norms:
-        # The same parameters and buffers under the same names: only what is computed differs.
+        # Parameters and buffers keep their names; only the forward pass differs.
         norm.__class__ = AllRanksNorm
         norm.group = group
 
 
 class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over all ranks on any backend: mean and variance of all their images; in evaluation as torch's.
+    """BatchNorm with mean and variance over the images of all ranks, on any backend; in evaluation the same as torch's.
 
-    Ranks may hold different numbers of images, but must make the same number of passes.
+    Ranks may have different numbers of images, but must make the same number of forward and backward passes.
     """
 
     group: Any = None
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any: what it stands in for has checked."""
+        """Accepts any input: one class replaces the 1d, 2d and 3d norms."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) -> the same, of this rank's images."""
+        """(B, C, ...) -> (B, C, ...) for this rank's images."""
         if not self.training:
             return super().forward(input)
         x = input.float()
         dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1, *([1] * (x.dim() - 2))]
         here = x.new_full((1,), x.numel() / x.shape[1])
-        # Two sums, one after the other: E[x^2] - E[x]^2 would cancel where the mean is large.
+        # Two sums in turn, since E[x^2] - E[x]^2 in one pass loses precision by cancellation if the mean is large.
         total, count = _AllReduce.apply(torch.cat([x.sum(dims), here]), self.group).split([x.shape[1], 1])
         mean = total / count
         centred = x - mean.view(shape)
@@ -103,7 +103,7 @@ class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics; the variance that is remembered is the unbiased one."""
+        """Update the running statistics; the running variance takes the unbiased variance."""
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
@@ -114,7 +114,7 @@ class AllRanksNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _AllReduce(torch.autograd.Function):
-    """Sum over the ranks; so is its gradient, since every rank's loss depends on every rank's summand."""
+    """Sum over the ranks. Its gradient is summed too, since every rank's loss depends on every rank's input."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The user's own data on the command line: a word alone, or a path behind ``--data``; and the recipe that it gets."""
+"""The user's own data on the command line, as a positional word or a path after ``--data``, and its recipe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from imnet.recipe import Recipe
 from imnet.recipes import RECIPES, by_name
 
 DECIDES = ("model", "weights", "device", "procs")
-"""Options that a recipe made for the data depends on."""
+"""Options on which the recipe for the user's data depends."""
 
 
 def split(argv: list[str]) -> tuple[list[str], str | None]:
-    """A place of the user's own data (a word alone, or a path behind ``--data``) apart from the rest, which names it
-    as data set ``folder`` at ``--data_dir``."""
+    """(remaining words, path of the user's own data or None). The path is a positional word or follows ``--data``; the
+    remaining words then name it as data set ``folder`` with ``--data_dir``."""
     rest: list[str] = []
     found: list[str] = []
     before = ""
@@ -36,12 +36,12 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         return rest, None
     if not found[0]:
         raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
-    place = at_home(found[0])  # for callers of parse; a command's words are at home already
+    place = at_home(found[0])  # for direct callers of parse; the words of a command are expanded already
     return [*rest, "--data.name", "folder", "--data_dir", place], place
 
 
 def is_path(word: str) -> bool:
-    """Whether a word behind --data is a place, not the name of a set (``packed:FOLDER`` is one)."""
+    """Whether a word after --data is a path rather than the name of a data set (``packed:FOLDER`` is a name)."""
     if word.startswith("packed:"):
         return False
     return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
@@ -54,14 +54,15 @@ def _set_names() -> tuple[str, ...]:
 
 
 def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
-    """What the user should know of the data at ``path`` under ``recipe``, a line each."""
+    """Lines that the user should know about the data at ``path`` with ``recipe``."""
     from imnet import own
 
     return own.enlarged(recipe, Path(path))
 
 
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
-    """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
+    """(recipe, (), lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
+    one chosen for it. ``first`` has the options that this depends on, with None for those not given."""
     from imnet import device, models, own
 
     place = Path(path)

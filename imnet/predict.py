@@ -1,4 +1,4 @@
-"""imnet-predict: a network's words on pictures, as lines, JSON or a table."""
+"""imnet-predict: classifies pictures and prints the predictions as text, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from imnet.runfolder import bands_in
 
 
 def run(values: argparse.Namespace) -> int:
-    """Print the predictions in the order of the pictures; 65 where one cannot be read, after all the others."""
+    """Print the predictions in the order of the pictures. Returns 65 if a picture cannot be read (the others are still
+    printed), else 0."""
     for name in ("top", "batch_size"):
         if getattr(values, name) < 1:
             flag = name.replace("_", "-")
@@ -40,12 +41,12 @@ def run(values: argparse.Namespace) -> int:
 
 
 def _model(path: Path) -> classifier.Classifier:
-    """Of a run's folder, an ensemble's, or a file."""
+    """The classifier of a run folder, an ensemble's folder, or a file. Notes on unfinished runs go to stderr."""
     if not path.is_dir():
         return classifier.load(path)
     bands = Ensemble(path).bands.values() if bands_in(path) else ()
     for note in dict.fromkeys(note for run in bands or [Run(path)] for note in run.unfinished):
-        print(note, file=sys.stderr)  # not among the predictions, which others read
+        print(note, file=sys.stderr)  # stdout has the predictions alone, which programs may read
     return (Ensemble(path) if bands else Run(path)).classifier()
 
 
@@ -58,8 +59,8 @@ def _pictures(words: list[str]) -> Iterator[classifier.Picture]:
 
 
 def _from_stdin() -> Iterator[classifier.Picture]:
-    """One picture, where the bytes are one or no text (which then have their error); else the names of files and
-    folders, one a line."""
+    """The bytes of stdin as one picture if they are a picture or binary (an error follows later), else the pictures in
+    the files and folders that they name, one per line."""
     data = sys.stdin.buffer.read()
     if b"\0" in data or _is_picture(data):
         yield data

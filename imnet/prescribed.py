@@ -1,4 +1,4 @@
-"""What a recipe prescribes, in words to hold against the document it is from: a line a part, for --dry-run."""
+"""Describes a recipe in words that can be compared with its source document, one line per part, for --dry-run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DROPS_SHOWN = 6
 
 
 def lines(recipe: Recipe, net: nn.Module, bands: Sequence[int] = ()) -> list[str]:
-    """Of ``recipe`` and its network, which may lie on the meta device; ``bands`` are those of an ensemble."""
+    """The lines about ``recipe`` and its network, which may be on the meta device; ``bands`` are an ensemble's."""
     seen = bands or (recipe.augment.spectral_band,)
     told = {
         "weights": _sizes(net),
@@ -33,7 +33,7 @@ def lines(recipe: Recipe, net: nn.Module, bands: Sequence[int] = ()) -> list[str
 
 
 def _sizes(net: nn.Module) -> str:
-    """MiB as files of fp32 weights have them: some documents count the running statistics, some do not."""
+    """Size in MiB of a file of the weights, with and without running statistics, since documents differ in that."""
     sizes = [t.numel() * t.element_size() for t in net.parameters()]
     statistics = [t.numel() * t.element_size() for t in net.buffers() if t.is_floating_point()]
     more = f", {sum(sizes + statistics) / 2**20:.2f} MiB with running statistics" if statistics else ""
@@ -41,7 +41,7 @@ def _sizes(net: nn.Module) -> str:
 
 
 def _options(recipe: Recipe) -> str:
-    """Every option of the network with its value; of others' networks those that the recipe sets."""
+    """Every option of the network with its value; for timm's and torchvision's only those that the recipe sets."""
     values = ({} if ":" in recipe.model else models.option_defaults(recipe.model)) | dict(recipe.model_options)
     told = [f"{name} {value}" for name, value in values.items() if value is not None]
     rest = "; 0.5 in evaluation" if "shake_forward" in values else ""
@@ -76,7 +76,7 @@ def _decay(recipe: Recipe) -> str:
 
 
 def _rates(recipe: Recipe) -> str:
-    """The learning rate where it drops, or what it moves between; epochs are counted from 0."""
+    """The learning rate at each drop, or the values that it moves between; epochs are counted from 0."""
     s, lr, epochs = recipe.schedule, recipe.scaled_lr, recipe.epochs
     warm = f"warm-up over {s.warmup_epochs:g} epochs; " if s.warmup_epochs else ""
     if isinstance(s, Step):
@@ -109,7 +109,7 @@ def _loss(recipe: Recipe) -> str:
 
 
 def _train(a: Augment, bands: Sequence[int]) -> str:
-    """In the order in which it happens."""
+    """The training augmentation, in the order in which it is applied."""
     flip = f"{a.hflip} mirror" + (f" (p {a.hflip_p:g})" if a.hflip == "random" else "")
     scale = a.crop_scale or (0.0, 0.0)
     jitter = ", ".join(f"{value:g}" for value in a.color_jitter)

@@ -1,7 +1,7 @@
-"""Several ranks on this machine: started, watched, told to stop, and asked why they failed.
+"""The launcher of several ranks on this machine: starts, watches and stops them, and reports why they failed.
 
-The terminal sends Ctrl-C to every process in front of it. Ranks do not see it, since they are started with SIGINT
-blocked; the launcher does, and passes it on once, as SIGUSR2. So one Ctrl-C is one wish, and a second is a second.
+The terminal sends Ctrl-C to every process in the foreground. Ranks are started with SIGINT blocked, so only the
+launcher receives it, and passes it on once, as SIGUSR2. This keeps one Ctrl-C apart from a second one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from imnet.launch import heard, leave
 
 POLL_S = 0.2
 REPORTS_S = 0.5
-"""After the first failure: so long for the others' own words, of which the earliest is the cause."""
+"""Seconds after the first failure in which other ranks may report theirs; the earliest report is the cause."""
 PATIENCE_S = 2.0
-"""From being told to stop to being killed, where another rank has failed: who waits in a barrier hears nothing."""
+"""Seconds from SIGTERM until a rank is killed: a rank that waits in a barrier does not react to signals."""
 FROZEN_S = 5.0
-"""So long a rank may be stopped (SIGSTOP), while all others wait for it, before it counts as lost."""
+"""Seconds for which a rank may be stopped (SIGSTOP), while all others wait for it, before it counts as lost."""
 ELSEWHERE = "a signal at another rank"
 PASSED_ON = {signal.SIGINT: signal.SIGUSR2} | {n: n for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Why a rank ended: an error that says so itself, or a traceback."""
+    """Why a rank ended: its error as an ImnetError, or None for an exception of any other kind, and the traceback."""
 
     at: float
     error: ImnetError | None
@@ -52,12 +52,12 @@ def run_ranks(
     max_restarts: int,
     environment: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run ``entry(*args)`` in ``num_ranks`` processes; 0, or 1 where a rank failed with a traceback, which is printed.
+    """Run ``entry(*args)`` in ``num_ranks`` processes. Returns 0, or 1 if a rank failed and its traceback was printed.
 
-    ``environment`` is set for them where the user has not set it.
+    The ranks get those variables of ``environment`` that the user has not set.
 
-    Raises the ImnetError that a rank raised (Preempted, when all have saved), and DeviceError for one that was killed.
-    A rank that is lost makes all start again, at most ``max_restarts`` times; an ImnetError would only come again.
+    Raises the ImnetError that a rank raised (Preempted if all have saved), or DeviceError if a rank was killed. If a
+    rank is lost, all start again, at most ``max_restarts`` times; not after an ImnetError, which would only recur.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with _asked_to_stop() as asked:
@@ -73,7 +73,7 @@ def run_ranks(
             if report is not None and report[1].error is not None:
                 raise _named(*report, asked)
             if code < 0 and code != -signal.SIGABRT:
-                report = None  # the others' tracebacks say that they lost their connection to it
+                report = None  # the other ranks' tracebacks only show that they lost the connection to the killed one
             if asked:
                 raise Preempted(f"{asked[0].name}: stopped before the first step", hint="run the same command again")
             what = f"rank {rank} {group.how(rank, code)}"
@@ -89,7 +89,7 @@ def run_ranks(
 
 
 def _named(rank: int, report: Report, asked: list[signal.Signals]) -> ImnetError:
-    """The rank's error with its number, where that is not the first, and with its traceback for ``--debug``."""
+    """The rank's error, with the rank's number added unless it is 0, and with its traceback for ``--debug``."""
     error = report.error
     assert error is not None
     if isinstance(error, Preempted):
@@ -101,20 +101,20 @@ def _named(rank: int, report: Report, asked: list[signal.Signals]) -> ImnetError
 
 
 class _Group:
-    """The processes of one life; none is left when the block ends."""
+    """The processes of one attempt, as a context manager; all have ended when the block ends."""
 
     def __init__(self, entry: Callable[..., int], args: tuple[Any, ...], num_ranks: int, life: int, port: int):
         context = multiprocessing.get_context("spawn")
         self.processes: list[BaseProcess] = []
         self.stopped_at: dict[int, float] = {}
-        """When a rank that is stopped was first seen so."""
+        """Rank -> the time at which it was first seen stopped (SIGSTOP); ranks that run are absent."""
         self.pipes: list[Connection] = []
         for rank in range(num_ranks):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=_rank, args=(entry, args, writer), name=f"rank {rank}")
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
             names |= {"LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": life}
-            names |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # ours, in the launcher
+            names |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the TCPStore of the launcher
             names |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
             with _environment(names), _sigint_blocked():
                 process.start()
@@ -126,7 +126,7 @@ class _Group:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Tell, wait a little, kill."""
+        """Send SIGTERM to all ranks and kill those that are alive after PATIENCE_S."""
         self.tell(signal.SIGTERM)
         end = time.monotonic() + PATIENCE_S
         for process in self.processes:
@@ -142,15 +142,15 @@ class _Group:
                     os.kill(process.pid, number)
 
     def watch(self, asked: list[signal.Signals]) -> tuple[int, int]:
-        """(rank, exit code) of the first failure, or (0, 0) when all have ended well.
+        """Wait for the ranks; returns (rank, exit code) of the failure to report, or (0, 0) if all ended well.
 
-        A signal is passed on once. A second Ctrl-C is a KeyboardInterrupt: the user waits no longer.
+        Passes on the first signal of ``asked``. A second Ctrl-C raises KeyboardInterrupt: the user will not wait.
         """
         told = False
         while any(p.is_alive() for p in self.processes):
             wait([p.sentinel for p in self.processes if p.is_alive()], POLL_S)
             failed = [(r, p.exitcode) for r, p in enumerate(self.processes) if p.exitcode]
-            # Ranks that were told to stop do so together; only another failure ends the wait.
+            # Ranks that are preempted stop together, so wait for all of them; any other failure ends the wait.
             if any(code != Preempted.exit_code for _, code in failed):
                 break
             self._end_frozen()
@@ -160,7 +160,7 @@ class _Group:
             if asked.count(signal.SIGINT) > 1:
                 raise KeyboardInterrupt
         failed = [(r, p.exitcode) for r, p in enumerate(self.processes) if p.exitcode]
-        # A killed rank first: the others only lost their connection to it.
+        # A killed rank (negative code) comes first: the others only lost their connection to it.
         return min(failed, key=lambda rank_code: rank_code[1] or 0, default=(0, 0))  # pyright: ignore[reportReturnType]
 
     def _end_frozen(self) -> None:
@@ -172,13 +172,14 @@ class _Group:
                 process.join()
 
     def how(self, rank: int, code: int) -> str:
-        """What became of a rank that ended with ``code``, not 0."""
+        """Words for how a rank ended with the exit code ``code``, which is not 0."""
         if rank in self.stopped_at:
             return f"was stopped (SIGSTOP) and did not go on for {FROZEN_S:g} s"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
 
     def first_report(self) -> tuple[int, Report] | None:
-        """(rank, report) of the error that came first; what a rank says on purpose before any traceback."""
+        """(rank, report) of the earliest ImnetError, or of the earliest other exception if there is none; None if no
+        rank has sent a report."""
         end = time.monotonic() + REPORTS_S
         while any(p.is_alive() for p in self.processes) and time.monotonic() < end:
             wait([p.sentinel for p in self.processes if p.is_alive()], max(0.0, end - time.monotonic()))
@@ -194,12 +195,12 @@ def _is_stopped(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False  # it is gone, or this is no Linux
+        return False  # the process is gone, or this is not Linux
     return state == "T"
 
 
 def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) -> None:
-    """A rank's process: what it fails with goes to the launcher, which says it once for all."""
+    """The main function of a rank's process. Sends a failure to the launcher, which reports one for all ranks."""
     printable()
     launcher = multiprocessing.parent_process()
     assert launcher is not None
@@ -214,7 +215,7 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
     else:
         report = None
     if report is not None:
-        with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it
+        with contextlib.suppress(BrokenPipeError):  # the launcher has ended
             pipe.send(report)
     pipe.close()
     leave(code)
@@ -222,7 +223,8 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[list[signal.Signals]]:
-    """The signals that came, in their order; handlers are put back afterwards. None in a thread that may set none."""
+    """A list to which the signals that arrive in the block are appended. Handlers are restored afterwards; outside the
+    main thread, which alone may set them, the list stays empty."""
     came: list[signal.Signals] = []
     old: dict[int, Any] = {}
     for number in heard(PASSED_ON):
@@ -237,7 +239,7 @@ def _asked_to_stop() -> Iterator[list[signal.Signals]]:
 
 @contextlib.contextmanager
 def _environment(names: Mapping[str, Any]) -> Iterator[None]:
-    """Variables for the processes that are started in the block; torch reads some when it is imported there."""
+    """Set variables for the processes that are started in the block; torch reads some of them when it is imported."""
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
@@ -252,7 +254,7 @@ def _environment(names: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Processes inherit it; one that came meanwhile arrives here afterwards."""
+    """Block SIGINT, so that processes started in the block inherit this; one sent meanwhile is delivered afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,7 +1,7 @@
-"""A recipe is a value: frozen, typed, printed, saved as JSON, and changed only by ``replace``.
+"""Recipes: frozen, typed values that can be printed and saved as JSON, and are changed only by ``replace``.
 
-This module, ``augmentation``, ``optimisers``, ``schedules`` and ``fields`` need the standard library only. Everyone may
-read them; they read no one.
+This module, ``augmentation``, ``optimisers``, ``schedules`` and ``fields`` need only the standard library, so every
+other module may import them.
 Units are in the names: ``_px`` pixels, ``_images``, ``_epochs``; accuracies are fractions in 0..1.
 """
 
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which images, how large, and how many an optimiser step sees (over all ranks)."""
+    """The data set, the size of its images, and the number of images in an optimiser step (over all ranks)."""
 
     name: str = field(metadata=about("data set; shapes and synthetic need no files"))
     image_px: int = field(metadata=about("side of the images as they are kept", Range(low=1, high=65_536)))
@@ -52,12 +52,12 @@ class Data:
         default=None, metadata=about("division of a set that has several (fashion-mnist: custom, official)")
     )
     sampler: Literal["shuffled", "balanced"] = field(
-        # What is drawn again in an epoch is augmented anew.
+        # An image that is drawn twice in an epoch is augmented differently each time.
         default="shuffled",
         metadata=about("balanced: every class equally often, whatever the number of its images", later=True),
     )
     drop_last: bool = field(
-        # Another one each epoch, since the order changes.
+        # Different images are left out each epoch, since the order changes.
         default=True,
         metadata=about("leave the incomplete last batch of an epoch out"),
     )
@@ -87,7 +87,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the source reports; fractions, hours, and the hardware they were measured on."""
+    """The results that the source reports: accuracies as fractions, hours, and the hardware they were measured on."""
 
     top1: float | None = None
     top5: float | None = None
@@ -95,45 +95,47 @@ class Published:
     hardware: str = ""
     note: str = ""
     band_top1: tuple[float, ...] = ()
-    """Of spectral recipes, by band; ``top1`` is band 0."""
+    """Top-1 of each band of a spectral recipe; ``top1`` is band 0."""
     ensemble_top1: float | None = None
-    """Of several bands together: several runs."""
+    """Top-1 of an ensemble of bands, each of which is a run of its own."""
     ensemble_of: tuple[int, ...] = ()
-    """Which bands; all where it does not say."""
+    """The bands of that ensemble; empty if it is all of them."""
     ensemble_hours: float | None = None
-    """Of all bands, where the source does not say otherwise."""
+    """Hours to train all bands, unless ``note`` explains it differently."""
     parameters: int | None = None
     mib: float | None = None
-    """Of one network's weights as a file."""
+    """Size in MiB of one network's weights as a file."""
     references: Mapping[str, float] = field(default_factory=dict)
-    """What others had reported, which the source puts in brackets: top-1 by the mark of the citation."""
+    """Earlier results that the source quotes in brackets: citation mark -> top-1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """How the source ran it, beside the recipe: what a run's options leave open follows it. No part of its identity."""
+    """How the source ran the recipe. Run options left open take these values; the configuration hash ignores them."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     eval_every_epochs: int | None = None
     val_images: int | None = None
-    """Training images that it held out, where the recipe trains on all: a run that does the same is no other one."""
+    """Training images that the source held out although the recipe trains on all of them. Reports count a run that
+    holds out as many as a run of the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comm:
-    """How several ranks average their gradients; one rank ignores it.
+    """How several ranks average their gradients; ignored with one rank.
 
-    Buffers stay each rank's own in training (rank 0's are evaluated and saved) unless ``broadcast_buffers``.
+    During training each rank keeps its own buffers, of which rank 0's are evaluated and saved, unless
+    ``broadcast_buffers`` is set.
     """
 
     bucket_mb: float = field(
-        # The first gradients are sent while the backward pass still computes the others. Small buckets are full, and
-        # hence sent, earlier; large ones pay the network's latency fewer times.
+        # The first gradients are sent while the backward pass still computes the others. Small buckets fill up, and
+        # are sent, earlier; large ones pay the latency of the network less often.
         default=25.0,
         metadata=about("MiB of gradients that ranks all-reduce at once", POSITIVE),
     )
     first_bucket_mb: float = field(
-        # Of the last layers, whose gradients come first.
+        # The first bucket holds the last layers, whose gradients are computed first.
         default=1.0,
         metadata=about("MiB of the first of them, which starts while the backward has just begun", POSITIVE),
     )
@@ -158,12 +160,12 @@ class Comm:
 
 _GIVEN = {"name": "model", "model_name": "model", "num_classes": "data.num_classes", "in_channels": "data.channels"}
 _GIVEN |= {"in_chans": "data.channels"} | dict.fromkeys(("pretrained", "checkpoint_path", "weights"), "weights")
-"""What networks take that other values of a recipe decide, and which those are."""
+"""Keyword arguments of networks that another value of the recipe decides: argument -> that value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the trained weights, and where its numbers come from."""
+    """Everything that determines the trained weights, and the source of its values."""
 
     name: str
     model: str = field(metadata=about("network by name; picks its recipe, or replaces the network of --recipe"))
@@ -193,23 +195,23 @@ class Recipe:
         default=0.0, metadata=about("share of the target given to all classes", Range(low=0, below=1))
     )
     class_weights: Literal["none", "balanced"] = field(
-        # n / (classes * n_c), as scikit-learn has it: 1 on the average of the images.
+        # The weight of class c is n / (classes * n_c), as in scikit-learn; its mean over the images is 1.
         default="none",
         metadata=about("balanced: the loss of a class counts as much as that of any other", later=True),
     )
     mixup_alpha: float = field(
-        # Zhang 2018: the share is drawn from Beta(alpha, alpha).
+        # Zhang 2018: the blend factor is drawn from Beta(alpha, alpha).
         default=0.0,
         metadata=about("images are blended with others of the batch (mixup); 0 = not", NOT_NEGATIVE),
     )
     cutmix_alpha: float = field(
-        # Yun 2019; together with mixup, one of the two a step, at random.
+        # Yun 2019. With mixup also on, every step does one of the two, chosen at random.
         default=0.0,
         metadata=about("a box of another image of the batch is pasted in (CutMix); 0 = not", NOT_NEGATIVE),
     )
     head_outputs: int | None = field(
-        # A network made for more classes keeps its head; no image has one of the additional labels, so an answer among
-        # them counts as wrong.
+        # Keeps the head of a network that was made for more classes. No image has one of the additional labels, so a
+        # prediction of one counts as wrong.
         default=None,
         metadata=about("outputs of the network, where they are more than the classes", COUNT),
     )
@@ -218,7 +220,7 @@ class Recipe:
         metadata=about("evaluate a moving average of the weights (EMA); null = the weights", Range(above=0, below=1)),
     )
     ema_warmup: bool = field(
-        # Step t, counted from 0: an average of few weights should not hold on to the first ones.
+        # Steps count from 0. Early in a run the average should not cling to the initial weights.
         default=False,
         metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
     )
@@ -258,7 +260,7 @@ class Recipe:
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")
         ok = self.class_weights == "none" or self.data.sampler == "shuffled"
         check(ok, "class_weights and data.sampler both balanced", "one of them", "together they favour small classes")
-        # Its own: replace() would share it with the recipe that it begins from, and a change would reach both.
+        # A copy, because replace() would share the dict with the original recipe, and a change would reach both.
         object.__setattr__(self, "model_options", copy.deepcopy(dict(self.model_options)))
         for name in self.model_options:
             own = _GIVEN.get(name)
@@ -267,19 +269,19 @@ class Recipe:
 
     @property
     def input_px(self) -> int:
-        """Side of the images that the network is trained on."""
+        """Side in pixels of the images that the network is trained on."""
         return self.augment.output_px(self.data.image_px)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the network."""
+        """Number of logits of the network: ``head_outputs``, or one per class."""
         return self.head_outputs or self.data.num_classes
 
     @property
     def scaled_lr(self) -> float:
-        """``optim.lr``, scaled from ``lr_base_images`` to the batch where the recipe says so."""
+        """``optim.lr``, scaled linearly from ``lr_base_images`` to the batch size if the recipe sets it."""
         return self.optim.lr * self.data.batch_images / (self.lr_base_images or self.data.batch_images)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the optimiser step ``step`` (counted from 0 over the whole run)."""
+        """Learning rate of optimiser step ``step``, counted from 0 over the whole run."""
         return self.scaled_lr * self.schedule.factor(step / steps_per_epoch, self.epochs)

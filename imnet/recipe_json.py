@@ -1,4 +1,4 @@
-"""Recipes as plain JSON data and back, and the hash that tells one experiment from another. Standard library only."""
+"""Converts recipes to plain JSON data and back, and hashes them to identify an experiment. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KINDS: dict[str, dict[str, type]] = {
     part: {kind.kind: kind for kind in typing.get_args(kinds)}
     for part, kinds in (("optim", Optim), ("schedule", Schedule))
 }
-"""What may stand in these parts of a recipe, by the word that names it."""
+"""The classes that these parts of a recipe may have, by their ``kind``."""
 
 
 def to_dict(value: Any) -> Any:
-    """Plain JSON-able form; variants carry their ``kind``."""
+    """``value`` as plain JSON data; optimisers and schedules also get their ``kind``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         word = getattr(value, "kind", None)
         kind = {} if word is None else {"kind": word}
@@ -36,12 +36,12 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(raw: Mapping[str, Any]) -> Recipe:
-    """The recipe that ``to_dict`` wrote; unknown or missing keys are a ValueError."""
+    """The recipe that ``to_dict`` turned into ``raw``; ValueError for unknown or missing keys."""
     return build_value(Recipe, raw, "recipe")
 
 
 def build_value(cls: Any, raw: Any, path: str) -> Any:
-    """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them); ValueError for what is none."""
+    """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them); ValueError if it does not fit."""
     options = _union_members(cls)
     dataclass_options: list[Any] = [c for c in options if dataclasses.is_dataclass(c)]
     if raw is None and type(None) in options:
@@ -80,10 +80,10 @@ def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
 
 
 def config_hash(recipe: Recipe, precision: str) -> str:
-    """Identity of an experiment: the recipe without its provenance, and the resolved precision.
+    """Identity of an experiment: a hash of the recipe without its provenance, and of the resolved precision.
 
-    A field that recipes gained later (``metadata={"later": True}``) counts only where it is not at its default, so
-    that a new option does not send an old command to a new folder.
+    A field that was added to recipes later (``metadata={"later": True}``) is left out while it has its default, so that
+    a new option does not send an old command to a new folder.
     """
     body = _identity(recipe)
     for provenance in ("source", "published", "ran"):
@@ -93,7 +93,7 @@ def config_hash(recipe: Recipe, precision: str) -> str:
 
 
 def _identity(value: Any) -> Any:
-    """``to_dict`` without the later fields that are at their defaults."""
+    """``to_dict`` without the later fields that have their defaults."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return to_dict(value)
     mine = dataclasses.fields(value)
@@ -104,12 +104,12 @@ def _identity(value: Any) -> Any:
 
 
 def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
-    """What config.yaml holds: every value, under the names that the command line uses."""
+    """The contents of config.yaml: every value, under the names that the command line uses."""
     return {"recipe": recipe.name} | to_dict(recipe) | to_dict(options)
 
 
 def dump_config(recipe: Recipe, options: RunOptions) -> str:
-    """config.yaml as text. Here and not with the parser: training from Python needs no jsonargparse."""
+    """The text of config.yaml. It is here and not in the parser, since training from Python needs no jsonargparse."""
     from imnet import yaml_file
 
     return yaml_file.dump(config_dict(recipe, options))

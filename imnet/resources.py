@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory, less where a container or a job has a share of it."""
+"""The cores and the memory that this process may use, including the limits of a container or a job."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ROOT = Path("/")
 
 
 def num_cores(root: Path = ROOT) -> int:
-    """Cores of this process's affinity, or the quota of a container or a job where that is less:
-    more threads than the quota has are stopped for most of each period."""
+    """Number of cores that this process may run on, or the CPU quota of its container or job if that is less: threads
+    beyond the quota would be stopped for most of each period."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups("cpu", root):
-        # Quota and period: in one file, or in the two of version 1. Neither "max" nor -1 is a limit.
+        # Quota and period are in one file, or in two in version 1. "max" and -1 mean no limit.
         both = _words(group / "cpu.max") or [
             word for name in ("quota", "period") for word in _words(group / f"cpu.cfs_{name}_us")
         ]
@@ -26,11 +26,11 @@ def num_cores(root: Path = ROOT) -> int:
 
 
 def free_memory_bytes(root: Path = ROOT) -> int:
-    """Memory that can be had without swapping; half of all where the system does not tell, as macOS does not."""
+    """Memory that is available without swapping; half of all memory if the system does not report it (macOS)."""
     if not (free := 1024 * _number(root / "proc/meminfo", "MemAvailable:")):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     for group in _groups("memory", root):
-        # The names of version 2, then of version 1. Cached files count as used, and are given back when needed.
+        # The names of version 2, then of version 1. Cached files count as used, but are freed when needed.
         for limit, used, cached in (
             ("memory.max", "memory.current", ("active_file", "inactive_file")),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
@@ -43,21 +43,21 @@ def free_memory_bytes(root: Path = ROOT) -> int:
 
 
 def cpu_name() -> str:
-    """As Linux names it; elsewhere the family that Python knows."""
+    """The CPU's model name on Linux; elsewhere the processor type or architecture that Python reports."""
     return cpu_field("model name") or platform.processor() or platform.machine()
 
 
 def cpu_field(name: str) -> str:
-    """The first core's line of /proc/cpuinfo, such as "flags"; empty where there is none."""
+    """The first core's value of a line in /proc/cpuinfo, such as "flags"; empty if there is none."""
     lines = (line.partition(":") for line in _lines(ROOT / "proc/cpuinfo"))
     return next((value.strip() for key, _, value in lines if key.strip() == name), "")
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """The folders of the control groups that this process is in, innermost first; none outside Linux."""
+    """The folders of this process's control groups, innermost first; empty outside Linux."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        # Version 2 has one tree for all controllers, and names none.
+        # Version 2 has one tree for all controllers, and lists none.
         if not controllers or controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / (controller if controllers else "")
             inner = top / path.strip("/")
@@ -76,6 +76,6 @@ def _words(path: Path) -> list[str]:
 
 
 def _number(path: Path, key: str) -> int:
-    """The number behind ``key`` at the start of a line; 0 where the file has none."""
+    """The number after ``key`` at the start of a line; 0 if the file has no such line."""
     rows = (line.split() for line in _lines(path))
     return next((int(row[1]) for row in rows if len(row) > 1 and row[0] == key), 0)

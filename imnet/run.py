@@ -32,7 +32,7 @@ from imnet.start import train
 
 
 class Run:
-    """A run folder. Raises DataError where ``path`` is none."""
+    """A run folder. Raises DataError if ``path`` is not one."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -52,17 +52,17 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl."""
+        """Every line of metrics.jsonl, as a dict."""
         return read_metrics(self.path / "metrics.jsonl")
 
     @property
     def data(self) -> dict[str, Any]:
-        """What run.json says of the data."""
+        """The ``data`` object of run.json: name, fingerprint, number of training images and more."""
         return data_of(self.info, self.path)
 
     @property
     def unfinished(self) -> list[str]:
-        """The note that every command prints of a run whose weights are not its last ones."""
+        """The note that every command prints if the run has not finished training; else nothing."""
         return [] if self.info["status"] == "complete" else ["note       not at the end of its training"]
 
     @property
@@ -71,10 +71,10 @@ class Run:
 
     @device.undisturbed()
     def model(self, which: str | int = "last") -> nn.Module:
-        """The network with the newest weights (averaged where the recipe averages), in eval mode, on the CPU.
+        """The network with the newest weights (their EMA if the recipe has one), in eval mode, on the CPU.
 
-        ``which`` may be ``best`` or the number of an epoch too, where its checkpoint is kept. Raises DataError where
-        they are damaged, or gone from a complete run: older ones would pass for them.
+        ``which`` may also be ``best`` or the number of an epoch whose checkpoint is kept. Raises DataError if the
+        checkpoint is damaged, or is missing from a complete run, rather than silently returning an older one.
         """
         found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which), self._own)
         net = build_network(self.recipe)
@@ -87,7 +87,7 @@ class Run:
         return checkpoint.of_run(self.info)
 
     def weights_id(self, which: str | int = "last") -> str:
-        """Which weights ``model`` gives: equal where configuration and step are. DataError where there are none."""
+        """Identifies the weights that ``model`` returns by step and configuration. DataError if there are none."""
         newest = which == "last"
         found = checkpoint.newest(self._checkpoints, self._own) if newest else self._of_epoch(which)
         if found is None:
@@ -108,7 +108,7 @@ class Run:
         again = "imnet-train goes on from the one before: run the training's command again"
         last = next((line["step"] for line in reversed(self.metrics) if "step" in line), 0)
         complete = self.info["status"] == "complete"
-        # Behind a complete run's last step nothing is its own, so what is damaged there is not missed.
+        # A complete run has no checkpoints of its own after its last step, so damaged ones there do not matter.
         if found.skipped and not (complete and found.state["step"] >= last):
             raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=self.path, hint=again)
         if complete and found.state["step"] < last:
@@ -119,7 +119,7 @@ class Run:
     def _of_epoch(self, which: str | int) -> Path:
         which = str(which)
         if which == "best":
-            # The images held out of train choose, where there are any.
+            # Chosen on the images held out of train, if there are any.
             lines = [line for line in self.metrics if line.get("kind") in ("val", "eval") and line["top1"] is not None]
             logged = [line for line in lines if line.get("kind") == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
@@ -128,7 +128,7 @@ class Run:
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
         there, own = (checkpoint.states(self._checkpoints, hashes) for hashes in ((), self._own))
-        # Its own in the place of a foreign one, which ``model`` refuses.
+        # The run's own checkpoint takes precedence over a foreign one, which ``model`` refuses.
         kept = {self._epoch(state): path for path, state in [*there.items(), *own.items()]}
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
@@ -137,13 +137,14 @@ class Run:
         return kept[epoch]
 
     def _epoch(self, state: dict[str, Any]) -> float:
-        """At which a checkpoint was saved; of older ones by the number of its step."""
+        """The epoch at which a checkpoint was saved; computed from the step if an older version wrote it."""
         d = self.recipe.data
         order = Order(self.data["train_images"], d.batch_images, 0, drop_last=d.drop_last)
         return state.get("epoch", state["step"] / order.steps_per_epoch)
 
     def classifier(self, *, data_dir: str | None = None, which: str | int = "last") -> Classifier:
-        """The same with all that it needs to judge pictures; ``data_dir`` is only looked at for a mean image."""
+        """The network of ``model`` with its preprocessing and class names, to classify pictures. ``data_dir`` is only
+        read if the recipe subtracts a mean image."""
         r, card = self.recipe, self._card()
         mean = None
         if r.augment.mean == "image":
@@ -151,7 +152,7 @@ class Run:
         return Classifier(self.model(which), card, mean)
 
     def _card(self) -> Card:
-        """DataError where run.json does not say what classifying needs: it is a file that people edit."""
+        """DataError if run.json, which people edit, lacks something that classifying needs."""
         r = self.recipe
         last = next((line for line in reversed(self.metrics) if line.get("kind") == "eval"), {})
         try:
@@ -175,7 +176,7 @@ class Run:
             raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
 
     def predict(self, pictures: Iterable[Picture], top: int = 5) -> list[dict[str, Any]]:
-        """What the network says of pictures (paths, bytes, PIL pictures, uint8 arrays); see ``Classifier.stream``."""
+        """Classify pictures (paths, bytes, PIL pictures or uint8 arrays); see ``Classifier.stream``."""
         return self.classifier().predict(pictures, top)
 
     def evaluate(
@@ -189,10 +190,10 @@ class Run:
         precision: str | None = None,
         batch_images: int | None = None,
     ) -> Evaluation:
-        """Evaluate on a split of the run's own set (test, train, or the final one, which no run sees) as training does.
+        """Evaluate on a split of the run's own data set (test, train, or final, which no run sees) as training does.
 
-        ``flip`` averages with the mirror image; ``which`` is a checkpoint, see ``model``; ``precision`` is the run's,
-        where it is None. Nothing is written.
+        ``flip`` averages the predictions with those of the mirrored image; ``which`` is a checkpoint, see ``model``;
+        ``precision`` defaults to the run's on the run's device. Writes nothing.
         """
         dataset, options = self.dataset(data_dir, device_name, precision)
         return self.judge(dataset, options, split, which, batch_images, flip=flip)
@@ -200,7 +201,7 @@ class Run:
     def dataset(
         self, data_dir: str | None, device_name: str, precision: str | None = None
     ) -> tuple[DataSet, RunOptions]:  # fmt: skip
-        """The run's own set, and how to run on it; DataError where the data are others than the run's."""
+        """The run's own data set and the options to evaluate on it. DataError if the data differ from the run's."""
         options = self.options(data_dir, device_name, precision)
         try:
             dataset = load_data(self.recipe, options)
@@ -223,19 +224,19 @@ class Run:
         flip: bool,
         world: World | None = None,
     ) -> Evaluation:
-        """``evaluate`` on a set that is loaded already, with every prediction; all of ``world`` must call it."""
+        """Like ``evaluate``, on a loaded set and with every prediction; every rank of ``world`` must call it."""
         world = world or World()
         place = device.resolve(options, world.local_rank)
         batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
         with device.undisturbed(place), device.threads(options):
             data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
             net = self.model(which).to(place.device)
-            world.broadcast(list(net.state_dict().values()))  # a run may have saved between two ranks' looks
+            world.broadcast(list(net.state_dict().values()))  # a live run may save between two ranks' loads
             net = net.to(memory_format=torch.channels_last)
             return evaluate(net, data, place, world, len(dataset.class_names), batch, flip=flip, each=True)
 
     def options(self, data_dir: str | None, device_name: str, precision: str | None = None) -> RunOptions:
-        """How to run what the run has made; DataError where config.yaml does not say it."""
+        """The options to run the trained network with, from config.yaml; DataError if that holds invalid values."""
         config = self.path / "config.yaml"
         raw = read_yaml(config)
         kept = ("threads", "pipeline", "workers", "on_bad_image", "data_dir")
@@ -252,15 +253,15 @@ class Run:
 
 
 def train_run(recipe: Recipe | str | None, options: dict[str, Any]) -> Run:
-    """What ``imnet.train`` does."""
+    """The implementation of ``imnet.train``."""
     if options.get("bands") is not None:
         raise UsageError(f"got bands = {options['bands']} for one run", hint="imnet.train_ensemble trains several")
     return Run(trained(recipe, options))
 
 
 def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
-    """The folder in which a recipe was trained, with ``options`` by their names."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a rank imports the script that started it
+    """Train a recipe with ``options`` (run options by name); returns the folder of the run, or of the ensemble."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a spawned rank imports the user's script
         hint = 'put the call under if __name__ == "__main__":'
         raise UsageError("got a training from a script that its own ranks import", hint=hint)
     if not isinstance(recipe, Recipe | str | None):
@@ -283,7 +284,7 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
 
 
 def _hint(name: str, recipe: Recipe) -> str:
-    """What to do about ``name``, which is no run option: it may be a value of the recipe, or nearly one of either."""
+    """What to do about ``name``, which is not a run option: it may be a value of the recipe, or misspelt."""
     owners = {f.name: "" for f in dataclasses.fields(RunOptions)}
     for part in ("data", "optim", "schedule", "augment"):
         owners |= {f.name: part for f in dataclasses.fields(getattr(recipe, part)) if f.name not in owners}

@@ -1,4 +1,4 @@
-"""How and where a recipe runs: what the command line sets beside the recipe's own values. Standard library only."""
+"""Run options: how and where a recipe runs, as set by the command line besides the recipe. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from imnet.recipe import Recipe
 LOGS = ("csv", "tensorboard", "wandb")
 OF_ONE_MACHINE = ("out", "data_dir", "device", "gpus", "procs", "threads", "workers", "lock", "max_restarts")
 OF_ONE_MACHINE += ("log", "resume", "allow_change")
-"""Options that ranks may have different values of: what is a machine's own, and what only rank 0 acts on."""
+"""Options that may differ between ranks: those that depend on the machine, and those that only rank 0 uses."""
 PROCESSES = Range(low=1, high=1024)
 RESTARTS = Range(low=0, high=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How and where a recipe runs. None of it changes the experiment, but for ``precision`` (see ``config_hash``)."""
+    """How and where a recipe runs. Only ``precision`` is part of an experiment's identity (see ``config_hash``)."""
 
     out: str | None = field(
         default=None, metadata=about("run folder (default: runs/<recipe>-<hash of the configuration>)")
@@ -28,7 +28,7 @@ class RunOptions:
         default="auto", metadata=about("auto takes a GPU where there is one")
     )
     bands: str | None = field(
-        # Of recipes that see spectral bands; the command line takes all where neither --band nor --bands is given.
+        # For recipes with spectral bands; the command line uses all if neither --band nor --bands is given.
         default=None,
         metadata=about("all, or numbers with commas: train these bands together, a network each, in one folder"),
     )
@@ -52,12 +52,12 @@ class RunOptions:
         default=None, metadata=about("capture the whole step in one CUDA graph (default: wherever one GPU trains)")
     )
     deterministic: bool | None = field(
-        # Default: as the run began, else no.
+        # By default a resumed run keeps the value that it began with; a new run takes False.
         default=None,
         metadata=about("repeat every bit of a run on the same GPU; what cannot is refused before the first step"),
     )
     pipeline: Literal["auto", "resident", "host", "dali", "torch"] = field(
-        # auto: resident where the set fits the device, else host.
+        # auto: resident if the set fits into the device's memory, else host.
         default="auto",
         metadata=about("resident: in the device's memory; host: prepared by the CPU; dali; torch: the reference"),
     )
@@ -66,7 +66,7 @@ class RunOptions:
         metadata=about("threads that prepare batches (default: the threads of this process)", PROCESSES),
     )
     on_bad_image: Literal["stop", "skip"] = field(
-        # skip: the next picture takes the place of one that cannot be decoded.
+        # skip: a picture that cannot be decoded is replaced by the next one.
         default="stop",
         metadata=about("stop, or skip: leave up to one picture in 1000 out where they cannot be decoded"),
     )
@@ -128,7 +128,7 @@ class RunOptions:
 
         on_cpu = self.device == "cpu" or self.procs is not None
         check(not (self.cuda_graphs and on_cpu), "cuda_graphs on a CPU", "on a GPU", "leave --cuda-graphs out")
-        # Its kernels are chosen by how fast they were at that moment.
+        # torch.compile chooses kernels by timing them, so the choice may differ from run to run.
         clash = bool(self.compile and self.deterministic)
         check(not clash, "compile together with deterministic", "one of them", "leave --compile out")
 
@@ -145,9 +145,9 @@ class RunOptions:
         check(ok, f"log = {self.log!r}", f"{', '.join(LOGS)}, or several with commas", "e.g. --log csv,tensorboard")
 
     def bands_of(self, recipe: Recipe) -> tuple[int, ...]:
-        """The spectral bands that are trained together, ascending; none where one network is trained.
+        """The spectral bands that are trained together, ascending; empty if a single network is trained.
 
-        Raises ValueError for bands that the recipe has not.
+        Raises ValueError for bands that the recipe does not have.
         """
         if self.bands is None:
             return ()
@@ -166,17 +166,18 @@ class RunOptions:
 
     @property
     def keeps(self) -> tuple[int, bool]:
-        """(how many of the newest checkpoints stay, at least one: a run goes on from it; whether the best one does)."""
+        """(number of newest checkpoints to keep, whether to keep the best). At least one stays, to resume from."""
         words = self.keep.split(",")
         return max(int(w) if w.isdecimal() else 1 for w in words), "best" in words
 
     @property
     def max_skips(self) -> int:
-        """How many non-finite steps may be left out."""
+        """How many steps with a non-finite loss or gradient may be skipped."""
         return int(self.on_nonfinite.partition(":")[2] or 0)
 
     def as_ran(self, recipe: Recipe) -> RunOptions:
-        """What is left open here, as the recipe's source ran it. Raises ValueError for what the recipe cannot have."""
+        """A copy in which options that are left open have the values with which the recipe's source ran it. Raises
+        ValueError if the backend does not suit the recipe's optimiser."""
         kind, ran = recipe.optim.kind, recipe.ran
         ok = kind == "sgd" or self.optim_backend in ("auto", "torch")
         check(ok, f"optim_backend = {self.optim_backend} for {kind}", "sgd", "use --optim-backend torch")

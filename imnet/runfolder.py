@@ -1,8 +1,8 @@
-"""The run folder: one run at a time, one configuration for ever.
+"""The run folder: one process writes to it at a time, and it keeps one configuration unless --allow-change is given.
 
 config.yaml    every value; --config reads it back
 run.json       versions, git commit, device, kernel tiers, data fingerprint, status
-metrics.jsonl  one object a line
+metrics.jsonl  one object per line
 checkpoints/   see imnet.checkpoint
 report.html    see imnet.report
 """
@@ -31,12 +31,12 @@ LOCK = ".lock"
 BUSY = "a run is writing here"
 WRITTEN = ("config.yaml", "metrics.jsonl", "metrics.csv", "evaluation.json", "report.html", "worst.png", "tensorboard",
            "wandb-id", "checkpoints")  # fmt: skip
-"""What a run writes or replaces, beside run.json: of another program where there is no run.json."""
+"""The files and folders that a run writes or replaces besides run.json. Without a run.json they are not a run's."""
 
 
 def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> Path:
-    """runs/<recipe>-<hash>: the same configuration finds its folder again, another one gets another. Of an ensemble
-    runs/<recipe>-ensemble-<hash>, whichever ``bands`` are trained: others are added to the same folder."""
+    """runs/<recipe>-<hash>, so that the same configuration finds its folder again and a different one gets another.
+    An ensemble gets runs/<recipe>-ensemble-<hash> whatever its ``bands``, so that bands can be added later."""
     if bands:
         recipe = replace(recipe, augment=replace(recipe.augment, spectral_band=0))
     name = recipe.name.replace("/", "-") + ("-ensemble" if bands else "")
@@ -44,28 +44,28 @@ def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> P
 
 
 def band_folder(path: Path, band: int) -> Path:
-    """Where an ensemble keeps the run of one spectral band."""
+    """The run folder of one spectral band in the ensemble folder ``path``."""
     return path / f"band-{band}"
 
 
 def runs_of(path: Path, bands: Sequence[int]) -> list[Path]:
-    """The run folders that a command with ``--out path`` writes: of an ensemble one a band."""
+    """The run folders that a command with ``--out path`` writes: one, or one per band of an ensemble."""
     return [band_folder(path, band) for band in bands] or [path]
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the run in ``path`` has come to its end. An unreadable run.json is IOFailure."""
+    """Whether the run in ``path`` is complete and evaluated. IOFailure if its run.json is unreadable."""
     return (read_run(path) or {}).get("status") == "complete" and (path / "evaluation.json").is_file()
 
 
 def bands_in(path: Path) -> dict[int, Path]:
-    """The run folders of an ensemble, by band; none where ``path`` is none."""
+    """Band -> run folder of the ensemble in ``path``; empty if it is not an ensemble."""
     found = {p.name.removeprefix("band-"): p for p in listed(path, "band-*") if listed(p, "run.json")}
     return {int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdigit()}
 
 
 class RunFolder:
-    """An open, locked run folder. The lock goes with the process, so a killed run blocks nobody."""
+    """An open, locked run folder. The lock ends with the process, so a killed run blocks nobody."""
 
     def __init__(self, path: Path, lock: bool = True):
         self.path = path
@@ -78,14 +78,14 @@ class RunFolder:
             self._lock = self._open_lock()
             self._lock.seek(0)
             self._found = self._lock.read()
-            # Held open, so that no other folder gets its number.
+            # Held open, so that its inode number is not used again; see check_place.
             self._place = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise _unwritable(error, path) from error
         self._sign(f"pid {os.getpid()} on {socket.gethostname()}")
 
     def _open_lock(self) -> TextIO:
-        """The lock's file, opened and locked; IOFailure where another process has it."""
+        """Open and lock the lock file; IOFailure if another process holds it."""
         path = self.path / LOCK
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -98,36 +98,36 @@ class RunFolder:
                     holder = lock.read().strip() or "another process"
                     hint = "wait for it, or choose another --out"
                     raise IOFailure(f"{BUSY} ({holder})", file=self.path, hint=hint)
-            # A run that came to nothing has taken the file away since: there is another by now, or none.
+            # The holder has closed an unused folder and removed this file in the meantime: try again with a new one.
 
     def _sign(self, text: str) -> None:
-        """Say in the lock's file who has it, where there is room to: the lock itself needs none."""
+        """Write into the lock file who holds it. A full disk is no error here, since the lock itself needs no room."""
         with contextlib.suppress(OSError):
             self._lock.truncate(0)
             self._lock.write(text)
             self._lock.flush()
 
     def close(self) -> None:
-        """Free for others. A command that was refused before the run began leaves the folder as it found it: the lock's
-        text as it was, and neither a lock nor folders that were not there."""
+        """Release the lock and restore the lock file's text. If no run began here, also remove the lock file and the
+        folders that this object created."""
         self._sign(self._found)
         lock = self.path / LOCK
         with contextlib.suppress(OSError):
-            # Its own, and while it holds it: whoever is about to lock the same file sees that it is gone.
+            # Removed while it is still locked: a process about to lock the same file then finds it gone (``try_lock``).
             unused = self._is_locked and is_at(self._lock.fileno(), lock) and not (self.path / "run.json").exists()
             if unused and lock in self._made:
                 lock.unlink()
-        with contextlib.suppress(OSError):  # what a full disk has left in its buffer
+        with contextlib.suppress(OSError):  # closing flushes the buffer, for which a full disk has no room
             self._lock.close()
         os.close(self._place)
-        with contextlib.suppress(OSError):  # the first that holds something
+        with contextlib.suppress(OSError):  # stop at the first folder that is not empty
             for folder in self._made:
                 if folder != lock:
                     folder.rmdir()
 
     def check_place(self) -> None:
-        """IOFailure where the folder is no longer at its path: a save would begin another there, or meet a run's that
-        has been started since."""
+        """IOFailure if the folder is no longer at its path. A save would otherwise create a new folder there, or write
+        into the folder of a run that was started since."""
         try:
             same = is_at(self._place, self.path)
         except OSError as error:
@@ -137,24 +137,24 @@ class RunFolder:
             raise IOFailure(what, file=self.path, hint="the same command with --out of its new place goes on there")
 
     def check_room(self, num_bytes: int) -> None:
-        """IOFailure where a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
+        """IOFailure if a checkpoint of ``num_bytes`` would not fit: better before the first epoch than after it."""
         free = shutil.disk_usage(self.path).free
         try:
             if free < num_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            # Quotas and limits of a file's size are not in what the disk says; macOS has no call that asks for them.
+            # Free space does not account for quotas and file size limits, so allocate. macOS has no such call.
             if hasattr(os, "posix_fallocate"):
                 with tempfile.TemporaryFile(dir=self.path) as f:
                     os.posix_fallocate(f.fileno(), 0, num_bytes)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                return  # cannot be asked here
+                return  # this file system cannot allocate ahead, so there is no answer
             what = f"no room for a checkpoint of {-(-num_bytes >> 20):,} MiB: {error.strerror}"
             hint = f"{free >> 20:,} MiB free; make room, or choose another --out"
             raise IOFailure(what, file=self.path, hint=hint) from error
 
     def read_run(self) -> dict[str, Any] | None:
-        """run.json, or None in a new folder."""
+        """The contents of run.json, or None in a new folder."""
         return read_run(self.path)
 
     def write_config(self, text: str) -> None:
@@ -165,7 +165,7 @@ class RunFolder:
 
 
 def check_writable(path: Path) -> None:
-    """IOFailure where no run folder can be made or written at ``path``; nothing is left there."""
+    """IOFailure if a run folder cannot be created at ``path`` or written to. Leaves nothing there."""
     try:
         check_folder(path)
         if (path / LOCK).exists():
@@ -179,7 +179,7 @@ def _unwritable(error: OSError, path: Path) -> IOFailure:
 
 
 def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) -> None:
-    """UsageError where the folder holds a run of another configuration, or may not be resumed."""
+    """UsageError if the folder holds a run of another configuration, a run that may not be resumed, or other files."""
     checkpoints = path / "checkpoints"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         what = "there is something in the place of its checkpoints that is no folder"
@@ -204,7 +204,7 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
 
 
 def _check_unused(path: Path) -> None:
-    """UsageError where a new run would overwrite, cut or delete files that are no run's."""
+    """UsageError if a new run would overwrite, truncate or delete files that no run wrote."""
     there = [name for name in WRITTEN if os.path.lexists(path / name)]
     taken = [name for name in there if name != "checkpoints" or any((path / name).iterdir())]
     if taken:
@@ -213,7 +213,7 @@ def _check_unused(path: Path) -> None:
 
 
 def writer(path: Path) -> str | None:
-    """Who is writing in the run folder ``path``; None where nobody is, or where it cannot be known."""
+    """Which process is writing to the run folder ``path``; None if there is none, or if it cannot be found out."""
     with contextlib.suppress(OSError, IOFailure), (path / LOCK).open("r+") as lock:
         if not try_lock(lock.fileno(), path / LOCK):
             return lock.read().strip() or "another process"
@@ -221,19 +221,20 @@ def writer(path: Path) -> str | None:
 
 
 _ALWAYS = {"status": str, "config_hash": str, "recipe": dict, "precision": str, "device": str}
-"""What run.json has held since the first version."""
+"""Keys that every version has written to run.json, and their types."""
 _SOMETIMES = {"data": dict, "best": dict, "execution": dict, "kernels": dict, "weights": dict, "before": list}
 _SOMETIMES |= {"num_ranks": int, "threads": int, "parameters": int}
-"""What a version that knows it wrote, or null."""
+"""Keys that may be absent (older versions) or null."""
 _BEFORE = {"config_hash": str, "recipe": dict, "precision": str, "train_images": int}
-"""What every entry of ``before`` holds."""
+"""Keys of every entry of ``before``, the configurations that the run had earlier."""
 _DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int, "encoded": bool}
-"""What its ``data`` holds."""
+"""Keys of ``data``; each may be absent."""
 _WORDS = {str: "text", dict: "object", list: "list", int: "whole number", bool: "true or false"}
 
 
 def read_run(path: Path) -> dict[str, Any] | None:
-    """run.json of a run folder, or None where there is none; IOFailure for one that holds something else."""
+    """The contents of run.json of a run folder, or None if there is none; IOFailure if it is unreadable or a value has
+    the wrong type."""
     try:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(run, dict):
@@ -259,7 +260,7 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], prefix: s
 
 
 def data_of(run: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
-    """What run.json says of the data, in the run folder ``path``; DataError where it does not say it."""
+    """The ``data`` object of ``run``, the run.json of the folder ``path``; DataError if a required key is missing."""
     data = run.get("data") or {}
     gone = ", ".join(key for key in ("name", "fingerprint", "train_images") if key not in data)
     if gone:
@@ -269,8 +270,8 @@ def data_of(run: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
 
 
 def recipe_of(entry: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe of run.json, or of a configuration that it had before, in the run folder ``path``; DataError where it
-    is not one."""
+    """The recipe of ``entry``, which is the run.json of the folder ``path`` or an entry of its ``before``; DataError if
+    it cannot be read."""
     try:
         return from_dict(entry.get("recipe", {}))
     except ValueError as error:
@@ -279,7 +280,7 @@ def recipe_of(entry: Mapping[str, Any], path: Path) -> Recipe:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
-    """The first few values that differ, as ``name was 1, is 2``."""
+    """The first ``most`` values that differ, as ``name was 1, is 2``."""
     return ", ".join(_differences(old, new, "")[:most])
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training run, and its writing beside the steps that follow."""
+"""Collects the state of a run for a checkpoint, and writes it in the background while training continues."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from imnet.step import TrainStep
 
 
 class Saver:
-    """Rank 0's checkpoints, written by a thread of their own: one at a time, in the order of their steps.
+    """Writes rank 0's checkpoints in a thread of its own, one at a time and in the order of their steps.
 
-    To write, hash and read back 36 million weights with momentum and average takes about a second, in which the device
-    would stand still. The steps wait only for the tensors' copy in the host's memory, and for the checkpoint before.
+    Writing, hashing and reading back 36 million weights with momentum and EMA takes about a second, for which the
+    device would idle. Training waits only for the copy of the tensors to host memory and for the previous checkpoint.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Saver:
     def save(
         self, folder: RunFolder, setup: Setup, state: RunState, step_fn: TrainStep, loss_sum: float, right_sum: float
     ) -> None:
-        """Take down the run as it is now, in ``folder``; the sums are those of all ranks.
+        """Start saving the current state of the run to ``folder``; the sums are over all ranks.
 
-        Raises IOFailure where the checkpoint before this one could not be written, or the folder is gone.
+        Raises IOFailure if the previous checkpoint could not be written, or if the folder is gone.
         """
         folder.check_place()
         self.wait()
@@ -58,17 +58,18 @@ class Saver:
         self._newest = self._thread.submit(checkpoint.save, folder.checkpoints, state.step, copies, values, keeps, own)
 
     def wait(self) -> None:
-        """Until the newest checkpoint is on the disk; raises IOFailure where it could not be written."""
+        """Wait until the newest checkpoint is on the disk; raises IOFailure if it could not be written."""
         if self._newest is not None:
             self._newest.result()
 
     def close(self) -> None:
-        """Let the newest one be finished, whatever ends the run; ``wait`` says whether it was."""
+        """Let the newest checkpoint be finished, whatever ends the run; only ``wait`` raises its errors."""
         self._thread.shutdown()
 
 
 def _in_host_memory(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Copies that later steps leave as they are; those of a GPU go to pinned memory, ten times as fast as to other."""
+    """Copies on the host, which later steps do not change. From a GPU they go to pinned memory, which is ten times as
+    fast as pageable memory."""
     copies = {stem: {name: _copy(t) for name, t in named.items()} for stem, named in tensors.items()}
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()

@@ -1,4 +1,4 @@
-"""Learning-rate schedules of recipes: pure functions of the time. A leaf, which ``imnet.recipe`` hands on."""
+"""The learning-rate schedules that a recipe can name: pure functions of time. ``imnet.recipe`` re-exports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, about, che
 
 @dataclass(frozen=True, kw_only=True)
 class _Schedule:
-    """``factor(t, epochs)`` multiplies the base learning rate at time ``t`` (epochs, fractional): a pure function."""
+    """A schedule: ``factor(t, epochs)`` is the multiple of the base learning rate after ``t`` (fractional) epochs."""
 
     warmup_epochs: float = field(
         default=0.0, metadata=about("linear from ~0 over this long, times what the schedule says", NOT_NEGATIVE)
@@ -38,7 +38,7 @@ class Constant(_Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(_Schedule):
-    """Times ``gamma`` every ``every_epochs``."""
+    """Multiplies the learning rate by ``gamma`` every ``every_epochs`` epochs."""
 
     kind: ClassVar[str] = "step"
     every_epochs: int = field(default=30, metadata=about("epochs between two drops", COUNT))
@@ -50,7 +50,7 @@ class Step(_Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(_Schedule):
-    """Times ``gamma`` at each milestone."""
+    """Multiplies the learning rate by ``gamma`` at each milestone."""
 
     kind: ClassVar[str] = "multistep"
     milestones_epochs: tuple[int, ...] = field(default=(60, 120, 160), metadata=about("epochs of the drops", COUNT))
@@ -62,7 +62,7 @@ class MultiStep(_Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(_Schedule):
-    """Half a cosine from 1 to ``final_factor``; ``per`` says whether it moves every step or every epoch."""
+    """Half a cosine from 1 to ``final_factor``, updated every step or every epoch (``per``)."""
 
     kind: ClassVar[str] = "cosine"
     final_factor: float = field(default=0.0, metadata=about("share of the learning rate at the end", SHARE))
@@ -75,7 +75,7 @@ class Cosine(_Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(_Schedule):
-    """A triangle: ``start_factor`` up to 1 at ``peak_fraction`` of the run, then down to ``final_factor``."""
+    """A triangle: from ``start_factor`` up to 1 at ``peak_fraction`` of the run, then down to ``final_factor``."""
 
     kind: ClassVar[str] = "onecycle"
     peak_fraction: float = field(default=0.25, metadata=about("where in the run the peak is", Range(above=0, below=1)))

@@ -1,7 +1,7 @@
-"""What a confusion matrix and the bins of a reliability diagram say. Plain Python: the report reads this too.
+"""Scores from a confusion matrix and from the bins of a reliability diagram. Plain Python, since the report imports it.
 
 Precision, recall and F1 are the usual ones; balanced accuracy is the mean recall (Brodersen 2010); the expected
-calibration error has equal-width bins of the predicted class's probability (Guo 2017, 15 of them).
+calibration error uses 15 bins of equal width of the predicted class's probability (Guo 2017).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ BINS = 15
 
 
 class Confusion(NamedTuple):
-    """A confusion matrix by the cells that count something, sorted: of 20,000 classes it has 400 million."""
+    """A sparse confusion matrix: its cells that are not 0, sorted. (A full one of 20,000 classes has 400 million.)"""
 
     true: list[int]
-    """The true class of a cell."""
+    """The true class of each cell."""
     predicted: list[int]
     images: list[int]
-    """How many there are, 1 or more."""
+    """The number of images in each cell, 1 or more."""
 
     def cells(self) -> Iterator[tuple[int, int, int]]:
-        """(true class, predicted class, images) of each."""
+        """(true class, predicted class, number of images) of each cell."""
         return zip(self.true, self.predicted, self.images, strict=True)
 
     def rows(self, num_classes: int) -> list[list[int]]:
-        """The whole matrix, [true class][predicted class]."""
+        """The full matrix, [true class][predicted class]."""
         found = [[0] * num_classes for _ in range(num_classes)]
         for true, predicted, images in self.cells():
             found[true][predicted] = images
@@ -36,18 +36,19 @@ class Confusion(NamedTuple):
 
 
 class ClassScore(NamedTuple):
-    """Of one class, as fractions; None where nothing defines it: no image of the class, or none predicted as it."""
+    """The scores of one class as fractions. None if undefined: recall without images of the class, precision without
+    predictions of it, F1 without either."""
 
     precision: float | None
     recall: float | None
     f1: float | None
     support: int
-    """Images of the class."""
+    """Number of images of the class."""
 
 
 def per_class(confusion: Confusion, support: Sequence[int]) -> list[ClassScore]:
-    """A score a class. ``support`` counts the images of each class; those of the matrix lack predictions beyond the
-    classes (a head that is wider than the set)."""
+    """The score of every class. ``support`` is the number of images per class; it is not taken from the matrix, which
+    lacks predictions beyond the classes (of a head with more outputs than the set has classes)."""
     columns, hits = [0] * len(support), [0] * len(support)
     for true, predicted, images in confusion.cells():
         columns[predicted] += images
@@ -64,12 +65,12 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def balanced_accuracy(scores: Sequence[ClassScore]) -> float:
-    """Mean recall of the classes that have images; NaN where none has."""
+    """Mean recall of the classes that have images; NaN if none has."""
     return _mean([score.recall for score in scores if score.recall is not None])
 
 
 def macro_f1(scores: Sequence[ClassScore]) -> float:
-    """Mean F1 of the classes that have images; NaN where none has."""
+    """Mean F1 of the classes that have images; NaN if none has."""
     return _mean([score.f1 for score in scores if score.support and score.f1 is not None])
 
 
@@ -78,7 +79,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def calibration_error(bins: Sequence[Sequence[float]]) -> float:
-    """Expected calibration error of ``bins``, each (images, sum of their probabilities, hits): the mean distance of
-    accuracy and probability over the bins, weighted by their images; NaN without any image."""
+    """Expected calibration error of ``bins``, each (images, sum of their probabilities, hits): the mean over the bins,
+    weighted by images, of the distance between accuracy and mean probability; NaN without images."""
     total = sum(count for count, _, _ in bins)
     return math.fsum(abs(hits - probability) for _, probability, hits in bins) / total if total else math.nan

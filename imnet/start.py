@@ -1,4 +1,4 @@
-"""From a recipe to a run folder: checks what can be known wrong, starts the ranks, and gives every error its line."""
+"""Trains a recipe into a run folder: makes the early checks, starts the ranks, and raises their errors."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 
 def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
-    """Train ``recipe``; returns the exit code (0, or 1 where a rank failed with a traceback) and the run folder.
+    """Train ``recipe``; returns the exit code (0, or 1 if a rank failed with a traceback) and the run folder.
 
-    Raises ImnetError, a rank's as well as this process's.
+    Raises the ImnetError of this process or of a rank.
     """
     options, bands = options.as_ran(recipe), options.bands_of(recipe)
     path = check(recipe, options)[1]
@@ -54,8 +54,8 @@ _TRAINING = threading.Lock()
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """UsageError where a thread of this process trains already: both would draw from torch's one generator and set the
-    same threads and kernels, and the weights of neither could be had again."""
+    """UsageError if another thread of this process is training: both would draw from torch's global generator and set
+    the same thread counts and kernels, so that neither run would be reproducible."""
     if not _TRAINING.acquire(blocking=False):
         hint = "wait for it, or train in a process of its own"
         raise UsageError("another run is being trained in this process", hint=hint)
@@ -66,7 +66,7 @@ def _alone() -> Iterator[None]:
 
 
 def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
-    """UsageError where one network would be trained in the folder of an ensemble, or the reverse."""
+    """UsageError if one network would be trained in the folder of an ensemble, or an ensemble in that of one run."""
     if bands and runfolder.read_run(path) is not None:
         what = "the folder holds the run of one network, not an ensemble's"
         raise UsageError(what, file=path, hint="choose another --out, or give --band K")
@@ -77,8 +77,8 @@ def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
 
 
 def _check_beside_data(path: Path, data_dir: str | None) -> None:
-    """UsageError where a new run would begin among what it trains on: it would be read as a class, or hide one. A
-    folder of its own in there is left out by the readers."""
+    """UsageError if a new run's folder would be the data folder, or a folder in it that has data: the run would be read
+    as a class, or hide one. A separate run folder inside the data is fine, since the readers skip it."""
     if data_dir is None or runfolder.read_run(path) is not None:
         return
     place, out = Path(os.path.realpath(data_dir)), Path(os.path.realpath(path))
@@ -90,8 +90,8 @@ def _check_beside_data(path: Path, data_dir: str | None) -> None:
 
 
 def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
-    """What can be known wrong before any process or file is made; returns the resolved precision and the run folder.
-    ``options`` are those of ``as_ran``. A dry run asks the same."""
+    """Check what can be checked before any process or file is created; returns (resolved precision, run folder).
+    ``options`` must come from ``as_ran``. A dry run makes the same checks."""
     world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
     if bands:
         ensemble.shares(bands, max(world.size, options.gpus or options.procs or 1))
@@ -109,7 +109,7 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
 
 
 def check_machine(options: RunOptions) -> None:
-    """DeviceError for what this machine lacks and another may have, UsageError for what none has."""
+    """DeviceError if the options need a device that this machine lacks, UsageError if no machine could satisfy them."""
     if options.gpus or options.device == "cuda":
         device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
     if options.cuda_graphs and device.kind_of(options) == "cpu":
@@ -119,7 +119,7 @@ def check_machine(options: RunOptions) -> None:
 
 
 def of_each(recipe: Recipe, options: RunOptions, path: Path, look: Callable[[Recipe, Path], T]) -> list[T]:
-    """``look`` at the recipe and the folder of the run, or of every one of an ensemble."""
+    """The results of ``look`` for the recipe and the folder of the run, or of each run of an ensemble."""
     bands, found = options.bands_of(recipe), []
     for number, folder in enumerate(runfolder.runs_of(path, bands)):
         own = ensemble.of_band(recipe, bands[number]) if bands else recipe
@@ -129,7 +129,7 @@ def of_each(recipe: Recipe, options: RunOptions, path: Path, look: Callable[[Rec
 
 
 def check_folders(recipe: Recipe, options: RunOptions, precision: str, path: Path) -> None:
-    """What a run would refuse of its folder, or of one of an ensemble's, once it holds it; nothing is made there."""
+    """Raise the errors that a run, or each run of an ensemble, would raise about its folder; creates nothing there."""
 
     def look(own: Recipe, folder: Path) -> None:
         runfolder.check_writable(folder)
@@ -139,7 +139,7 @@ def check_folders(recipe: Recipe, options: RunOptions, precision: str, path: Pat
 
 
 def _rank_entry(recipe: Recipe, options: RunOptions) -> int:
-    """A rank that ``run_ranks`` started."""
+    """The entry function of a rank that ``run_ranks`` starts."""
     _run_rank(recipe, options)
     return 0
 
@@ -171,7 +171,7 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
 
 
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
-    """One network, over all ranks."""
+    """Train one network on all ranks."""
     with launch.connected(place.device, fits.settings(recipe, options, place)) as world:
         console = Console(enabled=world.is_main, signals=signals)
         try:
@@ -183,7 +183,7 @@ def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals
 
 @contextlib.contextmanager
 def _folder(options: RunOptions, world: World) -> Iterator[runfolder.RunFolder | None]:
-    """The run folder for a block, at rank 0; free for others afterwards."""
+    """The open run folder on rank 0, None on other ranks; closed when the block ends."""
     if not world.is_main:
         yield None
         return

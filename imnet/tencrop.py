@@ -1,6 +1,7 @@
-"""10-crop: the mean probability of four corners and the middle of an image and of its mirror image (Krizhevsky 2012).
+"""10-crop evaluation: averages the probabilities over the four corners and the middle of an image and of its mirror
+image (Krizhevsky 2012).
 
-It looks at what lies around the middle crop, so the test images must be larger than what the network sees.
+It uses the area around the middle crop, so the test images must be larger than the network's input.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PICTURES_AT_ONCE = 64
 
 
 def check(recipe: Recipe) -> int:
-    """Side of the crops. UsageError where nothing lies around the middle one."""
+    """The side of the crops in px. UsageError if the middle crop is the whole image."""
     a = recipe.augment
     side = a.resize_eval_px or a.resize_px or recipe.data.image_px
     if a.crop_px is None or a.crop_px >= side:
@@ -39,15 +40,15 @@ def check(recipe: Recipe) -> int:
 
 
 def crops(levels: Tensor, side: int) -> Tensor:
-    """(..., H, W) -> (10, ..., side, side): torchvision's ten_crop, in its order.
+    """(..., H, W) -> (10, ..., side, side): the same crops as torchvision's ten_crop, in the same order.
 
-    The five of the mirror image are cut from it: where the middle cannot be exact, it is not the mirrored middle.
+    Five are cut from the mirrored image. If the middle cannot be exact, theirs is not the mirrored middle crop.
     """
     return torch.stack([*_five(levels, side), *_five(levels.flip(-1), side)])
 
 
 def _five(levels: Tensor, side: int) -> list[Tensor]:
-    """Upper left and right, lower left and right, and the middle."""
+    """The crops at the upper left and right, lower left and right, and in the middle."""
     height, width = levels.shape[-2:]
     corners = [(top, left) for top in (0, height - side) for left in (0, width - side)]
     middle = (round((height - side) / 2), round((width - side) / 2))
@@ -58,8 +59,8 @@ def _five(levels: Tensor, side: int) -> list[Tensor]:
 def evaluate(
     run: Run, *, data_dir: str | None = None, device_name: str = "auto", precision: str | None = None
 ) -> Evaluation:  # fmt: skip
-    """A run's newest weights on its test split, without a confusion matrix; ``precision`` is the run's, where it is
-    None. Nothing is written."""
+    """Evaluate a run's newest weights on its test split, without a confusion matrix. ``precision`` defaults to the
+    run's on the run's device. Writes nothing."""
     side = check(run.recipe)
     options = run.options(data_dir, device_name, precision)
     place = device.resolve(options)
@@ -76,12 +77,12 @@ def evaluate(
 
 
 def told(result: Evaluation) -> str:
-    """For imnet-eval."""
+    """The line that imnet-eval prints."""
     return f"10 crops averaged: top-1 {result.top1:.4%}, top-5 {result.top5:.4%}"
 
 
 def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: ThreadPoolExecutor) -> Tensor:
-    """uint8 (10, n, side, side, C) of the pictures at ``rows``."""
+    """The ten crops of the n pictures at ``rows``, uint8 (10, n, side, side, C)."""
     a = recipe.augment
     if isinstance(split, EncodedSplit) and a.crop_scale is not None and a.resize_eval_px is not None:
         shorter = a.resize_eval_px
@@ -95,7 +96,7 @@ def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: Threa
 
 
 def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
-    """uint8 (3, H, W) of picture i, its shorter side ``shorter_px``."""
+    """Picture i, resized to a shorter side of ``shorter_px``, uint8 (3, H, W)."""
     try:
         picture = to_shorter_side(rgb(split.read(i)), shorter_px, "bilinear")
     except BadPictureError as error:
@@ -107,7 +108,7 @@ def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
 
 
 def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: device.Place) -> Tensor:
-    """fp32 (n, outputs) on the CPU: of the mean probability over the first axis of ``views``."""
+    """Log of the mean probability over the first axis of ``views``, fp32 (n, outputs) on the CPU."""
     a = replace(recipe.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
     store = views.flatten(0, 1).contiguous().to(place.device)
     made = Batches(store, a, seed=0, dtype=place.dtype, mean=None)
@@ -119,7 +120,7 @@ def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: dev
 
 
 def _counts(scores: Tensor, labels: Tensor) -> Tensor:
-    """fp64 (3,): sum of losses, right ones, right among five."""
+    """fp64 (3,): the sum of losses, the number of top-1 hits and that of top-5 hits."""
     best = scores.topk(min(5, scores.shape[1]))
     right = (best.indices == labels[:, None]) & ~best.values.isnan()
     loss = F.nll_loss(scores, labels, reduction="sum")

@@ -1,4 +1,4 @@
-"""What a run is judged by while it trains, and once at its end."""
+"""The evaluations of a run during training and once at its end, the best epoch, and early stopping."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from imnet.step import TrainStep
 
 @dataclass(frozen=True)
 class Judged:
-    """One part of the data at one moment: ``kind`` of its line in metrics.jsonl (val: images held out of train; eval),
-    ``part``: what people call it; ``seconds`` is what judging it took."""
+    """One evaluation. ``kind`` is that of its line in metrics.jsonl (val: images held out of train; eval: the others),
+    ``part`` the name that is printed, ``seconds`` the time that it took."""
 
     kind: str
     part: str
@@ -29,35 +29,35 @@ class Judged:
 
     @property
     def values(self) -> dict[str, Any]:
-        """For metrics.jsonl."""
+        """The values for the line in metrics.jsonl."""
         return {"kind": self.kind, "loss": self.result.loss, "top1": self.result.top1, "top5": self.result.top5}
 
     @property
     def text(self) -> str:
-        """For the console."""
+        """The text for the console; the caller adds to it and closes the bracket."""
         r = self.result
         scores = f"{self.part} top-1 {r.top1:.2%}  top-5 {r.top5:.2%}  loss {r.loss:.4f}"
         return f"{scores}  ({r.num_images:,} images in {self.seconds:.1f} s"
 
 
 class Verdicts:
-    """The evaluations of one rank; every rank calls them at the same steps."""
+    """Evaluates on one rank; all ranks must call its methods at the same steps."""
 
     def __init__(self, setup: Setup, step_fn: TrainStep):
         self.setup, self.step_fn = setup, step_fn
         self.newest: Evaluation | None = None
         self.final: Evaluation | None = None
-        """Of the test set beside a validation set."""
+        """The evaluation at the end on a test set that is kept apart from the validation set."""
         parts = (setup.train_data, setup.val_data, setup.test_data)
         self.decoders = [part.decoder for part in parts if part is not None and part.decoder is not None]
 
     @property
     def net(self) -> nn.Module:
-        """The weights that count: averaged ones, where the recipe averages."""
+        """The network to evaluate: with EMA weights if the recipe has them."""
         return self.step_fn.ema.averaged if self.step_fn.ema else self.step_fn.net
 
     def now(self) -> list[Judged]:
-        """On the images held out of train, where there are any, then on what judges every run."""
+        """Evaluate on the images held out of train, if there are any, then on the part that every run is judged on."""
         s = self.setup
         parts = [("eval", s.judged_on.split()[0], s.test_data)]
         if s.val_data is not None:
@@ -71,8 +71,8 @@ class Verdicts:
         return found
 
     def in_the_end(self, state: RunState) -> None:
-        """The raw weights beside their average; then the test set beside a validation set, which nothing has looked
-        at until now."""
+        """Evaluate the raw weights if there is an EMA, and the final test set if there is one, which was not used until
+        now; the figures are noted in ``state``."""
         s = self.setup
         if self.step_fn.ema is not None:
             assert self.newest is not None
@@ -88,14 +88,14 @@ class Verdicts:
 
     def _of(self, net: nn.Module, data: Pipeline) -> Evaluation:
         s = self.setup
-        # Rank 0's running statistics are the ones that are saved; every rank judges its shard with them.
+        # Rank 0's running statistics are the ones that are saved, so every rank evaluates its shard with them.
         s.world.broadcast(list(net.buffers()))
         batch = evaluation_batch(s.recipe.data.batch_images)
         return evaluate(net, data, s.place, s.world, len(s.dataset.class_names), batch)
 
     def note_bad_images(self, state: RunState) -> str:
-        """Count in ``state`` the pictures that could not be decoded, over all ranks and splits, of which another took
-        the place; in words, with the first of this rank, where there are new ones."""
+        """Note in ``state`` how many pictures of all ranks and splits could not be decoded and were replaced by others.
+        Returns a line with this rank's first one if there are new ones, else ""."""
         if not self.decoders:
             return ""
         count = torch.tensor(float(sum(len(d.bad) for d in self.decoders)), device=self.setup.place.device)
@@ -106,16 +106,17 @@ class Verdicts:
 
 
 def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
-    """The best epoch is chosen on the first part: the test images have no say where others were held out."""
+    """Update the best epoch from the first evaluation, so that test images do not choose it if others were held out."""
     top1 = judged[0].result.top1
     if top1 > state.best["top1"]:
         state.best = {"top1": top1, "epoch": epoch}
 
 
 def stop_early(state: RunState, setup: Setup, epoch: int) -> str:
-    """Whether what chooses has seen nothing better for the recipe's ``patience``, noted in ``state``; in words if so.
+    """Stop the run if its top-1 has not improved for the recipe's ``patience``: note it in ``state`` and return a line
+    for the console, else "".
 
-    A function of what a checkpoint holds.
+    It depends only on values that a checkpoint holds, so that a resumed run stops at the same epoch.
     """
     patience, best, epochs = setup.recipe.patience, state.best, setup.recipe.epochs
     if patience is None or epoch == epochs or epoch - best["epoch"] < patience:
@@ -126,8 +127,8 @@ def stop_early(state: RunState, setup: Setup, epoch: int) -> str:
 
 
 def every_epochs(setup: Setup) -> int:
-    """As asked, every epoch where --patience waits, else about ten times a run, and at most a tenth of its time: an
-    image costs a third of a training image."""
+    """Epochs between two evaluations: the option's value, else 1 with --patience, else a number that gives about ten
+    evaluations per run, which take at most a tenth of its time if an image costs a third of a training image."""
     if setup.recipe.patience is not None:
         return setup.options.eval_every_epochs or 1
     images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)

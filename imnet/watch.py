@@ -1,4 +1,5 @@
-"""What can end a run early: signals, and numbers that are not finite. Read one step late, so that no step waits."""
+"""Detects signals, and a loss or gradient that is not finite, which end a run early. Flags are read one step late, so
+that no step waits for the device."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a terminal that went away) set ``name``, and so does SIGUSR2, as which
-    imnet.ranks passes a Ctrl-C on.
+    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP (the terminal was closed) set ``name`` to theirs; SIGUSR2, as which
+    imnet.ranks passes on a Ctrl-C, sets it to SIGINT.
 
-    A second SIGINT ends a process that is ``alone`` at once. One of several ranks may get one from the terminal and
-    one from whoever started it, for a single Ctrl-C, and must not lose its work for that.
+    A second SIGINT ends the process at once if it is ``alone``. One of several ranks may get two for a single Ctrl-C,
+    from the terminal and from its launcher, and must not lose its work for that.
     """
 
     def __init__(self, alone: bool = True) -> None:
@@ -37,7 +38,7 @@ class Signals:
         for number in heard(SIGNALS):
             try:
                 self._old[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
+            except ValueError:  # not the main thread, so the program that runs us has to handle signals
                 break
         return self
 
@@ -52,7 +53,7 @@ class Signals:
 
 
 class Flags:
-    """Carries (not finite, stop asked) of every step to the host, agreed by all ranks, one step late."""
+    """Brings each step's flags (not finite, stop requested), combined over all ranks, to the host one step late."""
 
     def __init__(self, world: World, device: torch.device, signals: Signals):
         self.world, self.signals, self.device = world, signals, device
@@ -62,7 +63,7 @@ class Flags:
         self._pending: int | None = None
 
     def push(self, step: int, bad: Tensor) -> tuple[int | None, bool]:
-        """Hand in this step's flag; returns (the bad step before it, or None; whether to stop now)."""
+        """Hand in this step's flag; returns (the previous step if it was bad, else None; whether to stop now)."""
         result = self.drain()
         if self.world.size > 1:
             asked = torch.full((), float(self.signals.name is not None), device=self.device)
@@ -73,11 +74,11 @@ class Flags:
         if self._event is not None:
             self._event.record()
         self._pending = step
-        # One rank sees its own signal without asking anyone.
+        # A single rank need not wait for others to agree on its own signal.
         return result[0], result[1] or (self.world.size == 1 and self.signals.name is not None)
 
     def drain(self) -> tuple[int | None, bool]:
-        """What the last step handed in."""
+        """The flags of the step that was handed in last, as ``push`` returns them; waits for the device."""
         if self._pending is None:
             return None, False
         if self._event is not None:
@@ -88,10 +89,11 @@ class Flags:
 
 
 def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: int) -> DataError:
-    """What stops a run: where loss or gradient of optimiser step ``step`` stopped being finite, computed again."""
+    """The error that stops a run after a bad optimiser step ``step``, which is computed again to find the first value
+    that is not finite."""
     step_fn.reseed(step)
     if step_fn.recipe.comm.sync_bn and step_fn.world.size > 1:
-        # A pass needs all ranks, and not all of them may have a reason to look.
+        # A forward pass needs all ranks, and some of them may not come here.
         what = f"loss or gradient not finite at step {step} (--sync-bn: the layer is not looked for)"
         return DataError(what, hint="lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N")
     where = first_bad_layer(step_fn.net, batches, step_fn.loss)
@@ -104,10 +106,10 @@ def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: i
 
 
 def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:
-    """Where a number stops being finite: the first parameter, else input, else layer output, else gradient.
+    """Name the first value that is not finite: a parameter, else the input, else a layer's output, else a gradient.
 
-    ``loss(net, images, labels)`` is computed eagerly on each of this rank's ``batches``, layer by layer, without our
-    own kernels. None where all is finite.
+    ``loss(net, images, labels)`` is computed eagerly on each of this rank's ``batches``, without imnet's own kernels.
+    None if everything is finite.
     """
     for name, param in net.named_parameters():
         if not torch.isfinite(param).all():
@@ -119,7 +121,7 @@ def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: 
         with tier.using("reference"):
             return _first_bad_number(net, batches, loss)
     finally:
-        # Only now: a backward reads the running statistics' versions that its forward left.
+        # Not earlier: the backward pass needs the running statistics unchanged since its forward pass.
         with torch.no_grad():
             for buffer, old in zip(net.buffers(), before, strict=True):
                 buffer.copy_(old)

@@ -1,7 +1,7 @@
-"""Where a network's first weights come from: timm:NAME, torchvision:WEIGHTS, a file, or one of our runs.
+"""Initial weights of a network from timm:NAME, torchvision:WEIGHTS, a file, or a run folder.
 
-``read`` gives the tensors, ``put`` copies into a network what fits and says what does not, ``preprocessing`` is what
-the source's images went through. Nothing that a file holds is executed: of pickles only tensors are read.
+``read`` loads the tensors, ``put`` copies those that fit into a network and lists the others, ``preprocessing`` is what
+the source applies to its images. No code in a file is executed: only tensors are read from pickles.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from imnet.runfolder import read_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NESTED = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module")
-"""Under which names training scripts keep the weights in their checkpoints, the better ones first."""
+"""The keys under which training scripts keep the weights in their checkpoints; averaged weights come first."""
 LEAST_SHARE = 0.5
-"""Of the network's elements; a source that fills less is another network's."""
+"""A source that fills less than this share of the network's elements belongs to another network."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what they are: ``source`` as it was asked for, sha256 over them, the licence if stated."""
+    """Tensors by name, the ``source`` as the user wrote it, the licence if it is stated, and a sha256 of names and
+    tensors."""
 
     source: str
     tensors: dict[str, Tensor]
@@ -53,7 +54,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What images went through before a network saw them: their side, and mean and deviation a channel of x / 255."""
+    """How images are prepared for a network: their side, and the mean and standard deviation per channel of x / 255."""
 
     image_px: int = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -62,7 +63,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Put:
-    """How many tensors were copied, and the names of those left over on either side."""
+    """The result of ``put``: the number of tensors copied, and the names of those ``skipped`` in the source and those
+    ``new`` in the network, which keep their values."""
 
     loaded: int
     skipped: tuple[str, ...]
@@ -84,8 +86,8 @@ class Put:
 def read(source: str) -> Weights:
     """The tensors of ``source``, on the CPU.
 
-    Raises UsageError for what is no source, DataError for a file that is none of weights, IOFailure where a download
-    is needed and the network is away: it names the file to fetch.
+    Raises UsageError if ``source`` names no source, DataError if a file holds no weights, and IOFailure, which names
+    the file to fetch, if a download is needed and there is no network.
     """
     library, colon, name = source.partition(":")
     if colon and library == "timm":
@@ -100,7 +102,7 @@ def read(source: str) -> Weights:
 
 
 def _existing(source: str) -> Path:
-    """Raises UsageError where nothing lies there."""
+    """``source`` as a path; UsageError if there is nothing at it."""
     if not Path(source).exists():
         hint = "allowed: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder"
         raise UsageError(f"got --weights {source}: no such file or folder", hint=hint)
@@ -108,13 +110,13 @@ def _existing(source: str) -> Path:
 
 
 def preprocessing(source: str) -> Preprocessing:
-    """What the source says of its images, without its tensors; ImageNet's usual values where it says nothing."""
+    """The preprocessing that the source states, read without its tensors; the usual values of ImageNet if none."""
     library, _, name = source.partition(":")
     if library == "timm":
         config = hubs.timm_config(name)
         return Preprocessing(config.input_size[1], tuple(config.mean), tuple(config.std))
     if library == "torchvision":
-        # Made by a partial; its crop is the side that the network was judged at.
+        # ``transforms`` is a functools.partial; its crop_size is the side at which the network was evaluated.
         made: Any = hubs.torchvision_weights(name).transforms()
         return Preprocessing(made.crop_size[0], tuple(made.mean), tuple(made.std))
     path = Path(source)
@@ -129,9 +131,10 @@ def preprocessing(source: str) -> Preprocessing:
 
 
 def put(net: nn.Module, weights: Weights) -> Put:
-    """Copy into ``net`` every tensor that it has under the same name and shape; a colour stem into a grey one summed.
+    """Copy into ``net`` every tensor that it has under the same name and shape. The weights of a colour stem are summed
+    over the channels for a grey one.
 
-    Raises UsageError where that is less than half of the network: the source is another network's.
+    Raises UsageError if they fill less than half of the network: the source is then another network's.
     """
     own, theirs = net.state_dict(), weights.tensors
     prefix = _wrapped_by(weights, own)
@@ -154,10 +157,10 @@ def put(net: nn.Module, weights: Weights) -> Put:
 
 
 def _wrapped_by(weights: Weights, own: Mapping[str, Tensor]) -> str:
-    """What stands in front of the network's names in most of theirs, such as ``module.`` of DistributedDataParallel,
-    ``_orig_mod.`` of torch.compile, both, or the name under which a larger module holds the network.
+    """The prefix that most names in ``weights`` have in front of the network's own: ``module.`` from
+    DistributedDataParallel, ``_orig_mod.`` from torch.compile, both, or the network's name in a larger module.
 
-    Raises UsageError where two of them hold it, as a student and its teacher.
+    Raises UsageError if several prefixes hold the network, such as those of a student and its teacher.
     """
     counts: Counter[str] = Counter()
     for name in weights.tensors:
@@ -187,7 +190,7 @@ def _from_run(source: str, path: Path) -> Weights:
 
 
 def _tensors_of(path: Path) -> Any:
-    """What the file holds: a mapping of names, perhaps around another."""
+    """The object in the file: usually a mapping from names to tensors, perhaps inside another one."""
     try:
         with in_utf8(path) as name:
             if path.suffix == ".safetensors":
@@ -199,9 +202,9 @@ def _tensors_of(path: Path) -> Any:
         raise DataError(f"no safetensors file: {error}", file=path, hint="get it again") from error
     except Exception as error:  # torch's readers raise many kinds, UnpicklingError among them
         begin = _begin(path)
-        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # a zip's table is its end
+        if not begin or (begin == b"PK" and not zipfile.is_zipfile(path)):  # a zip has its table at the end
             raise DataError("the file is empty or cut off", file=path, hint="get it again") from error
-        pickled = "it holds Python objects, which are not executed"  # torch says that in a page of advice
+        pickled = "it holds Python objects, which are not executed"  # torch's own message is a page long
         saved = isinstance(error, pickle.UnpicklingError) and begin in (b"PK", b"\x80\x02")
         why = pickled if saved else type(error).__name__
         what = f"no file of tensors: {why}"
@@ -210,7 +213,7 @@ def _tensors_of(path: Path) -> Any:
 
 
 def _begin(path: Path) -> bytes:
-    """By which a file that torch.save wrote is known: a zip's, or that of a pickle of old."""
+    """The first two bytes, which identify a file of torch.save: b"PK" of a zip, or an older format's pickle header."""
     with path.open("rb") as file:
         return file.read(2)
 
@@ -236,7 +239,7 @@ def _holds_tensors(mapping: Mapping[Any, Any]) -> bool:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """The words in a safetensors file's head."""
+    """The metadata in the header of a safetensors file; empty for other files."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     with contextlib.suppress(SafetensorError, OSError), in_utf8(path) as name, safe_open(name, "pt") as file:
@@ -245,7 +248,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def network_of(source: str) -> tuple[str, dict[str, Any]] | None:
-    """(network's name, its options) of a run folder or an exported file; None of files that do not say."""
+    """(network's name, its options) of a run folder or an exported file; None for files that do not state them."""
     path = _existing(source)
     run = read_run(path) if path.is_dir() else None
     if run is not None:
@@ -258,13 +261,13 @@ _TOLD: dict[str, dict[str, type]] = {
     "imnet": {"model": str, "model_options": dict},
     "preprocessing": {"image_px": int, "mean": list, "std": list},
 }
-"""What is read of the head of a file that imnet-export wrote."""
+"""What is read from the header of a file that imnet-export wrote: entry -> its keys and their types."""
 
 
 def _told(path: Path, word: str) -> dict[str, Any] | None:
-    """What an exported file says under that word; None of other files, whose heads mean what their writers chose.
+    """The entry ``word`` in the header of an exported file; None for other files, whose headers may mean anything.
 
-    Raises DataError where it is not what imnet-export writes."""
+    Raises DataError if imnet-export cannot have written the entry."""
     head = _header(path)
     if "imnet" not in head or word not in head:
         return None

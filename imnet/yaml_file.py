@@ -1,8 +1,8 @@
-"""YAML that people write: configuration files, grids, a value on a command line. Plain values only, as JSON has them.
+"""Reads and writes YAML: configuration files, grids, values on a command line. Only plain values, as in JSON.
 
-A name that comes twice, a value that contains itself and what is no YAML are a UsageError of one line. A date is the
-text that was written, since no option takes a date; so are 007, 1_000, 0x10 and 12:30, which YAML 1.1 makes whole
-numbers of. ``1e-3`` is a number, as in JSON and in YAML 1.2.
+Duplicate names, values that contain themselves and invalid YAML are a UsageError of one line. A date stays text, since
+no option takes a date; so do 007, 1_000, 0x10 and 12:30, which YAML 1.1 would read as whole numbers. ``1e-3`` is a
+number, as in JSON and in YAML 1.2.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import yaml
 from imnet.errors import UsageError
 
 NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
-"""YAML's types that no option takes."""
+"""YAML types that no option takes."""
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-"""Numbers that YAML 1.1, and so PyYAML, takes for text: it wants both a point and the exponent's sign."""
+"""Numbers that YAML 1.1, and so PyYAML, reads as text, since it requires a point and a sign in the exponent."""
 
 WHOLE = re.compile(r"-?(0|[1-9]\d*)$")
-"""Whole numbers, as JSON has them."""
+"""Whole numbers, as in JSON."""
 
 
 class _Plain(yaml.SafeLoader):
-    """Without ``NOT_PLAIN``, and with a mapping's names each once."""
+    """A loader without the types of ``NOT_PLAIN``, which refuses duplicate names in a mapping."""
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         tag: make
@@ -48,7 +48,7 @@ class _Plain(yaml.SafeLoader):
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes the text that ``_Plain`` would read as a number."""
+    """A dumper that quotes text which ``_Plain`` would read as a number."""
 
 
 _Plain.add_implicit_resolver("tag:yaml.org,2002:int", WHOLE, list("-0123456789"))
@@ -57,7 +57,7 @@ for kind in (_Plain, _Writer):
 
 
 def parse(text: str, file: str | Path | None = None) -> Any:
-    """What ``text`` says. UsageError, which names ``file``."""
+    """The value of ``text``; a UsageError names ``file``."""
     return _load(text, file)[0]
 
 
@@ -67,8 +67,7 @@ def dump(values: Any) -> str:
 
 
 def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:
-    """What a file says, and its dotted names with their lines, counted from 1. The file is read once: it may be a
-    pipe."""
+    """(value of the file, [(dotted name, line number from 1)]). The file is read only once, since it may be a pipe."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -80,12 +79,12 @@ def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:
 
 
 def _load(text: str, file: str | Path | None) -> tuple[Any, Any]:
-    """The value and the node that it is made of."""
+    """(value, YAML node from which it was built)."""
     try:
         loader = _Plain(text)
         node = loader.get_single_node()
         value = None if node is None else loader.construct_document(node)
-        json.dumps(value)  # a value that contains itself
+        json.dumps(value)  # fails for a value that contains itself
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         why = " ".join(str(error).split()).replace('"<unicode string>", ', "")
         raise UsageError(f"not YAML of plain values: {why}", file=file) from error

@@ -4,10 +4,10 @@ Four kinds of name:
 
 - the networks of :data:`imnet.models.catalog.CATALOG`, one file each;
 - any other wide residual network as ``wrnD_K`` (depth D, widening factor K). The number of groups follows from D:
-  three groups where D = 6n + 4 (10, 16, 22, 28, 34, 40, ...: the CIFAR form), otherwise four groups where D = 8n + 4
-  (12, 20, 36, 44, 60, ...: the ImageNet-64 form). Where both hold (28, 52, ...) it is three. ``groups=`` overrules:
+  three if D = 6n + 4 (10, 16, 22, 28, 34, 40, ...: the CIFAR form), otherwise four if D = 8n + 4 (12, 20, 36, 44,
+  60, ...: the ImageNet-64 form); if both hold (28, 52, ...), three. ``groups=`` overrides it:
   ``build("wrn20_10", 1000, groups=2)`` is the 16-pixel network of the downsampled-ImageNet paper;
-- ``torchvision:NAME`` and ``timm:NAME``: any network of theirs, options passed on.
+- ``torchvision:NAME`` and ``timm:NAME``: any network of these libraries, with options passed on.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ _WRN = re.compile(r"wrn(\d+)_(\d+)")
 
 
 def names() -> list[str]:
-    """Every listed name (patterns and prefixes aside), in the catalogue's order, then those registered elsewhere."""
+    """The names of all networks, without patterns and prefixes: the catalogue's in its order, then those registered
+    elsewhere."""
     return [*CATALOG, *(name for name in MODELS if name not in CATALOG)]
 
 
 def known(name: str) -> bool:
-    """Whether ``build`` would recognise the name; imports nothing (so ``timm:`` names are taken at their word)."""
+    """Whether ``build`` would recognise the name. Imports nothing, so any ``timm:`` or ``torchvision:`` name passes."""
     return name in names() or _WRN.fullmatch(name) is not None or name.startswith(("timm:", "torchvision:"))
 
 
 def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> nn.Module:
     """A freshly initialised network that maps images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
 
-    Built on the current default device, so ``with torch.device("meta")`` gives one without memory. Weights are fp32.
+    It is built on the default device, so ``with torch.device("meta")`` gives one without memory. Weights are fp32.
     Raises UsageError for an unknown name (with the nearest one), an unknown option (with the allowed ones), sizes
     below 1, or a package that is not installed.
     """
@@ -69,7 +70,7 @@ def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> n
 
 @contextlib.contextmanager
 def seeing(name: str, input_px: int) -> Iterator[None]:
-    """For a block that shows images of ``input_px`` to the network: UsageError where it is not made for that size."""
+    """For a block that feeds images of ``input_px`` to the network: UsageError if it does not support that size."""
     try:
         yield
     except RuntimeError as error:
@@ -91,12 +92,12 @@ def _ours(name: str, num_classes: int, in_channels: int, kwargs: dict[str, Any])
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """Names of the keyword options that ``build(name, ...)`` takes. Imports the network's file."""
+    """Names of the keyword options that ``build(name, ...)`` accepts. Imports the network's file."""
     return tuple(option_defaults(name))
 
 
 def option_defaults(name: str) -> dict[str, Any]:
-    """The same with their defaults."""
+    """The keyword options that ``build(name, ...)`` accepts -> their defaults. Imports the network's file."""
     return keyword_options(_signed(name))
 
 

@@ -1,4 +1,4 @@
-"""AlexNet of torchvision, with the classifier sized to smaller images. At 224 pixels weights interchange with theirs.
+"""torchvision's AlexNet, with a classifier that fits smaller images. At 224 pixels its weights are interchangeable.
 
 Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014 (arXiv 1404.5997).
 """
@@ -15,19 +15,20 @@ from .layers import Rate
 from .registry import model
 
 Pixels = Annotated[int, Range(low=47, high=4096)]
-"""From those that leave the last pool anything on."""
+"""Side of the images; the smallest leaves the last pool a map of 2 x 2, the least that it can pool."""
 
 
 def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
     """torchvision's AlexNet for square images of ``image_px``: (B, in_channels, H, W) -> logits (B, num_classes).
 
-    The convolutions as they are; the classifier's first layer reads the map they leave: 6 x 6 at 224, 2 x 2 at 112,
-    1 x 1 at 56 pixels. At 56 the last pool's window (3) is larger than its map (2): there it takes the whole map.
+    The convolutions are torchvision's; the classifier's first layer takes the map that they leave: 6 x 6 at 224, 2 x 2
+    at 112, 1 x 1 at 56 pixels. At 56 the last pool's window (3) is larger than its map (2), so it pools the whole map.
 
     The published sizes (document 004: 224, 61.04 and 37.73 MiB at 224, 112 and 56 pixels) are not reproduced. 224 is
-    about the three linear layers alone (223.66). Tried for the others, with 1000 outputs: first kernels of 3 to 11,
-    seven sets of widths (torchvision's, the original's, grouped or not), with and without BN, maps of 1 to 7 pixels, a
-    classifier of none, one or two hidden layers out of 46 usual widths; no one network and classifier gives both.
+    about the size of the three linear layers alone (223.66). For the other two these were tried, with 1000 outputs:
+    first kernels of 3 to 11, seven sets of widths (torchvision's, the original's, grouped or not), with and without BN,
+    maps of 1 to 7 pixels, a classifier with no, one or two hidden layers of 46 usual widths. No network with one
+    classifier gives both sizes.
     """
     map_px = (image_px + 4 - 11) // 4 + 1
     for _ in range(2):
@@ -41,17 +42,17 @@ def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 22
 
 @model(options_of=alexnet_for)
 def alexnet(num_classes: int, in_channels: int = 3, **options) -> nn.Module:
-    """torchvision's, for 224 pixels, or any ``image_px``."""
+    """torchvision's AlexNet for 224 pixels, or for another ``image_px``."""
     return alexnet_for(num_classes, in_channels, **options)
 
 
 @model
 def alexnet_112(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published with 61.04, see alexnet_for."""
+    """AlexNet for the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published: 61.04, see alexnet_for."""
     return alexnet_for(num_classes, in_channels, image_px=112, drop_rate=drop_rate)
 
 
 @model
 def alexnet_56(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published with 37.73, see alexnet_for."""
+    """AlexNet for the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published: 37.73, see alexnet_for."""
     return alexnet_for(num_classes, in_channels, image_px=56, drop_rate=drop_rate)

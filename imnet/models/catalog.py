@@ -1,8 +1,8 @@
-"""What there is, without torch: name -> file, parameters, FLOPs and source. A test holds every number to the network.
+"""The catalogue of networks, readable without torch: name -> file, parameters, FLOPs and source. A test checks every
+number against the network.
 
-Parameters and FLOPs are those of the network in its source: ``num_classes``, ``in_channels`` and ``image_px``. FLOPs
-are of one image's forward pass, 2 per multiply-add (convolutions and matrix products only); training costs about 3
-times as many.
+Parameters and FLOPs are for the ``num_classes``, ``in_channels`` and ``image_px`` of the source. FLOPs are those of one
+image's forward pass, 2 per multiply-add of convolutions and matrix products; training takes about 3 times as many.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of ``imnet-train --list models``."""
+    """One network, a line of ``imnet-train --list models``."""
 
     module: str
     num_classes: int

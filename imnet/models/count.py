@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a network, without running it: everything happens on the meta device."""
+"""Parameters, FLOPs and memory of a network, mostly counted on the meta device, i.e. without computing anything."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 
 def num_params(network: nn.Module) -> int:
-    """Number of parameters; shared ones once, buffers not."""
+    """Number of parameters. Shared ones count once, buffers do not count."""
     return sum(p.numel() for p in network.parameters())
 
 
 def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = False) -> int:
     """FLOPs of one image of ``input_shape`` (C, H, W): 2 per multiply-add, convolutions and matrix products.
 
-    Of the forward pass, or with ``backward`` of both passes: three times as many, less that of the images,
-    which nobody asks for. Works for networks on any device and leaves them as they are.
+    Counts the forward pass, or with ``backward`` both passes: three times as many, less the gradient of the images,
+    which training does not compute. Works for networks on any device and does not change them.
     """
-    # Here, because they take a tenth of a second, which a run that only trains need not wait for.
+    # Imported here, because these imports take a tenth of a second, which plain training need not wait for.
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,10 +51,10 @@ def convolution_backward_flops(
     wanted: Sequence[bool],
     **_: Any,
 ) -> int:
-    """FLOPs of a convolution's backward, from shapes: as many as its forward for each gradient that is ``wanted``.
+    """FLOPs of a convolution's backward pass, from the shapes: as many as the forward pass per gradient ``wanted``.
 
-    torch's own formula takes the gradient of a grouped convolution's weight for that of a dense one. ``weight`` is
-    (C_out, C_in / groups, ...): every one of its numbers meets every place of the output once.
+    torch's own formula counts the weight gradient of a grouped convolution as that of a dense one. ``weight`` is
+    (C_out, C_in / groups, ...), and each of its elements takes part once in every output position.
     """
     places = math.prod((images if transposed else gradient)[2:])
     return 2 * images[0] * places * math.prod(weight) * sum(map(bool, wanted[:2]))
@@ -62,10 +62,10 @@ def convolution_backward_flops(
 
 @torch.no_grad()
 def sizes(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
-    """(forward FLOPs, elements that convolutions, linear layers and norms write) of one image, where the network lies.
+    """(forward FLOPs, elements that convolutions, linear layers and norms write) per image, on the network's device.
 
-    The layers are asked while two images pass in evaluation mode, so torch's compiler, which the meta device and
-    ``flops`` bring along, is not imported. Products without a layer of their own (attention) are not seen.
+    Hooks on the layers count while two images are run in evaluation mode. This avoids importing torch's compiler, which
+    the meta device and ``flops`` would do. Matrix products outside a layer (attention) are not counted.
     """
     found = [0, 0]
 
@@ -88,14 +88,14 @@ def sizes(network: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
 
 
 def activation_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """fp32 bytes that an image of ``input_shape`` (C, H, W) leaves for the backward pass; the network is a meta one."""
+    """fp32 bytes that autograd keeps per image of ``input_shape`` (C, H, W) for the backward pass of a meta network."""
     network.train()
-    # What grows with the images: weights and statistics, which autograd keeps too, are in both.
+    # The difference of two batch sizes leaves out weights and statistics, which autograd keeps in both cases.
     return (_saved_bytes(network, 4, input_shape) - _saved_bytes(network, 2, input_shape)) // 2
 
 
 def _saved_bytes(network: nn.Module, num_images: int, input_shape: Sequence[int]) -> int:
-    """What a forward pass keeps; memory that several operators keep counts once."""
+    """Bytes that autograd keeps in a forward pass; memory that several operators keep counts once."""
     seen: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:

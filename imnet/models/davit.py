@@ -1,4 +1,4 @@
-"""DaViT-tiny of timm, with the stems that automl/FOB tried at 64 pixels. Needs timm (``pip install imnet[timm]``).
+"""timm's DaViT-tiny, also with the stems that automl/FOB tried at 64 pixels. Needs timm (``pip install imnet[timm]``).
 
 Ding, Xiao, Codella, Luo, Wang and Yuan, "DaViT: Dual Attention Vision Transformers", ECCV 2022 (arXiv 2204.03645).
 """
@@ -16,19 +16,20 @@ from .registry import model
 
 @model
 def davit_tiny(num_classes: int, in_channels: int = 3, *, drop_path_rate: Rate = 0.0) -> nn.Module:
-    """timm's own: (B, in_channels, H, W) -> logits (B, num_classes); stem 7x7, stride 4."""
+    """timm's DaViT-tiny: (B, in_channels, H, W) -> logits (B, num_classes); stem 7x7, stride 4."""
     return from_timm("davit_tiny", num_classes, in_channels, drop_path_rate=drop_path_rate)
 
 
 @model
 def davit_tiny_wrn_conv(num_classes: int, in_channels: int = 3, *, drop_path_rate: Rate = 0.0) -> nn.Module:
-    """Stem 3x3, stride 1, and LayerNorm: 64 pixels stay 64."""
+    """DaViT-tiny with a stem of 3x3, stride 1, and LayerNorm, which keeps 64 pixels."""
     return _with_stem(davit_tiny(num_classes, in_channels, drop_path_rate=drop_path_rate), kernel_px=3, padding_px=1)
 
 
 @model
 def davit_tiny_custom_conv(num_classes: int, in_channels: int = 3, *, drop_path_rate: Rate = 0.0) -> nn.Module:
-    """Stem 15x15, stride 1, and LayerNorm: 64 pixels become 56, the map that the network was designed for."""
+    """DaViT-tiny with a stem of 15x15, stride 1, and LayerNorm, which turns 64 pixels into 56, the map that the network
+    was designed for."""
     return _with_stem(davit_tiny(num_classes, in_channels, drop_path_rate=drop_path_rate), kernel_px=15, padding_px=3)
 
 

@@ -22,7 +22,7 @@ def _dropped(module: Bottleneck | Transition, x: torch.Tensor) -> torch.Tensor:
 
 
 class Bottleneck(nn.Module):
-    """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth): (B, C, H, W) -> the new features (B, growth, H, W)."""
+    """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth): features (B, C, H, W) -> new features (B, growth, H, W)."""
 
     def __init__(self, in_channels: int, growth: int, drop_rate: float) -> None:
         super().__init__()
@@ -38,18 +38,18 @@ class Bottleneck(nn.Module):
 
     @property
     def tensors(self) -> Layer:
-        """What imnet_kernels.dense_stage reads of it."""
+        """The layer's tensors, as imnet_kernels.dense_stage takes them."""
         return Layer(tensors_of(self.bn1), self.conv1.weight, tensors_of(self.bn2), self.conv2.weight)
 
 
 class DenseStage(nn.Module):
     """``num_layers`` bottlenecks, each reading all features so far: (B, C, H, W) -> (B, C + num_layers * k, H, W).
 
-    The plain running concatenation is the fastest form measured. Training step of densenet_bc100_12, one x86-64 core,
-    torch 2.15, channels_last, batch 64, CPU time, best of 5 interleaved, 2026-11: this 1.86 s; a list concatenated per
-    layer 2.08 s; the concatenation recomputed in backward 2.11 s; one buffer grown in place 3.89 s, because batch norm
-    and convolution want dense input and copy every slice of it. imnet_kernels.dense_stage, where it is chosen, has such
-    a buffer and kernels that read it as it is.
+    In plain PyTorch the running concatenation is the fastest form measured (training step of densenet_bc100_12, one
+    x86-64 core, torch 2.15, channels_last, batch 64, CPU time, best of 5 interleaved, 2026-11): 1.86 s; with a list
+    concatenated in every layer 2.08 s; with the concatenation recomputed in backward 2.11 s; with one buffer grown in
+    place 3.89 s, because batch norm and convolution need dense input and copy every slice of it. The faster tiers of
+    imnet_kernels.dense_stage use such a buffer, with kernels that read its slices in place.
     """
 
     def __init__(self, in_channels: int, growth: int, num_layers: int, drop_rate: float) -> None:
@@ -73,7 +73,8 @@ class DenseStage(nn.Module):
         return [norm for layer in self._bottlenecks() for norm in (layer.bn1, layer.bn2)]
 
     def _fits(self, x: torch.Tensor) -> bool:
-        """Whether nothing watches, and all is torch's own, in training, without dropout, and in x's precision."""
+        """Whether the kernel may replace the layers: no hooks, torch's own layers with alike norms, in training mode,
+        without dropout, and in the precision of ``x``."""
         layers, norms = self._bottlenecks(), self._norms()
         convs = [conv for layer in layers for conv in (layer.conv1, layer.conv2)]
         kind = x.device.type
@@ -84,7 +85,7 @@ class DenseStage(nn.Module):
 
 
 class Transition(nn.Module):
-    """BN-ReLU-1x1-mean of 2x2: (B, C, H, W) -> (B, out_channels, H / 2, W / 2)."""
+    """BN-ReLU-1x1-average pool of 2x2: (B, C, H, W) -> (B, out_channels, H / 2, W / 2)."""
 
     def __init__(self, in_channels: int, out_channels: int, drop_rate: float) -> None:
         super().__init__()
@@ -100,8 +101,8 @@ class DenseNetBC(nn.Module):
     """DenseNet-BC-``depth`` with growth k: images (B, in_channels, H, W) -> logits (B, num_classes).
 
     Stem 3x3 to 2k channels; three stages of (depth - 4) / 6 bottlenecks; transitions keep half the channels, rounded
-    down; BN-ReLU, global mean, linear. Dropout follows every convolution but the stem, as in the paper; torchvision's
-    networks have it behind the 3x3 ones alone.
+    down; BN-ReLU, global mean, linear. As in the paper, dropout follows every convolution but the stem; in
+    torchvision's networks it follows only the 3x3 ones.
     """
 
     def __init__(
@@ -132,5 +133,5 @@ class DenseNetBC(nn.Module):
 
 @model(options_of=DenseNetBC)
 def densenet_bc100_12(num_classes: int, in_channels: int = 3, **options) -> DenseNetBC:
-    """100 layers, growth 12, channels 24 -> 216 -> 108 -> 300 -> 150 -> 342."""
+    """DenseNet-BC with 100 layers, growth 12 and 24 -> 216 -> 108 -> 300 -> 150 -> 342 channels."""
     return DenseNetBC(100, 12, num_classes, in_channels, **options)

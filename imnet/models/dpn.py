@@ -1,4 +1,4 @@
-"""Dual path network on a WRN-28-10 backbone: residual features are added to, dense features are concatenated.
+"""Dual path network on a WRN-28-10 backbone: each block adds to the residual features and appends dense features.
 
 Chen, Li, Xiao, Jin, Yan and Feng, "Dual Path Networks", NIPS 2017 (arXiv 1707.01629), in the small-image form of
 github.com/Queequeg92/DualPathNet: 3x3 basic blocks, no groups, no 1x1 bottleneck.
@@ -15,9 +15,9 @@ from .wrn import PreActBlock
 
 
 class DualTransition(nn.Module):
-    """Opens a stage: (B, C, H, W) -> residual (B, width, H / s, W / s) and dense (B, 2 growth, H / s, W / s) features.
+    """Start of a stage: (B, C, H, W) -> features, residual (B, width, H / s, W / s), dense (B, 2 growth, H / s, W / s).
 
-    The residual ones come from a pre-activation block, the dense ones from a plain 3x3 convolution of the RAW input.
+    The residual ones come from a pre-activation block, the dense ones from a 3x3 convolution of the RAW input.
     """
 
     def __init__(self, in_channels: int, width: int, growth: int, stride: int) -> None:
@@ -43,7 +43,7 @@ class DualBlock(nn.Module):
     def forward(self, residual: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.cat([residual, dense], 1)
         new = self.conv2(norm_relu(self.bn2, self.conv1(norm_relu(self.bn1, x))))
-        # split, not two slices: its backward is one cat, that of slices fills zeroed NCHW maps and adds them.
+        # split rather than two slices: its backward is one cat; that of slices adds two maps in NCHW, filled up with 0.
         added, appended = new.split([self.width, self.growth], 1)
         return residual + added, torch.cat([dense, appended], 1)
 
@@ -67,8 +67,9 @@ class DualStage(nn.Module):
 class DualPathNet(nn.Module):
     """Three stages of ``num_blocks``: images (B, in_channels, H, W) -> logits (B, num_classes).
 
-    ``widths`` and ``growths`` are those of the stages. ``zero_init_last_bn`` starts the residual path as its skip: what
-    a branch's last convolution ADDS starts at zero (see WideResNet for why the convolution), what it appends does not.
+    ``widths`` and ``growths`` are per stage. With ``zero_init_last_bn`` every block starts as the identity on the
+    residual path: the channels that its last convolution ADDS start at zero (for why it is the convolution see
+    WideResNet), those that it appends do not.
     """
 
     def __init__(
@@ -111,5 +112,5 @@ class DualPathNet(nn.Module):
 
 @model(options_of=DualPathNet)
 def dpn28_10(num_classes: int, in_channels: int = 3, **options) -> DualPathNet:
-    """Three stages of four blocks, widths 160/320/640, growths 16/32/64, ending at 240/480/960 channels."""
+    """Three stages of four blocks with widths 160/320/640 and growths 16/32/64, which end at 240/480/960 channels."""
     return DualPathNet((160, 320, 640), (16, 32, 64), 4, num_classes, in_channels, **options)

@@ -1,4 +1,5 @@
-"""Networks that torchvision and timm own: built by them, so that weights go both ways, with our sizes put in.
+"""Builds networks of torchvision and timm by these libraries, so that weights are interchangeable, and adapts them to
+the number of classes, channels and pixels.
 
 ``timm`` is an extra (``pip install imnet[timm]``).
 """
@@ -21,14 +22,14 @@ from ..fields import misfit
 from .registry import keyword_types, too_small
 
 REFUSALS = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
-"""What a network's constructor may raise over an option that it cannot use."""
+"""Errors that a network's constructor may raise for an option that it cannot use."""
 
 
 def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
     """torchvision's classification network ``name`` without weights; ``options`` go to its constructor.
 
-    With ``in_channels`` other than 3 the first convolution is made anew (torchvision has no such option). GoogLeNet and
-    Inception come without their auxiliary heads, so that every network gives logits; ``aux_logits=True`` brings them.
+    If ``in_channels`` is not 3, the first convolution is replaced, since torchvision has no such option. GoogLeNet and
+    Inception come without auxiliary heads, so that every network returns plain logits; ``aux_logits=True`` adds them.
     Raises UsageError for an unknown name or an option that the network refuses.
     """
     import torchvision
@@ -41,7 +42,7 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True} | options
     meta = torch.get_default_device().type == "meta"
-    # RegNet reads its widths back from a tensor while it is built, which the meta device cannot.
+    # RegNet's constructor reads its widths from a tensor, which the meta device does not support.
     with torch.device("cpu") if meta and name.startswith("regnet") else contextlib.nullcontext():
         make = functools.partial(torchvision.models.get_model, name, weights=None, num_classes=num_classes)
         network = _made(f"torchvision:{name}", make, options)
@@ -57,9 +58,10 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3, **option
 
 
 class EvenPool(nn.AdaptiveAvgPool2d):
-    """Adaptive average pooling that is left out where the map has its size already, and plain where windows are equal.
+    """Adaptive average pooling that does nothing if the map has the wanted size, and uses plain pooling if all windows
+    are of equal size.
 
-    The numbers are the same. The backward of the adaptive form has no deterministic algorithm on a GPU.
+    The results are the same; the backward pass of adaptive pooling has no deterministic algorithm on a GPU.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -75,9 +77,9 @@ class EvenPool(nn.AdaptiveAvgPool2d):
 
 
 def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
-    """timm's network ``name``, random weights; ``options`` go to ``timm.create_model``.
+    """timm's network ``name`` with random weights; ``options`` go to ``timm.create_model``.
 
-    Raises UsageError where timm is not installed, the name is unknown or an option is refused.
+    Raises UsageError if timm is not installed, the name is unknown or an option is refused.
     """
     timm = _timm()
     if not timm.is_model(name):
@@ -89,7 +91,7 @@ def from_timm(name: str, num_classes: int, in_channels: int = 3, **options: Any)
 def check_logits(
     name: str, network: nn.Module, images: torch.Tensor, num_classes: int, options: Mapping[str, Any]
 ) -> None:  # fmt: skip
-    """UsageError where ``network`` does not make logits of ``images``, which ``options`` are then to blame for."""
+    """UsageError, which blames ``options``, if ``network`` does not turn ``images`` into logits (B, num_classes)."""
     try:
         given = network(images)
     except REFUSALS as error:
@@ -108,8 +110,8 @@ def _refused(name: str, options: Mapping[str, Any], error: BaseException) -> Usa
 
 
 def _made(name: str, make: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
-    """``make(**options)``; UsageError for what it refuses, and for a word where the network's class wants none: many
-    keep it until their forward pass."""
+    """``make(**options)``. UsageError for options that it refuses, and for strings that do not fit the annotations of
+    the network's class, since many networks would only fail on them in their forward pass."""
     try:
         network = make(**options)
     except REFUSALS as error:
@@ -137,7 +139,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _set_in_channels(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution in place by one of ``in_channels``, initialised as torch does."""
+    """Replace the first convolution in place by one with ``in_channels``, initialised as in ``replace_conv``."""
     found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
     if found is None:
         raise UsageError(f"{type(network).__name__} has no convolution to read {in_channels} channels", hint="use 3")
@@ -145,7 +147,8 @@ def _set_in_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def replace_conv(network: nn.Module, path: str, **changes: Any) -> nn.Conv2d:
-    """Put a convolution with ``changes`` (in_channels, kernel_size, stride, padding) where ``path`` is, He fan-out."""
+    """Replace the convolution at ``path`` by one with ``changes`` (in_channels, kernel_size, stride, padding), and
+    return it. Its weights are He normal by fan-out, its biases 0."""
     old = network.get_submodule(path)
     same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     arguments: dict[str, Any] = {key: getattr(old, key) for key in same}
@@ -159,9 +162,10 @@ def replace_conv(network: nn.Module, path: str, **changes: Any) -> nn.Conv2d:
 
 
 def resize_classifier(network: Any, index: int, channels: int, map_px: int, *, init_std: float | None) -> None:
-    """Let ``network.classifier[index]`` read maps (B, channels, map_px, map_px); nothing is done where it already does.
+    """Let ``network.classifier[index]`` take maps (B, channels, map_px, map_px), unless it already does.
 
-    ``network`` is torchvision's AlexNet or VGG. The new weights are N(0, init_std), bias 0; torch's default where None.
+    ``network`` is torchvision's AlexNet or VGG. The new weights are N(0, init_std), the biases 0; torch's default
+    initialisation if ``init_std`` is None.
     """
     old = network.classifier[index]
     if old.in_features == channels * map_px**2:

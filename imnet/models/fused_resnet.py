@@ -1,4 +1,4 @@
-"""torchvision's ResNets with every batch norm, addition and ReLU behind it in one call.
+"""torchvision's ResNets with each batch norm, and the addition and ReLU that follow it, in one call.
 
 He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv 1512.03385).
 """
@@ -55,7 +55,7 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def fuse_norms(network: nn.Module) -> None:
-    """Let torchvision's ResNets run the classes above, whatever builder made them; weights and names stay."""
+    """Change torchvision's ResNets and their blocks to the classes above; parameters and names stay the same."""
     for module in network.modules():
-        # Only the forward differs, so another class for the same parts is all it takes.
+        # Only the forward method differs, so changing the class of the module is enough.
         module.__class__ = FUSED.get(type(module), type(module))

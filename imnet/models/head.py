@@ -1,4 +1,5 @@
-"""The last layer of a network, told from the rest: what fine-tuning makes anew, keeps still, or trains faster."""
+"""Finds a network's classifier, which fine-tuning replaces and may train alone or at a higher learning rate, and
+freezes layers."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ ALL_BUT_HEAD = "all-but-head"
 
 
 def head_name(network: nn.Module) -> str:
-    """Dotted name of the classifier: what timm's networks call theirs, else the last linear layer or convolution."""
+    """Dotted name of the classifier: the one that timm's networks state, else the last linear layer or convolution."""
     own: Any = getattr(network, "get_classifier", None)
     layer = own() if callable(own) else None
     found = [name for name, module in network.named_modules() if module is layer]
@@ -30,10 +31,11 @@ def is_head(name: str, head: str) -> bool:
 
 
 def freeze(network: nn.Module, how: str) -> list[nn.Module]:
-    """Switch gradients off: ``all-but-head``, or in the first N top-level parts that have parameters (a number).
+    """Freeze parameters: all but the classifier's (``all-but-head``), or those of the first N top-level parts that have
+    parameters (a number).
 
-    Returns the modules that stand still: they stay in evaluation mode, so that norms keep their statistics. Raises
-    UsageError where that leaves nothing to train.
+    Returns the frozen modules, which must stay in evaluation mode, so that their norms keep their statistics. Raises
+    UsageError if the number leaves nothing to train.
     """
     if how == ALL_BUT_HEAD:
         head = head_name(network)

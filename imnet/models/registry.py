@@ -1,4 +1,4 @@
-"""The one dict of networks and the decorator that fills it. No torch here: names are listed without importing it."""
+"""The registry of networks and the decorator that fills it. Without torch, so that names can be listed quickly."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def model(builder: Builder | None = None, *, options_of: Callable[..., Any] | No
     """Register ``builder(num_classes, in_channels=3, **options)``; the function's name IS the ``--model`` name.
 
     ``options_of`` names the class whose keyword-only parameters the builder passes on, so that a misspelt option is
-    refused with the list of allowed ones; without it the builder's own keyword-only parameters are the options. Their
-    types are what the options are held to: a number with its range is ``Annotated`` with a ``fields.Range``.
+    refused with the list of allowed ones; without it the builder's own keyword-only parameters are the options. Values
+    are checked against the annotations: a number with a range is ``Annotated`` with a ``fields.Range``.
 
-    Raises ValueError where the name is taken.
+    Raises ValueError if the name is taken.
     """
     if builder is None:
         return lambda function: model(function, options_of=options_of)
@@ -42,7 +42,7 @@ def keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters; none where another's annotations cannot be looked up."""
+    """The types of the parameters of ``function``; empty if its annotations, perhaps of a library, do not resolve."""
     signed = function.__init__ if isinstance(function, type) else function
     try:
         return typing.get_type_hints(signed, include_extras=True)
@@ -51,14 +51,14 @@ def keyword_types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 SHRUNK = ("Output size is too small", "Kernel size can't be greater", "shapes cannot be multiplied")
-"""What torch says where a map has become smaller than a window, or another size than a linear layer reads."""
+"""torch's errors if a map is smaller than a pooling or convolution window, or does not fit a linear layer."""
 
 
 def too_small(error: BaseException) -> bool:
-    """Whether a network met images of another size than it is made for."""
+    """Whether ``error`` comes from images of a size that the network does not support."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in SHRUNK)
 
 
 def signed(name: str) -> Callable[..., Any]:
-    """What has the options of a registered network as its keyword-only parameters."""
+    """The function or class whose keyword-only parameters are the options of the registered network ``name``."""
     return _SIGNED[name]

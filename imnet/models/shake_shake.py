@@ -1,4 +1,4 @@
-"""Shake-Shake 26 2 x W d: residual networks whose two branches are mixed by random coefficients while training.
+"""Shake-Shake 26 2 x W d: residual networks with two branches that random coefficients mix in training.
 
 Gastaldi, "Shake-Shake regularization", 2017 (arXiv 1705.07485) and github.com/xgastaldi/shake-shake.
 """
@@ -21,8 +21,8 @@ from .registry import model
 class Branch(nn.Module):
     """ReLU-3x3(stride)-BN-ReLU-3x3-BN: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
-    The first ReLU is that of the block before: both branches and the shortcut read its result, ``activated``. The last
-    norm is left out where the block computes it (``norm_later``).
+    The first ReLU is computed by the previous block: both branches and the shortcut take its result, ``activated``.
+    With ``norm_later`` the last norm is left to the block.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -38,10 +38,11 @@ class Branch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Skip that changes channels: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
+    """The skip connection if the channels change: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
-    Two 1x1 convolutions of the block's ``activated`` input, to half the channels each: one of every ``stride``-th
-    pixel, one of the same after shifting the map one pixel up and left (zeros come in); concatenated, BN.
+    Two 1x1 convolutions of the block's ``activated`` input, each to half the channels: one takes every ``stride``-th
+    pixel, the other does the same after the map is shifted up and left by one pixel (zeros come in). The results are
+    concatenated and normalised.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -56,7 +57,7 @@ class Shortcut(nn.Module):
 
 
 class Activated(NamedTuple):
-    """A map (B, C, H, W) and its ReLU for either branch of the block behind it."""
+    """A map (B, C, H, W) and its ReLU, once for each branch of the next block."""
 
     x: torch.Tensor
     first: torch.Tensor
@@ -64,7 +65,7 @@ class Activated(NamedTuple):
 
 
 def activated(x: torch.Tensor) -> Activated:
-    """``x`` with its ReLU."""
+    """``x`` and its ReLU, which both branches share."""
     y = F.relu(x)
     return Activated(x, y, y)
 
@@ -72,7 +73,7 @@ def activated(x: torch.Tensor) -> Activated:
 class ShakeBlock(nn.Module):
     """skip + a branch1 + (1 - a) branch2: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride), each with its ReLU.
 
-    ``alpha`` and ``beta``, of (B,) or (1,), are the coefficients of forward and backward; None means one half of each.
+    ``coefficients`` are alpha for the forward and beta for the backward pass, each (B,) or (1,); None means one half.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -90,38 +91,39 @@ class ShakeBlock(nn.Module):
         if coefficients is not None and norm_later:
             (norm1, options), (norm2, _) = map(counted, norms)
             return Activated(*shake_batch_norm(x1, x2, skip, norm1, norm2, *coefficients, **options))
-        if coefficients is None:  # plain ops: what is exported runs where imnet_kernels is not installed
+        if coefficients is None:  # plain operations, so that an exported network runs without imnet_kernels
             return activated(skip + 0.5 * (x1 + x2))
         return activated(shake_shake(x1, x2, skip, *coefficients))
 
     def _branches(self, before: Activated, norm_later: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two branches' results, at once where one alone does not fill the GPU; autograd goes back as it came."""
+        """The results of both branches, computed at the same time if :func:`in_flight`; autograd then runs their
+        backward passes on the same two streams."""
         if not in_flight(before.x):
             return self.branch1(before.first, norm_later), self.branch2(before.second, norm_later)
         main, side = torch.cuda.current_stream(), _side_stream(before.x.device)
         side.wait_stream(main)
-        # Its memory is the main stream's, which would hand it out again as soon as the backward pass has used it there.
+        # The memory belongs to the main stream, which would reuse it as soon as the backward pass has used it there.
         before.first.record_stream(side)
         with torch.cuda.stream(side):
             x1 = self.branch1(before.first, norm_later)
         x2 = self.branch2(before.second, norm_later)
-        # The side stream waits for the main one before its next block, so that x1 may go back to it after the sum.
+        # x1 needs no record_stream: the side stream waits for the main one, which reads x1, before its next block.
         main.wait_stream(side)
         return x1, x2
 
 
 def mixed_in_one_kernel(norm1: nn.BatchNorm2d, norm2: nn.BatchNorm2d, device: torch.device) -> bool:
-    """Whether a kernel is chosen that takes both norms along where the branches are mixed."""
+    """Whether a kernel is chosen that computes both norms while it mixes the branches."""
     alike = (norm1.momentum, norm1.eps) == (norm2.momentum, norm2.eps)
     chosen = tier.choose("shake_batch_norm", device.type) != "reference"
     return chosen and alike and is_plain(norm1) and is_plain(norm2)
 
 
 def in_flight(x: torch.Tensor) -> bool:
-    """Whether two branches may run at the same time: in a CUDA graph of one process, whose launches cost nothing.
+    """Whether both branches run at the same time: in a CUDA graph of a single process, where launches cost nothing.
 
-    Shake-Shake 2x96d's step took 14.8 ms so and 16.2 without (batch 256, H200, 2026-11-27): kernels of the small maps
-    end in a wave that leaves most of the GPU idle.
+    A step of Shake-Shake 2x96d took 14.8 ms with this and 16.2 without (batch 256, H200, 2026-11-27), since the last
+    wave of a kernel on small maps leaves most of the GPU idle.
     """
     if torch.compiler.is_compiling() or not x.is_cuda:
         return False
@@ -139,10 +141,10 @@ class ShakeShake26(nn.Module):
     Stem 3x3-BN; three stages of four blocks, ``width`` times 1, 2 and 4; ReLU, global mean, linear. ``stem_width`` 16
     is Gastaldi's; with ``stem_width`` = ``width`` the first stage needs no shortcut.
 
-    While training, ``shake_forward`` draws a ~ U(0, 1) ("shake") or takes one half ("even"); ``shake_backward`` draws
-    an independent b ("shake"), takes one half ("even") or the forward's a ("keep"); ``shake_level`` draws per image and
+    In training ``shake_forward`` draws a ~ U(0, 1) ("shake") or uses one half ("even"); ``shake_backward`` draws an
+    independent b ("shake"), uses one half ("even") or the forward's a ("keep"); ``shake_level`` draws per image and
     block ("image") or per batch and block ("batch"). All coefficients of a step are drawn at once, on the images'
-    device, from torch's generator, so that a restored generator repeats them. In evaluation every one is one half.
+    device, from torch's generator, so that a restored generator repeats them. In evaluation all are one half.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class ShakeShake26(nn.Module):
         return self.head(global_mean(x.first))
 
     def coefficients(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(alpha, beta) of every block for one step, each (B,), or (1,) at level "batch"; fp32, by one random call."""
+        """(alpha, beta) of every block for one step, fp32, each (B,), or (1,) at level "batch"; drawn in one call."""
         forward, backward, level = self.shake
         count = images.shape[0] if level == "image" else 1
         drawn = torch.rand(2, len(self.blocks), count, dtype=torch.float32, device=images.device)
@@ -194,35 +196,35 @@ class ShakeShake26(nn.Module):
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x96d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """96/192/384 channels, stem of 96."""
+    """Shake-Shake 26 2x96d: 96/192/384 channels, stem of 96."""
     return ShakeShake26(96, 96, num_classes, in_channels, **options)
 
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x64d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """64/128/256 channels, stem of 64."""
+    """Shake-Shake 26 2x64d: 64/128/256 channels, stem of 64."""
     return ShakeShake26(64, 64, num_classes, in_channels, **options)
 
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x32d(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """32/64/128 channels, stem of 32."""
+    """Shake-Shake 26 2x32d: 32/64/128 channels, stem of 32."""
     return ShakeShake26(32, 32, num_classes, in_channels, **options)
 
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x96d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """96/192/384 channels, Gastaldi's stem of 16."""
+    """Shake-Shake 26 2x96d: 96/192/384 channels, Gastaldi's stem of 16."""
     return ShakeShake26(96, 16, num_classes, in_channels, **options)
 
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x64d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """64/128/256 channels, Gastaldi's stem of 16."""
+    """Shake-Shake 26 2x64d: 64/128/256 channels, Gastaldi's stem of 16."""
     return ShakeShake26(64, 16, num_classes, in_channels, **options)
 
 
 @model(options_of=ShakeShake26)
 def shake_shake26_2x32d_stem16(num_classes: int, in_channels: int = 3, **options) -> ShakeShake26:
-    """32/64/128 channels, Gastaldi's stem of 16."""
+    """Shake-Shake 26 2x32d: 32/64/128 channels, Gastaldi's stem of 16."""
     return ShakeShake26(32, 16, num_classes, in_channels, **options)

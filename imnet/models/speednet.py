@@ -1,5 +1,5 @@
-"""A small network for short runs: most of its arithmetic is at a quarter of the pixels and below, in widths that bf16
-units like. Narrow it is for a CPU, wide for a GPU, where each of its few kernels has much to do."""
+"""A small network for short runs: most of its arithmetic is done on a quarter of the pixels or fewer, in widths that
+suit bf16 units. Narrow ones are for CPUs, wide ones for GPUs, where each of the few kernels then has enough to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .registry import model
 
 
 class ConvNorm(nn.Module):
-    """Convolution, max-pool where ``pool`` > 1, BatchNorm, ReLU. Pooling before the norm quarters the norm's work."""
+    """Convolution, max-pool if ``pool`` > 1, BatchNorm, ReLU. Pooling first (by 2) quarters the work of the norm."""
 
     def __init__(self, conv: nn.Conv2d, pool: int = 1):
         super().__init__()
@@ -44,9 +44,9 @@ class SpeedNet(nn.Module):
     """5x5 stem that halves the map, then widths w, 2w, 4w with a max-pool of 2 between them, global max, linear layer.
 
     (B, C, 28, 28) -> 14 x 14 x w -> 7 x 7 x 2w -> 3 x 3 x 4w -> (B, num_classes), and so on for more ``num_stages``.
-    Each stage but the last ends in ``num_residuals`` residual layers, the last one in ``last_residuals``. The stem
-    halves by its stride; with ``pool_stem`` it looks at every pixel and pools. In the spirit of the networks of
-    DAWNBench and airbench (Page 2018, Jordan 2024); the global maximum and the output scale of 1/8 are theirs.
+    Each stage but the last ends with ``num_residuals`` residual layers, the last one with ``last_residuals``. The stem
+    halves the map by its stride, or with ``pool_stem`` by a max-pool. The design follows the networks of DAWNBench and
+    airbench (Page 2018, Jordan 2024), from which it has the global maximum and the output scale of 1/8.
     """
 
     def __init__(

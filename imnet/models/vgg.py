@@ -1,4 +1,4 @@
-"""VGG-16 of torchvision, with the classifier sized to smaller images. At 224 pixels weights interchange with theirs.
+"""torchvision's VGG-16, with a classifier that fits smaller images. At 224 pixels its weights are interchangeable.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015 (arXiv 1409.1556).
 """
@@ -15,7 +15,7 @@ from .layers import Rate
 from .registry import model
 
 Pixels = Annotated[int, Range(low=32, high=4096)]
-"""From those that leave one pixel to the classifier on."""
+"""Side of the images; the smallest leaves the classifier a map of one pixel."""
 
 
 def vgg_for(
@@ -23,7 +23,8 @@ def vgg_for(
 ) -> nn.Module:
     """torchvision's ``name`` for square images of ``image_px``: (B, in_channels, H, W) -> logits (B, num_classes).
 
-    The convolutions as they are; the classifier's first layer reads the map they leave, image_px // 32 square.
+    The convolutions are torchvision's; the classifier's first layer takes the map that they leave, of side
+    ``image_px`` // 32.
     """
     network = from_torchvision(name, num_classes, in_channels, dropout=drop_rate)
     resize_classifier(network, 0, 512, image_px // 32, init_std=0.01)
@@ -32,40 +33,40 @@ def vgg_for(
 
 @model
 def vgg16(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
-    """torchvision's, for 224 pixels, or any ``image_px``."""
+    """torchvision's VGG-16 for 224 pixels, or for another ``image_px``."""
     return vgg_for("vgg16", num_classes, in_channels, image_px=image_px, drop_rate=drop_rate)
 
 
 @model
 def vgg16_112(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 112-pixel spectral bands: 207.79 MiB of fp32 parameters."""
+    """VGG-16 for the 112-pixel spectral bands: 207.79 MiB of fp32 parameters."""
     return vgg_for("vgg16", num_classes, in_channels, image_px=112, drop_rate=drop_rate)
 
 
 @model
 def vgg16_56(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 56-pixel spectral bands: 143.79 MiB of fp32 parameters."""
+    """VGG-16 for the 56-pixel spectral bands: 143.79 MiB of fp32 parameters."""
     return vgg_for("vgg16", num_classes, in_channels, image_px=56, drop_rate=drop_rate)
 
 
 @model
 def vgg16_bn(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
-    """torchvision's with BN, for 224 pixels, or any ``image_px``."""
+    """torchvision's VGG-16 with BN for 224 pixels, or for another ``image_px``."""
     return vgg_for("vgg16_bn", num_classes, in_channels, image_px=image_px, drop_rate=drop_rate)
 
 
 @model
 def vgg16_bn_112(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 112-pixel spectral bands: 207.82 MiB of fp32 parameters, the published figure."""
+    """VGG-16 with BN for the 112-pixel spectral bands: 207.82 MiB of fp32 parameters, the published figure."""
     return vgg_for("vgg16_bn", num_classes, in_channels, image_px=112, drop_rate=drop_rate)
 
 
 @model
 def vgg16_bn_56(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """For the 56-pixel spectral bands: 143.82 MiB of fp32 parameters.
+    """VGG-16 with BN for the 56-pixel spectral bands: 143.82 MiB of fp32 parameters.
 
-    Published with 128.05, which is not reproduced. Tried: VGG-11, 13, 16 and 19, with and without BN and its running
-    statistics, all pools or one block less, maps of 1 to 7 pixels, a classifier of none, one or two hidden layers out
-    of 42 usual widths: nothing of VGG-16 with a map that 56 pixels leave.
+    The published figure, 128.05, is not reproduced. These were tried: VGG-11, 13, 16 and 19, with and without BN and
+    its running statistics, all pools or one block less, maps of 1 to 7 pixels, a classifier with no, one or two hidden
+    layers of 42 usual widths. No VGG-16 with a map that 56 pixels leave has this size.
     """
     return vgg_for("vgg16_bn", num_classes, in_channels, image_px=56, drop_rate=drop_rate)

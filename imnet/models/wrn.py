@@ -20,8 +20,8 @@ from .registry import model
 class PreActBlock(nn.Module):
     """BN-ReLU-3x3-BN-ReLU-(dropout)-3x3 plus skip: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride).
 
-    The skip is the identity, or a 1x1 convolution of the PRE-ACTIVATED input where the channels or the map change.
-    The last addition may be left to the norm that follows, where :func:`sum_norm_relu` computes that.
+    The skip is the identity, or a 1x1 convolution of the PRE-ACTIVATED input if the channels or the map change. With
+    ``norm_follows`` the last addition may be left to the next norm, which :func:`sum_norm_relu` has to compute.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class PreActBlock(nn.Module):
 
 
 class LasagneBlock(nn.Module):
-    """The block of the authors' Lasagne code: as :class:`PreActBlock`, with three differences.
+    """The block of the authors' Lasagne code: :class:`PreActBlock` with three differences.
 
-    ``first`` (the network's very first block) has no leading BN-ReLU, because the stem ends with one; the projection
-    reads the RAW input, and opens every group; the second convolution has a bias. The last addition may be left to the
-    norm that follows.
+    The network's ``first`` block has no leading BN-ReLU, because the stem ends with one; the projection takes the RAW
+    input, and is in the first block of every group (``opens_group``); the second convolution has a bias. The last
+    addition may be left to the next norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, opens_group: bool, first: bool) -> None:
@@ -76,10 +76,10 @@ class LasagneBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-``depth``-``widen``: images (B, in_channels, H, W) -> logits (B, num_classes).
 
-    Stem 3x3 to 16 channels; ``groups`` groups of n blocks, widths 16k, 32k, 64k, (128k), each but the first halving
-    the map; BN-ReLU, global mean, linear. ``groups`` by default: three where depth = 6n + 4, else four where 8n + 4.
-    ``zero_init_last_bn`` starts every block as its skip. A pre-activation branch ends with a convolution, so that is
-    what starts at zero: a zero BN in front of a ReLU would never receive a gradient.
+    Stem 3x3 to 16 channels; ``groups`` groups of n blocks of width 16k, 32k, 64k, (128k), each but the first halving
+    the map; BN-ReLU, global mean, linear. By default there are three groups if depth = 6n + 4, else four if it is
+    8n + 4. With ``zero_init_last_bn`` every block starts as its skip connection: the convolution that ends the
+    pre-activation branch is zero, not a BN, which in front of a ReLU would never receive a gradient.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class WideResNet(nn.Module):
 class LasagneWideResNet(nn.Module):
     """The authors' Lasagne WRN-``depth``-``widen`` at 64 pixels: (B, in_channels, H, W) -> logits (B, num_classes).
 
-    Stem 3x3-BN-ReLU, then :class:`LasagneBlock`; BN epsilon 1e-4. Initial weights as in their code: He normal by fan
-    in, for the head without the factor 2 of ReLU, and Lasagne's default, Glorot uniform, for the projections. The
-    paper's published errors belong to this form.
+    Stem 3x3-BN-ReLU, then blocks of :class:`LasagneBlock`; BN epsilon 1e-4. The initial weights are those of their
+    code: He normal by fan-in (for the head without the factor 2 of ReLU), and Lasagne's default, Glorot uniform, for
+    the projections. The errors that the paper reports are of this form.
     """
 
     def __init__(self, depth: int, widen: int, num_classes: int, in_channels: int = 3) -> None:
@@ -163,41 +163,41 @@ def _group_sizes(depth: int, widen: int, groups: int | None) -> list[tuple[int, 
 
 @model(options_of=WideResNet)
 def wrn28_10(num_classes: int, in_channels: int = 3, **options) -> WideResNet:
-    """Three groups of four blocks, 160/320/640."""
+    """Three groups of four blocks with 160/320/640 channels."""
     return WideResNet(28, 10, num_classes, in_channels, **options)
 
 
 @model(options_of=WideResNet)
 def wrn36_1(num_classes: int, in_channels: int = 3, **options) -> WideResNet:
-    """Four groups of four blocks, 16/32/64/128."""
+    """Four groups of four blocks with 16/32/64/128 channels."""
     return WideResNet(36, 1, num_classes, in_channels, **options)
 
 
 @model(options_of=WideResNet)
 def wrn36_2(num_classes: int, in_channels: int = 3, **options) -> WideResNet:
-    """Four groups of four blocks, 32/64/128/256."""
+    """Four groups of four blocks with 32/64/128/256 channels."""
     return WideResNet(36, 2, num_classes, in_channels, **options)
 
 
 @model(options_of=WideResNet)
 def wrn36_5(num_classes: int, in_channels: int = 3, **options) -> WideResNet:
-    """Four groups of four blocks, 80/160/320/640."""
+    """Four groups of four blocks with 80/160/320/640 channels."""
     return WideResNet(36, 5, num_classes, in_channels, **options)
 
 
 @model(options_of=WideResNet)
 def wrn36_10(num_classes: int, in_channels: int = 3, **options) -> WideResNet:
-    """Four groups of four blocks, 160/320/640/1280."""
+    """Four groups of four blocks with 160/320/640/1280 channels."""
     return WideResNet(36, 10, num_classes, in_channels, **options)
 
 
 @model
 def wrn36_2_lasagne(num_classes: int, in_channels: int = 3) -> LasagneWideResNet:
-    """The authors' own form of wrn36_2."""
+    """The Lasagne form of wrn36_2, by the paper's authors."""
     return LasagneWideResNet(36, 2, num_classes, in_channels)
 
 
 @model
 def wrn36_5_lasagne(num_classes: int, in_channels: int = 3) -> LasagneWideResNet:
-    """The authors' own form of wrn36_5."""
+    """The Lasagne form of wrn36_5, by the paper's authors."""
     return LasagneWideResNet(36, 5, num_classes, in_channels)

@@ -1,4 +1,4 @@
-"""All recipes by name. Importing this reads no torch."""
+"""All recipes by name. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imnet.recipe import Recipe
 
 
 class _Recipes(dict[str, Recipe]):
-    """By name; an unknown one is a UsageError that has a suggestion."""
+    """Name -> recipe; an unknown name is a UsageError with a suggestion."""
 
     def __missing__(self, name: object) -> Recipe:
         hint = suggest(str(name), list(self)) or "imnet-train --list recipes shows them all"
@@ -19,7 +19,7 @@ class _Recipes(dict[str, Recipe]):
 
 
 RECIPES = _Recipes()
-# Every module of this folder, the first run's first: a new file needs no line here.
+# Every module of this folder, so that a new file needs no line here; quickstart comes first.
 for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), key=lambda n: (n != "quickstart", n)):
     for _value in vars(importlib.import_module(f"{__name__}.{_name}")).values():
         if isinstance(_value, Recipe):
@@ -29,12 +29,13 @@ for _name in sorted((module.name for module in pkgutil.iter_modules(__path__)), 
 
 
 def by_name(name: str) -> Recipe:
-    """The recipe called ``name``; UsageError where there is none."""
+    """The recipe called ``name``; UsageError if there is none."""
     return RECIPES[name]
 
 
 def by_model(model: str) -> Recipe | None:
-    """The one recipe whose network is ``model``, as documented: not ``_as_run`` and not ``_fast``."""
+    """The only recipe with the network ``model``, apart from ``_as_run`` and ``_fast`` ones; None if there is none.
+    UsageError if there are several."""
     found = [r for r in RECIPES.values() if r.model == model and not r.name.endswith(("_as_run", "_fast"))]
     if len(found) > 1:
         names = ", ".join(r.name for r in found)

@@ -1,11 +1,11 @@
-"""CIFAR-10, 50,000 training images of 32 pixels: Gastaldi's own Shake-Shake runs, stem of 16 channels.
+"""CIFAR-10, 50,000 training images of 32 pixels: Gastaldi's original Shake-Shake runs with a stem of 16 channels.
 
-The networks of document 002 are these with a wider stem; here are the figures that the method was published with.
+The networks of document 002 are the same with a wider stem. The figures here are those published with the method.
 """
 
 from imnet.recipe import SGD, Augment, Cosine, Data, Published, Recipe, replace
 
-# Theirs pads with zeros after normalisation, i.e. with the mean colour; ours before, with black.
+# The original pads with zeros after normalisation, i.e. with the mean colour; imnet pads before it, with black.
 SHAKE_32D = Recipe(
     name="cifar10/shake_shake26_2x32d_stem16",
     model="shake_shake26_2x32d_stem16",

@@ -1,6 +1,6 @@
-"""The documents that the systems are from, row by row: what a document calls a row, and the recipe that it is.
+"""The documents that describe the systems: for each row of a document's table its name and its recipe.
 
-The figures are the recipes' ``published``. Torch-free; read for the page of a system.
+The figures are in the recipes' ``published``. Does not import torch; used for the page of a system.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from imnet.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document. ``rows``: in its own order and words."""
+    """One document. ``rows`` are in its order and wording: row -> name of the recipe."""
 
     number: str
     system: str
@@ -105,7 +105,7 @@ DOCUMENTS = (
 
 
 def of_system(word: str) -> Document:
-    """The document of a system, by the system's name or the document's number."""
+    """The document for ``word``, the name of a system or the number of a document. UsageError if there is none."""
     found = next((d for d in DOCUMENTS if word in (d.system, d.number)), None)
     if found is None:
         names = [d.system for d in DOCUMENTS]

@@ -1,8 +1,8 @@
 """Fashion-MNIST on the custom split: 30,000 training images, 40,000 test images (document 002).
 
-Every network has three recipes: as DOCUMENTED, ``_as_run`` as the author's notebooks really ran, and ``_fast``: the
-documented network and augmentation on a schedule of our own that takes one to two minutes of an H100. The published
-accuracies are those of the best epoch, chosen on the test set; the notebooks' last epochs are in ``_as_run``.
+Every network has three recipes: as DOCUMENTED; ``_as_run``, as the author's notebooks really ran; and ``_fast``, the
+documented network and augmentation with a schedule of our own that takes one to two minutes on an H100. The published
+accuracies are those of the best epoch, chosen on the test set; ``_as_run`` has those of the notebooks' last epochs.
 """
 
 from typing import Any
@@ -12,19 +12,19 @@ from imnet.recipe import SGD, Augment, Cosine, Data, MultiStep, Muon, OneCycle, 
 MEAN, STD = (0.2860,), (0.3530,)
 DATA = Data(name="fashion-mnist", image_px=28, channels=1, num_classes=10, batch_images=256, split="custom")
 CROP_FLIP = Augment(crop_pad_px=4, hflip="random", mean=MEAN, std=STD)
-# The notebooks fed raw 0..255 floats: no crop, no flip, no normalisation. 255 * (x / 255) is x.
+# The notebooks used floats 0..255 without crop, flip or normalisation. A std of 1/255 gives these: 255 * (x / 255) = x.
 RAW_PIXELS = Augment(mean=(0.0,), std=(1 / 255,))
 GPU = "GTX 1080 Ti"
 ON_TEST = "best epoch, selected on the test set"
 DOCUMENTED = "document 002 (as documented: crop and flip)"
 NOTEBOOK = "jungwon1413/pytorch_image_classification, the notebook: raw pixels, nothing augmented"
-# They judged the test set after every epoch, to keep the best one.
+# The notebooks evaluated on the test set after every epoch, to keep the best one.
 RAN = Ran(precision="fp32", eval_every_epochs=1)
 
 
 def _as_run(recipe: Recipe, milestones: tuple[int, ...], top1: float, hours: float) -> Recipe:
-    """As the notebook of ``recipe`` ran: no augmentation, the last partial batch trained on, and the drops one epoch
-    earlier than documented, since the code counts epochs from 1."""
+    """``recipe`` as its notebook ran it: without augmentation, with the last partial batch of an epoch, and with drops
+    one epoch earlier than documented, since its code counts epochs from 1."""
     assert isinstance(recipe.schedule, MultiStep)
     return replace(
         recipe,
@@ -50,7 +50,7 @@ SPEEDRUN = Recipe(
     source="made for imnet: the CPU speed recipe",
 )
 
-# Passes the accuracy that the document published for WRN-28-10 (7 h on a GTX 1080 Ti).
+# Exceeds the accuracy that the document reports for WRN-28-10 (7 h on a GTX 1080 Ti).
 SPEEDRUN_LONG = replace(
     SPEEDRUN,
     name="fashion-mnist/speedrun_long",
@@ -59,11 +59,11 @@ SPEEDRUN_LONG = replace(
     source="made for imnet: the speed recipe, wider and longer",
 )
 
-# Wide, for a GPU, where a narrow layer's launches cost as much. Its shape and optimiser were chosen on 20,000 held-out
-# training images, at width 32 and from the other 10,000, on a CPU (bench/NEGATIVES.md).
-# Predicted for an H100: 5.2 ms a step (2.8 of arithmetic and bytes, as imnet/defaults.py counts them, 1.1 of launches,
-# 1.3 of Muon), so 8.5 s in 28 epochs, and 3.5 s for judging and saving. Measured on an H200: 9.1 to 12.1 s in all
-# (bench/RESULTS.md).
+# Wide, since on a GPU the launches of a narrow layer cost just as much. Its shape and optimiser were chosen by training
+# at width 32 on 10,000 training images on a CPU, and evaluating on the other 20,000 (bench/NEGATIVES.md).
+# Predicted for an H100: 5.2 ms per step (2.8 for arithmetic and bytes as counted by imnet/defaults.py, 1.1 for
+# launches, 1.3 for Muon), i.e. 8.5 s for 28 epochs, and 3.5 s for evaluating and saving. Measured on an H200: 9.1 to
+# 12.1 s in all (bench/RESULTS.md).
 SPEEDRUN_GPU = replace(
     SPEEDRUN,
     name="fashion-mnist/speedrun_gpu",
@@ -114,7 +114,7 @@ DPN = Recipe(
     source=f"{DOCUMENTED}; Queequeg92/DualPathNet",
     published=Published(top1=0.9321, hours=6, hardware=GPU, parameters=47_751_450, note=ON_TEST),
 )
-# Its log prints the seed 52, not the document's 30000.
+# The notebook's log shows the seed 52, not 30000 as in the document.
 DPN_AS_RUN = replace(_as_run(DPN, (59, 119, 159), 0.93153, 5.6), seed=52)
 
 SHAKE_96D = Recipe(
@@ -135,14 +135,14 @@ SHAKE_64D = replace(
     model="shake_shake26_2x64d",
     published=Published(top1=0.93725, hours=25, hardware=GPU, parameters=11_708_362, note=ON_TEST),
 )
-# Both notebooks are absent from the author's repository: how they ran cannot be established. These are as documented.
+# Both notebooks are missing from the author's repository, so how they ran is unknown. These are as documented.
 ABSENT = f"{SHAKE_96D.source}; as documented, since the notebook is absent: how it ran is not known"
 SHAKE_96D_AS_RUN = replace(SHAKE_96D, name="fashion-mnist/shake_shake26_2x96d_as_run", source=ABSENT, ran=RAN)
 SHAKE_64D_AS_RUN = replace(SHAKE_64D, name="fashion-mnist/shake_shake26_2x64d_as_run", source=ABSENT, ran=RAN)
 
 
 def _fast(recipe: Recipe, epochs: int, **optim: Any) -> Recipe:
-    """Another schedule than the document's: one cycle of ``epochs`` and smoothed labels; ``optim`` changes its SGD."""
+    """``recipe`` with one cycle of ``epochs`` and label smoothing; ``optim`` has changes to its SGD."""
     return replace(
         recipe,
         name=f"{recipe.name}_fast",

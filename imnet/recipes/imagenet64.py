@@ -2,9 +2,9 @@
 
 from imnet.recipe import SGD, AdamW, Augment, Cosine, Data, Published, Recipe, Step, replace
 
-# The paper concatenates every batch file with its mirror image, so its "epoch" holds 2,562,334 images and its 40
-# epochs are 80 ordinary ones with random flips; its drops after 10, 20, 30 are ours after 20, 40, 60. Its penalty
-# 5e-4 * sum(W^2) has no 1/2, which makes the weight decay of torch 1e-3.
+# The paper appends to every batch file its mirror image, so its "epoch" has 2,562,334 images, and its 40 epochs are 80
+# ordinary ones with random flips; its drops after 10, 20 and 30 are after 20, 40 and 60 here. Its penalty
+# 5e-4 * sum(W^2) lacks the factor 1/2, so torch's weight decay is 1e-3.
 WRN36_5 = Recipe(
     name="imagenet64/wrn36_5",
     model="wrn36_5",
@@ -23,8 +23,8 @@ WRN36_2 = replace(
     published=Published(top1=0.6045, top5=0.8343, hours=6.4 * 24, hardware="Titan X", note="last epoch"),
 )
 
-# The authors' own form of the network, to which the published errors belong; ours above is the cleaned one. Lasagne's
-# penalty covers weights and the norms' factors, neither their shifts nor biases.
+# The form of the network in the authors' code, to which the published errors belong; the one above is cleaned up.
+# Lasagne's penalty covers weights and the scales of norms, but neither their shifts nor biases.
 LASAGNE = replace(WRN36_5.optim, decay_biases=False)
 WRN36_5_LASAGNE = replace(WRN36_5, name="imagenet64/wrn36_5_lasagne", model="wrn36_5_lasagne", optim=LASAGNE)
 WRN36_2_LASAGNE = replace(WRN36_2, name="imagenet64/wrn36_2_lasagne", model="wrn36_2_lasagne", optim=LASAGNE)
@@ -33,7 +33,7 @@ WRN36_10 = replace(WRN36_5, name="imagenet64/wrn36_10", model="wrn36_10", publis
 
 FOB = "automl/FOB, pytorch_fob/tasks/classification"
 
-# Document 000's own network. The warm-up is 1 % of the 80 epochs; ours multiplies the cosine, theirs comes before it.
+# Document 000's network. The warm-up is 1 % of the 80 epochs; here it multiplies the cosine, theirs comes before it.
 WIDE_RESNET50_2 = Recipe(
     name="imagenet64/wide_resnet50_2",
     model="wide_resnet50_2_imagenet64",
@@ -52,8 +52,8 @@ WIDE_RESNET50_2 = Recipe(
     source=f"document 000 and {FOB}: 512 images a device on 4, bf16",
     published=Published(top1=0.69, hours=4, hardware="4 GPUs", note="about 69 %, their runs were not finished"),
 )
-# The hyperparameters of the paper's WRN on their network, 128 images a device; that it ran on 4 too is inferred. Their
-# parameter groups spare norms and biases the decay, whichever the optimiser.
+# The hyperparameters of the paper's WRN with FOB's network, 128 images per device; that it also ran on 4 devices is
+# inferred. FOB's parameter groups exclude norms and biases from weight decay with any optimiser.
 WIDE_RESNET50_2_REFERENCE = replace(
     WIDE_RESNET50_2,
     name="imagenet64/wide_resnet50_2_reference",
@@ -64,7 +64,7 @@ WIDE_RESNET50_2_REFERENCE = replace(
     source=f"{FOB}, reference.yaml: 128 images a device (on 4: inferred)",
     published=None,
 )
-# "This did not result in a satisfying performance" (document 000): there is no figure to compare with.
+# "This did not result in a satisfying performance" (document 000), so there is no figure to compare with.
 DAVIT_TINY = replace(
     WIDE_RESNET50_2,
     name="imagenet64/davit_tiny",

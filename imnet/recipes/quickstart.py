@@ -1,4 +1,4 @@
-"""The first run: the embedded data set `shapes`, a small network, half a minute on two CPU cores."""
+"""The recipe for a first run: a small network on the built-in data set `shapes`, half a minute on two CPU cores."""
 
 from imnet.recipe import SGD, Augment, Data, OneCycle, Recipe
 

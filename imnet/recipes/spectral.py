@@ -1,7 +1,7 @@
-"""ImageNet-1K whole (``_224``) and as spectral bands (``_sub4``, ``_sub16``, ``_sub36``; document 004).
+"""ImageNet-1K as whole images (``_224``) and as spectral bands (``_sub4``, ``_sub16``, ``_sub36``; document 004).
 
-A network is trained for each band, all together in one folder; ``--bands`` names some, ``--band K`` trains one as a run
-of its own. What was published is the ensemble of them. Source:
+One network is trained per band, all of them together in one folder; ``--bands`` selects some, ``--band K`` trains one
+as a run of its own. The published figures are those of the ensemble. Source:
 YangletLiu/Tensor_Layer_Neural_Networks, IEEE TNNLS 2024, doi 10.1109/TNNLS.2024.3394861.
 """
 
@@ -11,13 +11,13 @@ GPU = "A100"
 SOURCE = "document 004; IEEE TNNLS 2024, doi 10.1109/TNNLS.2024.3394861"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DATA = Data(name="imagenet", image_px=224, num_classes=1000, batch_images=256)
-# The document says nothing of augmentation. As the source trains ImageNet-1K: torchvision's RandomResizedCrop and a
-# flip, evaluated at the middle of the shorter side's 256 (sub36: 384). The crops are cut from whole pictures, which the
-# store keeps as they are encoded.
+# The document does not mention augmentation. This is how the source's code trains ImageNet-1K: torchvision's
+# RandomResizedCrop and a flip, evaluated on the middle crop after resizing the shorter side to 256 (sub36: 384). Crops
+# are taken from whole pictures, which the store keeps encoded.
 WHOLE_224 = Augment(crop_scale=(0.08, 1.0), crop_px=224, resize_eval_px=256, hflip="random", mean=MEAN, std=STD)
 
-# Deviation of every band of x/255: over ten such crops of each of 100 ImageNet images, one of each of 100 classes, the
-# three colours together. Theirs went through JPEG files and lost what lay outside 0..255; ours do not.
+# Standard deviation of every band of x/255, of the three colours together, over ten such crops of each of 100 ImageNet
+# images, each of another class. The source's bands went through JPEG files, which clipped them to 0..255; ours do not.
 SUB4_STD = (2.06, 0.156, 0.0652, 0.150)
 SUB16_STD = (
     8.01, 0.837, 0.403, 0.270, 0.189, 0.295, 0.349, 0.627, 0.377, 0.455, 0.213, 0.130, 0.0790, 0.122, 0.170, 0.332,
@@ -27,7 +27,7 @@ SUB36_STD = (
     0.911, 1.07, 0.549, 0.385, 0.242, 0.177, 0.135, 0.168, 0.206, 0.301, 0.366, 0.629,
     0.320, 0.568, 0.297, 0.221, 0.139, 0.0979, 0.0658, 0.0952, 0.126, 0.196, 0.248, 0.484,
 )  # fmt: skip
-# The same over images made 336 pixels square, which is nearer to what the 21K store holds.
+# The same for images resized to 336 pixels square, which are closer to those in the 21K store.
 SUB36_21K_STD = (
     18.5, 2.12, 1.17, 0.831, 0.629, 0.577, 0.456, 0.592, 0.597, 0.808, 0.906, 1.56,
     1.16, 1.28, 0.703, 0.560, 0.430, 0.381, 0.328, 0.368, 0.399, 0.485, 0.542, 0.824,
@@ -131,7 +131,7 @@ RESNET50_SUB4 = replace(
         note="the bands of the ensemble were chosen on the validation set",
     ),
 )
-# Sub36 was published for ResNet-34 alone; that of the others is the same recipe.
+# For sub36 only ResNet-34 was published; the other networks have the same recipe.
 RESNET50_SUB16 = replace(RESNET34_SUB16, name="spectral/resnet50_sub16", model="resnet50_56", published=None)
 RESNET50_SUB36 = replace(RESNET34_SUB36, name="spectral/resnet50_sub36", model="resnet50_56", published=None)
 
@@ -163,7 +163,7 @@ ALEXNET_SUB16 = replace(
 )
 ALEXNET_SUB36 = replace(RESNET34_SUB36, name="spectral/alexnet_sub36", model="alexnet_56", published=None)
 
-# 527.79 MiB is VGG-16 without BN, 207.82 MiB a band VGG-16 with it: each as its published size says.
+# Whether VGG-16 has BN is inferred from the published sizes: 527.79 MiB is without, a band's 207.82 MiB is with it.
 VGG16_224 = replace(
     RESNET34_224,
     name="spectral/vgg16_224",
@@ -184,11 +184,11 @@ VGG16_SUB16 = replace(
 )
 VGG16_SUB36 = replace(RESNET34_SUB36, name="spectral/vgg16_sub36", model="vgg16_bn_56", published=None)
 
-# ImageNet-21K: its classes of at least 500 pictures, 50 of each held out for the test. The store is made once by
+# ImageNet-21K: the classes with at least 500 pictures, 50 of each held out for testing. The store is made once by
 #   imnet-data pack FOLDER_OF_CLASS_TARS STORE --size 336 --shorter 384 --filter bilinear --min-images 500 --hold-out 50
-# and given as `--data-dir STORE`. 10,450 classes are left of the winter 2021 release: their code trains these, and
-# 171.56 MB are torchvision's ResNet-50 with so many outputs and BN's running statistics. Their text counts 11,221
-# classes, which is the fall 2011 release (`--data.num_classes 11221`). ResNet-34's 122.35 MB fit neither.
+# and given as `--data-dir STORE`. The winter 2021 release has 10,450 such classes: the source's code trains on them,
+# and its 171.56 MB are torchvision's ResNet-50 with as many outputs and BN's running statistics. The text counts 11,221
+# classes, as in the fall 2011 release (`--data.num_classes 11221`). ResNet-34's 122.35 MB fit neither.
 RESNET34_21K_224 = Recipe(
     name="spectral/resnet34_21k_224",
     model="resnet34",

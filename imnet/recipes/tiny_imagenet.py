@@ -1,7 +1,7 @@
 """Tiny ImageNet: 200 classes, 100,000 training images of 64 pixels, 10,000 validation images (document 003).
 
 ``_baseline`` and ``_augmented`` are the ten published runs, at 224 pixels and with torchvision's head of 1000 outputs.
-``_64`` are ours: the native pixels, a 3x3 stem and no pool, which costs 1.2 to 1.3 times the arithmetic of 224 px.
+``_64`` are our own, at the native 64 pixels with a 3x3 stem and no pool: 1.2 to 1.3 times the arithmetic of 224 px.
 """
 
 from imnet.recipe import SGD, Augment, Constant, Cosine, Data, Muon, OneCycle, Published, Ran, Recipe, replace
@@ -9,10 +9,10 @@ from imnet.recipe import SGD, Augment, Constant, Cosine, Data, Muon, OneCycle, P
 DATA = Data(name="tiny-imagenet", image_px=64, num_classes=200, batch_images=64)
 HARDWARE = "V100"
 SOURCE = "document 003; Lightning-AI/dl-fundamentals, unit 7, a solution of its exercise"
-# Theirs kept 10,000 of the training images for validation: torch's random_split, its generator just seeded with 123
-# (a later version of their code has a generator of its own, seed 42).
-# `--data.val_images 10000 --data.val_seed 123` draws the same places in a list of the images. Ours is ordered by name,
-# theirs as the folders happened to be listed: which images these were is not known.
+# The published runs held out 10,000 training images for validation by torch's random_split, with the global generator
+# just seeded with 123 (a later version of their code uses a separate generator with seed 42).
+# `--data.val_images 10000 --data.val_seed 123` draws the same indices into the list of images. Ours is sorted by name,
+# theirs was in the order in which the folders were listed, so it is not known which images they were.
 SPLIT = "trained on a random 90,000 of the 100,000 images, ours on all"
 TEN_RUNS = "last epoch, official validation set; all ten runs took 60 h together"
 
@@ -35,7 +35,7 @@ RESNET18_BASELINE = Recipe(
 
 
 def _published_run(depth: int, kind: str, top1: float) -> Recipe:
-    """One of the ten: all but the network and the augmentation as in the first."""
+    """One of the ten published runs, which differ from the first only in network and augmentation."""
     return replace(
         RESNET18_BASELINE,
         name=f"tiny-imagenet/resnet{depth}_{kind}",
@@ -55,7 +55,7 @@ RESNET101_AUGMENTED = _published_run(101, "augmented", 0.5211)
 RESNET152_BASELINE = _published_run(152, "baseline", 0.4163)
 RESNET152_AUGMENTED = _published_run(152, "augmented", 0.5244)
 
-# Mean and deviation over every fourth image of the first 100 of each class.
+# Mean and standard deviation are over every fourth of the first 100 images of each class.
 RESNET18_64 = Recipe(
     name="tiny-imagenet/resnet18_64",
     model="resnet18_64",
@@ -79,8 +79,8 @@ RESNET50_64 = replace(RESNET18_64, name="tiny-imagenet/resnet50_64", model="resn
 RESNET101_64 = replace(RESNET18_64, name="tiny-imagenet/resnet101_64", model="resnet101_64")
 RESNET152_64 = replace(RESNET18_64, name="tiny-imagenet/resnet152_64", model="resnet152_64")
 
-# speednet with a fourth stage, as fashion-mnist/speedrun_gpu. Predicted for an H100 as there: 13.8 ms a step (10.2 of
-# arithmetic and bytes, 1.4 of launches, 2.1 of Muon), so 48 s in 18 epochs, and some for judging and saving.
+# fashion-mnist/speedrun_gpu with a fourth stage. Predicted for an H100 as there: 13.8 ms per step (10.2 for arithmetic
+# and bytes, 1.4 for launches, 2.1 for Muon), i.e. 48 s for 18 epochs, plus the time for evaluating and saving.
 SPEEDRUN_GPU = replace(
     RESNET18_64,
     name="tiny-imagenet/speedrun_gpu",

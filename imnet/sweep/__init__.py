@@ -1,8 +1,8 @@
-"""imnet-sweep: many trainings from one file, several at once, and one page of what came out.
+"""imnet-sweep: runs many trainings from one grid file, several at once, and writes one page with the results.
 
-Every trial is an ordinary imnet-train run in a folder of its own, named by the hash of its configuration. So the same
-command goes on where it was killed, does nothing where all is complete, and runs what is new where the file has grown.
-Torch-free but where trials run.
+Every trial is an ordinary imnet-train run in a folder named by the hash of its configuration. So the same command
+resumes after it was killed, does nothing if all trials are complete, and runs only what was added to the file. Only the
+running of trials imports torch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _sweep(argv: list[str]) -> int:
 
 
 def _check(chosen: Sequence[Trial], out: Path) -> None:
-    """What a sweep is refused for now, not when every trial is trained; of a dry run too."""
+    """Raise errors of folders, files and loggers now rather than after the trials; a dry run makes the same checks."""
     check_output(out / "report.html", MARK.encode())
     for trial in chosen:
         try:
@@ -101,7 +101,7 @@ def _check(chosen: Sequence[Trial], out: Path) -> None:
             raise jobs.unwritable(error, out / trial.name) from error
         if jobs.state(trial, out) != "complete":
             check_output(out / trial.name / jobs.FILE, b'"command"')
-            loggers.check(trial.options.logs)  # once, not in every trial
+            loggers.check(trial.options.logs)  # here, so that the error comes once and not in every trial
 
 
 def _list(chosen: Sequence[Trial], out: Path) -> None:
@@ -153,7 +153,8 @@ def _result(folder: Path) -> str:
 
 
 def _end(chosen: Sequence[Trial], out: Path) -> int:
-    """The table, the page and the failures; the exit code of the first of these."""
+    """Print the table, write the page and list the failed trials. Returns 0 if all trials are complete; otherwise
+    raises ImnetError with the exit code of the first failure, or Preempted if none failed."""
     ended = {trial.name: jobs.state(trial, out) for trial in chosen}
     complete = [trial for trial in chosen if ended[trial.name] == "complete"]
     runs = [(run, _varied(trial, run)) for trial in complete for run in report.expand([out / trial.name])]
@@ -177,13 +178,14 @@ def _end(chosen: Sequence[Trial], out: Path) -> int:
 
 
 def _varied(trial: Trial, run: Path) -> str:
-    """What the configuration of a trial's run is called where seeds are averaged; an ensemble has a run a band."""
+    """The label of a trial's configuration without its seed, by which seeds are averaged; the run of an ensemble's band
+    gets the band's name as well."""
     told = label({name: value for name, value in trial.values.items() if name != "seed"}) or trial.recipe.name
     return told if run.name == trial.name else f"{told}, {run.name}"
 
 
 def _document(complete: Sequence[Trial], out: Path) -> str:
-    """The command that holds the runs against their document, where all are of one."""
+    """Text with the command that compares the runs with their document, or "" unless all belong to the same one."""
     systems = {trial.recipe.name.partition("/")[0] for trial in complete}
     known = sorted(systems & {document.system for document in DOCUMENTS})
     return f"; against the document: imnet-report --system {known[0]} {out}" if len(systems) == len(known) == 1 else ""

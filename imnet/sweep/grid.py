@@ -1,4 +1,4 @@
-"""A grid file (see ``EXAMPLE``) and the trials that it means. Torch-free."""
+"""Reads a grid file (see ``EXAMPLE``) and expands it into trials. Does not import torch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ RANDOM_PARTS = ("draws", "seed", "values")
 RANGE_PARTS = ("low", "high", "log")
 MOST_TRIALS = 10_000
 OURS = {"out": "--out of imnet-sweep", "seed": "seeds: [1, 2, 3]"}
-"""Options of imnet-train that a sweep sets itself, and what sets them."""
+"""Options of imnet-train that the sweep sets itself -> what the user gives instead."""
 HOW = {field.name for field in dataclasses.fields(RunOptions)} - {"precision"}
-"""Options that do not decide which run it is."""
+"""Options that are not part of a run's identity."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep. ``values`` are those of the axes; ``words`` the whole command line, without ``--out``."""
+    """One run of a sweep. ``values`` are its values on the axes, ``words`` the whole command line without ``--out``."""
 
     number: int
     values: Mapping[str, Any]
@@ -59,18 +59,18 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """Beginning of the configuration's hash. The precision in it is the one asked for: a login node without a GPU
-        names the trials as the nodes that run them do."""
+        """The first eight digits of the configuration's hash. It contains the precision as requested, not as resolved,
+        so that a login node without a GPU names the trials as the nodes that run them do."""
         return config_hash(self.recipe, self._precision)[:8]
 
     @property
     def name(self) -> str:
-        """Of its run folder."""
+        """The name of its run folder."""
         return default_path(self.recipe, self._precision, self.bands).name
 
     @property
     def bands(self) -> tuple[int, ...]:
-        """Those that are trained together; none where it is one network."""
+        """The spectral bands that are trained together; empty if the trial is one network."""
         return self.options.bands_of(self.recipe)
 
     @property
@@ -79,34 +79,34 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """What tells it from the others."""
+        """The values that distinguish it from the other trials, or the recipe's name if there are none."""
         return label(self.values) or self.recipe.name
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """``optim.lr 0.1, seed 3``."""
+    """The values as text, e.g. ``optim.lr 0.1, seed 3``."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file, read and checked as far as it can be without the recipes."""
+    """The contents of a grid file, checked as far as that is possible without the recipes."""
 
     path: Path
     about: str
     base: Mapping[str, Any]
     points: tuple[Mapping[str, Any], ...]
-    """What the axes say, for each configuration."""
+    """The values on the axes, for each configuration."""
     seeds: tuple[int, ...]
 
 
 def names() -> list[str]:
-    """Of the grids that come with imnet."""
+    """The names of the grids that come with imnet."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def find(word: str) -> Path:
-    """The file of ``word``: a path, or the name of a grid that comes with imnet. UsageError where there is none."""
+    """The file of ``word``, a path or the name of a grid that comes with imnet. UsageError if there is none."""
     if Path(word).is_file():
         return Path(word)
     if word not in names():
@@ -116,7 +116,7 @@ def find(word: str) -> Path:
 
 
 def read(path: Path) -> Grid:
-    """UsageError, which names the file, for anything that is no grid."""
+    """Read and check the grid file ``path``; every UsageError names the file."""
     raw = _mapping(yaml_file.read(path)[0], "the file", PARTS, path)
     base = _mapping(raw.get("base"), "base", None, path)
     axes = _mapping(raw.get("grid"), "grid", None, path)
@@ -141,7 +141,7 @@ def read(path: Path) -> Grid:
 
 
 def _check_varied(axes: Iterable[str], path: Path) -> None:
-    """UsageError for an axis whose trials would be one run, in one folder."""
+    """UsageError for an axis that is not part of a run's identity: its trials would all be the same run."""
     for name in axes:
         if name.removeprefix("no_") in HOW:
             what = f"{name} is no part of a run's configuration: its values would be one trial"
@@ -149,7 +149,8 @@ def _check_varied(axes: Iterable[str], path: Path) -> None:
 
 
 def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -> dict[str, Any]:
-    """``value`` as a mapping, of ``allowed`` keys where they are given; nothing is an empty one."""
+    """``value`` as a mapping; None becomes an empty one. Keys must be in ``allowed``; if that is None, they are options
+    of imnet-train and get their canonical names."""
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -171,7 +172,7 @@ def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -
 
 
 def canonical(name: str) -> str:
-    """An option's one name: ``lr`` is ``optim.lr``."""
+    """The full name of an option: ``optim.lr`` for ``lr``."""
     plain = name if name.startswith("model_options.") else name.replace("-", "_")
     return ALIASES.get(plain, plain)
 
@@ -193,7 +194,7 @@ def _seeds(value: Any, path: Path) -> tuple[int, ...]:
 
 
 def _draws(raw: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """One empty draw where nothing is random."""
+    """The random draws, each a mapping from axis to value; a single empty one if nothing is random."""
     if not raw:
         return [{}]
     values = _mapping(raw.get("values"), "random.values", None, path)
@@ -205,7 +206,7 @@ def _draws(raw: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def _draw(of: Any, name: str, key: str, path: Path) -> Any:
-    """A value of ``name``, a function of ``key`` alone: more draws or another axis leave the others as they are."""
+    """Draw a value of ``name``. It depends on ``key`` alone, so that more draws or axes do not change the others."""
     share = random.Random(key).random()
     what = f"random.values.{name}"
     if not isinstance(of, dict):
@@ -222,15 +223,16 @@ def _draw(of: Any, name: str, key: str, path: Path) -> Any:
     whole = isinstance(low, int) and isinstance(high, int)
     top = high + 1 if whole else high
     value = low * (top / low) ** share if log else low + share * (top - low)
-    # Six digits: enough for a search, and the same on every machine's math library.
+    # Six digits are enough for a search, and the same with every machine's math library.
     return min(int(value), high) if whole else float(f"{value:.6g}")
 
 
 def trials(grid: Grid, num_seeds: int | None = None, more: Sequence[str] = ()) -> tuple[list[Trial], int]:
-    """Every trial in the order in which they run, and how many configurations came twice and were left out.
+    """(all trials in the order in which they run, number of duplicate configurations that were left out).
 
-    ``num_seeds`` takes so many of the file's seeds and counts on from there, or from the recipe's own seed; ``more``
-    are words of imnet-train for every trial. All configurations come with their first seed, then with the second.
+    ``num_seeds`` is the number of seeds to use: the file's, or the recipe's own, and then the integers after the
+    largest. ``more`` are words of imnet-train for every trial. All configurations run with their first seed before any
+    runs with its second.
     """
     names = {canonical(word.removeprefix("--").partition("=")[0]) for word in more if word.startswith("--")}
     both = next((name for name in grid.points[0] if name in names), None)

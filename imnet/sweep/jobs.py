@@ -1,9 +1,9 @@
-"""Runs trials: each is imnet-train in a process of its own, several at once; what has become of each, on the disk.
+"""Runs trials, each as imnet-train in a process of its own, several at once, and keeps their outcomes on the disk.
 
-A trial's folder is a run folder with two files more: ``trial.log``, what the command said, and ``trial.json``:
+A trial's folder is a run folder with two more files: ``trial.log``, the output of the command, and ``trial.json``:
 
     number, id, values, command     what was run
-    code, error                     its exit code and last words; null while it runs, or where it was killed
+    code, error                     its exit code and error line; null while it runs, or if the sweep was killed
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from imnet.sweep.grid import Trial
 FILE = "trial.json"
 POLL_S = 0.1
 ORPHANS_S = 60.0
-"""A trial whose sweep was killed saves and ends; so long the next sweep waits for it."""
+"""Seconds for which a sweep waits for trials of a killed sweep, which save and end."""
 
 
 def unwritable(error: OSError, folder: Path) -> IOFailure:
@@ -38,7 +38,7 @@ def unwritable(error: OSError, folder: Path) -> IOFailure:
 
 
 def state(trial: Trial, out: Path) -> str:
-    """complete, running, failed, stopped or not run."""
+    """The trial's state: "complete", "running", "failed", "stopped" or "not run"."""
     folder = out / trial.name
     with contextlib.suppress(IOFailure):
         if all(map(is_complete, runs_of(folder, trial.bands))):
@@ -46,19 +46,19 @@ def state(trial: Trial, out: Path) -> str:
     if busy(trial, out):
         return "running"
     code = outcome(folder).get("code")
-    if code in (None, 0, Preempted.exit_code):  # 0: of fewer bands of an ensemble than are wanted by now
+    if code in (None, 0, Preempted.exit_code):  # 0: an ensemble was complete with fewer bands than are wanted now
         return "stopped" if folder.exists() else "not run"
     return "failed"
 
 
 def busy(trial: Trial, out: Path) -> str | None:
-    """Who is writing in the trial's folder; None where nobody is."""
+    """The process that is writing to the trial's folder, or None."""
     folder = out / trial.name
     return next(filter(None, map(writer, {folder, *runs_of(folder, trial.bands)})), None)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """trial.json; empty where there is none."""
+    """The contents of trial.json; empty if there is none."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("code"), int | None):
@@ -72,14 +72,16 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one trial runs at a time: its GPUs as CUDA_VISIBLE_DEVICES names them, its words beside its own."""
+    """A place where one trial runs at a time: its GPUs in the form of CUDA_VISIBLE_DEVICES, and words that it adds to
+    the trial's own."""
 
     gpus: str | None
     words: tuple[str, ...] = ()
 
 
 def slots(jobs: int | None, needed: Sequence[Trial]) -> list[Slot]:
-    """As many as ``jobs``; by default one a visible GPU (or as many GPUs as a trial asks for), one on a CPU."""
+    """``jobs`` slots. By default there is one for every visible GPU (or group of GPUs, if trials need several), or a
+    single one on a CPU."""
     options = [trial.options for trial in needed]
     on_cpu = all(o.device == "cpu" or o.procs for o in options)
     devices = [] if on_cpu else _visible()
@@ -103,7 +105,7 @@ def _visible() -> list[str]:
 
 
 class Sweep:
-    """Trials on their way, in ``slots``; ``say(word, trial, text)`` hears what happens to each."""
+    """Runs trials in slots; ``say(word, trial, text)`` is called when a trial starts, waits or ends."""
 
     def __init__(self, out: Path, places: Sequence[Slot], say: Callable[[str, Trial, str], None]):
         self.out, self.say = out, say
@@ -112,10 +114,10 @@ class Sweep:
         self.asked: list[signal.Signals] = []
         self.waiting: list[Trial] = []
         self.until: float | None = None
-        """When to give up waiting for the trials of others, while there is nothing else to do."""
+        """Time at which to give up waiting for trials that other processes run, if nothing else is left to do."""
 
     def run(self, trials: Sequence[Trial]) -> None:
-        """Until every trial has ended, well or not. Preempted where a signal came: the trials have saved then."""
+        """Run until every trial has ended or failed. Raises Preempted after a signal; the trials have then saved."""
         self.waiting = list(trials)
         with self._listening():
             while (self.waiting and not self.asked) or self.running:
@@ -127,11 +129,11 @@ class Sweep:
             raise Preempted(f"{self.asked[0].name}: the trials have saved", hint="run the same command to go on")
 
     def _start_ready(self) -> bool:
-        """Start what may be. False where all that is left has been written by other processes for too long."""
+        """Start the trials that can start. False if all that are left have run in other processes for too long."""
         ready = [trial for trial in self.waiting if not busy(trial, self.out)]
         for trial in ready[: len(self.free)]:
             self.waiting.remove(trial)
-            if state(trial, self.out) != "complete":  # another sweep's by now
+            if state(trial, self.out) != "complete":  # another sweep may have completed it in the meantime
                 self._start(trial, self.free.pop(0))
         if ready or self.running or not self.waiting:
             self.until = None
@@ -150,7 +152,7 @@ class Sweep:
             folder.mkdir(parents=True, exist_ok=True)
             self._note(trial, command, None, None)
             with (folder / "trial.log").open("ab") as log:
-                # A group of its own: a Ctrl-C is the sweep's to pass on, once.
+                # In a process group of its own, so that a Ctrl-C reaches it only through the sweep, and only once.
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                     process_group=0, preexec_fn=die_with(os.getpid()),
@@ -158,7 +160,7 @@ class Sweep:
         except OSError as error:
             raise unwritable(error, folder) from error
         self.running[process] = trial, slot
-        if self.asked:  # meanwhile
+        if self.asked:  # a signal arrived while the process was being started
             self._tell(signal.SIGTERM)
         self.say("start", trial, f"on GPU {slot.gpus}" if slot.gpus else "")
 
@@ -170,7 +172,7 @@ class Sweep:
         for process in [p for p in self.running if p.poll() is not None]:
             trial, slot = self.running.pop(process)
             self.free.append(slot)
-            # Told to stop before it could save anything.
+            # A trial that a signal killed after the sweep was asked to stop has not failed: it could not save yet.
             code = Preempted.exit_code if self.asked and process.returncode < 0 else process.returncode
             error = None if code == 0 else _last_words(self.out / trial.name / "trial.log", code)
             if code == IOFailure.exit_code and BUSY in str(error):  # another sweep was faster
@@ -182,8 +184,8 @@ class Sweep:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """The first signal is passed on, so that the trials save; a second Ctrl-C kills them. None is left behind,
-        whatever ends the block."""
+        """Handle signals in the block: the first is passed on as SIGTERM, so that the trials save; a second Ctrl-C
+        kills them. No trial is left running, whatever ends the block."""
         old = {n: signal.signal(n, self._heard) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield
@@ -209,7 +211,8 @@ class Sweep:
 
 
 def _last_words(log: Path, code: int) -> str:
-    """Why a trial ended: the error's line, or the last one. IOFailure where its log is gone."""
+    """Why a trial ended: the signal that killed it, or its exit code with the error line or the last line of its log.
+    IOFailure if the log is gone."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

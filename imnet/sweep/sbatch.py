@@ -1,4 +1,4 @@
-"""A batch script for Slurm: one array task a trial, which goes back into the queue until it is complete."""
+"""Writes a batch script for Slurm with one array task per trial, which is requeued until the trial is complete."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ exit $code
 
 
 def script(name: str, todo: Sequence[Trial], words: Sequence[str], more: Sequence[str], jobs: int | None) -> str:
-    """The text; ``words`` are those of imnet-sweep without --trial, ``more`` those of imnet-train."""
+    """The text of the script; ``words`` are those for imnet-sweep without --trial, ``more`` those for imnet-train."""
     ranges = spans([trial.number for trial in todo])
     gpus = max((trial.options.gpus or 1 for trial in todo), default=1)
     ranks = max((trial.options.procs or 1 for trial in todo), default=1)
     on_cpu = all(trial.options.device == "cpu" or trial.options.procs for trial in todo)
     command = [shlex.join(["imnet-sweep", *words]), '--trial "$SLURM_ARRAY_TASK_ID"']
     return SCRIPT.format(
-        name=re.sub(r"[^\w.-]+", "-", f"imnet-{name}"),  # it is part of the log file's name, where % has a meaning
+        name=re.sub(r"[^\w.-]+", "-", f"imnet-{name}"),  # part of the log file's name, in which % is special
         array=ranges + (f"%{jobs}" if jobs else ""),
         device="# no GPU is asked for" if on_cpu else f"#SBATCH --gpus-per-task={gpus}",
         cpus=max(8 * gpus, ranks),
@@ -55,7 +55,7 @@ def script(name: str, todo: Sequence[Trial], words: Sequence[str], more: Sequenc
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """``1-3,7`` of 1, 2, 3, 7, which rise."""
+    """Ascending numbers as ranges, e.g. ``1-3,7`` for 1, 2, 3, 7."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][1] + 1:
