@@ -9,8 +9,15 @@ Importing this does not import torch.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
+
+if (getattr(sys.modules["__main__"], "__file__", None) or "").rpartition("/")[2].startswith(
+    "imnet-"
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C ends a command that is still being imported without frames; ``command.guarded`` hears it from there on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if sys.platform == "win32":  # locks, signals and forks of POSIX hold a run together
     raise ImportError("imnet runs on Linux and macOS; on Windows, under WSL")

@@ -187,6 +187,8 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     """
     argv = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     printable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see imnet/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--debug" not in argv:
         # Before torch is imported: it warns, with frames of C++, of what a line says in the end.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
