@@ -103,10 +103,21 @@ ANSWERS = {
 }
 
 
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The name that is most like ``word``, by letters and digits alone: cases, dashes and underscores are mixed up."""
+    plain = {_plain(name): name for name in reversed(list(known))}
+    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
+
+
+def _plain(word: str) -> str:
+    return "".join(filter(str.isalnum, word.casefold()))
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """``did you mean`` for a mistyped name, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else ""
+    close = nearest(word, known)
+    return f"did you mean {close}?" if close else ""
 
 
 def option_hint(name: str, known: Sequence[str], prog: str) -> str:
@@ -114,7 +125,7 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
 
     ``name`` and ``known`` are written with underscores and without the two dashes.
     """
-    word = name.removeprefix("no_")
+    word = name.lower().removeprefix("no_")
     for row, answer in ANSWERS.items():
         if word in row.split() and "recipe" in known:
             return answer
@@ -123,8 +134,8 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
     meant = next((o for option in named for o in (option, option.rpartition(".")[2]) if o in known), None)
     if meant is None:
         leaves = {option.rpartition(".")[2]: option for option in reversed(known)}
-        close = difflib.get_close_matches(word, [*known, *leaves], n=1, cutoff=0.5)
-        meant = next((option if option in known else leaves[option] for option in close), None)
+        close = nearest(word, [*known, *leaves])
+        meant = close if close in known else leaves.get(close or "")
     if meant is None:
         return f"{prog} --help lists every option"
     return f"did you mean --{meant if '.' in meant else meant.replace('_', '-')}?"

@@ -15,7 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from imnet import base_recipe, place, yaml_file
-from imnet.command import option_hint
+from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
 from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
@@ -71,7 +71,10 @@ def parse(argv: list[str]) -> Request:
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
-        raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
+        text = _one_line(str(error), base)
+        word = re.fullmatch(r"got --\S+ (.*); allowed: (.*)", text)
+        close = suggest(word[1], word[2].split(", ")) if word else ""
+        raise UsageError(text, hint=close or "imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
     notes += place.notes(request.recipe, path) if path else ()

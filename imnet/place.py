@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imnet.command import at_home
+from imnet.command import at_home, nearest
 from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES, by_name
 
-DECIDES = ("model", "weights", "device", "procs")
+DECIDES = ("model", "weights", "device", "gpus", "procs")
 """Options that a recipe made for the data depends on."""
 
 
@@ -66,15 +66,18 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
 
     place = Path(path)
     if not place.exists():
-        named = {"recipe": RECIPES, "model": models.CATALOG, "data": _set_names()}
-        meant = [option for option, names in named.items() if path in names]
-        meant += ["data"] if path.startswith("packed:") else []
-        other = f"did you mean --{meant[0]} {path}?" if meant else "by name: --recipe NAME, --data NAME"
+        named = {"data": _set_names(), "model": models.CATALOG, "recipe": RECIPES}
+        option_of = {name: option for option, names in named.items() for name in names}
+        # A mistyped folder is like some name as well, but not very.
+        close = path if path.startswith("packed:") else nearest(path, option_of, 0.8)
+        meant = f"--{option_of.get(close, 'data')} {close}" if close else ""
+        other = f"did you mean {meant}?" if meant else "by name: --recipe NAME, --data NAME"
         hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
     if first["recipe"]:
         return own.with_data(by_name(first["recipe"]), place), (), ()
-    gpu = first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0
+    asked = first["gpus"] or first["device"] == "cuda"
+    gpu = bool(asked) or (first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0)
     made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
     asked, held = first["data.channels"], made.data.channels
     if asked is not None and asked != str(held):

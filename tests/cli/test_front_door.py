@@ -27,7 +27,10 @@ WRONG = [
     ("imnet-data", tool.main, ["pack", "a", "b", "--num-workers", "3"], "did you mean --workers?"),
     ("imnet-data", tool.main, ["pck", "a", "b"], "did you mean pack?"),
     ("imnet-bench", bench_cli.main, ["throughput", "--bs", "3"], "did you mean --batch-size?"),
-    ("imnet-bench", bench_cli.main, ["throughputs"], "did you mean throughput?"),
+    ("imnet-bench", bench_cli.main, ["THROUGHPUT"], "did you mean throughput?"),
+    ("imnet-export", cli.export_main, ["run", "--to", "ONNX"], "did you mean onnx?"),
+    ("imnet-sweep", sweep.main, ["FASHION_MNIST"], "did you mean fashion-mnist?"),
+    ("imnet-report", cli.report_main, ["--system", "Fashion_MNIST"], "did you mean fashion-mnist?"),
     ("imnet-profile", profile_cli.main, ["step", "--resolution", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "--image-pixels", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "stray"], "'stray', which no option takes"),
@@ -68,8 +71,6 @@ def test_every_meaning_is_of_an_option_that_there_is():
 def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):
     def fail(_):
         raise raised
-
-    import os
 
     kept = os.dup(1)  # a pipe that has gone is replaced by nothing
     try:
