@@ -58,6 +58,7 @@ def run(values: Namespace) -> int:
     if values.gpus:
         device.check_gpus(values.gpus)
     if ranks > 1 and current_world(ranks).size == 1:
+        print(*(f"note       {told}\n" for told in device.crowded(values.procs)), end="", flush=True)
         return run_ranks(_rank, (values,), ranks, 0)
     with named_loss(current_world()):
         return _rank(values)
