@@ -25,8 +25,7 @@ from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
 
 PR_SET_PDEATHSIG = 1
 
-# What other trainers call our options. The words of one row mean the option in front; only an option that the command
-# really has is suggested.
+# What other trainers call our options: the words of a row mean the one in front, where the command has it.
 MEANINGS = {
     "model": "arch architecture network net backbone model_name a",
     "model_options": "dropout drop drop_path width depth model_kwargs",
@@ -106,7 +105,8 @@ ANSWERS = {
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The name that is most like ``word``, by letters and digits alone: cases, dashes and underscores are mixed up."""
     plain = {_plain(name): name for name in reversed(list(known))}
-    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
+    meant = {"gpu": "cuda", "half": "fp16"}.get(_plain(word), _plain(word))
+    close = difflib.get_close_matches(meant, plain, n=1, cutoff=cutoff)
     return plain[close[0]] if close else None
 
 

@@ -20,7 +20,7 @@ from imnet.errors import UsageError
 from imnet.fields import flag
 from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
 from imnet.recipe import Recipe
-from imnet.recipe_json import config_dict, dump_config, from_dict, to_dict
+from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
@@ -159,6 +159,10 @@ def _check_asked(asked: frozenset[str]) -> None:
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
+    part, _, leaf = name.partition(".")
+    kinds = [kind for kind, cls in KINDS.get(part, {}).items() if leaf in {f.name for f in dataclasses.fields(cls)}]
+    if kinds:
+        return f"it is of --{part}.kind {' or '.join(kinds)}"
     return option_hint(name, [*ALIASES, *known], "imnet-train")
 
 

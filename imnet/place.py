@@ -74,6 +74,9 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
         other = f"did you mean {meant}?" if meant else "by name: --recipe NAME, --data NAME"
         hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
+    if (place / "run.json").is_file():
+        hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
+        raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
     if first["recipe"]:
         return own.with_data(by_name(first["recipe"]), place), (), ()
     asked = first["gpus"] or first["device"] == "cuda"

@@ -58,6 +58,9 @@ MISTAKES = [
     (["--precision", "bf15"], 2, "auto"),
     (["--precision", "BF16"], 2, "did you mean bf16?"),
     (["--optim.kind", "SGD"], 2, "did you mean sgd?"),
+    (["--device", "gpu"], 2, "did you mean cuda?"),
+    (["--optim.beta1", "0.9"], 2, "got unknown option --optim.beta1; it is of --optim.kind adamw or"),
+    (["--schedule.milestones-epochs", "[3]"], 2, "it is of --schedule.kind multistep"),
     (["--schedule.kind", "COSINE"], 2, "did you mean cosine?"),
     (["--precision", "fp16", "--device", "cpu"], 69, "allowed: fp32, bf16"),
     (["--device", "tpu"], 2, "cuda"),
@@ -174,6 +177,11 @@ def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path
     (tmp_path / "config.yaml").write_text("recipe: quickstart\n")
     assert cli.train_main(["--config", str(tmp_path)]) == 2
     assert f"Is a directory; give the file in it: {tmp_path}/config.yaml\n" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text('{"recipe": {"name": "quickstart", "model": "speednet"}}')
+    assert cli.train_main(["--config", str(tmp_path / "run.json")]) == 2
+    assert "'model'...; allowed: its name; the file of a run folder that" in capsys.readouterr().err
+    assert cli.train_main([str(tmp_path)]) == 2
+    assert f"a run folder, for the place of data; --config {tmp_path}/config.yaml goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
