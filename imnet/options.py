@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> Request:
         raise UsageError(text, hint=close or "imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
-    notes += place.notes(request.recipe, path) if path else ()
+    notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 

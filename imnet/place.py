@@ -60,6 +60,15 @@ def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
     return own.enlarged(recipe, Path(path))
 
 
+def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
+    """A line for a folder of data that is given, and in which a set that is made on the spot looks for nothing."""
+    if data_dir is None or recipe.data.name not in ("shapes", "synthetic"):
+        return ()
+    return (
+        f"{recipe.data.name} reads nothing of --data-dir {data_dir}; imnet-train {data_dir} trains on what lies there",
+    )
+
+
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
     """The recipe for the user's own data, or the one that was asked for with the data's own counts."""
     from imnet import device, models, own
