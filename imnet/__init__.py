@@ -9,8 +9,15 @@ Importing imnet does not import torch.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
+
+if (getattr(sys.modules["__main__"], "__file__", None) or "").rpartition("/")[2].startswith(
+    "imnet-"
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports of a command ends it without a traceback; later ``command.guarded`` handles Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if sys.platform == "win32":  # runs depend on POSIX locks, signals and forks
     raise ImportError("imnet runs on Linux and macOS; on Windows, under WSL")

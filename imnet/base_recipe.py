@@ -19,6 +19,9 @@ def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recip
     were asked for; and notes about what was left out of it."""
     name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
     model = first["model"]
+    if isinstance(name, dict | list):  # run.json has the recipe itself there
+        hint = "the file of a run folder that can be read here is config.yaml"
+        raise UsageError(f"got recipe = {str(name)[:30]}...; allowed: its name", file=first["config"], hint=hint)
     if name and str(name).startswith("own/") and not first["recipe"]:
         base = _own(file_values, first["config"])
     elif name:

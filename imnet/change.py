@@ -71,7 +71,8 @@ def enter(
         return found, saved["step"], []
     old = origin(found, run, path)
     if other_data and not allowed:
-        raise UsageError("the data differ from the checkpoint's", file=found.path, hint="add --allow-change")
+        more = "" if old.position[0] < new.recipe.epochs else " and more --epochs"
+        raise UsageError("the data differ from the checkpoint's", file=found.path, hint=f"add --allow-change{more}")
     step = plan(old, new, found.tensors, net)
     return found, step, notes(old, new, step)
 

@@ -25,8 +25,7 @@ from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
 
 PR_SET_PDEATHSIG = 1
 
-# What other trainers call our options. The words of one row mean the option in front; only an option that the command
-# really has is suggested.
+# What other trainers call our options: the words of a row mean the one in front, where the command has it.
 MEANINGS = {
     "model": "arch architecture network net backbone model_name a",
     "model_options": "dropout drop drop_path width depth model_kwargs",
@@ -103,10 +102,22 @@ ANSWERS = {
 }
 
 
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The name that is most like ``word``, by letters and digits alone: cases, dashes and underscores are mixed up."""
+    plain = {_plain(name): name for name in reversed(list(known))}
+    meant = {"gpu": "cuda", "half": "fp16"}.get(_plain(word), _plain(word))
+    close = difflib.get_close_matches(meant, plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
+
+
+def _plain(word: str) -> str:
+    return "".join(filter(str.isalnum, word.casefold()))
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """``did you mean`` for a mistyped name, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else ""
+    close = nearest(word, known)
+    return f"did you mean {close}?" if close else ""
 
 
 def option_hint(name: str, known: Sequence[str], prog: str) -> str:
@@ -114,7 +125,7 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
 
     ``name`` and ``known`` are written with underscores and without the two dashes.
     """
-    word = name.removeprefix("no_")
+    word = name.lower().removeprefix("no_")
     for row, answer in ANSWERS.items():
         if word in row.split() and "recipe" in known:
             return answer
@@ -123,8 +134,8 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
     meant = next((o for option in named for o in (option, option.rpartition(".")[2]) if o in known), None)
     if meant is None:
         leaves = {option.rpartition(".")[2]: option for option in reversed(known)}
-        close = difflib.get_close_matches(word, [*known, *leaves], n=1, cutoff=0.5)
-        meant = next((option if option in known else leaves[option] for option in close), None)
+        close = nearest(word, [*known, *leaves])
+        meant = close if close in known else leaves.get(close or "")
     if meant is None:
         return f"{prog} --help lists every option"
     return f"did you mean --{meant if '.' in meant else meant.replace('_', '-')}?"
@@ -187,6 +198,8 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     """
     argv = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     printable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see imnet/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--debug" not in argv:
         # Before torch is imported: it warns, with frames of C++, of what a line says in the end.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

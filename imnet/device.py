@@ -42,7 +42,10 @@ def num_gpus() -> int:
 
 
 def kind_of(options: RunOptions) -> str:
-    """The kind of device ("cpu" or "cuda") that a run with these options uses on this machine."""
+    """The kind of device ("cpu" or "cuda") that a run with these options uses: "cuda" also if it asks for GPUs and this
+    machine has none."""
+    if options.gpus or options.device == "cuda":
+        return "cuda"
     return "cpu" if options.device == "cpu" or options.procs or not num_gpus() else "cuda"
 
 
@@ -59,11 +62,16 @@ def check_gpus(wanted: int, asked: str | None = None) -> None:
     raise DeviceError(what, hint=do)
 
 
+def crowded(procs: int | None) -> list[str]:
+    """A note if there are more processes than cores, which have to take turns; else an empty list."""
+    cores = num_cores()
+    told = f"{procs} processes take turns on {cores} core(s), each with its own memory; --procs {cores} uses them all"
+    return [told] if (procs or 0) > cores else []
+
+
 def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     """Return the device of this process and the precision that ``--precision`` means on it."""
-    kind = options.device
-    if kind == "auto":
-        kind = "cuda" if num_gpus() and not options.procs else "cpu"
+    kind = kind_of(options)
     if kind == "cuda":
         asked = (
             f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
@@ -87,6 +95,8 @@ def resolve_precision(precision: str, kind: str) -> tuple[str, str]:
             raise DeviceError("got --precision fp16 on a CPU; allowed: fp32, bf16", hint="leave --precision out")
         return precision, "asked for"
     if kind == "cuda":
+        if not num_gpus():  # a dry run for another machine
+            return "bf16", "as GPUs have it from Ampere on; none is here to ask"
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has it") if has else ("fp16", "the GPU has no bf16")
     if torch.backends.mkldnn.is_available() and _cpu_has_bf16():

@@ -58,12 +58,13 @@ def text(recipe: Recipe, options: RunOptions) -> str:
 
 
 def _lacks(options: RunOptions) -> list[str]:
-    """A line about what the run needs and this machine lacks, if anything."""
+    """Lines about what the run needs and this machine lacks: GPUs, or a core for each process."""
+    crowded = [f"note         {told}" for told in device.crowded(options.procs)]
     try:
         start.check_machine(options)
     except DeviceError as error:
-        return [f"machine      NOT HERE: {error}"]
-    return []
+        return [*crowded, f"machine      NOT HERE: {error}"]
+    return crowded
 
 
 def _folder(path: Path, bands: tuple[int, ...]) -> str:
@@ -201,6 +202,8 @@ def _steps(recipe: Recipe, options: RunOptions, net: nn.Module, flops_per_image:
 
 def _pipeline(found: DataSet, options: RunOptions) -> str:
     kind = torch.device(device.kind_of(options))
+    if kind.type == "cuda" and not device.num_gpus():
+        return f"{options.pipeline} (for GPUs that are not here)"
     try:
         return "{} ({})".format(*pipelines.choose(options.pipeline, (found.train, found.test), kind))
     except ImnetError as error:

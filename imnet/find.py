@@ -69,14 +69,15 @@ def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
         curve = range_test(step, batches, Mixing(plain, 0), options.micro_batch_images)
     write_atomic(picture, _picture(curve, recipe))
     tried = f"{len(curve.lrs)} steps of {recipe.data.batch_images} images, lr {curve.lrs[0]:.0e} to {curve.lrs[-1]:.2g}"
+    drawn = f"picture    {picture}" + (f"; no run is made, so {options.out} is left alone" if options.out else "")
     if curve.suggested is None:
-        return f"{told}lr         the loss falls nowhere in {tried}\npicture    {picture}"
+        return f"{told}lr         the loss falls nowhere in {tried}\n{drawn}"
     asked = curve.suggested * recipe.optim.lr / recipe.scaled_lr  # as --lr is given: see lr_base_images
     return (
         f"{told}lr         {recipe.scaled_lr:.2g} in the recipe; "
         f"the loss falls steepest at {curve.suggested:.2g} ({tried})\n"
         f"try        --lr {asked:.2g}, as the schedule's highest\n"
-        f"picture    {picture}"
+        f"{drawn}"
     )
 
 

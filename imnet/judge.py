@@ -25,11 +25,12 @@ from imnet.data.pipelines.host import Prepared
 from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
+from imnet.fields import COUNT, flag
 from imnet.files import check_output, write_atomic, write_json
 from imnet.launch import World, connected, current_world, named_loss
 from imnet.ranks import run_ranks
 from imnet.run import Run
-from imnet.run_options import RunOptions
+from imnet.run_options import PROCESSES, RunOptions
 from imnet.runfolder import bands_in
 
 BATCH_IMAGES = 256
@@ -41,10 +42,10 @@ FEW_CLASSES = 20
 def run(values: Namespace) -> int:
     """Evaluate, print and write. Only an evaluation like the run's own replaces its evaluation.json; any other is
     written to a file beside it."""
-    counts = {"--batch-size": values.batch_size, "--gpus": values.gpus, "--procs": values.procs}
-    for option, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"got {option} {count}; allowed: 1 or more", hint=f"leave {option} out")
+    for name, numbers in {"batch_size": COUNT, "gpus": PROCESSES, "procs": PROCESSES}.items():
+        count = vars(values)[name]
+        if count is not None and not numbers.holds(count):
+            raise UsageError(f"got --{flag(name)} {count}; allowed: {numbers}", hint=f"leave --{flag(name)} out")
     if bands_in(values.run):
         if values.gpus or values.procs:
             raise UsageError("got --gpus or --procs for an ensemble", hint="one process fuses it: leave them out")
@@ -59,6 +60,7 @@ def run(values: Namespace) -> int:
     if values.gpus:
         device.check_gpus(values.gpus)
     if ranks > 1 and current_world(ranks).size == 1:
+        print(*(f"note       {told}\n" for told in device.crowded(values.procs)), end="", flush=True)
         return run_ranks(_rank, (values,), ranks, 0)
     with named_loss(current_world()):
         return _rank(values)

@@ -15,12 +15,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from imnet import base_recipe, place, yaml_file
-from imnet.command import option_hint
+from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
 from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
 from imnet.recipe import Recipe
-from imnet.recipe_json import config_dict, dump_config, from_dict, to_dict
+from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
 
 __all__ = ["Request", "config_dict", "dump_config", "parse"]
@@ -71,10 +71,13 @@ def parse(argv: list[str]) -> Request:
             parser.set_defaults(_flatten(file_values))
         values = parser.parse_args(argv)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
-        raise UsageError(_one_line(str(error), base), hint="imnet-train --help lists every option") from error
+        text = _one_line(str(error), base)
+        word = re.fullmatch(r"got --\S+ (.*); allowed: (.*)", text)
+        close = suggest(word[1], word[2].split(", ")) if word else ""
+        raise UsageError(text, hint=close or "imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options, notes)
     options = choose_bands(request.recipe, request.options, first, file_values)
-    notes += place.notes(request.recipe, path) if path else ()
+    notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 
@@ -156,6 +159,10 @@ def _check_asked(asked: frozenset[str]) -> None:
 
 
 def _flag_hint(name: str, known: list[str]) -> str:
+    part, _, leaf = name.partition(".")
+    kinds = [kind for kind, cls in KINDS.get(part, {}).items() if leaf in {f.name for f in dataclasses.fields(cls)}]
+    if kinds:
+        return f"it is of --{part}.kind {' or '.join(kinds)}"
     return option_hint(name, [*ALIASES, *known], "imnet-train")
 
 

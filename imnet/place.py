@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imnet.command import at_home
+from imnet.command import at_home, nearest
 from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES, by_name
 
-DECIDES = ("model", "weights", "device", "procs")
+DECIDES = ("model", "weights", "device", "gpus", "procs")
 """Options on which the recipe for the user's data depends."""
 
 
@@ -60,6 +60,15 @@ def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
     return own.enlarged(recipe, Path(path))
 
 
+def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
+    """A line for a folder of data that is given, and in which a set that is made on the spot looks for nothing."""
+    if data_dir is None or recipe.data.name not in ("shapes", "synthetic"):
+        return ()
+    return (
+        f"{recipe.data.name} reads nothing of --data-dir {data_dir}; imnet-train {data_dir} trains on what lies there",
+    )
+
+
 def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
     """(recipe, (), lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
     one chosen for it. ``first`` has the options that this depends on, with None for those not given."""
@@ -67,15 +76,21 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
 
     place = Path(path)
     if not place.exists():
-        named = {"recipe": RECIPES, "model": models.CATALOG, "data": _set_names()}
-        meant = [option for option, names in named.items() if path in names]
-        meant += ["data"] if path.startswith("packed:") else []
-        other = f"did you mean --{meant[0]} {path}?" if meant else "by name: --recipe NAME, --data NAME"
+        named = {"data": _set_names(), "model": models.CATALOG, "recipe": RECIPES}
+        option_of = {name: option for option, names in named.items() for name in names}
+        # A mistyped folder is like some name as well, but not very.
+        close = path if path.startswith("packed:") else nearest(path, option_of, 0.8)
+        meant = f"--{option_of.get(close, 'data')} {close}" if close else ""
+        other = f"did you mean {meant}?" if meant else "by name: --recipe NAME, --data NAME"
         hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
+    if (place / "run.json").is_file():
+        hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
+        raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
     if first["recipe"]:
         return own.with_data(by_name(first["recipe"]), place), (), ()
-    gpu = first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0
+    asked = first["gpus"] or first["device"] == "cuda"
+    gpu = bool(asked) or (first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0)
     made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
     asked, held = first["data.channels"], made.data.channels
     if asked is not None and asked != str(held):

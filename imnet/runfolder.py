@@ -197,7 +197,8 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
     what = f"the folder holds a run of another configuration ({changed})"
     longer = changed == f"epochs was {old.epochs}, is {recipe.epochs}" and recipe.epochs > old.epochs
     do = "extend it" if longer else "go on with it all the same"
-    hint = f"choose another --out, or {do}: --allow-change"
+    spent = run["status"] == "complete" and not run.get("stopped") and recipe.epochs <= old.epochs
+    hint = f"choose another --out, or {do}: --allow-change" + (" and more --epochs" if spent else "")
     if changed == f"name was {old.name}, is {recipe.name}" and recipe.name.startswith("own/"):
         hint += f"; were the pictures moved: --config {path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
     raise UsageError(what, file=path, hint=hint)

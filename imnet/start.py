@@ -39,6 +39,7 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     options = dataclasses.replace(options, out=str(path))
     code, num_ranks = 0, options.gpus or options.procs or 1
     if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
+        print(*(f"note       {told}\n" for told in device.crowded(options.procs)), end="", flush=True)
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
         code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
     else:

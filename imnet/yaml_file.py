@@ -71,7 +71,9 @@ def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", file=path, hint="give a readable YAML file") from error
+        inside = Path(path) / "config.yaml"  # as a run folder has it
+        hint = f"give the file in it: {inside}" if inside.is_file() else "give a readable YAML file"
+        raise UsageError(f"cannot be read: {error.strerror}", file=path, hint=hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"not YAML: {error}", file=path, hint="write it in UTF-8") from error
     value, node = _load(text, path)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from imnet.command import suggest
 from imnet.data import copies
 from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, hold_out_images, make, subset
 from imnet.data.files import without_locks
-from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset, did_you_mean
+from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset
 from imnet.errors import UsageError
 
 __all__ = ["AbsentError", "DataSet", "Request", "Split", "Unpacked", "dataset", "load", "names", "without_locks"]
@@ -81,7 +82,7 @@ def load(
         on_bad=on_bad,
     )
     if name not in all_sets():
-        hint = f"{did_you_mean(name, list(names()))}imnet-train --list shows them"
+        hint = suggest(name, names()) or "imnet-train --list data shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
     thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imnet.errors import UsageError
-from imnet.files import check_output, holds, write_atomic
+from imnet.files import check_output, holds, listed, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
@@ -86,10 +86,15 @@ def expand(places: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for place in places:
-        inside = [] if (place / "run.json").exists() else [*place.glob("*/run.json"), *place.glob("*/*/run.json")]
-        runs = sorted(path.parent for path in inside)
-        found += runs or ([] if _beside_runs(place) else [place])
+        found += _runs_in(place, 2) or ([] if _beside_runs(place) else [place])
     return found or list(places)
+
+
+def _runs_in(place: Path, depth: int) -> list[Path]:
+    """Itself, or the runs so deep in it; IOFailure for a folder that is closed to this user and may hold one."""
+    if listed(place, "run.json"):
+        return [place]
+    return [run for inside in listed(place, "*") for run in _runs_in(inside, depth - 1)] if depth else []
 
 
 def _beside_runs(place: Path) -> bool:

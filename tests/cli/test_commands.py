@@ -108,6 +108,14 @@ def test_another_network_leaves_out_what_was_meant_for_the_recipes_own():
     assert not request.notes
 
 
+def test_a_folder_of_data_that_is_not_read_is_said():
+    (note,) = options.parse(["--data-dir", "photos"]).notes
+    assert note.startswith("shapes reads nothing of --data-dir photos; imnet-train photos")
+    words = ["--recipe", "fashion-mnist/wrn28_10", "--data-dir", "photos"]
+    assert options.parse(words).notes == ()
+    assert len(options.parse([*words, "--data", "synthetic"]).notes) == 1
+
+
 def test_an_optimiser_that_nobody_builds_is_refused():
     from torch import nn
 

@@ -1,6 +1,10 @@
 """Every command answers a mistake alike: one line that begins with its name, a suggestion, exit code 2."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -23,7 +27,10 @@ WRONG = [
     ("imnet-data", tool.main, ["pack", "a", "b", "--num-workers", "3"], "did you mean --workers?"),
     ("imnet-data", tool.main, ["pck", "a", "b"], "did you mean pack?"),
     ("imnet-bench", bench_cli.main, ["throughput", "--bs", "3"], "did you mean --batch-size?"),
-    ("imnet-bench", bench_cli.main, ["throughputs"], "did you mean throughput?"),
+    ("imnet-bench", bench_cli.main, ["THROUGHPUT"], "did you mean throughput?"),
+    ("imnet-export", cli.export_main, ["run", "--to", "ONNX"], "did you mean onnx?"),
+    ("imnet-sweep", sweep.main, ["FASHION_MNIST"], "did you mean fashion-mnist?"),
+    ("imnet-report", cli.report_main, ["--system", "Fashion_MNIST"], "did you mean fashion-mnist?"),
     ("imnet-profile", profile_cli.main, ["step", "--resolution", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "--image-pixels", "3"], "did you mean --image-px?"),
     ("imnet-profile", profile_cli.main, ["step", "stray"], "'stray', which no option takes"),
@@ -65,8 +72,6 @@ def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capf
     def fail(_):
         raise raised
 
-    import os
-
     kept = os.dup(1)  # a pipe that has gone is replaced by nothing
     try:
         assert guarded("x", fail, []) == code
@@ -89,6 +94,27 @@ def test_an_empty_path_is_not_the_current_folder(main, argv, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.endswith("; is a variable of the shell not set?\n") or "variable of the shell not set?; imnet" in err
+
+
+@pytest.mark.parametrize("module", ["imnet.recipe", "numpy", "imnet.report"])
+def test_ctrl_c_while_a_command_is_imported_shows_no_frames(module, tmp_path):
+    """As the installed commands do: a script of that name, which imports the command first."""
+    script = tmp_path / "imnet-data"
+    script.write_text(f"""
+import os, signal, sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupted())
+import imnet.data.tool
+from imnet.command import guarded
+sys.exit(guarded("imnet-data", lambda _: __import__("imnet.report"), []))
+""")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=False)
+    by_the_command = (130, "imnet-data: interrupted\n")
+    assert (ended.returncode, ended.stderr) == (by_the_command if module == "imnet.report" else (-signal.SIGINT, ""))
 
 
 def test_an_unforeseen_error_keeps_its_traceback():

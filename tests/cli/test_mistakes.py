@@ -35,6 +35,7 @@ MISTAKES = [
     (["--batchsize", "3"], 2, "did you mean --batch-size?"),
     (["--augment.cutout", "3"], 2, "did you mean --augment.cutout_px?"),
     (["--recipe", "fashion-mnist/wrn2810"], 2, "did you mean fashion-mnist/wrn28_10?"),
+    (["--recipe", "QUICKSTART"], 2, "did you mean quickstart?"),
     (["--recipe", "nonsense"], 2, "--list recipes"),
     (["--recipe"], 2, "without a value"),
     (["--recipe", ""], 2, "got --recipe without a value"),
@@ -42,8 +43,12 @@ MISTAKES = [
     (["--out", ""], 2, "got out = ''; allowed: a word, or null"),
     (["--weights="], 2, "got --weights without a value"),
     (["--model", "wrn36-5"], 2, "did you mean wrn36_5?"),
+    (["--model", "WRN-28-10"], 2, "did you mean wrn28_10?"),
     (["--model", "wrn16_4"], 2, "add --recipe"),
-    (["--data", "fashionmnist"], 2, "did you mean"),
+    (["--data", "FashionMNIST"], 2, "did you mean fashion-mnist?"),
+    (["--data", "SYNTHETIC"], 2, "did you mean synthetic?"),
+    (["--LR", "0.1"], 2, "did you mean --lr?"),
+    (["--BS", "8"], 2, "did you mean --batch-size?"),
     (["--list", "recipe"], 2, "did you mean recipes?"),
     (["--epochs", "x"], 2, "--epochs"),
     (["--epochs", "0"], 2, "allowed: 1 or more"),
@@ -51,6 +56,12 @@ MISTAKES = [
     (["--batch-size", "0"], 2, "1 or more"),
     (["--batch-size", "1000000"], 2, "make --batch-size smaller"),
     (["--precision", "bf15"], 2, "auto"),
+    (["--precision", "BF16"], 2, "did you mean bf16?"),
+    (["--optim.kind", "SGD"], 2, "did you mean sgd?"),
+    (["--device", "gpu"], 2, "did you mean cuda?"),
+    (["--optim.beta1", "0.9"], 2, "got unknown option --optim.beta1; it is of --optim.kind adamw or"),
+    (["--schedule.milestones-epochs", "[3]"], 2, "it is of --schedule.kind multistep"),
+    (["--schedule.kind", "COSINE"], 2, "did you mean cosine?"),
     (["--precision", "fp16", "--device", "cpu"], 69, "allowed: fp32, bf16"),
     (["--device", "tpu"], 2, "cuda"),
     (["--optim.lr", "-1"], 2, "positive"),
@@ -162,6 +173,17 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, text):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("recipe: quickstart\n")
+    assert cli.train_main(["--config", str(tmp_path)]) == 2
+    assert f"Is a directory; give the file in it: {tmp_path}/config.yaml\n" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text('{"recipe": {"name": "quickstart", "model": "speednet"}}')
+    assert cli.train_main(["--config", str(tmp_path / "run.json")]) == 2
+    assert "'model'...; allowed: its name; the file of a run folder that" in capsys.readouterr().err
+    assert cli.train_main([str(tmp_path)]) == 2
+    assert f"a run folder, for the place of data; --config {tmp_path}/config.yaml goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("quickstart", "[1]"), ("quickstart", "{a: 1}"), ("own/x", "[1]"), ("own/x", "[[{b: [2]}]]")],
@@ -238,6 +260,10 @@ def cli_root():
         (["fashion-mnist/wrn28_10"], 2, "did you mean --recipe fashion-mnist/wrn28_10?"),
         (["fashion-mnist"], 2, "did you mean --data fashion-mnist?"),
         (["wrn36_5"], 2, "did you mean --model wrn36_5?"),
+        (["Quickstart"], 2, "did you mean --recipe quickstart?"),
+        (["fashion_mnist/wrn28_10"], 2, "did you mean --recipe fashion-mnist/wrn28_10?"),
+        (["FashionMNIST"], 2, "did you mean --data fashion-mnist?"),
+        (["photos"], 2, "by name: --recipe NAME, --data NAME"),
         (["packed:photos"], 2, "did you mean --data packed:photos?"),
         (["~/nothing"], 2, "got '/nobody/nothing': no such file or folder"),
         (["--config=~/nothing.yaml"], 2, "/nobody/nothing.yaml: cannot be read"),

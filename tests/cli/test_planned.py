@@ -1,9 +1,11 @@
 """A dry run refuses what the run would refuse, with the same line, and before anything is read or written."""
 
 import pytest
+import torch
 from PIL import Image
 
 from imnet.cli import train_main
+from imnet.resources import num_cores
 
 TINY = ["--data", "shapes", "--data.train_images", "33", "--data.test_images", "10", "--batch-size", "16",
         "--epochs", "1", "--device", "cpu"]  # fmt: skip
@@ -78,3 +80,27 @@ def test_holding_out_of_a_set_that_has_a_test_part_is_refused_before_it_is_packe
     asked = [str(tmp_path / "set"), "--recipe", "quickstart", "--device", "cpu", "--data.hold_out", "0.5", "--dry-run"]
     assert train_main(asked) == 2
     assert "got hold_out = 0.5 for a set with a test part" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans for GPUs that are not here")
+@pytest.mark.parametrize("asked", [["--gpus", "2"], ["--device", "cuda"], ["--gpus", "2", "--precision", "fp16"]])
+def test_a_plan_for_gpus_is_one_also_where_there_are_none(asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*asked, *TINY[:-2]]
+    assert train_main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"machine      NOT HERE: got {' '.join(asked[:2])}, found 0 usable GPUs" in told
+    assert "precision    fp16 (asked for)" in told or "precision    bf16 (as GPUs have it from Ampere on" in told
+    assert "pipeline     auto (for GPUs that are not here)" in told
+    assert train_main(words) == 69
+    assert "found 0 usable GPUs" in capsys.readouterr().err
+
+
+def test_more_processes_than_cores_are_said(tmp_path, capsys):
+    many = num_cores() + 1
+    words = [*TINY[:-2], "--data.train_images", "4096", "--batch-size", "4096"]
+    words += ["--out", str(tmp_path / "run"), "--dry-run", "--procs"]
+    assert train_main([*words, str(many)]) == 0
+    assert f"note         {many} processes take turns on {many - 1} core(s)" in capsys.readouterr().out
+    assert train_main([*words, str(many - 1)]) == 0
+    assert "take turns" not in capsys.readouterr().out

@@ -49,7 +49,9 @@ def test_a_second_pack_keeps_what_is_there_and_refuses_what_differs(tmp_path, ca
     assert main(call) == 0
     assert os.stat(tmp_path / "out" / "train.imnet").st_mtime_ns == before
     assert main([*call[:-1], "8"]) == 74
-    assert "already packed" in capsys.readouterr().err
+    assert "already packed with another rule (--size was 16, is 8); choose" in capsys.readouterr().err
+    assert main(call[:-2]) == 74
+    assert "(--size was 16, is none, --filter was box, is none" in capsys.readouterr().err
 
 
 def test_stats_are_exact(store, capsys, tmp_path):

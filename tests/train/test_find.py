@@ -27,7 +27,8 @@ SMALL += ["--device", "cpu", "--threads", "1"]
 
 def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert train_main(["--find-lr", *SMALL, "--lr", "0.3", "--micro-batch-images", "5", "--ema-decay", "0.9"]) == 0
+    small = [*SMALL, "--lr", "0.3", "--micro-batch-images", "5", "--ema-decay", "0.9", "--out", "run"]
+    assert train_main(["--find-lr", *small]) == 0
     out = capsys.readouterr().out
     assert os.listdir(tmp_path) == ["find-lr.png"]
     assert Image.open("find-lr.png").size[0] > 500
@@ -36,7 +37,7 @@ def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, ca
     assert second.startswith("try        --lr ")
     suggested = float(second.split()[2].rstrip(","))
     assert find.FIRST_LR < suggested < find.LAST_LR
-    assert third == "picture    find-lr.png"
+    assert third == "picture    find-lr.png; no run is made, so run is left alone"
     options.parse(["--lr", str(suggested)])
 
 

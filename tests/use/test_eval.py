@@ -185,8 +185,9 @@ def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--procs", "0"], "got --procs 0; allowed: 1 or more"),
-        (["--gpus", "-1"], "got --gpus -1; allowed: 1 or more"),
+        (["--procs", "0"], "got --procs 0; allowed: 1 to 1,024"),
+        (["--gpus", "1025"], "got --gpus 1025; allowed: 1 to 1,024"),
+        (["--gpus", "-1"], "got --gpus -1; allowed: 1 to 1,024"),
         (["--gpus", "2", "--procs", "2"], "not allowed with argument"),
         (["--procs", "2", "--ten-crop"], "got --ten-crop with --gpus or --procs"),
         (["--ten-crop", "--split", "train"], "got --ten-crop with --data, --checkpoint or --split"),

@@ -218,7 +218,8 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(run, store
     for link in (copy / "checkpoints", bands / "band-1", circle):
         link.symlink_to(link.name)
     words = [[str(place), "--device", "cpu"] for place in (copy, bands)]
-    for command, argv in ((eval_main, words[0]), (eval_main, words[1]), (data_main, ["verify", str(circle)])):
+    others = ((data_main, ["verify", str(circle)]), (report_main, [str(bands)]), (report_main, [str(tmp_path)]))
+    for command, argv in ((eval_main, words[0]), (eval_main, words[1]), *others):
         assert command(argv) == 74
         said = capsys.readouterr().err
         assert "cannot be listed: Too many levels of symbolic links" in said

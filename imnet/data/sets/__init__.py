@@ -10,7 +10,6 @@ import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,12 +69,6 @@ def all_sets() -> dict[str, Source]:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
     return _SETS
-
-
-def did_you_mean(got: str, allowed: list[str]) -> str:
-    """``did you mean 'x'? `` or nothing: one place, so that every unknown name is answered alike."""
-    near = get_close_matches(got, allowed, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:

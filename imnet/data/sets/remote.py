@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imnet.command import suggest
 from imnet.data.base import DataSet, Split, make
 from imnet.data.files import cache_dir, io_errors, locked, make_dir, publish
-from imnet.data.sets import AbsentError, Request, all_sets, did_you_mean, require, search_path
+from imnet.data.sets import AbsentError, Request, all_sets, require, search_path
 from imnet.data.store import is_store, load_named
 from imnet.errors import IOFailure, UsageError
 
@@ -95,9 +96,8 @@ class RemoteSet:
             return None
         split = request.split or next(iter(self.splits))
         if split not in self.splits:
-            hint = did_you_mean(split, list(self.splits)).strip()
             what = f"split is {split!r} for data set {self.name}; allowed {', '.join(self.splits)}"
-            raise UsageError(what, hint=hint)
+            raise UsageError(what, hint=suggest(split, self.splits))
         return self.splits[split]
 
     def find(self, data_dir: Path | None) -> Path | None:

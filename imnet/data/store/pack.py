@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -202,11 +203,19 @@ def _refuse_other_request(origin: Origin, target: Path) -> None:
     before = Origin.read(target)
     if before is None:
         return
-    other = [f"{key} {before.request.get(key)}, now {value}" for key, value in origin.request.items()
-             if before.request.get(key) != value and key not in ("on_bad", "max_bad")]  # fmt: skip
+    was, now = _words_of(before), _words_of(origin)
+    other = [f"--{name} was {was.get(name) or 'none'}, is {now.get(name) or 'none'}" for name in {**was, **now}
+             if was.get(name) != now.get(name)]  # fmt: skip
     if other:
-        raise IOFailure(f"already packed with another rule ({'; '.join(other)})", file=target,
+        raise IOFailure(f"already packed with another rule ({', '.join(other)})", file=target,
                         hint="choose another folder or remove it")  # fmt: skip
+
+
+def _words_of(origin: Origin) -> dict[str, Any]:
+    """What was asked for, by the options that ask; nothing of a size where pictures are kept encoded."""
+    asked = {**origin.request, **(origin.request.get("resize") or {})}
+    left = ("resize", "on_bad", "max_bad")
+    return {key.removesuffix("_px").replace("_", "-"): value for key, value in asked.items() if key not in left}
 
 
 def _drop_old_splits(found: Found, target: Path, options: Options) -> None:
