@@ -1,4 +1,7 @@
-"""Native modules only: the metadata is in pyproject.toml. The host module is optional, CUDA is asked for explicitly."""
+"""Builds the native modules and lists the packages; the other metadata is in pyproject.toml.
+
+The host module is optional. The CUDA library is built only with IMNET_BUILD_CUDA=1.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def _load_build():
-    """imnet_kernels.build by path: importing the package would need torch, absent in an isolated build."""
+    """Load imnet_kernels.build by path: importing the package needs torch, which an isolated build does not have."""
     spec = importlib.util.spec_from_file_location("_imnet_build", ROOT / "kernels" / "imnet_kernels" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -26,7 +29,7 @@ build = _load_build()
 
 
 class BuildPy(build_py):
-    """Ships csrc inside the package, so that `python -m imnet_kernels.build` also works from a wheel."""
+    """Copies csrc into the package, so that `python -m imnet_kernels.build` also works from a wheel."""
 
     def run(self) -> None:
         super().run()
@@ -42,7 +45,7 @@ def _extensions() -> tuple[list, dict]:
         return [], {}
 
     class BuildExt(build_ext):
-        """A missing or failing compiler is said aloud and does not stop the install."""
+        """Reports a missing or failing compiler; the extension is optional, so the installation goes on."""
 
         def build_extension(self, ext) -> None:
             try:
@@ -60,7 +63,7 @@ def _extensions() -> tuple[list, dict]:
 extensions, commands = _extensions()
 if os.environ.get("IMNET_BUILD_CUDA") == "1":
     build.build_cuda()
-# Here and not in pyproject.toml: the folder bench is imported as imnet_bench once installed.
+# Listed here and not in pyproject.toml, because the folder bench is installed as the package imnet_bench.
 bench = [name.replace("bench", "imnet_bench", 1) for name in find_packages(".", include=["bench", "bench.*"])]
 packages = [*find_packages(".", include=["imnet", "imnet.*"]), *find_packages("kernels"), *bench]
 setup(packages=packages, ext_modules=extensions, cmdclass={"build_py": BuildPy, **commands})

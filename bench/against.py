@@ -1,8 +1,8 @@
-"""imnet-train as it is here against an earlier commit of this repository: `python -m bench.against REV -- WORDS`.
+"""imnet-train of this tree against an earlier commit of this repository: `python -m bench.against REV -- WORDS`.
 
-Both sides run the same command in turn, each from its own files, with its own host module and an empty folder; one
-uncounted round first. Seconds from the prompt to the end, and those that are neither torch's import, warm-up nor
-training: what a change of start-up, evaluation, checkpoints or report moves.
+Both sides run the same command alternately, each from its own files, with its own host module and an empty folder,
+after one warm-up round. Reported are the seconds from start to end, and the part of them that is neither torch's
+import, warm-up nor training: start-up, evaluation, checkpoints and report.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def environment(source: Path) -> dict[str, str]:
 
 
 def seconds(source: Path, words: list[str]) -> tuple[float, float]:
-    """(wall seconds, those without warm-up and training) of one run; SystemExit with its last line where it fails."""
+    """(wall seconds, wall seconds without warm-up and training) of one run; SystemExit with its message if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "imnet.cli", *words, "--out", f"{folder}/run"]
         start = time.perf_counter()

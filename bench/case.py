@@ -1,4 +1,4 @@
-"""A recipe's run without the loop: its network, its step and its data, on this machine, as the trainer makes them."""
+"""A recipe's network, training step and data on this machine, built as the trainer builds them, without its loop."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from imnet.recipes import by_model, by_name
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 
-# Random images of about this many bytes stand in for a set: more than any cache holds.
+# The approximate size of the random images that replace a data set: larger than any cache.
 SYNTHETIC_BYTES = 128 << 20
 
 
 @dataclass
 class Case:
-    """What one rank holds."""
+    """The objects that one rank trains with."""
 
     recipe: Recipe
     place: device.Place
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def lr(self) -> float:
-        """Small, since random labels at a recipe's own rate would end in NaN."""
+        """The learning rate of the timed steps: a hundredth of the recipe's, which could diverge on random labels."""
         return self.recipe.optim.lr * 0.01
 
     @property
@@ -46,17 +46,17 @@ class Case:
         return self.recipe.data.batch_images
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's batches, epoch after epoch, without end; close it when done."""
+        """This rank's batches, epoch after epoch, without end; close the generator when done."""
         for epoch in itertools.count():
             yield from self.pipeline.epoch(epoch)
 
     def train(self, batch: Batch, step: int = 0) -> None:
-        """One optimiser step on a batch, mixed first where the recipe mixes."""
+        """Run one optimiser step on a batch, after mixing it (mixup and the like) if the recipe does."""
         self.step([self.mixing(*batch, step)], self.batch_images, step, self.lr)
 
 
 def train_flops(recipe: Recipe) -> int:
-    """FLOPs of one image, forward and backward; nothing is computed."""
+    """FLOPs of training on one image, forward and backward, counted on the meta device without computing anything."""
     with torch.device("meta"):
         net = build_network(recipe)
     return flops(net, (recipe.data.channels, recipe.input_px, recipe.input_px), backward=True)
@@ -70,9 +70,9 @@ def find_recipe(
     image_px: int | None = None,
     default: str = "fashion-mnist/speedrun",
 ) -> Recipe:
-    """The recipe that imnet-train would take, or a plain one around a network that no recipe has.
+    """The recipe that imnet-train would choose, or a plain recipe for a network that no recipe uses.
 
-    With ``image_px`` the network gets the images as they are: a recipe's crops and resizing would not fit.
+    With ``image_px`` the recipe's crops and resizing are removed, because they would not fit the new size.
     """
     if recipe is not None and model is not None:
         raise UsageError(f"got --recipe {recipe} and --model {model}; allowed: one of them", hint="leave one out")
@@ -98,7 +98,7 @@ def _around(model: str) -> Recipe:
 
 
 def plain(model: str, px: int, channels: int, classes: int, batch_images: int) -> Recipe:
-    """A recipe around a network that no recipe has: synthetic images as they are, SGD with Nesterov momentum."""
+    """A plain recipe for any network: synthetic images without augmentation, SGD with Nesterov momentum."""
     data = Data(name="synthetic", image_px=px, channels=channels, num_classes=classes, batch_images=batch_images)
     optim = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     name = f"no recipe: {model}"
@@ -106,18 +106,18 @@ def plain(model: str, px: int, channels: int, classes: int, batch_images: int) -
 
 
 def synthetic(recipe: Recipe, num_ranks: int = 1) -> Recipe:
-    """The recipe on random images of its set's shape."""
+    """The recipe with its data set replaced by random images of the same shape."""
     d = recipe.data
     bytes_an_image = d.image_px * d.image_px * d.channels
     least = 4 * d.batch_images * num_ranks
     images = max(least, min(16 * d.batch_images, SYNTHETIC_BYTES // bytes_an_image))
-    images -= images % d.batch_images  # no odd last batch: every step is the same work
+    images -= images % d.batch_images  # no smaller last batch, so that every step is the same work
     named = replace(d, name="synthetic", split=None, train_images=images, test_images=min(64, images))
     return replace(recipe, data=named)
 
 
 def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Case:
-    """Everything a step needs; the data set is loaded as ``options.data_dir`` and the recipe say."""
+    """Build everything that a step needs; the data set is loaded according to ``options.data_dir`` and the recipe."""
     world = world or World()
     place = device.resolve(options, world.local_rank)
     setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
@@ -125,7 +125,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
 
 
 def run_options(values: argparse.Namespace) -> RunOptions:
-    """The command line's, as a run takes them."""
+    """The command line's options as RunOptions; raises UsageError for invalid ones."""
     names = ("device", "gpus", "procs", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
     given = {name: value for name in names if (value := getattr(values, name, None)) is not None}
     try:
@@ -137,6 +137,7 @@ def run_options(values: argparse.Namespace) -> RunOptions:
 def make_step(
     recipe: Recipe, options: RunOptions, place: device.Place, world: World, kind: type[Step] = TrainStep
 ) -> Step:
-    """The trainer's step, of a class that may mark its phases; compiled and captured only where that is asked for."""
+    """The trainer's step as an instance of ``kind``, which may mark its phases. It is compiled and captured only if
+    ``options`` ask for it."""
     chosen = {"compile": bool(options.compile), "graphs": bool(options.cuda_graphs), "backend": options.optim_backend}
     return build_step(recipe, build_network(recipe, place), place, world, kind, **chosen)

@@ -6,7 +6,7 @@
     imnet-bench scaling --procs 2;            imnet-bench scaling --model 1024
     imnet-bench all --json all.json
 
-The parts' own code is imported when they run: asking does not import torch.
+The code of a command is imported when it runs, so that --help does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GATED = ("throughput", "kernels", "data", "step", "all")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """imnet-bench. Exit code 1: the gate failed; the others are those of imnet/errors.py."""
+    """Run imnet-bench; returns the exit code: 1 if the gate failed, else those of imnet/errors.py."""
     return guarded("imnet-bench", _main, argv)
 
 
@@ -56,7 +56,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _check(values: argparse.Namespace) -> None:
-    """What can be known wrong before anything is measured."""
+    """Raise an error for options that are known to be wrong before anything is measured."""
     gate = "--save" if values.save else "--compare" if values.compare else None
     if gate and values.command not in GATED:
         raise UsageError(f"got {gate} for {values.command}; allowed for {', '.join(GATED)}", hint=f"leave {gate} out")
@@ -84,7 +84,7 @@ def _check(values: argparse.Namespace) -> None:
 
 
 def _check_gate(values: argparse.Namespace) -> None:
-    """What would be compared with nothing, or with itself; what is no file of this machine."""
+    """Check the options of the gate: --compare must name a file of this machine that is not overwritten."""
     if values.compare is None:
         for name in ("fail_under", "force"):
             if getattr(values, name):
@@ -120,7 +120,7 @@ def _common(part: Parser) -> None:
 
 
 def add_run(part: argparse.ArgumentParser) -> None:
-    """Which recipe, and how it runs."""
+    """Add the options for how a recipe runs: batch size, device, precision, threads, compilation."""
     part.add_argument("--batch-size", type=count, metavar="N", help="global batch in images (the recipe's)")
     part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     part.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
@@ -182,7 +182,7 @@ def _runs(part: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """An argparse type."""
+    """The argparse type of whole numbers from 1."""
     try:
         value = int(text)
     except ValueError:

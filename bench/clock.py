@@ -1,7 +1,7 @@
-"""The clocks of this folder: A B A B ..., so that whatever else the machine does falls on both alike.
+"""Timing for all benchmarks. Calls alternate, A B A B ..., so that other load on the machine affects all of them alike.
 
-On a CPU a figure is processor time divided by threads ("CPU time per core"), which another process cannot stretch by
-taking the core; on a GPU it is wall time between two synchronisations (``samples``, ``windows``), or the device's own
+On a CPU a figure is processor time divided by threads ("CPU time per core"), which does not grow if another process
+takes the core. On a GPU it is wall time between two synchronisations (``samples``, ``windows``), or the device's own
 time (``on_device``).
 """
 
@@ -23,14 +23,14 @@ MIN_ROUNDS = 3
 EVENT_ROUNDS, EVENT_WARM_UP_ROUNDS = 30, 3
 CPU_ROUNDS, CPU_SLICE_S = 9, 0.01
 L2_MULTIPLE = 3
-"""Inputs and outputs of all rotated calls together, in sizes of a GPU's L2 cache."""
+"""The least total size of the inputs and outputs of all rotated calls, in sizes of the GPU's L2 cache."""
 Call = Callable[[], object]
-"""What is timed."""
+"""A piece of work to be timed."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call over ``n`` rounds: the least, the median, and the distance between the quartiles."""
+    """Seconds per call over ``n`` rounds: the least, the median, and the interquartile range (IQR)."""
 
     best_s: float
     median_s: float
@@ -39,7 +39,7 @@ class Timing:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Timing:
-        """Of samples in seconds; their quartiles lie between the samples, and those of a single one are itself."""
+        """Summarise samples in seconds; the quartiles interpolate between samples, and one sample has an IQR of 0."""
         quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
         return cls(min(values), statistics.median(values), quartiles[2] - quartiles[0], len(values))
 
@@ -48,7 +48,7 @@ class Timing:
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None) -> dict[str, Timing]:
-    """Time every call once a round, after two uncounted ones; a sample is as many calls as fill ``slice_s`` seconds."""
+    """Time every call once per round, after two warm-up rounds; a sample averages the calls that fill ``slice_s``."""
     found = samples(calls, rounds, slice_s=slice_s)
     return {name: Timing.of(values) for name, values in found.items()}
 
@@ -56,23 +56,23 @@ def interleaved(calls: Mapping[str, Call], rounds: int, *, slice_s: float | None
 def samples(
     calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None, children: bool = False
 ) -> dict[str, list[float]]:
-    """What ``interleaved`` condenses: seconds a call, one a round; position i of all calls was taken at one time.
+    """The samples behind ``interleaved``: seconds per call, one per round. Samples of a round are neighbours in time.
 
-    ``children`` adds the processor time of processes that have ended, for peers with workers.
+    ``children`` adds the processor time of child processes that have ended, for peers with workers.
     """
     found = windows(calls, rounds, slice_s=slice_s, children=children)
     return {name: [w.seconds for w in taken] for name, taken in found.items()}
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """A peer's time over ours, round by round: median, distance of the quartiles, and the ratio of the best times."""
+    """A peer's time over ours: median and IQR of the ratios by round, and the ratio of the best times."""
     found = Timing.of([b / a for a, b in zip(ours, theirs, strict=True)])
     return {"ratio_median": found.median_s, "ratio_iqr": found.iqr_s, "ratio_best": min(theirs) / min(ours)}
 
 
 @dataclass(frozen=True)
 class Window:
-    """Seconds a call by the wall's clock, and by this module's: the same on a GPU, CPU time per core else."""
+    """Seconds per call: wall time, and the time that this module reports (wall on a GPU, else CPU time per core)."""
 
     wall_s: float
     seconds: float
@@ -87,7 +87,8 @@ def windows(
     children: bool = False,
     budget_s: float | None = None,
 ) -> dict[str, list[Window]]:
-    """``rounds`` windows of every call, in turn, after the warm-up; once ``budget_s`` are over, ``MIN_ROUNDS`` do."""
+    """``rounds`` windows of every call, alternating, after the warm-up. After ``budget_s`` seconds no new round begins,
+    but ``MIN_ROUNDS`` are always taken."""
     counts = dict.fromkeys(calls, inner)
     start = time.perf_counter()
     for name, call in calls.items():
@@ -104,7 +105,7 @@ def windows(
 
 
 def _window(call: Call, inner: int, children: bool) -> Window:
-    """``inner`` calls in a row. Where nothing has used the GPU, nothing can be waited for on it."""
+    """One window of ``inner`` calls. It counts as a GPU window if this process has initialised CUDA."""
     on_gpu = torch.cuda.is_initialized()
     wait()
     wall, cpu = time.perf_counter(), cpu_seconds(children)
@@ -116,13 +117,13 @@ def _window(call: Call, inner: int, children: bool) -> Window:
 
 
 def wait(place: torch.device | None = None) -> None:
-    """Until the GPU is idle: the one of ``place``, which may be a CPU; else any that was used."""
+    """Wait until the GPU is idle. Does nothing if ``place`` is a CPU, or without ``place`` if CUDA is not in use."""
     if place.type == "cuda" if place is not None else torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def cpu_seconds(children: bool = False) -> float:
-    """Processor seconds of this process, all its threads; with ``children`` also of its children that have ended."""
+    """Processor seconds of all threads of this process; with ``children`` also of its children that have ended."""
     if not children:
         return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -130,10 +131,10 @@ def cpu_seconds(children: bool = False) -> float:
 
 
 def on_device(make: Callable[[], Call], num_bytes: int, device: torch.device | str) -> Timing:
-    """Seconds a call of the device's own time, without gradients; ``make`` gives a call with inputs of its own.
+    """Seconds per call in the device's own time, without gradients; ``make`` returns a call with new inputs.
 
-    On a GPU calls on inputs in turn, which together exceed its L2 cache, replayed as one CUDA graph; on a CPU processor
-    time of one call again and again, warm.
+    On a GPU: calls on several inputs, which together exceed its L2 cache, replayed as one CUDA graph. On a CPU:
+    processor time of one call repeated with warm caches.
     """
     with torch.no_grad():
         if torch.device(device).type == "cpu":
@@ -142,7 +143,7 @@ def on_device(make: Callable[[], Call], num_bytes: int, device: torch.device | s
 
 
 def num_rotated(bytes_per_call: int) -> int:
-    """How many calls on inputs of their own exceed the GPU's L2 cache by far."""
+    """The number of calls with inputs of their own whose bytes together are L2_MULTIPLE L2 caches, at most 64."""
     if not torch.cuda.is_available():
         return 1
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
@@ -150,9 +151,9 @@ def num_rotated(bytes_per_call: int) -> int:
 
 
 def launched(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
-    """Seconds a call on a GPU, launched one by one from Python, on each call's inputs in turn; results are kept.
+    """Seconds per call on a GPU when calls are launched one by one from Python; results are kept until all are done.
 
-    Without a GPU, in a dry run of what is for one, each call is made once.
+    Without a GPU (a dry run of a GPU benchmark) each call is made once.
     """
     kept: list[Any] = []
 
@@ -163,7 +164,7 @@ def launched(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
 
 
 def replayed(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
-    """The same with all calls in one CUDA graph: the device's own time, without the gaps between launches."""
+    """As ``launched``, but with all calls in one CUDA graph: the device's own time, without gaps between launches."""
     if not torch.cuda.is_available():
         return launched(calls, rounds)
     side = torch.cuda.Stream()
@@ -181,7 +182,7 @@ def replayed(calls: Sequence[Call], rounds: int = EVENT_ROUNDS) -> Timing:
 
 
 def _events(work: Call, num_calls: int, rounds: int) -> Timing:
-    """Seconds between two events on the current stream; without a GPU one round by the wall's clock."""
+    """Seconds per call between two events on the current stream; without a GPU the wall time of one round."""
     if not torch.cuda.is_available():
         before = time.perf_counter()
         work()

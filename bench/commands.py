@@ -1,4 +1,4 @@
-"""What each command of imnet-bench measures: (its JSON, how its scores for the gate are measured)."""
+"""The commands of imnet-bench. Each returns its JSON report and a function that measures its scores for the gate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .machine import fingerprint
 Result = tuple[Row, Measure]
 ONE_THREAD = RunOptions(threads=1)
 GATE_RECIPES = (("fashion-mnist/speedrun", 256), ("tiny-imagenet/resnet18_64", 4))
-# `imnet-bench all`: small cases of a narrow and of a wide network, fewer rounds, nothing that needs files.
+# `imnet-bench all`: small cases of a narrow and a wide network, with few rounds and without files.
 SMALL = (
     "throughput --recipe fashion-mnist/speedrun --seconds 7",
     "throughput --recipe tiny-imagenet/resnet18_64 --batch-size 32 --seconds 7",
@@ -46,7 +46,8 @@ def report(
     options: RunOptions | None = None,
     about: Callable[[], Row] = dict,
 ) -> Row:
-    """A benchmark's JSON, each row printed as soon as it is there; the precision is the first row's where not given."""
+    """Collect a benchmark's rows into its JSON and print each as soon as it is measured. Without ``precision`` the
+    fingerprint has that of the first row."""
     found: list[Row] = []
     with device.threads(options or RunOptions()):
         for row in rows:
@@ -60,7 +61,7 @@ def report(
 
 
 def throughput_(values: argparse.Namespace) -> Result:
-    """One recipe, or those that a card has published figures for."""
+    """Measure one recipe, or with --against the networks with published figures for a card."""
     options = run_options(values)
     if values.against is not None:
         return _against(values, options)
@@ -101,7 +102,7 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
 
 
 def _probes(recipes: list[Recipe], parts: tuple[str, ...] = gate.PARTS) -> Measure:
-    """Scores of the recipes' loader and step, each from a process of its own."""
+    """A function that measures the scores of the recipes' loader and step, each recipe in its own process."""
 
     def measure(names: Collection[str] | None) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -115,12 +116,12 @@ def _probes(recipes: list[Recipe], parts: tuple[str, ...] = gate.PARTS) -> Measu
 
 
 def _gate_recipes() -> list[Recipe]:
-    """Small cases of a narrow and of a wide network."""
+    """The recipes that the gate measures: small cases of a narrow and a wide network."""
     return [find_recipe(name, None, batch_images=batch) for name, batch in GATE_RECIPES]
 
 
 def _again(take: Callable[[], Row], scores: Callable[[Row], dict[str, float]]) -> Result:
-    """A report and its rows' scores: of the one at hand at the first asking, of a new one at every later."""
+    """A report, and a function for its scores: the first call uses this report, every later call measures anew."""
     first = take()
     at_hand = [first]
 
@@ -132,7 +133,7 @@ def _again(take: Callable[[], Row], scores: Callable[[Row], dict[str, float]]) -
 
 
 def kernels_(values: argparse.Namespace) -> Result:
-    """The score of a kernel is its reference's time over its own."""
+    """Kernels of the CPU; a kernel's score is its reference's time over its own."""
     rounds = kernels.QUICK_ROUNDS if values.quick else kernels.ROUNDS
     about = functools.partial(kernels.about, rounds)
 
@@ -144,13 +145,13 @@ def kernels_(values: argparse.Namespace) -> Result:
 
 
 def data_(values: argparse.Namespace) -> Result:
-    """The score of a row is its peer's time over ours."""
+    """The data path; a row's score is its peer's time over ours."""
     n = values.rounds
     return _again(lambda: report("data", data.rows(n, values.jpegs), "bf16", n, ONE_THREAD), data.scores)
 
 
 def step_(values: argparse.Namespace) -> Result:
-    """The table against timm's step; the gate's scores are those of two recipes' steps."""
+    """The step against timm's; the scores for the gate are those of two recipes' steps."""
     about = {"compile": values.compile, "timm": version("timm") or "not measured: not installed"}
     rows = step.rows(values.only, values.rounds, values.compile)
     options = RunOptions(threads=values.threads)
@@ -158,14 +159,14 @@ def step_(values: argparse.Namespace) -> Result:
 
 
 def whole_(values: argparse.Namespace) -> Result:
-    """Two commands of many minutes, in turn."""
+    """The whole command against timm's: several runs of many minutes, alternating; no scores."""
     case = {"model": values.model, "image_px": values.image_px, "batch_images": values.batch_size}
     files = values.timm_script.resolve(), values.pictures.resolve()
     return report("whole", whole.rows(*files, values.rounds, values.epochs, **case), "bf16", values.rounds), _no_scores
 
 
 def scaling_(values: argparse.Namespace) -> Result:
-    """Ranks on this machine, or the model of many on paper."""
+    """Several ranks on this machine, or with --model the analytic model of many GPUs; no scores."""
     if values.model is not None:
         batch = values.batch_size or scaling.GLOBAL_BATCH
         rows = scaling.predicted_rows(values.model, batch)
@@ -185,7 +186,7 @@ def scaling_(values: argparse.Namespace) -> Result:
 
 
 def runs_(values: argparse.Namespace) -> Result:
-    """Whole trainings, from their run folders."""
+    """Figures of whole trainings from their run folders; no scores."""
     return report("runs", whole.run_rows(expand(values.runs))), _no_scores
 
 
@@ -194,7 +195,7 @@ def _no_scores(names: Collection[str] | None) -> dict[str, float]:
 
 
 def all_(values: argparse.Namespace) -> Result:
-    """Small cases of every subject; one that cannot run says why, the others go on."""
+    """Small cases of most benchmarks; for one that cannot run the reason is reported, and the others go on."""
     took: dict[str, float] = {}
     found: dict[str, Any] = {}
     for words in SMALL:

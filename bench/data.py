@@ -1,8 +1,8 @@
 """The data path on one core: batches from packed pixels, JPEG packing, store reads.
 
-Processor time, all threads and workers included, one thread; the sides alternate. Every peer first has to give our
-pixels (the gate), or nothing is timed. A ratio is the peer's time over ours in one round: median, quartile distance,
-and the ratio of the best times. What is not installed here is "not measured", with the reason in ``why``.
+Times are processor time of all threads and workers, with one torch thread; the sides alternate. Before it is timed,
+every peer must produce the same pixels as ours (the gate). A ratio is the peer's time over ours in one round, given as
+median, IQR, and ratio of the best times. Peers that are not installed are "not measured", with the reason in ``why``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READ_BATCHES = 40
 
 
 def compared(row: str, images: int, ours: Call, others: Mapping[str, Call], rounds: int, **how: Any) -> Iterator[Row]:
-    """A row a peer: ours and all peers in turn; ``how`` is the clock's."""
+    """A row per peer; ours and all peers are timed alternately. ``how`` is passed to ``clock.samples``."""
     taken = samples({"": ours, **others}, rounds, **how)
     mine = taken.pop("")
     for name, values in taken.items():
@@ -46,13 +46,13 @@ def compared(row: str, images: int, ours: Call, others: Mapping[str, Call], roun
 
 
 def absent(row: str, peer: str, why: str) -> Row:
-    """A peer that is not here."""
+    """The row of a peer that is not installed."""
     figures = dict.fromkeys(("ours", "theirs", "ratio_median", "ratio_iqr", "ratio_best"))
     return {"row": row, "peer": peer, **figures, "why": why}
 
 
 def store_of(pixels: np.ndarray, folder: Path) -> Path:
-    """A packed store of uint8 (N, 64, 64, 3), by way of an ImageNet-64 batch."""
+    """Pack uint8 pixels (N, 64, 64, 3) into a store, by way of a file in ImageNet-64's format; returns its folder."""
     source = folder / "batches"
     source.mkdir()
     planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(pixels), -1)
@@ -64,7 +64,7 @@ def store_of(pixels: np.ndarray, folder: Path) -> Path:
 
 
 def batches_of(split: Split, kind: str) -> Call:
-    """Once through the split by a pipeline, as training runs it: pad 4, flip, cutout 16, normalise, bf16."""
+    """A call that goes once through the split with a pipeline, as in training: pad 4, flip, cutout 16, bf16."""
     augment = Augment(crop_pad_px=peers.PAD_PX, hflip="random", cutout_px=peers.CUTOUT_PX, mean=(peers.MEAN,),
                       std=(peers.STD,))  # fmt: skip
     setting = Setting(augment=augment, seed=0, device=torch.device("cpu"), dtype=torch.bfloat16)
@@ -81,8 +81,8 @@ def batches_of(split: Split, kind: str) -> Call:
 
 
 def batches(folder: Path, rounds: int) -> Iterator[Row]:
-    """Packed 64 px -> batches by the host pipeline, against every peer that is here; eager code, whose images lie in
-    memory, also against the resident pipeline."""
+    """Packed 64 px images to batches by the host pipeline, against every installed peer. Eager code, which has its
+    images in memory, is also compared with the resident pipeline."""
     pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, _SIDE, _SIDE, 3), dtype=np.uint8)
     store = open_store(split_path(store_of(pixels, folder), "train"))
     row, count, slow_rounds = "packed 64 px -> batch", len(pixels), max(3, rounds // 3)
@@ -100,7 +100,8 @@ def batches(folder: Path, rounds: int) -> Iterator[Row]:
 
 
 def small_batches(rounds: int) -> Iterator[Row]:
-    """28 px, one channel, as Fashion-MNIST (resident: it fits), against torchvision v2 one by one in this process."""
+    """28 px images of one channel, like Fashion-MNIST, by the resident pipeline, against torchvision v2 image by image
+    in this process."""
     pixels = np.random.default_rng(0).integers(0, 256, (_STORE_IMAGES, 28, 28, 1), dtype=np.uint8)
     split = Split(pixels, np.zeros(len(pixels), np.int64))
     theirs = {"torchvision v2, one by one": peers.torchvision(pixels, workers=0)}
@@ -108,11 +109,12 @@ def small_batches(rounds: int) -> Iterator[Row]:
 
 
 def store_reads(folder: Path, rounds: int) -> Iterator[Row]:
-    """Random batches from a mapped store (in the page cache) against copying as many bytes, in one piece or as rows."""
+    """Random batches from a mapped store (in the page cache), against copying as many bytes from memory, in one piece
+    or row by row."""
     images = open_store(split_path(folder / "store", "train")).images()
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(images))[: peers.BATCH] for _ in range(_READ_BATCHES)]
-    # The peer reads different bytes each time too: the same ones would come from the processor's cache.
+    # The peer also reads different bytes each time, since the same ones would come from the processor's cache.
     starts = rng.integers(0, len(images) - peers.BATCH, len(orders)).tolist()
     out, in_memory = np.empty((peers.BATCH, *images.shape[1:]), np.uint8), np.array(images)
 
@@ -128,7 +130,7 @@ def store_reads(folder: Path, rounds: int) -> Iterator[Row]:
 
 
 def packing(folder: Path, jpegs: Path, rounds: int) -> Iterator[Row]:
-    """JPEG -> 64 px store with one worker, against the loop everybody writes: open, convert, BOX, append, pickle."""
+    """JPEG files to a 64 px store with one worker, against the usual script: open, convert, resize (BOX), pickle."""
     found = recognise(jpegs)
     count, runs = len(found.splits["train"]), iter(range(10**6))
 
@@ -157,7 +159,7 @@ def packing(folder: Path, jpegs: Path, rounds: int) -> Iterator[Row]:
 def rows(rounds: int = ROUNDS, jpegs: Path | None = None) -> Iterator[Row]:
     """The rows of ``imnet-bench data``: under three minutes on one CPU core. ``jpegs``: a zip of JPEG class folders."""
     if jpegs is not None:
-        recognise(jpegs)  # what is wrong with it is said now, not in three minutes
+        recognise(jpegs)  # reports an invalid zip now, not after three minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield from batches(folder, rounds)
@@ -168,5 +170,5 @@ def rows(rounds: int = ROUNDS, jpegs: Path | None = None) -> Iterator[Row]:
 
 
 def scores(row: Row) -> dict[str, float]:
-    """``<row> / <peer>``: the peer's time over ours, the median of neighbours in time."""
+    """{``<row> / <peer>``: the median over rounds of the peer's time over ours}; empty if not measured."""
     return {f"{row['row']} / {row['peer']}": row["ratio_median"]} if row["ratio_median"] else {}

@@ -1,4 +1,4 @@
-"""How figures are written: numbers for people, tables as Markdown and as columns for a terminal."""
+"""Formatting of figures: readable numbers, and tables as Markdown or as columns for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart: the first to the left, the others to the right."""
+    """A table in columns two spaces apart: the first is left-aligned, the others right-aligned."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     pairs = [zip(line, widths, strict=True) for line in lines]
@@ -25,7 +25,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Microseconds or milliseconds, three digits."""
+    """A time in s, ms or us with three digits."""
     if seconds >= 1:
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
@@ -44,14 +44,14 @@ def clipped(text: str, width: int) -> str:
 
 
 def short(value: float | None) -> str:
-    """A number for people, three digits or a whole one."""
+    """A number with three digits, or from 100 on as a whole number; NOT_MEASURED for None."""
     if value is None:
         return NOT_MEASURED
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def scaled(value: float | None, unit: str = "") -> str:
-    """Three digits with a decimal prefix: 12.3 GB/s; ``-`` where nothing is known."""
+    """Three digits with a decimal prefix, e.g. 12.3 GB/s; ``-`` for None."""
     if value is None:
         return "-"
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -61,13 +61,13 @@ def scaled(value: float | None, unit: str = "") -> str:
 
 
 def spread(values: Sequence[float], scale: float, digits: int) -> str:
-    """mean +- sample standard deviation."""
+    """The values times ``scale`` as mean ± sample standard deviation; of a single value only the mean."""
     mean = f"{statistics.fmean(values) * scale:.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) * scale:.{digits}f}"
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by their values of ``names``, in the order of first sight."""
+    """Rows grouped by their values of ``names``; groups are in the order of their first rows."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(name) for name in names), []).append(row)

@@ -1,17 +1,17 @@
-"""The regression gate: scores kept in a file (--save), and held against it later (--compare --fail-under).
+"""The regression gate: scores are saved to a file (--save) and later scores compared with it (--compare --fail-under).
 
-A score is the time of something else over that of ours, taken in turn in the same run, so that it belongs to the code
-more than to the hour: of a peer, or of a plain PyTorch workload (``probe``). What is left of chance is met thrice: a
-kept score is the median of ``SAVE_ATTEMPTS`` measurements; the line is never above their second lowest, since what the
-kept code did itself is no regression; and a score below the line is measured again, up to ``ATTEMPTS`` times in all,
-the best counts. Slower code is slower every time; chance is not. Other machines are refused, not corrected for.
+A score is the time of a peer or of a plain PyTorch workload (``probe``) over our time, measured alternately in the same
+run, so that it depends on the code more than on the machine's load. Three rules limit the remaining noise: a saved
+score is the median of ``SAVE_ATTEMPTS`` measurements; the threshold ("line") is never above their second lowest, since
+what the saved code itself reached is no regression; and a score below the line is measured again, up to ``ATTEMPTS``
+times in all, and the best counts. Slower code is slower every time. Files of other machines are refused.
 
     python -m bench.gate --recipe NAME [--batch-size N] [--parts loader,model]
 
-is the process of a probe: one thread, because threads that wait for one another burn processor time when somebody else
-has the core; memory that is never given back to the system (``ALLOCATOR``), because page faults cost what the rest of
-the machine makes them cost. The workload resembles the part (convolution, batch norm and their gradients for the step;
-gather, cast and scale for the loader), because unlike ones are slowed unequally. It prints one line of JSON.
+is the process of a probe. It has one thread, because threads that wait for each other use processor time while another
+process has the core, and an allocator that never returns memory to the system (``ALLOCATOR``), because the cost of page
+faults depends on the rest of the machine. The workload resembles the part (convolution, batch norm and their gradients
+for the step; gather, cast and scale for the loader), because load slows unlike work unequally. It prints JSON.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ SAVE_ATTEMPTS = 5
 ATTEMPTS = 4
 ROUNDS = 30
 PARTS = ("loader", "model")
-# The C library keeps what it has: no mmap an allocation, no trimming.
+# The C library keeps all memory that it got: no mmap per allocation, no trimming.
 ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
 Measure = Callable[[Collection[str] | None], dict[str, float]]
-"""Scores by name, higher is better; of the names given, or of all (it may return more than was asked for)."""
+"""(names, or None for all) -> scores by name, higher is better; it may return more names than asked for."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the comparison; ``ratio`` is new over old."""
+    """The comparison of one score; ``line`` is the threshold that ``new`` must reach, ``ratio`` is new over old."""
 
     name: str
     old: float
@@ -72,14 +72,15 @@ class Verdict:
 
 
 def keep(measure: Measure) -> dict[str, Any]:
-    """What ``--save`` adds to a report: every score's median, and the measurements behind it."""
+    """The part that ``--save`` adds to a report: for every score the median ("score") and its measurements ("of")."""
     taken = [measure(None) for _ in range(SAVE_ATTEMPTS)]
     names = [name for name in taken[0] if all(name in one for one in taken)]
     return {name: {"score": statistics.median(v), "of": v} for name in names for v in [[one[name] for one in taken]]}
 
 
 def save(path: Path, report: dict[str, Any], measure: Measure) -> None:
-    """Add the scores to a report, and write it. A busy machine's low scores would let slower code pass later."""
+    """Add the scores to a report and write it. Warns if the machine is busy: scores that are too low now would let
+    slower code pass later."""
     print(f"scores for the gate: {SAVE_ATTEMPTS} measurements of each", flush=True)
     load, cores = os.getloadavg()[0], report["fingerprint"]["cores"]
     if load > 1.5 * cores:
@@ -92,7 +93,10 @@ def save(path: Path, report: dict[str, Any], measure: Measure) -> None:
 
 
 def judge(old: Mapping[str, Sequence[float]], measure: Measure, fail_under: float) -> list[Verdict]:
-    """Each name of ``old`` (the kept measurements) that is measured today too, in its order."""
+    """A verdict for each name of ``old`` (the saved measurements) that ``measure`` returns too, in ``old``'s order.
+
+    Scores below their line are measured again, up to ATTEMPTS times in all.
+    """
     lines = {name: line(kept, fail_under) for name, kept in old.items()}
     best: dict[str, float] = {}
     attempts: Counter[str] = Counter()
@@ -113,12 +117,12 @@ def judge(old: Mapping[str, Sequence[float]], measure: Measure, fail_under: floa
 
 
 def line(kept: Sequence[float], fail_under: float) -> float:
-    """Below this a score is slower: a share of the kept median, and no more than their second lowest."""
+    """The least score that passes: ``fail_under`` times the saved median, but at most the second lowest saved score."""
     return min(fail_under * statistics.median(kept), sorted(kept)[min(1, len(kept) - 1)])
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file that ``--save`` wrote. DataError where it is not one."""
+    """Read a file that ``--save`` wrote; raises IOFailure if it cannot be read, DataError if it is another file."""
     try:
         found = json.loads(path.read_text())
     except OSError as error:
@@ -137,13 +141,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, force: bool) -> None:
-    """What is known of a kept file before anything is measured; ``against`` also knows precision and threads."""
+    """Check a saved file before anything is measured: its form and its machine. ``against`` also compares precision
+    and threads, which are known only then."""
     kept = read(path)["fingerprint"]
     _other_machine(path, kept, fingerprint(kept.get("precision", "")) | {"threads": kept.get("threads")}, force)
 
 
 def _other_machine(path: Path, kept: dict[str, Any], today: dict[str, Any], force: bool) -> list[str]:
-    """What differs; UsageError unless ``force``."""
+    """The differences of the two machines; raises UsageError if there are any, unless ``force``."""
     other = differences(kept, today)
     if other and not force:
         what = f"got a file of another machine: {'; '.join(other)}"
@@ -152,9 +157,9 @@ def _other_machine(path: Path, kept: dict[str, Any], today: dict[str, Any], forc
 
 
 def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: float, force: bool) -> tuple[str, bool]:
-    """(table, whether everything passed) of today's code against a kept file; ``today`` is this fingerprint.
+    """Compare today's code with a saved file; returns (table, whether all scores passed). ``today`` is a fingerprint.
 
-    UsageError where the machine is another one (unless ``force``) or no name is in both.
+    Raises UsageError if the machine is another one (unless ``force``), or if no score is in both.
     """
     base = read(path)
     other = _other_machine(path, base["fingerprint"], today, force)
@@ -169,7 +174,7 @@ def against(path: Path, today: dict[str, Any], measure: Measure, fail_under: flo
 
 
 def table(verdicts: list[Verdict], fail_under: float) -> str:
-    """old, new, ratio, one line a name, and the verdict last."""
+    """The table of verdicts, one line per score, and the overall verdict."""
     cells = []
     for v in verdicts:
         note = ("" if v.passed else "SLOWER ") + (f"(best of {v.attempts})" if v.attempts > 1 else "")
@@ -182,13 +187,13 @@ def table(verdicts: list[Verdict], fail_under: float) -> str:
 
 
 def probe(recipe: str, batch_images: int, parts: tuple[str, ...]) -> dict[str, float]:
-    """{``<part> <recipe>``: score} from a new process; RuntimeError with its last line where it fails."""
+    """{``<part> <recipe>``: score}, measured in a new process; raises RuntimeError with its last line if it fails."""
     words = ["--recipe", recipe, "--batch-size", str(batch_images), "--parts", ",".join(parts)]
     return scores_of([sys.executable, "-m", f"{__package__}.gate", *words])
 
 
 def scores_of(command: list[str]) -> dict[str, float]:
-    """The line of JSON that a probe prints last."""
+    """Run a probe's command in the environment that probes need; returns the JSON of its last line."""
     paths = [str(Path(__file__).resolve().parents[1]), *sys.path]
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -203,7 +208,7 @@ def scores_of(command: list[str]) -> dict[str, float]:
 
 
 def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: int = ROUNDS) -> dict[str, float]:
-    """The same measured in this process."""
+    """As ``probe``, measured in this process."""
     recipe, found = find_recipe(recipe_name, None, batch_images=batch_images), {}
     with device.threads(RunOptions(threads=1)):
         case = build(synthetic(recipe), RunOptions(threads=1, compile=False))
@@ -219,7 +224,8 @@ def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: 
 
 
 def _training(device: torch.device, dtype: torch.dtype) -> Call:
-    """Convolution, batch norm, ReLU: forward and backward on 64 maps of 48 x 28 x 28, in plain PyTorch."""
+    """Plain PyTorch to compare the step with: convolution, batch norm and ReLU, forward and backward, on
+    (64, 48, 28, 28)."""
     like = {"device": device, "dtype": dtype}
     images = torch.randn(64, 48, 28, 28, **like).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(48, 48, 3, 3, device=device, requires_grad=True)
@@ -235,9 +241,9 @@ def _training(device: torch.device, dtype: torch.dtype) -> Call:
 
 
 def _loading(device: torch.device, dtype: torch.dtype) -> Call:
-    """Gather 256 of 4096 images of 28 x 28 bytes, scale, shift, cast: in plain PyTorch.
+    """Plain PyTorch to compare the loader with: gather 256 of 4096 images of 28 x 28 bytes, scale, shift, cast.
 
-    As few bytes as ours reads: more would empty the cache that ours finds warm, or not, by chance.
+    It reads as few bytes as our loader: more would evict our data from the cache, or not, by chance.
     """
     images = torch.randint(0, 256, (4096, 28 * 28), dtype=torch.uint8, device=device)
     ids = torch.randperm(4096, device=device)[:256]

@@ -1,8 +1,8 @@
-"""Kernels: a correctness gate, then the reference, what torch compiles of it, our tiers and their peers, as rows.
+"""Kernel benchmarks: after a correctness gate, times of the reference, the compiled reference, our tiers and peers.
 
-On a CPU one thread and processor time, the columns in turn (``imnet-bench kernels``). On a GPU the device's own time,
-calls in one CUDA graph, and that of calls launched one by one from Python, which is what counts for sizes bound by
-their launch (``python -m bench.gpu``). Shares are of a large copy's bandwidth.
+On a CPU: processor time of one thread, the columns alternating (``imnet-bench kernels``). On a GPU: the device's own
+time of calls in one CUDA graph, and the time of calls launched one by one from Python, which matters for sizes whose
+launch takes longer than the kernel (``python -m bench.gpu``). Shares are of the bandwidth of a large copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Job:
-    """A case in one dtype; ``backward``: the family's backward alone."""
+    """A case in one dtype; with ``backward`` the family's backward pass alone."""
 
     family: Family
     case: Case
@@ -39,35 +39,37 @@ class Job:
 
     @property
     def num_bytes(self) -> int:
-        """The floor: what must be read and written."""
+        """The bytes that must be read and written at least."""
         floor = self.family.backward_bytes if self.backward else self.family.bytes_moved
         assert floor is not None
         return floor(self.case, self.dtype)
 
     @property
     def first(self) -> bool:
-        """Whether a family's compiled reference is shown for it."""
+        """Whether the compiled reference is timed for this job: only for one per family, since compiling is slow."""
         dtype = next(d for d in DTYPES if d in self.family.tolerance)
         return not self.backward and self.case is next(c for c in self.family.cases if c.real) and self.dtype is dtype
 
     def gate(self, name: str, on: str, backend: str | None = None) -> float:
-        """The tier's largest error; raises AssertionError where it is beyond the tolerance, and nothing is timed."""
+        """Return the tier's largest forward error; raises AssertionError if an error exceeds the tolerance, so that a
+        wrong kernel is not timed."""
         return self.family.check(self.case, self.dtype, name, on, compiled=backend).forward
 
     def run(self, name: str, on: str) -> Call:
-        """A call with inputs of its own, on whatever tier is chosen when it is made; ``name`` is for the backward."""
+        """A call with new inputs, which runs on the tier that is chosen when it is called; ``name`` tells a backward
+        pass which tensors its tier needs."""
         if not self.backward:
             return self.family.make(self.case, self.dtype, on).run
         assert self.family.make_backward is not None
         return self.family.make_backward(self.case, self.dtype, on, name).run
 
     def call(self, name: str, on: str) -> Call:
-        """The same on the tier ``name``, without gradients."""
+        """As ``run``, on the tier ``name`` and without gradients."""
         return with_tier(self.run(name, on), name)
 
 
 def real_jobs(only: str | None = None) -> Iterator[Job]:
-    """The recipes' own shapes of every family, or of one, in fp32 and bf16 where the family has them."""
+    """The jobs of the shapes that recipes use, for all families or one, in those of fp32 and bf16 that it supports."""
     for family in families():
         for case in (c for c in family.cases if c.real and only in (None, family.name)):
             for dtype in (d for d in DTYPES if d in family.tolerance):
@@ -77,7 +79,7 @@ def real_jobs(only: str | None = None) -> Iterator[Job]:
 
 
 def with_tier(call: Call, name: str) -> Call:
-    """``call`` on the tier ``name``, without gradients."""
+    """Wrap ``call`` to run on the tier ``name``, without gradients."""
     with tier.using(name):
         chosen = tier.snapshot()
 
@@ -90,7 +92,7 @@ def with_tier(call: Call, name: str) -> Call:
 
 
 def compiled(calls: list[Call], backend: str = "inductor") -> tuple[list[Call], float]:
-    """torch.compile of the calls, one compilation for all, already made; and the seconds that took."""
+    """Compile the calls with torch.compile, all with one compilation; returns them and the seconds of that."""
     torch._dynamo.reset()
     shared = torch.compile(lambda run: run(), backend=backend)
     found = [with_tier(lambda run=run: shared(run), "reference") for run in calls]
@@ -100,7 +102,7 @@ def compiled(calls: list[Call], backend: str = "inductor") -> tuple[list[Call], 
 
 
 def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]:
-    """One row: gate, then every column's time in turn, ratios to host, and host's share of the copy bandwidth."""
+    """One row: after the gate, times of all columns, ratios to the host tier, and its share of the copy bandwidth."""
     found: dict[str, Any] = {"family": job.family.name, "case": job.name, "dtype": str(job.dtype).split(".")[1]}
     if not job.backward:
         found["gate_error"] = job.gate("host", "cpu")
@@ -122,7 +124,7 @@ def on_cpu(job: Job, rounds: int, with_compiled: bool = False) -> dict[str, Any]
 
 
 def column(job: Job, name: str, on: str, backend: str = "inductor") -> dict[str, Any]:
-    """One column of a GPU's row: ``name`` is a tier, or ``compiled`` by torch.compile's ``backend``."""
+    """One column of a GPU's row: ``name`` is a tier, or "compiled" for the reference under torch.compile."""
     count = num_rotated(job.num_bytes)
     if name == "compiled":
         error = job.gate("reference", on, backend)
@@ -133,7 +135,10 @@ def column(job: Job, name: str, on: str, backend: str = "inductor") -> dict[str,
 
 
 def device_figures(calls: list[Call], num_bytes: int, on: str) -> dict[str, Any]:
-    """Microseconds a call, replayed and launched, and what that is of the copy's bandwidth."""
+    """Microseconds per call, replayed and launched, and the achieved share of the copy bandwidth.
+
+    If the calls cannot be captured in a CUDA graph, the launched times stand for both.
+    """
     one_by_one = launched(calls)
     times, problem = one_by_one, {}
     try:
@@ -156,7 +161,7 @@ def device_figures(calls: list[Call], num_bytes: int, on: str) -> dict[str, Any]
 
 
 def rows(family: str | None, rounds: int, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """A row a case; ``quick``: no compiled column."""
+    """A row per case; with ``quick`` without the compiled column."""
     before = tier.snapshot()
     torch.manual_seed(0)
     for job in real_jobs(family):
@@ -165,12 +170,12 @@ def rows(family: str | None, rounds: int, quick: bool = False) -> Iterator[dict[
 
 
 def about(rounds: int) -> dict[str, Any]:
-    """What the rows were taken on, with the bandwidth that their shares refer to."""
+    """The conditions of the rows: instruction set, method, and the copy bandwidth that shares refer to."""
     method = f"CPU time, one thread, interleaved, best of {rounds}, freed memory kept"
     copy = round(machine.copy_bytes_per_s("cpu") / 1e9, 2)
     return {"environment": {"isa": native.host().isa(), "method": method, "copy_gb_per_s": copy}}
 
 
 def scores(row: dict[str, Any]) -> dict[str, float]:
-    """``<family> <case> <dtype>``: the reference's time over the host tier's, taken in turn."""
+    """{``<family> <case> <dtype>``: the reference's median time over the host tier's}, timed alternately."""
     return {f"{row['family']} {row['case']} {row['dtype']}": row["ratio_of_medians"]["reference"]}

@@ -1,8 +1,9 @@
-"""The machine: what a figure was measured on, beside every figure in every JSON; and the roofs that shares refer to.
+"""The fingerprint of the machine, which every JSON contains, and the measured roofs that shares refer to.
 
-Bandwidth is measured by a copy, arithmetic by a matrix product: warm calls on inputs larger than the caches, by
-``clock.on_device`` with the device's current threads, kept for the rest of the process. Of a GPU the median, of a CPU
-the best: what is held against it is the best too, and the median of a busy machine is no roof.
+Bandwidth is measured with a copy and arithmetic with a matrix product, on inputs larger than the caches, by
+``clock.on_device`` with the current number of threads; results are cached for the rest of the process. On a GPU the
+roof is the median. On a CPU it is the best, because kernels are compared by their best times, and because the median on
+a busy machine would be too low for a roof.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ PEERS = ("timm", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dal
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 MATMUL = {"cpu": 2048, "cuda": 8192}
 OVER_COPY = "over 100 %: in the caches, which the copy exceeds, or with less to write than to read"
-"""Why a kernel may move its bytes faster than the copy that its share refers to."""
+"""A note for tables: why a kernel may move its bytes faster than the copy that its share refers to."""
 
 
 def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:
-    """CPU, cores, GPU, clocks, driver, versions, commit, precision, threads, date; ``n`` samples behind each figure."""
+    """CPU, cores, GPU, clocks, driver, versions, commit, precision, threads, date; ``n``: samples per figure."""
     found = environment()
     hardware, versions = found["hardware"], dict(found["versions"])
     versions |= {name: got for name in PEERS if (got := version(name)) is not None}
@@ -54,9 +55,9 @@ def fingerprint(precision: str, n: int | None = None) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Why figures of the two cannot be compared: ``cpu was A, is B``; empty on the same machine.
+    """The reasons why figures of two fingerprints cannot be compared ("cpu was A, is B"); empty if they can.
 
-    Versions of torch may differ in their last part; the commit, the date and the clocks of the moment may differ.
+    CPU, cores, GPU, precision, threads and torch's version without its last part must agree; the rest may differ.
     """
     before, now = _compared(old), _compared(new)
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if before[key] != now[key]]
@@ -69,7 +70,7 @@ def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """One line for a table's head."""
+    """A fingerprint as one line for the head of a table."""
     where = found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
     threads = "" if found["gpu"] else f", {plural(found['threads'], 'thread')}"
     sha = (found["git_sha"] or "no commit")[:10]
@@ -77,14 +78,14 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def _cpu_mhz() -> float | None:
-    """Of the first core at this moment, where the kernel says."""
+    """The current clock of the first core, or None if /proc/cpuinfo does not have it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")), None)
 
 
 def _nvidia() -> dict[str, Any]:
-    """Driver, clocks (MHz, now and at most) and power limit (W) of the first GPU, where nvidia-smi answers."""
+    """Driver, clocks in MHz, power limit in W and capability of the first GPU; {"driver": None} without nvidia-smi."""
     fields = {
         "driver": "driver_version",
         "sm_mhz": "clocks.sm",
@@ -102,37 +103,37 @@ def _nvidia() -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """Begin to count the peak of a GPU's memory anew."""
+    """Reset the peak of the GPU's memory, if CUDA is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes(place: torch.device) -> int:
-    """The most memory that was held: what CUDA's allocator says, on a CPU the resident set of the process."""
+    """The peak of the memory in use: of CUDA's allocator, or on a CPU of the process's resident set."""
     if place.type == "cuda":
         return torch.cuda.max_memory_allocated(place)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def copy_bytes_per_s(device: torch.device | str, num_bytes: int | None = None) -> float:
-    """Bytes read plus bytes written a second by a copy of ``num_bytes`` (256 MiB on a CPU, 2 GiB on a GPU).
+    """Bytes read plus bytes written per second by a copy of ``num_bytes`` (256 MiB on a CPU, 2 GiB on a GPU).
 
-    On a GPU by a kernel that reads and writes them: the driver's own copy, replayed in a graph on an H200, reached
-    2.8 TB/s where kernels of a training step moved 4.4 (2026-11-26).
+    On a GPU an elementwise kernel reads and writes them: the driver's own copy, replayed in a graph on an H200, reached
+    only 2.8 TB/s where kernels of a training step moved 4.4 (2026-11-26).
     """
     kind = torch.device(device).type
     return _copy(str(device), num_bytes or COPY_BYTES[kind], torch.get_num_threads())
 
 
 def matmul_flops_per_s(device: torch.device | str, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s (a multiply-add is two) of a square matrix product; fp32 with TF32 where that is switched on."""
+    """FLOP/s (a multiply-add counts as two) of a square matrix product; fp32 uses TF32 if torch is set to."""
     kind = torch.device(device).type
     return _matmul(str(device), dtype, size or MATMUL[kind], torch.get_num_threads())
 
 
 @lru_cache
 def _copy(device: str, num_bytes: int, threads: int) -> float:
-    # Never zeros: pages that were not written may all be one, and some devices compress.
+    # Not zeros: pages never written may share one physical page, and some devices compress memory.
     source = torch.randint(0, 256, (num_bytes // 8, 8), dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     words, out = source.view(torch.int32), target.view(torch.int32)

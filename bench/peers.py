@@ -1,8 +1,8 @@
-"""The forms that a user would write without imnet.
+"""Peers: the code that a user would write without imnet.
 
-Of the data path: packed pixels -> normalised batches, pad 4, flip, cutout 16. Each is ``peer(images) -> call``; a call
-goes once through ``images``, uint8 (N, H, W, C), in batches of 256. Where its normalisation, without augmentation, is
-not ours, ``check`` raises SystemExit. Of the kernels: ``of_kernel``.
+For the data path (packed pixels -> normalised batches with pad 4, flip, cutout 16) a peer is ``peer(images) -> call``;
+a call goes once through ``images``, uint8 (N, H, W, C), in batches of 256. ``check`` raises SystemExit if a peer's
+normalised images, without augmentation, differ from ours. For the kernels see ``of_kernel``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check(name: str, got: Tensor, images: np.ndarray) -> None:
 
 
 class _Samples(torch.utils.data.Dataset):
-    """One image at a time through torchvision v2, as its references write it."""
+    """A data set that transforms one image at a time with torchvision v2, as in torchvision's reference scripts."""
 
     def __init__(self, images: np.ndarray, augmented: bool) -> None:
         from torchvision.transforms import v2
@@ -54,7 +54,7 @@ class _Samples(torch.utils.data.Dataset):
 
 
 def torchvision(images: np.ndarray, workers: int = 2) -> Call:
-    """torchvision v2 in a DataLoader; its workers end with each call, so that their time is counted."""
+    """torchvision v2 in a DataLoader. Its workers end with each call, so that their processor time can be counted."""
 
     how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
 
@@ -68,7 +68,7 @@ def torchvision(images: np.ndarray, workers: int = 2) -> Call:
 
 
 def eager(images: np.ndarray) -> Call:
-    """A uint8 tensor in memory, augmented batch by batch with plain tensor operations."""
+    """Batches from a uint8 tensor in memory, augmented with plain tensor operations."""
     store, (side, channels) = torch.from_numpy(images), (images.shape[1], images.shape[3])
     steps = torch.arange(side)
 
@@ -98,8 +98,9 @@ def eager(images: np.ndarray) -> Call:
 
 
 def dali(images: np.ndarray, device: str = "cpu", threads: int = 1) -> Call:
-    """DALI's crop_mirror_normalize and erase, fp16 out (it has no bf16), fed by index; on a GPU it is handed the bytes
-    there by DALI too.
+    """DALI's crop_mirror_normalize and erase with fp16 output (it has no bf16), fed with batches of bytes from Python.
+
+    With ``device`` "cuda" DALI also copies the bytes to the GPU.
     """
     from nvidia.dali import fn, pipeline_def, types
 
@@ -152,7 +153,7 @@ def has(module: str) -> bool:
 
 
 def of_kernel(family: Family, case: Case, dtype: torch.dtype) -> Columns:
-    """What a case of a family is compared with on a CPU; augment's peers are those of the data path."""
+    """The peers of a kernel case on a CPU, by name. augment has none here: its peers are those of the data path."""
     if family.name == "spectral":
         return spectral_forms(case, dtype)
     if family.name == "shake_shake":
@@ -163,7 +164,7 @@ def of_kernel(family: Family, case: Case, dtype: torch.dtype) -> Columns:
 
 
 def spectral_forms(case: Case, dtype: torch.dtype) -> Columns:
-    """The two eager forms: the reference's matrix product, and a strided convolution with fixed weights."""
+    """Spectral bands as a strided convolution with fixed weights, in eager PyTorch."""
     r, (batch, channels, height, width) = case.options["r"], case.options["shape"]
     s = r * r
     images = torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8)
@@ -179,8 +180,9 @@ def spectral_forms(case: Case, dtype: torch.dtype) -> Columns:
 
 
 def shake_forms(x1: Tensor, x2: Tensor, residual: Tensor) -> Columns:
-    """The forward as eager operations in the tensors' own dtype, which are the other columns' too: where a tensor lies
-    in memory alone can be worth a third.
+    """The forward pass as eager operations in the dtype of the given tensors.
+
+    The tensors should be laid out as in the other columns: the place of a tensor in memory alone can cost a third.
     """
     a = torch.rand(x1.shape[0], 1, 1, 1).to(x1.dtype)
     return {
@@ -190,7 +192,7 @@ def shake_forms(x1: Tensor, x2: Tensor, residual: Tensor) -> Columns:
 
 
 def optimiser(case: Case, form: str, device: str) -> Call:
-    """torch's SGD in the ``form`` of one of its flags, and the average as one more foreach pass."""
+    """torch's SGD with the flag ``form`` ("foreach" or "fused"), then the moving average as a foreach operation."""
     params = [torch.randn(shape, device=device) for shape in case.options["shapes"]]
     for p in params:
         p.grad = torch.randn_like(p)

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib: bars of what was published and what was measured, and the roofline of a kernel family."""
+"""Pictures with matplotlib: bars of published and measured throughput, and the roofline of a kernel family."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COLOURS, MARKERS = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7
 SUFFIXES = (".png", ".svg", ".pdf")
 DRAWN_BY = "imnet-bench"
 BELOW_MAIN = 50
-"""Small odd cases that are slower than the slowest main one by more than this lie below the picture."""
+"""The roofline's lower limit is the slowest real case divided by this; slower test cases fall outside the picture."""
 
 
 def check(path: Path) -> None:
-    """Before anything is measured: whether the picture could be drawn and written."""
+    """Raise an error, before anything is measured, if the picture could not be drawn or written."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"got --picture {path.name}; allowed: names that end in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
@@ -36,7 +36,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def _drawn(path: Path, height_in: float, title: str) -> Iterator[Any]:
-    """Empty axes in this project's dress, written to ``path`` at the end: the same bytes for the same picture."""
+    """Give empty axes in this project's style and write them to ``path`` at the end. The bytes are deterministic."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -59,7 +59,7 @@ def _drawn(path: Path, height_in: float, title: str) -> Iterator[Any]:
 
 
 def bars(path: Path, rows: list[dict[str, Any]], where: str) -> None:
-    """Two bars a network; ``rows`` are those of ``throughput.compared``; ``where`` names this machine."""
+    """Draw two bars per network. ``rows`` come from ``throughput.compared``; ``where`` names this machine."""
 
     def note(row: dict[str, Any], key: str) -> str:
         less = "" if row["batch_images"] == row["recipe_batch_images"] else f", batch of {row['batch_images']}: rough"
@@ -86,8 +86,8 @@ def bars(path: Path, rows: list[dict[str, Any]], where: str) -> None:
 def roofline(
     path: Path, title: str, rows: Sequence[dict[str, Any]], bytes_per_s: float, flops_per_s: dict[str, float]
 ) -> str:
-    """FLOP/s of ``imnet-profile kernels``' rows over FLOP per byte, under what the device was measured to do: the line
-    to print, which says why where it cannot be drawn."""
+    """Draw FLOP/s over FLOP per byte of the rows of ``imnet-profile kernels``, with the measured bandwidth and peak of
+    the device as roofs. Returns a line to print: the path, or the reason why nothing was drawn."""
     shown = [(r, r["flops"] / r["bytes"], r["flops"] / r["median_s"]) for r in rows if r["flops"] and r["bytes"]]
     if not shown:
         return "no roofline: no case computes anything"

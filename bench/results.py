@@ -1,6 +1,6 @@
-"""RESULTS.md, written from bench/results/*.json and bench/NEGATIVES.md: python -m bench.results.
+"""Writes RESULTS.md from bench/results/*.json and bench/NEGATIVES.md: python -m bench.results.
 
-The rows of a GPU's file are a table a part, which a run of bench.gpu prints at its end too.
+The file of a GPU becomes one table per part, which a run of bench.gpu also prints at its end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUM_KERNELS_SHOWN, NUM_FAILED_SHOWN = 6, 12
 
 
 def gpu_section(values: dict[str, Any]) -> str:
-    """``## On a GPU: card, date`` and a table for every part that has rows."""
+    """The section ``## On a GPU: card, date`` with a table for every part that has rows."""
     found, versions = values["fingerprint"], values["fingerprint"]["versions"]
     where = f"{found['device']}, {found['date']}"
     driver = found.get("driver") or NOT_MEASURED
@@ -53,7 +53,8 @@ def gpu_section(values: dict[str, Any]) -> str:
 
 
 def _sittings(rows: list[Figures], commit: str) -> list[str]:
-    """Rows of another commit were measured in another sitting, maybe on another machine with such a card: said."""
+    """Notes on rows that were measured at another commit, maybe on another machine with the same card, and the rows'
+    own notes."""
     others: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.get("git_sha") not in (None, commit):
@@ -76,7 +77,7 @@ def _failed(rows: list[Figures]) -> list[str]:
 
 
 def _each(rows: list[Figures], name: str) -> str:
-    """Every run's value: a mean would hide which run shared the card."""
+    """The values of all runs: a mean would hide which run shared the card with other processes."""
     values = [row.get(name) for row in rows]
     return NOT_MEASURED if all(v is None for v in values) else " / ".join(short(v) for v in values)
 
@@ -231,14 +232,14 @@ GPU_SECTIONS: dict[str, tuple[str, Callable[[list[Figures]], str]]] = {
 
 
 def expanded(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of an `imnet-bench all`, or the JSON itself; what could not be measured is left out."""
+    """The parts of the JSON of `imnet-bench all` that could be measured; any other JSON as it is."""
     if data["benchmark"] != "all":
         return [data]
     return [part for part in data["parts"].values() if "error" not in part]
 
 
 def document(found: list[dict[str, Any]], notes: str) -> str:
-    """RESULTS.md: a section a JSON, GPUs first, then in the order of ``SECTIONS``, then the hand-written notes."""
+    """The text of RESULTS.md: a section per JSON, first GPUs, then in the order of ``SECTIONS``; last the notes."""
     parts = [
         "# Results",
         "Every table is written by `python -m bench.results` from bench/results/*.json; the notes at the end are "

@@ -1,16 +1,16 @@
-"""1 to N ranks, really run: gloo processes on a CPU, one a GPU under NCCL; weak and strong scaling.
+"""Weak and strong scaling from 1 to N ranks: measured (gloo processes on a CPU, or one NCCL rank per GPU) or predicted.
 
-Weak: every rank keeps its batch, so that the ideal is equal time. Strong: the global batch is kept, so that the ideal
-is time over N. Every rank has the same number of threads whatever N is, or one rank would have the others' cores.
-Ranks wait for one another, so the figures are wall time of rank 0 and only mean something on a quiet machine.
+Weak: every rank keeps its batch size, so the ideal is equal time. Strong: the global batch size is kept, so the ideal
+is time / N. Every rank has the same number of threads for all N; otherwise a single rank would use the others' cores.
+Ranks wait for each other, so the figures are wall time of rank 0 and are valid only on a quiet machine.
 
-On paper (``predicted_rows``) a step of N ranks of up to thousands takes
+The model (``predicted_rows``) predicts a step of N ranks, up to thousands, as
 
     step = (fixed + images / rate) (1 + host + straggler log2 N) + all-reduce
     all-reduce = 2 (g-1)/g B/intra + 2 (m-1)/m B/(g inter) + buckets latency log2 N     g GPUs a node, m nodes, B bytes
 
-which hides nothing of the communication behind the backward pass. Efficiency is against one GPU with the same images
-per GPU (weak) or with the whole global batch (strong). Everything is predicted; nothing here is measured.
+without overlap of communication and backward pass. Efficiency is relative to one GPU with the same images per GPU
+(weak) or with the whole global batch (strong). These figures are predicted, not measured.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ STEPS, WARM_UP_STEPS, ALL_REDUCES = 20, 3, 10
 
 
 def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STEPS) -> Iterator[dict[str, Any]]:
-    """A row a number of ranks and kind; ``efficiency`` is against the fewest ranks, which are the first.
+    """A row per number of ranks and kind of scaling; ``efficiency`` is relative to the first entry of ``ranks``.
 
-    ``options.device`` is "cpu" wherever there is no GPU.
+    ``options.device`` must be "cpu" if there is no GPU.
     """
     on_gpu = options.device != "cpu"
     most = device.num_gpus() if on_gpu else num_cores()
@@ -62,31 +62,31 @@ def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STE
 
 
 def about(recipe: Recipe, options: RunOptions) -> dict[str, Any]:
-    """What the rows are of."""
+    """The network, backend and communication options of the rows."""
     network = {"recipe": recipe.name, "model": recipe.model, "image_px": recipe.input_px}
     return network | {"backend": "gloo" if options.device == "cpu" else "nccl", "comm": dataclasses.asdict(recipe.comm)}
 
 
 def threads_a_rank(options: RunOptions, ranks: list[int]) -> RunOptions:
-    """The same with as many threads for every rank as the most ranks leave."""
+    """The options with the number of threads that every rank has when the most ranks share the cores."""
     return dataclasses.replace(options, threads=options.threads or max(1, num_cores() // max(ranks)))
 
 
 def efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
-    """Images a second a rank, over those of the fewest ranks: 1 is ideal for weak and for strong."""
+    """Images per second and rank, over those of the first row: 1 is ideal for weak and for strong scaling."""
     rate = row["batch_images"] / row["step_s"] / row["ranks"]
     return rate / (first["batch_images"] / first["step_s"] / first["ranks"])
 
 
 def predicted_efficiency(row: dict[str, Any], first: dict[str, Any]) -> float:
-    """What the model on paper says of a row, from what one rank was measured to compute and the all-reduce alone to
-    take: nothing is hidden behind the backward pass, and no rank waits for a slower one."""
+    """The efficiency that the model predicts for a row from measured times: the step of the first row and the
+    all-reduce alone. It assumes no overlap with the backward pass and no waiting for slower ranks."""
     compute_s = first["step_s"] * row["batch_images"] / row["ranks"] / first["batch_images"]
     return efficiency(row | {"step_s": compute_s + row["all_reduce_s"]}, first)
 
 
 def _run(recipe: Recipe, num: int, batches: list[int], options: RunOptions, steps: int) -> dict[str, Any]:
-    """Start ``num`` ranks, each of which runs ``_rank``; what rank 0 wrote: {global batch: figures}."""
+    """Start ``num`` ranks, each of which runs ``_rank``; returns the figures of rank 0, {global batch: figures}."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rank0.json"
         code = run_ranks(_rank, (recipe, batches, options, steps, str(out)), num, 0)
@@ -96,7 +96,7 @@ def _run(recipe: Recipe, num: int, batches: list[int], options: RunOptions, step
 
 
 def _rank(recipe: Recipe, batches: list[int], options: RunOptions, steps: int, out: str) -> int:
-    """One process: both kinds, one after the other; rank 0 writes."""
+    """The process of one rank: times all global batch sizes in sequence; rank 0 writes the figures."""
     place = device.resolve(options, launch.current_world().local_rank)
     with device.threads(options), launch.connected(place.device) as world:
         found = {batch: _steps(with_batch(recipe, batch), options, world, steps) for batch in batches}
@@ -106,7 +106,7 @@ def _rank(recipe: Recipe, batches: list[int], options: RunOptions, steps: int, o
 
 
 def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int) -> dict[str, Any]:
-    """``steps`` steps on batches of this rank's own, timed one by one between barriers."""
+    """Figures of ``steps`` steps on this rank's own batches, each timed between barriers, after WARM_UP_STEPS."""
     case = build(synthetic(recipe, world.size), options, world)
     batches, seconds = case.batches(), []
     for i in range(WARM_UP_STEPS + steps):
@@ -127,7 +127,7 @@ def _steps(recipe: Recipe, options: RunOptions, world: launch.World, steps: int)
 
 
 def _all_reduce_s(gradients: torch.Tensor, world: launch.World) -> float:
-    """Median seconds of the ranks' sum of as many fp32 numbers as there are gradients, with nothing beside it."""
+    """Median seconds of an all-reduce of ``gradients`` (fp32, one number per parameter) with nothing beside it."""
     seconds = []
     for _ in range(WARM_UP_STEPS + ALL_REDUCES):
         world.barrier()
@@ -139,7 +139,7 @@ def _all_reduce_s(gradients: torch.Tensor, world: launch.World) -> float:
 
 
 def parse_ranks(most: int) -> list[int]:
-    """1, 2, 4, ... up to ``most``, which is always among them."""
+    """1, 2, 4, ... up to ``most``, which is always included."""
     if most < 1:
         raise UsageError(f"got {most} ranks; allowed: 1 or more", hint="e.g. --procs 2")
     ranks = [1]
@@ -150,16 +150,16 @@ def parse_ranks(most: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A network on one GPU. ``images_per_s`` is its rate at a large batch, ``fixed_s`` what a step costs besides."""
+    """A network on one GPU: its rate at a large batch (``images_per_s``) and a fixed time per step (``fixed_s``)."""
 
     name: str
     num_params: int
     images_per_s: float
     fixed_s: float = 0.0
     gradient_bytes: int = 2
-    """Bytes a parameter on the wire: 4 is fp32, 2 the bf16 hook."""
+    """Bytes per parameter in the all-reduce: 4 for fp32, 2 with the bf16 hook."""
     bucket_mb: float = 25.0
-    """MiB of fp32 gradients a bucket, as ``comm.bucket_mb``."""
+    """MiB of fp32 gradients per bucket, as ``comm.bucket_mb``."""
 
     @property
     def num_bytes(self) -> int:
@@ -175,32 +175,33 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Bandwidths in bytes/s that an all-reduce reaches: within a node, and of one GPU's share of the network."""
+    """A cluster: the bandwidths in bytes/s that an all-reduce reaches within a node and, per GPU, between nodes."""
 
     name: str
     gpus_per_node: int = 8
     intra_bytes_per_s: float
     inter_bytes_per_s: float
     latency_s: float = 1e-6
-    """Of one bucket, for every doubling of the ranks."""
+    """Seconds per bucket and doubling of the ranks."""
     host: float = 0.0
-    """Slowdown of every step as soon as several ranks share a host: its input pipeline and launches."""
+    """Relative slowdown of a step with more than one rank: they share the host's input pipeline and launches."""
     straggler: float = 0.0
-    """Slowdown for every doubling of the ranks: all wait for the slowest."""
+    """Relative slowdown per doubling of the ranks, because all wait for the slowest."""
 
 
-# The scenario that the project was planned with: a target rate on one H200, bf16 gradients. ``fixed_s`` (the
-# optimiser's 28 bytes a parameter alone take 0.25 ms) and the bandwidths (of NVLink's 450 GB/s and a 400 Gb/s adapter a
-# GPU) were chosen so that the plan's seven efficiencies come out within a point: its figures hide no communication.
+# The scenario that the project was planned with: a target rate on one H200 with bf16 gradients. ``fixed_s`` (the
+# optimiser's 28 bytes per parameter alone take 0.25 ms) and the bandwidths (out of NVLink's 450 GB/s and a 400 Gb/s
+# adapter per GPU) were fitted to the plan's seven efficiencies, which they reproduce within a percentage point without
+# overlap of communication.
 WRN36_5 = Job(name="wrn36_5", num_params=37_633_464, images_per_s=8_800, fixed_s=0.2e-3)
 H200 = Cluster(name="8 x H200 a node", intra_bytes_per_s=400e9, inter_bytes_per_s=30e9, latency_s=0.5e-6)
 PLAN_STRAGGLER = 0.009
-"""Brings the weak-scaling efficiencies to that plan's with stragglers (97 / 93 / 88 %)."""
+"""The straggler term that reproduces the plan's weak-scaling efficiencies with stragglers (97 / 93 / 88 %)."""
 WEAK_IMAGES, GLOBAL_BATCH = 256, 8192
 
 
 def all_reduce_s(job: Job, cluster: Cluster, gpus: int) -> float:
-    """Seconds of a hierarchical ring over the gradients: within the nodes, then between them."""
+    """Seconds of a hierarchical ring all-reduce of the gradients: within the nodes, then between them."""
     if gpus == 1:
         return 0.0
     local = min(gpus, cluster.gpus_per_node)
@@ -211,7 +212,7 @@ def all_reduce_s(job: Job, cluster: Cluster, gpus: int) -> float:
 
 
 def predict(job: Job, cluster: Cluster, gpus: int, images_per_gpu: float, one_gpu_images: float) -> dict[str, float]:
-    """One row, times in ms; ``one_gpu_images`` is the batch of the single GPU that efficiency refers to."""
+    """One row, with times in ms; ``one_gpu_images`` is the batch of the single GPU that efficiency is relative to."""
     compute = job.compute_s(images_per_gpu)
     waiting = compute * (cluster.host * (gpus > 1) + cluster.straggler * math.log2(gpus))
     reduce = all_reduce_s(job, cluster, gpus)
@@ -223,17 +224,17 @@ def predict(job: Job, cluster: Cluster, gpus: int, images_per_gpu: float, one_gp
 
 
 def weak(job: Job, cluster: Cluster, gpus: int, images_per_gpu: int = WEAK_IMAGES) -> dict[str, float]:
-    """The batch grows with the GPUs."""
+    """The prediction for weak scaling: the global batch grows with the number of GPUs."""
     return predict(job, cluster, gpus, images_per_gpu, images_per_gpu)
 
 
 def strong(job: Job, cluster: Cluster, gpus: int, global_batch: int) -> dict[str, float]:
-    """The batch stays."""
+    """The prediction for strong scaling: the global batch stays the same."""
     return predict(job, cluster, gpus, global_batch / gpus, global_batch)
 
 
 def predicted_rows(num_gpus: int, batch: int = GLOBAL_BATCH) -> Iterator[dict[str, Any]]:
-    """The scenarios of the plan for 1, 2, 4 ... ``num_gpus`` GPUs; strong ones end at a GPU an image."""
+    """The plan's scenarios for 1, 2, 4 ... ``num_gpus`` GPUs; strong scaling ends at one image per GPU."""
     gpus = sorted({*(2**i for i in range(num_gpus.bit_length())), num_gpus})
     fp32 = dataclasses.replace(WRN36_5, gradient_bytes=4)
     waiting = dataclasses.replace(H200, straggler=PLAN_STRAGGLER)
@@ -248,5 +249,5 @@ def predicted_rows(num_gpus: int, batch: int = GLOBAL_BATCH) -> Iterator[dict[st
 
 
 def predicted_about(batch: int) -> dict[str, Any]:
-    """What the rows were predicted from."""
+    """The inputs of the prediction."""
     return {"inputs": {"job": asdict(WRN36_5), "cluster": asdict(H200), "global_batch": batch}}

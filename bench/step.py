@@ -1,12 +1,11 @@
-"""The training step against timm's training script, on the same network and the same batch, interleaved.
+"""The training step against that of timm's training script, on the same network and batch, timed alternately.
 
-timm's script is not part of its package; its step is put together here from timm's own parts (create_optimizer_v2,
+timm's script is not part of its package, so its step is assembled here from timm's own parts (create_optimizer_v2,
 AverageMeter) in the order in which the script calls them: forward, loss, backward, step, zero_grad, loss.item().
-``defaults`` is the script's defaults (fp32, NCHW, eager); ``flags`` is --channels-last --amp
---amp-dtype bfloat16 (and --torchcompile with ``--compile``), against our step with the same choices. Where timm is not
-installed, our step is timed alone.
+``defaults`` are the script's defaults (fp32, NCHW, eager); ``flags`` are --channels-last --amp --amp-dtype bfloat16
+(and --torchcompile with ``--compile``), as our step runs. If timm is not installed, our step is timed alone.
 
-The gate comes first: in fp32, both must make the same update.
+Before anything is timed, a gate checks that both make the same update in fp32.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ RECIPE = replace(
 
 
 class TimmStep:
-    """One step as timm's train_one_epoch makes it."""
+    """One training step as in timm's train_one_epoch."""
 
     def __init__(self, net: nn.Module, *, channels_last: bool, bf16: bool, compile: bool):
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
@@ -77,7 +76,7 @@ def our_step(net: nn.Module, *, bf16: bool, compile: bool) -> TrainStep:
 
 
 def gate(name: str, px: int, channels: int) -> None:
-    """One fp32 step of both on a small batch: equal updates (relative 2-norm), or no figure is reported."""
+    """One fp32 step of both on a small batch; SystemExit if their updates differ by 1 % or more (relative 2-norm)."""
     net = build(name, 10, channels)
     before = [p.detach().clone() for p in net.parameters()]
     theirs = TimmStep(copy.deepcopy(net), channels_last=False, bf16=False, compile=False)
@@ -93,7 +92,7 @@ def gate(name: str, px: int, channels: int) -> None:
 
 
 def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile: bool) -> dict[str, Any]:
-    """One row: times of each side, and how much slower than ours the others are (best against best)."""
+    """One row: the times of every side, and the best time of each of timm's steps over our best."""
     torch.manual_seed(0)
     net = build(name, 10, channels)
     images, labels = torch.randn(batch, channels, px, px), torch.randint(0, 10, (batch,))
@@ -113,7 +112,7 @@ def measure(name: str, px: int, channels: int, batch: int, rounds: int, compile:
 
 
 def rows(only: str | None = None, rounds: int = 12, compile: bool = False) -> Iterator[dict[str, Any]]:
-    """A row a network, after its gate. UsageError for a network that is not in the table."""
+    """A row per network, after its gate; raises UsageError for a network that is not in CASES."""
     cases = [case for case in CASES if only in (None, case[0])]
     if not cases:
         hint = f"allowed: {', '.join(case[0] for case in CASES)}"

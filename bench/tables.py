@@ -1,4 +1,4 @@
-"""How the rows of each benchmark read: one section each, for the terminal as rows are ready and for RESULTS.md."""
+"""The tables of the benchmarks: one section each, used for RESULTS.md and for single rows on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cells = list[str]
 
 @dataclass(frozen=True)
 class Section:
-    """A benchmark's table: ``lines`` makes its cells of rows, ``title`` and ``about`` take the whole JSON."""
+    """A benchmark's table: ``lines`` turns rows into cells; ``title`` and ``about`` take the whole JSON."""
 
     title: Callable[[Row], str]
     about: Callable[[Row], str]
@@ -25,14 +25,14 @@ class Section:
 
 
 def section(data: Row) -> str:
-    """``## title``, what was measured how and where, and the table, as RESULTS.md has it."""
+    """A section of RESULTS.md: ``## title``, a text on what was measured how and where, and the table."""
     found = SECTIONS[data["benchmark"]]
     parts = [f"## {found.title(data)}", found.about(data), markdown(found.head, found.lines(data["rows"]))]
     return "\n\n".join(part for part in parts if part)
 
 
 def shown(benchmark: str, row: Row) -> str:
-    """A row for the terminal: on one line where it fits, else a line a column."""
+    """A row for the terminal: on one line if it fits, else one line per column."""
     found, blocks = SECTIONS[benchmark], []
     for name, *cells in found.lines([row]):
         named = list(zip(found.head[1:], cells, strict=True))
@@ -43,7 +43,7 @@ def shown(benchmark: str, row: Row) -> str:
 
 
 def where(data: Row) -> str:
-    """The machine of a JSON in one line, with the peers' versions; a file without a fingerprint says less."""
+    """The machine of a JSON in one line, with the peers' versions; shorter for a file without a fingerprint."""
     if "fingerprint" not in data:
         return f"{data['hardware']['cpu']}, {data['threads']} threads, torch {data['versions']['torch']}"
     versions = data["fingerprint"]["versions"]
@@ -173,7 +173,7 @@ def _whole(rows: list[Row]) -> list[Cells]:
 
 
 def _parity(row: Row) -> Cells:
-    """Accuracies in %, differences in points with their 95 % interval."""
+    """A row's cells: accuracies in %, and their difference in percentage points with its 95 % interval."""
     sides = {side: list(runs.values()) for side, runs in row["runs"].items()}
     top1 = {side: spread([run["top1"] for run in runs], 100, 2) for side, runs in sides.items()}
     times = [
@@ -188,7 +188,7 @@ def _parity(row: Row) -> Cells:
 
 
 def _each(cells: Callable[[Row], Cells]) -> Callable[[list[Row]], list[Cells]]:
-    """Of a table with one line a row."""
+    """The ``lines`` function of a table with one line per row."""
     return lambda rows: [cells(row) for row in rows]
 
 

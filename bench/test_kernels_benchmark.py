@@ -1,8 +1,9 @@
-"""The kernel cases of a CPU under pytest-benchmark: a group per family, case and dtype; a column per tier; gate first.
+"""The CPU kernel cases under pytest-benchmark: a group per family, case and dtype, and in it a test per tier.
 
 python -m pytest bench/test_kernels_benchmark.py [-k shake_shake] [--benchmark-json FILE]
 
-One thread and processor time. For ratios take ``imnet-bench kernels``: it interleaves.
+Each tier is checked before it is timed, in processor time of one thread. For ratios use ``imnet-bench kernels``, which
+times the tiers alternately.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Images a second of a recipe on this machine: loader alone, model alone, both; which of the two is the limit; and what
-was published for a card beside it.
+"""Images per second of a recipe on this machine: the loader alone, the model alone and both, which of the two limits
+the rate, and a comparison with figures published for a card.
 
-The three are measured in turn, window by window, by the wall's clock (median and distance of the quartiles); what a
-compiler or an allocator does first is reported apart. MFU is counted FLOPs over what a matrix product reaches here in
-the same precision, both by the clock of bench/clock.py.
+The three are measured alternately, window by window, in wall time (median and IQR); the first step, with compilation
+and allocation, is reported separately. MFU is the rate of counted FLOPs over that of a matrix product measured in the
+same precision, both in the time of bench/clock.py.
 
-Published figures are data with their sources (reference_hardware.json). Where a network has several on a card, the
-fastest is the reference: a slow pipeline of theirs is no credit to us.
+Published figures are data with their sources (reference_hardware.json). If there are several for a network on a card,
+the fastest is the reference, so that a slow pipeline of others does not flatter us.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WINDOW_S = 0.25
 ROUNDS = 40
 PARTS = ("loader", "model", "end to end")
 FILE = Path(__file__).resolve().parent / "reference_hardware.json"
-# A step of about this many FLOPs takes seconds on two cores, which is as long as it should.
+# A step of about this many FLOPs takes seconds on two cores; longer steps would take a benchmark too long.
 CPU_STEP_FLOPS = 400e9
 CPU_LEAST_BATCH = 8
 
@@ -42,9 +42,9 @@ CPU_LEAST_BATCH = 8
 def measure(
     recipe: Recipe, options: RunOptions, seconds: float = 20.0, parts: tuple[str, ...] = PARTS
 ) -> dict[str, Any]:
-    """One row: the rates of ``parts``, the time of the first step, peak memory, MFU, the line that says what bounds.
+    """One row: the rates of ``parts``, the time of the first step, peak memory, MFU, and which part is the limit.
 
-    ``seconds`` is for the windows; at least three are taken, however long a step is.
+    ``seconds`` is the time for all windows; at least three of each part are taken, however long a step is.
     """
     case = build(recipe if options.data_dir else synthetic(recipe), options)
     on_gpu = case.place.device.type == "cuda"
@@ -90,7 +90,7 @@ def _about(case: Case, recipe: Recipe) -> dict[str, Any]:
 
 
 def _first_step(case: Case, batch: Batch) -> float:
-    """Seconds until the first step is done: compilation, allocation, capture."""
+    """Seconds of the warm-up and the first step: compilation, allocation, capture."""
     start = time.perf_counter()
     case.step.warm_up([batch], case.batch_images)
     case.train(batch)
@@ -99,7 +99,7 @@ def _first_step(case: Case, batch: Batch) -> float:
 
 
 def rate(num_images: int, taken: list[Window]) -> dict[str, Any]:
-    """Images a second over windows: median and quartile distance by the wall, the best by the folder's clock."""
+    """Images per second over windows: median and IQR in wall time, and the best in the time of bench/clock.py."""
     wall = Timing.of([num_images / w.wall_s for w in taken])
     clock = min(w.seconds for w in taken)
     return {
@@ -111,7 +111,7 @@ def rate(num_images: int, taken: list[Window]) -> dict[str, Any]:
 
 
 def _roofs(case: Case, images_per_s: float) -> dict[str, Any]:
-    """FLOPs counted, peak and bandwidth measured, and the share of the peak."""
+    """FLOPs per image as counted, the measured peak and bandwidth, and the share of the peak (MFU)."""
     counted = train_flops(case.recipe)
     peak = machine.matmul_flops_per_s(case.place.device, case.place.dtype)
     return {
@@ -123,7 +123,7 @@ def _roofs(case: Case, images_per_s: float) -> dict[str, Any]:
 
 
 def bound(rates: dict[str, float]) -> str:
-    """Which of loader and model is the limit, in one line; images a second of each part, by the folder's clock."""
+    """One line that names the limit, loader or model; ``rates`` are images per second in the time of bench/clock.py."""
     loader, model, both = (rates[name] for name in PARTS)
     slower = "loader" if loader < model else "model"
     figures = f"loader {short(loader)}, model {short(model)}, end to end {short(both)} images/s"
@@ -132,7 +132,7 @@ def bound(rates: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """A published figure with the recipe that it is compared with."""
+    """A published rate with the recipe that it is compared with; ``others`` are slower figures, as text."""
 
     card: str
     recipe: Recipe
@@ -145,12 +145,13 @@ class Reference:
 
 
 def published() -> dict[str, Any]:
-    """The file of published figures."""
+    """The contents of reference_hardware.json."""
     return json.loads(FILE.read_text())
 
 
 def find_card(name: str) -> str:
-    """The card's name as the file has it: any case, ``NVIDIA`` and ``GeForce`` optional. UsageError if unknown."""
+    """The card's name as in the file, from a name in any case, with or without NVIDIA, GeForce and Tesla; raises
+    UsageError for a card that is not in the file."""
     cards = list(published()["cards"])
     known = {_bare(card): card for card in cards}
     if _bare(name) in known:
@@ -165,20 +166,20 @@ def _bare(name: str) -> str:
 
 
 def references(card: str, models: list[str] | None = None) -> list[Reference]:
-    """One reference a network that the card has figures for, the fastest; ``models`` picks among them."""
+    """The fastest published figure of each network, size and data set on the card; ``models`` selects networks."""
     data = published()
     groups: dict[tuple[str, int, str], list[Reference]] = {}
     for row in data["rows"]:
         if row["card"] == card:
             reference = _reference(row, data["train_images"])
-            # A network at one size trains at another rate where its data come from elsewhere (ImageNet, Tiny ImageNet).
+            # The same network and size has other rates on other data sets (ImageNet, Tiny ImageNet).
             key = (reference.recipe.model, row["px"], reference.recipe.data.name)
             groups.setdefault(key, []).append(reference)
     best = []
     for group in groups.values():
         ranked = sorted(group, key=lambda r: -r.images_per_s)
         others = tuple(f"{r.images_per_s:,.0f} images/s ({r.source})" for r in ranked[1:])
-        # The time that was published is the document's own, wherever the fastest rate comes from.
+        # The published training time is kept even if the fastest rate comes from another source.
         hours = next((r.hours for r in group if r.hours is not None), None)
         best.append(dataclasses.replace(ranked[0], hours=hours, others=others))
     return _picked(best, models, card)
@@ -210,13 +211,13 @@ def _reference(row: dict[str, Any], train_images: dict[str, int]) -> Reference:
 
 
 def smaller_for_cpu(recipe: Recipe) -> Recipe:
-    """The recipe with a batch that takes seconds, not minutes, on a few cores."""
+    """The recipe with a batch small enough for a step to take seconds, not minutes, on a few cores."""
     batch = max(CPU_LEAST_BATCH, int(CPU_STEP_FLOPS / train_flops(recipe)))
     return with_batch(recipe, min(batch, recipe.data.batch_images))
 
 
 def compared(reference: Reference, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``imnet-bench throughput --against``; ``row`` is throughput's, of the reference's recipe."""
+    """A row of ``imnet-bench throughput --against`` from ``measure``'s row of the reference's recipe."""
     data, recipe = published(), reference.recipe
     card, counted = data["cards"][reference.card], row["train_flops_per_image"]
     rates = row["rates"]["end to end"]
@@ -248,7 +249,7 @@ def compared(reference: Reference, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share_of_peak(reference: Reference, flops: float, card: dict[str, Any]) -> float | None:
-    """Of the maker's figure for the card, where the source says which card it was."""
+    """The published rate's share of the card's peak as its maker states it; None if the file has no peak for it."""
     if card["peak_tflops"] is None:
         return None
     return flops * reference.images_per_s / (1e12 * card["peak_tflops"][reference.precision])

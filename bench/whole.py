@@ -1,9 +1,9 @@
-"""Whole trainings: what a run folder says; and the whole command against timm's own training script.
+"""Whole trainings: the figures of run folders, and the whole command against timm's own training script.
 
-The comparison goes from class folders of pictures to a judged network: the same network, pictures, precision, layout,
-batch, epochs, optimiser and mirror; wall and processor seconds of every process that takes part, start-up, reading,
-evaluation and checkpoints too, the two sides in turn. Ours packs first, in every round. timm's script is not in its
-package: give the train.py of its repository, at the tag that is installed.
+The comparison goes from class folders of pictures to an evaluated network, with the same network, pictures, precision,
+layout, batch, epochs, optimiser and horizontal flip on both sides, which run alternately. It counts wall and processor
+seconds of all processes, with start-up, reading, evaluation and checkpoints; in every round our side also packs the
+pictures. timm's script is not in its package: pass the train.py of its repository at the installed version's tag.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LR, MOMENTUM, DECAY, WORKERS = 0.05, 0.9, 5e-4, 2
 
 
 def timm_command(script: Path, pictures: Path, out: Path, case: dict[str, Any]) -> list[str]:
-    """timm's script with our choices; what it would do besides (jitter, smoothing, other crops) is switched off."""
+    """timm's script with our choices; what it would do in addition (jitter, smoothing, other crops) is switched off."""
     sizes = ["--img-size", case["image_px"], "--num-classes", case["num_classes"], "-b", case["batch_images"]]
     optimiser = ["--opt", "sgd", "--lr", LR, "--momentum", MOMENTUM, "--weight-decay", DECAY]
     schedule = ["--epochs", case["epochs"], "--sched", "cosine", "--warmup-epochs", 0]
@@ -41,7 +41,7 @@ def timm_command(script: Path, pictures: Path, out: Path, case: dict[str, Any]) 
 
 
 def our_command(pictures: Path, out: Path, case: dict[str, Any]) -> list[str]:
-    """imnet-train on the same folder, which it packs first."""
+    """imnet-train on the same folder of pictures, which it packs first."""
     augment = ["--augment.crop_pad_px", 0, "--label-smoothing", 0]
     optimiser = ["--lr", LR, "--optim.momentum", MOMENTUM, "--optim.weight_decay", DECAY, "--schedule.kind", "cosine"]
     sizes = ["--epochs", case["epochs"], "--batch-size", case["batch_images"], "--precision", "bf16"]
@@ -51,10 +51,7 @@ def our_command(pictures: Path, out: Path, case: dict[str, Any]) -> list[str]:
 
 
 def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
-    """(wall, processor) seconds of a command with an empty cache; DeviceError with its last line where it fails.
-
-    Both sides find this package as it is found here.
-    """
+    """(wall, processor) seconds of a command run with an empty cache; DeviceError with its last line if it fails."""
     env = os.environ | {"XDG_CACHE_HOME": str(cache)}
     wall, cpu = time.perf_counter(), cpu_seconds(children=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache, env=env)
@@ -65,7 +62,7 @@ def seconds_of(command: list[str], cache: Path) -> tuple[float, float]:
 
 
 def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) -> Iterator[dict[str, Any]]:
-    """One row; prints a line a round. ``pictures`` holds train/ and val/ of class folders."""
+    """Yield one row, after printing a line per run. ``pictures`` has class folders in train/ and val/."""
     for place in (script, pictures / "train", pictures / "val"):
         if not (place.is_file() if place is script else place.is_dir()):
             raise IOFailure("no such file or folder", file=place, hint="timm's train.py; a folder with train/ and val/")
@@ -90,7 +87,7 @@ def rows(script: Path, pictures: Path, rounds: int, epochs: int, **case: Any) ->
 
 
 def _pictures_a_class(part: Path) -> list[int]:
-    """Of each class folder with anything in it; files beside them, e.g. .DS_Store, are no classes to either side."""
+    """The number of files in each class folder that is not empty; files beside the folders (.DS_Store) are ignored."""
     found = [len(list(folder.iterdir())) for folder in sorted(part.iterdir()) if folder.is_dir()]
     if not any(found):
         raise DataError("no class folders with pictures", file=part, hint="e.g. train/cat/1.jpg, val/cat/2.jpg")
@@ -98,9 +95,8 @@ def _pictures_a_class(part: Path) -> list[int]:
 
 
 def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
-    """Last epoch's accuracy, training seconds and rate of a complete run folder, beside what was published.
-
-    Raises DataError where the run is not complete.
+    """Last-epoch accuracy, training seconds and rate of a complete run; with ``curve`` also its accuracy by epoch and
+    the published figures. Raises DataError if the run is not complete.
     """
     run = read_json(folder / "run.json")
     if run["status"] != "complete":
@@ -127,7 +123,7 @@ def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
 
 
 def run_rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of ``imnet-bench runs``: recipe, seed, last-epoch accuracy, training time, hardware."""
+    """The rows of ``imnet-bench runs``: recipe, seed, last-epoch accuracy, training time and hardware of each run."""
     for folder in folders:
         found = figures(folder, curve=False)
         run, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")

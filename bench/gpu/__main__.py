@@ -58,10 +58,10 @@ PARTS: dict[str, tuple[float, str]] = {
     "trials": (0.04, "trials.trial_rows"),
 }
 BACKGROUND_SHARE = 0.40
-"""Of the budget: what is not built or compiled by then is ended, and its rows are left out. An H100's processor took
-54 s for four networks at once and 101 s for DenseNet (2026-11-26)."""
+"""The share of the budget after which background jobs are ended and rows that need them are left out. An H100's host
+took 54 s to compile four networks at once and 101 s for DenseNet (2026-11-26)."""
 END_SHARE, END_S = 0.01, 2.0
-"""Kept for the last file and the table."""
+"""The share of the budget and the seconds that are reserved for the last write and the table."""
 
 
 def seconds(text: str) -> float:
@@ -97,7 +97,7 @@ def setting_of(values: argparse.Namespace) -> Setting:
 
 
 def rows_of(values: argparse.Namespace, setting: Setting) -> list[Row]:
-    """The rows of all parts that are asked for, in their order."""
+    """The rows of all requested parts, in the order of PARTS."""
     found: list[Row] = []
     for part, (_, place) in PARTS.items():
         if (not values.part or part in values.part) and part not in values.skip:
@@ -107,7 +107,8 @@ def rows_of(values: argparse.Namespace, setting: Setting) -> list[Row]:
 
 
 def in_order(rows: list[Row], file: ResultFile) -> list[Row]:
-    """Part by part: what has no figure anywhere, what only bench/results has, what failed before; the rest is done."""
+    """The rows still to be measured, by part: first rows without any figure, then those with one only in bench/results,
+    last those that failed before."""
     results, measured, tried = known(), file.measured(), file.tried()
     parts = list(PARTS)
 
@@ -118,7 +119,7 @@ def in_order(rows: list[Row], file: ResultFile) -> list[Row]:
 
 
 def worker(values: argparse.Namespace) -> int:
-    """A process that measures the rows it is told; a dry run takes the same way with small roofs and shows no time."""
+    """The main function of a worker process. A dry run takes the same path with small roofs and without times."""
     import torch
 
     from .. import machine
@@ -127,7 +128,7 @@ def worker(values: argparse.Namespace) -> int:
         machine.COPY_BYTES["cpu"], machine.MATMUL["cpu"] = 1 << 20, 64
     else:
         if not torch.cuda.is_available():
-            return 69  # the process that has started this one says so
+            return 69  # the parent process reports the missing GPU
         torch.cuda.set_device(0)
     torch.manual_seed(0)
     work_of = {row.key: row for row in rows_of(values, setting_of(values))}
@@ -136,7 +137,7 @@ def worker(values: argparse.Namespace) -> int:
 
 
 def clean_up() -> bool:
-    """Give memory back between rows; whether the device still answers."""
+    """Release memory between rows; returns whether the device still responds."""
     import torch
 
     gc.collect()
@@ -150,7 +151,7 @@ def clean_up() -> bool:
 
 
 def built() -> bool:
-    """Whether the CUDA library lies here for this torch, and is no older than its sources."""
+    """Whether the CUDA library exists for this torch and is not older than its sources."""
     import torch
     from imnet_kernels import build
 
@@ -160,7 +161,7 @@ def built() -> bool:
 
 
 def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> list[tuple[str, list[str]]]:
-    """(name, command) of what the background does for these rows; the slowest to compile do not come last."""
+    """(name, command) of the background jobs that these rows need; the slowest compilation does not come last."""
     from . import steps
 
     wanted = {name for row in rows for name in row.needs}
@@ -174,7 +175,7 @@ def jobs_of(rows: list[Row], values: argparse.Namespace, setting: Setting) -> li
 
 
 def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Worker], jobs: Jobs) -> ResultFile:
-    """Start the background and carry out the plan."""
+    """Start the background jobs and carry out the plan."""
     rows = rows_of(values, setting)
     file = ResultFile(values.out, values.dry, workers["main"].ready())
     rows = in_order(rows, file)
@@ -184,8 +185,8 @@ def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Wor
 
     def run(row: Row, limit_s: float) -> Figures:
         one = workers.get(row.part, workers["main"])
-        with contextlib.suppress(RuntimeError):  # the row says it again
-            one.ready(plan.left_s)  # starting anew after a row that was ended is not the next row's time
+        with contextlib.suppress(RuntimeError):  # run() reports it as the row's error
+            one.ready(plan.left_s)  # a restart after a row that was ended does not count as the next row's time
         found = one.run(row, min(limit_s, plan.left_s))
         at = f"{time.monotonic() - STARTED:5.0f} s"
         print(f"{at} {row.part}: {row.name}, {row.variant}: {brief(found)}", flush=True)
@@ -200,18 +201,19 @@ def measure(values: argparse.Namespace, setting: Setting, workers: dict[str, Wor
 
 
 def _compiler_env(env: dict[str, str]) -> dict[str, str]:
-    """Compilations share the cores: each starts a pool of its own, by default as large as the machine."""
+    """Limit the threads of a compilation: several run at once, each by default with as many threads as cores."""
     return env | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, num_cores() // 5)), "OMP_NUM_THREADS": "1"}
 
 
 def brief(figures: dict[str, Any]) -> str:
-    """A row's figures in a few words, for the log."""
+    """A row's figures as one short line for the log."""
     plain = {k: v for k, v in figures.items() if v is not None and not isinstance(v, (list, dict))}
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())[:200]
 
 
 def start(values: argparse.Namespace) -> int:
-    """Workers first, whose imports take as long as this process's own; all that was started is ended."""
+    """Run everything and print the tables. Workers start first, because their imports take as long as this process's;
+    all processes are ended at the end."""
     setting = setting_of(values)
     make_dir(setting.scratch)
     os.environ.update(environment(values.dry, setting.scratch))

@@ -1,4 +1,4 @@
-"""Rows that are processes: the default commands from the prompt to the summary, recipes in full, the GPU's tests."""
+"""Rows that run a process: the default commands from start to summary, complete recipes, and the tests marked gpu."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .plan import UNTIMED, Row, Setting, UnavailableError, UnfinishedError
 from .processes import ERROR_CHARACTERS, ROOT, environment
 
 QUICK, LONG = "imnet-train", "imnet-train --recipe fashion-mnist/speedrun_long"
-# Seconds from the prompt to the summary on an H100, 2026-11-26: speedrun_long 25; quickstart is a guess from it.
+# Seconds from start to summary on an H100, 2026-11-26: speedrun_long 25; the quickstart's are a guess from that.
 COMMANDS = {QUICK: 15.0, LONG: 25.0}
 NUM_RUNS = 3
 FAST = (
@@ -31,21 +31,21 @@ FAST = (
     ),
 )
 STOP_S = 25.0
-"""A run is asked to stop so long before its time is up: it writes and verifies 36 million parameters and momenta."""
+"""A run is asked to stop this many seconds before its limit, to write and verify 36 million parameters and momenta."""
 REQUEUE = 75
 START_UP_S = 20.0
 IMAGES_PER_S_GUESSED = {"densenet_bc100_12": 7718.0, "wrn28_10": 12898.0, "shake_shake26_2x96d": 11861.0}
-"""Captured on an H100, 2026-11-26."""
+"""Rates of captured steps on an H100, 2026-11-26."""
 FLOPS_PER_S_GUESSED = 1.8e14
-"""Of other networks: not measured, a little under what the slower of the wide ones reached."""
+"""For other networks: not measured, a little below the rate of the slower wide network."""
 DRY = ["--device", "cpu", "--threads", "1", "--epochs", "1", "--data.train_images", "128", "--data.test_images", "64"]
 NUM_FAILURES_SHOWN = 12
 SOME_FAILED, NOTHING_COLLECTED = 1, 5
-"""pytest's exit codes; the second where a whole file is skipped, for a package that is not here."""
+"""Exit codes of pytest; the second also occurs if a whole file is skipped because a package is missing."""
 
 
 def command_rows(setting: Setting) -> Iterator[Row]:
-    """Each command in a process of its own and in a folder of its own, the first of all commands before the second."""
+    """The runs of the commands, each in its own process and folder; run 1 of all commands comes before run 2 of any."""
     commands = {QUICK: 10.0} if setting.dry else COMMANDS
     for number in range(1, 2 if setting.dry else NUM_RUNS + 1):
         for name, cost_s in commands.items():
@@ -54,7 +54,7 @@ def command_rows(setting: Setting) -> Iterator[Row]:
 
 
 def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float) -> dict[str, Any]:
-    """Wall seconds of the command; training seconds and accuracy as the run says; the rest is start-up and report."""
+    """Wall seconds of the command, training seconds and accuracy from its run folder; ``start_up_s`` is the rest."""
     words, data_dir = name.split()[1:], _data_dir(setting)
     if any("fashion-mnist" in word for word in words):
         if data_dir is None:
@@ -62,7 +62,7 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
         words += ["--data-dir", data_dir]
     words += DRY if setting.dry else []
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    # The first run of a command meets an empty cache of compiled kernels, as on a new machine; the others its own.
+    # The first run of a command has an empty cache of compiled kernels, as on a new machine; later runs reuse it.
     with tempfile.TemporaryDirectory() as scratch:
         cache = setting.scratch / slug
         env, cold = environment(setting.dry, cache), not cache.exists()
@@ -80,7 +80,8 @@ def _prompt_to_summary(name: str, number: int, setting: Setting, limit_s: float)
 
 
 def _train(words: Sequence[str], env: dict[str, str], limit_s: float, kill_s: float) -> tuple[int, str, str]:
-    """(exit code, what it printed, its last line of errors) of the real command, asked to stop at ``limit_s``."""
+    """(exit code, stdout, last line of stderr) of imnet-train; it gets SIGTERM after ``limit_s`` seconds and is killed
+    after ``kill_s``."""
     for package in ("jsonargparse", "rich"):
         if importlib.util.find_spec(package) is None:
             raise UnavailableError(f"{package} is not installed")
@@ -103,14 +104,14 @@ def _train(words: Sequence[str], env: dict[str, str], limit_s: float, kill_s: fl
 
 
 def _data_dir(setting: Setting) -> str | None:
-    """The folder with Fashion-MNIST's files; nothing is downloaded on a bare machine."""
+    """The folder with Fashion-MNIST's files below --data-dir or $IMNET_DATA, or None; nothing is downloaded."""
     wanted = setting.data_dir or os.environ.get("IMNET_DATA")
     found = sorted(Path(wanted).rglob("train-images-idx3-ubyte*")) if wanted else []
     return str(found[0].parent) if found else None
 
 
 def recipe_names() -> list[str]:
-    """The speed recipe, the fast forms of the five networks, and all documented recipes by the time that they take."""
+    """The speed recipe, the fast forms of the five networks, then all documented recipes by their predicted time."""
     from imnet.recipes import RECIPES
 
     documented = [r.name for r in RECIPES.values() if r.name.startswith("fashion-mnist/") and r.published is not None]
@@ -119,7 +120,8 @@ def recipe_names() -> list[str]:
 
 
 def recipe_rows(setting: Setting) -> Iterator[Row]:
-    """A fast form begins where it can end; a documented recipe takes what is left, and goes on in a later call."""
+    """Rows of recipes. A fast one starts only if it can finish; a documented one uses the time left, and a later call
+    resumes it."""
     for name in ["quickstart"] if setting.dry else recipe_names():
         ends = setting.dry or name in FAST
         cost_s = 10.0 if setting.dry else predicted_s(name) if ends else 2 * STOP_S + START_UP_S
@@ -129,7 +131,7 @@ def recipe_rows(setting: Setting) -> Iterator[Row]:
 
 @functools.cache
 def predicted_s(name: str) -> float:
-    """Seconds from the prompt, by measured rates where there are some; an unknown recipe costs next to nothing."""
+    """Predicted seconds of a recipe's command, from measured rates if there are any; 1 for an unknown recipe."""
     from imnet.recipes import RECIPES
 
     from ..case import train_flops
@@ -138,12 +140,12 @@ def predicted_s(name: str) -> float:
     if recipe is None:
         return 1.0
     rate = IMAGES_PER_S_GUESSED.get(recipe.model) or FLOPS_PER_S_GUESSED / train_flops(recipe)
-    # A tenth more for ten evaluations on 40,000 images.
+    # 10 % more for ten evaluations on 40,000 images.
     return START_UP_S + 1.1 * recipe.epochs * 30_000 / rate
 
 
 def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[str, Any]:
-    """The run's figures once it is complete; UnfinishedError where it was stopped and saved."""
+    """The figures of a complete run; raises UnfinishedError if it was stopped and saved."""
     from imnet.recipes import RECIPES
 
     if name not in RECIPES:
@@ -167,13 +169,13 @@ def _recipe(name: str, stop_s: float, setting: Setting, limit_s: float) -> dict[
 
 
 def gpu_test_files() -> list[Path]:
-    """Test files with tests marked gpu; others are not collected, since they may import what is not installed."""
+    """The files with tests marked gpu. Others are not collected, since they may import packages that are missing."""
     marked = re.compile(r"mark\.gpu\b")
     return [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if marked.search(p.read_text())]
 
 
 def test_rows(setting: Setting) -> Iterator[Row]:
-    """One row a file; in a dry run they are collected together."""
+    """One row per file; in a dry run a single row collects all files."""
     files = gpu_test_files()
     for some in [files] if setting.dry else [[path] for path in files]:
         name = "all files" if setting.dry else some[0].relative_to(ROOT).as_posix()
@@ -182,7 +184,7 @@ def test_rows(setting: Setting) -> Iterator[Row]:
 
 
 def _run_tests(paths: list[Path], setting: Setting, limit_s: float) -> dict[str, Any]:
-    """pytest's last line and its failures; in a dry run tests are only collected. Raises where pytest cannot run."""
+    """pytest's last line and failures; a dry run only collects tests. Raises RuntimeError if pytest cannot run."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
     command += ["--collect-only"] if setting.dry else []
     options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": limit_s}

@@ -1,9 +1,9 @@
-"""The file of a device: every row is on disk as soon as it is known, and a later call goes on where it stopped.
+"""The result file of a device: every row is written as soon as it is measured, and a later call continues the file.
 
     {"benchmark": "gpu", "dry": false, "running": null, "fingerprint": {...}, "rows": [...]}
 
-A row is {"part", "name", "variant", figures ..., "took_s"}; one that failed has "error", one line, instead of figures,
-one that was left out "skipped". ``running`` names the row at work, should everything end there.
+A row is {"part", "name", "variant", figures ..., "took_s"}. Instead of figures a row that failed has "error", one line,
+and one that was left out has "skipped". ``running`` is the row being measured, in case the process ends there.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from imnet.report.read import read_json
 from .plan import Figures, Key, Row
 
 MARK = b'"benchmark": "gpu"'
-"""In every result file."""
+"""Text that every result file contains, by which it is recognised before it is overwritten."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TIME = re.compile(r"us|us_\w+|seconds|\w+_(s|ms|iqr)|share\w*|of_roof|mfu\w*|peak_gib")
-"""Names of figures that a dry run, which is made on a CPU, must not show: times and what follows from them."""
+"""Names of the figures that a dry run, which is on a CPU, must not show: times and figures derived from them."""
 ERRORS = ("error_forward", "error_gradient", "error_fp64")
 
 
 def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
-    """What a figure needs beside it: device, driver, clocks, versions, commit, date (UTC)."""
+    """The machine's fingerprint with device, driver, clocks, versions, commit and date (UTC)."""
     import torch
 
     from ..machine import fingerprint as common
 
     found = common("bf16")
-    # What the user says: a copied checkout may have kept the .git of an older commit.
+    # The user's word comes first: a copied checkout may contain the .git of an older commit.
     found["git_sha"] = git_sha or found["git_sha"]
     found["device"] = "CPU, dry run: no GPU figure"
     if not dry:
@@ -48,7 +48,7 @@ def fingerprint(dry: bool, git_sha: str | None) -> dict[str, Any]:
 
 
 class ResultFile:
-    """``<out>/<device>.json``; a machine with another card begins another file."""
+    """``<out>/<device>.json``; a machine with another card gets another file."""
 
     def __init__(self, folder: Path, dry: bool, about: dict[str, Any]):
         slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
@@ -60,7 +60,8 @@ class ResultFile:
             self._take_up(read_json(self.path))
 
     def _take_up(self, old: dict[str, Any]) -> None:
-        """What was left out is tried again, and what failed too, after all else (see ``tried``)."""
+        """Continue an existing file: skipped rows are dropped and so tried again; failed rows are kept, and tried again
+        after all others (see ``tried``). A row that was running is marked as failed."""
         self.values |= {"fingerprint": old["fingerprint"], "rows": [r for r in old["rows"] if "skipped" not in r]}
         if old.get("running") is not None:
             part, name, variant = old["running"]
@@ -74,7 +75,7 @@ class ResultFile:
         return {key_of(row) for row in self.rows if "error" not in row}
 
     def tried(self) -> set[Key]:
-        """Rows that failed."""
+        """The keys of the rows that failed."""
         return {key_of(row) for row in self.rows if "error" in row}
 
     def begin(self, row: Row) -> None:
@@ -93,7 +94,7 @@ class ResultFile:
 
 
 def untimed(figures: Figures) -> Figures:
-    """The same without figures that ``TIME`` names, in the rows of a table that it holds too."""
+    """The figures with None for those that ``TIME`` matches, also in the rows of a nested table ("top")."""
     rows = {key: [untimed(row) for row in value] for key, value in figures.items() if key == "top"}
     return figures | dict.fromkeys(filter(TIME.fullmatch, figures)) | rows
 
@@ -103,7 +104,7 @@ def key_of(row: Figures) -> Key:
 
 
 def known() -> set[Key]:
-    """The rows that have figures in bench/results, of whatever card; checks by family and tier."""
+    """The keys of the rows that have figures in bench/results, of any card; checks by family and tier."""
     found: set[Key] = set()
     for path in sorted(RESULTS.glob("*.json")):
         values = json.loads(path.read_text())
@@ -119,7 +120,8 @@ def has_result(row: Row, found: set[Key]) -> bool:
 
 
 def merge(source: Path, target: Path) -> None:
-    """One file to commit. Raises DataError where there is none, UsageError for a dry run, or for two devices."""
+    """Write the result files of ``source`` to one file to commit; raises DataError if there are none, UsageError for a
+    dry run or for several devices."""
     paths = sorted(source.glob("*.json")) if source.is_dir() else [source] if source.is_file() else []
     found = [values for values in map(read_json, paths) if values.get("benchmark") == "gpu"]
     if not found:
@@ -141,7 +143,7 @@ def merge(source: Path, target: Path) -> None:
 
 
 def condensed(checks: list[Figures]) -> list[Figures]:
-    """A row a family and tier: how many cases agree, the largest errors, how many replayed graphs are equal."""
+    """One row per family and tier: how many cases agree, the largest errors, and how many replayed graphs are equal."""
     groups: dict[tuple[str, str], list[Figures]] = defaultdict(list)
     for row in checks:
         groups[row["name"].split(" ")[0], row["variant"]].append(row)

@@ -1,10 +1,10 @@
-"""The floor of a training step, measured: the fastest convolutions alone, and the bytes of all else at a copy's rate.
+"""A measured lower bound ("floor") of a training step: the convolutions alone, plus all other traffic at a copy's rate.
 
-Every convolution of a network is timed by itself in bf16 and channels_last, as cuDNN's own search finds it fastest:
-forward, gradient of the data and gradient of the weight, many calls in one CUDA graph so that no launch is waited for.
-What stands between them (norms, activations, additions) is counted as a perfect fusion would move it: for every
-normalised map eight passes, since its statistics must be known before it is normalised. Linear layers, the optimiser
-and the loss are left out: well under 2 % of these networks. A step cannot be much faster without other convolutions.
+Every convolution of a network is timed alone in bf16 and channels_last, with the fastest algorithm that cuDNN's search
+finds: forward, data gradient and weight gradient, with several calls in one CUDA graph to exclude launch times. What is
+between them (norms, activations, additions) counts as the bytes that a perfect fusion would move: eight passes over
+every normalised map, since its statistics must be known before it is normalised. Linear layers, the optimiser and the
+loss are left out: well under 2 % of these networks. Without other convolutions a step cannot be much faster.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from .plan import DEVICE, Figures, Row, Setting
 from .steps import DRY_NETS, NETS, Net
 
 Convolution = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, tuple[int, ...], int]
-"""Shapes of images and weight, stride, padding, dilation, groups."""
+"""(shape of the images, shape of the weight, stride, padding, dilation, groups)."""
 CALLS, ROUNDS = 5, 7
 NORM_PASSES = 8
-"""Forward: read for the statistics, read, write. Backward: read map and gradient twice, write."""
+"""Passes over a map: forward it is read for the statistics, read again and written; backward map and gradient are read
+twice and the gradient is written."""
 COST_S = 6.0
-"""On an H100, not measured: cuDNN's search takes most of it."""
+"""Seconds on an H100, not measured; most of it is cuDNN's search."""
 
 
 def floor_rows(setting: Setting) -> Iterator[Row]:
@@ -45,7 +46,7 @@ def _floor(net: Net, setting: Setting, limit_s: float) -> Figures:
     torch.backends.cudnn.benchmark = True
     for convolution, count in convolutions.items():
         for name, call in directions(convolution, setting.device).items():
-            # Nobody asks for the gradient of the images.
+            # The first convolution needs no gradient of its input, the images.
             times = count - (convolution == first) if name == "data" else count
             with torch.no_grad():
                 ms[name] += times * replayed([call] * CALLS, ROUNDS).median_s * 1e3
@@ -67,7 +68,8 @@ def _floor(net: Net, setting: Setting, limit_s: float) -> Figures:
 
 
 def shapes(net: Net) -> tuple[Counter[Convolution], int]:
-    """How often a training step has every convolution, in their order, and the elements of all normalised maps."""
+    """The number of times that a step runs each convolution, in order, and the number of elements of all maps that are
+    normalised."""
     from imnet.from_recipe import build_network
 
     found: Counter[Convolution] = Counter()
@@ -91,7 +93,7 @@ def shapes(net: Net) -> tuple[Counter[Convolution], int]:
 
 
 def directions(convolution: Convolution, device: str) -> dict[str, Callable[[], Any]]:
-    """The three calls of a convolution on random numbers: forward, gradient of the data, gradient of the weight."""
+    """The three calls of a convolution on random numbers: forward, data gradient and weight gradient."""
     image_shape, weight_shape, stride, padding, dilation, groups = convolution
 
     def random(shape: tuple[int, ...]) -> Tensor:

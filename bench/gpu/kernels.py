@@ -1,7 +1,7 @@
-"""Kernels: every family x case x dtype x tier against its definition, then at the recipes' shapes the time of each.
+"""Kernels: checks of every family x case x dtype x tier against its reference, then times of the ``gpu`` cases.
 
-What agrees is decided by Family.check; in ``checks`` the reference runs on the CPU, not on the device that is checked.
-How ops are registered is for the tests marked gpu to check. What is timed and how is bench/kernels.py's.
+Family.check decides whether results agree; in ``checks`` the reference runs on the CPU, not on the checked device. The
+registration of ops is checked by the tests marked gpu. Timing is that of bench/kernels.py.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ..kernels import Job, column, device_figures
 from .plan import UNTIMED, Figures, Row, Setting, UnavailableError
 
 NUMBERS_S = {"host": 0.2, "cuda": 0.2, "triton": 1.5}
-"""Seconds a case on an H100, 2026-11-26: Triton compiles its kernel first (spectral up to 4)."""
+"""Seconds per check on an H100, 2026-11-26: Triton compiles its kernel first (spectral up to 4)."""
 COMPILED_S = 5.0
 COST_S = {"reference": 3.0, "cuda": 1.0, "triton": 2.0, "host": 1.0, "compiled": 10.0}
-"""Seconds a timed row on an H100, 2026-11-26; augment's first reference took 8. Compiling is a guess."""
+"""Seconds per timed row on an H100, 2026-11-26; augment's first reference took 8. That of "compiled" is a guess."""
 DRY_FAMILIES = ("shake_shake", "sgd_ema")
 
 
 def gpu_tiers(family: Family, dry: bool) -> list[str]:
-    """A family's tiers for a GPU, whose library may still be compiling; in a dry run the nearest that runs here, which
-    is Triton interpreted."""
+    """A family's tiers for a GPU, also if the CUDA library is still being built. In a dry run, the last of its tiers
+    that runs on the CPU, which is interpreted Triton."""
     return family.tiers("cpu")[-1:] if dry else [name for name in tiers_of(family.name) if name in ("triton", "cuda")]
 
 
@@ -40,7 +40,7 @@ def needs(tier_name: str) -> frozenset[str]:
 
 
 def check_rows(setting: Setting) -> Iterator[Row]:
-    """Numbers of every case first, captured too, then the compilation of one case a family."""
+    """Rows that check the numbers of every case, also in a CUDA graph; then one case per family under torch.compile."""
     pairs = [(family, name) for family in families() for name in gpu_tiers(family, setting.dry)]
     for family, name in pairs:
         for case, dtype in _cases(family, setting.dry):
@@ -61,7 +61,7 @@ def _cases(family: Family, dry: bool) -> Iterator[tuple[Case, torch.dtype]]:
 
 
 def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, setting: Setting, limit_s: float) -> Figures:
-    """The errors of one tier on one case, and whether a replayed CUDA graph gives the call's bits."""
+    """The errors of one tier on one case, and whether a replayed CUDA graph gives the same bits as the eager call."""
     errors = family.check(case, dtype, name, setting.device, reference_on="cpu")
     found: Figures = {"error_forward": errors.forward}
     if errors.gradient is not None:
@@ -74,7 +74,8 @@ def numbers(family: Family, case: Case, dtype: torch.dtype, name: str, setting: 
 
 @exact()
 def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
-    """Capture the call in a CUDA graph, replay it over poisoned results; AssertionError unless the bits are eager's."""
+    """Capture the call in a CUDA graph and replay it over results filled with NaN; raises AssertionError unless the
+    bits equal those of the eager call."""
     eager = [t.clone() for t in _on_device(family.make(case, dtype, "cuda"))]
     call = family.make(case, dtype, "cuda")
     before = [t.clone() for t in call.in_place]
@@ -98,7 +99,7 @@ def replay_equal(family: Family, case: Case, dtype: torch.dtype) -> bool:
 
 
 def _on_device(call: Call) -> list[Tensor]:
-    """As ``outputs``, without anything from the host; what is changed in place is not copied."""
+    """As ``family.outputs``, without transfers from the host and without copies of tensors changed in place."""
     results = results_of(call)
     if not call.leaves:
         return [*results, *call.in_place]
@@ -107,14 +108,14 @@ def _on_device(call: Call) -> list[Tensor]:
 
 
 def compiled(family: Family, case: Case, name: str, setting: Setting, limit_s: float) -> Figures:
-    """The call under torch.compile in one piece, forward and backward, against the reference as it is."""
+    """The errors of the call under torch.compile as one graph, forward and backward, against the eager reference."""
     errors = family.check(case, torch.float32, name, setting.device, compiled=setting.backend)
     return {"error_forward": max(errors.forward, errors.gradient or 0.0), "backend": setting.backend, "fullgraph": True}
 
 
 def jobs(dry: bool) -> list[Job]:
-    """Every case of a GPU's own size, and its backward where a family has one, in bf16 where the family has it; in a
-    dry run one odd case of a family with a backward, and of the one with peers."""
+    """The ``gpu`` cases of every family, and their backward passes if the family has them, in bf16 if the family
+    supports it. In a dry run one small case of each of DRY_FAMILIES."""
     found = []
     for family in families():
         if dry and family.name not in DRY_FAMILIES:
@@ -127,8 +128,8 @@ def jobs(dry: bool) -> list[Job]:
 
 
 def kernel_rows(setting: Setting) -> Iterator[Row]:
-    """Ceilings first; then every shape in our own tiers; then what they are compared with: what torch compiles last,
-    because compiling takes seconds."""
+    """Rows in order: the ceilings, all jobs in our tiers, then their peers; the compiled reference is last, because
+    compiling takes seconds."""
     for name in ("copy", "matmul 8192 bf16"):
         yield Row("kernels", name, "torch", 1.0, functools.partial(_ceiling, name, setting))
     for job in jobs(setting.dry):
@@ -140,7 +141,8 @@ def kernel_rows(setting: Setting) -> Iterator[Row]:
             work = functools.partial(_optimiser, job, form, setting)
             yield Row("kernels", _name(job), f"torch {form} + EMA", 2.0, work)
     for job in jobs(setting.dry):
-        # Not sgd_ema, whose peers are torch's own forms: it takes lists of tensors in place. In a dry run no backward.
+        # Not sgd_ema, which changes lists of tensors in place and has torch's optimisers as peers. A dry run compiles
+        # no backward pass.
         if job.family.name != "sgd_ema" and not (setting.dry and job.backward):
             yield _row(job, "compiled", setting)
 
@@ -156,7 +158,7 @@ def _row(job: Job, variant: str, setting: Setting) -> Row:
 
 
 def _ceiling(name: str, setting: Setting, limit_s: float) -> Figures:
-    """What every share refers to."""
+    """A ceiling: the copy bandwidth that shares refer to, or the rate of a matrix product."""
     if name == "copy":
         return {"gb_per_s": round(machine.copy_bytes_per_s(setting.device) / 1e9, 1)}
     return {"tflop_per_s": round(machine.matmul_flops_per_s(setting.device, torch.bfloat16) / 1e12, 1)}
@@ -167,7 +169,7 @@ def _measure(job: Job, variant: str, setting: Setting, limit_s: float) -> Figure
 
 
 def _optimiser(job: Job, form: str, setting: Setting, limit_s: float) -> Figures:
-    """A peer of sgd_ema; it reads and writes 28 bytes a parameter."""
+    """Figures of a peer of sgd_ema, with the least traffic of 28 bytes per parameter."""
     num_bytes = 28 * sum(torch.Size(shape).numel() for shape in job.case.options["shapes"])
     return device_figures([peers.optimiser(job.case, form, setting.device)], num_bytes, setting.device)
 
@@ -178,7 +180,7 @@ def dali_rows(setting: Setting) -> Iterator[Row]:
 
 
 def _dali(px: int, channels: int, setting: Setting, limit_s: float) -> Figures:
-    """Microseconds a batch of 256, all of it in DALI, its copy to the device too."""
+    """Microseconds for a call over one batch of 256 images in DALI, with the copy to the device."""
     if not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
     images = torch.randint(0, 256, (peers.BATCH, px, px, channels), dtype=torch.uint8).numpy()

@@ -1,8 +1,8 @@
-"""JPEG files to batches on the device, with no network behind them: what bounds a run on a folder of photographs.
+"""JPEG files to batches on the device, without a network: the limit of a training on a folder of photographs.
 
-The pictures are made here, as large and as many bytes each as ImageNet's (500 x 375, about 100 kB). DALI decodes on the
-device ("mixed"), the host pipeline with Pillow in as many threads as there are cores. Random crops are also cut out of
-pictures that DALI has decoded whole, which is a trial: its decoder has an engine of its own for whole pictures.
+The pictures are generated, in the size of ImageNet's (500 x 375, about 100 kB each). DALI decodes on the device
+("mixed"), the host pipeline with Pillow in as many threads as there are cores. As a trial, random crops are also cut
+from pictures that DALI has decoded completely, because the decoder has a separate engine for whole pictures.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def _cut_from_whole() -> contextlib.AbstractContextManager[object]:
 
 
 def _measure(kind: str, train: bool, setting: Setting, limit_s: float) -> Figures:
-    """Images over seconds after two batches a thread, and the bytes of a picture.
+    """Images per second after a warm-up of two batches per thread, and the mean bytes of a picture.
 
-    Over all of them: threads that began together end together, so that the time between two batches says nothing.
+    The rate is over all batches: threads that start together finish together, so times between batches mean nothing.
     """
     if kind != "host" and not peers.has("nvidia.dali"):
         raise UnavailableError("nvidia-dali is not installed")
@@ -89,7 +89,7 @@ def _timed(kind: str, train: bool, setting: Setting) -> Figures:
 
 
 def _photograph(number: int) -> bytes:
-    """A JPEG of smooth shapes with some grain."""
+    """A JPEG file of smooth random shapes with some grain."""
     random = np.random.default_rng(number)
     shapes = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
         (500, 375), Image.Resampling.BICUBIC

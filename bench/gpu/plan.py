@@ -1,7 +1,7 @@
-"""What is measured next: rows with a stated cost, parts with a share each, one budget. Standard library only.
+"""Schedules the measurements: rows with a stated cost, parts with shares of one budget. Standard library only.
 
-Every part has its share of the budget, and what a part leaves goes to the first that can use it. A row begins only
-where its cost fits beside what the other parts still have, and is ended when it has taken four times its cost.
+Every part has a share of the budget; what it does not use goes to the first part that can use it. A row starts only if
+its cost fits without taking from the remaining shares of other parts, and is ended well after its stated cost.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from typing import Any, Protocol
 
 Key = tuple[str, str, str]
 Figures = dict[str, Any]
-# What a row's figures need of the machine: nothing (they are no times), the device, or the device and the processor.
+# What must be undisturbed while a row is measured: nothing (no times), the device, or the device and the processor.
 UNTIMED, DEVICE, HOST = 0, 1, 2
 OVERRUN, OVERRUN_S = 4.0, 10.0
-"""A row is ended after so many times its cost and so many seconds more; not measured, generous on purpose."""
+"""A row is ended after OVERRUN times its cost plus OVERRUN_S seconds; generous on purpose, not measured."""
 BREATH, BREATH_S = 1.25, 3.0
-"""So much it may always take, the end of the budget aside: to end a worker costs more than the breath."""
+"""The time that a row always gets (factor on its cost, seconds), up to the end of the budget: ending a worker costs
+more than that."""
 MOST_BESIDE = {UNTIMED: 1 << 20, DEVICE: 1, HOST: 0}
-"""Jobs of the background that may run beside a row: one compilation uses the device for some seconds of its minute."""
+"""The most background jobs that may run beside a row. A compilation uses the device for some seconds of its minute."""
 FILL_S = 5.0
-"""Rows of at most this cost fill the time in which all else waits, whatever their part has taken."""
+"""Untimed rows of at most this cost are run while all others wait, even if their part has used its share."""
 POLL_S = 0.1
 
 
 class UnfinishedError(Exception):
-    """Raised by a row's work that goes on in a later call: no figure is kept of it."""
+    """Raised by a row's work that a later call continues; no figure is kept."""
 
 
 class UnavailableError(Exception):
-    """Raised by a row's work for which something is not installed or not there: said, and no error."""
+    """Raised by a row's work if something that it needs is not installed or not present; reported, but no error."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every part is told. ``dry``: tiny shapes on the CPU, nothing timed. ``scratch``: all but the figures."""
+    """The options of a run for all parts. ``dry``: tiny shapes on the CPU, nothing timed. ``scratch``: a folder for all
+    files but the figures."""
 
     dry: bool
     scratch: Path
@@ -49,17 +51,17 @@ class Setting:
 
     @property
     def backend(self) -> str:
-        """Of torch.compile: a dry run stops before the C++ of a CPU build, which takes a minute."""
+        """The backend of torch.compile. A dry run does not compile C++ for the CPU, which takes a minute."""
         return "aot_eager" if self.dry else "inductor"
 
     def few(self, count: int) -> int:
-        """How often: once in a dry run."""
+        """``count``, or 1 in a dry run."""
         return 1 if self.dry else count
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure or a few. ``work`` is told how many seconds it may take and runs in a worker process."""
+    """One measurement. ``work`` runs in a worker process, takes its time limit in seconds and returns the figures."""
 
     part: str
     name: str
@@ -68,11 +70,11 @@ class Row:
     work: Callable[[float], Figures] = field(compare=False, repr=False)
     timed: int = HOST
     needs: frozenset[str] = frozenset()
-    """Jobs of the background (a build, a compilation) that must be done before it."""
+    """Background jobs (a build, a compilation) that must be done before."""
     repeats: bool = False
-    """It costs what another row of its name took."""
+    """Whether its cost is the time that another row of the same name took, once that is known."""
     goes_on: bool = False
-    """It may take all that its part has, stops by itself in time, and a later call goes on with it."""
+    """Whether it may use all that its part has left, stops by itself in time, and is continued by a later call."""
 
     @property
     def key(self) -> Key:
@@ -80,7 +82,7 @@ class Row:
 
 
 class Background(Protocol):
-    """Jobs that run beside the rows."""
+    """Jobs that run in the background: the names of those running, and the reason for each that failed."""
 
     def running(self) -> Collection[str]: ...
 
@@ -88,7 +90,7 @@ class Background(Protocol):
 
 
 class Plan:
-    """Rows that are not measured yet, and the seconds that are left for them until ``end`` on the clock."""
+    """The rows that are not measured yet, and the seconds that remain for them until ``end`` on the clock."""
 
     def __init__(self, rows: Iterable[Row], shares: Mapping[str, float], end: float, clock: Callable[[], float]):
         self.pending, self.clock, self.end = list(rows), clock, end
@@ -103,7 +105,7 @@ class Plan:
         return self.end - self.clock()
 
     def room_s(self, part: str) -> float:
-        """What is left for a part: all but what the others still have of their shares, and can still use."""
+        """Seconds left for a part: all that is left, less the unused shares of other parts that can still use them."""
         others = {row.part for row in self.pending if self.cost_s(row) <= self.left_s} - {part}
         return self.left_s - sum(max(0.0, self.share_s[p] - self.spent_s[p]) for p in others)
 
@@ -112,13 +114,13 @@ class Plan:
         return row.cost_s if found is None else found
 
     def next(self, running: Collection[str]) -> tuple[Row, float] | str | None:
-        """(row, seconds that it may take); ``"wait"`` for the background; None where nothing fits any more."""
+        """(row, its time limit in seconds); "wait" if rows wait for the background; None if nothing fits any more."""
         blocked, free = [], []
         for row in self.pending:
             waits = row.needs & set(running) or len(running) > MOST_BESIDE[row.timed]
             (blocked if waits else free).append(row)
         if running:
-            free.sort(key=lambda row: row.timed)  # what is no time cannot be disturbed
+            free.sort(key=lambda row: row.timed)  # untimed rows first, which the background cannot disturb
         for row in free:
             room = self.room_s(row.part)
             if self.cost_s(row) <= room:
@@ -126,7 +128,7 @@ class Plan:
         if any(self.cost_s(row) <= self.left_s for row in blocked):
             short = [row for row in free if row.timed == UNTIMED and self.cost_s(row) <= min(FILL_S, self.left_s)]
             return (short[0], self._limit_s(short[0], FILL_S)) if short else "wait"
-        # Nothing keeps within its share any more: first what has had the least of it.
+        # No row fits in its part's share any more: take the part that has used the least of its share.
         for row in sorted(free, key=lambda row: self.spent_s[row.part] / self.share_s[row.part]):
             if self.cost_s(row) <= self.left_s:
                 return row, self._limit_s(row, self.left_s)
@@ -146,7 +148,7 @@ class Plan:
 
 
 class Results(Protocol):
-    """Where rows go."""
+    """The place that rows are written to."""
 
     def begin(self, row: Row) -> None: ...
 
@@ -160,7 +162,7 @@ def carry_out(
     background: Background,
     sleep: Callable[[float], None],
 ) -> None:
-    """Measure until nothing fits; every row that was planned ends with figures, with an error or with why not."""
+    """Measure until nothing fits. Every planned row gets figures, an error, or the reason why it was skipped."""
     while True:
         failed = background.failed()
         for row in [row for row in plan.pending if row.needs & failed.keys()]:

@@ -1,4 +1,4 @@
-"""The processes of a run: workers, in which rows are measured, and the jobs that build and compile beside them."""
+"""The processes of a run: workers that measure rows, and background jobs that build and compile beside them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STARTED_WITHIN_S = 90.0
 
 
 def environment(dry: bool, cache: Path | None = None) -> dict[str, str]:
-    """What a process needs: this checkout first, no buffering, one cache of compiled code for all.
+    """The environment of a process: this checkout first on the path, unbuffered output, one cache of compiled code.
 
-    Triton is interpreted where there is no GPU. CUPTI stays attached once a profile was taken: taking it off and on
-    again beside CUDA graphs has crashed (torch.profiler says so), and profiles have a process of their own here.
+    A dry run interprets Triton. CUPTI stays attached after a profile, because detaching and attaching it again beside
+    CUDA graphs has crashed (as torch.profiler notes); profiles have a process of their own here.
     """
     folders = [str(f) for f in (ROOT, ROOT / "kernels") if (f / "imnet_kernels").is_dir() or (f / "imnet").is_dir()]
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -40,7 +40,7 @@ def environment(dry: bool, cache: Path | None = None) -> dict[str, str]:
 
 
 def end(process: subprocess.Popen[Any], patience_s: float = 1.0) -> None:
-    """End a process and all that it started: none may hold the device or a core any longer."""
+    """End a process and all that it has started, so that none keeps the device or a core."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -49,12 +49,12 @@ def end(process: subprocess.Popen[Any], patience_s: float = 1.0) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message without line breaks, cut to a size that a table can show."""
+    """An error's type and message on one line, cut to ERROR_CHARACTERS."""
     return clipped(" ".join(f"{type(error).__name__}: {error}".split()), ERROR_CHARACTERS)
 
 
 class Worker:
-    """A process that measures one row after the other; started at once, and again after one that ended it."""
+    """A process that measures rows in sequence. It starts at once, and again after a row that ended it."""
 
     def __init__(self, command: list[str], env: dict[str, str]):
         self.command, self.env = command, env
@@ -72,7 +72,7 @@ class Worker:
         self.hello: Figures | None = None
 
     def ready(self, timeout_s: float = STARTED_WITHIN_S) -> Figures:
-        """What the worker says of its machine, once it has imported all; raises RuntimeError where it ends instead."""
+        """Wait until the worker has imported everything and return its fingerprint; raises RuntimeError if it fails."""
         if self.process is None:
             self._start()
         if self.hello is None:
@@ -82,7 +82,7 @@ class Worker:
         return self.hello
 
     def run(self, row: Row, limit_s: float) -> Figures:
-        """The row's figures, or its error: also where the process died of it, or had to be ended for time."""
+        """The row's figures, or {"error": ...}, also if the process died or was ended after ``limit_s`` seconds."""
         try:
             self.ready()
             assert self.process is not None
@@ -101,7 +101,7 @@ class Worker:
         return found
 
     def _reply(self, timeout_s: float) -> Figures | None:
-        """The next line that the process writes; None where none comes in time, an error where it ended."""
+        """The next line of JSON from the process; None if none comes in time, {"error": ...} if the process ended."""
         until = time.monotonic() + timeout_s
         while b"\n" not in self.read:
             ready, _, _ = select.select([self.replies], [], [], max(0.0, until - time.monotonic()))
@@ -131,7 +131,8 @@ def serve(
     clean_up: Callable[[], bool],
     shown: Callable[[Figures], Figures] = dict,
 ) -> int:
-    """A worker's life: read which row, measure it, answer what is ``shown`` of it; until the other side closes."""
+    """The main loop of a worker: read a row's key and time limit from stdin, measure it, and write ``shown(figures)``
+    to ``reply_to``, until stdin is closed."""
     os.set_inheritable(reply_to, False)
     with os.fdopen(reply_to, "wb", buffering=0) as replies:
         replies.write(json.dumps(hello).encode() + b"\n")
@@ -153,7 +154,7 @@ def serve(
 
 
 class Jobs:
-    """The background: processes that are started at once, and ended when their time is up."""
+    """The background jobs: processes that all start together and are ended at the time ``until`` (monotonic clock)."""
 
     def __init__(self, logs: Path, env: dict[str, str], until: float):
         self.logs, self.env, self.until = logs, env, until

@@ -1,8 +1,8 @@
-"""Training steps: images/s and MFU of the systems' networks in bf16, and where the device's time of a step goes.
+"""Training steps: images/s and MFU of the systems' networks in bf16, and the device time of a step by kernel.
 
-The step is the trainer's own (bench.case.make_step): forward, loss, backward, norm of the gradient, fused SGD, on
-batches of random images that lie on the device. `python -m bench.gpu.steps NETWORK [--dry]` is the process that
-compiles one network ahead, into the cache of compiled code that the timed rows find.
+The step is the trainer's (bench.case.make_step): forward, loss, backward, gradient norm and fused SGD, on a batch of
+random images on the device. `python -m bench.gpu.steps NETWORK [--dry]` is the background process that compiles one
+network in advance, into the cache of compiled code that the timed rows use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROUNDS, WINDOW_STEPS, WARM_STEPS, PROFILED_STEPS, TOP = 7, 10, 5, 3, 15
 
 @dataclass(frozen=True)
 class Net:
-    """A network and its training batch, as its system trains it."""
+    """A network with the image size and batch size that its system trains it with."""
 
     model: str
     px: int
@@ -49,7 +49,7 @@ class Net:
 
     @property
     def job(self) -> str:
-        """The background's job that compiles it."""
+        """The name of the background job that compiles it."""
         return f"compiled {self.label}"
 
     @property
@@ -77,7 +77,7 @@ def net_of(label: str, dry: bool) -> Net:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step runs; ``kernels``: the tier of our own kernels in it. ``cost_s``: on an H100, 2026-11-26, at most."""
+    """How a step runs; ``kernels`` is the tier of our kernels. ``cost_s``: at most, on an H100, 2026-11-26."""
 
     name: str
     cost_s: float
@@ -87,11 +87,11 @@ class Variant:
 
     @property
     def timed(self) -> int:
-        """A replayed graph needs the processor once a step; all else launches kernel by kernel."""
+        """DEVICE for a replayed graph, which needs the processor once per step; else HOST, for many launches."""
         return DEVICE if self.graphs else HOST
 
 
-# In order of value: what training takes by default, what it can be told, what only explains the others.
+# In order of value: the default of training, its options, and variants that only explain the others.
 VARIANTS = (
     Variant("captured + our kernels", 8.0, graphs=True, kernels="auto"),
     Variant("compiled + captured", 8.0, compile=True, graphs=True),
@@ -102,14 +102,14 @@ VARIANTS = (
 
 
 def step_rows(setting: Setting) -> Iterator[Row]:
-    """Every variant of all networks before the next variant."""
+    """The rows by variant, each for all networks before the next variant."""
     for variant in VARIANTS:
         for net in nets(setting.dry)[: 1 if setting.dry and variant is not VARIANTS[0] else None]:
             yield _row("steps", measure, net, variant, setting, variant.cost_s)
 
 
 def profile_rows(setting: Setting) -> Iterator[Row]:
-    """The kernels of a step by their time, in its replayed graph: with our kernels, compiled, with torch's."""
+    """Rows with the kernels of a captured step by their time: with our kernels, compiled, and with torch's kernels."""
     for variant in (variant for variant in VARIANTS if variant.graphs):
         for net in nets(setting.dry)[: 1 if setting.dry else None]:
             cost_s = variant.cost_s + (8.0 if "densenet" in net.model else 2.0)
@@ -123,7 +123,7 @@ def _row(part: str, work: Any, net: Net, variant: Variant, setting: Setting, cos
 
 
 def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
-    """(name, command) of the compilations among the background's jobs that rows wait for."""
+    """(name, command) of the compilations among the wanted background jobs."""
     for net in nets(setting.dry):
         if net.job in wanted:
             command = [sys.executable, "-m", f"{__package__}.steps", net.label, *(["--dry"] if setting.dry else [])]
@@ -140,7 +140,7 @@ def in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: fl
 
 
 def _options(variant: Variant, setting: Setting) -> RunOptions:
-    """In a dry run nothing is captured, and compiling stops before the C++ of a CPU build, which takes a minute."""
+    """The variant's run options; a dry run neither captures nor compiles here (see ``_compile_dry``)."""
     real = not setting.dry
     chosen: dict[str, Any] = {"device": setting.device, "precision": "bf16"}
     return RunOptions(**chosen, compile=variant.compile and real, cuda_graphs=variant.graphs and real)
@@ -164,7 +164,7 @@ def _compile_dry(step: TrainStep, variant: Variant, setting: Setting) -> None:
 
 
 def measure(net: Net, variant: Variant, setting: Setting) -> Figures:
-    """Rates of one network in one variant; raises where a loss or gradient is not finite."""
+    """Rates of one network in one variant; raises ArithmeticError if a loss or gradient is not finite."""
     machine.forget_peak()
     step, batch = open_step(net, variant, setting)
     batches = [batch]
@@ -193,7 +193,7 @@ def measure(net: Net, variant: Variant, setting: Setting) -> Figures:
 
 
 def profiled(net: Net, variant: Variant, setting: Setting) -> Figures:
-    """imnet-profile's table of kernels, cut to the ones that take the most time."""
+    """The table of kernels of imnet-profile, limited to the TOP kernels by time."""
     from ..profile.step import top_kernels
     from ..profile.work import Work
 
@@ -203,7 +203,7 @@ def profiled(net: Net, variant: Variant, setting: Setting) -> Figures:
 
 
 def compile_ahead(label: str, dry: bool) -> int:
-    """Compile a network's forward and backward pass as the timed rows will; the cache is what stays."""
+    """Compile a network's forward and backward pass as the timed rows will, to fill the cache of compiled code."""
     net = net_of(label, dry)
     variant = next(variant for variant in VARIANTS if variant.name == "compiled")
     setting = Setting(dry=dry, scratch=Path())

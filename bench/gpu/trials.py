@@ -1,7 +1,7 @@
-"""Trials: what might make the whole training step faster, timed and nothing more; predictions are in NEGATIVES.md.
+"""Trials: timings of changes that might make the whole training step faster; predictions are in NEGATIVES.md.
 
-Every trial is a process of its own, and so is the step as it is, which it is held to: cuDNN keeps what it once chose
-for a shape. A dry run takes them all in one process, where each puts back what it set.
+Every trial runs in its own process, and so does the unchanged step that it is compared with, because cuDNN keeps the
+algorithm that it once chose for a shape. A dry run runs all in one process, and each restores what it changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS, COMPILED = (next(v for v in VARIANTS if v.name == n) for n in ("captured +
 
 @dataclass(frozen=True)
 class Trial:
-    """What is set while a step is made and run; ``cost_s`` is a guess."""
+    """A change that the context manager ``setting`` makes while a step is built and run; ``cost_s`` is a guess."""
 
     name: str
     cost_s: float
@@ -44,7 +44,7 @@ class Trial:
 
 @contextlib.contextmanager
 def every_algorithm() -> Iterator[None]:
-    """cuDNN times all it has for a convolution, not the first ten that its heuristic names."""
+    """Let cuDNN time all of its algorithms for a convolution, not only the first ten that its heuristic lists."""
     before, torch.backends.cudnn.benchmark_limit = torch.backends.cudnn.benchmark_limit, 0
     try:
         yield
@@ -53,33 +53,34 @@ def every_algorithm() -> Iterator[None]:
 
 
 def tuned() -> contextlib.AbstractContextManager[object]:
-    """Inductor times more configurations of the kernels that it writes."""
+    """Let Inductor time more configurations of the kernels that it generates."""
     import torch._inductor.config
 
     return torch._inductor.config.patch(coordinate_descent_tuning=True, max_autotune_pointwise=True)
 
 
 def one_stream() -> contextlib.AbstractContextManager[object]:
-    """Shake-Shake's two branches one after the other."""
+    """Run Shake-Shake's two branches one after the other, on one stream."""
 
-    def never(x: torch.Tensor) -> bool:  # a Mock would keep every map that it is asked of
+    def never(x: torch.Tensor) -> bool:  # a Mock would keep a reference to every map that it is called with
         return False
 
     return mock.patch.object(shake_shake, "in_flight", never)
 
 
 def cast_one_by_one() -> contextlib.AbstractContextManager[object]:
-    """Autocast casts every weight in a kernel of its own."""
+    """Let autocast cast every weight in a kernel of its own."""
     return mock.patch.object(step, "HalfWeights", lambda net, dtype: HalfWeights(net, None))
 
 
 @contextlib.contextmanager
 def launched_early() -> Iterator[None]:
-    """Every Triton kernel is launched while the one before it ends (programmatic dependent launch, sm_90 and newer).
+    """Launch every Triton kernel while the one before it ends (programmatic dependent launch, sm_90 and newer).
 
-    Its first instruction waits until that one's results are in memory, so that it reads the same. Then the next may be
-    launched, which begins where multiprocessors have room. Triton offers the launch, and both instructions to kernels
-    that ask for them; here all get them, as they become PTX.
+    A kernel's first instruction waits until the results of the kernel before are in memory, so that it reads the same
+    values. Its second allows the launch of the next kernel, which starts on multiprocessors with room. Triton has an
+    option for the launch and offers both instructions to kernels that use them; here they are added to every kernel's
+    PTX.
     """
     from triton.backends.nvidia.compiler import CUDABackend
 
@@ -103,7 +104,7 @@ WAIT = "griddepcontrol.wait;"
 SHAKE = ("shake_shake26_2x96d",)
 APART = dataclasses.replace(OURS, kernels="shake_batch_norm=reference")
 
-# In order of value, after the step that they are held to.
+# In order of value, after the step that they are compared with.
 TRIALS = (
     Trial("as it is", 20.0, models=("wrn36_5", "wrn28_10", *SHAKE)),
     Trial("last norms, mix and ReLU apart", 20.0, variant=APART, models=SHAKE),
@@ -124,14 +125,14 @@ def trial_rows(setting: Setting) -> Iterator[Row]:
 
 
 def take(name: str, label: str, setting: Setting, limit_s: float = 0.0) -> Figures:
-    """The figures of a step, as bench.gpu.steps takes them, with what the trial changes."""
+    """The figures of a step with the trial's change, measured as in bench.gpu.steps."""
     trial = next(trial for trial in TRIALS if trial.name == name)
     with trial.setting():
         return in_tier(measure, net_of(label, setting.dry), trial.variant, setting)
 
 
 def apart(name: str, label: str, setting: Setting, limit_s: float) -> Figures:
-    """The same in a process of its own; raises RuntimeError with its last line where it fails."""
+    """As ``take``, in a process of its own; raises RuntimeError with its last line if it fails."""
     command = [sys.executable, "-m", f"{__package__}.trials", name, label, *(["--dry"] if setting.dry else [])]
     env = environment(setting.dry, setting.scratch)
     options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": limit_s}

@@ -25,7 +25,7 @@ _OUT = Path("runs") / "profile"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code (2 usage, 65 data, 69 device, 74 files)."""
+    """Run one command; returns the exit code (2 usage, 65 data, 69 device, 74 files)."""
     return guarded("imnet-profile", _run, argv)
 
 
@@ -34,7 +34,7 @@ def _run(argv: list[str]) -> int:
     from imnet.defaults import choose_kernels
     from imnet.run_options import RunOptions
 
-    if values.command != "kernels":  # which says itself what it takes
+    if values.command != "kernels":  # which chooses its tier itself
         choose_kernels(RunOptions(device=values.device))
     importlib.import_module(f".{values.command}", __package__).run(values, argv)
     return 0
@@ -74,7 +74,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def usable_folder(path: Path) -> Path:
-    """The folder, made where it was not; IOFailure unless files can be written into it."""
+    """Make the folder if it does not exist; raises IOFailure unless files can be written to it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
@@ -88,7 +88,7 @@ def usable_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def captured(place: torch.device) -> Iterator[None]:
-    """What nsys and ncu are to look at, started as below; on a CPU nothing."""
+    """Mark the part of the run that nsys and ncu record when started as in ``commands``; does nothing on a CPU."""
     import torch
 
     if place.type != "cuda":
@@ -102,7 +102,7 @@ def captured(place: torch.device) -> Iterator[None]:
 
 
 def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
-    """This run as a shell command; PYTHONPATH comes along where it is set, as in a checkout."""
+    """This run as a shell command, with PYTHONPATH if it is set, as in a checkout."""
     package = (__package__ or "bench").partition(".")[0]
     path = os.environ.get("PYTHONPATH")
     words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", f"{package}.profile.cli"]
@@ -111,8 +111,8 @@ def again(arguments: Sequence[str], extra: Sequence[str] = ()) -> str:
 
 
 def commands(arguments: Sequence[str], folder: Path, name: str, extra: Sequence[str] = ()) -> str:
-    """The timeline of launches, and every counter of the first kernels, between cudaProfilerStart and Stop (see
-    ``captured``). ``extra``: what the run needs besides, e.g. ``--nvtx``."""
+    """Command lines for nsys (the timeline of launches) and ncu (all counters of the first kernels) of the part between
+    cudaProfilerStart and Stop (see ``captured``). ``extra``: options that the run also needs, e.g. ``--nvtx``."""
     out, run = str(folder / name), again(arguments, extra)
     ranged = ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
     nsys = ["nsys", "profile", "--trace=cuda,nvtx,cudnn,cublas,osrt", *ranged, "--force-overwrite=true", "-o", out]

@@ -1,4 +1,4 @@
-"""`imnet-profile kernels FAMILY`: every case's time against the bytes it has to move, and what its kernels cost."""
+"""`imnet-profile kernels FAMILY`: the time of every case against its least traffic, and its kernels' resources."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def _fp32_peak(place: torch.device) -> float:
-    """What the arithmetic units can do: these kernels compute in fp32 and without tensor cores, hence without TF32."""
+    """The rate of an fp32 matrix product without TF32: most kernels compute in fp32 without tensor cores."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -72,7 +72,7 @@ def _fp32_peak(place: torch.device) -> float:
 
 
 def timed_case(job: Job, name: str, kind: str, copy: float) -> dict[str, Any]:
-    """One row: seconds a call (median, interquartile range), bytes, FLOPs, share of the copy's bandwidth."""
+    """One row: seconds per call (median, IQR), bytes, FLOPs, share of the copy's bandwidth."""
     case, moved = job.case, job.num_bytes
     taken = on_device(lambda: job.run(name, kind), moved, kind)
     rate = moved / taken.median_s
@@ -82,7 +82,7 @@ def timed_case(job: Job, name: str, kind: str, copy: float) -> dict[str, Any]:
 
 
 def flops(family: str, case: Case) -> int:
-    """The arithmetic of the family's definition for one call, a multiply-add as two.
+    """The FLOPs of one call by the family's definition; a multiply-add counts as two.
 
     augment: x scale + shift. shake_shake: residual + a x1 + (1 - a) x2. dense_stage: its convolutions.
     shake_batch_norm: those of two norms, and a multiply-add for either.
@@ -115,7 +115,7 @@ def flops(family: str, case: Case) -> int:
 
 
 def _cases(family: Family, name: str | None) -> list[Case]:
-    """All of the contract that move anything, or the one that was asked for, which may be of a GPU's own size."""
+    """All cases of the contract that move any bytes, or the named case, which may be a ``gpu`` one."""
     if name is None:
         return [case for case in family.contract if family.bytes_moved(case, torch.float32)]
     known = {case.name: case for case in family.cases if family.bytes_moved(case, torch.float32)}
@@ -139,7 +139,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _tier(name: str, family: str, kind: str) -> str:
-    """The tier's name; DeviceError for one that is not here."""
+    """The tier to time; raises DeviceError for one that cannot run here."""
     if name == "auto":
         return tier.report(kind)[family][0]
     problem = tier.missing(name, kind)
@@ -149,7 +149,7 @@ def _tier(name: str, family: str, kind: str) -> str:
 
 
 def text(found: dict[str, Any]) -> str:
-    """What the command prints of the JSON."""
+    """The text that the command prints from the JSON."""
     where = f"{found['device']}, {plural(found['threads'], 'thread')}; copy {scaled(found['copy_bytes_per_s'], 'B/s')}"
     lines = [f"{found['family']}, tier {found['tier']}, {found['dtype']}, {where}", "", _case_table(found["cases"])]
     if any(row["of_copy"] > 1 for row in found["cases"]):
@@ -173,7 +173,7 @@ def _case_table(timed: Sequence[dict[str, Any]]) -> str:
 
 
 def _resource_table(found: Sequence[dict[str, Any]]) -> str:
-    """One line a kernel, ``first / second`` architecture where they differ."""
+    """One line per kernel; values that differ by architecture are given as ``first / second``."""
     names = ("registers", "shared_bytes", "spill_bytes", "threads", "active_warps", "limit", *_COUNTED)
     lines = []
     for (kind, name), rows in grouped(found, "tier", "name").items():
@@ -189,6 +189,6 @@ _CPP_TYPES = {"fp32": "float", "bf16": "__nv_bfloat16", "fp16": "__half"}
 
 
 def _of_dtype(name: str, dtype: str) -> bool:
-    """Whether a C++ kernel's types are ``dtype`` or none of the floating ones."""
+    """Whether a C++ kernel's name contains no floating type other than ``dtype``."""
     types = {word for word in _CPP_TYPES.values() if re.search(rf"\b{word}\b", name)}
     return types <= {_CPP_TYPES[dtype]}

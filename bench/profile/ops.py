@@ -1,7 +1,7 @@
-"""What every operator of a step reads, writes and computes, from the tensors it is called with: nothing is estimated.
+"""Counts the bytes and FLOPs of every operator of a step from the tensors that it is called with, without estimates.
 
-A pass of its own, without a profiler: the operators that reach the device (``aten::convolution``, not the
-``aten::conv2d`` around it) are seen by a dispatch mode, in the order in which the profiler sees them too.
+This is a separate pass without a profiler: a dispatch mode sees the operators that reach the device
+(``aten::convolution``, not the ``aten::conv2d`` around it) in the same order as the profiler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ALLOCATING = ("aten::empty", "aten::new_empty")
 
 @dataclass(frozen=True)
 class OpCall:
-    """One call: ``shapes`` of its tensor arguments, bytes in and out, FLOPs where they are known (else None)."""
+    """One call: the ``shapes`` of its tensor arguments, bytes read and written, FLOPs (None if not known)."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ class OpCall:
 
 
 class OpCounter(TorchDispatchMode):
-    """Collects ``calls`` while it is active."""
+    """A dispatch mode that collects ``calls`` while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,8 @@ def count(work: Callable[[], object]) -> list[OpCall]:
 
 
 def bytes_of_call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
-    """Bytes read and written: arguments, results and arguments changed in place; views and allocations move none."""
+    """Bytes read and written by a call: of arguments, results and arguments changed in place. Views and allocations
+    move none."""
     schema = func._schema
     if schema.name.startswith(_ALLOCATING) or any(_is_view(r) for r in schema.returns):
         return 0
@@ -78,7 +79,7 @@ def bytes_of_call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], o
     for argument, value in _bound(schema, args, kwargs):
         size = sum(_num_bytes(t) for t in tree_leaves(value) if isinstance(t, Tensor))
         written = argument.alias_info is not None and argument.alias_info.is_write
-        if argument.name == "grads":  # of fused optimisers, which write them only where they divide by a scale
+        if argument.name == "grads":  # of fused optimisers, which write them only if they divide by a scale
             written = kwargs.get("grad_scale") is not None
         overwritten = argument.is_out or (written and schema.name in _WRITE_ONLY)
         total += size * (written + (not overwritten))
@@ -99,17 +100,17 @@ def _bound(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
 
 
 def _is_view(declared: Any) -> bool:
-    """Whether a result is the memory of an argument that the operator does not change."""
+    """Whether a result shares the memory of an argument that the operator does not change."""
     return declared.alias_info is not None and not declared.alias_info.is_write
 
 
 def _num_bytes(tensor: Tensor) -> int:
-    """Distinct bytes: an expanded dimension lies in memory once."""
+    """The distinct bytes of a tensor: an expanded dimension is in memory once."""
     sizes = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 0]
     return torch.Size(sizes).numel() * tensor.element_size()
 
 
 def _compute_dtype(inputs: list[Tensor]) -> torch.dtype | None:
-    """Of the widest matter: the first tensor of two or more dimensions, else the first at all."""
+    """The dtype of the first tensor of two or more dimensions, else of the first tensor; None without tensors."""
     wide = [t for t in inputs if t.dim() >= 2] or inputs
     return wide[0].dtype if wide else None

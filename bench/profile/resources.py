@@ -1,8 +1,8 @@
-"""What the compilers give a family's GPU kernels, without a GPU: registers, shared memory, spills, threads a block,
-what is counted in the machine code, and how many warps a multiprocessor can hold.
+"""The resources of a family's GPU kernels as compiled, without a GPU: registers, shared memory, spills, threads per
+block, counts from the machine code, and the number of warps that a multiprocessor can hold.
 
-The limits are those of NVIDIA's CUDA C++ programming guide, "Technical Specifications per Compute Capability"; shared
-memory is what a multiprocessor can give to blocks, of which the driver takes 1 KiB for each.
+The limits are those of NVIDIA's CUDA C++ programming guide, "Technical Specifications per Compute Capability". Shared
+memory is the amount that a multiprocessor can give to blocks; the driver takes 1 KiB of it for each block.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SPILL = re.compile(r"(\d+) bytes spill (?:stores|loads)")
 WARP_THREADS = 32
 _REGISTERS = 65536
 _REGISTER_UNIT = 256
-"""Registers are given to a warp in pieces of this many."""
+"""Registers are allocated to a warp in units of this many."""
 _WARPS_TOGETHER = 4
-"""A block's warps take registers as if their number were a multiple of this, one for each scheduler."""
+"""The number of warps that registers allow is rounded down to a multiple of this, one warp for each scheduler."""
 _SHARED_UNIT_BYTES = 128
 _SYSTEM_SHARED_BYTES = 1024
 MAX_WARPS = 64
@@ -46,7 +46,8 @@ ARCHITECTURES = tuple(_SHARED_BYTES)
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks and warps of one multiprocessor, and which of warps, blocks, registers and shared memory ends it."""
+    """Resident blocks and warps of one multiprocessor, and the limiting resource: warps, blocks, registers or shared
+    memory."""
 
     blocks: int
     active_warps: int
@@ -58,9 +59,9 @@ class Occupancy:
 
 
 def occupancy(registers: int, shared_bytes: int, threads: int, architecture: int) -> Occupancy:
-    """Of a kernel with ``registers`` a thread and ``shared_bytes`` a block of ``threads``, on sm_<architecture>.
-
-    An upper limit: it says what fits, not what the launch fills. Raises ValueError outside the device's limits.
+    """The occupancy of a kernel with ``registers`` per thread and ``shared_bytes`` per block of ``threads``, on
+    sm_<architecture>. It is an upper limit: what fits, not what a launch fills. Raises ValueError outside the device's
+    limits.
     """
     if architecture not in _SHARED_BYTES:
         raise ValueError(f"got sm_{architecture}; allowed: {', '.join(f'sm_{a}' for a in ARCHITECTURES)}")
@@ -92,7 +93,7 @@ def _shared_per_block(shared_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Resources:
-    """One kernel on one architecture; ``spill_bytes`` are stores plus loads, ``threads`` those of a block."""
+    """One kernel on one architecture; ``spill_bytes`` counts stores and loads, ``threads`` is per block."""
 
     name: str
     tier: str
@@ -115,9 +116,9 @@ class Resources:
 
 
 def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], list[str]]:
-    """The kernels of the Triton and the CUDA tier, and a line for each tier that cannot be compiled here.
+    """The kernels of the Triton and the CUDA tier, and a message for each tier that cannot be compiled here.
 
-    ``dtype`` (fp32 | bf16 | fp16) leaves out Triton kernels that are named after another one.
+    With ``dtype`` (fp32 | bf16 | fp16), Triton kernels whose names contain another dtype are left out.
     """
     found, missing = [], []
     if importlib.util.find_spec("triton") is None:
@@ -138,7 +139,7 @@ def of_family(family: str, dtype: str | None = None) -> tuple[list[Resources], l
 def triton_kernels(
     family: str, dtype: str | None, architectures: Sequence[int] = ARCHITECTURES
 ) -> list[Resources]:  # fmt: skip
-    """Every variant of the recipes, compiled to cubins in a cache of its own (a warm one would report nothing)."""
+    """The kernels of ``builds()``, compiled with an empty cache: for a cached kernel ptxas would report nothing."""
     builds = implementations.module(family, "triton").builds()
     named = [b for b in builds if dtype is None or f"*{dtype}" in b.name or not re.search(r"\*\w*\d", b.name)]
     with _triton_cache():
@@ -168,7 +169,8 @@ def _triton_kernel(variant: Any, architecture: int) -> Resources:
 
 
 def cuda_kernels(family: str, architectures: Sequence[int] = ARCHITECTURES) -> list[Resources]:
-    """Every kernel of csrc/cuda/<family>.cu, from the report of ptxas and, where its reader is, the machine code."""
+    """Every kernel of csrc/cuda/<family>.cu, from the report of ptxas and, if Triton's cuobjdump is installed, from the
+    machine code."""
     source = build.csrc() / "cuda" / f"{family}.cu"
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernels.o"
@@ -203,7 +205,7 @@ def parse_ptxas(report: str) -> list[tuple[str, int, int, int, int]]:
 
 
 def launch_bounds(source: str) -> dict[str, int]:
-    """{kernel: threads a block} from __launch_bounds__ of a .cu file, whose constants are constexpr int."""
+    """{kernel: threads per block} from __launch_bounds__ in a .cu file, whose constants are constexpr int."""
     lines = re.findall(r"constexpr int ([^;]+);", source)
     constants = {name: int(value) for line in lines for name, value in re.findall(r"(\w+) = (\d+)", line)}
     found = {}
@@ -214,7 +216,7 @@ def launch_bounds(source: str) -> dict[str, int]:
 
 
 def demangled(symbols: Sequence[str]) -> list[str]:
-    """C++ names without namespaces and arguments; as they are where no c++filt is at hand."""
+    """C++ names without namespaces and arguments; unchanged if there is no c++filt."""
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if tool is None or not symbols:
         return list(symbols)

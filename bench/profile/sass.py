@@ -1,6 +1,6 @@
-"""What a kernel's machine code does, counted without a GPU: instructions an output element, bytes a memory access.
+"""Counts from a kernel's machine code, without a GPU: instructions per output element, bytes per memory access.
 
-cuobjdump comes in Triton's wheel and reads Triton's cubins as well as nvcc's objects.
+cuobjdump is part of Triton's wheel and reads both Triton's cubins and nvcc's objects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
 class Instruction(NamedTuple):
-    """One line of SASS; target is the instruction that a branch goes to."""
+    """One line of SASS; ``target`` is the index of the instruction that a branch goes to."""
 
     name: str
     predicated: bool
@@ -32,15 +32,17 @@ class Instruction(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Bytes a thread moves with a memory instruction."""
+        """Bytes per thread of a memory instruction."""
         return next((_WIDTHS[word] for word in self.name.split(".")[1:] if word in _WIDTHS), 4)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one kernel. The main path is the shortest way through the widest store: of a loop where that is in one.
+    """Counts of one kernel. Its main path is the shortest path through a store of the widest kind: inside the innermost
+    loop with such a store if there is one, else through the kernel.
 
-    ``per_element`` is the main path's length over the elements it stores; widths are in bytes, 0 where there is none.
+    ``per_element`` is the main path's length over the number of elements that it stores. ``store_bytes`` and
+    ``load_bytes`` are the widths of the widest store and load, 0 if there is none.
     """
 
     instructions: int
@@ -53,7 +55,7 @@ class Counts:
 
 
 def disassembled(binary: Path, architecture: int | None = None) -> dict[str, list[Instruction]]:
-    """{kernel: instructions} of a cubin, or of what an object holds for the architecture."""
+    """{kernel: instructions} of a cubin, or of an object's code for ``architecture``."""
     chosen = [] if architecture is None else ["-arch", f"sm_{architecture}"]
     done = subprocess.run([cuobjdump(), "-sass", *chosen, str(binary)], text=True, capture_output=True, check=True)
     parts = _FUNCTION.split(done.stdout)[1:]
@@ -61,7 +63,7 @@ def disassembled(binary: Path, architecture: int | None = None) -> dict[str, lis
 
 
 def cuobjdump() -> str:
-    """The tool's path; RuntimeError where Triton is not installed."""
+    """The path of cuobjdump; raises RuntimeError if Triton is not installed."""
     spec = importlib.util.find_spec("triton")
     if spec is None or spec.origin is None:
         raise RuntimeError("cuobjdump is in Triton's wheel, which is not installed; pip install triton")
@@ -69,7 +71,7 @@ def cuobjdump() -> str:
 
 
 def itemsize(kernel: str) -> int:
-    """Bytes of an output element by the last floating type in a kernel's name, 4 where it has none."""
+    """Bytes of an output element, from the last floating type in a kernel's name; 4 if there is none."""
     types = re.findall(r"\*fp32|\*bf16|\*fp16|\bfloat\b|__nv_bfloat16|__half", kernel)
     return 4 if not types or types[-1] in ("*fp32", "float") else 2
 
@@ -89,7 +91,7 @@ def parsed(text: str) -> list[Instruction]:
 
 
 def counts(code: Sequence[Instruction], itemsize: int) -> Counts:
-    """See Counts; itemsize: bytes of an output element."""
+    """The Counts of a kernel; ``itemsize`` is the number of bytes of an output element."""
     widest = max((i.width for i in code if i.kind == "STG"), default=0)
     paths = [_path(code, *limits, widest) for limits in _loops(code, widest) or [(0, _ends(code))]]
     lengths = [(len(p) * itemsize / _stored(code, p), p) for p in paths if p]
@@ -115,25 +117,25 @@ def _ends(code: Sequence[Instruction]) -> list[int]:
 
 
 def _loops(code: Sequence[Instruction], widest: int) -> list[tuple[int, list[int]]]:
-    """(first, [last]) of the innermost loops that hold a store of the widest kind."""
+    """(first, [last]) of the innermost loops that contain a store of the widest kind."""
     backward = [(x.target, i) for i, x in enumerate(code) if x.target is not None and x.target < i]
     inner = [(a, b) for a, b in backward if not any((a, b) != (c, d) and a <= c and d <= b for c, d in backward)]
     return [(a, [b]) for a, b in inner if any(x.kind == "STG" and x.width == widest for x in code[a : b + 1])]
 
 
 def _path(code: Sequence[Instruction], first: int, last: list[int], widest: int) -> list[int]:
-    """The shortest way from first to one of last through a store of the widest kind."""
+    """The shortest path from ``first`` to one of ``last`` through a store of the widest kind."""
     outward = _steps(code, first, max(last))
     found: list[list[int]] = []
     for goal in (i for i in outward if code[i].kind == "STG" and code[i].width == widest):
         onward = _steps(code, goal, max(last), first)
         found += [_walk(outward, goal) + _walk(onward, end)[1:] for end in last if end in onward]
-    # Several stores of a straight piece lie on the same way: take the way that stores most for its length.
+    # Several stores of straight code lie on one path: take the path that stores the most for its length.
     return max(found, key=lambda p: _stored(code, p) / len(p), default=[])
 
 
 def _steps(code: Sequence[Instruction], start: int, stop: int, first: int | None = None) -> dict[int, int]:
-    """{instruction: the one before it} of the shortest ways from start inside first .. stop."""
+    """{instruction: its predecessor} of the shortest paths from ``start`` within ``first`` .. ``stop``."""
     low, came = start if first is None else first, {start: start}
     waiting = deque([start])
     while waiting:

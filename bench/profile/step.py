@@ -1,4 +1,4 @@
-"""`imnet-profile step`: real steps of a recipe, where their time goes, and how near the roof every operator is."""
+"""`imnet-profile step`: profiles real steps of a recipe: time by operator, and how near each is to the roof."""
 
 from __future__ import annotations
 
@@ -64,33 +64,34 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def _name_compiled_kernels() -> None:
-    """Inductor's C++ kernels carry names into the profiler only when asked to."""
+    """Let Inductor's C++ kernels appear in the profiler by name, which is off by default."""
     import torch._inductor.config as inductor
 
     inductor.cpp.enable_kernel_profile = True
 
 
 def _ranges_only(work: Work, steps: int) -> None:
-    """The steps between cudaProfilerStart and Stop, for nsys and ncu; torch's own profiler would be in their way."""
+    """Run the steps between cudaProfilerStart and Stop for nsys and ncu, without torch's profiler, which would conflict
+    with them."""
     with captured(work.place.device):
         seconds = work.seconds_per_step(steps)
     print(f"{steps} steps with NVTX ranges data, forward, backward, update: {duration(seconds)} a step")
 
 
 def _peak_bytes(work: Work) -> int:
-    """Of a step without a profiler; on a CPU of all that the process did."""
+    """The peak memory of a step without a profiler; on a CPU that of the whole process so far."""
     machine.forget_peak()
     work.once()
     return machine.peak_bytes(work.place.device)
 
 
 def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None = None) -> dict[str, Any]:
-    """The operators and, on a GPU, the kernels of some steps.
+    """The operators and, on a GPU, the kernels of ``steps`` steps.
 
-    The kernels of a captured step are those of its replays; what they move is known from the same step uncaptured.
+    The kernels of a captured step are those of its replays; their bytes and FLOPs come from the same step uncaptured.
     """
     on_gpu = work.place.device.type == "cuda"
-    # Compiled and captured code hides its operators; those that it keeps are the same.
+    # Compiled and captured code hides its operators, so they are counted in an eager step.
     with work.uncaptured(eager=True):
         calls = count(work.once)
     costs: dict[str, Row] = {}
@@ -120,10 +121,10 @@ def _profiled(work: Work, steps: int, by_shape: bool = False, trace: Path | None
 
 
 def _steps_profiled(work: Work, steps: int) -> profile:
-    """torch's profiler over some steps."""
+    """Run ``steps`` steps under torch's profiler and return it."""
     on_gpu = work.place.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    if not on_gpu:  # else it says on stderr, as an error, that there is no GPU; of a GPU's counters it may have to
+    if not on_gpu:  # without this it prints an error that there is no GPU; on a GPU its messages may matter
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for i in range(steps):
@@ -133,15 +134,15 @@ def _steps_profiled(work: Work, steps: int) -> profile:
 
 
 def _costs(profiler: profile, calls: Sequence[OpCall], steps: int) -> dict[str, Row]:
-    """What each kernel of the profiled steps moves and computes, where an operator or its arguments tell."""
+    """{kernel: bytes and FLOPs} of the profiled steps, as far as they follow from an operator or from arguments."""
     inner = profiler.profiler
     generated = argument_costs(inner.kineto_results.events()) if inner is not None and inner.kineto_results else {}
     return generated | kernel_costs(profiler.events() or [], calls, steps=steps)
 
 
 def top_kernels(work: Work, steps: int, top: int) -> dict[str, Any]:
-    """Where the device's time of a step goes: its ``top`` kernels with bytes, FLOPs and share of the roof, per step. On
-    a CPU, which has no kernels, operators stand in their place."""
+    """The device time of a step by kernel: the ``top`` kernels with bytes, FLOPs and share of the roof, per step. On a
+    CPU these are operators instead of kernels."""
     warm_s, step_s = work.warm_up(), work.seconds_per_step(steps)
     found = _profiled(work, steps)
     lines = found["kernels"] or found["rows"]
@@ -158,7 +159,7 @@ def top_kernels(work: Work, steps: int, top: int) -> dict[str, Any]:
 
 
 def _short(row: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A kernel's line for a table: per step, digits that mean something."""
+    """A kernel's figures for a table: per step and rounded."""
     per_step = {key: None if row[key] is None else row[key] // steps for key in ("bytes", "flops")}
     of_roof = None if row["of_roof"] is None else round(row["of_roof"], 3)
     figures = {"calls": round(row["calls"] / steps, 2), "us": round(row["seconds"] / steps * 1e6, 1)}
@@ -187,7 +188,7 @@ def _about(work: Work) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any], top: int, folder: Path) -> str:
-    """What the command prints of step.json."""
+    """The text that the command prints from step.json."""
     steps = found["steps"]
     shown = ", ".join(
         f"{n.removeprefix('imnet:')} {duration(s / steps)}" for n, s in found["phases_s"].items() if n != STEP
@@ -207,7 +208,7 @@ def text(found: dict[str, Any], top: int, folder: Path) -> str:
 
 
 def _head(found: dict[str, Any]) -> list[str]:
-    """What ran, how fast, and the share of the matrix product's rate that it reached."""
+    """The first lines: what was run, its speed, and its share of the matrix product's rate."""
     bare, images = found["seconds_without_profiler"], found["batch_images"]
     profiled = found["phases_s"][STEP] / found["steps"]
     flops_per_s = found["flops_per_step"] / bare
@@ -231,7 +232,7 @@ def _table(found: Sequence[dict[str, Any]], steps: int, what: str = "operator") 
 
 
 def _cells(row: dict[str, Any], steps: int) -> list[str]:
-    """Per step."""
+    """The cells of a table row; totals are divided by ``steps``."""
     shapes = " ".join("x".join(map(str, shape)) or "scalar" for shape in row["shapes"][:2])
     name = clipped(f"{row['name']} {shapes}".rstrip(), NAME_CHARACTERS)
     flops = None if row["flops"] is None else row["flops"] / steps

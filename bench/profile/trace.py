@@ -1,7 +1,7 @@
-"""From the profiler's events to one row an operator: time, calls, bytes, FLOPs, share of the roof.
+"""Turns the profiler's events into one row per operator: time, calls, bytes, FLOPs, share of the roof.
 
-Every microsecond of the steps is in exactly one row. An operator that reached the device (see ``ops``) takes
-what it called along; what is left over (autograd's own work, Python between operators) stands under its own name.
+Every microsecond of the steps is in exactly one row. The time of an operator that reaches the device (see ``ops``)
+includes everything that it calls; the rest (autograd's own work, Python between operators) has rows by event name.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ PHASES = ("imnet:data", "imnet:forward", "imnet:backward", "imnet:update")
 
 @dataclass(frozen=True)
 class Roofs:
-    """What the device was measured to do: bytes/s of a copy, FLOP/s of a matrix product by dtype."""
+    """The measured limits of the device: bytes/s of a copy, FLOP/s of a matrix product by dtype."""
 
     bytes_per_s: float
     flops_per_s: dict[torch.dtype, float]
 
     def least_s(self, num_bytes: int | None, flops: int | None, dtype: torch.dtype | None) -> float | None:
-        """The shortest time that bytes and FLOPs allow; None where neither is known."""
+        """The shortest time in which the bytes can be moved and the FLOPs computed; None if neither is known."""
         peak = self.flops_per_s.get(dtype) if dtype is not None else None
         times = [num_bytes / self.bytes_per_s] if num_bytes else []
         times += [flops / peak] if flops and peak else []
@@ -61,7 +61,7 @@ class Row:
         self.dtype = call.dtype
 
     def close(self) -> Row:
-        """Figures that only some of the calls have would be wrong for the row."""
+        """Drop bytes and FLOPs unless they are known for all calls: partial sums would be wrong for the row."""
         if self._known != self.calls:
             self.bytes_moved, self.flops, self.dtype = None, None, None
         return self
@@ -81,9 +81,10 @@ class Row:
 def rows(
     events: Iterable[Any], calls: Sequence[OpCall], *, steps: int, on_gpu: bool = False, by_shape: bool = False
 ) -> list[Row]:
-    """The slowest first. ``calls`` are those of one step; ``events`` the profiler's of ``steps`` equal ones.
+    """One row per operator (with ``by_shape`` per operator and shapes), the slowest first.
 
-    Time is what the operator kept its thread busy (CPU), or its kernels the device (GPU).
+    ``calls`` are the calls of one step, ``events`` the profiler's events of ``steps`` equal steps. Time is that of the
+    operator's thread (CPU) or of its kernels on the device (GPU).
     """
     claimed, rest = _claimed(events, {call.name for call in calls})
     table: dict[tuple[str, Any], Row] = {}
@@ -98,7 +99,7 @@ def rows(
 
 
 def _claimed(events: Iterable[Any], names: set[str]) -> tuple[dict[str, list[Any]], list[Any]]:
-    """({operator: its events in the order of time}, the events outside of every operator)."""
+    """({operator: its events in order of time}, the events outside all operators)."""
     claimed: dict[str, list[Any]] = defaultdict(list)
     rest: list[Any] = []
     for event in _roots(events):
@@ -110,8 +111,8 @@ def _claimed(events: Iterable[Any], names: set[str]) -> tuple[dict[str, list[Any
 
 
 def kernel_costs(events: Iterable[Any], calls: Sequence[OpCall], *, steps: int) -> dict[str, Row]:
-    """{kernel: calls, and what they move and compute}: an operator's bytes and FLOPs, divided over the kernels that it
-    launches by their time. Kernels of operators of which nothing is known are left out."""
+    """{kernel: its calls, bytes and FLOPs}: those of an operator are divided among the kernels that it launches in
+    proportion to their time. Kernels of operators without known bytes are left out."""
     table: dict[str, Row] = {}
     claimed, _ = _claimed(events, {call.name for call in calls})
     for name, found in claimed.items():
@@ -129,14 +130,14 @@ def kernel_costs(events: Iterable[Any], calls: Sequence[OpCall], *, steps: int) 
 
 
 def _kernels_of(event: Any) -> list[Any]:
-    """What an event and all below it launched."""
+    """The kernels that an event and its descendants launched."""
     return [*event.kernels, *(kernel for child in event.cpu_children for kernel in _kernels_of(child))]
 
 
 def argument_costs(kineto_events: Iterable[Any]) -> dict[str, Row]:
-    """The same of the kernels that Inductor generated: the bytes of their tensor arguments, each touched once.
+    """As ``kernel_costs`` for the kernels that Inductor generated: the bytes of their tensor arguments, counted once.
 
-    An estimate: a kernel may read a part of an argument only, or read and write it.
+    This is an estimate: a kernel may read only a part of an argument, or both read and write it.
     """
     table: dict[str, Row] = {}
     for event in kineto_events:
@@ -149,7 +150,7 @@ def argument_costs(kineto_events: Iterable[Any]) -> dict[str, Row]:
 
 
 def _argument_bytes(shape: Any, dtype: str) -> int:
-    """Of one argument, whose type the profiler names as C++ does; scalars have no shape."""
+    """The bytes of one argument, whose dtype the profiler gives as a C++ type; 0 for scalars, which have no shape."""
     item = next((size for word, size in _BYTES_OF.items() if word in dtype), 0)
     return item * torch.Size(shape).numel() if shape and all(isinstance(n, int) for n in shape) else 0
 
@@ -158,8 +159,8 @@ _BYTES_OF = {"BFloat16": 2, "Half": 2, "float": 4, "double": 8, "long": 8, "unsi
 
 
 def kernels(events: Iterable[Any], costs: Mapping[str, Row] | None = None) -> list[Row]:
-    """What ran on the GPU, by the kernel's own name (copies and fills included), the slowest first; with the bytes and
-    FLOPs of ``costs``, call for call, where a kernel is among them."""
+    """One row per GPU kernel name (including copies and fills), the slowest first. Kernels that are in ``costs`` get
+    bytes and FLOPs from there, in proportion to their calls."""
     table: dict[str, Row] = {}
     for event in events:
         if _is_kernel(event):
@@ -174,7 +175,7 @@ def kernels(events: Iterable[Any], costs: Mapping[str, Row] | None = None) -> li
 
 
 def phases(events: Iterable[Any]) -> dict[str, float]:
-    """{phase: seconds} of the ranges that the step marks, and of the whole steps, on the launching thread."""
+    """{phase: seconds} on the launching thread, of the ranges that the step marks and of the whole steps (STEP)."""
     found: dict[str, float] = dict.fromkeys((*PHASES, STEP), 0.0)
     for event in events:
         if event.name in found and not _on_device(event):
@@ -191,12 +192,12 @@ def _is_kernel(event: Any) -> bool:
 
 
 def _roots(events: Iterable[Any]) -> list[Any]:
-    """Events of the steps that nothing encloses; autograd's threads have roots of their own on a GPU."""
+    """The CPU events without a parent; on a GPU autograd's threads have roots of their own."""
     return [e for e in events if e.cpu_parent is None and not _on_device(e) and not e.is_async]
 
 
 def _partition(event: Any, names: set[str]) -> Iterable[tuple[Any, str | None]]:
-    """(event, the operator that it is and that takes all below it along)."""
+    """(event, its operator or None) for an event and its descendants, without those inside an operator."""
     stack = [event]
     while stack:
         inner = stack.pop()
@@ -207,8 +208,8 @@ def _partition(event: Any, names: set[str]) -> Iterable[tuple[Any, str | None]]:
 
 
 def _operator(name: str, names: set[str]) -> str | None:
-    """The operator behind an event. One of torch.library with a gradient shows up as the autograd.Function made for
-    it, whose backward is called <operator>_backward in this project."""
+    """The operator that an event's name stands for, or None. A custom op of torch.library with a gradient appears as
+    the autograd.Function generated for it; its backward op is called <operator>_backward in this project."""
     generated = _GENERATED.fullmatch(name)
     if generated is not None:
         name = f"{generated[1]}::{generated[2]}{'_backward' if generated[3] else ''}"
@@ -217,7 +218,7 @@ def _operator(name: str, names: set[str]) -> str | None:
 
 def _own_s(event: Any, on_gpu: bool) -> float:
     if on_gpu:
-        # A range that a program marks comes back as a kernel of its own name, as long as all kernels inside it.
+        # A range that a program marks also appears as a kernel of its name, which lasts as long as the kernels inside.
         return sum(kernel.duration for kernel in event.kernels if kernel.name != event.name) * 1e-6
     return event.self_cpu_time_total * 1e-6
 
@@ -229,13 +230,13 @@ def _whole_s(event: Any, on_gpu: bool) -> float:
 
 
 def _matched(name: str, events: Sequence[Any], calls: Sequence[OpCall], steps: int) -> list[OpCall | None]:
-    """Each event's call, by order within a step; by shapes where the counts say that the two runs differ."""
+    """The call that belongs to each event: by order within a step, or by shapes if the counts or shapes differ."""
     same = [c for c in calls if c.name == name]
     if len(events) == steps * len(same):
         found = [same[i % len(same)] for i in range(len(events))]
         if all(_alike(event, call) for event, call in zip(events, found, strict=True)):
             return list(found)
-    # Autograd adds gradients in place, but not while a dispatch mode looks on: x.add_(y) and x + y move as much.
+    # Autograd adds gradients in place, but out of place under a dispatch mode; x.add_(y) and x + y move equal bytes.
     base = name.rstrip("_")
     known: dict[Any, list[OpCall]] = defaultdict(list)
     for call in calls:
@@ -245,17 +246,17 @@ def _matched(name: str, events: Sequence[Any], calls: Sequence[OpCall], steps: i
 
 
 def _only(calls: Sequence[OpCall]) -> OpCall | None:
-    """The call, where all move and compute the same, or next to nothing: one cache line."""
+    """A call for all of ``calls``, if they move and compute the same or at most a cache line of bytes; else None."""
     distinct = {(c.bytes_moved, c.flops, c.dtype) for c in calls}
     negligible = all(c.bytes_moved <= _CACHE_LINE_BYTES and not c.flops for c in calls)
     return max(calls, key=lambda c: c.bytes_moved, default=None) if len(distinct) == 1 or negligible else None
 
 
 def _alike(event: Any, call: OpCall) -> bool:
-    """Whether the first shape that the profiler noted is the call's first."""
+    """Whether the first shape that the profiler recorded, if any, is the call's first shape."""
     return _shapes(event.input_shapes)[:1] in (_shapes(call.shapes)[:1], ())
 
 
 def _shapes(shapes: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
-    """Without scalars, and without lists of tensors, which the profiler notes in no one way."""
+    """The shapes without those of scalars and of lists of tensors, which the profiler records inconsistently."""
     return tuple(tuple(s) for s in shapes or () if s and not isinstance(s[0], (list, tuple)))

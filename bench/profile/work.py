@@ -1,4 +1,4 @@
-"""What `imnet-profile step` runs: a recipe's real step and data path on random images, its phases marked."""
+"""The work of `imnet-profile step`: a recipe's real step and data path on random images, with its phases marked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RangedStep(TrainStep):
         self._end_backward()
         with self.phase(_FORWARD):
             loss = super()._loss(images, labels)
-        # What follows a loss, until the next one (a warm-up has no update between) or the update, is its backward.
+        # The backward phase lasts until the update, or until the next loss (in a warm-up no update comes between).
         self._open = self.phase(_BACKWARD)
         self._open.__enter__()
         return loss
@@ -65,7 +65,7 @@ class RangedStep(TrainStep):
 
 
 class Work:
-    """A recipe's step and data path; the step is compiled and captured only where that is asked for."""
+    """A recipe's step and data path; the step is compiled and captured only if ``options`` ask for it."""
 
     def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
         self.recipe, self.place, world = synthetic(recipe), device.resolve(options), World()
@@ -76,7 +76,7 @@ class Work:
         self.batches = self.case.batches()
 
     def once(self, number: int = 0) -> None:
-        """One step, with the batch it needs."""
+        """Load a batch and run one step on it."""
         with record_function(STEP):
             with self.step.phase(_DATA):
                 batch = self.case.mixing(*next(self.batches), number)
@@ -84,8 +84,8 @@ class Work:
 
     @contextmanager
     def uncaptured(self, eager: bool = False) -> Iterator[None]:
-        """Steps in this block launch their kernels one by one, compiled ones where the step is compiled; ``eager``:
-        operator by operator."""
+        """Within this block steps run without their CUDA graph, still compiled if the step is compiled; with ``eager``
+        they run operator by operator."""
         before = self.step.forward, self.step.graph
         self.step.forward, self.step.graph = self.step.parallel if eager else self.step.forward, None
         try:
@@ -94,7 +94,7 @@ class Work:
             self.step.forward, self.step.graph = before
 
     def warm_up(self) -> float:
-        """Seconds of the first steps: compilation, capture, allocation, the optimiser's state."""
+        """Run the first steps and return their seconds: compilation, capture, allocation, the optimiser's state."""
         start = time.perf_counter()
         if self.step.graph is not None:
             self.step.warm_up([self.case.mixing(*next(self.batches), 0)], self.case.batch_images)
@@ -102,7 +102,7 @@ class Work:
         return time.perf_counter() - start
 
     def seconds_per_step(self, steps: int) -> float:
-        """Wall seconds without a profiler, the device idle at both ends."""
+        """Wall seconds per step, measured with the device idle before and after."""
         wait(self.place.device)
         start = time.perf_counter()
         for i in range(steps):

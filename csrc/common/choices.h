@@ -1,4 +1,4 @@
-// What the host and the CUDA tier share: dtype codes, and the random choices of augment, the same integers as its reference's.
+// Shared by the host and the CUDA tier: dtype codes, and augment's random choices, which equal the reference's integers.
 #pragma once
 #include <cstdint>
 
@@ -36,13 +36,13 @@ IMNET_HD int32_t uniform_below(uint32_t word, int32_t n) { return int32_t((uint6
 
 enum HFlip : int32_t { kFlipNone = 0, kFlipRandom = 1, kFlipAlternating = 2 };
 
-// Philox streams, numbered as in philox.py: each kind of choice draws from one of its own, so that switching one on does
-// not move what the others draw.
+// Philox streams, numbered as in philox.py. Each kind of choice has its own stream, so that switching one on does not
+// change the draws of the others.
 constexpr uint32_t kStreamCropFlip = 0, kStreamCutout = 1, kStreamFlipPhase = 2;
 
 struct AugmentParams {
   uint64_t seed;
-  uint64_t flip_threshold;  // a word below this flips: 0 .. 2^32
+  uint64_t flip_threshold;  // 0 .. 2^32; an image is mirrored if its random word is below this
   uint32_t epoch;
   int32_t pad_px, reflect, hflip;
   int32_t cutout_px, box_first_y, box_num_y, box_first_x, box_num_x;
@@ -51,19 +51,19 @@ struct AugmentParams {
 struct Choice {
   int32_t oy, ox;  // crop offset minus pad_px: source row = y + oy
   int32_t flip;
-  int32_t y0, x0;  // the cutout box's start, unclipped
+  int32_t y0, x0;  // the cutout box's start, before clipping to the image
 };
 
 IMNET_HD Words draw(uint64_t id, const AugmentParams& p, uint32_t epoch, uint32_t stream) {
   return philox4x32(Words{{uint32_t(id), uint32_t(id >> 32), epoch, stream}}, uint32_t(p.seed), uint32_t(p.seed >> 32));
 }
 
-// Whether a call draws from each stream; one that nobody asks for is skipped, since a draw costs ten rounds of products.
+// Whether a call needs draws from each stream. Unneeded draws are skipped, since one costs ten rounds of multiplications.
 IMNET_HD bool draws_crop(const AugmentParams& p) { return p.pad_px > 0 || p.hflip == kFlipRandom; }
 IMNET_HD bool draws_phase(const AugmentParams& p) { return p.hflip == kFlipAlternating; }
 IMNET_HD bool draws_box(const AugmentParams& p) { return p.cutout_px > 0; }
 
-// The choices that a sample's draws mean; a stream that is not drawn from is not read.
+// Converts a sample's draws to its choices. Words of a stream that the call does not need are not read.
 IMNET_HD Choice choice_of(const Words& crop, const Words& phase, const Words& box, const AugmentParams& p) {
   Choice c{-p.pad_px, -p.pad_px, 0, 0, 0};
   if (draws_crop(p)) {
@@ -87,7 +87,7 @@ IMNET_HD Choice choose(uint64_t id, const AugmentParams& p) {
   return choice_of(crop, phase, box, p);
 }
 
-// Reflection without the edge, for indices in -(size - 1) .. 2 (size - 1).
+// Reflection that does not repeat the edge, for indices in -(size - 1) .. 2 (size - 1).
 IMNET_HD int32_t reflect(int32_t i, int32_t size) {
   i = i < 0 ? -i : i;
   return i < size ? i : 2 * (size - 1) - i;

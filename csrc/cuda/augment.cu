@@ -1,5 +1,6 @@
-// augment: a warp per image, or per part of its rows where the batch is small. The rows it needs lie side by side in the
-// store: they come into shared memory as 16-byte words, and crop, mirror and reflection are indices into them.
+// augment: one warp per image, or per part of an image's rows if the batch is small. The source rows that a warp needs are
+// contiguous in the store: it copies them to shared memory as 16-byte words, a stage of rows at a time, and applies crop,
+// mirror and reflection as indices into them. Lanes are split into a grid of columns (groups of V elements) and rows.
 #include <cuda_pipeline.h>
 
 #include <algorithm>
@@ -10,13 +11,13 @@
 namespace imnet {
 namespace {
 
-// Predicted from the SASS of sm_90 on 2026-11-26, not measured: four images in flight a block, a 64 px image a stage.
+// Chosen from the SASS of sm_90 on 2026-11-26, not measured: four images at a time per block, a 64 px image per stage.
 constexpr int kThreads = 128;  // by occupancy and SASS (bench/NEGATIVES.md); not timed on a GPU
 constexpr int kWarps = kThreads / 32, kStageBytes = 64 * 64 * 3;
 constexpr int64_t kLeastWarps = 2048;  // a smaller batch's images are split by rows
 constexpr int kMostShared = 96 * 1024;
 
-// How a launch cuts images: rows of a warp and of one stage, lanes side by side, bytes of a stage.
+// How a launch divides images: rows per warp and per stage, log2 of the lanes along a row, bytes per stage, parts per image.
 struct Shape {
   int32_t rows_each, stage_rows, lanes_x_log2, stage_bytes, parts;
 };
@@ -30,14 +31,15 @@ __device__ __forceinline__ int source(int i, int size, bool reflects) { return c
 
 __device__ __forceinline__ float masked(float value, int bits) { return __int_as_float(__float_as_int(value) & bits); }
 
-// A warp's rows in shared memory: at(sy) is where source row sy starts.
+// A warp's source rows in shared memory; at(sy) points to the start of source row sy.
 struct Stage {
   const uint8_t* bytes;
-  int32_t first;  // offset of source row 0, which need not be in it
+  int32_t first;  // offset at which source row 0 would start; it may lie outside the stage
   __device__ const uint8_t* at(int sy, int row_bytes) const { return bytes + first + sy * row_bytes; }
 };
 
-// Source rows of output rows y0 .. y1 - 1, as whole aligned words; folding at an edge only makes the range shorter.
+// Copies the source rows of output rows y0 .. y1 - 1 as whole aligned words. Reflection or clamping at an edge only shortens
+// the range of rows.
 __device__ __forceinline__ Stage load_rows(const AugmentLaunch& a, const uint8_t* image, int oy, int y0, int y1, uint8_t* bytes) {
   const int row_bytes = a.width * a.channels, from = y0 + oy, to = y1 - 1 + oy;
   int low = source(from, a.height, a.params.reflect), high = source(to, a.height, a.params.reflect);
@@ -47,7 +49,7 @@ __device__ __forceinline__ Stage load_rows(const AugmentLaunch& a, const uint8_t
   const uint8_t* start = image + low * row_bytes;
   const int skipped = int(reinterpret_cast<uintptr_t>(start) & 15);
   const int words = (skipped + (high + 1 - low) * row_bytes + 15) / 16;
-  __syncwarp();  // the stage before is read
+  __syncwarp();  // until all lanes have read the previous stage
   for (int i = threadIdx.x & 31; i < words; i += 32) __pipeline_memcpy_async(bytes + i * 16, start - skipped + i * 16, 16);
   __pipeline_commit();
   __pipeline_wait_prior(0);
@@ -55,7 +57,7 @@ __device__ __forceinline__ Stage load_rows(const AugmentLaunch& a, const uint8_t
   return {bytes, skipped - low * row_bytes};
 }
 
-// What a lane knows of its V columns of elements, computed once for all of its rows.
+// Source offsets, masks, scale and shift of a lane's V columns of elements, computed once for all of its rows.
 template <int V>
 struct Columns {
   int at[V], inside[V], keep[V];
@@ -88,7 +90,7 @@ __device__ __forceinline__ Vector<T, V> row_of(const AugmentLaunch& a, const Cho
   float values[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    // 2^23 + pixel as bits, less 2^23: exact, and four times faster than the conversion instruction.
+    // The bits of the float 2^23 + pixel, minus 2^23: exact, and four times faster than the conversion instruction.
     float value = __uint_as_float(0x4B000000u | row[columns.at[j]]) - 8388608.0f;
     // Two roundings, as the reference defines the value: no fused multiply-add.
     if (PER_PIXEL) {
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) augment_kernel(const AugmentLaunch a
   const int first = blockIdx.y * shape.rows_each, last = min(first + shape.rows_each, a.height);
   T* out = static_cast<T*>(a.out) + row * elements * a.height;
   const int64_t id = a.ids[row];
-  if (id < 0 || id >= a.num_stored) {  // a captured graph cannot stop for a bad id: it becomes NaN
+  if (id < 0 || id >= a.num_stored) {  // all NaN, since a kernel in a captured graph cannot raise an error
     for (int e = first * elements + lane; e < last * elements; e += 32) out[e] = from_float<T>(__int_as_float(0x7fc00000));
     return;
   }
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) augment_kernel(const AugmentLaunch a
   }
 }
 
-// Lanes side by side: the most that cover a row's groups with at most 15 % to spare.
+// log2 of the lanes along a row: the most that cover the row's groups of V elements with at most 15 % excess.
 int lanes_log2(int groups) {
   int found = 0;
   for (int log2 = 1; log2 <= 5; ++log2) {
@@ -145,7 +147,7 @@ int lanes_log2(int groups) {
 Shape shape_of(const AugmentLaunch& a, int vector) {
   const int row_bytes = a.width * a.channels;
   const int lanes_x = lanes_log2((row_bytes + vector - 1) / vector);
-  const int least_rows = 4 * (32 >> lanes_x);  // under four rows a lane, its columns cost more than its rows
+  const int least_rows = 4 * (32 >> lanes_x);  // with fewer than four rows per lane, preparing its columns costs more
   const int most_parts = (a.height + least_rows - 1) / least_rows;
   int parts = int(std::max<int64_t>(1, std::min<int64_t>(most_parts, kLeastWarps / a.batch)));
   const int rows_each = (a.height + parts - 1) / parts;

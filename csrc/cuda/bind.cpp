@@ -1,5 +1,5 @@
-// imnet_kernels._C: checks tensors, fills the launchers' structs, launches on the current stream. Outputs are given, so that
-// nothing is allocated here and a CUDA graph can hold the call.
+// The library imnet_kernels/_C: checks tensors, fills the launchers' structs and launches on the current stream. The caller
+// passes the outputs, so that nothing is allocated here and a CUDA graph can capture the call.
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>

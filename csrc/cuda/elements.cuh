@@ -1,4 +1,4 @@
-// Writing one element or several of fp32, bf16 and fp16; arithmetic is fp32 everywhere.
+// Rounding fp32 to fp32, bf16 or fp16 and writing one or several elements; all arithmetic is fp32.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,7 +16,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { re
 template <>
 __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half_rn(v); }
 
-// N elements moved as whole words of up to 16 bytes where the pointer allows it.
+// N elements that are moved as words of up to 16 bytes if the pointer is aligned().
 template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   T v[N];
@@ -29,7 +29,7 @@ __device__ __forceinline__ bool aligned(const T* p) {
 __device__ __forceinline__ __nv_bfloat162 paired(float a, float b, __nv_bfloat16) { return __floats2bfloat162_rn(a, b); }
 __device__ __forceinline__ __half2 paired(float a, float b, __half) { return __floats2half2_rn(a, b); }
 
-// N floats rounded to T, two at a time where the hardware packs two.
+// N floats (N even) rounded to T; for 16-bit types in pairs, as the hardware converts them.
 template <class T, int N>
 __device__ __forceinline__ Vector<T, N> rounded(const float (&f)[N]) {
   Vector<T, N> found;
@@ -45,7 +45,7 @@ __device__ __forceinline__ Vector<T, N> rounded(const float (&f)[N]) {
   return found;
 }
 
-// As one word or two where `whole`, else the first `left` of N elements one by one.
+// Writes all N elements in words if `whole`, else the first `left` of them one by one.
 template <class T, int N>
 __device__ __forceinline__ void put(const Vector<T, N>& values, T* out, bool whole, int left) {
   if (whole) {

@@ -1,4 +1,4 @@
-// The launchers: pointers, sizes and a stream; no torch header, so that every .cu compiles in seconds.
+// The launchers' interface: pointers, sizes and a stream. It includes no torch header, so that every .cu compiles in seconds.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -10,8 +10,8 @@ namespace imnet {
 
 struct AugmentLaunch {
   const uint8_t* store;        // (N, H, W, C)
-  const int64_t *ids, *names;  // (B,)
-  const float *scale, *shift;  // (C,), or shift (H, W, C) where per_pixel
+  const int64_t *ids, *names;  // (B,): positions in the store, and the sample ids that draws depend on
+  const float *scale, *shift;  // (C,); shift is (H, W, C) if per_pixel
   void* out;                   // (B, H, W, C)
   int64_t num_stored, batch;
   int32_t height, width, channels, per_pixel, dtype;

@@ -12,7 +12,7 @@
 namespace imnet {
 namespace {
 
-constexpr int64_t kPieceBytes = 1 << 18;  // work per piece: large beside a wake-up, small beside a batch
+constexpr int64_t kPieceBytes = 1 << 18;  // pixels per piece: long compared with waking a thread, short compared with a batch
 
 std::vector<float> pattern(const std::vector<float>& per_channel) {
   std::vector<float> out(per_channel.size() * (kMaxVector + 1) + kMaxVector);
@@ -51,7 +51,7 @@ void place(AugmentImage& im, const Choice& choice, const AugmentParams& p) {
   im.x1 = std::max(im.x0, std::min(choice.x0 + p.cutout_px, im.width));
 }
 
-// Neither NaN nor subnormal nor huge: whatever is done with such numbers and pixels, every rounding agrees.
+// Whether no value is NaN, subnormal or huge. Only such values might be rounded differently by the block form.
 bool ordinary(const float* values, int64_t n) {
   int64_t num_bad = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -61,8 +61,8 @@ bool ordinary(const float* values, int64_t n) {
   return num_bad == 0;
 }
 
-// What all images of one call have in common. It is computed once a call; each image then copies `image` and adds its
-// own source, destination and choices.
+// The data that all images of a call share, computed once per call. `image` is copied by each thread, which then sets source,
+// destination and choices image by image.
 struct Shared {
   std::vector<float> scale, shift, mirrored;
   std::vector<int32_t> columns;
@@ -106,7 +106,7 @@ Shared share(const AugmentCall& call) {
   return s;
 }
 
-// The choices of up to kPhiloxIds samples at once.
+// Draws the choices of `count` samples, at most kPhiloxIds, at once.
 void choose_some(const int64_t* names, int64_t count, const AugmentParams& p, const Kernels& isa, Choice* choices) {
   uint64_t ids[kPhiloxIds] = {}, crop[3 * kPhiloxIds], phase[3 * kPhiloxIds], box[3 * kPhiloxIds];
   for (int64_t i = 0; i < count; ++i) ids[i] = uint64_t(names[i]);

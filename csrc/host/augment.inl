@@ -1,5 +1,5 @@
-// augment, one image. Included once per ISA; needs V, VL, load, store, mul, add.
-// Multiply and add stay two roundings (-ffp-contract=off), as the reference defines the value.
+// augment of one image, row by row. Included once per ISA, which defines V (VL floats), load, store, mul and add.
+// Multiply and add round separately (-ffp-contract=off), as the reference defines the value.
 
 template <class E>
 inline void normalise_elements(const uint8_t* src, typename E::T* dst, int n, const float* scale, const float* shift) {
@@ -11,7 +11,7 @@ inline void normalise_at(const uint8_t* src, typename E::T* dst, const float* sc
   store(E(), dst, add(mul(load(U8(), src), load(F32(), scale)), load(F32(), shift)));
 }
 
-// n elements from channel 0 on; with CHANNELS > 0 the pattern sits in registers.
+// n elements, the first of channel 0; with CHANNELS > 0 the patterns of scale and shift are kept in registers.
 template <class E, int CHANNELS>
 inline void normalise_row(const uint8_t* src, typename E::T* dst, int n, const AugmentImage& im) {
   constexpr int kPeriod = CHANNELS > 0 ? CHANNELS : 1;
@@ -32,7 +32,7 @@ inline void normalise_row(const uint8_t* src, typename E::T* dst, int n, const A
     normalise_at<E>(src + i, dst + i, im.scale_pattern + at, im.shift_pattern + at);
   }
   if (i == n) return;
-  if (n >= VL) {  // the last vector overlaps the one before it: same values twice
+  if (n >= VL) {  // the last vector overlaps the one before it and writes the same values again
     i = n - VL;
     const int at = i % channels;
     normalise_at<E>(src + i, dst + i, im.scale_pattern + at, im.shift_pattern + at);
@@ -41,7 +41,7 @@ inline void normalise_row(const uint8_t* src, typename E::T* dst, int n, const A
   }
 }
 
-// The same with one shift per element (a mean image); scale still repeats per channel.
+// As normalise_row, with one shift per element (a mean image) and the scale per channel.
 template <class E>
 inline void normalise_row_mean(const uint8_t* src, typename E::T* dst, int n, const float* shift, const AugmentImage& im) {
   int i = 0;
@@ -56,7 +56,7 @@ inline void reverse_pixels_scalar(const P* src, P* dst, int num_pixels, int chan
   }
 }
 
-// dst must have 16 bytes of slack before and after it.
+// Reverses the order of pixels, but not of the channels in a pixel. dst needs 16 spare bytes before and after it.
 inline void reverse_pixels(const uint8_t* src, uint8_t* dst, int num_pixels, int channels) {
   int done = 0;
 #if defined(IMNET_REVERSE16)
@@ -64,7 +64,7 @@ inline void reverse_pixels(const uint8_t* src, uint8_t* dst, int num_pixels, int
     const __m128i order = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (; done + 16 <= num_pixels; done += 16) reverse16(src + done, dst + num_pixels - done - 16, order);
   } else if (channels == 3) {
-    // Five pixels a step; byte 0 of each store is junk that the next step, one pixel lower, overwrites.
+    // Five pixels per step. Byte 0 of each store is wrong and is overwritten by the next step, whose last pixel it lies in.
     const __m128i order = _mm_set_epi8(2, 1, 0, 5, 4, 3, 8, 7, 6, 11, 10, 9, 14, 13, 12, 15);
     for (; done + 6 <= num_pixels; done += 5) reverse16(src + 3 * done, dst + 3 * (num_pixels - done - 5) - 1, order);
   }
@@ -85,11 +85,11 @@ inline void reflect_pixels(const P* src, P* dst, int width, int channels, int ox
   for (int x = end; x < width; ++x) copy_pixel(src + (2 * (width - 1) - x - ox) * channels, dst + x * channels, channels);
 }
 
-// Writes what padding becomes, at elements begin .. end of a row of n. It stores whole vectors, which may run over into
-// the part between the borders: the caller writes that part afterwards, so that nothing wrong stays there.
+// Writes the value of padding to elements begin .. end of a row of n. It stores whole vectors, which may reach into the part
+// between the borders: the caller writes that part afterwards.
 template <class E>
 inline void fill_border(typename E::T* row, int n, int begin, int end, const AugmentImage& im) {
-  const int backwards = end == n && begin > 0;  // a right border grows from the row's end
+  const int backwards = end == n && begin > 0;  // a right border is written from the row's end
   for (int left = end - begin; left > 0; left -= VL) {
     int at = backwards ? begin + left - VL : end - left;
     if (n < VL) {

@@ -1,17 +1,17 @@
-// augment, one image, on AVX-512: an output row is blocks of 32 elements, each a byte shuffle of one 64-byte window of
-// the source row. Crop, mirror and reflection lie in the shuffle, which all rows of an image share; padding and cutout in
-// masks. Multiply and add stay two roundings, as in augment.inl.
+// augment of one image on AVX-512: an output row is made of blocks of 32 elements, each a byte shuffle of one 64-byte window
+// of the source row. The shuffle, which all rows of an image share, does crop, mirror and reflection; masks do padding and
+// cutout. Multiply and add round separately, as in augment.inl.
 
 constexpr int kBlock = 2 * VL;
 constexpr int kMostBlocks = 48;
 
 struct BlockPlan {
-  __m512i index[2];     // byte 4 t of vector k: where element e0 + 16 k + t comes from, inside the window
-  uint64_t window;      // the window's bytes that lie in the row; the others read as 0, which is padding
-  int32_t offset;       // of the window from the source row
-  int32_t e0, mean_at;  // the block's first element; where its shifts start in the mean image's row
+  __m512i index[2];     // byte 4 t of vector k: the position in the window that element e0 + 16 k + t comes from
+  uint64_t window;      // mask of the window's bytes that lie in the row; the others are read as 0, which is padding
+  int32_t offset;       // of the window from the start of the source row
+  int32_t e0, mean_at;  // the block's first element; the offset of its shifts in the mean image's row
   int32_t channel;      // of the first element
-  // Per element: its source lies in the image; it lies outside the cutout's columns.
+  // One bit per element: whether its source lies in the image, and whether it lies outside the cutout box's columns.
   uint32_t inside, outside_box;
 };
 
@@ -19,7 +19,7 @@ struct Columns {
   int32_t first, last;
 };
 
-// The source columns that output columns x0 .. x1 touch.
+// The range of source columns that output columns x0 .. x1 read.
 inline Columns source_columns(const AugmentImage& im, int x0, int x1) {
   int a = im.flip ? im.width - 1 + im.ox - x1 : x0 + im.ox;
   int b = a + x1 - x0;
@@ -29,7 +29,7 @@ inline Columns source_columns(const AugmentImage& im, int x0, int x1) {
   return {a < 0 && b >= 0 ? 0 : (ra < rb ? ra : rb), a <= edge && b > edge ? edge : (ra > rb ? ra : rb)};
 }
 
-inline uint64_t bits_between(int begin, int end) {  // of 64; begin .. end - 1
+inline uint64_t bits_between(int begin, int end) {  // a 64-bit mask with bits begin .. end - 1 set
   begin = begin < 0 ? 0 : begin;
   end = end > 64 ? 64 : end;
   return end <= begin ? 0 : (~0ull >> (64 - (end - begin))) << begin;
@@ -53,12 +53,12 @@ inline void plan_half(const AugmentImage& im, BlockPlan& p, int half) {
   p.outside_box |= uint32_t(outside_box) << (half * VL);
 }
 
-// False where a block's source does not fit a window (wide reflection, many channels).
+// Fills the plans; false if the source of a block does not fit in a window (wide reflection, many channels).
 inline bool plan_blocks(const AugmentImage& im, BlockPlan* plans, int num_blocks) {
   const int C = im.channels, n = im.width * C;
   for (int b = 0; b < num_blocks; ++b) {
     BlockPlan& p = plans[b];
-    p.e0 = n >= kBlock && (b + 1) * kBlock > n ? n - kBlock : b * kBlock;  // the last block overlaps: same values twice
+    p.e0 = n >= kBlock && (b + 1) * kBlock > n ? n - kBlock : b * kBlock;  // the last block overlaps: same values
     const int last = p.e0 + kBlock - 1 < n ? p.e0 + kBlock - 1 : n - 1;
     const Columns source = source_columns(im, im.columns[p.e0], im.columns[last]);
     if ((source.last - source.first + 1) * C > 64) return false;
@@ -73,12 +73,12 @@ inline bool plan_blocks(const AugmentImage& im, BlockPlan* plans, int num_blocks
   return true;
 }
 
-// One output row: where its source lies, and what of it counts.
+// One output row: its source, and the masks that apply to all of its blocks.
 struct BlockRow {
   const uint8_t* src;
-  const float* mean;       // of the same source row, mirrored where the image is; or null
-  uint64_t window_mask;    // 0 for a row of padding
-  uint32_t inside_mask;    // the same for a mean image, whose padding is 0 after normalisation
+  const float* mean;       // the mean image's shifts of that source row, mirrored if the image is; or null
+  uint64_t window_mask;    // 0 for a row of padding, else all ones
+  uint32_t inside_mask;    // the same, used with a mean image, whose padding is 0 after normalisation
   bool in_box;
   int64_t room;            // elements from the row's start to the image's end
 };

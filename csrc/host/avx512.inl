@@ -1,4 +1,4 @@
-// What the AVX-512 translation units share: vectors of 16 floats, their loads and stores. Included once per unit.
+// Shared by the AVX-512 translation units: vectors of 16 floats, their loads and stores. Included once per unit.
 
 typedef __m512 V;
 constexpr int VL = 16;
@@ -46,10 +46,11 @@ inline void store(F16, uint16_t* p, V v) {
 }
 
 #if defined(IMNET_NATIVE_BF16)
-// Unlike store() this takes subnormal numbers as 0: callers see to it that there are none or that they do not matter.
+// Two vectors rounded to bf16, x in the low half. Unlike store() this treats subnormal numbers as 0: callers must make sure
+// that there are none or that they do not matter.
 inline __m512i two_bf16(V x, V y) { return (__m512i)_mm512_cvtne2ps_pbh(y, x); }
 #else
-// Rounded to nearest even and a NaN's payload cut, which could leave an infinity: callers have none.
+// Rounds to nearest even. A NaN's payload is truncated, which could make it an infinity: callers must not pass NaN.
 inline __m512i round_bf16(V v) {
   const __m512i bits = _mm512_castps_si512(v);
   const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
@@ -62,7 +63,7 @@ inline __m512i two_bf16(V x, V y) {
 }
 #endif
 
-// Two vectors to one place, x in front; and each to its own.
+// store_wide writes two vectors one after the other, x first; store_two writes x to a and y to b.
 inline void store_wide(F32, float* p, V x, V y) {
   _mm512_storeu_ps(p, x);
   _mm512_storeu_ps(p + VL, y);

@@ -1,4 +1,4 @@
-// shake_shake and sgd_ema: pieces of tensors for the pool.
+// shake_shake and sgd_ema: divides tensors into pieces for the thread pool.
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
@@ -22,7 +22,7 @@ void check_count(int64_t count, int64_t batch) {
   if (count != 1 && count != batch) throw std::invalid_argument("shake_shake: coefficients must be 1 or one per image");
 }
 
-// Pieces of an image, so that a batch of one large image also spreads over the threads.
+// Calls piece(byte offset, elements, coefficient) for pieces of images, so that one large image also uses several threads.
 template <class F>
 void over_pieces(const ShakeCall& call, int num_threads, const F& piece) {
   check_count(call.num_coefficients, call.batch);

@@ -1,4 +1,4 @@
-// shake_shake and sgd_ema. Included once per ISA; needs V, VL, load, store, add, mul, fma.
+// The inner loops of shake_shake and sgd_ema. Included once per ISA, which defines V (VL floats), load, store, mul, fma, ...
 
 template <class E>
 inline void shake_typed(const void* x1, const void* x2, const void* residual, void* y, int64_t n, float a) {
@@ -52,7 +52,7 @@ void shake_backward(const void* grad, void* d1, void* d2, int64_t n, float b, in
   }
 }
 
-// m and e may be null. The multiplications and additions come in torch.optim.SGD's order.
+// p, g, m, e: n weights, gradients, momenta and averages; m and e may be null. Operations are in torch.optim.SGD's order.
 void sgd_ema(float* p, const float* g, float* m, float* e, int64_t n, const SgdParams& o) {
   const V lr = set1(-o.lr), scale = set1(o.grad_scale), mu = set1(o.momentum), wd = set1(o.weight_decay);
   const V weight = set1(o.ema_weight);

@@ -1,4 +1,5 @@
-// One call per family: sizes are checked here, work is split over the pool, inner loops come from kernels().
+// One function per family: it checks sizes, divides the work over the thread pool and runs the inner loops of kernels().
+// Tensors are passed as addresses.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -1,4 +1,4 @@
-// AVX2, FMA and F16C (Haswell and Zen on). Headers first: nothing of theirs may be built for this target.
+// AVX2, FMA and F16C (Haswell and Zen on). The headers come before the pragma: none of their code may be built for this target.
 #include "../common/choices.h"
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// AVX-512 F, BW, VL, DQ, VBMI (Ice Lake and Zen 4 on). Headers first: nothing of theirs may be built for this target.
+// AVX-512 F, BW, VL, DQ, VBMI (Ice Lake and Zen 4 on). The headers come before the pragma, as in kernels_avx2.cpp.
 #include "../common/choices.h"
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// AVX-512 with the hardware's rounding to bf16 (Cooper Lake, Zen 4, Sapphire Rapids on): augment and spectral take it.
+// AVX-512 with the hardware's rounding to bf16 (Cooper Lake, Zen 4, Sapphire Rapids on), used by augment and spectral.
 #include "../common/choices.h"
 #include "kernels.h"
 

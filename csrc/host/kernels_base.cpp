@@ -1,4 +1,5 @@
-// The portable baseline: four floats of the compiler's vector extension (SSE2 on x86-64, NEON on arm64), and the choice.
+// The portable baseline, with vectors of four floats from the compiler's extension (SSE2 on x86-64, NEON on arm64), and the
+// choice among the ISAs.
 #include "../common/choices.h"
 #include "kernels.h"
 
@@ -19,7 +20,7 @@ inline V sub(V a, V b) { return a - b; }
 inline V mul(V a, V b) { return a * b; }
 inline V fma(V a, V b, V c) { return a * b + c; }
 
-typedef uint64_t U;  // one counter at a time: neither SSE2 nor NEON has the product for more
+typedef uint64_t U;  // one counter at a time: the vector extension has no 32 x 32 -> 64 bit product
 constexpr int UL = 1;
 inline U set1_u(uint32_t v) { return v; }
 inline U load_u(const uint64_t* p) { return *p; }

@@ -13,19 +13,20 @@
 namespace imnet {
 namespace {
 
-// What the handler knows: a lock could be held by the thread that it interrupts, so these are atomics in a fixed table.
+// The mappings that the signal handler looks up. It must not lock, because the interrupted thread may hold the lock: so these
+// are atomics in a fixed table.
 struct Slot {
   std::atomic<bool> taken{false};
   std::atomic<uintptr_t> begin{0}, end{0};
   std::atomic<bool> torn{false};
 };
-constexpr int kSlots = 64;  // a run has a file a split; one beyond these is mapped as any other
+constexpr int kSlots = 64;  // a run has one file per split; a mapping without a slot is not protected
 Slot slots[kSlots];
 struct sigaction earlier;
 uintptr_t page_bytes;
 
-// Puts zeros in the place of the rest of the file, from the page that could not be read on: in one piece, because the number
-// of mappings is limited, and the run ends anyway. The read is then made again.
+// Replaces the mapping by zeros from the page that could not be read to the end of the file: in one piece, because the number
+// of mappings is limited, and the run ends anyway. When the handler returns, the read is repeated.
 bool patch(uintptr_t at) {
   for (Slot& slot : slots) {
     const uintptr_t begin = slot.begin.load(), end = slot.end.load();
@@ -47,7 +48,7 @@ void on_bus(int number, siginfo_t* info, void* context) {
   if (earlier.sa_flags & SA_SIGINFO) {
     earlier.sa_sigaction(number, info, context);
   } else if (earlier.sa_handler == SIG_DFL || earlier.sa_handler == SIG_IGN) {
-    sigaction(number, &earlier, nullptr);  // the read is made again and ends the process as it would have
+    sigaction(number, &earlier, nullptr);  // the read is repeated and ends the process as without this handler
   } else {
     earlier.sa_handler(number);
   }

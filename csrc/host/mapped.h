@@ -1,11 +1,11 @@
-// A file in memory that may lose its bytes while it is read.
+// A memory-mapped file that may lose its data while it is read.
 #pragma once
 #include <cstddef>
 
 namespace imnet {
 
-// The first `length` bytes of an open file, read-only. Where the file is cut short or its disk fails, a read of a mapped page
-// raises SIGBUS, which ends a process without a word. Here what is gone reads as zeros, and `torn` says so from then on.
+// The first `length` bytes of an open file, read-only. If the file is truncated or its disk fails, reading a mapped page
+// raises SIGBUS, which ends a process without a message. Here lost pages read as zeros, and torn() is true from then on.
 class Mapped {
  public:
   Mapped(int descriptor, size_t length);  // throws std::system_error

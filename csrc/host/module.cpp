@@ -1,4 +1,4 @@
-// imnet_kernels._host: torch-free. Tensors come as addresses; the Python side has checked dtypes, devices and layouts.
+// imnet_kernels._host, without torch. Tensors are passed as addresses; the Python side has checked dtypes, devices and layouts.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,8 +11,8 @@ using namespace imnet;
 
 namespace {
 
-// Fills a call's fields from Python's keyword arguments, each by its name: with a dozen addresses and sizes, a mistaken
-// position would be read as memory.
+// Fills a call's fields from Python's keyword arguments by name: with a dozen addresses and sizes passed by position, a
+// mistake would make a kernel read or write wrong memory.
 class Named {
  public:
   explicit Named(const py::kwargs& given) : given_(given), num_left_(given.size()) {}
@@ -34,7 +34,7 @@ class Named {
   size_t num_left_;
 };
 
-// `launch(call, num_threads)` of a call filled by `fields`; Python goes on meanwhile.
+// Runs launch(call, num_threads) on a call that `fields` has filled, without the GIL, so that other Python threads can run.
 template <class Call, class Fields, class Launch>
 void run(const py::kwargs& given, const Fields& fields, const Launch& launch) {
   Call call{};

@@ -1,6 +1,6 @@
-// Philox4x32-10 for kPhiloxIds counters at once. Included once per ISA; needs U, UL, mul32, load_u, store_u and operators.
+// Philox4x32-10 for kPhiloxIds counters at once. Included once per ISA, which defines U (UL 64-bit lanes) and its operations.
 
-// words[i * kPhiloxIds + k] = word i of ids[k]'s draw: draw() of choices.h, lane by lane.
+// words[i * kPhiloxIds + k] = word i (0 .. 2) of the draw of ids[k]; each lane computes draw() of choices.h.
 void philox(const uint64_t* ids, uint32_t epoch, uint32_t stream, uint64_t seed, uint64_t* words) {
   for (int first = 0; first < kPhiloxIds; first += UL) {
     const U id = load_u(ids + first), low = set1_u(0xffffffffu);

@@ -41,7 +41,7 @@ class Pool {
  private:
   void add_thread() {
     threads_.emplace_back([this, seen = generation_]() mutable { serve(seen); });
-    threads_.back().detach();  // lives as long as the process; the pool is never destroyed
+    threads_.back().detach();  // runs until the process ends; the pool is never destroyed
   }
 
   void serve(uint64_t seen) {

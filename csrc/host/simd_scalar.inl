@@ -1,4 +1,4 @@
-// One element at a time, for tails and for instruction sets without the conversions. Included once per ISA.
+// Conversions of one element, for the ends of rows and for ISAs without conversion instructions. Included once per ISA.
 
 static inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -18,12 +18,12 @@ static inline uint16_t bf16_of(float value) {
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Round to nearest even, subnormals and overflow included: the hardware's cvtps2ph.
+// Rounds to nearest even, also to subnormals and to infinity, as the instruction cvtps2ph does.
 static inline uint16_t f16_of(float value) {
   const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // adding 0.5 aligns the mantissa so that the FPU rounds a subnormal
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns the mantissa so that the FPU rounds at the right bit
     return uint16_t(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
   }
   return uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));

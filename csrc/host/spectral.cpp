@@ -13,7 +13,7 @@ constexpr int64_t kPieceElements = 1 << 17;
 
 int symmetry_class(int k) { return k % 2 ? 2 : (k % 4 == 0 ? 0 : 1); }
 
-// The plan and what it points to; order[i] is the caller's position of the plan's band i.
+// The plan and the memory that it points to; the plan's band i is the caller's band order[i].
 struct Plan {
   SpectralPlan plan{};
   std::vector<int> order;
@@ -21,7 +21,7 @@ struct Plan {
   std::vector<uint8_t> shuffle;
 };
 
-// 2 cos(pi m / (2 s)) for m = 0 .. 4 s - 1, made once per r.
+// 2 cos(pi m / (2 s)) for m = 0 .. 4 s - 1, computed once for each s.
 const std::vector<double>& cosines(int s) {
   auto make = [](int size) {
     std::vector<double> table(4 * size_t(size));
@@ -62,7 +62,8 @@ void add_patterns(Plan& p, const SpectralCall& call, int period) {
   }
 }
 
-// The 16-bit lanes 2 t and 2 t + 1 get phases j0 and j1 of element c0 + t; false where a window does not hold them.
+// Builds the byte offsets by which the 16-bit lanes 2 t and 2 t + 1 get two neighbouring phases of element c0 + t; false if
+// these do not fit in a window.
 bool add_shuffle(Plan& p, int channels) {
   const int r = p.plan.r, limit = r == 2 ? 64 : 128;
   p.shuffle.assign(size_t(channels) * r * 64, 0);

@@ -1,6 +1,6 @@
-// spectral, one output row. Included once per ISA; needs V, VL, load, store, add, sub, fma.
+// spectral of one output row. Included once per ISA, which defines V (VL floats), load, store, add, sub, mul and fma.
 
-// One phase of VL elements from element e0 on, one by one; lanes past the row's end are 0.
+// One phase of VL elements from element e0 on, loaded one by one; lanes past the row's end are 0.
 template <class E>
 inline V gather_phase(const SpectralRow& row, const typename E::T* line, int r, int j, int e0) {
   float lane[VL];
@@ -40,7 +40,7 @@ inline void load_block(const SpectralRow& row, int e0, V* x) {
   }
 }
 
-// Where a block lies: its first element, that element's channel, and how many of its lanes are inside the row.
+// A block of VL elements: its first element, that element's channel, and the number of its lanes that lie in the row.
 struct Block {
   int e0, channel, live;
 };
@@ -61,7 +61,7 @@ inline void put_band(const SpectralPlan& plan, const SpectralRow& row, int band,
   for (int t = 0; t < block.live; ++t) dst[t] = lane[t];
 }
 
-// G bands over the N folded phases of one symmetry class: independent sums hide the multiplier's latency.
+// G bands from the N folded phases of one symmetry class; G independent sums hide the latency of the multiply-adds.
 template <int N, int G>
 IMNET_INLINE void sum_group(const V* folded, const float* coefficient, V* sum) {
   for (int g = 0; g < G; ++g) sum[g] = mul(folded[0], set1(coefficient[g * N]));
@@ -119,7 +119,7 @@ inline void spectral_blocks(const SpectralPlan& plan, const SpectralRow& row) {
   int e0 = 0;
   for (; e0 + VL <= row.n; e0 += VL) spectral_block<E, S>(plan, row, e0);
   if (e0 == row.n) return;
-  spectral_block<E, S>(plan, row, row.n >= VL ? row.n - VL : e0);  // overlapping: the same values twice
+  spectral_block<E, S>(plan, row, row.n >= VL ? row.n - VL : e0);  // overlaps the block before, with the same values
 }
 
 template <class E>

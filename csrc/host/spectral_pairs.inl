@@ -1,13 +1,13 @@
 // spectral from uint8 on AVX-512: a byte shuffle brings two phases of 16 elements into the 16-bit halves of 32-bit lanes,
-// where the DCT's symmetric sums and differences are exact integers; only what is left of it is multiplied, in fp32.
+// where the DCT's symmetric sums and differences are exact integers. Only the folded phases are multiplied, in fp32.
 
-// Both halves of every lane as floats, 2^16 times their value: the plan's coefficients hold the 2^-16.
+// Both 16-bit halves of every lane as floats, times 2^16, which the plan's coefficients undo with a factor 2^-16.
 IMNET_INLINE void split_halves(__m512i pair, V& low, V& high) {
   low = _mm512_cvtepi32_ps(_mm512_slli_epi32(pair, 16));
   high = _mm512_cvtepi32_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000u))));
 }
 
-// The bytes of one input row that a block's phases come from; unless WIDE, all within the first 64.
+// The 128 bytes of one input row that hold a block's phases; unless WIDE, the first 64 suffice.
 struct Window {
   __m512i first, second;
 };
@@ -18,7 +18,7 @@ IMNET_INLINE Window load_window(const uint8_t* p, const uint8_t* end) {
     const __m512i first = _mm512_loadu_si512(p);
     return {first, WIDE ? _mm512_loadu_si512(p + 64) : first};
   }
-  const int64_t left = end - p;  // near the end of the tensor: read only what is there
+  const int64_t left = end - p;  // near the end of the tensor: read only up to it
   const __mmask64 first = left >= 64 ? ~0ull : (1ull << left) - 1;
   const __mmask64 second = left <= 64 ? 0 : (1ull << (left - 64)) - 1;
   const __m512i low = _mm512_maskz_loadu_epi8(first, p);
@@ -33,13 +33,13 @@ IMNET_INLINE __m512i phase_pair(const Window& window, const uint8_t* offsets) {
   return _mm512_maskz_permutexvar_epi8(low_bytes, index, window.first);
 }
 
-// A block of 16 elements: its first one, that one's pixel and channel.
+// A block of 16 elements: its first element, and that element's pixel and channel.
 struct Place {
   int e0, pixel, channel;
 };
 
-// Phases 2 q and 2 q + 1 with their mirror images s - 1 - p: sums[q] and differences[q]; from the middle on, the halves
-// are exchanged, so that the second fold adds whole vectors too.
+// Folds phases 2 q and 2 q + 1 with their mirror images s - 1 - p to sums[q] and differences[q]. From the middle on, the two
+// 16-bit halves are exchanged, so that the second fold can also add whole vectors.
 template <int S, bool WIDE>
 IMNET_INLINE void fold_pairs(const SpectralPlan& plan, const SpectralRow& row, const Place& at, __m512i* sums,
                        __m512i* differences) {
@@ -60,7 +60,7 @@ IMNET_INLINE void fold_pairs(const SpectralPlan& plan, const SpectralRow& row, c
   }
 }
 
-// Folds the sums a second time. A cosine of even frequency is symmetric about the middle of the first half as well: its
+// Folds the sums a second time. Cosines of even k are symmetric or antisymmetric about the middle of the first half, too:
 // bands with k % 4 == 0 need only the sums of these pairs (even), those with k % 4 == 2 only their differences (odd).
 template <int PAIRS>
 IMNET_INLINE void fold_sums(const __m512i* sums, V* even, V* odd) {
@@ -76,7 +76,7 @@ IMNET_INLINE void fold_sums(const __m512i* sums, V* even, V* odd) {
   }
 }
 
-// Converts the first fold's differences, which are all that the bands with odd k need: they have no second symmetry.
+// Converts the differences of the first fold, which the bands with odd k need; these have no second symmetry.
 template <int PAIRS>
 IMNET_INLINE void split_differences(const __m512i* differences, V* once) {
   for (int q = 0; q < PAIRS; ++q) {
@@ -104,7 +104,7 @@ IMNET_INLINE void put_whole(const SpectralPlan& plan, const SpectralRow& row, in
   if (G % 2) store(E(), static_cast<T*>(dst[G - 1]) + at.e0, value[G - 1]);
 }
 
-// Every band once, in plan order: the counts are known here, and pairs of bands are rounded together.
+// All bands, in plan order: their counts are compile-time constants here, and bands are rounded in pairs.
 template <class E, int S>
 IMNET_INLINE void put_all(const SpectralPlan& plan, const SpectralRow& row, const Place& at, const __m512i* sums,
                     const __m512i* differences) {
@@ -159,7 +159,7 @@ IMNET_INLINE void put_some(const SpectralPlan& plan, const SpectralRow& row, con
 template <class E, int S, bool ALL>
 IMNET_INLINE void pair_block(const SpectralPlan& plan, const SpectralRow& row, const Place& at) {
   __m512i sums[S / 4], differences[S / 4];
-  fold_pairs<S, (S > 4)>(plan, row, at, sums, differences);  // s = 4: 64 bytes hold 16 elements' phases up to C = 4
+  fold_pairs<S, (S > 4)>(plan, row, at, sums, differences);  // for s = 4, 64 bytes hold the phases of 16 elements up to C = 4
   if (ALL) return put_all<E, S>(plan, row, at, sums, differences);
   put_some<E, S>(plan, row, at, sums, differences);
 }
@@ -175,7 +175,7 @@ inline void pair_blocks(const SpectralPlan& plan, const SpectralRow& row) {
     if (at.channel >= C) at.channel -= C, ++at.pixel;
   }
   if (at.e0 == row.n) return;
-  const int e0 = row.n - VL;  // overlapping: the same values twice
+  const int e0 = row.n - VL;  // overlaps the block before, with the same values
   pair_block<E, S, ALL>(plan, row, Place{e0, e0 / C, e0 % C});
 }
 

@@ -1,4 +1,4 @@
-"""Kernel families with a plain PyTorch definition each and faster tiers that must agree with it."""
+"""Kernel families: each has a plain PyTorch definition (the reference) and faster tiers that must agree with it."""
 
 from . import tier
 from .augment import augment

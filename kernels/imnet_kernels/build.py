@@ -1,6 +1,6 @@
-"""One set of build parameters, for setup.py (the host module) and for `python -m imnet_kernels.build` (host, CUDA).
+"""Builds the native kernels, for setup.py (the host module) and for `python -m imnet_kernels.build` (host, CUDA).
 
-Standard library only at import: setup.py loads this file by path in an isolated build, where torch is absent.
+Imports only the standard library at module level: setup.py loads this file by path in an isolated build without torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOST_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread", "-ffp-cont
 SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-lineinfo"]
 CUDA_ARCHITECTURES = ("80", "90")
-CUDA_MODULE = "_C.torch{}.so"  # the torch it was built with: another one must not load it
+CUDA_MODULE = "_C.torch{}.so"  # named after the torch version that it was built with; no other version may load it
 
 
 def csrc() -> Path:
@@ -36,8 +36,8 @@ def host_sources() -> list[Path]:
 
 
 def _host_compiler() -> list[str]:
-    """The C++ compiler with its words: $CXX, else the first of c++, g++ and clang++. SystemExit where it cannot be run,
-    which is better known now than after nvcc's minute."""
+    """The C++ compiler's command line: $CXX, else the first of c++, g++ and clang++. Raises SystemExit if it cannot be
+    run: now, rather than after nvcc has run for a minute."""
     found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if found is None:
         raise SystemExit("no C++ compiler: $CXX, c++, g++ and clang++ are all missing; install one (Debian: g++)")
@@ -46,7 +46,8 @@ def _host_compiler() -> list[str]:
 
 
 def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Compile the host module with $CXX (c++) into out_dir (default: the package); returns its path."""
+    """Compile the host module into out_dir (default: the package) with the compiler of _host_compiler(); returns its
+    path."""
     try:
         import pybind11
     except ImportError as error:
@@ -68,14 +69,14 @@ def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -
 
 
 def _at_once(works: Iterable[Callable[[], str]]) -> list[str]:
-    """The results of all works, which run side by side: one compiler a core and a file, since files need no order."""
+    """Run all works in parallel, one per core, and return their results in order. Each compiles one file."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         return [future.result() for future in [pool.submit(work) for work in works]]
 
 
 def _run(command: list[str]) -> str:
-    """Run and return the output; a failure shows the compiler's own errors, not a traceback."""
+    """Run a command and return its output; on failure exit with the compiler's own errors instead of a traceback."""
     try:
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     except OSError as error:
@@ -87,7 +88,7 @@ def _run(command: list[str]) -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler of $CUDA_HOME, of the path or of /usr/local/cuda; no GPU is asked for."""
+    """The CUDA compiler from $CUDA_HOME or $CUDA_PATH, the PATH or /usr/local/cuda, or None; needs no GPU."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(home) / "bin" / "nvcc"] if home else []
     candidates += [Path(p) for p in (shutil.which("nvcc"),) if p] + [Path("/usr/local/cuda/bin/nvcc")]
@@ -95,7 +96,7 @@ def nvcc() -> str | None:
 
 
 def toolkit(compiler: str) -> Path:
-    """The toolkit's folder; a distribution's nvcc may be a script elsewhere."""
+    """The CUDA toolkit's folder, found by its headers: a distribution's nvcc may be a script in another folder."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(home)] if home else []
     candidates += [Path(compiler).resolve().parent.parent, Path("/usr/local/cuda")]
@@ -106,8 +107,8 @@ def toolkit(compiler: str) -> Path:
 
 
 def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CUDA_ARCHITECTURES) -> str:
-    """One .cu to an object for the architectures (and PTX of the last); returns ptxas' report of registers and
-    spills."""
+    """Compile a .cu file to an object for the architectures, with PTX for the last; returns ptxas' report of registers
+    and spills."""
     compiler = nvcc()
     if compiler is None:
         raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
@@ -117,8 +118,8 @@ def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CU
 
 
 def build_cuda(out_dir: Path | None = None) -> Path:
-    """Compile csrc/cuda against the torch that is installed here into out_dir (default: the package); returns its
-    path. Every file is compiled beside the others: bind.cpp, with torch's headers, takes as long as a kernel."""
+    """Compile csrc/cuda against the installed torch into out_dir (default: the package); returns its path. All files
+    are compiled in parallel: bind.cpp, which includes torch's headers, takes as long as a kernel."""
     try:
         import torch
     except ImportError as error:
@@ -147,18 +148,19 @@ def build_cuda(out_dir: Path | None = None) -> Path:
 
 
 def _torch_folders(home: Path) -> tuple[list[str], list[str]]:
-    """(folders of headers, folders of libraries) of torch and of the toolkit in ``home``."""
+    """(include folders, library folders) of torch and of the toolkit in ``home``."""
     import torch
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    # torch's headers ask for cusparse and others, which a bare toolkit lacks: they lie in torch's own wheels.
+    # torch's headers include cusparse and others, which a minimal toolkit lacks; the wheels that torch depends on have
+    # them.
     wheels = sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/include"))
     includes = [*include_paths(), str(home / "include"), *map(str, wheels)]
     return includes, [*library_paths(), str(home / "lib64"), *(str(w.parent / "lib") for w in wheels)]
 
 
 def _cudart(folders: list[str]) -> str:
-    """The CUDA runtime by file name: torch's wheels carry libcudart.so.N without the plain link."""
+    """The linker option for the CUDA runtime. By file name if there is only libcudart.so.N, as in torch's wheels."""
     names = [p.name for f in folders for p in sorted(Path(f).glob("libcudart.so*"))]
     return f"-l:{min(names, key=len)}" if names and "libcudart.so" not in names else "-lcudart"
 

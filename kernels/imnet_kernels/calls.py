@@ -1,4 +1,4 @@
-"""What the families' public functions share: whether anything watches a call, and values made once from tensors."""
+"""Helpers of the families' public functions: detecting tracers and dispatch modes, and caching small tensors."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _kept: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
 def unobserved() -> bool:
-    """True where neither a compiler nor a dispatch mode watches: then an op, whose Python wrappers take 15 to 20 us of
-    a CPU's call, has nothing to tell and its implementation is called directly."""
+    """True if neither torch.compile nor a dispatch mode observes the call. Then the custom op, whose Python wrappers
+    take 15 to 20 us per call on a CPU, is not needed and the implementation is called directly."""
     return not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
 def _is_known(tensor: Tensor) -> bool:
-    """Whether its version tells of writes: an inference tensor has none."""
+    """Whether the tensor has a version counter that records writes; an inference tensor has none."""
     return type(tensor) is Tensor and not tensor.is_inference()
 
 
 def once(make: Callable[..., Made], *given: Any) -> Made:
-    """make(*given), kept for the next call with the same: a few tiny launches a batch would cost as much as a kernel.
+    """Return make(*given) and cache it: a few tiny launches per batch would cost as much as a kernel.
 
-    Tensors are the same while they are the same object, not written to since. What is made while a CUDA graph is
-    captured is not kept: its memory is filled by replays only.
+    Tensor arguments match if they are the same object and were not written to since. Results made during the capture
+    of a CUDA graph are not cached, because only replays fill their memory.
     """
     if not unobserved() or not all(_is_known(g) for g in given if isinstance(g, Tensor)):
         return make(*given)
@@ -45,15 +45,15 @@ def once(make: Callable[..., Made], *given: Any) -> Made:
         return made
     if len(_kept) >= MOST_KEPT:
         _kept.clear()
-    _kept[key] = made, given  # holding `given` keeps its addresses from being another tensor's
+    _kept[key] = made, given  # keeping `given` alive prevents another tensor from getting the same id
     return made
 
 
 def constant(make: Callable[Given, Made]) -> Callable[Given, Made]:
-    """``make``, of hashable arguments, with what it once made kept: a transfer per batch would be a host sync.
+    """Cache the results of ``make``, whose arguments are hashable: a transfer per batch would be a host sync.
 
-    torch.compile takes the result as it is. That is what torch.compiler.assume_constant_result does to a function, here
-    without importing the compiler: that takes seconds, also of a run that compiles nothing.
+    torch.compile treats the result as a constant. The attribute set here is the one that
+    torch.compiler.assume_constant_result sets, but that function imports the compiler, which takes seconds.
     """
     made = lru_cache(maxsize=MOST_KEPT)(make)
 

@@ -1,4 +1,4 @@
-"""Family and Case, the table that tests and benchmarks read; Family.check, the one gate that every tier passes."""
+"""Family and Case describe a kernel family to tests and benchmarks; Family.check is the test that every tier passes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from . import tier
 from .implementations import tiers_of
 
 INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
-"""Triton's interpreter cuts fp32 to bf16 where the hardware rounds to nearest: one unit in the last of 8 bits."""
+"""Added tolerance under Triton's interpreter, which truncates fp32 to bf16 where the hardware rounds to nearest: one
+unit in the last of 8 bits."""
 COMPILED_ERROR = {torch.float32: 1e-7, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-7}
-"""Compiled arithmetic may fuse a multiply and an add, after which a value may round the other way."""
+"""Added tolerance under torch.compile, which may fuse a multiply and an add, so that a value may round differently."""
 SINGLE_MARGIN = 4.0
-"""A lone element's error is not evened out by others: so many tolerances."""
+"""The factor on the tolerance of an output with one element, whose error is not averaged with those of others."""
 FP64_MARGIN = 2.0
-"""The fp32 reference is itself rounded: fp64 may be this many tolerances away."""
+"""The factor on the tolerance of a comparison with fp64: the fp32 reference is rounded, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One call: the shape's name and what make() needs.
+    """One call of a family: the case's name and the options that make() builds the inputs from.
 
-    ``real`` marks the recipes' own shapes, which are benchmarked on a CPU; ``gpu`` sizes that only a GPU is timed at.
+    ``real`` marks shapes that recipes use, which are benchmarked on a CPU; ``gpu`` marks sizes that are timed on a GPU
+    only.
     """
 
     name: str
@@ -38,13 +40,13 @@ class Case:
 
     @classmethod
     def of(cls, name: str, shape: tuple[int, ...], *, real: bool = False, gpu: bool = False, **options: Any) -> Case:
-        """Of a family whose input has one shape."""
+        """Return a case of a family whose inputs are described by one ``shape``."""
         return cls(name=name, options={"shape": shape, **options}, real=real, gpu=gpu)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A family's public function with inputs drawn for one case."""
+    """A family's public function bound to the inputs of one case; ``leaves`` get a gradient, ``in_place`` change."""
 
     run: Callable[[], Any]
     leaves: tuple[Tensor, ...] = ()
@@ -53,7 +55,7 @@ class Call:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """cuDNN's convolutions in full fp32 and by algorithms that repeat their bits, which is not torch's default."""
+    """Run cuDNN's convolutions in full fp32 and with bitwise deterministic algorithms; torch defaults to neither."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark
     cudnn.deterministic, cudnn.allow_tf32, cudnn.benchmark = True, False, False
@@ -64,7 +66,10 @@ def exact() -> Iterator[None]:
 
 
 class Errors(NamedTuple):
-    """rms(error) / rms(reference), the largest of each kind; None where a case has no such outputs."""
+    """The largest rms(error) / rms(reference) of the results, of the gradients and against fp64; None if not compared.
+
+    What was changed in place counts with the gradients if there are any, else with the results.
+    """
 
     forward: float
     gradient: float | None
@@ -73,7 +78,7 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A name, its cases and dtypes with tolerances, as rms(error) / rms(reference)."""
+    """A kernel family: its name, its cases, and per dtype the tolerance of rms(error) / rms(reference)."""
 
     name: str
     cases: tuple[Case, ...]
@@ -81,16 +86,17 @@ class Family:
     make: Callable[[Case, torch.dtype, str], Call]
     bytes_moved: Callable[[Case, torch.dtype], int]
     make_backward: Callable[[Case, torch.dtype, str, str], Call] | None = None
-    """The backward alone on a tier, to be timed, and the bytes that it must move."""
+    """(case, dtype, device, tier) -> the backward pass alone, to be timed."""
     backward_bytes: Callable[[Case, torch.dtype], int] | None = None
+    """The bytes that the backward pass must move at least."""
 
     @property
     def contract(self) -> tuple[Case, ...]:
-        """The cases that every tier is held to: all but a GPU's own sizes, which take a CPU too long."""
+        """The cases that every tier is tested with: all but the ``gpu`` sizes, which take too long on a CPU."""
         return tuple(case for case in self.cases if not case.gpu)
 
     def tiers(self, device: str) -> list[str]:
-        """The tiers that can run on the device type here, without the reference."""
+        """The tiers, except the reference, that can run on this device type and are installed."""
         return [name for name in tiers_of(self.name)[1:] if tier.missing(name, device) is None]
 
     @exact()
@@ -104,12 +110,12 @@ class Family:
         reference_on: str | None = None,
         compiled: str | None = None,
     ) -> Errors:
-        """Hold the tier ``name`` to the reference on one case; AssertionError where an output is not as it must be.
+        """Compare the tier ``name`` with the reference on one case; raises AssertionError if an output differs.
 
-        Results, what is changed in place and every gradient have the reference's shape, dtype and layout, and its
-        values within the tolerance. fp32 is also held to the definition in fp64, whose inputs are the same numbers.
-        The reference runs on the same device, or on ``reference_on``. ``compiled`` names a backend of torch.compile
-        through which the tier is called, as one graph.
+        Results, gradients and tensors changed in place must have the reference's shape, dtype and layout, and its
+        values within the tolerance. fp32 is also compared with the reference in fp64 on the same input values. The
+        reference runs on the same device, or on ``reference_on``. If ``compiled`` names a backend of torch.compile,
+        the tier is called through it, as one graph.
         """
         where = f"{self.name} {case.name} {str(dtype).removeprefix('torch.')} {name} on {device}"
         with tier.using("reference"):
@@ -131,7 +137,8 @@ class Family:
         )
 
     def _fp64_error(self, where: str, case: Case, dtype: torch.dtype, got: list[Tensor], device: str) -> float | None:
-        """A family whose tiers equal the reference bit for bit has nothing to learn from fp64."""
+        """The largest error against fp64. None for other dtypes than fp32, and for a family whose tolerance is 0: its
+        tiers equal the reference bit for bit."""
         if dtype != torch.float32 or self.tolerance[dtype] == 0.0:
             return None
         with tier.using("reference"):
@@ -140,7 +147,7 @@ class Family:
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...]:
-    """The strides; that of a dimension of one says nothing, and torch itself is not of one mind about it."""
+    """The strides, with 0 for dimensions of size 1, whose strides have no effect and torch sets inconsistently."""
     return tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -158,7 +165,7 @@ def _within(where: str, got: Sequence[Tensor], want: Sequence[Tensor], allowed: 
 
 
 def families() -> tuple[Family, ...]:
-    """Every family, from <family>/cases.py; imported here because cases are for tests and benchmarks alone."""
+    """Every family, from <family>/cases.py. Imported lazily: only tests and benchmarks need the cases."""
     from .augment import cases as augment
     from .batch_norm import cases as batch_norm
     from .dense_stage import cases as dense_stage
@@ -172,7 +179,7 @@ def families() -> tuple[Family, ...]:
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:
-    """rms(got - want) / rms(want) in fp64, where want lies; NaN where got has one that want has not."""
+    """rms(got - want) / rms(want), computed in fp64 on want's device; NaN if either has a NaN."""
     got, want = got.detach().to(want.device).double(), want.detach().double()
     if got.numel() == 0:
         return 0.0
@@ -181,13 +188,14 @@ def error_ratio(got: Tensor, want: Tensor) -> float:
 
 
 def results_of(call: Call) -> tuple[Tensor, ...]:
-    """What a call returns: no tensor, one or several."""
+    """Run a call and return its results as a tuple: of no tensor, one or several."""
     found = call.run()
     return found if isinstance(found, tuple) else () if found is None else (found,)
 
 
 def outputs(call: Call) -> list[Tensor]:
-    """The results, the leaves' gradients for fixed gradients, copies of what was changed in place; what there is."""
+    """Run a call and return its results, the leaves' gradients (if any) for fixed random output gradients, and copies
+    of the tensors changed in place."""
     results = results_of(call)
     changed = [t.clone() for t in call.in_place]
     if not call.leaves:

@@ -1,7 +1,7 @@
-"""The one table of the kernels: every implementation of every family, where it runs, and when `auto` takes it and why.
+"""The table of all kernel implementations: family, tier, device, and when and why `auto` chooses it.
 
-To add a tier to a family, write `<family>/_<tier>.py` with the functions of the family's reference.py, and name it
-here, in the tier's list of modules and in IMPLEMENTATIONS. A tier that no family had before is one more entry of TIERS.
+To add a tier to a family, write `<family>/_<tier>.py` with the functions of the family's reference.py, and list it
+here in the tier's modules and in IMPLEMENTATIONS. A new kind of tier also needs an entry in TIERS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def c_compiler() -> str | None:
-    """What Triton builds the driver of its kernels with, found as it finds it; without one none of them starts."""
+    """The C compiler that Triton builds its launcher with, found as Triton finds it; without one no kernel starts."""
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -30,7 +30,7 @@ def _has_triton() -> bool:
 
 
 def find_host() -> ModuleType | None:
-    """imnet_kernels._host, or None where it was not built; one that is there and broken is raised."""
+    """imnet_kernels._host, or None if it was not built. If it exists but cannot be imported, the error is raised."""
     try:
         import imnet_kernels._host as host  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -42,8 +42,8 @@ def find_host() -> ModuleType | None:
 
 Modules = dict[str, ModuleType]
 
-# Plain imports, so that a reader and an editor can follow a call. They stand inside functions because importing triton
-# alone takes seconds, which a run on another tier should not pay.
+# Plain imports let a reader and an editor follow a call. They are inside functions because importing triton takes
+# seconds, which a run on another tier should not pay.
 
 
 def _reference_modules() -> Modules:
@@ -103,7 +103,8 @@ def _cuda_modules() -> Modules:
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """A kind of implementation: its families' files, the devices it runs on, in words too, and what it needs."""
+    """A kind of implementation: its modules by family, the device types it runs on (``runs_on`` in words for messages),
+    the remedy to print if it is missing, and whether it is installed."""
 
     modules: Callable[[], Modules]
     devices: Callable[[], tuple[str, ...]]
@@ -145,26 +146,27 @@ TIERS = {
 
 
 class Implementation(NamedTuple):
-    """A family in one tier. ``auto`` takes the first row of a family and device that is installed and not NEVER."""
+    """One family in one tier on one device type. `auto` chooses the first row of a family and device type that is
+    installed and whose ``auto`` is ALWAYS, or CAPTURED in a captured step."""
 
     family: str
     tier: str
     device: str
     auto: str
     why: str
-    """The measurement that says so, or what is missing for one."""
+    """The measurement behind ``auto``."""
 
 
 ALWAYS, CAPTURED, NEVER = "always", "captured", "never"
-"""When auto takes a row: CAPTURED is for steps that are one CUDA graph each and not compiled."""
+"""When `auto` chooses a row. CAPTURED: only if each step is captured as one CUDA graph and not compiled."""
 
 _H200 = "H200, 2026-11-26, bench/results/h200-2026-11-26.json"
 _H200_2 = "H200, 2026-11-27, bench/results/h200-2026-11-27.json"
 _H200_3 = "H200, 2026-11-28, bench/results/h200-2026-11-28.json"
 _CPU = "faster than eager in every recipe's shape (bench/results/kernels-cpu.json)"
-# A compiled step stays at the traceable reference, because an opaque op costs torch.compile its fusions.
+# A compiled step keeps the traceable reference, because torch.compile cannot fuse across an opaque op.
 IMPLEMENTATIONS = (
-    # Its batches are launched from Python, one by one, so that what a launch takes counts with what the kernel takes.
+    # Every batch is one launch from Python, so the time of the launch counts as well as that of the kernel.
     Implementation("augment", "cuda", "cuda", ALWAYS, f"256 x 64 px launched: CUDA 40 us, Triton 68 us ({_H200})"),
     Implementation("augment", "triton", "cuda", ALWAYS, f"256 x 64 px: Triton 7.0 us, CUDA 6.6 us ({_H200})"),
     Implementation("augment", "host", "cpu", ALWAYS, _CPU),
@@ -182,12 +184,12 @@ FAMILIES = tuple(dict.fromkeys(row.family for row in IMPLEMENTATIONS))
 
 
 def tiers_of(family: str) -> tuple[str, ...]:
-    """The tiers that a family has, installed or not, in the order of TIERS."""
+    """The tiers that implement a family, installed or not, in the order of TIERS."""
     ours = {"reference", *(row.tier for row in IMPLEMENTATIONS if row.family == family)}
     return tuple(name for name in TIERS if name in ours)
 
 
 @cache
 def module(family: str, tier: str) -> ModuleType:
-    """The file with a family's functions in one tier."""
+    """The module with a family's functions in one tier."""
     return TIERS[tier].modules()[family]

@@ -1,6 +1,6 @@
-"""What the families' native tiers share: loading them, dtype codes, layouts.
+"""Helpers of the host and CUDA tiers: loading the libraries, dtype codes, memory layouts.
 
-Host kernels take torch's number of threads, so that torch.set_num_threads and OMP_NUM_THREADS hold for them too.
+Host kernels use torch's number of threads, so that torch.set_num_threads and OMP_NUM_THREADS apply to them too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 
 
 def host() -> ModuleType:
-    """imnet_kernels._host, which choosing the tier has already found."""
+    """imnet_kernels._host; raises RuntimeError if it is not installed, which choosing the tier has ruled out."""
     found = find_host()
     if found is None:
         raise RuntimeError(f"the host kernels are not installed; {TIERS['host'].remedy}")
@@ -27,19 +27,19 @@ def host() -> ModuleType:
 
 
 def dense(like: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """The tensors in like's layout, copied where they have another one."""
+    """The tensors in the layout of ``like``; those with another layout are copied."""
     return [t.contiguous(memory_format=memory_format(like)) for t in tensors]
 
 
 def memory_format(like: Tensor) -> torch.memory_format:
-    """channels_last where like (B, C, H, W) is and is not contiguous as well, else contiguous."""
+    """channels_last if ``like`` (B, C, H, W) is channels_last and not also contiguous, else contiguous."""
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
 @lru_cache(maxsize=1)
 def cuda(folder: Path = PACKAGE):
-    """torch.ops.imnet_cuda, loaded once."""
+    """torch.ops.imnet_cuda, loaded once; raises RuntimeError if it was not built for this version of torch."""
     library = folder / CUDA_MODULE.format(torch.__version__)
     if not library.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("_C.torch*.so"))) or "none"

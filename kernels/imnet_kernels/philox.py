@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based generator behind every random choice (Salmon et al., SC 2011).
 
-A draw is a pure function of (seed, epoch, sample id, stream): no state to save, the same on every tier, batch size and
-world size. The key is the seed's two halves; the counter is (id low, id high, epoch, stream). Plain int64 arithmetic:
-torch's products wrap modulo 2^64, so the 32 x 32 -> 64 bit multiply is exact on every device.
+A draw is a pure function of (seed, epoch, sample id, stream): there is no state to save, and draws are the same for
+every tier, batch size and world size. The key is the two halves of the seed; the counter is (id low, id high, epoch,
+stream). The arithmetic is plain int64: torch's products wrap modulo 2^64, so the 32 x 32 -> 64 bit multiply is exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _NUM_ROUNDS = 10
 
-# One stream per purpose, so that switching cutout on does not move the crops.
+# One stream per purpose, so that switching cutout on does not change the crops.
 STREAM_CROP_FLIP = 0
 STREAM_CUTOUT = 1
 STREAM_FLIP_PHASE = 2
@@ -30,7 +30,7 @@ def _check_range(name: str, value: int, bits: int) -> None:
 
 
 def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds on four int64 tensors of one shape that hold 32-bit words; returns four of the same kind."""
+    """Ten rounds on four int64 tensors of one shape that hold 32-bit words; returns four such tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_NUM_ROUNDS):
@@ -44,7 +44,8 @@ def philox(ids: Tensor, *, seed: int, epoch: int, stream: int | range) -> tuple[
     """Four independent 32-bit words per id.
 
     ids (any shape) int64; seed 0 .. 2^64 - 1; epoch and stream 0 .. 2^32 - 1. Returns four int64 tensors of ids'
-    shape with values 0 .. 2^32 - 1, on ids' device; of several streams (streams, *shape), by as many operations.
+    shape with values 0 .. 2^32 - 1, on ids' device. For a range of streams their shape is (streams, *shape), drawn
+    with as many tensor operations as for one stream.
     """
     _check_range("seed", seed, 64)
     _check_range("epoch", epoch, 32)
@@ -60,12 +61,13 @@ def philox(ids: Tensor, *, seed: int, epoch: int, stream: int | range) -> tuple[
 
 
 def uniform_below(word: Tensor, n: int | Tensor) -> Tensor:
-    """A 32-bit word -> an integer in 0 .. n - 1 by multiply-high; the bias is below n / 2^32 (2e-8 for n = 65)."""
+    """Map a 32-bit word to an integer in 0 .. n - 1 by multiply-high; the bias is below n / 2^32 (2e-8 for n = 65)."""
     return (word * n) >> 32
 
 
 def philox_permutation(n: int, *, seed: int, epoch: int) -> Tensor:
-    """The order of one epoch: (n,) int64 on the CPU, the stable argsort of 62-bit draws, the same on every platform."""
+    """The sample order of one epoch: (n,) int64 on the CPU. It is the stable argsort of 62-bit draws, so it is the same
+    on every platform."""
     if n < 0:
         raise ValueError(f"n = {n}; allowed 0 or more; pass the number of samples")
     r0, r1, _, _ = philox(torch.arange(n, dtype=torch.int64), seed=seed, epoch=epoch, stream=STREAM_ORDER)

@@ -1,9 +1,9 @@
-"""Which implementation runs: reference | host | triton | cuda, decided once per family and device type, with the
-reason.
+"""Chooses the implementation that runs, reference | host | triton | cuda, once per family and device type, and keeps
+the reason.
 
-`auto` takes the first installed tier of the table in implementations.py; IMNET_KERNELS or set() force one:
-"host", or per family "augment=host,shake_shake=reference". A forced tier that is missing is an error at its first use,
-and only "not installed" counts as missing: a broken import is raised.
+`auto` chooses from the table in implementations.py. IMNET_KERNELS or set() force a tier for all families ("host") or
+per family ("augment=host,shake_shake=reference"). A forced tier that is not installed is an error at its first use.
+Only "not installed" counts as missing: the error of a broken import is raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENV = "IMNET_KERNELS"
 
 
 class Choice(NamedTuple):
-    """A family's tier on one device type and why; error is set where a forced tier is missing."""
+    """A family's tier on one device type and the reason; ``error`` is set if a forced tier is missing."""
 
     tier: str
     reason: str
@@ -34,7 +34,7 @@ _choices: dict[tuple[str, str], Choice] = {}
 
 
 def missing(tier: str, device: str) -> str | None:
-    """None where the tier can run on the device type, else what is missing and what to do."""
+    """None if the tier can run on the device type, else a message: what is missing and what to do."""
     kind = implementations.TIERS[tier]
     if device not in kind.devices():
         remedy = kind.remedy if device == "cpu" else "use auto"
@@ -43,9 +43,10 @@ def missing(tier: str, device: str) -> str | None:
 
 
 def forced(spec: str) -> dict[str, str]:
-    """'host' or 'augment=host,...' -> {family: tier}; 'auto' leaves a family out, and so does a tier it has not.
+    """Parse 'host' or 'augment=host,...' into {family: tier}.
 
-    Raises ValueError for a word that is no tier or family.
+    Families set to 'auto' are left out, and so are families without a tier that is forced for all. Raises ValueError
+    for an unknown tier or family.
     """
     wanted: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in spec.split(","))):
@@ -77,19 +78,19 @@ def _choose(family: str, device: str, forced: str | None, source: str, captured:
 
 
 def set(spec: str, *, source: str = "tier.set", captured: bool = False) -> None:
-    """Decide again: 'auto', a tier for every family, or 'family=tier,...' with auto for the rest.
+    """Choose anew: 'auto', one tier for every family, or 'family=tier,...' with auto for the rest.
 
-    ``captured`` says that the steps to come are one CUDA graph each and not compiled.
+    ``captured``: each of the following steps is one CUDA graph and not compiled.
     """
     wanted = forced(spec)
-    # Choosing from a table, not from probes: torch.compile guards on it and never traces an import.
+    # All choices are made here and looked up later: torch.compile guards on the table and never traces an import.
     choices = {(f, d): _choose(f, d, wanted.get(f), source, captured) for f in FAMILIES for d in DEVICES}
     _choices.update(choices)
 
 
 @contextmanager
 def using(spec: str, *, captured: bool = False) -> Iterator[None]:
-    """set() for a block; the earlier choices come back after it."""
+    """set() for the duration of a ``with`` block; afterwards the earlier choices are restored."""
     before = snapshot()
     set(spec, source="tier.using", captured=captured)
     try:
@@ -99,17 +100,17 @@ def using(spec: str, *, captured: bool = False) -> Iterator[None]:
 
 
 def snapshot() -> dict[tuple[str, str], Choice]:
-    """The choices made, for restore()."""
+    """A copy of the current choices, for restore()."""
     return dict(_choices)
 
 
 def restore(choices: dict[tuple[str, str], Choice]) -> None:
-    """Puts a snapshot back, without looking for the tiers again."""
+    """Restore a snapshot without checking again which tiers are installed."""
     _choices.update(choices)
 
 
 def choose(family: str, device_type: str) -> str:
-    """The tier of a family for tensors of this device type; raises RuntimeError where a forced one is missing."""
+    """The tier of a family for tensors of this device type; raises RuntimeError if a forced tier is missing."""
     choice = _choices.get((family, device_type))
     if choice is None:
         return "reference"
@@ -119,12 +120,12 @@ def choose(family: str, device_type: str) -> str:
 
 
 def implementation(family: str, device_type: str) -> ModuleType:
-    """The file whose functions run for tensors of this device type; they have the signatures of the reference's."""
+    """The module whose functions run for tensors of this device type, with the signatures of the reference."""
     return implementations.module(family, choose(family, device_type))
 
 
 def report(device_type: str | None = None) -> dict[str, tuple[str, str]]:
-    """{family: (tier, reason)} for a run header; device_type "cpu" or "cuda", by default the best one present."""
+    """{family: (tier, reason)} for a run's header; device_type is "cpu" or "cuda", by default "cuda" if available."""
     if device_type is None:
         import torch
 
@@ -134,7 +135,8 @@ def report(device_type: str | None = None) -> dict[str, tuple[str, str]]:
 
 
 def _as_the_environment_says() -> None:
-    """A word that is no tier is an error where a tier is first asked for: what only imports this need not know it."""
+    """Apply IMNET_KERNELS. An invalid value is an error at the first use of a tier, not on import, since many programs
+    import this package without running a kernel."""
     try:
         set(os.environ.get(ENV, "auto"), source=ENV)
     except ValueError as error:

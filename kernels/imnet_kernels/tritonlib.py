@@ -1,4 +1,4 @@
-"""What the families' Triton tiers share: launching, Philox, and compiling for a GPU that is not there."""
+"""Helpers of the Triton tiers: int32 arguments, the Philox generator, and compiling kernels without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 def signed32(value: int) -> int:
-    """The low 32 bits as an int32, so that a kernel's argument has one type for every value."""
+    """The low 32 bits of ``value`` as an int32. Triton would otherwise pass large values as int64 and compile again."""
     value &= 0xFFFFFFFF
     return value - (1 << 32) if value >> 31 else value
 
@@ -29,7 +29,7 @@ def philox_round(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def philox(sample, seed_low, seed_high, epoch, stream: tl.constexpr):
-    """Four uint32 words of sample (int64); seed halves and epoch are int32 bit patterns."""
+    """Four uint32 words per sample id (int64); the seed's halves and the epoch are passed as int32 bit patterns."""
     c0 = (sample & 0xFFFFFFFF).to(tl.uint32)
     c1 = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
     c2 = epoch.to(tl.uint32)
@@ -45,11 +45,12 @@ def philox(sample, seed_low, seed_high, epoch, stream: tl.constexpr):
 
 @triton.jit
 def below(word, n: tl.constexpr):
+    """A uint32 word -> an int32 in 0 .. n - 1 by multiply-high."""
     return ((word.to(tl.uint64) * n) >> 32).to(tl.int32)
 
 
 class Build(NamedTuple):
-    """A kernel, the types of its runtime arguments and its constants: enough to compile it without a GPU."""
+    """A kernel, the types of its runtime arguments and its constants, as needed to compile it without a GPU."""
 
     name: str
     kernel: triton.JITFunction
@@ -67,14 +68,15 @@ class Usage(NamedTuple):
 
 
 def compiled(build: Build, architecture: int) -> tuple[Any, str]:
-    """The cubin for sm_<architecture>, with its metadata, and what ptxas -v said of it."""
+    """Compile for sm_<architecture>; returns Triton's compiled kernel (cubin and metadata) and ptxas -v's report."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = build.kernel.arg_names
     signature = {n: build.signature.get(n, "constexpr") for n in names}
     constants = {(names.index(n),): v for n, v in build.constants.items()}
-    # As at a launch on torch's own tensors, whose addresses are multiples of 16: without it no access is 16 bytes wide.
+    # As in a launch on tensors that torch allocated, whose addresses are multiples of 16. Without this attribute the
+    # compiler would not use 16-byte accesses.
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = ASTSource(fn=build.kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": build.num_warps, "enable_fp_fusion": build.fp_fusion}
@@ -86,7 +88,7 @@ def compiled(build: Build, architecture: int) -> tuple[Any, str]:
 
 
 def compile_for(build: Build, architecture: int) -> Usage:
-    """Registers and spilled bytes of a kernel compiled for sm_<architecture>."""
+    """Compile a kernel for sm_<architecture> and return its registers per thread and spilled bytes."""
     _, report = compiled(build, architecture)
     if "registers" not in report:
         raise RuntimeError(f"ptxas reported nothing: {report!r}; compile with an empty TRITON_CACHE_DIR")

@@ -1,7 +1,7 @@
 """One pass from the uint8 store to the training batch: gather, pad-crop, flip, normalise, cutout, cast, channels_last.
 
-Why a family: Inductor can neither draw per-sample counter-based numbers nor turn the gather-crop-flip into one read of
-the uint8 store; the eager form moves 30 to 45 bytes per element where 3 suffice.
+Why a family: Inductor can neither draw counter-based random numbers per sample nor turn gather, crop and flip into one
+read of the uint8 store. The eager form moves 30 to 45 bytes per element where 3 suffice.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def augment(
     sample_ids: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Augmented, normalised batch (B, C, H, W), channels_last, on the store's device.
+    """Return the augmented, normalised batch (B, C, H, W) in ``dtype``, channels_last, on the store's device.
 
-    store (N, H, W, C) uint8 contiguous; ids (B,) int64, positions in the store. Every choice is a pure function of
-    (seed, epoch, sample id); sample_ids (B,) int64 names the samples where the store holds a shard (default: ids).
+    store (N, H, W, C) uint8 contiguous; ids (B,) int64, positions in the store. Every random choice is a pure function
+    of (seed, epoch, sample id). sample_ids (B,) int64 are the sample ids if the store holds a shard (default: ids).
 
-    pad_px, pad_mode: crop of H x W at a uniform offset from the image padded by pad_px with the pixel value 0, before
-        normalisation (as torchvision pads, then normalises), or by reflection without the edge.
+    pad_px, pad_mode: crop H x W at a uniform offset from the image padded by pad_px. "zero" pads with the pixel value 0
+        before normalisation (as torchvision does); "reflect" mirrors the image without repeating the edge.
     hflip: "none"; "random" with probability hflip_p; "alternating": mirrored every second epoch, phase by (seed, id).
-    cutout_px, cutout_inside: a square set to 0 AFTER normalisation, always; inside False: its centre is uniform over
-        the image (0 .. W inclusive for even sizes) and the square is clipped, True: always whole.
-    mean, std: of x / 255, per channel or one number; mean may be a mean image (H, W, C) fp32 tensor, subtracted at the
-        source pixel; zero padding is then 0 after normalisation. mean=0, std=1/255 gives raw 0 .. 255.
-    out: written and returned where given, (B, C, H, W) channels_last of dtype: a loop's buffers are then its own.
+    cutout_px, cutout_inside: a square set to 0 AFTER normalisation in every image. inside False: its centre is uniform
+        over the image (0 .. W inclusive for even sizes) and the square is clipped; True: it always lies in the image.
+    mean, std: of x / 255, per channel or one number. mean may be an (H, W, C) fp32 mean image, subtracted at the source
+        pixel; zero padding is then 0 after normalisation. mean=0, std=1/255 gives the raw values 0 .. 255.
+    out: a (B, C, H, W) channels_last tensor of ``dtype`` to write to and return, so that a loop can reuse its buffers.
     Raises TypeError or ValueError before any memory is touched.
     """
     spec = Spec(int(seed), int(epoch), pad_px, pad_mode, hflip, float(hflip_p), cutout_px, bool(cutout_inside))
@@ -61,7 +61,7 @@ def augment(
     call = (store, ids, ids if sample_ids is None else sample_ids, *_scale_shift(mean, std, store), spec, dtype)
     if out is not None:
         _check_out(out, store, ids, dtype)
-        # A data loop's path: no op, no copy.
+        # The data loop's path: no custom op, no copy.
         return tier.implementation("augment", store.device.type).augment(*call, out=out)
     if type(store) is Tensor and calls.unobserved():
         return tier.implementation("augment", store.device.type).augment(*call)
@@ -87,7 +87,8 @@ def _check_tensors(store: Tensor, ids: Tensor, sample_ids: Tensor | None) -> Non
     if sample_ids is not None and sample_ids.shape != ids.shape:
         raise ValueError(f"sample_ids have {sample_ids.numel()} entries, ids {ids.numel()}; pass one name per position")
     if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling() and not _host_checks():
-        # On CUDA this would be a host sync, in a graph a break: there, and on the host tier, the kernel itself refuses.
+        # On CUDA this check would be a host sync, under torch.compile a graph break. The CUDA and Triton kernels write
+        # NaN for a bad id instead, and the host kernel checks the ids itself.
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= store.shape[0]:
             raise ValueError(
@@ -124,7 +125,7 @@ def _check_spec(spec: Spec, height: int, width: int, dtype: torch.dtype) -> None
 def _scale_shift(
     mean: float | Sequence[float] | Tensor, std: float | Sequence[float], store: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """fp32 scale (C,) and shift (C,) or (H, W, C), on the store's device."""
+    """fp32 scale (C,) and shift (C,) or (H, W, C) on the store's device: the normalised value is x * scale + shift."""
     num_channels = store.shape[3]
     std_key = _per_channel("std", std, num_channels)
     if not isinstance(mean, Tensor) or mean.dim() < 2:
@@ -177,7 +178,7 @@ def augment_op(
     cutout_inside: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """seed is signed here (an op's int is 64 bits with a sign)."""
+    """See reference.augment. ``seed`` is passed as a signed number, because an op's int is a signed 64-bit integer."""
     spec = Spec(seed % (2 * _SIGN), epoch, pad_px, pad_mode, hflip, hflip_p, cutout_px, cutout_inside)
     return tier.implementation("augment", store.device.type).augment(store, ids, sample_ids, scale, shift, spec, dtype)
 
@@ -190,6 +191,6 @@ def _(store, ids, sample_ids, scale, shift, seed, epoch, pad_px, pad_mode, hflip
 def _op_call(
     store: Tensor, ids: Tensor, sample_ids: Tensor, scale: Tensor, shift: Tensor, spec: Spec, dtype: torch.dtype
 ):
-    """The op with reference.augment's signature."""
+    """Call the custom op with the arguments of reference.augment."""
     seed = spec.seed - 2 * _SIGN if spec.seed >= _SIGN else spec.seed
     return augment_op(store, ids, sample_ids, scale, shift, seed, *spec[1:], dtype)

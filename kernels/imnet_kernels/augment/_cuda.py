@@ -23,7 +23,7 @@ def augment(
     _, height, width, _ = store.shape
     out = empty_batch(store, ids, dtype) if out is None else out
     given = spec.arguments(height, width)
-    given["seed"] -= given["seed"] >> 63 << 64  # an op's int has a sign
+    given["seed"] -= given["seed"] >> 63 << 64  # an op's int is a signed 64-bit integer
     arguments = (store, ids.contiguous(), sample_ids.contiguous(), scale, shift.contiguous())
     native.cuda().augment(*arguments, **given, out=out)
     return out

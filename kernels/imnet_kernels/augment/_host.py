@@ -19,7 +19,7 @@ def augment(
     dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See reference.augment; out (B, C, H, W) channels_last is written where given."""
+    """See reference.augment; ``out`` (B, C, H, W) channels_last is written to if given."""
     num_stored, height, width, channels = store.shape
     ids, sample_ids, shift = ids.contiguous(), sample_ids.contiguous(), shift.contiguous()
     out = empty_batch(store, ids, dtype) if out is None else out

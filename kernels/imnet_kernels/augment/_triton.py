@@ -1,4 +1,8 @@
-"""augment as one Triton launch: a program per image, or per part of its rows where the batch is small."""
+"""augment as one Triton launch: one program per image, or per part of an image's rows if the batch is small.
+
+The grid is (B, parts). Every program draws its image's choices, reads the uint8 store (N, H, W, C) at the cropped and
+flipped positions and writes its rows of out, (B, H, W, C) in memory. Elements of a row are pixels times channels.
+"""
 
 # ruff: noqa: N803, RET505  (Triton: constants are written as constants, a branch that is not taken must be an else)
 
@@ -15,17 +19,19 @@ from torch import Tensor
 from ..tritonlib import Build, below, philox, signed32
 from .reference import FLIPS, Spec, empty_batch
 
-# All five are predicted from the SASS of sm_90 on 2026-11-26, not measured.
+# All five were chosen from the SASS of sm_90 on 2026-11-26, not measured.
 STORE_BYTES = 16
-"""What a thread writes at once; its elements share the row's arithmetic."""
+"""The most bytes that a thread writes in one store; the elements of a store share the arithmetic of their row."""
 ROWS, COLUMNS = 16, 64
-"""The tile of one iteration, at most: 32 loads in flight a thread, 64 columns because rows are multiples of that."""
+"""The largest tile of one iteration: 32 loads in flight per thread. 64 columns, because common row lengths are
+multiples of 64."""
 SPARE = 1.15
-"""How far tiles may overhang an image, as a factor."""
+"""The largest factor by which the tiles may exceed the image."""
 WARPS = 1
-"""A program's. A thread draws its image's choices itself and computes its columns once, so fewer threads draw less."""
+"""Warps per program. Every thread draws its image's choices and computes its columns once, so fewer threads repeat
+less of that work."""
 PROGRAMS = 2048
-"""How many a launch should have at least: smaller batches split their images by rows, into no less than a tile."""
+"""The least number of programs to aim for: a smaller batch splits its images by rows, into parts of at least a tile."""
 
 
 @triton.jit
@@ -33,6 +39,7 @@ def _choices(
     sample, seed_low, seed_high, epoch, threshold, PAD: tl.constexpr, HFLIP: tl.constexpr, CUTOUT: tl.constexpr,
     FIRST_Y: tl.constexpr, NUM_Y: tl.constexpr, FIRST_X: tl.constexpr, NUM_X: tl.constexpr
 ):  # fmt: skip
+    """An image's crop offsets (oy, ox), -PAD .. PAD, flip (0 or 1) and the cutout box's start (y0, x0), all int32."""
     oy = tl.full((), -PAD, tl.int32)
     ox = tl.full((), -PAD, tl.int32)
     flip = tl.full((), 0, tl.int32)
@@ -62,29 +69,30 @@ def _reflect(i, SIZE: tl.constexpr):
 
 @triton.jit
 def _outside(i, first, SIZE: tl.constexpr, SHIFT: tl.constexpr):
-    """-1 where i is not in first .. first + SIZE - 1, else 0: the sign, instead of two comparisons.
+    """-1 where i is not in first .. first + SIZE - 1, else 0, from the sign bit instead of two comparisons.
 
-    SHIFT is 30 for rows and 29 for columns, the same for numbers this small: equal shifts, or 31, let the compiler put
-    the masks of rows and columns together before it shifts, for every element and in predicates, of which there are 7.
+    SHIFT is 30 for rows and 29 for columns, which is equivalent for numbers this small. With equal shifts, or with 31,
+    the compiler combines the masks of rows and columns before shifting: once per element instead of once per row and
+    column, and in predicate registers, of which there are only 7.
     """
     return ((i - first) | (first + SIZE - 1 - i)) >> SHIFT
 
 
 @triton.jit
 def _clamped(i, SIZE: tl.constexpr):
-    """In zero padding any pixel may be read, it is masked."""
+    """i limited to 0 .. SIZE - 1, so that the load is valid; in zero padding the loaded pixel is masked afterwards."""
     return tl.minimum(tl.maximum(i, 0), SIZE - 1)
 
 
 @triton.jit
 def _masked(value, bits):
-    """value where bits are -1, 0 where they are 0."""
+    """The fp32 value where ``bits`` is -1, and 0 where it is 0."""
     return (value.to(tl.int32, bitcast=True) & bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _of_channel(values_ptr, c, C: tl.constexpr):
-    """values[c] by selection: a load for every column would cost more."""
+    """values[c], selected from C scalar loads: a load for every column would cost more."""
     found = tl.load(values_ptr)
     for k in tl.static_range(1, C):
         found = tl.where(c == k, tl.load(values_ptr + k), found)
@@ -93,11 +101,11 @@ def _of_channel(values_ptr, c, C: tl.constexpr):
 
 @triton.jit
 def _normalised(source, scale, shift, keep, PADDED: tl.constexpr):
-    """pixel * scale + shift in two roundings, shift numbers or pointers into the mean image.
+    """pixel * scale + shift in two roundings; ``shift`` holds numbers, or pointers into the shift (H, W, C).
 
-    Zero padding is the pixel 0 where shift is a number, the value 0 where it is of a mean image.
+    Zero padding is the pixel value 0 with a mean per channel, and the normalised value 0 with a mean image.
     """
-    # 2^23 + pixel as bits, less 2^23: exact, and four times faster than the conversion instruction.
+    # The bits of the float 2^23 + pixel, minus 2^23: exact, and four times faster than the conversion instruction.
     value = (tl.load(source).to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
     if shift.dtype.is_ptr():
         value = value * scale + tl.load(shift)
@@ -114,9 +122,9 @@ def augment_kernel(
     NUM_X: tl.constexpr, PER_PIXEL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNKS: tl.constexpr,
     WIDTH: tl.constexpr
 ):  # fmt: skip
-    """A program makes rows_each rows of one image in tiles of (ROWS, COLUMNS) elements.
+    """Program (image, part) makes ``rows_each`` rows of one image in tiles of (ROWS, COLUMNS) elements.
 
-    What depends on the column is computed once per chunk of columns, what depends on the row once per row.
+    Column indices, scale and shift are computed once per chunk of COLUMNS, row indices once per row of a tile.
     """
     row = tl.program_id(0)
     image = tl.load(ids_ptr + row)
@@ -124,7 +132,8 @@ def augment_kernel(
     oy, ox, flip, y0, x0 = _choices(
         sample, seed_low, seed_high, epoch, threshold, PAD, HFLIP, CUTOUT, FIRST_Y, NUM_Y, FIRST_X, NUM_X
     )
-    # A bad id gives NaN, from the scale, and no cutout: a captured graph cannot stop for it.
+    # For a bad id the scale is NaN and padding and cutout are off, so that all of the image is NaN: a kernel in a
+    # captured graph cannot raise an error.
     known = (image >= 0) & (image < num_stored)
     source = store_ptr + tl.where(known, image, 0) * (H * W * C)
     out = out_ptr + row.to(tl.int64) * (H * W * C)
@@ -147,7 +156,7 @@ def augment_kernel(
             sy = y + oy
             at_y = _clamped(_reflect(sy, H) if REFLECT else sy, H) * (W * C)
             keep = (~_outside(sy, 0, H, 30) | bad) & keep_x
-            # The hints give loads the layout of the stores; they widen none, since nothing says that they are aligned.
+            # The hints make the loads use the layout of the stores. They do not widen loads, which lack an alignment.
             pixel = tl.max_contiguous(source + at_y + at_x, [1, WIDTH])
             shift = tl.max_contiguous(shift_ptr + at_y + at_x, [1, WIDTH]) if PER_PIXEL else shift_x
             value = _normalised(pixel, scale, shift, keep, PAD > 0 and not REFLECT)
@@ -162,7 +171,7 @@ def augment_kernel(
 
 
 def _tile(count: int, largest: int) -> int:
-    """The largest power of two up to `largest` that covers `count` in whole pieces with little to spare."""
+    """The largest power of two up to `largest` whose multiple that covers `count` exceeds it by at most SPARE."""
     sizes = [1 << k for k in range(largest.bit_length())]
     return max(s for s in sizes if triton.cdiv(count, s) * s <= SPARE * count)
 
@@ -175,9 +184,9 @@ def _constants(spec: Spec, shape: tuple[int, int, int], per_pixel: bool, itemsiz
     flips, reflects = FLIPS[spec.hflip], spec.pad_mode == "reflect"
     crop = {"PAD": spec.pad_px, "REFLECT": reflects, "HFLIP": flips, "CUTOUT": spec.cutout_px}
     sizes = {"H": height, "W": width, "C": channels, "PER_PIXEL": per_pixel}
-    # A store is as wide as the row's length allows: then no group of elements straddles two rows.
+    # The width of a store divides the length of a row, so that no store covers two rows.
     elements = width * channels
-    # A tile of one element fails in Triton 3.6's own passes.
+    # A tile of one element fails to compile in Triton 3.6.
     columns = max(2, _tile(elements, COLUMNS))
     tile = {"ROWS": _tile(height, ROWS), "COLUMNS": columns, "CHUNKS": triton.cdiv(elements, columns)}
     tile["WIDTH"] = math.gcd(elements, columns, STORE_BYTES // itemsize)
@@ -200,21 +209,21 @@ def augment(
     out = empty_batch(store, ids, dtype) if out is None else out
     constants = _constants(spec, (height, width, channels), shift.dim() == 3, dtype.itemsize)
     if num_stored == 0:
-        return out.fill_(float("nan"))  # there is no pixel that a bad id could read instead
+        return out.fill_(float("nan"))  # every id is bad, and the kernel would read image 0 instead
     if ids.numel():
         num_tiles = triton.cdiv(height, constants["ROWS"])
         parts = min(num_tiles, max(1, PROGRAMS // ids.numel()))
         rows_each = triton.cdiv(num_tiles, parts) * constants["ROWS"]
         seed = (signed32(spec.seed), signed32(spec.seed >> 32), signed32(spec.epoch))
         arguments = (store, ids, sample_ids, scale, shift, out, num_stored, *seed, spec.flip_threshold, rows_each)
-        # Without fusion: multiply and add are two roundings in the reference.
+        # No fused multiply-add: the reference rounds after the multiply and after the add.
         grid = (ids.numel(), triton.cdiv(height, rows_each))
         augment_kernel[grid](*arguments, **constants, enable_fp_fusion=False, num_warps=WARPS)
     return out
 
 
 def builds() -> list[Build]:
-    """The recipes' variants, to compile without a GPU."""
+    """The kernels that the recipes use, to compile without a GPU."""
     pointers = {"store_ptr": "*u8", "ids_ptr": "*i64", "sample_ids_ptr": "*i64"}
     pointers |= {"scale_ptr": "*fp32", "shift_ptr": "*fp32"}
     scalars = {"num_stored": "i32", "seed_low": "i32", "seed_high": "i32", "epoch": "i32", "threshold": "i64"}

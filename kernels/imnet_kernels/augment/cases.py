@@ -1,4 +1,4 @@
-"""augment's cases. Every tier rounds as the reference does: the outputs are equal bit for bit."""
+"""augment's cases. Every tier rounds as the reference does, so all outputs must be equal bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """A random store and batch, on the device."""
+    """augment with a random store and random ids on ``device``."""
     keys = dict(case.options)
     shape, batch, offset = keys.pop("shape"), keys.pop("batch"), keys.pop("offset", 0)
     generator = torch.Generator().manual_seed(sum(shape) + batch)
@@ -51,7 +51,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The floor: each output element's byte read and its value written."""
+    """The least traffic: for each output element one byte is read and one value written."""
     _, height, width, channels = case.options["shape"]
     return case.options["batch"] * height * width * channels * (1 + dtype.itemsize)
 

@@ -1,9 +1,9 @@
-"""Augmentation by definition: batched plain PyTorch, no host sync on CUDA.
+"""The definition of the augmentation: batched plain PyTorch, without a host sync on CUDA.
 
-For output pixel (y, x) of a sample, with d = (dy, dx) uniform in 0 .. 2 * pad_px and f its flip:
+For output pixel (y, x) of a sample with crop offset (dy, dx), each uniform in 0 .. 2 * pad_px, and flip f:
     x' = W - 1 - x if f else x;    source = (y + dy - pad_px, x' + dx - pad_px)
     value = fp32(fp32(u8[source] * scale) + shift),  scale = fp32(1 / (255 std)),  shift = fp32(-mean / std)
-and 0 inside the cutout box, which lies in output coordinates.
+and value = 0 inside the cutout box, which is given in output coordinates.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from ..philox import STREAM_CROP_FLIP, STREAM_CUTOUT, STREAM_FLIP_PHASE, philox, uniform_below
 
 FLIPS = {"none": 0, "random": 1, "alternating": 2}
-"""The kernels' numbers of the flips."""
+"""The kernels' codes for ``hflip``."""
 
 
 class Choices(NamedTuple):
-    """Drawn per sample, (B,) int64 each; the box is [y0, y0 + cutout_px) x [x0, x0 + cutout_px), unclipped."""
+    """The random choices, (B,) int64 each; the box is [y0, y0 + cutout_px) x [x0, x0 + cutout_px) before clipping."""
 
     dy: Tensor
     dx: Tensor
@@ -30,7 +30,7 @@ class Choices(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """The checked, hashable part of a call: everything but the tensors."""
+    """The options of a call, checked and hashable: everything but the tensors, the dtype and the normalisation."""
 
     seed: int
     epoch: int
@@ -43,11 +43,11 @@ class Spec(NamedTuple):
 
     @property
     def flip_threshold(self) -> int:
-        """A word below this flips: 0 .. 2^32."""
+        """0 .. 2^32; an image is mirrored if its 32-bit random word is below this."""
         return round(self.hflip_p * 2.0**32)
 
     def arguments(self, height_px: int, width_px: int) -> dict[str, Any]:
-        """The fields of csrc's AugmentParams by name; box: first and count of the cutout box's starts, y, then x."""
+        """The fields of AugmentParams in csrc by name; ``box`` is box_range() of the height, then of the width."""
         return {
             "seed": self.seed,
             "epoch": self.epoch,
@@ -60,14 +60,14 @@ class Spec(NamedTuple):
         }
 
     def box_range(self, size_px: int) -> tuple[int, int]:
-        """(first, count) of the box's possible starts along an axis of size_px (hysts' Cutout)."""
+        """(first, count): the range of the cutout box's start along an axis of size_px (as in hysts' Cutout)."""
         if self.cutout_inside:
             return 0, size_px - self.cutout_px + 1
         return -(self.cutout_px // 2), size_px + (1 if self.cutout_px % 2 == 0 else 0)
 
 
 def choices(sample_ids: Tensor, height_px: int, width_px: int, spec: Spec) -> Choices:
-    """The random choices for sample_ids (B,) int64; the same integers on every tier."""
+    """Draw the choices of sample_ids (B,) int64; every tier draws the same integers."""
     keys = {"seed": spec.seed, "epoch": spec.epoch}
     zero = torch.zeros_like(sample_ids)
     dy = dx = flip = y0 = x0 = zero
@@ -76,7 +76,7 @@ def choices(sample_ids: Tensor, height_px: int, width_px: int, spec: Spec) -> Ch
         dy, dx = uniform_below(r0, 2 * spec.pad_px + 1), uniform_below(r1, 2 * spec.pad_px + 1)
         flip = (r2 < spec.flip_threshold).long() if spec.hflip == "random" else zero
     if spec.hflip == "alternating":
-        # The phase ignores the epoch: a sample is seen mirrored every second epoch (airbench).
+        # The phase does not depend on the epoch, so that a sample is mirrored every second epoch (as in airbench).
         phase = philox(sample_ids, seed=spec.seed, epoch=0, stream=STREAM_FLIP_PHASE)[0]
         flip = (phase + spec.epoch) & 1
     if spec.cutout_px:
@@ -87,7 +87,7 @@ def choices(sample_ids: Tensor, height_px: int, width_px: int, spec: Spec) -> Ch
 
 
 def empty_batch(store: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised (B, C, H, W), channels_last, on the store's device."""
+    """An uninitialised batch (B, C, H, W), channels_last, on the store's device."""
     _, height, width, channels = store.shape
     return torch.empty((ids.shape[0], height, width, channels), dtype=dtype, device=store.device).permute(0, 3, 1, 2)
 
@@ -97,7 +97,7 @@ def _reflect(index: Tensor, size_px: int) -> Tensor:
 
 
 def _box(drawn: Choices, y: Tensor, x: Tensor, size_px: int) -> Tensor:
-    """(B, H, W, 1) bool: inside the cutout box."""
+    """(B, H, W, 1) bool: True inside the cutout box."""
     in_y = (y >= drawn.y0[:, None]) & (y < (drawn.y0 + size_px)[:, None])
     in_x = (x >= drawn.x0[:, None]) & (x < (drawn.x0 + size_px)[:, None])
     return (in_y[:, :, None] & in_x[:, None, :])[..., None]
@@ -115,8 +115,9 @@ def augment(
 ) -> Tensor:
     """store (N, H, W, C) uint8, ids, sample_ids (B,) int64, scale (C,), shift (C,) or (H, W, C) fp32 -> (B, C, H, W).
 
-    With a mean image, shift is read at the source pixel and padding is 0 AFTER normalisation, as the ImageNet-64
-    paper's script pads its already centred images; with a mean per channel, padding is the pixel value 0 BEFORE it.
+    With a mean image (shift (H, W, C)), shift is read at the source pixel and zero padding is 0 AFTER normalisation, as
+    in the ImageNet-64 paper's script, which pads centred images. With a mean per channel, zero padding is the pixel
+    value 0 BEFORE normalisation.
     """
     _, height, width, _ = store.shape
     drawn = choices(sample_ids, height, width, spec)

@@ -1,9 +1,9 @@
-"""Batch norm of a training step with what stands beside it: the addition that ends a pre-activation block before it,
-ReLU and the residual of a post-activation block behind it.
+"""Batch norm in training, fused with its neighbours: the addition that ends a pre-activation block before it, or the
+residual and the ReLU of a post-activation block after it.
 
 Why a family: torch's channels_last kernels reach a fifth of an H200's bandwidth for the statistics and a third for the
 rest, and ReLU and addition are passes of their own. Together they took a third of a captured step of WRN-36-5 and more
-than half of ResNet-50's. Under torch.compile the traced reference is fused, too: see tier.
+than half of ResNet-50's. Under torch.compile the traced reference is fused as well: see tier.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Norm", "add_batch_norm", "batch_norm"]
 
 
 class Norm(NamedTuple):
-    """A batch norm's tensors, (C,) fp32 each; the running statistics are moved in place and get no gradient."""
+    """A batch norm's tensors, (C,) fp32 each; the running statistics are updated in place and get no gradient."""
 
     weight: Tensor
     bias: Tensor
@@ -40,10 +40,10 @@ def batch_norm(
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """relu(norm(x) + residual) with the batch's statistics, which the running ones are moved towards; like x.
+    """Return relu(norm(x) + residual), in x's dtype and layout, with the batch's statistics; updates the running ones.
 
-    x, residual (B, C, H, W), one dtype; weight, bias, running_mean, running_var (C,) fp32. The faster tiers take
-    channels_last fp32, bf16 and fp16; everything else is torch's own. Raises ValueError for one value a channel.
+    x, residual (B, C, H, W), one dtype; weight, bias, running_mean, running_var (C,) fp32. The faster tiers serve
+    channels_last fp32, bf16 and fp16; anything else is computed by torch. Raises ValueError for one value per channel.
     """
     if residual is not None:
         _check_like("residual", residual, x)
@@ -64,9 +64,10 @@ def add_batch_norm(
     eps: float = 1e-5,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(x + addend, relu(norm(x + addend))): :func:`batch_norm` of a sum that others may read too; both like x.
+    """Return (x + addend, relu(norm(x + addend))), in x's dtype and layout; see :func:`batch_norm`.
 
-    addend is like x. The statistics are those of the sum as it is returned, rounded to its dtype.
+    The sum is returned because the next residual connection may read it, too. addend has x's shape, dtype and device.
+    The statistics are those of the returned sum, which is rounded to x's dtype.
     """
     _check_like("addend", addend, x)
     if not _fits(x, weight, bias, running_mean, running_var):
@@ -82,12 +83,15 @@ def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _fits(x: Tensor, *channels: Tensor) -> bool:
-    """Whether a faster tier is chosen and reads it."""
+    """Whether a faster tier than the reference is chosen and can read these tensors."""
     return tier.choose("batch_norm", x.device.type) != "reference" and rows_of_channels(x, *channels)
 
 
 def rows_of_channels(x: Tensor, *channels: Tensor) -> bool:
-    """Whether kernels read it as rows of channels with fp32 numbers each; one value a channel is torch's to refuse."""
+    """Whether the kernels can read x as B H W rows of C channels, with dense fp32 vectors per channel.
+
+    False for one value per channel, which torch refuses with ValueError.
+    """
     rows = x.numel() // max(x.shape[1], 1) if x.dim() == 4 else 0
     halves = (torch.float32, torch.bfloat16, torch.float16)
     last = rows > 1 and x.dtype in halves and x.is_contiguous(memory_format=torch.channels_last)
@@ -95,17 +99,17 @@ def rows_of_channels(x: Tensor, *channels: Tensor) -> bool:
 
 
 class BatchNorm(torch.autograd.Function):
-    """The two ops below as one function: y, or (x + addend, y); the running statistics get no gradient."""
+    """The two ops below as one differentiable function; returns y, or (x + addend, y) if there is an addend."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, running_mean, running_var, residual, momentum, eps, relu, addend=None):
         channels = (weight, bias, running_mean, running_var)
         y, mean, inverse, total = forward_op(x, *channels, residual, momentum, eps, relu, addend)
-        # Where something was added, only the result tells what ReLU let through.
+        # ReLU's mask is recomputed from x in the backward pass. With a residual, which is not saved, y gives it.
         kept = y if relu and residual is not None else None
         ctx.save_for_backward(x if addend is None else total, weight, bias, mean, inverse, kept)
         ctx.relu, ctx.adds, ctx.sums = relu, residual is not None, addend is not None
-        # A sum that nobody else reads has no gradient of its own, and no zeros are written and added for it.
+        # If nothing else reads the sum, its gradient is None, and no zeros are written and added for it.
         ctx.set_materialize_grads(False)
         return y if addend is None else (total, y)
 
@@ -135,9 +139,9 @@ def forward_op(
     relu: bool,
     addend: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, the batch's mean (C,), 1 / sqrt(var + eps) (C,), x + addend); the running statistics are moved.
+    """Return (y, the batch's mean (C,), 1 / sqrt(var + eps) (C,), x + addend); updates the running statistics.
 
-    y and the sum, which is empty without an addend, are like x; the numbers of a channel are fp32.
+    y and the sum have x's dtype and layout, the statistics are fp32. Without an addend the sum is empty.
     """
     run = tier.implementation("batch_norm", x.device.type).forward
     return run(x, weight, bias, running_mean, running_var, residual, momentum, eps, relu, addend)
@@ -161,9 +165,9 @@ def backward_op(
     relu: bool,
     grad_sum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(d_x like x, d_weight, d_bias, d_residual); the last is empty unless the result ``y`` is given.
+    """Return (d_x like x, d_weight, d_bias, d_residual); d_residual is empty unless the result ``y`` is given.
 
-    ``grad_sum`` is what reached x, a sum, by other ways than the norm, to be part of d_x.
+    If x is a sum that is also read elsewhere, ``grad_sum`` is the gradient from there, which is added to d_x.
     """
     run = tier.implementation("batch_norm", x.device.type).backward
     return run(grad, x, weight, bias, mean, inverse, y, relu, grad_sum)

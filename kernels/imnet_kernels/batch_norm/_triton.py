@@ -1,8 +1,8 @@
-"""batch_norm in Triton over channels_last maps, seen as rows of channels: three launches each way, without atomics.
+"""batch_norm in Triton over channels_last maps, read as rows of channels: three launches each way, without atomics.
 
-Statistics are reduced in two stages, so that the same numbers give the same bits: every program reduces its rows to one
-row of partial results, and a small kernel joins these. Neighbouring rows are read as one where that makes a row a whole
-number of blocks: 80 channels are 8 rows of 640, and no lane idles.
+Sums are reduced in two stages: every program reduces its rows to one row of partial results, and a small kernel joins
+these in a fixed order, so that equal inputs give equal bits. Several neighbouring rows are read as one (``fold``) so
+that a row fills its blocks of columns: 8 rows of 80 channels are one row of 640 values, and no lane is idle.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ._triton_kernels import (
 )
 
 ROWS, COLUMNS, WARPS = 32, 128, 8
-"""A program holds 32 rows of 128 values, 16 a thread. Of 9 settings on an H200 (2026-11-26: 2,048 to 8,192 values, 4 to
-16 warps, 1 to 4 deep, 2 to 8 programs) the one with the least time over five maps of the systems' networks."""
+"""A tile has 32 rows of 128 values, 16 values per thread. Of 9 settings on an H200 (2026-11-26: 2,048 to 8,192 values,
+4 to 16 warps, depth 1 to 4, 2 to 8 programs) this had the least time over five maps of the systems' networks."""
 DEPTH = 4
-"""Tiles a program takes: those of the statistics are loaded before the first is used."""
+"""Tiles per program of an elementwise pass; the statistics load this many tiles before they use the first."""
 PROGRAMS_PER_SM = 2
-"""Of the kernels that reduce: as many as their registers let run at once."""
+"""Programs per multiprocessor of the reducing kernels: as many as their registers allow to run at once."""
 MOST_PARTS, JOINED = 1024, 8192
-"""Partial results of a channel, and values of either kind that a joining program holds."""
+"""The most partial results per channel, and the most values of each of the two kinds that a joining program holds."""
 
 
 @cache
@@ -43,9 +43,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 class Plan:
-    """How a map (B, C, H, W) is shared out: ``fold`` of its B H W rows of C channels are read as one.
+    """The launch grids and tiles for a map (B, C, H, W): ``fold`` of its B H W rows of C channels are read as one.
 
-    With ``by_image`` only rows of one image are. A program of a whole pass takes ``pass_rows``.
+    With ``by_image`` a folded row never spans two images. ``pass_rows`` is the number of folded rows per program of an
+    elementwise pass. ``pitch`` is the length of a folded row in units of VECTOR values.
     """
 
     def __init__(self, x: Tensor, *, by_image: bool = False, pass_rows: int = DEPTH * ROWS):
@@ -73,7 +74,8 @@ class Plan:
     def joined_statistics(
         self, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean and 1 / sqrt(var + eps) of a channel, from statistics_kernel's; the running statistics are moved."""
+        """Join the partial results of statistics_kernel to the mean and 1 / sqrt(var + eps), (C,) fp32 each; updates
+        the running statistics."""
         mean, inverse = torch.empty_like(running_mean), torch.empty_like(running_mean)
         join_statistics_kernel[self.join](
             self.partial, mean, inverse, running_mean, running_var, self.rows, self.channels, self.fold,
@@ -82,7 +84,7 @@ class Plan:
         return mean, inverse
 
     def joined_sums(self, partial: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """d_weight, d_bias and the two means (2, C) that the gradient takes off, from reduce_kernel's."""
+        """Join the partial results of reduce_kernel to d_weight, d_bias and the means (2, C) for gradient_kernel."""
         d_weight, d_bias = torch.empty_like(inverse), torch.empty_like(inverse)
         means = torch.empty((2, self.channels), dtype=torch.float32, device=partial.device)
         join_sums_kernel[self.join](
@@ -103,7 +105,7 @@ def forward(
     relu: bool,
     addend: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See forward_op of the package."""
+    """See forward_op in the package: statistics, their join, then normalisation; x is read twice."""
     plan, y = Plan(x), torch.empty_like(x)
     added = y if residual is None else residual.contiguous(memory_format=torch.channels_last)
     sums = addend is not None
@@ -130,7 +132,7 @@ def backward(
     relu: bool,
     grad_sum: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See backward_op of the package."""
+    """See backward_op in the package: sums over the gradient, their join, then d_x; grad and x are read twice."""
     plan, d_x = Plan(x), torch.empty_like(x)
     grad = grad.contiguous(memory_format=torch.channels_last)
     adds, size = y is not None, (plan.rows, plan.pitch, plan.channels)
@@ -151,7 +153,7 @@ def backward(
 
 
 def builds() -> list[Build]:
-    """What WRN-36-5's first stage takes in bf16 and fp32, and every other form in bf16, to compile without a GPU."""
+    """The kernels of WRN-36-5's first stage in bf16 and fp32, and all other forms in bf16, to compile without a GPU."""
     return list(_builds())
 
 

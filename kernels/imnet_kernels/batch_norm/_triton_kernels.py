@@ -1,4 +1,8 @@
-"""batch_norm's Triton kernels over rows of channels; see _triton.py for how a map becomes rows and is shared out."""
+"""batch_norm's Triton kernels over rows of channels; see _triton.py for how a map becomes rows and the launch grids.
+
+Maps are (rows, pitch * VECTOR) in fp32, bf16 or fp16; all arithmetic is fp32. Programs (i, j) of kernels over maps take
+the i-th part of the rows and the j-th block of COLUMNS values. ``live``, ``wide`` and ``here`` mask what exists.
+"""
 
 # ruff: noqa: N803  (Triton constants are written as constants)
 
@@ -8,7 +12,8 @@ import triton
 import triton.language as tl
 
 SIZES = ["rows", "pitch", "channels", "fold", "rows_a_program", "programs"]
-"""Not specialised: every network would compile its own kernels, for nothing, since VECTOR tells what is aligned."""
+"""Arguments that Triton must not specialise on: every network would compile kernels of its own, without gain, since
+VECTOR already states the alignment."""
 
 
 @triton.jit
@@ -18,7 +23,7 @@ def load(base_ptr, offsets, live):
 
 @triton.jit
 def written(base_ptr, offsets, value, live):
-    """Stores ``value`` and returns what was stored, which may be rounded."""
+    """Store ``value`` and return the stored value, rounded to the map's dtype, as fp32."""
     rounded = value.to(base_ptr.dtype.element_ty)
     tl.store(base_ptr + offsets, rounded, mask=live)
     return rounded.to(tl.float32)
@@ -29,10 +34,11 @@ def columns(
     mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels,
     COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
-    """A program's columns of a row, which are real, their channels, and the three numbers of each that normalise it."""
+    """A program's columns of a row, the mask of those that exist, their channels, and each channel's mean, scale
+    (weight / deviation) and bias as (1, COLUMNS)."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = column < pitch * VECTOR
-    # Channels stand side by side in groups, which is what lets a thread load its eight at once.
+    # Columns of a group belong to consecutive channels; the hint lets a thread load its eight values at once.
     channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
     scale = load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide)
     mean, bias = load(mean_ptr, channel, wide), load(bias_ptr, channel, wide)
@@ -44,11 +50,11 @@ def statistics_kernel(
     x_ptr, addend_ptr, sum_ptr, partial_ptr, rows, pitch, rows_a_program,
     ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
-    """x (rows, pitch * VECTOR) -> partial (programs, 2, pitch * VECTOR) fp32: mean, sum of squares about it.
+    """x (rows, pitch * VECTOR) -> partial (programs, 2, pitch * VECTOR) fp32: mean and sum of squared deviations.
 
-    With an addend, those of the sum as it is written, rounded: what the later passes read. Every place of a tile keeps
-    the mean and the squares of the rows it has seen (Welford, four rows at a time, by Chan's rule), so that no large
-    mean cancels; at the end the places of a channel are joined.
+    With ADDS, x + addend is written to sum, and the statistics are those of the rounded sum, which the later passes
+    read. Every position of a tile keeps the mean and squared deviations of its rows (Welford's method, four rows at a
+    time by Chan's rule), which avoids cancellation for a large mean; at the end the rows of a tile are joined.
     """
     channels = pitch * VECTOR
     first = tl.program_id(0) * rows_a_program
@@ -69,7 +75,7 @@ def statistics_kernel(
         c = load(x_ptr + 2 * step, offsets, live)
         d = load(x_ptr + 3 * step, offsets, live)
         if ADDS:
-            # All are loaded before the first is stored, since a load waits for the stores before it in the program.
+            # All loads come before the first store, because a load waits for the stores before it in the program.
             e = load(addend_ptr, offsets, live)
             f = load(addend_ptr + step, offsets, live)
             g = load(addend_ptr + 2 * step, offsets, live)
@@ -109,7 +115,8 @@ def statistics_kernel(
 
 @triton.jit
 def parts(partial_ptr, channels, fold, programs, MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr):
-    """(both partial results (MOST, JOIN_COLUMNS) of every program and fold, which program that is, which are real)."""
+    """The two partial results (MOST, JOIN_COLUMNS) by (program, fold) and channel, the program of each row (MOST,), and
+    the mask of the entries that exist."""
     column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
     part = tl.arange(0, MOST)
     program = part // fold
@@ -124,7 +131,10 @@ def join_statistics_kernel(
     partial_ptr, mean_ptr, inverse_ptr, running_mean_ptr, running_var_ptr, rows, channels, fold, rows_a_program,
     programs, momentum, eps, MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """partial -> mean and 1 / sqrt(var + eps) of the batch; the running statistics move by ``momentum``."""
+    """partial -> mean and 1 / sqrt(var + eps) of the batch, (channels,) fp32; updates the running statistics.
+
+    A program joins JOIN_COLUMNS channels over all programs of statistics_kernel and folds, at most MOST parts.
+    """
     column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
     wide = column < channels
     means, squares, program, live = parts(partial_ptr, channels, fold, programs, MOST, JOIN_COLUMNS)
@@ -147,6 +157,7 @@ def normalise_kernel(
     RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
+    """y = relu(norm(x) + residual) of DEPTH tiles of ROWS rows; residual only with ADDS, ReLU only with RELU."""
     inner = tl.arange(0, ROWS)
     column, wide, _, mean, scale, bias = columns(
         mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
@@ -160,7 +171,7 @@ def normalise_kernel(
         if ADDS:
             y += load(residual_ptr + at, offsets, live)
         if RELU:
-            y = tl.where(y < 0.0, 0.0, y)  # NaN stays, so that a run that diverged shows it
+            y = tl.where(y < 0.0, 0.0, y)  # keeps NaN, so that a diverged run is noticed
         tl.store(y_ptr + at + offsets, y.to(y_ptr.dtype.element_ty), mask=live)
         first += ROWS
         at += ROWS * pitch * VECTOR
@@ -168,7 +179,7 @@ def normalise_kernel(
 
 @triton.jit
 def passed(grad, x, mean, scale, bias, RELU: tl.constexpr):
-    """The gradient where ReLU let the value through, which is computed as the forward pass did."""
+    """The gradient where ReLU passed the value, else 0; the value is recomputed exactly as in the forward pass."""
     return tl.where((x - mean) * scale + bias > 0.0, grad, 0.0) if RELU else grad
 
 
@@ -178,9 +189,9 @@ def reduce_kernel(
     rows_a_program, RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
-    """partial (programs, 2, pitch * VECTOR): sums of g and of g (x - mean), g the gradient that ReLU let through.
+    """partial (programs, 2, pitch * VECTOR) fp32: sums of g and of g (x - mean), where g is the gradient behind ReLU.
 
-    With a residual, ReLU's mask is that of the result y, and g, which is the residual's gradient, is written.
+    With ADDS (a residual and ReLU), ReLU's mask is y > 0, and g, the residual's gradient, is written to ``passed``.
     """
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
@@ -221,7 +232,8 @@ def join_sums_kernel(
     partial_ptr, inverse_ptr, d_weight_ptr, d_bias_ptr, means_ptr, rows, channels, fold, programs,
     MOST: tl.constexpr, JOIN_COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """partial -> d_weight, d_bias; means (2, channels): of g, and of g times x's normal form, over the deviation."""
+    """partial -> d_weight, d_bias (channels,); means (2, channels): the mean of g, and that of g times the normalised
+    x, divided by the standard deviation. A program joins JOIN_COLUMNS channels."""
     column = tl.program_id(0) * JOIN_COLUMNS + tl.arange(0, JOIN_COLUMNS)
     wide = column < channels
     sums, products, _, _ = parts(partial_ptr, channels, fold, programs, MOST, JOIN_COLUMNS)
@@ -241,7 +253,7 @@ def gradient_kernel(
     channels, RELU: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    """d_x; with ADDS what reached x by other ways than the norm is added before it is rounded."""
+    """d_x of DEPTH tiles of ROWS rows; with ADDS, plus the gradient of the sum's other readers before rounding."""
     inner = tl.arange(0, ROWS)
     column, wide, channel, mean, scale, bias = columns(
         mean_ptr, inverse_ptr, weight_ptr, bias_ptr, pitch, channels, COLUMNS, VECTOR, GROUP

@@ -1,4 +1,4 @@
-"""batch_norm's cases: the maps of the systems' networks and odd shapes."""
+"""batch_norm's cases: feature maps of the systems' networks, and shapes that do not divide evenly."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """A map with other means and deviations in every channel; the leaves are what gets a gradient.
+    """A map whose channels differ in mean and deviation; the leaves get a gradient.
 
-    A "kept" ``sum`` stands in front of y in the result, so that both get a gradient.
+    With ``sum`` "kept", the result is (sum, y) and both get a gradient; with "dropped" it is y alone.
     """
     o, generator = case.options, torch.Generator().manual_seed(4)
     channels, relu = o["shape"][1], o.get("relu", True)
@@ -54,12 +54,12 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
     maps = [drawn(*o["shape"]) * (0.5 + torch.rand(channels, 1, 1, generator=generator)) + drawn(channels, 1, 1)]
     if o.get("residual"):
-        # Far from zero: where a sum is next to it, the reference's second rounding may decide what ReLU lets through.
+        # Far from zero: for a sum next to zero, the reference's second rounding could change ReLU's mask.
         maps.append(drawn(*o["shape"]) + 8.0 * drawn(*o["shape"]).sign())
     if o.get("sum"):
         maps.append(drawn(*o["shape"]) + drawn(channels, 1, 1))
         if relu:
-            # On a grid where no dtype rounds the sum: how it is rounded would decide what ReLU lets through.
+            # On a grid where no dtype rounds the sum, because different rounding could change ReLU's mask.
             maps = [(m.clamp(-8.0, 8.0) * 16.0).round() / 16.0 for m in maps]
     maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
     weight, bias, mean = (drawn(channels).to(device, precise) for _ in range(3))
@@ -78,7 +78,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Call:
-    """The backward alone on the tier ``name``, with ReLU's mask from the result where the tier needs it."""
+    """The backward pass alone on the tier ``name``, with the result y for ReLU's mask if the tier needs it."""
     call, options = make(case, dtype, device), case.options
     relu, adds, sums = options.get("relu", True), options.get("residual", False), options.get("sum")
     x, weight, bias = (leaf.detach() for leaf in (call.leaves[0], *call.leaves[-2:]))
@@ -97,16 +97,16 @@ def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Cal
 
 
 def backward_bytes(case: Case, dtype: torch.dtype) -> int:
-    """Map and gradient read twice, one gradient written; with a residual its gradient too, and the result read; with a
-    sum that is kept its gradient read."""
+    """x and the gradient are read twice, d_x is written. With a residual, y is read and the residual's gradient
+    written; with a kept sum, the sum's gradient is read."""
     o = case.options
     passes = 5 + 2 * bool(o.get("residual")) + (o.get("sum") == "kept")
     return passes * math.prod(o["shape"]) * dtype.itemsize
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The forward's floor: read for the statistics, read again with the residual, written; of a sum both parts are
-    read and it is written."""
+    """The least traffic of the forward pass: x is read for the statistics and again, with the residual, to be
+    normalised, and y is written. With a sum, the addend is read and the sum written."""
     o = case.options
     passes = 3 + bool(o.get("residual")) + 2 * bool(o.get("sum"))
     return passes * math.prod(o["shape"]) * dtype.itemsize

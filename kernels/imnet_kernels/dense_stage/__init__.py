@@ -1,8 +1,8 @@
-"""A stage of DenseNet-BC in training: every layer's new features are written into their place of one map.
+"""A stage of DenseNet-BC in training: every layer writes its new features into their place in one shared map.
 
-Why a family: torch concatenates before every layer, takes the statistics of the same channels again in each, writes the
-normalised map out, and adds the layers' gradients up slice by slice. Of a captured step's 12.4 ms on an H200 that was
-more than half. Under torch.compile it is the traced reference.
+Why a family: torch concatenates before every layer, computes the statistics of the same channels again in each layer,
+writes the normalised map to memory, and sums the layers' gradients slice by slice. That was more than half of a
+captured step's 12.4 ms on an H200. Under torch.compile the traced reference runs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from . import reference
 __all__ = ["Layer", "dense_stage"]
 
 MAX_INNER = 128
-"""Channels between a layer's convolutions that a program's tile has room for."""
+"""The most channels between a layer's two convolutions: a program's tile holds all of them."""
 
 
 class Layer(NamedTuple):
-    """BN-ReLU-1x1-BN-ReLU-3x3 of a layer with K channels before it, I inside and k new ones: conv1 (I, K, 1, 1),
-    conv2 (k, I, 3, 3)."""
+    """A layer BN-ReLU-1x1-BN-ReLU-3x3 that reads K channels, has I between its convolutions and adds k new ones:
+    conv1 (I, K, 1, 1), conv2 (k, I, 3, 3)."""
 
     norm1: Norm
     conv1: Tensor
@@ -35,16 +35,16 @@ class Layer(NamedTuple):
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """What gets a gradient, six tensors."""
+        """The six tensors that get a gradient."""
         return self.norm1.weight, self.norm1.bias, self.conv1, self.norm2.weight, self.norm2.bias, self.conv2
 
 
 def dense_stage(x: Tensor, layers: Sequence[Layer], *, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
-    """(B, C, H, W) -> (B, C + k len(layers), H, W): ``x`` and every layer's k new features after it; like x.
+    """(B, C, H, W) -> (B, C + k len(layers), H, W): ``x`` followed by every layer's k new features, in x's dtype.
 
-    Norms take the batch's statistics and move the running ones; convolutions run in x's dtype. The faster tiers take
-    channels_last fp32, bf16 and fp16; everything else, and what a compiler or a dispatch mode watches, is torch's own.
-    Raises ValueError for layers that do not follow each other, and for one value a channel.
+    Norms use the batch's statistics and update the running ones; convolutions run in x's dtype. The faster tiers serve
+    channels_last fp32, bf16 and fp16; anything else, and calls under torch.compile or a dispatch mode, run the
+    reference. Raises ValueError if the layers' shapes do not follow each other, and for one value per channel.
     """
     _check(x, layers)
     if tier.choose("dense_stage", x.device.type) == "reference" or not fits(x, layers):
@@ -65,7 +65,8 @@ def _check(x: Tensor, layers: Sequence[Layer]) -> None:
 
 
 def fits(x: Tensor, layers: Sequence[Layer]) -> bool:
-    """Whether a kernel reads it as rows of channels, and nothing watches; one value a channel is torch's to refuse."""
+    """Whether the kernels can run: x and the norms fit rows_of_channels, all layers have equal I and k with I at most
+    MAX_INNER, and neither torch.compile nor a dispatch mode observes the call."""
     if not layers:
         return False
     inner, new = layers[0].conv1.shape[0], layers[0].conv2.shape[0]
@@ -76,14 +77,14 @@ def fits(x: Tensor, layers: Sequence[Layer]) -> bool:
 
 
 class DenseStage(torch.autograd.Function):
-    """A tier's two functions as one; the running statistics get no gradient."""
+    """A tier's forward and backward as one differentiable function; the running statistics get no gradient."""
 
     @staticmethod
     def forward(ctx, x, layers, momentum, eps, *parameters):
         chosen = tier.implementation("dense_stage", x.device.type)
         features, saved = chosen.forward(x, layers, momentum, eps)
         ctx.save_for_backward(features, *parameters, *saved)
-        ctx.num_parameters, ctx.run_backward = len(parameters), chosen.backward  # whatever is chosen by then
+        ctx.num_parameters, ctx.run_backward = len(parameters), chosen.backward  # the tier may change before
         return features
 
     @staticmethod

@@ -1,12 +1,12 @@
 """dense_stage in Triton and torch's 3x3 convolutions, over one channels_last map that every layer extends.
 
-A channel's statistics are taken once, when it is written: all layers normalise it with the same two, and only weight
-and bias are a layer's own. The 1x1 convolution normalises what it reads, so the normalised map is never written; the
-backward computes it again. Nothing uses atomics: the same numbers give the same bits.
+A channel's statistics are computed once, when it is written: all layers normalise it with the same mean and deviation,
+and only weight and bias differ by layer. The kernel of the 1x1 convolution normalises what it reads, so the normalised
+map is never written; the backward pass recomputes it. Nothing uses atomics: equal inputs give equal bits.
 
-A layer forward: project, join, normalise, 3x3, append, join. Backward: 3x3, the second norm's three, reduce, sum,
-gradient, which adds to one map of gradients and hands the layer before its own. The new channels are padded to a
-multiple of eight on their way through the 3x3 convolution, where cuDNN would pad three tensors in launches of its own.
+Launches of a layer forward: project, join, normalise, 3x3, append, join. Backward: 3x3, three of the second norm,
+reduce, sum, and gradient, which accumulates into one map of gradients and also writes the gradient of the layer before.
+The 3x3 convolution's new channels are padded to a multiple of eight; cuDNN would pad three tensors in extra launches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Tile(NamedTuple):
-    """What a program holds of the map at a time, and its warps."""
+    """The tile of the map that a program holds at a time, and its warps."""
 
     rows: int
     columns: int
@@ -39,17 +39,20 @@ APPEND, PROJECT, PROJECT_FEW, REDUCE, GRADIENT = (
     Tile(64, 64, 4), Tile(128, 32, 4), Tile(16, 32, 2), Tile(64, 32, 2), Tile(32, 64, 4),
 )  # fmt: skip
 """The fastest of 17 tiles in half precision over DenseNet-BC-100's three stages on an H200, 2026-11-27 (NEGATIVES.md).
-PROJECT_FEW is for maps whose rows would leave multiprocessors without a tile of PROJECT."""
+PROJECT_FEW is for maps with too few rows to give every multiprocessor a tile of PROJECT."""
 SINGLE = Tile(32, 32, 4)
-"""Of products in fp32, which are not the tensor cores'; chosen by registers and spills, not timed."""
+"""The tile of fp32 matrix products, which do not use tensor cores; chosen by registers and spills, not timed."""
 PROGRAMS_PER_SM = 4
-"""Of the backward's two kernels; forward a program takes a tile until there are MOST_PARTS."""
+"""Programs per multiprocessor of the two backward kernels. Forward, a program takes one tile, or more if that would
+exceed MOST_PARTS programs."""
 LAST, FP32 = torch.channels_last, torch.float32
 ONES = [1, 1]
 
 
 class _Stage:
-    """A stage's sizes, and how the rows of its map are shared out."""
+    """A stage's sizes and the division of its map's rows among programs. Of ``total`` channels ``first`` are the input;
+    ``vector`` divides ``first`` and ``new``, so that every layer starts at a multiple of it; ``pitch`` counts vectors.
+    """
 
     def __init__(self, features: Tensor, layers: int, inner: int, new: int):
         self.device, self.total = features.device, features.shape[1]
@@ -61,22 +64,22 @@ class _Stage:
         self.wanted = PROGRAMS_PER_SM * norms._multiprocessors(features.device)
 
     def constants(self, tile: Tile) -> dict[str, Any]:
-        """A kernel's constants and warps for its tile."""
+        """The constants and warps of a kernel for this tile."""
         width = max(16, triton.next_power_of_2(self.inner))
         found = {"INNER": self.inner, "WIDTH": width, "ROWS": tile.rows, "COLUMNS": tile.columns}
         return found | {"VECTOR": self.vector, "num_warps": tile.warps}
 
     def groups(self, index: int) -> int:
-        """Vectors of channels that layer ``index`` reads."""
+        """The number of channels that layer ``index`` reads, in vectors."""
         return (self.first + index * self.new) // self.vector
 
     def shared(self, height: int, most: int = norms.MOST_PARTS) -> tuple[int, int]:
-        """(programs, rows of each): whole tiles of ``height`` rows, for at most ``most`` programs."""
+        """(number of programs, rows per program): whole tiles of ``height`` rows for at most ``most`` programs."""
         rows = height * triton.cdiv(triton.cdiv(self.rows, height), min(most, norms.MOST_PARTS))
         return triton.cdiv(self.rows, rows), rows
 
     def joined(self, partial: Tensor, rows_a_program: int, momentum: float, eps: float, *statistics: Tensor) -> None:
-        """partial (programs, 2, channels) -> mean, inverse; and the running mean and variance, moved."""
+        """partial (programs, 2, channels) -> mean, inverse (written), running mean and variance (updated)."""
         programs, _, channels = partial.shape
         most = triton.next_power_of_2(programs)
         columns = max(1, min(16, norms.JOINED // most))
@@ -86,7 +89,8 @@ class _Stage:
         )  # fmt: skip
 
     def append(self, source: Tensor, features: Tensor, at: int, channels: int, statistics: Tensor, eps: float) -> None:
-        """``channels`` of source into the map from channel ``at``, and their statistics into (3, total)."""
+        """Copy source's first ``channels`` into the map from channel ``at`` and write their ``statistics`` (3, total).
+        Joined with momentum 1, running mean and variance are the batch's mean and unbiased variance."""
         columns = min(APPEND.columns, max(16, triton.next_power_of_2(channels)))
         height = APPEND.rows * APPEND.columns // columns
         programs, rows_a_program = self.shared(height)
@@ -100,7 +104,7 @@ class _Stage:
         self.joined(partial, rows_a_program, 1.0, eps, mean, inverse, mean, var)
 
     def cast(self, layers: Sequence[Layer], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Every layer's 1x1 weights, and its 3x3 ones with channels of zeros after them, in one launch each."""
+        """Every layer's 1x1 weights and zero-padded 3x3 weights (padded, inner, 3, 3) in ``dtype``, cast together."""
         matrices = [torch.empty_like(layer.conv1, dtype=dtype) for layer in layers]
         shape = (self.layers, self.padded, 3, 3, self.inner)
         kernels = list(torch.zeros(shape, dtype=dtype, device=self.device).permute(0, 1, 4, 2, 3))
@@ -110,12 +114,12 @@ class _Stage:
 
 
 def forward(x: Tensor, layers: Sequence[Layer], momentum: float, eps: float) -> tuple[Tensor, list[Tensor]]:
-    """(the map (B, C, H, W) with every layer's features, what ``backward`` needs beside it and the parameters)."""
+    """Return (the map (B, C, H, W) with every layer's features, the other tensors that ``backward`` needs)."""
     (inner, first), new = layers[0].conv1.shape[:2], layers[0].conv2.shape[0]
     shape = (x.shape[0], first + new * len(layers), *x.shape[2:])
     features = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
     stage = _Stage(features, len(layers), inner, new)
-    # Mean, 1 / sqrt(var + eps) and unbiased variance of every channel. Zeros: what is moved is read first.
+    # Mean, 1 / sqrt(var + eps) and unbiased variance of every channel. Zeros: old values count 0 times, but may be NaN.
     statistics = torch.zeros((3, stage.total), dtype=FP32, device=x.device)
     saved = [statistics]
     stage.append(x, features, 0, first, statistics, eps)
@@ -133,7 +137,7 @@ def _inside(
     stage: _Stage, features: Tensor, index: int, layer: Layer, matrix: Tensor, statistics: Tensor,
     momentum: float, eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The 1x1 convolution's map, its norm through ReLU, and that norm's mean and 1 / sqrt(var + eps)."""
+    """The 1x1 convolution's output h, y = relu(norm2(h)), and norm2's mean and 1 / sqrt(var + eps)."""
     shape = (features.shape[0], stage.inner, *features.shape[2:])
     h = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=LAST)
     y, plan, norm = torch.empty_like(h), norms.Plan(h), layer.norm2
@@ -155,7 +159,7 @@ def _inside(
 
 
 def _move(layers: Sequence[Layer], statistics: Tensor, momentum: float) -> None:
-    """The running statistics of every layer's first norm, towards those of the channels that it reads."""
+    """Update the running statistics of every layer's first norm with those of the channels that it reads."""
     for name, found in (("running_mean", statistics[0]), ("running_var", statistics[2])):
         running = [getattr(layer.norm1, name) for layer in layers]
         torch._foreach_lerp_(running, [found[: len(r)] for r in running], momentum)
@@ -164,7 +168,8 @@ def _move(layers: Sequence[Layer], statistics: Tensor, momentum: float) -> None:
 def backward(
     grad: Tensor, features: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """(d_x, the parameters' gradients); the layers' parameters and what ``forward`` saved of each are six tensors."""
+    """Return (d_x, the parameters' gradients), from six parameters and six saved tensors per layer. From the last layer
+    to the first, ``passed`` accumulates the map's gradient; ``d_new`` is that of a layer's new features, padded."""
     new, inner = parameters[5].shape[:2]
     stage = _Stage(features, len(parameters) // 6, inner, new)
     batch, _, height, width = grad.shape
@@ -200,7 +205,7 @@ def _blocks(stage: _Stage, index: int, tile: Tile) -> int:
 
 
 def _summed(stage: _Stage, index: int, d_h: Tensor, features: Tensor, known: Sequence[Tensor]) -> Tensor:
-    """(2 + inner, channels) fp32: what reduce_kernel says, over all rows."""
+    """(2 + inner, channels) fp32: the results of reduce_kernel, summed over its programs."""
     tile, groups = SINGLE if stage.single else REDUCE, stage.groups(index)
     blocks = _blocks(stage, index, tile)
     programs, rows_a_program = stage.shared(tile.rows, triton.cdiv(stage.wanted, blocks))
@@ -215,7 +220,7 @@ def _gradients(
     parameters: Sequence[Tensor], inverse: Tensor, sums: list[Tensor], d_norms: list[list[Tensor]],
     d_kernels: list[Tensor],
 ) -> list[Tensor]:  # fmt: skip
-    """In the parameters' order, dtype and layout."""
+    """The gradients of all parameters, in their order, dtype and layout."""
     weights = torch._foreach_mul([s[1] for s in sums], [inverse[: s.shape[1]] for s in sums])
     kernels = [torch.empty_like(conv2) for conv2 in parameters[5::6]]
     torch._foreach_copy_(kernels, d_kernels)
@@ -227,7 +232,7 @@ def _gradients(
 
 
 def builds() -> list[Build]:
-    """What DenseNet-BC-100's first stage takes in bf16 and fp32 and its last in bf16, to compile without a GPU."""
+    """The kernels of DenseNet-BC-100's first stage in bf16 and fp32 and its last in bf16, to compile without a GPU."""
     return [build for data, vector in (("*bf16", 4), ("*bf16", 2), ("*fp32", 4)) for build in _builds(data, vector)]
 
 

@@ -1,7 +1,8 @@
-"""dense_stage's Triton kernels over rows of channels; see _triton.py for what they are for and how rows are shared out.
+"""dense_stage's Triton kernels over rows of channels; see _triton.py for their purpose and the launch grids.
 
 A row of the stage's map has ``pitch * VECTOR`` channels, of which a layer reads the first ``groups * VECTOR``. The
-1x1 convolution's weights are ``matrix`` (INNER, groups * VECTOR), in WIDTH rows of a tile, the power of two above.
+1x1 convolution's weights are ``matrix`` (INNER, groups * VECTOR), held in a tile of WIDTH rows, the next power of two
+(at least 16). Maps and matrix are fp32, bf16 or fp16; statistics and sums are fp32.
 """
 
 # ruff: noqa: N803  (Triton constants are written as constants)
@@ -16,7 +17,8 @@ import triton.language as tl
 from ..batch_norm._triton_kernels import load
 
 SIZES = ["rows", "pitch", "groups", "rows_a_program", "at", "source_pitch", "target_pitch", "new_groups"]
-"""Not specialised: every layer would compile its own kernels, for nothing, since VECTOR tells what is aligned."""
+"""Arguments that Triton must not specialise on: every layer would compile kernels of its own, without gain, since
+VECTOR already states the alignment."""
 
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -24,7 +26,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def product(a, b, summed):
-    """summed + a times b in fp32; widened, which is exact, where Triton's interpreter would multiply bf16's bits."""
+    """summed + a @ b in fp32. For Triton's interpreter the operands are widened to fp32, which is exact, because it
+    would multiply the bit patterns of bf16."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, summed, input_precision="ieee")
@@ -32,14 +35,14 @@ def product(a, b, summed):
 
 @triton.jit
 def numbers(mean_ptr, inverse_ptr, weight_ptr, bias_ptr, column, wide):
-    """The three numbers of each channel that normalise it."""
+    """Each channel's mean, scale (weight / deviation) and bias, (1, columns) fp32."""
     scale = load(inverse_ptr, column, wide) * load(weight_ptr, column, wide)
     return load(mean_ptr, column, wide)[None, :], scale[None, :], load(bias_ptr, column, wide)[None, :]
 
 
 @triton.jit
 def tile_of(matrix_ptr, column, wide, groups, INNER: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
-    """(WIDTH, columns) of the 1x1 convolution's weights, zero where there are none."""
+    """(WIDTH, columns) of the 1x1 convolution's weights, with zeros beyond INNER and beyond the channels."""
     out = tl.arange(0, WIDTH)
     live = (out < INNER)[:, None] & wide[None, :]
     return tl.load(matrix_ptr + out[:, None] * groups * VECTOR + column[None, :], mask=live, other=0.0)
@@ -47,7 +50,8 @@ def tile_of(matrix_ptr, column, wide, groups, INNER: tl.constexpr, WIDTH: tl.con
 
 @triton.jit
 def seen_more(mean, squares, seen, x, here, number):
-    """Mean, sum of squares about it and number of rows, joined with those of a tile (Chan's rule): no mean cancels."""
+    """(mean, squared deviations, number of rows) so far, joined with those of a tile x of ``number`` rows by Chan's
+    rule, which avoids the cancellation of a large mean."""
     middle = tl.sum(tl.where(here, x, 0.0), 0) / number
     off = tl.where(here, x - middle[None, :], 0.0)
     away = middle - mean
@@ -60,7 +64,10 @@ def append_kernel(
     source_ptr, features_ptr, partial_ptr, rows, source_pitch, pitch, at, groups, rows_a_program,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
-    """Columns of source into the map, ``at * VECTOR`` of its own before them; partial (programs, 2, columns) fp32."""
+    """Copy ``groups * VECTOR`` columns of source into the map from column ``at * VECTOR``.
+
+    Writes partial (programs, 2, columns) fp32: mean and squared deviations of each program's rows.
+    """
     channels = groups * VECTOR
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
@@ -91,7 +98,7 @@ def project_kernel(
     rows_a_program, INNER: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr
 ):  # fmt: skip
-    """h (rows, INNER) = relu(norm(x)) times the matrix; partial (programs, 2, INNER) fp32, as for append_kernel."""
+    """h (rows, INNER) = relu(norm(x)) @ matrix.T; partial (programs, 2, INNER) fp32 of h, as in append_kernel."""
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
     inner, out = tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -110,7 +117,7 @@ def project_kernel(
             middle, scale, bias = numbers(mean_ptr, inverse_ptr, weight_ptr, bias_ptr, column, wide)
             x = load(x_ptr, inner[:, None] * pitch * VECTOR + column[None, :], here & wide[None, :])
             y = (x - middle) * scale + bias
-            y = tl.where(y < 0.0, 0.0, y).to(h_ptr.dtype.element_ty)  # NaN stays, so that a run that diverged shows it
+            y = tl.where(y < 0.0, 0.0, y).to(h_ptr.dtype.element_ty)  # keeps NaN, so that a diverged run is noticed
             w = tile_of(matrix_ptr, column, wide, groups, INNER, WIDTH, VECTOR)
             summed = product(y, tl.trans(w), summed)
         h = summed.to(h_ptr.dtype.element_ty)
@@ -132,7 +139,7 @@ def reduce_kernel(
 ):  # fmt: skip
     """partial (programs, 2 + INNER, groups * VECTOR) fp32: sums of g, of g (x - mean), and of d_h times relu(norm(x)).
 
-    g is the gradient d_h times the matrix, where ReLU let the value through.
+    g = d_h @ matrix where ReLU passed the value, else 0. The last INNER rows are the gradient of the matrix.
     """
     channels = groups * VECTOR
     first = tl.program_id(0) * rows_a_program
@@ -173,9 +180,10 @@ def gradient_kernel(
     rows, pitch, target_pitch, groups, new_groups, rows_a_program, NEW_PITCH: tl.constexpr, INNER: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
-    """target = source + the gradient of x through this layer; the last ``new_groups * VECTOR`` columns into new, too.
+    """target = source + the gradient of x through this layer; the last ``new_groups * VECTOR`` columns also go to new.
 
-    ``sums`` are reduce_kernel's over all rows. What goes into new is the gradient of the layer before this one.
+    ``sums`` are reduce_kernel's over all rows. ``new`` (rows, NEW_PITCH) receives the now complete gradient of the
+    features that the layer before this one added.
     """
     channels = groups * VECTOR
     first = tl.program_id(0) * rows_a_program

@@ -1,4 +1,4 @@
-"""dense_stage's cases: DenseNet-BC-100's stages, with fewer layers, and odd shapes."""
+"""dense_stage's cases: DenseNet-BC-100's stages with fewer layers, and shapes that do not divide evenly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CASES = (
     Case.of("eight values a channel", (2, 24, 2, 2), growth=12, layers=2),
     Case.of("several tiles a program", (5, 24, 8, 9), growth=12, layers=1),
     Case.of("planar", (2, 24, 4, 4), growth=12, layers=2, planar=True),
-    # Four of the sixteen layers, in the middle: what torch compiles of all is not ready in a minute.
+    # Four of the sixteen layers, from the middle: torch.compile takes more than a minute for all of them.
     Case.of("densenet stage 1", (128, 120, 28, 28), growth=12, layers=4, gpu=True),
     Case.of("densenet stage 3", (128, 234, 7, 7), growth=12, layers=4, gpu=True),
 )
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """A map with other means and deviations in every channel; the leaves are what gets a gradient."""
+    """A map whose channels differ in mean and deviation; the leaves get a gradient."""
     o, generator = case.options, torch.Generator().manual_seed(5)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     channels = o["shape"][1]
@@ -59,8 +59,8 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The forward's floor around torch's 3x3 convolution: a layer reads what it normalises, its inner map is written,
-    read, written normalised and read, and its new features are written twice and read."""
+    """The least traffic of the forward pass, without what is inside torch's 3x3 convolution: a layer reads its input;
+    its inner map is written, read, written normalised and read; its new features are written twice and read once."""
     batch, channels, height, width = case.options["shape"]
     layers, growth = case.options["layers"], case.options["growth"]
     read = sum(channels + index * growth for index in range(layers))

@@ -1,8 +1,8 @@
-"""A stage of DenseNet-BC while training, as torch computes it (Huang et al. 2017, arXiv 1608.06993).
+"""A stage of DenseNet-BC in training, as torch computes it (Huang et al. 2017, arXiv 1608.06993).
 
     x <- [x, conv3x3(relu(norm(conv1x1(relu(norm(x))))))]      for every layer
 
-The norms take the batch's statistics; convolutions run in x's dtype, to which their weights are cast.
+The norms use the batch's statistics; the convolutions' weights are cast to x's dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def dense_stage(x: Tensor, layers: Sequence[Layer], momentum: float, eps: float) -> Tensor:
-    """See imnet_kernels.dense_stage; autograd is torch's own."""
+    """See imnet_kernels.dense_stage; the backward pass is torch's own."""
     for layer in layers:
         y = batch_norm(x, *layer.norm1, None, momentum, eps, True)
         y = batch_norm(F.conv2d(y, layer.conv1.to(x.dtype)), *layer.norm2, None, momentum, eps, True)

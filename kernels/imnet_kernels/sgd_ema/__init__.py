@@ -1,7 +1,7 @@
-"""SGD with momentum and the weights' moving average in one pass over the parameters.
+"""SGD with momentum and the exponential moving average (EMA) of the weights, in one pass over the parameters.
 
-Why a family: torch's foreach SGD plus its EMA read and write every parameter several times (76 bytes each; fused SGD
-plus EMA 32 to 38) where 28 do, and the optimiser step is memory traffic and nothing else.
+Why a family: torch's foreach SGD plus EMA moves 76 bytes per parameter, fused SGD plus EMA 32 to 38, where 28 suffice,
+and the time of an optimiser step is memory traffic alone.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def sgd_ema_(
     grad_scale: Scalar | None = None,
     skip: Tensor | None = None,
 ) -> None:
-    """One step in place, in torch.optim.SGD's order, then ema += (1 - ema_decay) (p - ema).
+    """One step in place, in torch.optim.SGD's order of operations, then ema += (1 - ema_decay) (p - ema).
 
-    params, grads, momenta, emas: equally long lists of equally shaped tensors on one device; momenta start at 0;
-    momenta or emas may be empty (no momentum; no average). lr and grad_scale (multiplies the gradients: unscaling and
-    clipping) are numbers or 0-dim tensors on the device, which keeps a captured CUDA graph current; where the 0-dim
-    tensor skip is not 0 (GradScaler's found_inf) nothing changes. Weight decay is coupled.
-    Raises TypeError or ValueError for anything else.
+    params, grads, momenta, emas: equally long lists of equally shaped tensors on one device. momenta start at 0;
+    momenta or emas may be empty (no momentum; no average). lr and grad_scale (a factor on the gradients, for unscaling
+    and clipping) are numbers, or 0-dim tensors on the device, which a captured CUDA graph reads anew in every replay.
+    If the 0-dim tensor skip is not 0 (GradScaler's found_inf), nothing changes. Weight decay is coupled (L2).
+    Raises ValueError for other shapes, devices or ranges.
     """
     lists = Lists(list(params), list(grads), list(momenta), list(emas))
     _check(lists, momentum, nesterov, weight_decay, ema_decay)
@@ -55,7 +55,7 @@ def sgd_ema_(
         elif torch.compiler.is_compiling():
             sgd_ema_op(*lists, *step)
         else:
-            # Eager without the op: over a few hundred small tensors its dispatch takes longer than the update itself.
+            # Eager calls skip the custom op: for a few hundred small tensors its dispatch takes longer than the update.
             tier.implementation("sgd_ema", device.type).sgd_ema_(lists, step)
             torch.autograd.graph.increment_version([*lists.params, *lists.momenta, *lists.emas])
 

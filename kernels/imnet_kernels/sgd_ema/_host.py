@@ -11,22 +11,22 @@ from .reference import Lists, Step
 
 
 def fits(tensors: tuple[Tensor, ...]) -> bool:
-    """fp32, dense, one layout: element i of each tensor is the same weight."""
+    """Whether all tensors are fp32, dense and of one layout, so that element i of each belongs to the same weight."""
     if any(t.dtype is not torch.float32 for t in tensors):
         return False
     if all(t.is_contiguous() for t in tensors):
         return True
-    # Not by strides: those of axes of length 1 mean nothing.
+    # Strides are not compared: those of axes of length 1 are arbitrary.
     return all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
 def fitting(lists: Lists) -> list[bool]:
-    """fits of every parameter with its gradient, momentum and average."""
+    """Per parameter: fits() of the parameter with its gradient, momentum and average."""
     return [fits(tensors) for tensors in zip(*(items for items in lists if items), strict=True)]
 
 
 def sgd_ema_(lists: Lists, step: Step) -> None:
-    """See reference.sgd_ema_; other dtypes and layouts go there."""
+    """See reference.sgd_ema_, which updates the parameters whose dtype or layout does not fit."""
     ours, good = lists, fitting(lists)
     if not all(good):
         ours = Lists(*([t for t, ok in zip(items, good, strict=False) if ok] for items in lists))

@@ -1,4 +1,4 @@
-"""sgd_ema_ as one Triton launch over a table of addresses: a program per 4096 elements of some parameter."""
+"""sgd_ema_ as one Triton launch for all parameters, through a table of addresses: one program per 4096 elements."""
 
 # ruff: noqa: N803  (Triton constants are written as constants)
 
@@ -18,7 +18,7 @@ from .reference import Lists, Step
 
 BLOCK = 1024
 CHUNK = 4096
-"""Elements a program takes at once and in all. Not tuned: no other sizes were timed on a GPU."""
+"""Elements per iteration (BLOCK) and per program (CHUNK). Not tuned: no other sizes were timed on a GPU."""
 
 
 @triton.jit
@@ -26,7 +26,10 @@ def sgd_ema_kernel(
     table_ptr, chunks_ptr, lr_ptr, grad_scale_ptr, skip_ptr, num_tensors, momentum, weight_decay, ema_weight,
     MOMENTA: tl.constexpr, EMAS: tl.constexpr, NESTEROV: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """table (5, T) int64: addresses of p, g, m, e and sizes; chunks (N, 2) int64: tensor, first element."""
+    """Program i updates CHUNK elements of one parameter, all fp32, as chunks[i] = (tensor, first element) says.
+
+    table (5, T) int64: for T tensors the addresses of parameter, gradient, momentum and average, and the sizes.
+    """
     tensor = tl.load(chunks_ptr + 2 * tl.program_id(0))
     first = tl.load(chunks_ptr + 2 * tl.program_id(0) + 1)
     p_ptr = tl.load(table_ptr + tensor).to(tl.pointer_type(tl.float32))
@@ -35,8 +38,8 @@ def sgd_ema_kernel(
     e_ptr = tl.load(table_ptr + 3 * num_tensors + tensor).to(tl.pointer_type(tl.float32))
     lr = tl.load(lr_ptr)
     scale = tl.load(grad_scale_ptr)
-    # A step with a gradient that is not finite must change nothing. The flag lies on the device, and to read it here
-    # would make the host wait: so such a step gets zero elements, and every load and store is masked out.
+    # A step with a gradient that is not finite must change nothing. Reading the flag on the host would be a sync, so
+    # the kernel sets the size to 0 for such a step, which masks every load and store.
     size = tl.where(tl.load(skip_ptr) == 0.0, tl.load(table_ptr + 4 * num_tensors + tensor), 0)
     for start in tl.static_range(0, CHUNK, BLOCK):
         at = first + start + tl.arange(0, BLOCK)
@@ -58,7 +61,8 @@ def sgd_ema_kernel(
 def _table(
     addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's table and chunks, made once while the tensors stay where they are, as they do under a CUDA graph."""
+    """The kernel's table and chunks on the device, cached as long as the tensors keep their addresses, as they do under
+    a CUDA graph."""
     rows = torch.tensor([*addresses, sizes], dtype=torch.int64)
     chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
     return rows.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
@@ -66,22 +70,22 @@ def _table(
 
 @lru_cache(maxsize=16)
 def _constant(value: float, device: torch.device) -> Tensor:
-    """A cached (1,) fp32 tensor: no transfer per step."""
+    """A (1,) fp32 tensor on the device, cached so that no step makes a transfer."""
     return torch.full((1,), value, dtype=torch.float32, device=device)
 
 
 def sgd_ema_(lists: Lists, step: Step) -> None:
-    """See reference.sgd_ema_; other dtypes and layouts go there, all together."""
+    """See reference.sgd_ema_, which updates all parameters if the dtype or layout of one does not fit."""
     if not all(fitting(lists)):
         reference.sgd_ema_(lists, step)
         return
     params, device = lists.params, lists.params[0].device
-    # An empty list's addresses are never read.
+    # For an empty list the parameters' addresses fill the table's row, and the kernel is compiled not to use them.
     addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
     table, chunks = _table(addresses, tuple(p.numel() for p in params), device)
     if chunks.shape[0] == 0:
         return
-    # Tensors, which a captured graph reads again.
+    # Device tensors, because a captured graph reads their values anew in every replay.
     scale = _constant(1.0, device) if step.grad_scale is None else step.grad_scale
     skip = _constant(0.0, device) if step.skip is None else step.skip
     numbers = (float(step.momentum), float(step.weight_decay), 1.0 - step.ema_decay)
@@ -92,7 +96,7 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
 
 
 def builds() -> list[Build]:
-    """The full form, to compile without a GPU."""
+    """The kernel with all options on, to compile without a GPU."""
     signature = dict.fromkeys(("table_ptr", "chunks_ptr"), "*i64")
     signature |= dict.fromkeys(("lr_ptr", "grad_scale_ptr", "skip_ptr"), "*fp32")
     signature |= {"num_tensors": "i32", "momentum": "fp32", "weight_decay": "fp32", "ema_weight": "fp32"}

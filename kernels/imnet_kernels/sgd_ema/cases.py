@@ -1,4 +1,4 @@
-"""sgd_ema_'s cases: weights of a small network, with every option once."""
+"""sgd_ema_'s cases: the weights of a small network with every option in turn, and larger ones to be timed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from . import sgd_ema_
 
 _SHAPES = ((64, 32, 3, 3), (64,), (10, 64), (10,), (1,), (0,), (3, 5, 7))
 _LARGE = ((320, 160, 3, 3), (320, 320, 3, 3), (320,), (640, 320, 3, 3), (640,))
-# Parameters of wrn28_10 as shapes: the convolutions of its three groups, projections and head (norms: 0.05 % of them).
+# Shapes of wrn28_10's weights: the convolutions of its three groups, projections and head. The norms' weights, 0.05 %
+# of all, are left out.
 _WRN28_10 = (
     *((160, 160, 3, 3),) * 7, (160, 16, 3, 3), (320, 160, 3, 3), *((320, 320, 3, 3),) * 7, (640, 320, 3, 3),
     *((640, 640, 3, 3),) * 7, (160, 16, 1, 1), (320, 160, 1, 1), (640, 320, 1, 1), (10, 640)
@@ -35,7 +36,7 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """Fresh weights each time: two steps change them in place."""
+    """A step over newly drawn weights, since a call changes them in place."""
     o, generator = dict(case.options), torch.Generator().manual_seed(4)
     shapes, layout = o.pop("shapes"), torch.channels_last if o.pop("channels_last", False) else None
     average, with_momentum = o["ema_decay"] is not None, o["momentum"] > 0
@@ -56,7 +57,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """Weights, momenta and averages read and written, gradients read."""
+    """The least traffic: weights, momenta and averages are read and written, gradients read."""
     elements = sum(torch.Size(shape).numel() for shape in case.options["shapes"])
     return 7 * elements * dtype.itemsize
 

@@ -1,10 +1,10 @@
-"""SGD with momentum, coupled weight decay and an exponential moving average, by definition (torch.optim.SGD's order).
+"""The definition of SGD with momentum, coupled weight decay and an EMA, in torch.optim.SGD's order of operations.
 
     g = grad_scale grad + weight_decay p;   m = momentum m + g;   d = g + momentum m if nesterov else m
     p = p - lr d;   ema = ema + (1 - ema_decay) (p - ema)
 
-Without momenta d = g. Where skip is not 0 (GradScaler's found_inf) nothing changes. torch's foreach kernels do the
-work, so this is also a fair peer.
+Without momenta d = g. If skip is not 0 (GradScaler's found_inf), nothing changes. It runs torch's foreach kernels, so
+it is also a fair baseline for timing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Lists(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step's numbers; the tensors are 0-dim fp32 on the parameters' device."""
+    """The scalars of one step; those that are tensors are 0-dim fp32 on the parameters' device."""
 
     lr: Tensor
     grad_scale: Tensor | None
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 def sgd_ema_(lists: Lists, step: Step) -> None:
-    """In place."""
+    """Update params, momenta and emas in place."""
     params, grads, momenta, emas = lists
     if not params:
         return

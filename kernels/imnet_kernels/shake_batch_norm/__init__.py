@@ -1,8 +1,8 @@
-"""The end of a Shake-Shake block in training: its branches' last batch norms, their random mix with the skip, and the
-ReLU that the next block begins with.
+"""The end of a Shake-Shake block in training: the last batch norms of its two branches, their random mix with the
+residual, and the ReLU that the next block begins with.
 
-Why a family: apart, these passes move 44 bytes of bf16 an element backward and 24 forward, where 24 and 14 do. Under
-torch.compile it is the traced reference.
+Why a family: as separate passes in bf16 these move 24 bytes per element forward and 44 backward, where 14 and 24
+suffice. Under torch.compile the traced reference runs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def shake_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, relu(y), relu(y)) for y = residual + alpha norm1(x1) + (1 - alpha) norm2(x2); all like x1.
+    """Return (y, relu(y), relu(y)) for y = residual + alpha norm1(x1) + (1 - alpha) norm2(x2); all like x1.
 
-    The gradient uses beta instead of alpha. ReLU's result is there twice, for two readers, whose gradients are added
-    where they are used. x1, x2, residual and the coefficients are those of :func:`shake_shake`, the norms those of
-    :func:`batch_norm`, with the batch's statistics. The faster tiers take channels_last fp32, bf16 and fp16; everything
-    else, and what a compiler or a dispatch mode watches, is torch's own. Raises TypeError or ValueError as those two.
+    The gradient uses beta instead of alpha. relu(y) is returned twice, for two readers, so that their gradients are
+    added inside the backward kernel. x1, x2, residual and the coefficients are as in :func:`shake_shake`, the norms as
+    in :func:`batch_norm`, with the batch's statistics. The faster tiers serve channels_last fp32, bf16 and fp16;
+    anything else, and calls under torch.compile or a dispatch mode, run the reference. Raises as those two functions.
     """
     check_branches(x1, x2, residual)
     a, b = coefficient("alpha", alpha, x1), coefficient("beta", beta, x1)
@@ -48,7 +48,7 @@ def shake_batch_norm(
 
 
 class ShakeBatchNorm(torch.autograd.Function):
-    """A tier's two functions as one; running statistics and coefficients get no gradient."""
+    """A tier's forward and backward as one differentiable function; statistics and coefficients get no gradient."""
 
     @staticmethod
     def forward(ctx, x1, x2, residual, *others):
@@ -56,8 +56,8 @@ class ShakeBatchNorm(torch.autograd.Function):
         norm1, norm2, (alpha, beta, momentum, eps) = Norm(*others[:4]), Norm(*others[4:8]), others[8:]
         y, activated, *found = chosen.forward(x1, x2, residual, norm1, norm2, alpha, momentum, eps)
         ctx.save_for_backward(activated, x1, x2, norm1.weight, norm2.weight, beta, *found)
-        ctx.run_backward = chosen.backward  # whatever is chosen by then
-        # Where nobody read a result there is no gradient, and no zeros are written and added for it.
+        ctx.run_backward = chosen.backward  # the tier may change before
+        # If nothing reads a result, its gradient is None, and no zeros are written and added for it.
         ctx.set_materialize_grads(False)
         return y, activated, activated.detach()
 

@@ -1,8 +1,8 @@
-"""shake_batch_norm in Triton: batch_norm's statistics of both branches, then one pass over everything; backward two
-passes with batch_norm's joins between them. Without atomics, so that the same numbers give the same bits.
+"""shake_batch_norm in Triton: forward batch_norm's statistics of both branches, then one pass over all maps; backward
+two passes with batch_norm's joins between them. Without atomics, so that equal inputs give equal bits.
 
-The kernels are over rows of channels, as batch_norm's, of two maps at once. ``per_image`` is 1 or 0, the coefficients'
-stride; a row, folded or not, belongs to one image of ``rows_an_image``.
+The kernels read rows of channels as batch_norm's do, of both branches at once. A (folded) row belongs to one image,
+which has ``rows_an_image`` rows; ``per_image`` is the coefficients' stride: 1 for one per image, 0 for one per batch.
 """
 
 # ruff: noqa: N803  (Triton constants are written as constants)
@@ -24,15 +24,15 @@ from ..batch_norm._triton_kernels import columns, load, statistics_kernel, writt
 from ..tritonlib import Build
 
 ROWS, DEPTH = 16, 4
-"""Rows of a tile, and the tiles that a program of a pass without sums takes. Chosen by registers, so that two programs
-share a multiprocessor; no other numbers were timed on a GPU."""
+"""Rows per tile, and tiles per program of a pass without sums. Chosen by register use, so that two programs share a
+multiprocessor; no other numbers were timed on a GPU."""
 LAST = torch.channels_last
 SIZES = [*NORM_SIZES, "rows_an_image", "per_image"]
 
 
 @triton.jit
 def share_of(coefficient_ptr, row, rows, rows_an_image, per_image):
-    """(ROWS, 1): the coefficient of every row's image."""
+    """(ROWS, 1) fp32: for each row the coefficient of its image."""
     return tl.load(coefficient_ptr + row // rows_an_image * per_image, mask=row < rows, other=0.0)[:, None]
 
 
@@ -42,7 +42,7 @@ def mix_kernel(
     inverse2_ptr, weight2_ptr, bias2_ptr, alpha_ptr, rows, pitch, channels, rows_an_image, per_image,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    """y = residual + alpha norm1(x1) + (1 - alpha) norm2(x2), and relu(y)."""
+    """y = residual + alpha norm1(x1) + (1 - alpha) norm2(x2) and activated = relu(y), of DEPTH tiles of ROWS rows."""
     column, wide, _, mean1, scale1, bias1 = columns(
         mean1_ptr, inverse1_ptr, weight1_ptr, bias1_ptr, pitch, channels, COLUMNS, VECTOR, GROUP
     )
@@ -59,7 +59,7 @@ def mix_kernel(
         y2 = (load(x2_ptr + at, offsets, live) - mean2) * scale2 + bias2
         y = load(residual_ptr + at, offsets, live) + a * y1 + (1 - a) * y2
         tl.store(y_ptr + at + offsets, y.to(y_ptr.dtype.element_ty), mask=live)
-        y = tl.where(y < 0.0, 0.0, y)  # NaN stays, so that a run that diverged shows it
+        y = tl.where(y < 0.0, 0.0, y)  # keeps NaN, so that a diverged run is noticed
         tl.store(activated_ptr + at + offsets, y.to(y_ptr.dtype.element_ty), mask=live)
         row += ROWS
         at += ROWS * pitch * VECTOR
@@ -72,10 +72,10 @@ def reduce_kernel(
     OWN: tl.constexpr, READERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     GROUP: tl.constexpr
 ):  # fmt: skip
-    """d_residual, which is y's whole gradient g, and two partials (programs, 2, pitch * VECTOR): sums of beta g and of
-    beta g (x1 - mean1), and the same of 1 - beta and x2.
+    """Writes d_residual, which is y's total gradient g, and two partials (programs, 2, pitch * VECTOR) fp32: sums of
+    beta g and of beta g (x1 - mean1) for branch 1, and the same with 1 - beta and x2 for branch 2.
 
-    g is the sum of y's own gradient (OWN) and, where ReLU let y through, of its READERS' gradients, none to two.
+    g is y's own gradient (if OWN), plus, where ReLU passed y, the gradients of relu(y)'s READERS (0, 1 or 2).
     """
     first = tl.program_id(0) * rows_a_program
     count = tl.minimum(rows_a_program, rows - first)
@@ -120,12 +120,13 @@ def reduce_kernel(
 
 @triton.jit
 def scale_of(inverse_ptr, weight_ptr, channel, wide):
+    """(1, COLUMNS) fp32: each channel's weight / deviation."""
     return (load(inverse_ptr, channel, wide) * load(weight_ptr, channel, wide))[None, :]
 
 
 @triton.jit
 def means_of(means_ptr, channel, wide, channels):
-    """Of each channel the mean gradient and the slope, as join_sums_kernel writes them."""
+    """Each channel's mean gradient and slope, (1, COLUMNS) fp32, as join_sums_kernel writes them."""
     return load(means_ptr, channel, wide)[None, :], load(means_ptr + channels, channel, wide)[None, :]
 
 
@@ -135,7 +136,7 @@ def gradient_kernel(
     inverse2_ptr, weight2_ptr, means2_ptr, beta_ptr, rows, pitch, channels, rows_an_image, per_image,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, GROUP: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    """d_x1 and d_x2 from y's gradient g; see batch_norm's kernel of this name."""
+    """d_x1 and d_x2 of DEPTH tiles of ROWS rows, from y's gradient g; as batch_norm's gradient_kernel per branch."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = column < pitch * VECTOR
     channel = tl.max_contiguous(tl.multiple_of(column % channels, GROUP), GROUP)
@@ -162,7 +163,7 @@ def gradient_kernel(
 
 
 class _Shared:
-    """How the maps' rows are shared out, a row within one image, and how coefficients are found."""
+    """The launch grids and tiles of the maps, with no folded row across two images, and the coefficients' layout."""
 
     def __init__(self, x: Tensor, coefficient: Tensor):
         self.plan = norms.Plan(x, by_image=True, pass_rows=DEPTH * ROWS)
@@ -175,7 +176,7 @@ class _Shared:
 def forward(
     x1: Tensor, x2: Tensor, residual: Tensor, norm1: Norm, norm2: Norm, alpha: Tensor, momentum: float, eps: float
 ) -> tuple[Tensor, ...]:
-    """(y, relu(y), mean and 1 / sqrt(var + eps) of either branch)."""
+    """Return (y, relu(y), mean1, inverse1, mean2, inverse2); the inverses are 1 / sqrt(var + eps)."""
     shared, y, activated = _Shared(x1, alpha), torch.empty_like(x1), torch.empty_like(x1)
     plan, found = shared.plan, []
     for x, norm in ((x1, norm1), (x2, norm2)):
@@ -194,7 +195,8 @@ def backward(
     grad: Tensor | None, grads: Sequence[Tensor], activated: Tensor, x1: Tensor, x2: Tensor, weight1: Tensor,
     weight2: Tensor, beta: Tensor, *found: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """(d_x1, d_x2, d_residual, d_weight1, d_bias1, d_weight2, d_bias2); ``grad`` is y's own, ``grads`` its ReLU's."""
+    """Return (d_x1, d_x2, d_residual, d_weight1, d_bias1, d_weight2, d_bias2); ``grad`` is y's own gradient, ``grads``
+    those of relu(y), and ``found`` the statistics that ``forward`` returned."""
     shared, beta = _Shared(x1, beta), beta.contiguous()
     plan, (mean1, inverse1, mean2, inverse2) = shared.plan, found
     d_x1, d_x2, g = (torch.empty_like(x1) for _ in range(3))
@@ -215,7 +217,7 @@ def backward(
 
 
 def builds() -> list[Build]:
-    """What the first stage of 2x96d takes in bf16 and fp32, to compile without a GPU."""
+    """The kernels of 2x96d's first stage in bf16 and fp32, to compile without a GPU."""
     return [build for data in ("*bf16", "*fp32") for build in _builds(data)]
 
 

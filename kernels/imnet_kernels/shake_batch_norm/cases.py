@@ -1,4 +1,4 @@
-"""shake_batch_norm's cases: maps of 26 2x96d and odd shapes, and results that nobody reads."""
+"""shake_batch_norm's cases: maps of 26 2x96d, odd shapes, and calls of which not all results are read."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """Maps with other means and deviations in every channel, a residual far from zero; the leaves get a gradient.
+    """Branches whose channels differ in mean and deviation, and a residual far from zero; the leaves get a gradient.
 
-    Those results that are ``read`` get a gradient.
+    The call returns only the results whose index is in ``read``, so that the others get no gradient.
     """
     o, generator = case.options, torch.Generator().manual_seed(6)
     channels, images = o["shape"][1], o["shape"][0]
@@ -49,7 +49,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
     maps = [drawn(*o["shape"]) * (0.5 + torch.rand(channels, 1, 1, generator=generator)) + drawn(channels, 1, 1)]
     maps.append(drawn(*o["shape"]) + drawn(channels, 1, 1))
-    # Far from zero: where a sum is next to it, a rounding decides what ReLU lets through.
+    # Far from zero: for a sum next to zero, rounding could change ReLU's mask.
     maps.append(drawn(*o["shape"]) + 16.0 * drawn(*o["shape"]).sign())
     maps = [m.to(dtype).to(device).contiguous(memory_format=layout).requires_grad_() for m in maps]
     norms = norm(), norm()
@@ -65,7 +65,8 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The forward's floor: both branches read for their statistics, read again with the residual, two results."""
+    """The least traffic of the forward pass: both branches are read for their statistics and again with the residual,
+    and two results are written."""
     return 7 * math.prod(case.options["shape"]) * dtype.itemsize
 
 

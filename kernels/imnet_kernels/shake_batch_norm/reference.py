@@ -1,4 +1,4 @@
-"""The end of a Shake-Shake block by definition (Gastaldi 2017): the families of its parts, one after the other."""
+"""The definition of the end of a Shake-Shake block (Gastaldi 2017): the references of its parts in sequence."""
 
 from __future__ import annotations
 

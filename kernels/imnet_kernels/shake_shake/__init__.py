@@ -1,7 +1,7 @@
-"""Shake-Shake's combine: two branches and the residual in one pass, independent backward coefficients.
+"""The mix that ends a Shake-Shake block: two branches and the residual in one pass, with other coefficients backward.
 
-Why a family: eager PyTorch moves 20 to 34 bytes per element where 8 do. Under torch.compile the traced reference is as
-good: see tier.
+Why a family: eager PyTorch moves 20 to 34 bytes per element where 8 suffice. Under torch.compile the traced reference
+is as good: see tier.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Coefficient = Tensor | float
 
 
 def shake_shake(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Coefficient, beta: Coefficient) -> Tensor:
-    """residual + alpha x1 + (1 - alpha) x2, whose gradient uses beta instead of alpha; like x1.
+    """Return residual + alpha x1 + (1 - alpha) x2, like x1; its gradient uses beta instead of alpha.
 
-    x1, x2, residual (B, C, H, W), one shape, dtype and device; alpha, beta: a number, or fp32 with B entries (per
-    image) or one (per batch), any shape. Coefficients stay fp32 and never promote the tensors. Evaluation is alpha =
-    0.5. Raises TypeError or ValueError for anything else.
+    x1, x2, residual (B, C, H, W) have one shape, dtype and device. alpha, beta: a number, or a tensor of floats with B
+    entries (per image) or one (per batch), any shape. They are used in fp32 and never promote the other tensors.
+    Evaluation uses alpha = 0.5. Raises TypeError or ValueError for anything else.
     """
     check_branches(x1, x2, residual)
     a, b = coefficient("alpha", alpha, x1), coefficient("beta", beta, x1)
@@ -42,7 +42,7 @@ def check_branches(x1: Tensor, x2: Tensor, residual: Tensor) -> None:
 
 
 def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """(B,) or (1,) fp32 on like's device."""
+    """Check alpha or beta and return it as (B,) or (1,) fp32 on like's device (a tensor as fp64 if ``like`` is)."""
     if not isinstance(value, Tensor):
         return torch.full((1,), float(value), dtype=torch.float32, device=like.device)
     if value.numel() not in (1, like.shape[0]) or not value.is_floating_point() or value.device != like.device:
@@ -53,7 +53,7 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 @torch.library.custom_op("imnet::shake_shake", mutates_args=())
 def shake_op(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """beta is used by the gradient alone."""
+    """See reference.combine; beta is used only by the gradient."""
     return tier.implementation("shake_shake", x1.device.type).combine(x1, x2, residual, alpha)
 
 

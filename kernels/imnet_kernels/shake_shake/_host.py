@@ -1,4 +1,4 @@
-"""shake_shake on the CPU through imnet_kernels._host; fp64 goes to the reference."""
+"""shake_shake on the CPU through imnet_kernels._host; fp64 is left to the reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _common(like: Tensor, coefficient: Tensor) -> dict[str, int]:
-    """What both directions tell the kernel; an empty batch has images of no elements."""
+    """The kernel arguments common to both directions; in an empty batch an image has 0 elements."""
     return {
         "batch": like.shape[0],
         "image_elements": like.numel() // max(like.shape[0], 1),

@@ -1,4 +1,8 @@
-"""shake_shake in Triton: one launch each way."""
+"""shake_shake in Triton: one launch forward and one backward.
+
+The grid is (B, blocks): a program takes BLOCK elements of one image, in memory order, so that it needs one coefficient.
+Maps are fp32, bf16 or fp16 of one layout; arithmetic is fp32, rounded once.
+"""
 
 # ruff: noqa: N803  (Triton constants are written as constants)
 
@@ -14,12 +18,13 @@ from ..tritonlib import Build
 from . import reference
 
 BLOCK = 1024
-"""Elements a program takes. Not tuned: no other size was timed on a GPU."""
+"""Elements per program. Not tuned: no other size was timed on a GPU."""
 
 
 @triton.jit
 def combine_kernel(x1_ptr, x2_ptr, residual_ptr, alpha_ptr, out_ptr, n, per_image, BLOCK: tl.constexpr):
-    """n elements an image; per_image 1 or 0: the coefficient's stride."""
+    """out = residual + alpha x1 + (1 - alpha) x2, of ``n`` elements per image. ``per_image`` is the coefficient's
+    stride: 1 for one per image, 0 for one per batch."""
     image = tl.program_id(0)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = e < n
@@ -33,6 +38,7 @@ def combine_kernel(x1_ptr, x2_ptr, residual_ptr, alpha_ptr, out_ptr, n, per_imag
 
 @triton.jit
 def combine_backward_kernel(grad_ptr, beta_ptr, d1_ptr, d2_ptr, n, per_image, BLOCK: tl.constexpr):
+    """d1 = beta grad and d2 = (1 - beta) grad; arguments as in combine_kernel."""
     image = tl.program_id(0)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = e < n
@@ -44,13 +50,13 @@ def combine_backward_kernel(grad_ptr, beta_ptr, d1_ptr, d2_ptr, n, per_image, BL
 
 
 def _sizes(x: Tensor, coefficient: Tensor) -> tuple[int, tuple[int, int], int]:
-    """Elements an image, the grid, the coefficient's stride."""
+    """(elements per image, the grid, the coefficient's stride)."""
     n = x.numel() // x.shape[0]
     return n, (x.shape[0], triton.cdiv(n, BLOCK)), int(coefficient.numel() > 1)
 
 
 def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
-    """See reference.combine; fp64 goes there."""
+    """See reference.combine, which computes fp64."""
     if x1.dtype == torch.float64:
         return reference.combine(x1, x2, residual, alpha)
     x1, x2, residual = native.dense(x1, x1, x2, residual)
@@ -62,7 +68,7 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
 
 
 def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """See reference.combine_backward; fp64 goes there."""
+    """See reference.combine_backward, which computes fp64."""
     if grad.dtype == torch.float64:
         return reference.combine_backward(grad, beta)
     (grad,) = native.dense(grad, grad)
@@ -74,7 +80,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def builds() -> list[Build]:
-    """bf16 and fp32 of every kernel, to compile without a GPU."""
+    """Every kernel in bf16 and fp32, to compile without a GPU."""
     found = []
     for t in ("*bf16", "*fp32"):
         data = dict.fromkeys(("x1_ptr", "x2_ptr", "residual_ptr", "out_ptr", "grad_ptr", "d1_ptr", "d2_ptr"), t)

@@ -1,4 +1,4 @@
-"""shake_shake's cases: the first stage of the 26 2x96d network and odd shapes."""
+"""shake_shake's cases: stages of the 26 2x96d network, and odd shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """Random branches, fp32 coefficients; the leaves are what gets a gradient."""
+    """Random branches and residual, which get a gradient, and random fp32 coefficients."""
     o, generator = case.options, torch.Generator().manual_seed(3)
     layout = torch.channels_last if o.get("channels_last") else torch.contiguous_format
     tensors = [torch.randn(o["shape"], generator=generator).to(dtype) for _ in range(3)]
@@ -33,13 +33,13 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The forward's floor: three tensors read, one written."""
+    """The least traffic of the forward pass: three tensors are read, one is written."""
     batch, channels, height, width = case.options["shape"]
     return 4 * batch * channels * height * width * dtype.itemsize
 
 
 def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Call:
-    """Two products of the incoming gradient, on the tier ``name``."""
+    """The backward pass alone on the tier ``name``: two products of the incoming gradient."""
     grad = make(case, dtype, device).leaves[0].detach()
     beta = torch.rand(grad.shape[0], generator=torch.Generator().manual_seed(9)).to(device)
     backward = reference.combine_backward if name == "reference" else shake_backward_op
@@ -47,7 +47,7 @@ def make_backward(case: Case, dtype: torch.dtype, device: str, name: str) -> Cal
 
 
 def backward_bytes(case: Case, dtype: torch.dtype) -> int:
-    """One tensor read, two written."""
+    """The least traffic of the backward pass: one tensor is read, two are written."""
     return 3 * torch.Size(case.options["shape"]).numel() * dtype.itemsize
 
 

@@ -1,9 +1,9 @@
-"""Shake-Shake by definition (Gastaldi 2017): forward and backward use independent coefficients.
+"""The definition of Shake-Shake's mix (Gastaldi 2017): forward and backward use independent coefficients.
 
     y = residual + a x1 + (1 - a) x2            dx1 = b g,  dx2 = (1 - b) g,  dresidual = g
 
-Plain ops inside an autograd.Function, so torch.compile traces it. Arithmetic in fp32 (fp64 for fp64 tensors), rounded
-once.
+Plain ops inside an autograd.Function, so that torch.compile can trace it. Arithmetic is fp32 (fp64 for fp64 tensors),
+rounded once to the dtype of the tensors.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``to``, left out where it would change nothing: traced inside an autograd.Function by torch 2.11, a ``to`` that
-    returns its own input makes every gradient zero.
+    """``tensor.to(dtype)``, skipped if it would change nothing: when torch 2.11 traces a ``to`` that returns its own
+    input inside an autograd.Function, every gradient becomes zero.
     """
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
@@ -33,8 +33,8 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """x1, x2, residual (B, C, H, W); alpha (B,) or (1,) fp32 -> (B, C, H, W) like x1."""
     dtype, a = compute_dtype(x1), per_image(alpha, x1)
     if x1.dtype == dtype:
-        # Two passes instead of five where nothing is cast: twice as fast without a compiler. Not in place: when torch
-        # 2.11 traces an in-place operation inside an autograd.Function, it makes every gradient zero.
+        # Without casts, two passes instead of five: twice as fast without a compiler. Not in place, because when torch
+        # 2.11 traces an in-place operation inside an autograd.Function, every gradient becomes zero.
         return torch.lerp(x1, x2, 1 - a) + residual
     return cast(cast(residual, dtype) + a * cast(x1, dtype) + (1 - a) * cast(x2, dtype), x1.dtype)
 
@@ -46,7 +46,7 @@ def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Combine(torch.autograd.Function):
-    """combine with combine_backward as its gradient; the coefficients get none."""
+    """combine with combine_backward as its gradient; the coefficients get no gradient."""
 
     @staticmethod
     def forward(ctx, x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Spectral subsampling: images -> bands of a polyphase DCT, on the fly, in one pass from uint8.
+"""Spectral subsampling: images -> bands of a polyphase DCT, in one pass from uint8.
 
-Why a family: Inductor writes the polyphase copy and the fp32 bands out before it casts (13 to 19 bytes per element,
-eager 51, where 3 suffice) and knows nothing of the DCT's even and odd halves. The method is Columbia University's
-(CU24166, listed as patent pending).
+Why a family: Inductor writes the polyphase copy and the fp32 bands to memory before it casts (13 to 19 bytes per
+element, eager 51, where 3 suffice) and does not use the DCT's even and odd symmetry. The method is Columbia
+University's (CU24166, listed as patent pending).
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ def spectral(
     std: PerBand | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """images (B, C, H, W) uint8 or float -> (V - mean) / std of the bands, (B, K, C, H / r, W / r).
+    """images (B, C, H, W) uint8 or float -> (V - mean) / std of the bands V, (B, K, C, H / r, W / r).
 
-    r = 2, 4 or 6; bands: which of the r * r, in the order wanted (default all). mean, std: in V's units (those of
-    images times 2 r r for band 0), a number, (K,) per band or (K, C); dtype: default images' own, fp32 for uint8.
-    Stored band by band:
-    out[:, k] is dense, channels_last where images are. No gradient flows to images.
-    Raises TypeError or ValueError before any memory is touched.
+    r = 2, 4 or 6. bands: which of the r * r, in the order wanted (default all). mean, std: in V's units (for band 0
+    those of images times 2 r r), a number, (K,) per band or (K, C). dtype: the result's (default the images', fp32 for
+    uint8). The result is stored band by band: out[:, k] is dense, and channels_last if images are. No gradient flows to
+    images. Raises TypeError or ValueError before any memory is touched.
     """
     wanted = _check(images, r, bands)
     dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
@@ -74,7 +73,7 @@ def _check(images: Tensor, r: int, bands: Sequence[int] | None) -> tuple[int, ..
 def _scale_shift(
     mean: PerBand | None, std: PerBand | None, num_bands: int, num_channels: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(K, C) fp32 scale = 1 / std and shift = -mean / std, of stride 0 along what they share."""
+    """(K, C) fp32 scale = 1 / std and shift = -mean / std, expanded: stride 0 along axes on which they do not vary."""
     shape = (num_bands, num_channels)
     m = _per_band("mean", 0.0 if mean is None else mean, shape, device)
     s = _per_band("std", 1.0 if std is None else std, shape, device)

@@ -12,7 +12,7 @@ from . import reference
 def spectral(
     images: Tensor, r: int, bands: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """See reference.spectral; fp64 goes there."""
+    """See reference.spectral, which computes fp64."""
     if images.dtype not in native.CODES or dtype not in native.CODES:
         return reference.spectral(images, r, bands, scale, shift, dtype)
     images = images.contiguous(memory_format=native.memory_format(images))

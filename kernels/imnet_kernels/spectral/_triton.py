@@ -1,5 +1,5 @@
-"""spectral as one Triton launch: a program per block of one band's elements makes every band from one read of their
-phases."""
+"""spectral as one Triton launch over (B, blocks): a program reads the r * r phases of a block of output elements of one
+image once and computes all bands of these elements from them."""
 
 # ruff: noqa: N803, N806, RET505, RUF005  (Triton: constants, branches not taken are an else, tuples grow by +)
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from ..tritonlib import Build
 from . import reference
 
-# Both are predicted from the SASS of sm_90 on 2026-11-26, not measured.
+# Both were chosen from the SASS of sm_90 on 2026-11-26, not measured.
 WARPS = 4
 ELEMENTS = {2: 8, 4: 4, 6: 2}
-"""A thread's elements of a band by r, stored as one word of 16, 8 and 4 bytes in bf16: at twice as many, s = 16 and
-s = 36 need all 255 registers where 96 suffice."""
+"""Elements of a band per thread, by r; in bf16 they are stored as one word of 16, 8 or 4 bytes. With twice as many,
+s = r * r = 16 and 36 need all 255 registers instead of 96."""
 
 
 @triton.constexpr_function
@@ -30,7 +30,7 @@ def _coefficient(k, p, s):
 
 @triton.jit
 def _load_phases(base, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, R: tl.constexpr):
-    """The R * R phases; bytes as integers, whose sums and differences are exact and cheap."""
+    """The R * R phases as a tuple; bytes as int32, whose sums and differences are exact and cheap, others as fp32."""
     found = ()
     for p in tl.static_range(R * R):
         x = tl.load(base + ((p // R) * STRIDE_H + (p % R) * STRIDE_W))
@@ -40,7 +40,8 @@ def _load_phases(base, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, R: tl.con
 
 @triton.jit
 def _floats(x):
-    """1.5 * 2^23 + x as bits, less 1.5 * 2^23: exact for |x| < 2^22, and faster than the conversion instruction."""
+    """The values as fp32. For an int32 x, the bits of the float 1.5 * 2^23 + x, minus 1.5 * 2^23: exact for |x| < 2^22,
+    and faster than the conversion instruction."""
     found = ()
     for p in tl.static_range(len(x)):
         if x[p].dtype == tl.int32:
@@ -52,7 +53,7 @@ def _floats(x):
 
 @triton.jit
 def _folded(x):
-    """x[p] + x[-1 - p] and x[p] - x[-1 - p]."""
+    """The sums x[p] + x[-1 - p] and the differences x[p] - x[-1 - p], for p in the first half."""
     sums = ()
     differences = ()
     for p in tl.static_range(len(x) // 2):
@@ -63,6 +64,7 @@ def _folded(x):
 
 @triton.jit
 def _band(x, k: tl.constexpr, S: tl.constexpr):
+    """Band k of S from the (folded) phases x."""
     value = x[0] * _coefficient(k, 0, S)
     for p in tl.static_range(1, len(x)):
         value += x[p] * _coefficient(k, p, S)
@@ -71,7 +73,7 @@ def _band(x, k: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def _of_band(values_ptr, i: tl.constexpr, c, STRIDES: tl.constexpr):
-    """values[i, c], one load a thread where all channels share it."""
+    """values[i, c]; a single scalar load if all channels share the value."""
     if STRIDES[1] == 0:
         return tl.load(values_ptr + i * STRIDES[0])
     else:
@@ -84,7 +86,12 @@ def spectral_kernel(
     STRIDE_W: tl.constexpr, R: tl.constexpr, C: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, BANDS: tl.constexpr,
     LAST: tl.constexpr, NORMALISE: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Odd bands see the differences of mirrored phases, even ones the sums, which fold once more by k % 4."""
+    """Program (b, j) computes elements j * BLOCK onwards of every band of image b; a band has N = C * OH * OW elements,
+    in memory order (OH, OW, C) with LAST, else (C, OH, OW). out is (len(BANDS), batch, N).
+
+    By the symmetry of the cosine, odd bands need only the differences of mirrored phases and even bands only the sums;
+    the sums are folded once more for k % 4 = 2 and k % 4 = 0. That saves half to three quarters of the products.
+    """
     b = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     N: tl.constexpr = C * OH * OW
@@ -129,7 +136,7 @@ def _constants(
 def spectral(
     images: Tensor, r: int, bands: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """See reference.spectral; fp64 goes there."""
+    """See reference.spectral, which computes fp64."""
     if torch.float64 in (images.dtype, dtype):
         return reference.spectral(images, r, bands, scale, shift, dtype)
     out = reference.empty_like_bands(images, len(bands), r, dtype)
@@ -138,15 +145,15 @@ def spectral(
     constants = _constants(images, r, bands, scale, shift)
     batch = images.shape[0]
     grid = (batch, triton.cdiv(out.numel() // (len(bands) * batch), constants["BLOCK"]))
-    # A launch needs an address for every pointer. Without statistics the kernel is compiled not to read these two, so
-    # they get the output's.
+    # Every pointer of a launch needs an address. Without scale and shift the kernel is compiled not to read them, and
+    # the output's address is passed.
     pointers = (images, *(out if t is None else t for t in (scale, shift)), out)
     spectral_kernel[grid](*pointers, batch, images.stride(0), **constants, num_warps=WARPS)
     return out
 
 
 def builds() -> list[Build]:
-    """The systems' variants, to compile without a GPU."""
+    """The kernels that the systems use, to compile without a GPU."""
     pointers = {"scale_ptr": "*fp32", "shift_ptr": "*fp32", "images_ptr": "*u8"}
     scalars = {"batch": "i32", "stride_b": "i32"}
     found = []

@@ -1,4 +1,4 @@
-"""spectral's cases: the systems' 224 and 336 px images and odd ones."""
+"""spectral's cases: the systems' 224 and 336 px images, and odd sizes, layouts and bands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = (
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> Call:
-    """Random images, uint8 or of dtype, on the device."""
+    """spectral with random images on ``device``, uint8 or (with ``float_input``) of ``dtype``."""
     o, s = case.options, case.options["r"] ** 2
     generator = torch.Generator().manual_seed(s)
     images = torch.randint(0, 256, o["shape"], dtype=torch.uint8, generator=generator)
@@ -48,7 +48,7 @@ def make(case: Case, dtype: torch.dtype, device: str) -> Call:
 
 
 def bytes_moved(case: Case, dtype: torch.dtype) -> int:
-    """The floor with every band: each input element read once and one output element written for it."""
+    """The least traffic: each input element is read once; with all bands as many elements are written."""
     batch, channels, height, width = case.options["shape"]
     r, bands = case.options["r"], case.options.get("bands")
     share = 1.0 if bands is None else len(bands) / r**2
@@ -59,7 +59,7 @@ def bytes_moved(case: Case, dtype: torch.dtype) -> int:
 FAMILY = Family(
     name="spectral",
     cases=CASES,
-    # A sum of s products in another order: fp32 rounding, then one rounding to the dtype, which may go the other way.
+    # Tiers sum the s products in another order: fp32 rounding differs, and with it the final rounding to the dtype.
     tolerance={torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 1e-4},
     make=make,
     bytes_moved=bytes_moved,
