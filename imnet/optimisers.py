@@ -40,10 +40,8 @@ class AdamW:
     lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of the mean squared gradient", POSITIVE))
-    weight_decay: float = field(
-        default=0.01, metadata=about("decoupled: subtract this times lr times the weight", NOT_NEGATIVE)
-    )
+    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
+    weight_decay: float = field(default=0.01, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class Lamb:
     lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-6, metadata=about("added to the root of the mean squared gradient", POSITIVE))
+    eps: float = field(default=1e-6, metadata=about("added to the root of beta2's mean", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("share of a weight in the direction", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
@@ -77,9 +75,7 @@ class Lion:
     lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("share of the mean in the sign", Range(low=0, below=1)))
     beta2: float = field(default=0.99, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    weight_decay: float = field(
-        default=0.0, metadata=about("decoupled: subtract this times lr times the weight", NOT_NEGATIVE)
-    )
+    weight_decay: float = field(default=0.0, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
@@ -102,9 +98,7 @@ class Muon:
     beta1: float = field(default=0.9, metadata=about("AdamW's, for the other parameters", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("AdamW's, for the other parameters", Range(low=0, below=1)))
     eps: float = field(default=1e-8, metadata=about("AdamW's, for the other parameters", POSITIVE))
-    weight_decay: float = field(
-        default=0.1, metadata=about("decoupled: subtract this times lr times the weight", NOT_NEGATIVE)
-    )
+    weight_decay: float = field(default=0.1, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
@@ -124,7 +118,7 @@ class AdamCPR:
     lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of the mean squared gradient", POSITIVE))
+    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
     warm_start_steps: int = field(
         default=1000, metadata=about("optimiser steps after which the norms become the bounds", COUNT)
     )
