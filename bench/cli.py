@@ -114,9 +114,9 @@ def parser() -> argparse.ArgumentParser:
 def _common(part: Parser) -> None:
     part.add_argument("--json", type=Path, metavar="FILE", help="write the figures with the machine's fingerprint")
     part.add_argument("--save", type=Path, metavar="FILE", help="the same with scores that --compare reads")
-    part.add_argument("--compare", type=Path, metavar="FILE", help="hold today's scores against a file of --save")
-    part.add_argument("--fail-under", type=float, metavar="R", help=f"exit 1 below this ({FAIL_UNDER})")
-    part.add_argument("--force", action="store_true", help="compare although the file is of another machine")
+    part.add_argument("--compare", type=Path, metavar="FILE", help="compare the scores with a file of --save")
+    part.add_argument("--fail-under", type=float, metavar="R", help=f"exit code 1 below this ratio ({FAIL_UNDER})")
+    part.add_argument("--force", action="store_true", help="compare even if the file is from another machine")
 
 
 def add_run(part: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def add_run(part: argparse.ArgumentParser) -> None:
     part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     part.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     part.add_argument("--threads", type=count, metavar="N", help="CPU threads a process (the cores)")
-    part.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (on a GPU yes)")
+    part.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
 
 
 def _throughput(part: argparse.ArgumentParser) -> None:
@@ -135,10 +135,10 @@ def _throughput(part: argparse.ArgumentParser) -> None:
     part.add_argument("--data-dir", metavar="DIR", help="the recipe's own data; default random images of their shape")
     part.add_argument("--pipeline", default="auto", metavar="KIND", help="auto | resident | host | dali | torch")
     part.add_argument("--cuda-graphs", action="store_true", help="the whole step in one CUDA graph")
-    part.add_argument("--seconds", type=float, default=20.0, help="of windows a recipe (20)")
+    part.add_argument("--seconds", type=float, default=20.0, help="measuring time per recipe (20)")
     part.add_argument("--against", metavar="CARD", help='published figures of a card, e.g. "GTX 1080 Ti"')
     part.add_argument("--models", metavar="A,B", help="with --against: these networks only")
-    part.add_argument("--picture", type=Path, metavar="FILE", help="with --against: bars a model (.png, .svg)")
+    part.add_argument("--picture", type=Path, metavar="FILE", help="with --against: bar chart (.png, .svg)")
 
 
 def _kernels(part: argparse.ArgumentParser) -> None:
@@ -159,12 +159,12 @@ def _scaling(part: argparse.ArgumentParser) -> None:
     part.add_argument("--procs", type=count, metavar="N", help="up to N gloo processes on the CPU (the cores)")
     part.add_argument("--gpus", type=count, metavar="N", help="up to N GPUs (all)")
     part.add_argument("--steps", type=count, metavar="N", help="timed steps a row (20)")
-    part.add_argument("--model", type=count, metavar="N", help="on paper instead: the scaling model up to N GPUs")
+    part.add_argument("--model", type=count, metavar="N", help="predict instead: the scaling model up to N GPUs")
 
 
 def _data(part: argparse.ArgumentParser) -> None:
     part.add_argument("--rounds", type=count, default=12, metavar="N", help="timed rounds (12)")
-    part.add_argument("--jpegs", type=Path, metavar="ZIP", help="a zip of JPEG class folders: also packing")
+    part.add_argument("--jpegs", type=Path, metavar="ZIP", help="also time packing, of this zip of JPEG class folders")
 
 
 def _whole(part: argparse.ArgumentParser) -> None:
@@ -193,7 +193,7 @@ def count(text: str) -> int:
 
 
 _PARTS = {
-    "throughput": ("images a second of a recipe: loader, model, both; which of them bounds", _throughput),
+    "throughput": ("images/s of a recipe: loader, model, both; the bottleneck", _throughput),
     "kernels": ("a CPU's kernels against their reference and peers (a GPU's: python -m imnet_bench.gpu)", _kernels),
     "data": ("packing, reading and augmenting against their peers", _data),
     "step": ("the training step against timm's", _step),

@@ -19,44 +19,50 @@ class Augment:
     Everything random is a pure function of (seed, epoch, sample id).
     """
 
-    crop_pad_px: int = field(default=0, metadata=about("pixels padded around, before a crop", COUNT_OR_NONE))
+    crop_pad_px: int = field(
+        default=0, metadata=about("padding on every side before the random crop, in pixels", COUNT_OR_NONE)
+    )
     crop_pad_mode: Literal["zero", "reflect"] = field(
-        default="zero", metadata=about("pad with black, or with the mirrored image")
+        default="zero", metadata=about("pad with black (zero) or with the mirrored image")
     )
     hflip: Literal["none", "random", "alternating"] = field(
         # Jordan 2024: a random half is mirrored in even epochs, the other half in odd ones.
         default="none",
-        metadata=about("mirror images; alternating: each one every second epoch"),
+        metadata=about("mirror images; alternating: each image every second epoch"),
     )
-    hflip_p: float = field(default=0.5, metadata=about("share of the images that random mirrors", SHARE))
-    cutout_px: int = field(default=0, metadata=about("side of a box that is filled with the mean", COUNT_OR_NONE))
-    cutout_inside: bool = field(default=False, metadata=about("keep the whole box inside the image"))
+    hflip_p: float = field(default=0.5, metadata=about("with random: share of the images that are mirrored", SHARE))
+    cutout_px: int = field(
+        default=0, metadata=about("cutout: side of a box that is filled with the mean", COUNT_OR_NONE)
+    )
+    cutout_inside: bool = field(default=False, metadata=about("keep the whole cutout box inside the image"))
     mean: tuple[float, ...] | Literal["image"] = field(
         default=(0.0,),
-        metadata=about("of x/255: one value, one a channel, or image: the training set's mean image", FINITE),
+        metadata=about("mean of x/255: one value, one per channel, or image: the training set's mean image", FINITE),
     )
-    std: tuple[float, ...] = field(default=(1.0,), metadata=about("of x/255: one value, or one a channel", POSITIVE))
+    std: tuple[float, ...] = field(
+        default=(1.0,), metadata=about("standard deviation of x/255: one value, or one per channel", POSITIVE)
+    )
     resize_px: int | None = field(
         # Bilinear, antialiased, rounded to whole levels.
         default=None,
-        metadata=about("images are resized to this side before the crop (bilinear)", COUNT),
+        metadata=about("resize images to this side before the crop (bilinear)", COUNT),
     )
     resize_eval_px: int | None = field(
-        default=None, metadata=about("the same of test images (default: resize_px)", COUNT)
+        default=None, metadata=about("the same for test images (default: resize_px)", COUNT)
     )
     crop_px: int | None = field(
-        default=None, metadata=about("side of a random crop in training, of the middle one in evaluation", COUNT)
+        default=None, metadata=about("side of the random crop in training and the centre crop in evaluation", COUNT)
     )
     crop_scale: tuple[float, ...] | None = field(
         # Szegedy 2015, at aspect ratios 3/4..4/3, before everything else. Encoded pictures are cropped from their full
         # resolution; in evaluation their shorter side is resized to resize_eval_px and the middle crop_px is taken.
         default=None,
-        metadata=about("a crop of this share of the area (least, most), made crop_px square", POSITIVE),
+        metadata=about("random crop of this share of the area (least, most), resized to crop_px", POSITIVE),
     )
     color_jitter: tuple[float, ...] = field(
         # In random order; 0.1 means factors 0.9..1.1, or a hue rotated by up to 0.1.
         default=(0.0, 0.0, 0.0, 0.0),
-        metadata=about("brightness, contrast, saturation, hue: how far each may move", NOT_NEGATIVE),
+        metadata=about("largest change of brightness, contrast, saturation and hue", NOT_NEGATIVE),
     )
     trivial_augment: bool = field(
         # arXiv 2103.10158: one of 14 operations per image, at one of 31 strengths.
@@ -67,24 +73,24 @@ class Augment:
         # arXiv 1909.13719, as in torchvision: operations from TrivialAugmentWide's list, all of the same strength.
         default=0,
         metadata=about(
-            "RandAugment: operations an image, usually 2, bilinear; 0 = not", Range(low=0, high=16), later=True
+            "RandAugment: operations per image, usually 2, bilinear; 0 = off", Range(low=0, high=16), later=True
         ),
     )
     rand_augment_magnitude: int = field(
-        default=9, metadata=about("their strength, of 31", Range(low=0, high=30), later=True)
+        default=9, metadata=about("RandAugment: strength of the operations, 0 to 30", Range(low=0, high=30), later=True)
     )
     random_erasing_p: float = field(
         # arXiv 1708.04896, as in torchvision: 2 to 33 % of the area, aspect ratios 0.3 to 3.3.
         default=0.0,
-        metadata=about("share of the images in which a box of random size is filled with the mean", SHARE, later=True),
+        metadata=about("share of the images in which a random box is filled with the mean", SHARE, later=True),
     )
     spectral_r: int | None = field(
         default=None,
         metadata=about("2, 4, 6: the network sees one of r*r polyphase DCT bands, at 1/r of the pixels", COUNT),
     )
-    spectral_band: int = field(default=0, metadata=about("which band", COUNT_OR_NONE))
+    spectral_band: int = field(default=0, metadata=about("band to train on, from 0", COUNT_OR_NONE))
     spectral_std: tuple[float, ...] = field(
-        default=(1.0,), metadata=about("of each band of x/255, or one for all, in place of std", POSITIVE)
+        default=(1.0,), metadata=about("replaces std: one value per band of x/255, or one for all", POSITIVE)
     )
 
     def __post_init__(self) -> None:

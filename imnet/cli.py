@@ -90,7 +90,7 @@ def _evaluate(argv: list[str]) -> int:
     parser = Parser(prog="imnet-eval", description=about)
     told = "folder of a run or of an ensemble; with --data also a .safetensors of imnet-export"
     parser.add_argument("run", type=Path, help=told)
-    told = "another set: what imnet-data inspect knows; its figures go to evaluation-NAME.json of the run"
+    told = "another set that imnet-data inspect recognises; the figures go to evaluation-NAME.json of the run"
     parser.add_argument("--data", type=Path, default=None, metavar="PATH", help=told)
     told = "test, val: held out of train, train, or final: the test set beside a validation set (test)"
     parser.add_argument("--split", default=None, metavar="NAME", help=told)
@@ -99,21 +99,25 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=None, metavar="N", help="images at once")
     told = "arithmetic (default: the run's; fp32 of a file)"
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=None, help=told)
-    told = "a table of every prediction: image, label, predicted, probability, loss"
+    told = "write a table of all predictions: image, label, predicted, probability, loss"
     parser.add_argument("--out", type=Path, default=None, metavar="FILE.csv", help=told)
     parser.add_argument(
         "--data-dir", default=None, help="folder that holds the run's own data set (default: the run's)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     many = parser.add_mutually_exclusive_group()
-    many.add_argument("--gpus", type=int, default=None, metavar="N", help="GPUs that share the images, a process each")
-    many.add_argument("--procs", type=int, default=None, metavar="N", help="the same of processes on the CPU")
-    parser.add_argument("--no-flip", action="store_true", help="leave out the pass with mirrored images")
-    told = "also average four corners, the middle and their mirrors; for images larger than what the network sees"
+    many.add_argument(
+        "--gpus", type=int, default=None, metavar="N", help="split the images over N GPUs, one process each"
+    )
+    many.add_argument("--procs", type=int, default=None, metavar="N", help="split the images over N CPU processes")
+    parser.add_argument("--no-flip", action="store_true", help="skip the pass over mirrored images")
+    told = (
+        "also average crops of the corners and the centre and their mirrors; for images larger than the network's input"
+    )
     parser.add_argument("--ten-crop", action="store_true", help=told)
     told = "of an ensemble: the band of rank i weighs P (1 - P)^i (0.3)"
     parser.add_argument("--p", type=float, default=None, metavar="P", help=told)
-    told = "of an ensemble: a run to hold beside what its bands cost"
+    told = "for an ensemble: a run on whole images to compare its cost with"
     parser.add_argument("--baseline", type=Path, default=None, metavar="RUN", help=told)
     values = parser.parse_args(argv)
     from imnet import judge
@@ -127,12 +131,12 @@ def predict_main(argv: list[str] | None = None) -> int:
 
 
 def _predict(argv: list[str]) -> int:
-    parser = Parser(prog="imnet-predict", description="What a trained network sees in pictures.")
+    parser = Parser(prog="imnet-predict", description="Classify images with a trained network.")
     parser.add_argument("model", type=Path, metavar="RUN", help="folder of a run or ensemble, or a .safetensors")
     told = "picture, or a folder of pictures; - reads one picture, or names of files, from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=told)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (5)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (64)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch (64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON a picture")
@@ -149,10 +153,10 @@ def export_main(argv: list[str] | None = None) -> int:
 
 
 def _export(argv: list[str]) -> int:
-    about = "A run's network as a file for elsewhere, judged against the run before it is kept."
+    about = "Export a run's network to a file, checked against the run before it is kept."
     parser = Parser(prog="imnet-export", description=about)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--to", choices=("safetensors", "onnx", "pt2", "timm"), required=True, help="which form")
+    parser.add_argument("--to", choices=("safetensors", "onnx", "pt2", "timm"), required=True, help="file format")
     told = "file, for timm a folder (default: in the run folder)"
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help=told)
     parser.add_argument("--data-dir", default=None, help="folder of the data set; for networks with a mean image only")
@@ -176,7 +180,7 @@ def _report(argv: list[str]) -> int:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help=told)
     told = "published against measured, row by row: imagenet64, fashion-mnist, tiny-imagenet or spectral"
     parser.add_argument("--system", default=None, metavar="NAME", help=told)
-    told = "with --system spectral: the picture that is shown in its bands"
+    told = "with --system spectral: the image to show in its bands"
     parser.add_argument("--picture", type=Path, default=None, metavar="FILE", help=told)
     told = "the page (RUN/report.html, comparison.html, or system-NAME.html with .md and .csv beside it)"
     parser.add_argument("--out", type=Path, default=None, help=told)

@@ -13,15 +13,17 @@ class SGD:
     """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
 
     kind: ClassVar[str] = "sgd"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    momentum: float = field(default=0.9, metadata=about("0 for none", Range(low=0, below=1)))
-    nesterov: bool = field(default=False, metadata=about("look ahead along the momentum"))
-    weight_decay: float = field(default=0.0, metadata=about("added to the gradient, times the weight", NOT_NEGATIVE))
-    decay_norms: bool = field(default=True, metadata=about("weight decay for norms, biases and other vectors too"))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
+    momentum: float = field(default=0.9, metadata=about("momentum; 0 for none", Range(low=0, below=1)))
+    nesterov: bool = field(default=False, metadata=about("Nesterov momentum"))
+    weight_decay: float = field(
+        default=0.0, metadata=about("added to the gradient, times the weight (L2)", NOT_NEGATIVE)
+    )
+    decay_norms: bool = field(default=True, metadata=about("also decay norms, biases and other vectors"))
     decay_biases: bool = field(
         # False as in Lasagne, which penalises weights and the scales of norms (gamma), but no biases or shifts (beta).
         default=True,
-        metadata=about("with decay_norms: for biases and the norms' shifts too", later=True),
+        metadata=about("with decay_norms: also decay biases and the norms' shifts", later=True),
     )
 
     def __post_init__(self) -> None:
@@ -35,12 +37,12 @@ class AdamW:
     """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
 
     kind: ClassVar[str] = "adamw"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
-    weight_decay: float = field(default=0.01, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
+    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
+    weight_decay: float = field(default=0.01, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -54,12 +56,12 @@ class Lamb:
     """
 
     kind: ClassVar[str] = "lamb"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-6, metadata=about("added to the root of that", POSITIVE))
+    eps: float = field(default=1e-6, metadata=about("added to the root of beta2's mean", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("share of a weight in the direction", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
+    decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -71,11 +73,11 @@ class Lion:
     learning rate."""
 
     kind: ClassVar[str] = "lion"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("share of the mean in the sign", Range(low=0, below=1)))
     beta2: float = field(default=0.99, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    weight_decay: float = field(default=0.0, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
+    weight_decay: float = field(default=0.0, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -90,15 +92,15 @@ class Muon:
     """
 
     kind: ClassVar[str] = "muon"
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
-    momentum: float = field(default=0.95, metadata=about("of the matrices", Range(low=0, below=1)))
-    nesterov: bool = field(default=True, metadata=about("look ahead along the momentum"))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
+    momentum: float = field(default=0.95, metadata=about("momentum of the matrices", Range(low=0, below=1)))
+    nesterov: bool = field(default=True, metadata=about("Nesterov momentum"))
     ns_steps: int = field(default=5, metadata=about("Newton-Schulz iterations", COUNT))
-    beta1: float = field(default=0.9, metadata=about("AdamW's, of the rest", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("AdamW's, of the rest", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("AdamW's, of the rest", POSITIVE))
-    weight_decay: float = field(default=0.1, metadata=about("share of a weight, times lr, a step", NOT_NEGATIVE))
-    decay_norms: bool = field(default=False, metadata=about("weight decay for norms, biases and other vectors too"))
+    beta1: float = field(default=0.9, metadata=about("AdamW's, for the other parameters", Range(low=0, below=1)))
+    beta2: float = field(default=0.999, metadata=about("AdamW's, for the other parameters", Range(low=0, below=1)))
+    eps: float = field(default=1e-8, metadata=about("AdamW's, for the other parameters", POSITIVE))
+    weight_decay: float = field(default=0.1, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
+    decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
@@ -114,17 +116,17 @@ class AdamCPR:
     kind: ClassVar[str] = "adamcpr"
     weight_decay: ClassVar[float] = 1.0
     """Marks the parameter groups that are bounded with 1 (the others have 0); there is no decay."""
-    lr: float = field(metadata=about("learning rate, which the schedule multiplies", POSITIVE))
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of that", POSITIVE))
+    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
     warm_start_steps: int = field(
         default=1000, metadata=about("optimiser steps after which the norms become the bounds", COUNT)
     )
     kappa_update: float = field(
         default=1.0, metadata=about("how fast the pull grows on a weight beyond its bound", NOT_NEGATIVE)
     )
-    decay_norms: bool = field(default=False, metadata=about("bounds for norms, biases and other vectors too"))
+    decay_norms: bool = field(default=False, metadata=about("also bound norms, biases and other vectors"))
 
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")

@@ -19,6 +19,7 @@ from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
+KIND_HELP = {"optim": "optimiser", "schedule": "learning-rate schedule"}
 FIXED = ("name", "source", "published", "ran")
 DESCRIPTION = """Train an image classifier from a recipe.
 
@@ -30,8 +31,8 @@ DESCRIPTION = """Train an image classifier from a recipe.
 
 ASK = {
     "dry_run": "check everything, print parameters, FLOPs, memory and schedule, train nothing",
-    "find_lr": "learning-rate range test: up to 100 steps of rising rate, a picture, a suggestion; no run",
-    "find_batch_size": "images/s and memory of growing batches on a GPU, the largest that fits; no run",
+    "find_lr": "learning-rate range test: up to 100 steps at a rising rate; a plot and a suggestion, no run",
+    "find_batch_size": "images/s and memory of growing batches on a GPU, up to the largest that fits; no run",
     "doctor": "print versions, devices and kernel tiers, and what would improve each",
     "show_config": "print the resolved configuration and exit",
     "debug": "show the traceback of an error",
@@ -83,7 +84,7 @@ def build_parser(base: Recipe) -> ArgumentParser:
             _add(values, name, hint, value, text)
     for part, kinds in KINDS.items():
         kind = getattr(base, part).kind
-        values.add_argument(f"--{part}.kind", type=Literal[tuple(kinds)], default=kind, help="which variant")
+        values.add_argument(f"--{part}.kind", type=Literal[tuple(kinds)], default=kind, help=KIND_HELP[part])
     ask = parser.add_argument_group("ask instead of training")
     for name, text in ASK.items():
         ask.add_argument(f"--{name}", action="store_true", help=text)

@@ -44,42 +44,48 @@ class Data:
     """The data set, the size of its images, and the number of images in an optimiser step (over all ranks)."""
 
     name: str = field(metadata=about("data set; shapes and synthetic need no files"))
-    image_px: int = field(metadata=about("side of the images as they are kept", Range(low=1, high=65_536)))
-    batch_images: int = field(metadata=about("images an optimiser step sees, over all ranks", COUNT))
+    image_px: int = field(metadata=about("side of the images as stored", Range(low=1, high=65_536)))
+    batch_images: int = field(metadata=about("global batch size: images per optimiser step, over all ranks", COUNT))
     num_classes: int = field(metadata=about("classes of the data set", COUNT))
     channels: int = field(default=3, metadata=about("1 for grey images, 3 for colour", COUNT))
     split: str | None = field(
-        default=None, metadata=about("division of a set that has several (fashion-mnist: custom, official)")
+        default=None, metadata=about("which split, if there are several (fashion-mnist: custom, official)")
     )
     sampler: Literal["shuffled", "balanced"] = field(
         # An image that is drawn twice in an epoch is augmented differently each time.
         default="shuffled",
-        metadata=about("balanced: every class equally often, whatever the number of its images", later=True),
+        metadata=about("balanced: draw every class equally often, however many images it has", later=True),
     )
     drop_last: bool = field(
         # Different images are left out each epoch, since the order changes.
         default=True,
-        metadata=about("leave the incomplete last batch of an epoch out"),
+        metadata=about("drop the incomplete last batch of an epoch"),
     )
     hold_out: float = field(
         default=0.0,
         metadata=about(
-            "share of each class that judges, of a set without a test part", Range(low=0, below=1), later=True
+            "share of each class held out for evaluation, of a set without a test part",
+            Range(low=0, below=1),
+            later=True,
         ),
     )
     val_images: int | None = field(
         default=None,
-        metadata=about("training images held out; the best epoch is chosen on them", COUNT, later=True),
+        metadata=about("training images to hold out; the best epoch is chosen on them", COUNT, later=True),
     )
     val_seed: int = field(
         default=0,
-        metadata=about("which ones: torch's random_split of this seed", Range(low=0, high=2**63 - 1), later=True),
+        metadata=about(
+            "seed that chooses the held-out images (torch's random_split)", Range(low=0, high=2**63 - 1), later=True
+        ),
     )
-    val_stratified: bool = field(default=False, metadata=about("the same share of every class instead", later=True))
+    val_stratified: bool = field(
+        default=False, metadata=about("hold out the same share of every class instead", later=True)
+    )
     train_images: int | None = field(
-        default=None, metadata=about("size of a generated set; of others that many evenly spaced images", COUNT)
+        default=None, metadata=about("size of a generated set; of other sets, this many evenly spaced images", COUNT)
     )
-    test_images: int | None = field(default=None, metadata=about("the same of the test split", COUNT))
+    test_images: int | None = field(default=None, metadata=about("the same for the test split", COUNT))
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
@@ -132,26 +138,28 @@ class Comm:
         # The first gradients are sent while the backward pass still computes the others. Small buckets fill up, and
         # are sent, earlier; large ones pay the latency of the network less often.
         default=25.0,
-        metadata=about("MiB of gradients that ranks all-reduce at once", POSITIVE),
+        metadata=about("size of a gradient bucket, which ranks all-reduce at once, in MiB", POSITIVE),
     )
     first_bucket_mb: float = field(
         # The first bucket holds the last layers, whose gradients are computed first.
         default=1.0,
-        metadata=about("MiB of the first of them, which starts while the backward has just begun", POSITIVE),
+        metadata=about("size of the first bucket, sent early in the backward pass, in MiB", POSITIVE),
     )
     static_graph: bool = field(
-        default=False, metadata=about("every step uses the same parameters equally often; some may be unused")
+        default=False, metadata=about("the graph is the same in every step; parameters may be unused")
     )
-    gradient_as_bucket_view: bool = field(default=True, metadata=about("gradients lie in the buckets: one copy less"))
+    gradient_as_bucket_view: bool = field(
+        default=True, metadata=about("keep gradients in the buckets, which saves a copy")
+    )
     gradient_dtype: Literal["fp32", "bf16"] = field(
-        default="fp32", metadata=about("what ranks send: bf16 halves the bytes and rounds the sum")
+        default="fp32", metadata=about("dtype of gradients between ranks: bf16 halves the bytes and rounds the sum")
     )
     broadcast_buffers: bool = field(
-        default=False, metadata=about("rank 0's running statistics to all ranks before every forward")
+        default=False, metadata=about("send rank 0's running statistics to all ranks before each forward")
     )
     sync_bn: bool = field(
         default=False,
-        metadata=about("BatchNorm takes its statistics over all ranks; they cost two all-reduces a layer", later=True),
+        metadata=about("compute BatchNorm statistics over all ranks; costs two all-reduces per layer", later=True),
     )
 
     def __post_init__(self) -> None:
@@ -168,11 +176,11 @@ class Recipe:
     """Everything that determines the trained weights, and the source of its values."""
 
     name: str
-    model: str = field(metadata=about("network by name; picks its recipe, or replaces the network of --recipe"))
+    model: str = field(metadata=about("network by name; selects its recipe, or replaces that of --recipe"))
     data: Data
     optim: Optim
     schedule: Schedule
-    epochs: int = field(metadata=about("how often the training set is seen", COUNT))
+    epochs: int = field(metadata=about("passes over the training set", COUNT))
     augment: Augment = field(default_factory=Augment)
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata=about("keyword arguments of the network; also --model_options.NAME VALUE")
@@ -180,67 +188,68 @@ class Recipe:
     weights: str | None = field(
         default=None,
         metadata=about(
-            "first weights: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder", later=True
+            "initial weights: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder", later=True
         ),
     )
     freeze: str | None = field(
         default=None,
-        metadata=about("all-but-head, or N: the first N parts of the network are not trained", later=True),
+        metadata=about("freeze: all-but-head, or N for the first N parts of the network", later=True),
     )
     body_lr: float = field(
         default=1.0,
-        metadata=about("learning rate of all layers but the head, as a share of the head's", POSITIVE, later=True),
+        metadata=about("learning rate of all layers except the head, as a share of the head's", POSITIVE, later=True),
     )
     label_smoothing: float = field(
-        default=0.0, metadata=about("share of the target given to all classes", Range(low=0, below=1))
+        default=0.0, metadata=about("share of the target spread over all classes", Range(low=0, below=1))
     )
     class_weights: Literal["none", "balanced"] = field(
         # The weight of class c is n / (classes * n_c), as in scikit-learn; its mean over the images is 1.
         default="none",
-        metadata=about("balanced: the loss of a class counts as much as that of any other", later=True),
+        metadata=about("balanced: weight the loss so that every class counts equally", later=True),
     )
     mixup_alpha: float = field(
         # Zhang 2018: the blend factor is drawn from Beta(alpha, alpha).
         default=0.0,
-        metadata=about("images are blended with others of the batch (mixup); 0 = not", NOT_NEGATIVE),
+        metadata=about("blend images with others of the batch (mixup); 0 = off", NOT_NEGATIVE),
     )
     cutmix_alpha: float = field(
         # Yun 2019. With mixup also on, every step does one of the two, chosen at random.
         default=0.0,
-        metadata=about("a box of another image of the batch is pasted in (CutMix); 0 = not", NOT_NEGATIVE),
+        metadata=about("paste in a box of another image of the batch (CutMix); 0 = off", NOT_NEGATIVE),
     )
     head_outputs: int | None = field(
         # Keeps the head of a network that was made for more classes. No image has one of the additional labels, so a
         # prediction of one counts as wrong.
         default=None,
-        metadata=about("outputs of the network, where they are more than the classes", COUNT),
+        metadata=about("outputs of the network, if more than the classes", COUNT),
     )
     ema_decay: float | None = field(
         default=None,
-        metadata=about("evaluate a moving average of the weights (EMA); null = the weights", Range(above=0, below=1)),
+        metadata=about(
+            "decay of the evaluated moving average of the weights (EMA); null = off", Range(above=0, below=1)
+        ),
     )
     ema_warmup: bool = field(
         # Steps count from 0. Early in a run the average should not cling to the initial weights.
         default=False,
-        metadata=about("the average's decay begins small: min(ema_decay, (1 + step) / (10 + step))", later=True),
+        metadata=about("start with a small decay: min(ema_decay, (1 + step) / (10 + step))", later=True),
     )
-    grad_clip: float | None = field(default=None, metadata=about("largest 2-norm of the whole gradient", POSITIVE))
+    grad_clip: float | None = field(
+        default=None, metadata=about("clip the 2-norm of the whole gradient to this", POSITIVE)
+    )
     lr_base_images: int | None = field(
         # Goyal 2017, arXiv 1706.02677.
         default=None,
-        metadata=about(
-            "optim.lr is for this many images a step, and scaled linearly to the batch's", COUNT, later=True
-        ),
+        metadata=about("optim.lr is for this many images per step; scale it to the batch size", COUNT, later=True),
     )
     patience: int | None = field(
         default=None,
-        metadata=about(
-            "stop where the top-1 of held-out images has not risen for N epochs (early stopping)", COUNT, later=True
-        ),
+        metadata=about("early stopping: end after N epochs without a higher held-out top-1", COUNT, later=True),
     )
     comm: Comm = field(default_factory=Comm)
     seed: int = field(
-        default=0, metadata=about("decides initial weights, order and augmentation", Range(low=0, high=2**63 - 1))
+        default=0,
+        metadata=about("random seed of initial weights, order and augmentation", Range(low=0, high=2**63 - 1)),
     )
     source: str = ""
     published: Published | None = None

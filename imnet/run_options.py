@@ -24,37 +24,35 @@ class RunOptions:
         default=None, metadata=about("run folder (default: runs/<recipe>-<hash of the configuration>)")
     )
     data_dir: str | None = field(default=None, metadata=about("folder that holds the data set (also: $IMNET_DATA)"))
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata=about("auto takes a GPU where there is one")
-    )
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=about("auto: a GPU if there is one"))
     bands: str | None = field(
         # For recipes with spectral bands; the command line uses all if neither --band nor --bands is given.
         default=None,
-        metadata=about("all, or numbers with commas: train these bands together, a network each, in one folder"),
+        metadata=about("bands to train together, one network each, in one folder: all, or comma-separated numbers"),
     )
     gpus: int | None = field(default=None, metadata=about("number of GPUs; starts one process each", PROCESSES))
     procs: int | None = field(default=None, metadata=about("number of CPU processes (with --device cpu)", PROCESSES))
     max_restarts: int = field(
-        default=0, metadata=about("how often a lost rank makes all ranks go on from the newest checkpoint", RESTARTS)
+        default=0, metadata=about("after a lost rank, restart all from the newest checkpoint, up to N times", RESTARTS)
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
-        default="auto", metadata=about("auto: bf16 where the hardware has it, else fp32")
+        default="auto", metadata=about("auto: bf16 if the hardware has it, else fp32")
     )
     tf32: bool = field(
         default=False,
-        metadata=about("fp32 products in a GPU's TF32 units: 10 bits of mantissa, several times faster"),
+        metadata=about("fp32 matrix products in TF32 on a GPU: 10 bits of mantissa, several times faster"),
     )
     compile: bool | None = field(
         default=None,
-        metadata=about("torch.compile (default: on a GPU, where the run is long enough to earn its cost back)"),
+        metadata=about("torch.compile (default: on a GPU, if the run is long enough to pay for it)"),
     )
     cuda_graphs: bool | None = field(
-        default=None, metadata=about("capture the whole step in one CUDA graph (default: wherever one GPU trains)")
+        default=None, metadata=about("capture the whole step in one CUDA graph (default: if one GPU trains)")
     )
     deterministic: bool | None = field(
         # By default a resumed run keeps the value that it began with; a new run takes False.
         default=None,
-        metadata=about("repeat every bit of a run on the same GPU; what cannot is refused before the first step"),
+        metadata=about("make runs bit for bit repeatable on the same GPU, or refuse before the first step"),
     )
     pipeline: Literal["auto", "resident", "host", "dali", "torch"] = field(
         # auto: resident if the set fits into the device's memory, else host.
@@ -68,50 +66,59 @@ class RunOptions:
     on_bad_image: Literal["stop", "skip"] = field(
         # skip: a picture that cannot be decoded is replaced by the next one.
         default="stop",
-        metadata=about("stop, or skip: leave up to one picture in 1000 out where they cannot be decoded"),
+        metadata=about("if images cannot be decoded: stop, or skip up to one in 1000"),
     )
     kernels: str = field(
         default="auto", metadata=about("kernel tier: auto, reference, host, triton or cuda; or family=tier,...")
     )
     resume: Literal["auto", "never"] = field(
         default="auto",
-        metadata=about("auto: go on where a run of the same configuration stopped; never: refuse a used folder"),
+        metadata=about("auto: resume a run of the same configuration; never: refuse a used folder"),
     )
     lock: bool = field(
         default=True,
-        metadata=about("take the run folder's lock; --no-lock on a file system without locks: keep other runs out"),
+        metadata=about("lock the run folder; --no-lock: for file systems without locks; keep other runs out yourself"),
     )
     allow_change: bool = field(
-        default=False, metadata=about("go on with another configuration, e.g. more epochs, where that is possible")
+        default=False, metadata=about("resume with another configuration, e.g. more epochs, if possible")
     )
     micro_batch_images: int | None = field(
         default=None,
-        metadata=about("most images a rank holds at once; more are accumulated over several passes", COUNT),
+        metadata=about(
+            "most images per rank and pass; a larger batch accumulates gradients over several passes", COUNT
+        ),
     )
     optim_backend: Literal["auto", "torch", "imnet", "apex"] = field(
         default="auto",
-        metadata=about("imnet: SGD and the average in one pass; apex: NVIDIA's FusedSGD, where it is installed"),
+        metadata=about("imnet: SGD and weight average in one pass; apex: NVIDIA's FusedSGD, if installed"),
     )
     eval_every_epochs: int | None = field(
         default=None,
-        metadata=about("default: about ten a run, a tenth of its time at most, and the last epoch", COUNT),
-    )
-    checkpoint_every_epochs: int = field(default=1, metadata=about("save that often, and after the last", COUNT))
-    checkpoint_every_steps: int | None = field(default=None, metadata=about("also save within an epoch", COUNT))
-    keep: str = field(
-        default="2",
-        metadata=about("checkpoints that stay: N newest ones, best (by top-1 on what judges), last; e.g. best,last"),
-    )
-    log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines an epoch", COUNT))
-    log: str | None = field(
-        default=None,
         metadata=about(
-            "metrics.jsonl also as csv, tensorboard, wandb; several with commas (pip install 'imnet[track]')"
+            "default: about ten evaluations per run, at most a tenth of its time, and the last epoch", COUNT
         ),
     )
-    on_nonfinite: str = field(default="stop", metadata=about("stop, or skip:N to leave up to N bad steps out"))
+    checkpoint_every_epochs: int = field(
+        default=1, metadata=about("save a checkpoint every N epochs, and after the last", COUNT)
+    )
+    checkpoint_every_steps: int | None = field(
+        default=None, metadata=about("also save every N steps within an epoch", COUNT)
+    )
+    keep: str = field(
+        default="2",
+        metadata=about("checkpoints to keep: the N newest, best (by evaluation top-1), last; e.g. best,last"),
+    )
+    log_every_steps: int | None = field(default=None, metadata=about("default: about 20 lines per epoch", COUNT))
+    log: str | None = field(
+        default=None,
+        metadata=about("also log to csv, tensorboard, wandb; comma-separated (pip install 'imnet[track]')"),
+    )
+    on_nonfinite: str = field(
+        default="stop", metadata=about("if loss or gradient is not finite: stop, or skip:N to skip up to N such steps")
+    )
     threads: int | None = field(
-        default=None, metadata=about("CPU threads a process (default: the cores, divided by the processes)", PROCESSES)
+        default=None,
+        metadata=about("CPU threads per process (default: the cores, divided by the processes)", PROCESSES),
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ class _Schedule:
     """A schedule: ``factor(t, epochs)`` is the multiple of the base learning rate after ``t`` (fractional) epochs."""
 
     warmup_epochs: float = field(
-        default=0.0, metadata=about("linear from ~0 over this long, times what the schedule says", NOT_NEGATIVE)
+        default=0.0, metadata=about("epochs of linear warmup from ~0, multiplied with the schedule", NOT_NEGATIVE)
     )
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Step(_Schedule):
 
     kind: ClassVar[str] = "step"
     every_epochs: int = field(default=30, metadata=about("epochs between two drops", COUNT))
-    gamma: float = field(default=0.1, metadata=about("factor of a drop", POSITIVE))
+    gamma: float = field(default=0.1, metadata=about("factor of each drop", POSITIVE))
 
     def _shape(self, t: float, epochs: float) -> float:
         return self.gamma ** int(t // self.every_epochs)
@@ -54,7 +54,7 @@ class MultiStep(_Schedule):
 
     kind: ClassVar[str] = "multistep"
     milestones_epochs: tuple[int, ...] = field(default=(60, 120, 160), metadata=about("epochs of the drops", COUNT))
-    gamma: float = field(default=0.2, metadata=about("factor of a drop", POSITIVE))
+    gamma: float = field(default=0.2, metadata=about("factor of each drop", POSITIVE))
 
     def _shape(self, t: float, epochs: float) -> float:
         return self.gamma ** sum(t >= m for m in self.milestones_epochs)
@@ -66,7 +66,7 @@ class Cosine(_Schedule):
 
     kind: ClassVar[str] = "cosine"
     final_factor: float = field(default=0.0, metadata=about("share of the learning rate at the end", SHARE))
-    per: Literal["step", "epoch"] = field(default="step", metadata=about("when the learning rate moves"))
+    per: Literal["step", "epoch"] = field(default="step", metadata=about("how often the learning rate changes"))
 
     def _shape(self, t: float, epochs: float) -> float:
         t = math.floor(t) if self.per == "epoch" else t
@@ -78,7 +78,9 @@ class OneCycle(_Schedule):
     """A triangle: from ``start_factor`` up to 1 at ``peak_fraction`` of the run, then down to ``final_factor``."""
 
     kind: ClassVar[str] = "onecycle"
-    peak_fraction: float = field(default=0.25, metadata=about("where in the run the peak is", Range(above=0, below=1)))
+    peak_fraction: float = field(
+        default=0.25, metadata=about("position of the peak, as a share of the run", Range(above=0, below=1))
+    )
     start_factor: float = field(default=0.1, metadata=about("share of the learning rate at the start", SHARE))
     final_factor: float = field(default=0.0, metadata=about("share of the learning rate at the end", SHARE))
 

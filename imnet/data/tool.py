@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="imnet-data", description="Turn any supported data set into one packed store, and look inside."
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
-    _pack_parser(commands.add_parser("pack", help="any source -> packed store (resumable)"))
+    _pack_parser(commands.add_parser("pack", help="pack any source into a store (resumable)"))
     for name, run, what in (
-        ("inspect", _inspect, "say what lies at a path"),
+        ("inspect", _inspect, "describe the data at a path"),
         ("verify", _verify, "read a store and check every checksum"),
         ("stats", _stats, "mean and standard deviation of a store's training pixels, as JSON"),
         ("export", _export, "store -> class folders of PNGs"),
@@ -81,10 +81,12 @@ def _pack_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("--filter", choices=sorted(FILTERS), help="box (default) gives ImageNet-64's own pixels")
     command.add_argument("--shorter", type=_pixels, metavar="PX", help="resize the shorter side to PX, take the centre")
     command.add_argument("--channels", type=int, choices=[1, 3], help="3 (default), or 1 for grey")
-    command.add_argument("--min-images", type=_positive, default=0, metavar="N", help="drop classes with fewer")
-    command.add_argument("--hold-out", type=_positive, default=0, metavar="N", help="N of each class become test")
-    command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip: at most 0.1 %%")
-    command.add_argument("--max-bad", type=_positive, metavar="N", help="skip at most N pictures of a split (0.1 %%)")
+    command.add_argument("--min-images", type=_positive, default=0, metavar="N", help="drop classes with fewer images")
+    command.add_argument(
+        "--hold-out", type=_positive, default=0, metavar="N", help="take N images of each class as test set"
+    )
+    command.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help="skip up to 0.1 %%")
+    command.add_argument("--max-bad", type=_positive, metavar="N", help="skip at most N images of a split (0.1 %%)")
     _lock_option(command)
     command.add_argument("--workers", type=_positive, default=0, metavar="N", help="processes (default: one per core)")
     _choice_options(command)
@@ -97,8 +99,8 @@ def _lock_option(command: argparse.ArgumentParser) -> None:
 
 
 def _choice_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--image-key", metavar="KEY", help="which picture of a sample: jpg, or a column of Parquet")
-    command.add_argument("--allow-missing", action="store_true", help="take a set whose shards are not all there")
+    command.add_argument("--image-key", metavar="KEY", help="image of a sample: jpg, or a column of Parquet")
+    command.add_argument("--allow-missing", action="store_true", help="accept a set with missing shards")
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:

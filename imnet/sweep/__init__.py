@@ -46,7 +46,7 @@ def _parser() -> Parser:
     parser.add_argument("--jobs", type=int, default=None, metavar="N", help=told)
     parser.add_argument("--trial", type=int, default=None, metavar="N", help="run this trial alone")
     ask = parser.add_argument_group("ask instead of training").add_mutually_exclusive_group()
-    ask.add_argument("--dry-run", action="store_true", help="list the trials and what has become of each")
+    ask.add_argument("--dry-run", action="store_true", help="list the trials and their status")
     ask.add_argument("--sbatch", action="store_true", help="print a script for Slurm: an array with a task a trial")
     ask.add_argument("--list", action="store_true", help="list the grids that come with imnet")
     return parser
