@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -12,9 +13,10 @@ from imnet.data.files import file_state, reading
 from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError, IOFailure, shown
 
 _MAX_TEXT_BYTES = 16 << 20
+_ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.gz)?)$", re.IGNORECASE)
 # train/ and the class folders in it may be links; what lies behind more links than that is another place.
 _MAX_LINKS = 2
 Links = tuple[str, ...]
@@ -161,7 +163,7 @@ class ArchiveTree:
 class JoinedTree:
     """Several archives, each as a folder that is called as its file (``train.zip`` and ``val.zip``)."""
 
-    def __init__(self, path: Path, trees: dict[str, Tree]) -> None:
+    def __init__(self, path: Path, trees: dict[str, ArchiveTree]) -> None:
         self.path, self._trees, self.left = path, trees, LeftOut()
         for tree_ in trees.values():
             self.left.update(tree_.left)
@@ -175,6 +177,21 @@ class JoinedTree:
     def read(self, name: str) -> bytes:
         top, _, inner = name.partition("/")
         return self._trees[top].read(inner)
+
+
+def archives(source: FolderTree, files: list[str]) -> Tree:
+    """The archive of a folder, or several joined; what lies beside them is left out."""
+    trees: dict[str, ArchiveTree] = {}
+    for file in files:
+        name = _ARCHIVE.sub("", file)
+        if name in trees:
+            what = f"two archives are called {shown(name)}: {shown(trees[name].path.name)} and {shown(file)}"
+            raise DataError(what, file=source.path, hint="keep one of them")
+        trees[name] = ArchiveTree(source.root / file)
+    tree = JoinedTree(source.path, trees) if len(files) > 1 else next(iter(trees.values()))
+    tree.left.update(source.left)
+    tree.left.rest(source.names, files)
+    return tree
 
 
 def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[list[str], set[str]]:
