@@ -125,9 +125,8 @@ def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[st
     items.file_number(str(train))
     for member in _members(train):
         match = _CLASS_TAR.fullmatch(member.name)
-        reason = junk_path(member.name) or (None if match else suffix_reason(member.name))
-        if reason or match is None:
-            left[reason or "no suffix"] += 1
+        if match is None or junk_path(member.name):
+            left[junk_path(member.name) or suffix_reason(member.name)] += 1
         else:
             inner.append((match[1], member))
     inner.sort(key=lambda entry: entry[0])

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from imnet.data.files import file_state, reading
+from imnet.data.files import file_state, io_errors, reading
 from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
-from imnet.errors import DataError, IOFailure, shown
+from imnet.errors import DataError, shown
 
 _MAX_TEXT_BYTES = 16 << 20
 _ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.gz)?)$", re.IGNORECASE)
@@ -122,11 +122,8 @@ def through(link: str, links: Links) -> Links | None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise IOFailure(f"cannot list: {error.strerror or error}", file=folder) from error
+    with io_errors(folder, "list"), os.scandir(folder) as entries:
+        return list(entries)
 
 
 class ArchiveTree:
