@@ -102,7 +102,7 @@ class Cost:
         log = load(run.path)
         hours = log.total_seconds * info["num_ranks"] / 3600
         if top1 is None:
-            top1 = log.last.top1 if log.last else float("nan")
+            top1 = log.last_top1
         return cls(name, info["parameters"], forward, log.images_per_s, hours, top1)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,64 +30,27 @@ def load(
     name: str,
     data_dir: str | Path | None = None,
     *,
-    image_px: int | None = None,
-    split: str | None = None,
-    num_classes: int | None = None,
-    seed: int = 0,
-    train_images: int | None = None,
-    test_images: int | None = None,
-    channels: int | None = None,
-    hold_out: float = 0.0,
-    val_images: int | None = None,
     val_seed: int = 0,
     val_stratified: bool = False,
-    whole: bool = False,
-    download: bool = True,
-    look: bool = False,
-    on_bad: str = "stop",
+    **asked: Any,
 ) -> DataSet:
-    """Load a data set by name; ``packed:FOLDER`` loads a packed store, whatever it holds.
+    """Load a data set by name, in the form that a ``Request`` of the fields ``asked`` describes.
 
-    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
-    ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
-    sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
-    images of the others. ``hold_out`` is the share of each class that becomes the test part of a set without one,
-    chosen by ``seed``. ``val_images`` of the training images become ``val``, chosen by ``val_seed`` as torch's
-    random_split does, or, ``val_stratified``, of every class the same share. ``whole`` keeps pictures as they are
-    encoded, where a set is packed here. ``download=False`` never touches the network. ``look`` writes and downloads
-    nothing: a set that would be packed first ends in Unpacked, which says what lies there. ``on_bad``: what packing
-    does with a picture that cannot be decoded, stop or skip (one in 1000 of a split, and one at least). Errors:
+    ``packed:FOLDER`` loads a packed store, whatever it holds. ``val_images`` of the training images become ``val``,
+    chosen by ``val_seed`` as torch's random_split does, or, ``val_stratified``, of every class the same share. Errors:
     UsageError (names, options), DataError (missing, damaged; AbsentError: there are none), IOFailure (disk).
     """
-    counts = {"image_px": image_px, "num_classes": num_classes}
-    counts |= {"train_images": train_images, "test_images": test_images, "val_images": val_images}
-    for option, value in counts.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{option} is {value}; allowed 1 or more")
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
-    request = Request(
-        data_dir=Path(data_dir) if data_dir is not None else None,
-        image_px=image_px,
-        split=split or None,
-        num_classes=num_classes,
-        seed=seed,
-        train_images=train_images,
-        test_images=test_images,
-        channels=channels,
-        hold_out=hold_out,
-        val_images=val_images,
-        whole=whole,
-        download=download,
-        look=look,
-        on_bad=on_bad,
-    )
+    asked["split"] = asked.get("split") or None
+    request = Request(data_dir=Path(data_dir) if data_dir is not None else None, **asked)
     if name not in all_sets():
         hint = suggest(name, names()) or "imnet-train --list data shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
-    thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)
-    parted = thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
+    thinned = loaded if name in GENERATED else _thin(loaded, request.train_images, request.test_images)
+    count = request.val_images
+    parted = thinned if count is None else _with_val(thinned, count, val_seed, val_stratified)
     return parted if name in GENERATED else copies.counted(parted)
 
 

@@ -22,7 +22,7 @@ from imnet.files import check_output, holds, listed, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
-from imnet.report.data import NAN, RunLog
+from imnet.report.data import RunLog
 from imnet.report.markup import MARK, duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
@@ -30,6 +30,7 @@ from imnet.report.read import load
 __all__ = ["compare", "contact_sheet", "expand", "ranking", "render", "summary", "system"]
 
 REPORT_NAME = "report.html"
+BESIDE = "Recipes of the same system that are no row of the document."
 
 
 def render(run_dir: Path, out: Path | None = None) -> Path:
@@ -91,10 +92,13 @@ def expand(places: Sequence[Path]) -> list[Path]:
 
 
 def _runs_in(place: Path, depth: int) -> list[Path]:
-    """Itself, or the runs so deep in it; IOFailure for a folder that is closed to this user and may hold one."""
+    """``place`` if it is a run, else the runs up to ``depth`` folders below it; IOFailure for a folder that this user
+    may not list, since it may hold a run."""
     if listed(place, "run.json"):
         return [place]
-    return [run for inside in listed(place, "*") for run in _runs_in(inside, depth - 1)] if depth else []
+    # A file system's own lost+found is closed to users and holds no run.
+    inside = [path for path in listed(place, "*") if path.name != "lost+found"] if depth else []
+    return [run for path in inside for run in _runs_in(path, depth - 1)]
 
 
 def _beside_runs(place: Path) -> bool:
@@ -127,8 +131,8 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     drawn = [run for run in runs if id(run.recipe) in mine or rows.belongs(run.recipe, document)]
     body = [
         documents.main_table(document, main),
-        *documents.bands_table(bands),
-        *documents.beside_table(beside),
+        *documents.other_table("bands", "Bands", "One network a band; each row is one of them.", bands),
+        *documents.other_table("beside", "Beside the document", BESIDE, beside),
         *search.heat_maps(drawn),
         *([comparison.runs_table(drawn), comparison.overlays(drawn)] if drawn else []),
         *mistakes.best_confusion(drawn),
@@ -178,15 +182,14 @@ def summary(run_dir: Path) -> str:
     best = run.best
     best_at = f" at epoch {best.epoch:g} (selected on the {run.chosen_on})" if best else ""
     report = run.path / REPORT_NAME
-    averaged = run.last.top1 if run.last else NAN
-    against = "" if math.isnan(run.raw_top1) else f"{points(run.raw_top1 - averaged)} against"
+    against = "" if math.isnan(run.raw_top1) else f"{points(run.raw_top1 - run.last_top1)} against"
     lines = [
         ("run", f"{run.name}: {sections.status(run)}"),
         ("images", _images(run)),
         *([("top-1, test set", run.final_told)] if run.final_told else []),
-        ("top-1, last epoch", percent(run.last.top1 if run.last else NAN)),
+        ("top-1, last epoch", percent(run.last_top1)),
         *([("top-1, raw weights", f"{percent(run.raw_top1)}, {against} their average")] if against else []),
-        ("top-1, best epoch", percent(best.top1 if best else NAN) + best_at),
+        ("top-1, best epoch", percent(run.best_top1) + best_at),
         *([("validation, last", percent(run.vals[-1].top1))] if run.vals else []),
         ("published", _published(run)),
         ("images/s, median", rate(run.images_per_s)),

@@ -20,18 +20,8 @@ CSS_DASHES = ("solid", "dashed", "dotted", "double")
 
 def runs_table(runs: Sequence[RunLog]) -> Markup:
     """One row a run, under the letter of its group; the swatch is its line in the curves."""
-    headers = (
-        "Run",
-        "Recipe",
-        "Seed",
-        "Epochs",
-        "Top-1, last epoch",
-        _best_named(runs),
-        "Published",
-        "images/s, median",
-        "Time",
-        "Hardware",
-    )
+    headers = ("Run", "Recipe", "Seed", "Epochs", "Top-1, last epoch", _best_named(runs), "Published")
+    headers += ("images/s, median", "Time", "Hardware")
     rows = [(_label(run.path.resolve().name, mark, style), *_cells(run)) for run, mark, style in marked(runs)]
     return section("runs", "Runs", table(headers, rows, "wide"))
 
@@ -79,8 +69,8 @@ def _cells(run: RunLog) -> tuple[str, ...]:
         _long(run.name),
         "not recorded" if run.seed is None else str(run.seed),
         planned if run.finished else f"{run.reached_epoch:.4g} of {planned}, not finished",
-        percent(last_top1(run)),
-        _best_cell(run, percent(_best(run))),
+        percent(run.last_top1),
+        _best_cell(run, percent(run.best_top1)),
         published(run),
         rate(run.images_per_s),
         duration(run.total_seconds),
@@ -92,30 +82,13 @@ def _best_cell(run: RunLog, text: str) -> str:
     return f"{text} (on the {run.chosen_on})" if run.vals and run.best else text
 
 
-def last_top1(run: RunLog) -> float:
-    return run.last.top1 if run.last else NAN
-
-
 def _best_named(runs: Sequence[RunLog]) -> str:
     return f"Top-1, best epoch (selected on the {' or the '.join(dict.fromkeys(run.chosen_on for run in runs))})"
 
 
-def _best(run: RunLog) -> float:
-    return run.best.top1 if run.best else NAN
-
-
 def groups_table(runs: Sequence[RunLog]) -> Markup:
     """Mean and spread over the seeds of one recipe; unfinished runs are counted apart, never averaged in."""
-    headers = (
-        "Recipe",
-        "n",
-        "Seeds",
-        "Top-1, last epoch",
-        _best_named(runs),
-        "Published",
-        "Time",
-        "Published time",
-    )
+    headers = ("Recipe", "n", "Seeds", "Top-1, last epoch", _best_named(runs), "Published", "Time", "Published time")
     groups = group(runs)
     rows = []
     for letter, (name, members) in enumerate(zip(_names(groups), groups, strict=True)):
@@ -202,8 +175,8 @@ def _group_cells(members: Sequence[RunLog]) -> tuple[str, ...]:
     return (
         f"{len(done)}" + (f" (+ {open_runs} not finished)" if open_runs else ""),
         (", ".join(seeds) or "none") + repeated,
-        spread([last_top1(run) for run in done], percent, points_of),
-        _best_cell(members[0], spread([_best(run) for run in done], percent, points_of)),
+        spread([run.last_top1 for run in done], percent, points_of),
+        _best_cell(members[0], spread([run.best_top1 for run in done], percent, points_of)),
         published(members[0]),
         spread(time, duration, duration) if same_hardware else "different hardware: see the runs",
         hours_published(members[0]),

@@ -96,6 +96,14 @@ class RunLog:
         return next((line for line in self.evals if chosen is not None and line.epoch == chosen.epoch), None)
 
     @property
+    def last_top1(self) -> float:
+        return self.last.top1 if self.last else NAN
+
+    @property
+    def best_top1(self) -> float:
+        return self.best.top1 if self.best else NAN
+
+    @property
     def chosen_on(self) -> str:
         """What the best epoch is selected on."""
         return "validation images" if self.vals else self.judged_on
@@ -125,12 +133,12 @@ class RunLog:
     def raw_top1(self) -> float:
         """Of the raw weights at the last epoch, in a run that evaluates their average; else NaN."""
         compared = self.info.get("last_epoch")
-        return as_top1(compared.get("raw") if isinstance(compared, Mapping) else None)
+        return as_figure(compared.get("raw") if isinstance(compared, Mapping) else None)
 
     @property
     def final_top1(self) -> float:
         """Of the test set beside a validation set; NaN where there is none, or the run has not ended."""
-        return as_top1(self.info.get("final"))
+        return as_figure(self.info.get("final"))
 
     @property
     def final_told(self) -> str:
@@ -222,9 +230,9 @@ class RunLog:
         return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
 
 
-def as_top1(figures: Any) -> float:
-    """Top-1 of figures in run.json; NaN where there are none."""
-    value = figures.get("top1") if isinstance(figures, Mapping) else None
+def as_figure(figures: Any, name: str = "top1") -> float:
+    """One of the figures in run.json; NaN where there are none."""
+    value = figures.get(name) if isinstance(figures, Mapping) else None
     return float(value) if isinstance(value, int | float) else NAN
 
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from imnet.scores import ClassScore, Confusion, per_class
 
 NAN = math.nan
+
+
+def mean(values: Sequence[float], missing: float = NAN) -> float:
+    """Of the finite values; ``missing`` where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else missing
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the finite values; NaN where they are too few."""
+    finite = [value for value in values if math.isfinite(value)]
+    return mean(finite), stdev(finite) if len(finite) > 1 else NAN
 
 
 class TrainLine(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def _of(runs: Sequence[RunLog]) -> Measured:
     best = [run.best.top1 for run in runs if run.best is not None]
     return Measured(
         recipe=first.recipe,
-        last=tuple(run.last.top1 if run.last else NAN for run in runs),
+        last=tuple(run.last_top1 for run in runs),
         best=tuple(best),
         chosen_on=first.chosen_on,
         seconds=tuple(run.total_seconds for run in runs),
@@ -182,12 +182,3 @@ def _hardware(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if gpus and gpus[0]:
         return f"1 x {gpus[0]}"
     return f"{machine.get('cpu', 'not recorded')}, {machine.get('cores', '?')} cores"
-
-
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of the finite values; NaN where they are too few."""
-    finite = [value for value in values if math.isfinite(value)]
-    mean = math.fsum(finite) / len(finite) if finite else NAN
-    if len(finite) < 2:
-        return mean, NAN
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (len(finite) - 1))

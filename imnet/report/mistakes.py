@@ -7,9 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError
 from imnet.report.data import Evaluation, RunLog, Worst
 from imnet.report.markup import NOT_MEASURED, Markup, grid, html, section, soft, table
+from imnet.report.read import read_bytes
 
 HEAT_MAP_CLASSES = 50
 NUMBERED_CLASSES = 20  # beyond this the cells shrink to colour only; the counts stay as tool tips
@@ -37,7 +38,7 @@ def best_confusion(runs: Sequence[RunLog]) -> list[Markup]:
     judged = [run for run in runs if run.evaluation is not None and run.last is not None]
     if not judged:
         return []
-    best = max(judged, key=lambda run: run.last.top1 if run.last else 0.0)
+    best = max(judged, key=lambda run: run.last_top1)
     return [Markup(confusion(best).replace("<h2>Confusion matrix", f"<h2>Confusion matrix of {html(best.path.name)}"))]
 
 
@@ -94,13 +95,7 @@ def worst(run: RunLog) -> Markup:
         return section("worst", title, f"Worst images: {NOT_MEASURED} (no final evaluation yet).")
     names = run.evaluation.class_names
     rows = [
-        (
-            f"{row.index}",
-            names[row.label],
-            _predicted(names, row),
-            _share(row.probability),
-            f"{row.loss:.3f}",
-        )
+        (f"{row.index}", names[row.label], _predicted(names, row), _share(row.probability), f"{row.loss:.3f}")
         for row in run.evaluation.worst
     ]
     headers = ("Image", "True class", "Predicted as", "Probability of the true class", "Loss")
@@ -122,12 +117,9 @@ def _share(probability: float) -> str:
 
 def _sheet(run: RunLog) -> Markup:
     path = run.path / "worst.png"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return soft("The run folder holds no worst.png.")
-    except OSError as error:
-        raise IOFailure(f"cannot be read: {error.strerror}", file=path) from error
+    data = read_bytes(path)
     if not data.startswith(PNG_SIGNATURE):
         raise DataError("is not a PNG", file=path, hint="evaluate the run again")
     return _picture(data, "the worst images with their captions")

@@ -14,6 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from imnet.errors import DataError
+from imnet.report.lines import mean
 from imnet.report.markup import Markup
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tup
     """At most ``limit`` points: means over equal runs of points; a run with no finite value is a gap (NaN)."""
     width = math.ceil(len(x) / limit)
     starts = range(0, len(x), max(width, 1))
-    return [_mean(x[at : at + width]) for at in starts], [_mean(y[at : at + width]) for at in starts]
+    return [mean(x[at : at + width]) for at in starts], [mean(y[at : at + width]) for at in starts]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -171,7 +172,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     means = []
     for at, value in enumerate(values):
         reach = min(window // 2, at, last - at)
-        means.append(_mean(values[at - reach : at + reach + 1]) if math.isfinite(value) else math.nan)
+        means.append(mean(values[at - reach : at + reach + 1]) if math.isfinite(value) else math.nan)
     return means
 
 
@@ -181,13 +182,8 @@ def smoothed(x: Sequence[float], y: Sequence[float], label: str, color: int) -> 
         return [Curve(x=x, y=y, label=label, color=color)], ""
     x, y = thin(x, y)
     window = max(3, len(x) // SMOOTHING)
-    mean = Curve(x=x, y=running_mean(y, window), label=label, color=color)
-    return [Curve(x=x, y=y, color=color, faint=True), mean], f"bold: running mean over {100 * window / len(x):.0f} %"
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
+    bold = Curve(x=x, y=running_mean(y, window), label=label, color=color)
+    return [Curve(x=x, y=y, color=color, faint=True), bold], f"bold: running mean over {100 * window / len(x):.0f} %"
 
 
 def contact_sheet(images_uint8: np.ndarray, captions: Sequence[str], columns: int = 4) -> bytes:

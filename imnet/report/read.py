@@ -79,7 +79,7 @@ def _copied(data: Any, path: Path) -> list[str]:
     return [note for note, said in notes.items() if said]
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object; DataError where the file is absent or anything else."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         value = json.loads(data, parse_int=_whole)
     except (ValueError, RecursionError) as error:
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     from imnet import yaml_file
 
     try:
-        value = yaml_file.parse(_read_bytes(path).decode(errors="surrogateescape"))
+        value = yaml_file.parse(read_bytes(path).decode(errors="surrogateescape"))
     except UsageError as error:
         raise DataError(f"is {error.what}", file=path, hint="restore it or run again") from None
     if not isinstance(value, dict):
@@ -127,7 +127,7 @@ def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]
     if not path.exists():
         return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
     train: list[TrainLine] = []
-    data = _read_bytes(path)
+    data = read_bytes(path)
     rows, torn = parse(data, path)
     for number, row in rows:
         _append(row, train, evals, f"line {number}", path)
@@ -248,9 +248,7 @@ def _worst(rows: Any, num_classes: int, path: Path) -> tuple[Worst, ...]:
             raise DataError(f"worst names a class outside 0..{num_classes - 1}", file=path)
     return tuple(
         Worst(
-            index=row["index"],
-            label=row["label"],
-            predicted=row["predicted"],
+            **{key: row[key] for key in ("index", "label", "predicted")},
             loss=as_number(row["loss"], "worst.loss", path),
             probability=as_fraction(row["probability"], "worst.probability", path),
         )

@@ -11,7 +11,8 @@ from imnet.recipe_json import to_dict
 from imnet.recipes import RECIPES
 from imnet.recipes.documents import Document
 from imnet.report.data import NAN, differing
-from imnet.report.measured import Measured, mean_and_deviation
+from imnet.report.lines import mean
+from imnet.report.measured import Measured
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Row:
 
     @property
     def last(self) -> float:
-        return mean_and_deviation(self.found.last)[0] if self.found else NAN
+        return mean(self.found.last) if self.found else NAN
 
     @property
     def difference(self) -> float:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
-from imnet.report.comparison import group, identity, last_top1, points_of, spread
+from imnet.report.comparison import group, identity, points_of, spread
 from imnet.report.data import RunLog
+from imnet.report.lines import mean
 from imnet.report.markup import Markup, duration, flatten, html, percent, section, soft
 
 
 def judged(run: RunLog) -> float:
     """What a search should choose by: the images held out of train where there are any, else the test set."""
-    return run.vals[-1].top1 if run.vals else last_top1(run)
+    return run.vals[-1].top1 if run.vals else run.last_top1
+
+
+def _judged(runs: Sequence[RunLog]) -> float:
+    return mean(list(map(judged, runs)), -math.inf)
 
 
 def ranking(runs: Sequence[RunLog], labels: Sequence[str]) -> str:
@@ -22,13 +26,13 @@ def ranking(runs: Sequence[RunLog], labels: Sequence[str]) -> str:
     groups: dict[str, list[RunLog]] = {}
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(run)
-    ranked = sorted(groups.items(), key=lambda row: _mean([judged(run) for run in row[1]]), reverse=True)
+    ranked = sorted(groups.items(), key=lambda row: _judged(row[1]), reverse=True)
     held_out = any(run.vals for run in runs)
     rows = [("configuration", "n", *(["validation, last epoch"] if held_out else []), "test, last epoch", "time, mean")]
     for label, members in ranked:
         validation = [_mean_and_spread([judged(run) for run in members])] if held_out else []
-        test = _mean_and_spread([last_top1(run) for run in members])
-        time = duration(_mean([run.total_seconds for run in members]))
+        test = _mean_and_spread([run.last_top1 for run in members])
+        time = duration(mean([run.total_seconds for run in members]))
         rows.append((label, str(len(members)), *validation, test, time))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -38,11 +42,6 @@ def ranking(runs: Sequence[RunLog], labels: Sequence[str]) -> str:
 def _mean_and_spread(values: Sequence[float]) -> str:
     """Of one run the value alone: the column n says that it has no spread."""
     return percent(values[0]) if len(values) == 1 else spread(values, percent, points_of)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else -math.inf
 
 
 def heat_maps(runs: Sequence[RunLog]) -> list[Markup]:
@@ -63,10 +62,10 @@ def _map(key: str, name: str, axes: Sequence[str], family: Sequence[tuple[dict[s
     """Columns: the axis of more values."""
     down, across = sorted(axes, key=lambda axis: len({values[axis] for values, _ in family}))
     cells = {(values[down], values[across]): [r for r in members if r.finished] for values, members in family}
-    top1 = {at: _mean([last_top1(run) for run in members]) for at, members in cells.items() if members}
+    top1 = {at: mean([run.last_top1 for run in members]) for at, members in cells.items() if members}
     finite = [value for value in top1.values() if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    best = max(top1, key=lambda at: _mean([judged(run) for run in cells[at]]), default=None)
+    best = max(top1, key=lambda at: _judged(cells[at]), default=None)
     columns = _sorted({at[1] for at in cells})
     head = "".join(f"<th>{html(value)}</th>" for value in columns)
     body = ""
@@ -88,7 +87,7 @@ def _cell(value: float | None, members: Sequence[RunLog] | None, low: float, hig
         return f"<td>{'not run' if members is None else 'not finished'}</td>"
     shade = 0.08 + 0.77 * ((value - low) / (high - low) if high > low else 1.0)
     kind = "hit best" if best else "hit"
-    shown = spread([last_top1(run) for run in members], percent, points_of)
+    shown = spread([run.last_top1 for run in members], percent, points_of)
     tip = f"{shown}, n = {len(members)}"
     return f'<td class="{kind}" style="--a:{shade:.2f}" title="{html(tip)}">{percent(value, "NaN")}</td>'
 

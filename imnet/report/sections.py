@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import quantiles
 
-from imnet.report.data import NAN, EvalLine, RunLog
+from imnet.report.data import NAN, EvalLine, RunLog, as_figure
 from imnet.report.markup import (
     NOT_MEASURED,
     Markup,
@@ -26,13 +26,12 @@ from imnet.report.plots import Curve, curves_svg, smoothed
 
 
 def headline(run: RunLog) -> Markup:
-    last, best, judged_on = run.last, run.best, run.judged_on
     when = "last epoch" if run.finished else "so far"
     return tiles(
         [
             *([("test top-1, judged at the end", percent(run.final_top1))] if run.final_told else []),
-            (f"{judged_on.split()[0]} top-1, {when}", percent(last.top1 if last else NAN)),
-            (f"best epoch (selected on the {run.chosen_on})", percent(best.top1 if best else NAN)),
+            (f"{run.judged_on.split()[0]} top-1, {when}", percent(run.last_top1)),
+            (f"best epoch (selected on the {run.chosen_on})", percent(run.best_top1)),
             ("published top-1" + (" (not comparable)" if run.changed else ""), percent(run.published_top1, "none")),
             ("images/s, median", rate(run.images_per_s)),
             ("time, evaluations included", duration(run.total_seconds)),
@@ -82,14 +81,14 @@ def results(run: RunLog) -> Markup:
     compared = math.isfinite(run.raw_top1)
     rows = [
         *([("Test set, top-1", run.final_told, "", "")] if run.final_told else []),
-        (name, _top1(last), _top1(best), percent(run.published_top1, "not published")),
-        *([("Top-1 on the validation images", _top1(run.vals[-1]), _top1(run.best_val), "")] if run.vals else []),
+        (name, percent(run.last_top1), percent(run.best_top1), percent(run.published_top1, "not published")),
+        *([("Top-1 on the validation images", _share(run.vals[-1]), _share(run.best_val), "")] if run.vals else []),
         *([("Top-1, raw weights (the rest: their average)", percent(run.raw_top1), "", "")] if compared else []),
         ("Top-1 minus published", _gap(last, run), _gap(best, run), ""),
         *_ensemble(run),
         ("Top-1, final evaluation", percent(evaluation.top1 if evaluation else NAN), "", ""),
         ("Top-1, mirror averaged", flip, "", ""),
-        ("Top-5", _top5(last), _top5(best), percent(_number(published.get("top5")), "not published")),
+        ("Top-5", _share(last, "top5"), _share(best, "top5"), percent(as_figure(published, "top5"), "not published")),
         ("Epoch", _at(last, run), _at(best, run), ""),
         ("Hours", hours(run.total_seconds), "the same run", hours_published(run)),
         ("Hardware", run.hardware, "the same run", published.get("hardware") or "not published"),
@@ -134,16 +133,8 @@ def _epoch(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _number(value: float | None) -> float:
-    return NAN if value is None else float(value)
-
-
-def _top1(line: EvalLine | None) -> str:
-    return percent(line.top1 if line else NAN)
-
-
-def _top5(line: EvalLine | None) -> str:
-    return percent(line.top5 if line else NAN)
+def _share(line: EvalLine | None, name: str = "top1") -> str:
+    return percent(getattr(line, name, NAN))
 
 
 def _gap(line: EvalLine | None, run: RunLog) -> str:

@@ -14,8 +14,8 @@ from html import unescape
 from typing import Any
 
 from imnet.recipes.documents import Document
-from imnet.report.markup import NOT_MEASURED, Markup, duration, html, percent, points, section, soft, table
-from imnet.report.measured import mean_and_deviation
+from imnet.report.lines import mean, mean_and_deviation
+from imnet.report.markup import Markup, duration, html, percent, points, section, soft, table
 from imnet.report.rows import Row
 
 NOT_RUN = "not run"
@@ -41,19 +41,9 @@ def main_table(document: Document, found: Sequence[Row]) -> Markup:
     return section("document", f"Document {document.number}", *said, _table(found), *footnotes)
 
 
-def bands_table(found: Sequence[Row]) -> list[Markup]:
-    """No section where nothing is known of any band."""
-    return (
-        [section("bands", "Bands", soft("One network a band; each row is one of them."), _table(found))]
-        if found
-        else []
-    )
-
-
-def beside_table(found: Sequence[Row]) -> list[Markup]:
-    """Recipes of our own that no row of the document is."""
-    said = soft("Recipes of the same system that are no row of the document.")
-    return [section("beside", "Beside the document", said, _table(found))] if found else []
+def other_table(name: str, title: str, said: str, found: Sequence[Row]) -> list[Markup]:
+    """Rows that are none of the document's own; no section without any."""
+    return [section(name, title, soft(said), _table(found))] if found else []
 
 
 def _columns(found: Sequence[Row]) -> list[tuple[str, Any]]:
@@ -130,17 +120,15 @@ def _measured(row: Row) -> Markup:
 
 
 def _spread(values: Sequence[float]) -> str:
-    mean, deviation = mean_and_deviation(values)
-    return percent(mean) + (f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else "")
+    middle, deviation = mean_and_deviation(values)
+    return percent(middle) + (f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else "")
 
 
 def _difference(row: Row) -> Markup:
     if not math.isfinite(row.difference):
         return Markup("")
-    changed = (
-        f'<br><span class="soft">another run: changed {html(", ".join(row.changed))}</span>' if row.changed else ""
-    )
-    return Markup(f"{html(points(row.difference))}{changed}")
+    told = f'<br><span class="soft">another run: changed {html(", ".join(row.changed))}</span>'
+    return Markup(html(points(row.difference)) + told * bool(row.changed))
 
 
 def _published_time(row: Row) -> str:
@@ -151,10 +139,7 @@ def _published_time(row: Row) -> str:
 
 
 def _time(row: Row) -> Markup:
-    if row.found is None:
-        return Markup("")
-    mean = mean_and_deviation(row.found.seconds)[0]
-    return Markup(f'<span class="name">{duration(mean) if math.isfinite(mean) else NOT_MEASURED}</span>')
+    return Markup(f'<span class="name">{duration(mean(row.found.seconds))}</span>' if row.found else "")
 
 
 def _hardware(row: Row) -> str:
@@ -201,7 +186,7 @@ def as_csv(found: Sequence[Row]) -> str:
 def _values(row: Row) -> list[Any]:
     m, recipe = row.found, row.recipe
     p = recipe.published if recipe else None
-    mean, deviation = mean_and_deviation(m.last if m else ())
+    last, deviation = mean_and_deviation(m.last if m else ())
     return [
         row.label or None,
         m.name if m else recipe.name if recipe else None,
@@ -214,14 +199,14 @@ def _values(row: Row) -> list[Any]:
         m.recipe.get("epochs") if m else None,
         row.published,
         "; ".join(f"{top1:g} {mark}" for mark, top1 in (p.references if p and row.band is None else {}).items()),
-        mean,
+        last,
         deviation,
         row.difference,
-        mean_and_deviation(m.best if m else ())[0],
+        mean(m.best if m else ()),
         ", ".join(row.changed),
         row.hours,
         p.hardware if p else None,
-        mean_and_deviation(m.seconds if m else ())[0] / 3600,
+        mean(m.seconds if m else ()) / 3600,
         m.hardware if m else None,
         m.precision if m else None,
         len(m.last) if m else 0,

@@ -149,7 +149,7 @@ def _result(folder: Path) -> str:
     if len(bands) > 1:
         return f"{len(bands)} bands; imnet-eval {folder} fuses them"
     run = load(bands[0])
-    return f"top-1 {percent(run.last.top1 if run.last else report.NAN)} in {duration(run.total_seconds)}"
+    return f"top-1 {percent(run.last_top1)} in {duration(run.total_seconds)}"
 
 
 def _end(chosen: Sequence[Trial], out: Path) -> int:

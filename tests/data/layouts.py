@@ -222,6 +222,21 @@ def two_zips(folder):
     return folder
 
 
+@layout("`train.tar` and `val.tgz`, with what else lies there", train=6, test=6,
+        left="left out: 3 files (.csv 1, .md 1, hidden 1)")  # fmt: skip
+def two_tars(folder):
+    packed = gzip.compress(tar(folder / "in" / "train.tar", files("")).read_bytes())
+    (folder / "in" / "val.tgz").write_bytes(packed)
+    return making.write_tree(folder / "in", {"README.md": b"x", ".hidden": b"x", "lists/x.csv": b"x"})
+
+
+@layout("`train.tar` beside `train.tar.gz`", refused="two archives are called train: train.tar and train.tar.gz")
+def tar_twice(folder):
+    packed = gzip.compress(tar(folder / "in" / "train.tar", files("")).read_bytes())
+    tar(folder / "in" / "val.tar", files(""))
+    return making.write_tree(folder / "in", {"train.tar.gz": packed})
+
+
 @layout("an archive beside the folders that it was unpacked to", train=6, test=6, left="left out: 1 file (.tar 1)")
 def archive_beside(folder):
     source = tree(folder, "train", "val")

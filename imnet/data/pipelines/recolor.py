@@ -9,7 +9,7 @@ applied once, to all the images that drew it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 import torch
@@ -127,17 +127,17 @@ _FAMILY = dict.fromkeys(_WARPS, 1) | dict.fromkeys(_BLENDS, 2)
 _FAMILY |= {"Sharpness": 3, "Posterize": 4, "Solarize": 5, "AutoContrast": 6, "Equalize": 7}
 
 
-def _strengths() -> Tensor:
-    """(14, 31) fp64: what each bin means for each operation, without its sign."""
+def _strengths(spans: Mapping[str, float], posterize_bits: int) -> Tensor:
+    """(14, 31) fp64: what each bin means for each operation, without its sign; the last bin means the whole span."""
     table = torch.zeros(len(OPERATIONS), NUM_BINS, dtype=torch.float64)
-    for name, span in _SPANS.items():
+    for name, span in spans.items():
         table[_CODE[name]] = torch.linspace(0.0, span, NUM_BINS).double()
-    table[_CODE["Posterize"]] = (8 - torch.arange(NUM_BINS) / ((NUM_BINS - 1) / 6)).round().double()
+    table[_CODE["Posterize"]] = (8 - torch.arange(NUM_BINS) / ((NUM_BINS - 1) / posterize_bits)).round().double()
     table[_CODE["Solarize"]] = torch.linspace(1.0, 0.0, NUM_BINS).double()
     return table
 
 
-_STRENGTHS = _strengths()
+_STRENGTHS = _strengths(_SPANS, 6)
 _SIGNED = torch.tensor([name in _SPANS for name in OPERATIONS])
 _FAMILIES = torch.tensor([_FAMILY.get(name, 0) for name in OPERATIONS])
 _BLEND_KIND = torch.tensor([_BLENDS.get(name, 0) for name in OPERATIONS])
@@ -152,14 +152,9 @@ def draw_trivial(key: Key) -> tuple[Tensor, Tensor]:
 
 def draw_rand(augment: Augment, size: Sequence[int], key: Key, number: int) -> tuple[Tensor, Tensor]:
     """The same of RandAugment's operation ``number`` on images of ``size`` (H, W)."""
-    level = augment.rand_augment_magnitude
-    table = torch.zeros(len(OPERATIONS), dtype=torch.float64)
     spans = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * size[1], "TranslateY": 150 / 331 * size[0]}
     spans |= {"Rotate": 30.0} | dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
-    for name, span in spans.items():
-        table[_CODE[name]] = torch.linspace(0.0, span, NUM_BINS)[level]
-    table[_CODE["Posterize"]] = 8 - round(4 * level / (NUM_BINS - 1))
-    table[_CODE["Solarize"]] = torch.linspace(1.0, 0.0, NUM_BINS)[level]
+    table = _strengths(spans, 4)[:, augment.rand_augment_magnitude]
     code, negative = key.below(STREAM_RAND + number, len(OPERATIONS), 2)
     return code, table[code] * torch.where(_SIGNED[code] & (negative == 1), -1.0, 1.0)
 

@@ -130,12 +130,10 @@ def band_statistics(augment: Augment, channels: int, bands: tuple[int, ...] = ()
     Every phase has the mean of the pixels, so band 0 has 2 r r times it and every other band has mean 0.
     """
     assert augment.spectral_r is not None
-    assert not isinstance(augment.mean, str)
-    means = augment.mean * channels if len(augment.mean) == 1 else augment.mean
     wanted = bands or (augment.spectral_band,)
     gains = [[0.0 if band else 255.0 * 2 * augment.spectral_r**2] for band in wanted]
     stds = [[255 * augment.spectral_std[band % len(augment.spectral_std)]] for band in wanted]
-    return torch.tensor([means]) * torch.tensor(gains), torch.tensor(stds)
+    return torch.tensor([augment.mean_per_channel(channels)]) * torch.tensor(gains), torch.tensor(stds)
 
 
 def band(

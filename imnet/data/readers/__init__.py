@@ -15,7 +15,7 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.parquet import find_parquet
 from imnet.data.readers.rule import is_picture, suffix_reason
 from imnet.data.readers.tars import find_tars, is_tar
-from imnet.data.readers.tree import ArchiveTree, FolderTree, JoinedTree, Tree
+from imnet.data.readers.tree import ArchiveTree, FolderTree, archives
 from imnet.errors import DataError, shown
 
 __all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
@@ -66,20 +66,9 @@ def _in_folder(path: Path, choice: Choice) -> Found | None:
     both = [what for what, is_one in kinds if any(map(is_one, source.names))]
     if len(both) > 1:
         raise DataError(f"two ways to read it: {' and '.join(both)}", file=path, hint="give one of them")
-    return find_tars(source, choice) or find_parquet(source, choice) or _zips(source)
-
-
-def _zips(source: FolderTree) -> Found | None:
-    """One zip in a folder, or several that stand for folders (train.zip and val.zip)."""
     zips = [name for name in source.names if name.lower().endswith(".zip")]
-    if not zips:
-        return None
-    trees: dict[str, Tree] = {name[:-4]: ArchiveTree(source.path / name) for name in zips}
-    found = find_folders(JoinedTree(source.path, trees) if len(zips) > 1 else trees[zips[0][:-4]])
-    if found is not None:
-        found.left.update(source.left)
-        found.left.rest(source.names, zips)
-    return found
+    found = find_tars(source, choice) or find_parquet(source, choice)
+    return found or (find_folders(archives(source, zips)) if zips else None)
 
 
 def _seen(path: Path) -> str:

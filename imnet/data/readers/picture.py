@@ -17,13 +17,7 @@ from imnet.data.readers.rule import LFS_POINTER
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-FILTERS = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("box", "bilinear", "hamming", "bicubic", "lanczos")}
 # Those whose decoder this Pillow was built with; a phone's MPO opens as the JPEG that it begins with.
 _OPTIONAL = (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
 FORMATS = (

@@ -15,7 +15,7 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.labels import LABEL_FILES, LIST_FILES, VAL_PICTURE, beside
 from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reason
 from imnet.data.readers.shards import files_by_split
-from imnet.data.readers.tree import ArchiveTree, FolderTree, JoinedTree, Tree
+from imnet.data.readers.tree import FolderTree, archives
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
 
@@ -45,7 +45,7 @@ def find_tars(source: FolderTree, choice: Choice) -> Found | None:
     if {"train", "val"} & set(kinds.values()):
         return _imagenet(source, kinds)
     if set(kinds.values()) == {"folders"}:
-        return _class_folders(source, tars)
+        return find_folders(archives(source, tars))
     odd = next((tar for tar, kind in kinds.items() if kind == "folders"), None)
     if odd is not None and "samples" in kinds.values():
         other = next(tar for tar, kind in kinds.items() if kind == "samples")
@@ -72,16 +72,6 @@ def _kind(tar: Path) -> str:
 def _members(path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
     with open_tar(path) as file:
         yield from list_tar(file, path, start, length)
-
-
-def _class_folders(source: FolderTree, tars: list[str]) -> Found | None:
-    """One tar of class folders, or several that stand for folders (train.tar and val.tar)."""
-    trees: dict[str, Tree] = {_stem(name): ArchiveTree(source.root / name) for name in tars}
-    return find_folders(JoinedTree(source.path, trees) if len(tars) > 1 else trees[_stem(tars[0])])
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"(\.tar)?(\.gz)?(\.tgz)?$", "", name, flags=re.IGNORECASE)
 
 
 def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
@@ -135,9 +125,8 @@ def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[st
     items.file_number(str(train))
     for member in _members(train):
         match = _CLASS_TAR.fullmatch(member.name)
-        reason = junk_path(member.name) or (None if match else suffix_reason(member.name))
-        if reason or match is None:
-            left[reason or "no suffix"] += 1
+        if match is None or junk_path(member.name):
+            left[junk_path(member.name) or suffix_reason(member.name)] += 1
         else:
             inner.append((match[1], member))
     inner.sort(key=lambda entry: entry[0])

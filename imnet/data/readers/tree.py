@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from imnet.data.files import file_state, reading
+from imnet.data.files import file_state, io_errors, reading
 from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError, shown
 
 _MAX_TEXT_BYTES = 16 << 20
+_ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.gz)?)$", re.IGNORECASE)
 # train/ and the class folders in it may be links; what lies behind more links than that is another place.
 _MAX_LINKS = 2
 Links = tuple[str, ...]
@@ -120,11 +122,8 @@ def through(link: str, links: Links) -> Links | None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise IOFailure(f"cannot list: {error.strerror or error}", file=folder) from error
+    with io_errors(folder, "list"), os.scandir(folder) as entries:
+        return list(entries)
 
 
 class ArchiveTree:
@@ -161,7 +160,7 @@ class ArchiveTree:
 class JoinedTree:
     """Several archives, each as a folder that is called as its file (``train.zip`` and ``val.zip``)."""
 
-    def __init__(self, path: Path, trees: dict[str, Tree]) -> None:
+    def __init__(self, path: Path, trees: dict[str, ArchiveTree]) -> None:
         self.path, self._trees, self.left = path, trees, LeftOut()
         for tree_ in trees.values():
             self.left.update(tree_.left)
@@ -175,6 +174,21 @@ class JoinedTree:
     def read(self, name: str) -> bytes:
         top, _, inner = name.partition("/")
         return self._trees[top].read(inner)
+
+
+def archives(source: FolderTree, files: list[str]) -> Tree:
+    """The archive of a folder, or several joined; what lies beside them is left out."""
+    trees: dict[str, ArchiveTree] = {}
+    for file in files:
+        name = _ARCHIVE.sub("", file)
+        if name in trees:
+            what = f"two archives are called {shown(name)}: {shown(trees[name].path.name)} and {shown(file)}"
+            raise DataError(what, file=source.path, hint="keep one of them")
+        trees[name] = ArchiveTree(source.root / file)
+    tree = JoinedTree(source.path, trees) if len(files) > 1 else next(iter(trees.values()))
+    tree.left.update(source.left)
+    tree.left.rest(source.names, files)
+    return tree
 
 
 def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[list[str], set[str]]:

@@ -20,7 +20,17 @@ from imnet.errors import DataError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a source is asked for; None leaves the choice to the source. See ``imnet.data.load``."""
+    """What a source is asked for; None leaves the choice to the source.
+
+    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
+    ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
+    sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
+    images of the others. ``hold_out`` is the share of each class that becomes the test part of a set without one,
+    chosen by ``seed``. ``val_images`` see ``imnet.data.load``. ``whole`` keeps pictures as they are encoded, where a
+    set is packed here. ``download=False`` never touches the network. ``look`` writes and downloads nothing: a set that
+    would be packed first ends in Unpacked, which says what lies there. ``on_bad``: what packing does with a picture
+    that cannot be decoded, stop or skip (one in 1000 of a split, and one at least).
+    """
 
     data_dir: Path | None = None
     image_px: int | None = None
@@ -36,6 +46,12 @@ class Request:
     download: bool = True
     look: bool = False
     on_bad: str = "stop"
+
+    def __post_init__(self) -> None:
+        for option in ("image_px", "num_classes", "train_images", "test_images", "val_images"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"{option} is {value}; allowed 1 or more")
 
 
 class AbsentError(DataError):

@@ -29,10 +29,7 @@ def custom_split(train: Split, test: Split) -> tuple[Split, Split]:
     cut = _CUSTOM_TRAIN_IMAGES
     if len(train) <= cut:
         raise DataError(f"fashion-mnist: {len(train)} training images; the custom split needs more than {cut}")
-    rest = Split(
-        np.concatenate([test.images, train.images[cut:]]),
-        np.concatenate([test.labels, train.labels[cut:]]),
-    )
+    rest = Split(np.concatenate([test.images, train.images[cut:]]), np.concatenate([test.labels, train.labels[cut:]]))
     return Split(train.images[:cut], train.labels[:cut]), rest
 
 

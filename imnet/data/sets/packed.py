@@ -14,7 +14,7 @@ from imnet.data.readers import Blocks, Found, Items, recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.sets import AbsentError, Request, Unpacked, dataset, require, search_path
 from imnet.data.sets.fashion_mnist import fashion_mnist
-from imnet.data.store import FORMAT, is_store, load_named, load_store
+from imnet.data.store import FORMAT, is_store, load_store
 from imnet.data.store.pack import unchanged
 from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, IOFailure, UsageError
@@ -90,7 +90,7 @@ def _from_source(request: Request, name: str, names: tuple[str, ...], size: int 
 
 
 def _named(store: Path, name: str, request: Request) -> DataSet:
-    return _checked(load_named(store, name, request.image_px, request.hold_out, request.seed), request)
+    return _checked(load_store(store, request.image_px, request.hold_out, request.seed, name), request)
 
 
 def _holds(place: Path) -> bool:

@@ -19,7 +19,7 @@ from imnet.command import suggest
 from imnet.data.base import DataSet, Split, make
 from imnet.data.files import cache_dir, io_errors, locked, make_dir, publish
 from imnet.data.sets import AbsentError, Request, all_sets, require, search_path
-from imnet.data.store import is_store, load_named
+from imnet.data.store import is_store, load_store
 from imnet.errors import IOFailure, UsageError
 
 if TYPE_CHECKING:  # imported where they are used: http and ssl are a third of the time to import imnet.data
@@ -75,7 +75,7 @@ class RemoteSet:
         """The set from a packed store in ``data_dir``, else from its files; UsageError for another form than it has."""
         cut = self._checked(request)
         if request.data_dir is not None and is_store(request.data_dir):
-            held = load_named(request.data_dir, self.name)
+            held = load_store(request.data_dir, name=self.name)
             if cut is None:
                 return held
             train, test, names = held.train, held.test, held.class_names

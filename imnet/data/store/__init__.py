@@ -21,7 +21,7 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -226,21 +226,28 @@ def is_store(folder: Path) -> bool:
     return split_path(folder, "train").is_file()
 
 
-def load_store(folder: Path, image_px: int | None = None, held_share: float = 0.0, seed: int = 0) -> DataSet:
+def load_store(
+    folder: Path, image_px: int | None = None, held_share: float = 0.0, seed: int = 0, name: str | None = None
+) -> DataSet:
     """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory.
 
-    ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one.
+    ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one. DataError where it holds
+    another set than ``name``; ``folder`` is a set of the user's own, whatever it was packed from.
     """
     if any(folder.glob(f"*{SUFFIX}.part")) and not (folder / "source.json").exists():
         hint = "wait for it, or run the same imnet-data pack again"
         raise DataError("packing has not ended here: parts may be of two states of the source", file=folder, hint=hint)
     train = open_store(split_path(folder, "train"))
+    held = train.header["name"]
+    if name not in (None, "folder", held):
+        raise DataError(f"this packed store holds {held}, not {name}", file=folder, hint=f"--data packed:{folder}")
+    name = name or held
     files = {split: split_path(folder, split) for split in ("test", "final")}
     stores = {split: open_store(file) for split, file in files.items() if file.is_file()}
     if "test" in stores:
         check_no_test(held_share)
     if held_share:
-        return _held_out(train, image_px, held_share, seed)
+        return _held_out(train, name, image_px, held_share, seed)
     if "test" not in stores:
         hint = "--data.hold_out 0.1 takes a tenth of each class for it"
         raise DataError("packed store has no test split", file=folder, hint=hint)
@@ -250,12 +257,12 @@ def load_store(folder: Path, image_px: int | None = None, held_share: float = 0.
     names, digests = train.class_names, (train.header["digest"], stores["test"].header["digest"])
     parts = {split: store.split(image_px) for split, store in stores.items()}
     return DataSet(
-        train.header["name"], train.split(image_px), parts["test"], names, combine_digests(*digests, names),
+        name, train.split(image_px), parts["test"], names, combine_digests(*digests, names),
         _notes(train, *stores.values()), parts.get("final"),
     )  # fmt: skip
 
 
-def _held_out(train: Store, image_px: int | None, share: float, seed: int) -> DataSet:
+def _held_out(train: Store, name: str, image_px: int | None, share: float, seed: int) -> DataSet:
     check_hold_out(train.labels, train.path)
     rest, held = hold_out(train.split(image_px), share, seed)
     mark = f"{train.header['digest']} hold_out {share} {seed}".encode()
@@ -263,7 +270,7 @@ def _held_out(train: Store, image_px: int | None, share: float, seed: int) -> Da
     note = f"no test part: {share:.0%} of each class, {len(held):,} images, is held out for it"
     single = int((np.bincount(train.labels) == 1).sum())
     note += f"; {single} classes with one image have none in it" if single else ""
-    return DataSet(train.header["name"], rest, held, train.class_names, digest, (*_notes(train), note))
+    return DataSet(name, rest, held, train.class_names, digest, (*_notes(train), note))
 
 
 def _notes(*stores: Store) -> tuple[str, ...]:
@@ -276,16 +283,3 @@ def _notes(*stores: Store) -> tuple[str, ...]:
         *map(str, stores[0].header.get("notes", ())),
         *(f"{said[name]}: {told[name]}" for name in said if told[name]),
     )
-
-
-def load_named(
-    folder: Path, name: str, image_px: int | None = None, held_share: float = 0.0, seed: int = 0
-) -> DataSet:  # fmt: skip
-    """``load_store``, once it is known to hold that set; DataError when it holds another one. A ``folder`` is a set of
-    the user's own, whatever it was packed from."""
-    held = load_store(folder, image_px, held_share, seed)
-    if name == "folder":
-        return replace(held, name=name)
-    if held.name != name:
-        raise DataError(f"this packed store holds {held.name}, not {name}", file=folder, hint=f"--data packed:{folder}")
-    return held
