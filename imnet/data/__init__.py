@@ -1,4 +1,4 @@
-"""Data sets by name: ``load("fashion-mnist", data_dir)``; importing this imports numpy, never torch."""
+"""Loads data sets by name: ``load("fashion-mnist", data_dir)``. Importing this package imports numpy, never torch."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def load(
     val_stratified: bool = False,
     **asked: Any,
 ) -> DataSet:
-    """Load a data set by name, in the form that a ``Request`` of the fields ``asked`` describes.
+    """Load a data set by name; ``asked`` are fields of ``Request``.
 
-    ``packed:FOLDER`` loads a packed store, whatever it holds. ``val_images`` of the training images become ``val``,
-    chosen by ``val_seed`` as torch's random_split does, or, ``val_stratified``, of every class the same share. Errors:
-    UsageError (names, options), DataError (missing, damaged; AbsentError: there are none), IOFailure (disk).
+    ``packed:FOLDER`` loads a packed store of any data set. If ``val_images`` is given, that many training images become
+    ``val``: chosen by ``val_seed`` as torch's random_split does, or with ``val_stratified`` the same share of every
+    class. Raises UsageError (names, options), DataError (damaged; AbsentError if it is missing) and IOFailure (disk).
     """
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
@@ -55,7 +55,8 @@ def load(
 
 
 def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> DataSet:
-    """The data set cut to the asked numbers of evenly spaced images (all classes stay in), with its own fingerprint."""
+    """The data set cut to the given numbers of images, with a new fingerprint. The images are evenly spaced, so that
+    sets sorted by class keep all classes."""
     train = _spaced(whole.train, train_images, "train_images")
     test = _spaced(whole.test, test_images, "test_images")
     if train is whole.train and test is whole.test:
@@ -67,7 +68,7 @@ def _thin(whole: DataSet, train_images: int | None, test_images: int | None) -> 
 
 
 def _with_val(whole: DataSet, count: int, seed: int, stratified: bool) -> DataSet:
-    """The data set with ``count`` training images held out, and a fingerprint that says which."""
+    """The data set with ``count`` training images held out as ``val``, and a fingerprint that depends on the choice."""
     train, val = hold_out_images(whole.train, count, seed, stratified)
     how = "the same share of every class" if stratified else "as torch's random_split draws them"
     note = f"validation: {count:,} of {len(whole.train):,} training images held out, {how}, seed {seed}"

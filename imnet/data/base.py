@@ -1,4 +1,4 @@
-"""What every data set hands to training: two splits of uint8 pixels and labels, names and a fingerprint. numpy only."""
+"""``DataSet``, the form of every loaded set, and its splits of uint8 pixels or encoded pictures. Imports numpy only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, uint8 (N, H, W, C), in memory or memory-mapped, and their labels, int64 (N,) from 0."""
+    """One split: images, uint8 (N, H, W, C), in memory or memory-mapped, and labels, int64 (N,), counted from 0."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -40,15 +40,15 @@ class Split:
 
     @property
     def num_bytes(self) -> int:
-        """What the images take in memory."""
+        """Bytes of all pixels."""
         return self.images.nbytes
 
     def pictures(self, rows: Sequence[int]) -> np.ndarray:
-        """uint8 (n, H, W, C): these images, to look at."""
+        """The images at ``rows`` as uint8 (n, H, W, C), for display."""
         return self.images[list(rows)]
 
     def digest(self) -> str:
-        """sha256 (hex) over shape, pixels and labels: the same however the split is stored."""
+        """sha256 (hex) over shape, pixels and labels; independent of how the split is stored."""
         state = split_hash(self.images.shape)
         for chunk in chunks(self.images):
             state.update(chunk.data)
@@ -58,11 +58,11 @@ class Split:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Pictures of any size, as they were encoded (JPEG, PNG, ...), decoded anew whenever they are needed.
+    """One split of encoded pictures (JPEG, PNG, ...) of any size, which are decoded each time they are used.
 
-    ``read(i)`` gives the bytes of picture i, ``sizes`` (N,), whole numbers, how many those are. Unless a recipe crops
-    them from the whole picture, they are made ``image_px`` square with the BOX filter: the pixels that a store packed
-    at that size would hold.
+    ``read(i)`` returns the bytes of picture i, and ``sizes``, integers (N,), their number. Unless the recipe crops from
+    the whole picture, a picture is resized to ``image_px`` square with the BOX filter, which gives the same pixels as a
+    store packed at that size.
     """
 
     read: Callable[[int], bytes]
@@ -76,16 +76,16 @@ class EncodedSplit:
 
     @property
     def num_bytes(self) -> int:
-        """What the pictures take in memory, encoded."""
+        """Bytes of all encoded pictures."""
         return int(self.sizes.sum(dtype=np.int64))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image once it is decoded."""
+        """(H, W, C) of an image after decoding and resizing."""
         return self.image_px, self.image_px, 3
 
     def pictures(self, rows: Sequence[int]) -> np.ndarray:
-        """uint8 (n, H, W, 3): these pictures, to look at; black where one cannot be decoded."""
+        """The pictures at ``rows`` as uint8 (n, H, W, 3), for display; black if one cannot be decoded."""
         from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 
         out = np.zeros((len(rows), *self.image_shape), dtype=np.uint8)
@@ -99,7 +99,7 @@ AnySplit = Split | EncodedSplit
 
 
 def subset(split: AnySplit, rows: np.ndarray) -> AnySplit:
-    """The images at ``rows`` (n,) int64, in that order; pixels are copied into memory."""
+    """The images at ``rows``, int64 (n,), in that order. Pixels are copied into memory; encoded pictures are not."""
     if isinstance(split, EncodedSplit):
         read = split.read
         return replace(split, read=lambda i: read(int(rows[i])), labels=split.labels[rows], sizes=split.sizes[rows])
@@ -107,43 +107,43 @@ def subset(split: AnySplit, rows: np.ndarray) -> AnySplit:
 
 
 def hold_out(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
-    """(the rest, the part held out): ``share`` of each class, at least one image of every class that has two.
+    """Hold out ``share`` of each class, and at least one image of every class that has two; returns (rest, held out).
 
-    Which ones is decided by ``seed`` and the number of images alone, so that a run finds the same parts again.
+    The choice depends on the labels, ``share`` and ``seed`` alone, so that a resumed run gets the same parts.
     """
     return _parted(train, _of_each_class(train.labels, held_of_each_class(train.labels, share), seed))
 
 
 def held_of_each_class(labels: np.ndarray, share: float) -> np.ndarray:
-    """int64 (classes,): how many of each ``hold_out`` takes."""
+    """The number of images that ``hold_out`` takes from each class, int64 (classes,)."""
     counts = np.bincount(labels)
     return np.where(counts > 1, np.clip(np.round(counts * share), 1, counts - 1), 0).astype(np.int64)
 
 
 def check_hold_out(labels: np.ndarray, file: Path) -> None:
-    """DataError where no class of ``labels``, int64 (N,), has two images, of which one could be held out."""
+    """Raise DataError if no class of ``labels``, int64 (N,), has two images, so that one could be held out."""
     if len(labels) and np.bincount(labels).max() < 2:
         hint = "add pictures, or a test part: val/ beside train/"
         raise DataError("one picture a class: none can be held out to judge", file=file, hint=hint)
 
 
 def check_no_test(share: float) -> None:
-    """UsageError for a ``share`` to hold out of a set that has a test part."""
+    """Raise UsageError if a ``share`` is to be held out of a set that has a test part already."""
     if share:
         raise UsageError(f"got hold_out = {share:g} for a set with a test part", hint="--data.hold_out 0")
 
 
 def check_val_images(count: int, total: int) -> None:
-    """UsageError unless both parts of ``total`` training images are left with some."""
+    """Raise UsageError if holding out ``count`` of ``total`` training images leaves either part empty."""
     if not 0 < count < total:
         raise UsageError(f"got val_images = {count} of {total:,} training images", hint=f"allowed: 1..{total - 1}")
 
 
 def hold_out_images(train: AnySplit, count: int, seed: int, stratified: bool) -> tuple[AnySplit, AnySplit]:
-    """(the rest, exactly ``count`` images held out).
+    """Hold out exactly ``count`` images; returns (rest, held out).
 
-    ``stratified``: of each class its share, what rounding leaves to the largest remainders. Otherwise those that
-    ``torch.utils.data.random_split(train, [rest, count])`` takes with a generator of that ``seed``.
+    If ``stratified``, every class gives the same share, rounded by the largest remainders. Otherwise the images are
+    those that ``torch.utils.data.random_split(train, [rest, count])`` takes with a generator seeded with ``seed``.
     """
     total = len(train)
     check_val_images(count, total)
@@ -158,7 +158,7 @@ def hold_out_images(train: AnySplit, count: int, seed: int, stratified: bool) ->
 
 
 def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
-    """How many of each class make ``total`` together: their shares, rounded by the largest remainders."""
+    """Numbers, int64 (classes,), proportional to ``counts`` with sum ``total``, rounded by the largest remainders."""
     shares = counts * total / counts.sum()
     taken = np.floor(shares).astype(np.int64)
     first = np.argsort(taken - shares, kind="stable")
@@ -167,7 +167,7 @@ def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def _of_each_class(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray:
-    """bool (N,): ``taken[c]`` images of each class c, chosen by ``seed``."""
+    """A mask, bool (N,), of ``taken[c]`` images of each class c, chosen at random by ``seed``."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
     counts = np.bincount(labels)
@@ -183,20 +183,20 @@ def _parted(split: AnySplit, held: np.ndarray) -> tuple[AnySplit, AnySplit]:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set. ``fingerprint``: sha256 (hex) over both splits and the class names; other data, another one."""
+    """A named data set. ``fingerprint`` is a sha256 (hex) of the train and test splits and the class names."""
 
     name: str
     train: AnySplit
     test: AnySplit
     class_names: tuple[str, ...]
     fingerprint: str
-    # What the reader left out and what may surprise, for people.
+    # Lines for the user: what the reader left out, and anything that may surprise.
     notes: tuple[str, ...] = ()
-    # A test set beside a validation set, which is ``test`` here: judged once, in the end of training.
+    # The test set of a source that also has a validation set, which is ``test`` here; evaluated once, after training.
     final: AnySplit | None = None
-    # Held out of train: judged like the test part, and the best epoch is chosen on it.
+    # Images held out of train: evaluated as often as ``test``, and used to choose the best epoch.
     val: AnySplit | None = None
-    # Part -> how many of its images are in train too; None where that would be too much to look through.
+    # Part -> number of its images that are in train too; None if finding them would mean reading too much.
     copies: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
@@ -209,7 +209,7 @@ class DataSet:
         return self.train.image_shape
 
     def part(self, name: str) -> AnySplit:
-        """train, test, val or final; UsageError for one that is not there."""
+        """The split called train, test, val or final; UsageError if the set does not have it."""
         there = {"test": self.test, "train": self.train, "val": self.val, "final": self.final}
         found = there.get(name)
         if found is None:
@@ -219,7 +219,8 @@ class DataSet:
 
 
 def split_hash(shape: tuple[int, ...]) -> hashlib._Hash:
-    """The hash object of one split, seeded with its shape; feed pixels in order, then labels as little-endian int64."""
+    """The hash object of one split, seeded with its shape. Feed it the pixels in order, then the labels as
+    little-endian int64."""
     return hashlib.sha256(f"imnet-split uint8 {tuple(int(n) for n in shape)}".encode())
 
 
@@ -229,7 +230,7 @@ def combine_digests(train: str, test: str, class_names: tuple[str, ...]) -> str:
 
 
 def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> DataSet:
-    """Check labels against the class names, compute the fingerprint, and return the data set."""
+    """Return a data set with its fingerprint; DataError if a label is outside the class names."""
     for where, split in (("train", train), ("test", test)):
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(class_names):
             got = f"{int(split.labels.min())}..{int(split.labels.max())}"
@@ -239,7 +240,7 @@ def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> 
 
 
 def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Contiguous pieces of ``images`` along the first axis, about 8 MiB each: maps stay small in memory."""
+    """Contiguous pieces of ``images`` along the first axis, of about 8 MiB, so that little of a map is in memory."""
     per_image = max(1, int(np.prod(images.shape[1:], dtype=np.int64)))
     step = max(1, _CHUNK_BYTES // per_image)
     for start in range(0, images.shape[0], step):

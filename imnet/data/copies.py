@@ -1,7 +1,6 @@
-"""Images that are trained on and judge as well: what a network is told and asked again makes its figure too good.
+"""Finds images that are both trained on and evaluated on, which make the measured accuracy too high.
 
-Copies to the byte are found, of pictures as they are encoded, else of pixels; other sizes or qualities of a picture are
-not.
+Only exact copies are found, of the encoded bytes or else of the pixels; a picture in another size or quality is not.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import numpy as np
 from imnet.data.base import AnySplit, DataSet, Split, chunks
 
 MOST_BYTES = 2 << 30
-"""Of what is read to find them: larger sets are not looked through, because a start must not take minutes."""
+"""The most that is read to find them. Larger sets are not searched, because starting a run must not take minutes."""
 NUM_SAMPLED = 64
 """Bytes of each image that are compared first."""
 
 
 def counted(found: DataSet) -> DataSet:
-    """The data set with its ``copies`` counted, and a note for people of every part that has some, or that would be
-    too much to look through."""
+    """The data set with its ``copies`` counted, and a note for the user about every part that has copies or is too
+    large to search."""
     parts = {"test": found.test, "val": found.val, "final": found.final}
     copies: dict[str, int | None] = {}
     notes = list(found.notes)
@@ -42,8 +41,8 @@ def counted(found: DataSet) -> DataSet:
 
 
 def pairs(train: AnySplit, judged: AnySplit) -> list[tuple[int, int]] | None:
-    """(row of ``train``, row of ``judged``) of every image of ``judged`` that is in ``train`` as well; the last there
-    of several. None where finding them would mean to read more than ``MOST_BYTES``."""
+    """(row of ``train``, row of ``judged``) for every image of ``judged`` that is in ``train`` too; its last row if it
+    is there several times. None if finding them would mean reading more than ``MOST_BYTES``."""
     if isinstance(train, Split) and train.num_bytes + judged.num_bytes > MOST_BYTES:
         return None
     ours, theirs = _likely(train), _likely(judged)
@@ -56,12 +55,13 @@ def pairs(train: AnySplit, judged: AnySplit) -> list[tuple[int, int]] | None:
 
 
 def _likely(split: AnySplit) -> np.ndarray:
-    """Whole numbers (N,), equal for equal images and seldom for others: some of their bytes, or how many there are."""
+    """Integers (N,) that are equal for equal images and rarely for others: a hash of some of an image's bytes, or the
+    number of bytes of an encoded picture."""
     if not isinstance(split, Split):
         return split.sizes
     size = int(np.prod(split.image_shape))
     at = np.random.default_rng(0).integers(0, max(1, size), NUM_SAMPLED)
-    # Eight bytes are a number; odd factors, and sums of products that wrap around at 2^64.
+    # The bytes are taken as uint64, multiplied by random odd factors and added up modulo 2^64.
     factors = np.random.default_rng(1).integers(0, 2**63, NUM_SAMPLED // 8, dtype=np.uint64) * 2 + 1
     taken = (np.take(piece.reshape(len(piece), size), at, axis=1) for piece in chunks(split.images))
     found = [(some.view(np.uint64) * factors).sum(1) for some in taken]

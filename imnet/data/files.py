@@ -1,4 +1,4 @@
-"""Errors of the disk, folders, locks and atomic names, shared by the readers, the downloader and the packed store."""
+"""I/O errors, folders, locks and atomic renames, shared by the readers, the downloader and the packed store."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from imnet.errors import DataError, IOFailure, UsageError
 from imnet.locks import is_at, try_lock
 
-# In the environment, because packing for a run is done by a child process.
+# An environment variable, because a child process packs the data for a run.
 _WITHOUT = "IMNET_NO_LOCK"
 _TELL_AFTER_S = 1.0
 
 
 def without_locks() -> None:
-    """Go on where a file system has no locks: whoever asks for it sees to it that no second process writes there."""
+    """Allow this process and its children to write without a lock to file systems that have none. The user then has to
+    make sure that no second process writes there."""
     os.environ[_WITHOUT] = "1"
 
 
@@ -27,17 +28,17 @@ _ELSEWHERE = "set XDG_CACHE_HOME to a folder that may be written"
 
 
 def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; not created here."""
+    """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; does not create it."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "imnet"
-    except RuntimeError as error:  # a user whom the machine does not know, as in some containers
+    except RuntimeError as error:  # the user has no entry in the password database, as in some containers
         raise UsageError("got no folder for what is kept: this user has no home", hint=_ELSEWHERE) from error
 
 
 @contextlib.contextmanager
 def io_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError inside into ONE IOFailure that says what was being done, to which file, and why it failed."""
+    """Turn an OSError inside into one IOFailure that states what was being done, to which file, and why it failed."""
     try:
         yield
     except OSError as error:
@@ -49,7 +50,7 @@ def io_errors(path: Path, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path | str, offset: str | None = None) -> Iterator[None]:
-    """Turn an OSError inside into ONE IOFailure: what lies at ``path`` (in an archive: its member) cannot be read."""
+    """Turn an OSError inside into one IOFailure: ``path`` (a file, or a member of an archive) cannot be read."""
     try:
         yield
     except OSError as error:
@@ -58,25 +59,25 @@ def reading(path: Path | str, offset: str | None = None) -> Iterator[None]:
 
 
 FileState = tuple[int, int, int]
-"""Size in bytes, time of modification and time of change of the entry in ns: others when a file is another one."""
+"""(size in bytes, mtime in ns, ctime in ns); a file that was changed or replaced has another state."""
 
 
 def file_state(path: Path | str) -> FileState:
-    """The state of a file now; IOFailure where it is not there or out of reach."""
+    """The current state of a file; IOFailure if it is missing or cannot be accessed."""
     with reading(path):
         status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def refuse_changed(path: Path | str, before: FileState) -> None:
-    """DataError for a file that was listed when its state was ``before``, and is another one now."""
+    """Raise DataError if the file's state is no longer ``before``, the state that it had when it was listed."""
     if file_state(path) != before:
         hint = "run again once nothing writes there"
         raise DataError("changed while it was read", file=path, hint=hint)
 
 
 def make_dir(path: Path) -> Path:
-    """Create a folder and its parents; IOFailure where that is refused."""
+    """Create a folder and its parents; IOFailure if that fails."""
     with io_errors(path, "create the folder"):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -86,10 +87,10 @@ def make_dir(path: Path) -> Path:
 def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     """Hold an exclusive lock on the file ``path`` (created if absent) and yield its descriptor.
 
-    On a file system without locks that is an error, or goes on without one after ``without_locks()``.
+    Raises IOFailure after ``wait_s`` seconds, and on a file system without locks unless ``without_locks()`` was called.
 
-    The lock dies with the process, so a stale file never blocks. The file may be renamed or removed by its last holder
-    while others wait: they then lock the new one. IOFailure after ``wait_s`` seconds.
+    The lock ends with the process, so that a stale file never blocks. If the last holder renames or removes the file
+    while others wait, they lock the new one.
     """
     start, told = time.monotonic(), False
     descriptor = _opened(path)
@@ -117,7 +118,8 @@ def _opened(path: Path) -> int:
 
 
 def publish(part: Path, final: Path, descriptor: int) -> None:
-    """fsync the finished file, give it its final name, fsync the folder: it is there whole or not at all."""
+    """fsync the finished file ``part``, rename it to ``final`` and fsync the folder, so that ``final`` is complete or
+    absent even after a crash. ``descriptor`` is the open file."""
     with io_errors(final, "write"):
         os.fsync(descriptor)
         os.rename(part, final)

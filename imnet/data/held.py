@@ -1,7 +1,7 @@
-"""A packed file that is read for days: what is written into it meanwhile ends the run with one line.
+"""A packed file that a run reads for days; if anything writes into it meanwhile, the run ends with a one-line error.
 
-Pixels are mapped: read row by row, a core makes fewer 64 px batches in a second. What a map loses
-while it is read the host kernels' module tells; without that, such a read ends the process (SIGBUS).
+Pixels are memory-mapped, since reading row by row makes fewer 64 px batches per second and core. If the file is
+truncated while the map is read, the host kernels' module reports it; without that module SIGBUS ends the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RESUME = "put the file back or pack it again; a run goes on from its last check
 
 
 class Held:
-    """An open file: where it is replaced or removed, the old one is read on."""
+    """An open file. If it is replaced or removed, reading goes on from the old one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,9 +34,9 @@ class Held:
         self.size, self._modified = self._now()
         self._lock = threading.Lock()
         self._map: Callable[[], Any] = lambda: None
-        """The map while it is in use."""
+        """A weak reference to the map, so that it is unmapped when no array uses it."""
         self.verify: Callable[[Held], object] = lambda held: None
-        """Reads it all, and raises DataError where it is not what it was."""
+        """Reads the whole file and raises DataError if its contents have changed."""
 
     def _now(self) -> tuple[int, int]:
         with reading(self.path):
@@ -44,8 +44,8 @@ class Held:
         return status.st_size, status.st_mtime_ns
 
     def check(self) -> None:
-        """DataError where the file holds something else than when it was opened. A file may be touched without harm, so
-        that another time of modification alone has it verified."""
+        """Raise DataError if the contents have changed since the file was opened. A new mtime alone is harmless (the
+        file may have been touched), but has the whole file verified."""
         size, modified = self._now()
         if size != self.size:
             what = f"changed while it was read: it has {size} bytes, expected {self.size}"
@@ -59,7 +59,7 @@ class Held:
 
     def _verify(self, modified: int) -> None:
         if modified == self._modified:
-            return  # another thread has done it
+            return  # another thread has verified it
         try:
             self.verify(self)
         except DataError as error:
@@ -68,7 +68,7 @@ class Held:
         self._modified = modified
 
     def read(self, at: int, length: int) -> bytes:
-        """The bytes there; DataError where the file ends before them."""
+        """``length`` bytes from offset ``at``; DataError if the file ends before that."""
         with reading(self.path):
             found = bytearray()
             while len(found) < length and (piece := os.pread(self.descriptor, length - len(found), at + len(found))):
@@ -79,7 +79,8 @@ class Held:
         return bytes(found)
 
     def mapped(self, at: int, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 of ``shape`` from byte ``at`` on, read-only. After it was read, ``check`` tells whether it was so."""
+        """A read-only uint8 view of ``shape`` at byte ``at``. Call ``check`` after reading it, to know that the bytes
+        were there."""
         view = self._map()
         if view is None:
             view = _map(self.descriptor, self.size)
@@ -88,9 +89,10 @@ class Held:
 
 
 def _map(descriptor: int, size: int) -> Any:
-    """With a ``held`` to be set, and ``torn``: whether bytes were gone when they were read, and were zeros instead."""
+    """A read-only map of the file. The caller sets its ``held``; ``torn`` becomes true if bytes were missing when they
+    were read, in which case zeros were read instead."""
     host = None
-    if "torch" in sys.modules:  # the package imports it, which a look at a store need not wait for
+    if "torch" in sys.modules:  # imnet_kernels imports torch, too slow for a command that only looks at a store
         from imnet_kernels.implementations import find_host
 
         host = find_host()

@@ -1,4 +1,4 @@
-"""One split of whatever lies at a path, image by image, for evaluation: nothing is packed, nothing written."""
+"""Opens one split of any data at a path, image by image, for evaluation. Packs and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from imnet.data.store import SUFFIX, Store, open_store, split_path
 from imnet.errors import DataError, UsageError
 
 SPLITS = ("test", "final", "train")
-"""In the order in which one is taken where none is asked for; final is the test set beside a validation set."""
+"""If no split is asked for, the first of these that exists is taken; final is the test set beside a validation set."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """``read(i)`` gives an encoded picture, or uint8 pixels (H, W, C); ``name(i)`` its file, or its number."""
+    """``read(i)`` returns an encoded picture or uint8 pixels (H, W, C), and ``name(i)`` its file or its number."""
 
     path: Path
     split: str
     class_names: tuple[str, ...]
     labels: np.ndarray
-    """int64 (N,), numbers of ``class_names``."""
+    """int64 (N,), indices into ``class_names``."""
     read: Callable[[int], bytes | np.ndarray]
     name: Callable[[int], str]
 
@@ -36,9 +36,9 @@ class Images:
 
 
 def images_at(path: Path, split: str | None = None) -> Images:
-    """Of a packed store or of what ``recognise`` knows; ``split`` is train, test (or val) or final.
+    """Open a packed store, or any data that ``recognise`` supports; ``split`` is train, test (or val) or final.
 
-    Raises UsageError for a split that is not there, and what the readers raise.
+    Raises UsageError if there is no such split, DataError if it is empty, and the errors of the readers.
     """
     stores = {name: split_path(path, name) for name in SPLITS} if path.is_dir() else {}
     stores = {name: file for name, file in stores.items() if file.is_file()}
@@ -58,7 +58,7 @@ def images_at(path: Path, split: str | None = None) -> Images:
 
 
 def chosen(asked: str | None, there: tuple[str, ...], path: Path | None) -> str:
-    """The split to take; UsageError where what is asked for is not there."""
+    """The split to take, of the names in ``there``; UsageError if the one asked for is not among them."""
     if asked is None:
         return next(name for name in (*SPLITS, *there) if name in there)
     name = asked
@@ -70,8 +70,8 @@ def chosen(asked: str | None, there: tuple[str, ...], path: Path | None) -> str:
 
 
 def part_of(asked: str, dataset: DataSet, judged_on: str) -> str:
-    """The part of a run's set that is meant; UsageError where it has none. ``val`` are the images held out of train, or
-    what judges where that is no test set (``judged_on``)."""
+    """The part of a run's data set that ``asked`` means; UsageError if the set has no such part. ``val`` means the
+    images held out of train or, if there are none and ``judged_on`` is not "test set", the part ``test``."""
     there = [name for name in ("test", "final", "val", "train") if getattr(dataset, name) is not None]
     meant = asked if asked in there else split_of(asked)
     if meant == "val" and "val" not in there and judged_on != "test set":
@@ -96,16 +96,16 @@ def _of_items(path: Path, split: str, class_names: tuple[str, ...], items: Items
 
 
 def _of_blocks(path: Path, split: str, class_names: tuple[str, ...], blocks: Blocks) -> Images:
-    """Into memory: such files are read in order alone."""
+    """Reads all images into memory, since such files can only be read in order."""
     parts = list(blocks.stream())
     pixels, labels = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
     return Images(path, split, class_names, labels.astype(np.int64), pixels.__getitem__, str)
 
 
 def matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
-    """The labels of ``images``, int64 (N,), as a network with the classes ``known`` numbers them: by their names.
+    """The labels of ``images``, int64 (N,), as indices into ``known``, the classes of a network; matched by name.
 
-    DataError for classes that it has not, and for names that several classes share.
+    Raises DataError if the network lacks a class of the images, or if several classes share a name.
     """
     if images.class_names == known:
         return images.labels
@@ -115,7 +115,7 @@ def matched(images: Images, known: tuple[str, ...]) -> np.ndarray:
     if lacking:
         met = set(map(same_name, lacking))
         alike = [name for name in known if same_name(name) in met]
-        show = ascii if alike else str  # names that look the same differ in their escapes
+        show = ascii if alike else str  # escapes show how names that look the same differ
         what = f"{len(lacking)} of {len(used)} classes are none of the network's {len(known)}: {_some(lacking, show)}"
         raise DataError(what, file=images.path, hint=f"its classes are matched by name: {_some(alike or known, show)}")
     counts = Counter(known), Counter(images.class_names)

@@ -1,5 +1,5 @@
-"""Which sample comes when, a pure function of (seed, epoch, position) free of rank, worker and batch layout; and what a
-class weighs."""
+"""The order of the samples, a pure function of (seed, epoch, position) that does not depend on ranks, workers or batch
+sizes; and class weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Order:
     seed: int
     drop_last: bool = True
     labels: Tensor | None = field(default=None, compare=False, repr=False)
-    """(num_images,) int64 on the CPU, where every class is to come equally often."""
+    """(num_images,) int64 on the CPU, if every class is to be drawn equally often; else None."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -27,26 +27,26 @@ class Order:
         return whole if self.drop_last or rest == 0 else whole + 1
 
     def epoch(self, epoch: int) -> Tensor:
-        """(num_images,) int64: the ids of this epoch, in order, on the CPU; of a balanced one, its draws."""
+        """This epoch's sample ids in order, (num_images,) int64 on the CPU; with ``labels``, draws of ``balanced``."""
         if self.labels is not None:
             return balanced(self.labels, seed=self.seed, epoch=epoch)
         return philox_permutation(self.num_images, seed=self.seed, epoch=epoch)
 
     def batch(self, ids: Tensor, step_in_epoch: int) -> Tensor:
-        """Ids of one global batch, cut from ``epoch(e)``; fewer than batch_images only in a kept last batch."""
+        """The part of ``ids``, a result of ``epoch``, in one global batch; a last batch that is kept may be smaller."""
         start = step_in_epoch * self.batch_images
         return ids[start : start + self.batch_images]
 
     def size(self, step_in_epoch: int) -> int:
-        """Images of that global batch."""
+        """Number of images in that global batch."""
         return min(self.batch_images, self.num_images - step_in_epoch * self.batch_images)
 
 
 def balanced(labels: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """(n,) int64 draws of one epoch over images with ``labels`` (n,): every class equally often, give or take one.
+    """(n,) int64 draws for one epoch from images with ``labels`` (n,); the counts of the classes differ by one at most.
 
-    A class goes through its images in a random order, and again where it has too few. Draw d is of image d % n: a later
-    draw of the same image is another sample to whatever is random about it.
+    The images of a class are drawn in a random order, repeatedly if there are too few. Draw d stands for image d % n:
+    repeated draws of an image have different ids, so that they are augmented differently.
     """
     n = len(labels)
     shuffled = philox_permutation(n, seed=seed, epoch=epoch)
@@ -62,20 +62,21 @@ def balanced(labels: Tensor, *, seed: int, epoch: int) -> Tensor:
 
 
 def class_weights(labels: Tensor, num_outputs: int) -> Tensor:
-    """(num_outputs,) fp32: n / (classes * n_c) for the labels (n,), as scikit-learn's "balanced"; 1 without images."""
+    """(num_outputs,) fp32 weights for ``labels`` (n,): n / (classes * n_c), as scikit-learn's "balanced". Only classes
+    with images are counted; the others get 1."""
     counts = torch.bincount(labels, minlength=num_outputs)
     weights = len(labels) / ((counts > 0).sum() * counts.clamp(min=1).double())
     return torch.where(counts > 0, weights, 1.0).float()
 
 
 def shard(ids: Tensor, rank: int, num_ranks: int) -> Tensor:
-    """The contiguous part of ``ids`` that a rank reads; sizes differ by one at most, no id twice or lost."""
+    """The contiguous part of ``ids`` that belongs to ``rank``. Each id is in one part; sizes differ by one at most."""
     start, stop = (len(ids) * r // num_ranks for r in (rank, rank + 1))
     return ids[start:stop]
 
 
 def micro_batches(ids: Tensor, max_images: int | None) -> list[Tensor]:
-    """Anything per image in equal pieces of at most ``max_images`` (sizes differ by one at most), without a copy."""
+    """Views of a tensor with one entry per image, at most ``max_images`` each; their sizes differ by one at most."""
     if not max_images or len(ids) <= max_images:
         return [ids]
     return list(torch.tensor_split(ids, -(-len(ids) // max_images)))

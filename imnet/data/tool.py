@@ -1,4 +1,4 @@
-"""``imnet-data``: pack, verify, stats, export, inspect, download. One line and imnet.errors' exit code per error."""
+"""``imnet-data``: pack, verify, stats, export, inspect, download. An error is one line and an exit code (errors.py)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REMOTE = remote_sets()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; returns the exit code."""
     return guarded("imnet-data", _run, argv)
 
 
@@ -114,7 +114,7 @@ def _positive(text: str) -> int:
 
 
 def _pixels(text: str) -> int:
-    """The side of an image: training takes none that is larger."""
+    """The side of an image in pixels; training accepts none above 65,536."""
     if _positive(text) > 65_536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to 65,536")
     return int(text)
@@ -151,7 +151,7 @@ def _rule(arguments: argparse.Namespace) -> ResizeRule | None:
 
 
 def _stores(path: Path) -> list[Store]:
-    """The splits of a packed folder, or the one split that ``path`` is."""
+    """The stores of a packed folder, one per split, or the one store at ``path``."""
     files = [path] if path.is_file() else listed(path, "*.imnet")[::-1]
     if not files:
         raise DataError("no packed store here", file=path, hint="make one: imnet-data pack SOURCE TARGET --size 64")
@@ -182,7 +182,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     store = _stores(arguments.path)[0]
     images = store.images()
-    if arguments.mean_image is not None:  # the store itself may be named, and would be lost while it is read
+    if arguments.mean_image is not None:  # checked first: FILE may be the store itself, which would be overwritten
         check_output(arguments.mean_image, f"'shape': {images.shape[1:]}".encode(), "--mean-image")
     count, total, squares = 0, np.zeros(images.shape[1:], np.uint64), np.zeros(images.shape[-1], np.uint64)
     for chunk in chunks(images):

@@ -1,7 +1,7 @@
-"""The protocol of the four pipelines, ``for images, labels in pipeline.epoch(e, start_step)``, and the choice of one.
+"""The interface of the four pipelines, ``for images, labels in pipeline.epoch(e, start_step)``, and the choice of one.
 
 All give the same batches for the same (seed, epoch, step), up to rounding: order and augmentation are pure functions of
-(seed, epoch, sample id), so a pipeline holds no state to save and starts anywhere at once.
+(seed, epoch, sample id), so that a pipeline has no state to save and can start at any step at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from imnet.errors import DeviceError, UsageError
 from imnet.resources import free_memory_bytes
 
 KINDS = ("resident", "host", "dali", "torch")
-# Share of the free device memory that the images may take; the rest is for the step.
+# Share of the free device memory that the images may take; the rest is left to the step.
 MEMORY_SHARE = 0.6
 
 Batch = tuple[Tensor, Tensor]
@@ -37,13 +37,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What every pipeline is made from, beside its split.
+    """The arguments of every pipeline, except its split.
 
-    ``mean`` is the mean image (H, W, C) of x/255 where the recipe subtracts one; ``order`` (needed by ``epoch`` only)
-    with ``rank`` and ``num_ranks`` says which images this process sees when; ``workers`` is the threads that prepare
-    batches (where the pipeline has any), ``ahead`` how many batches lie ready, ``on_bad`` (stop | skip) what becomes of
-    pictures that cannot be decoded. With ``bands`` a batch is made of those spectral bands of each image instead of the
-    recipe's one: (B, K, C, h, w), stored band by band.
+    ``mean`` is the mean image (H, W, C) of x/255 if the recipe subtracts one. ``order`` (needed by ``epoch`` only),
+    ``rank`` and ``num_ranks`` determine the images of each batch in this process. ``workers`` is the number of threads
+    that prepare batches (if the pipeline has any), ``ahead`` the number of batches to prepare in advance, and
+    ``on_bad`` (stop | skip) the treatment of pictures that cannot be decoded. With ``bands``, batches have those
+    spectral bands of each image instead of the recipe's one: (B, K, C, h, w), stored band by band.
     """
 
     augment: Augment
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def finish(self) -> dict[str, Any]:
-        """What of it ``batches.Finish`` is made from."""
+        """The keyword arguments of ``batches.Finish``."""
         return {"seed": self.seed, "dtype": self.dtype, "mean": self.mean, "bands": self.bands}
 
 
@@ -70,7 +70,7 @@ class Pipeline(ABC):
 
     kind: ClassVar[str]
     decoder: Decoder | None = None
-    """What decodes pictures kept encoded; it knows which were bad."""
+    """Decodes the pictures of an ``EncodedSplit``, and keeps a record of bad ones."""
 
     def __init__(self, split: AnySplit, setting: Setting):
         self.split, self.setting = split, setting
@@ -82,7 +82,7 @@ class Pipeline(ABC):
         return len(self.split)
 
     def of_bands(self, bands: tuple[int, ...]) -> Pipeline:
-        """The same images, which are not copied, as other spectral ``bands``; see ``Setting``."""
+        """A pipeline of the same images (not copied) for other spectral ``bands``; see ``Setting``."""
         other = copy.copy(self)
         other.setting = replace(self.setting, bands=bands)
         batches = getattr(self, "batches", None)
@@ -91,19 +91,19 @@ class Pipeline(ABC):
         return other
 
     def check_file(self) -> None:
-        """DataError where the packed file of pixels is no longer what it was: after every batch that was read of it."""
+        """Raise DataError if the packed file of pixels has changed; called after every batch that is read from it."""
         if self._file is not None:
             self._file.check()
 
     def labels_of_taken(self, taken: Tensor, asked: Tensor, train: bool) -> Tensor:
-        """Labels (B,), on the CPU, of the ids that were ``taken``. In evaluation a picture that was left out, in whose
-        place another stands, has -1, so that it counts nothing: the other one is judged at its own place."""
+        """Labels (B,), on the CPU, of the ids that were ``taken`` where ``asked`` were wanted. In evaluation a bad
+        picture, which another one replaces, gets -1 and is not counted: the other one is counted in its own place."""
         labels = self.cpu_labels[taken % len(self)]
         return labels if train else labels.where(taken == asked.cpu(), -1)
 
     @property
     def where(self) -> str:
-        """Where the images lie, in words, for the header of a run."""
+        """A description of where the images are kept, for the header of a run."""
         return "memory"
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
@@ -117,24 +117,25 @@ class Pipeline(ABC):
         return self._erased(batches, pieces, epoch) if s.augment.random_erasing_p else batches
 
     def _trained(self, pieces: list[Tensor], epoch: int) -> Generator[Batch, None, None]:
-        """A batch a piece; an empty one where this rank has no image of a global batch, which DALI could not make."""
+        """One batch per piece. A piece without images (this rank has none of a global batch) is not given to
+        ``stream``, since DALI cannot make an empty batch."""
         filled = [ids for ids in pieces if len(ids)]
         with contextlib.closing(self.stream(iter(filled), epoch, train=True)) as batches:
             batch = None
             for ids in pieces:
                 batch = next(batches) if len(ids) else self._none(epoch) if batch is None else _none_of(batch)
                 yield batch
-            next(batches, None)  # to its end, where DALI keeps its graph for the next epoch
+            next(batches, None)  # run the stream to its end, so that DALI keeps its graph for the next epoch
 
     def _none(self, epoch: int) -> Batch:
-        """A batch of no image, by way of one of one."""
+        """An empty batch, cut from a batch of one image."""
         with contextlib.closing(self.stream(iter([torch.zeros(1, dtype=torch.int64)]), epoch, train=True)) as batches:
             return _none_of(next(batches))
 
     def _erased(
         self, batches: Generator[Batch, None, None], pieces: list[Tensor], epoch: int
     ) -> Generator[Batch, None, None]:
-        """The last thing that is done to a training image, on its device, whichever pipeline made it."""
+        """The batches after random erasing, the last augmentation, which all pipelines do on the device."""
         s = self.setting
         with contextlib.closing(batches):
             for (images, labels), ids in zip(batches, pieces, strict=True):
@@ -144,8 +145,8 @@ class Pipeline(ABC):
 
     @abstractmethod
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
-        """A batch for each piece, draws (B,) int64 on the CPU, in order. Without ``train`` nothing is random, and a
-        label of -1 says that the picture could not be decoded and was left out."""
+        """One batch for each piece, ids (B,) int64 on the CPU, in order. Without ``train`` nothing is random, and the
+        label of a picture that could not be decoded is -1."""
 
 
 def _none_of(batch: Batch) -> Batch:
@@ -154,12 +155,12 @@ def _none_of(batch: Batch) -> Batch:
 
 
 def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed; it is not imported."""
+    """Whether NVIDIA DALI is installed; does not import it."""
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 def choose(kind: str, splits: Sequence[AnySplit], device: torch.device) -> tuple[str, str]:
-    """(pipeline, why) for the splits of a run together; ``kind`` is one of KINDS, or auto."""
+    """Choose one pipeline for all splits of a run; returns (kind, reason). ``kind`` is one of KINDS, or auto."""
     if kind == "dali" and not has_dali():
         raise DeviceError("got --pipeline dali, but NVIDIA DALI is not installed", hint="pip install 'imnet[dali]'")
     if kind != "auto":
@@ -172,7 +173,7 @@ def choose(kind: str, splits: Sequence[AnySplit], device: torch.device) -> tuple
 
 
 def too_large(num_bytes: int, device: torch.device) -> str | None:
-    """None, or why ``num_bytes`` of images should not be kept on ``device``."""
+    """The reason why ``num_bytes`` of images should not be kept on ``device``, or None if they fit."""
     free = free_bytes(device)
     if num_bytes <= MEMORY_SHARE * free:
         return None
@@ -181,14 +182,14 @@ def too_large(num_bytes: int, device: torch.device) -> str | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or of this machine."""
+    """Free bytes in the memory of a GPU, or of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory_bytes()
 
 
 def build(kind: str, split: AnySplit, setting: Setting) -> Pipeline:
-    """The pipeline of that kind; importing it only now spares the others' dependencies."""
+    """Build the pipeline ``kind``. Its module is imported here, so that the others' dependencies are not needed."""
     if kind == "resident":
         from imnet.data.pipelines.resident import Resident
 

@@ -1,4 +1,4 @@
-"""One pipeline for several runs that see different spectral bands of the same images: each image is made once."""
+"""One pipeline for several runs on different spectral bands of the same images: each image is prepared only once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from imnet.data.pipelines import Batch, Pipeline
 
 
 class Together:
-    """The training batches of a pipeline of several bands, for runs that take each one at about the same time."""
+    """The training batches of a pipeline of several bands, for runs that each take the same batch at about the same
+    time."""
 
     def __init__(self, pipeline: Pipeline):
-        """``pipeline`` makes the bands of its setting, (B, K, C, h, w)."""
+        """``pipeline`` yields the bands of its setting, (B, K, C, h, w)."""
         self.pipeline = pipeline
         self._batches: Generator[Batch, None, None] | None = None
         self._next = self._at = (-1, -1)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """Of all bands; made when the first run asks for it, kept until one asks for another."""
+        """The batch of all bands at ``step`` of ``epoch``. It is made on the first call and kept until another batch is
+        asked for."""
         at = epoch, step
         if at != self._at:
             if self._batches is None or at != self._next:
@@ -32,14 +34,14 @@ class Together:
         return self._batch
 
     def close(self) -> None:
-        """End the threads that prepare batches."""
+        """Stop the threads that prepare batches."""
         if self._batches is not None:
             self._batches.close()
         self._batches, self._at = None, (-1, -1)
 
 
 class OneBand(Pipeline):
-    """What one of the runs sees of it: the batches that a pipeline of its band alone would hand out."""
+    """The pipeline of one of the runs: yields the same batches as a pipeline of its band alone."""
 
     def __init__(self, together: Together, band: int):
         whole = together.pipeline
@@ -66,5 +68,5 @@ class OneBand(Pipeline):
 
 
 def _dense(images: Tensor) -> Tensor:
-    """Channels_last, which a band of what the kernels write is already."""
+    """The images as channels_last; a band of the kernels' output already is, and is not copied."""
     return images.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""From sample ids to a training batch on one device: what the resident, the host and the DALI pipeline share."""
+"""Makes batches from sample ids on one device; shared by the resident, the host and the DALI pipeline."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from imnet.errors import DeviceError, UsageError
 
 
 class Finish:
-    """From uint8 images to a batch of what the network sees: all that a recipe does to them, on their device.
+    """Turns uint8 images into the network's input on the same device: everything that a recipe does to an image.
 
-    An augmentation that is no operation of ``recolor`` is done here or in ``transforms``, for every pipeline but the
-    one image by image (``plain``), which is its reference.
+    Augmentations other than those of ``recolor`` are done here or in ``transforms``, for every pipeline except
+    ``plain``, which works image by image and is the reference.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Finish:
         mean: Tensor | None,
         bands: tuple[int, ...] = (),
     ):
-        """``mean`` is the mean image (H, W, C) of x/255 where the recipe has one; ``bands`` see ``Setting``.
+        """``mean`` is the mean image (H, W, C) of x/255 if the recipe has one; for ``bands`` see ``Setting``.
 
-        DeviceError for a tier of the images' kernel that was asked for and is not there: training has found that out
-        by then, what only evaluates a network has not.
+        Raises DeviceError if the kernel tier that was asked for is not available. Training has checked that earlier,
+        but a command that only evaluates a network has not.
         """
         try:
             tier.choose("spectral" if augment.spectral_r else "augment", device.type)
@@ -61,7 +61,7 @@ class Finish:
         self.cutout = {"cutout_px": augment.cutout_px, "cutout_inside": augment.cutout_inside}
 
     def of_bands(self, bands: tuple[int, ...]) -> Self:
-        """The same as other spectral bands."""
+        """A copy for other spectral bands."""
         other = copy.copy(self)
         other._choose(bands)
         return other
@@ -75,11 +75,11 @@ class Finish:
     def __call__(
         self, store: Tensor, rows: Tensor, ids: Tensor, epoch: int, *, train: bool, sized: bool, pinned: bool = False
     ) -> Tensor:
-        """Images (B, C, H, W) channels_last of ``store`` (N, H, W, C) at ``rows`` (B,), drawn for ``ids`` (B,) int64.
+        """The images of ``store`` (N, H, W, C) at ``rows`` (B,) as (B, C, H, W) channels_last, augmented for ``ids``.
 
-        Ids on the CPU spare recipes that transform images a wait for the device: their choices are drawn on the host.
-        ``sized`` images have the side that the network sees already. ``pinned`` puts the result into page-locked memory
-        (of a batch on the CPU).
+        ``ids`` (B,) int64 should be on the CPU: the random choices of ``transforms`` are drawn on the host, which would
+        otherwise wait for the device. If ``sized``, the images already have the network's input size. With ``pinned``,
+        a batch on the CPU is returned in page-locked memory.
         """
         a, names = self.augment, ids.to(self.device, non_blocking=True)
         if train and not sized and a.crop_scale is not None:
@@ -96,13 +96,13 @@ class Finish:
         levels = transforms.transform(levels, a, Key(ids.cpu(), self.seed, epoch), train, sized)
         if self.band_mean is not None:
             images = transforms.band(levels, a, self.band_mean, self.band_std, self.dtype, self.bands)
-        else:  # the kernel again, this batch being its store
+        else:  # normalise with the kernel again, with this batch as its store
             store = levels.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
             images = augment_kernel(store, torch.arange(len(ids), device=self.device), **drawn, **last)
         return images.pin_memory() if pinned else images
 
     def _cropped(self, store: Tensor, rows: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """uint8 (B, side, side, C): the random resized crop of each image."""
+        """The random resized crop of each image, uint8 (B, side, side, C)."""
         assert self.augment.crop_px is not None
         assert self.augment.crop_scale is not None
         height, width = (torch.full((len(ids),), side) for side in store.shape[1:3])
@@ -120,15 +120,16 @@ class Batches(Finish):
     """``batch(ids, epoch, train)`` -> images (B, C, H, W) channels_last, on the device of the images."""
 
     def __init__(self, images: Tensor | Decoder, augment: Augment, **how: Any):
-        """``images`` uint8 (N, H, W, C), or what decodes them, on the CPU; ``how`` as in ``Finish``."""
+        """``images`` are uint8 (N, H, W, C), or a decoder that makes them on the CPU; for ``how`` see ``Finish``."""
         self.images = images
         of = (images.shape[3], images.device) if isinstance(images, Tensor) else (3, torch.device("cpu"))
         super().__init__(augment, *of, **how)
 
     def batch(self, ids: Tensor, epoch: int, train: bool, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
-        """Images of ``ids`` (B,) int64, on any device; without ``train`` resized, centre-cropped and normalised only.
+        """(images, ids taken) for ``ids`` (B,) int64, on any device; only ``train`` augments them.
 
-        Also returned: the ids on the images' device; where a picture was bad and skipped, the one in its place.
+        Without ``train`` images are only resized, centre-cropped and normalised. The ids taken are on the images'
+        device; if a bad picture was skipped, they have the id of the picture in its place.
         """
         if isinstance(self.images, Tensor):
             names = ids.to(self.images.device, non_blocking=True)
@@ -145,14 +146,14 @@ def _page_locked(num_images: int, shape: Sequence[int], dtype: torch.dtype) -> T
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The array as a tensor over the same memory; nobody writes to it, so a read-only map is no harm."""
+    """The array as a tensor that shares its memory. It may be a read-only map, since nothing writes to the tensor."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def mean_image(split: AnySplit, chunk_images: int = 4096) -> Tensor:
-    """(H, W, C) fp32 mean of x/255 over a split, summed exactly in int64."""
+    """The mean of x/255 over a split, (H, W, C) fp32, summed exactly in int64."""
     if isinstance(split, EncodedSplit):
         hint = "imnet-data pack with --size PX, or one value a channel"
         raise UsageError("got augment.mean = image for pictures kept encoded; allowed: a store of pixels", hint=hint)

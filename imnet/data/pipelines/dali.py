@@ -1,7 +1,6 @@
-"""NVIDIA DALI as a pipeline, on the CPU or a GPU, fed with our order and our random choices: it keeps no state.
+"""NVIDIA DALI as a pipeline, on the CPU or a GPU. Order and random choices are fed to it, so that it keeps no state.
 
-Feeds go in and tensors come out of one built graph, which runs a few batches ahead and is taken down when it is left or
-fails.
+One built graph turns feeds into tensors, a few batches ahead. It is destroyed if it fails or is left before the end.
 """
 
 from __future__ import annotations
@@ -23,17 +22,18 @@ from imnet.data.pipelines.host import ahead
 from imnet.errors import DataError, DeviceError
 
 Again = Callable[[list[Feed], Exception], list[Feed]]
-"""The feeds that were lost when DALI failed, and its error -> what to feed in their place, or another error."""
+"""Called with the feeds that were lost when DALI failed, and its error; returns feeds to replace them, or raises."""
 
 
 class Inlet:
-    """DALI's external source: what is to be fed, and what DALI works on. It does not know the graph, which knows it."""
+    """DALI's external source: the feeds to come, and those that DALI works on. It has no reference to the graph, which
+    refers to it."""
 
     def __init__(self) -> None:
         self.most_images = 0
         self.feeds: Iterator[Feed] = iter(())
-        self.first: deque[Feed] = deque()  # before what comes from feeds
-        self.inside: deque[Feed] = deque()  # oldest first; DALI reads their arrays where they lie
+        self.first: deque[Feed] = deque()  # taken before those of ``feeds``
+        self.inside: deque[Feed] = deque()  # oldest first; kept alive, since DALI reads their arrays in place
         self.error: Exception | None = None
 
     def start(self, feeds: Iterator[Feed]) -> None:
@@ -41,7 +41,8 @@ class Inlet:
         self.first.clear()
 
     def __call__(self) -> list[Values]:
-        """The next values; DALI asks for them a few batches ahead. StopIteration also before a batch too large."""
+        """The next values; DALI asks for them a few batches ahead. Raises StopIteration at the end, and before a batch
+        that is larger than the graph allows."""
         feed = self.next()
         if feed is None:
             raise StopIteration
@@ -52,7 +53,7 @@ class Inlet:
         return list(feed.values.values())
 
     def next(self) -> Feed | None:
-        """The next feed; an error in making it is kept until the batches before it are out."""
+        """The next feed, or None. An error in making it is kept until the batches before it have been yielded."""
         if self.first:
             return self.first.popleft()
         try:
@@ -63,7 +64,7 @@ class Inlet:
 
 
 class Runner:
-    """``run(feeds, again)`` -> (images (B, H, W, C) on the device, the feed they were made from), in order."""
+    """``run(feeds, again)`` yields (images (B, H, W, C) on the device, the feed that they were made from), in order."""
 
     def __init__(self, of: Feeds, *, threads: int, depth: int):
         self.of, self.threads, self.depth = of, threads, max(1, depth)
@@ -83,17 +84,17 @@ class Runner:
             raise error
 
     def close(self) -> None:
-        """Wait for what DALI works on, then let go of it and its threads."""
+        """Wait until DALI has finished its work, then release the graph and its threads."""
         graph, self.graph = self.graph, None
         if graph is not None:
-            # Without the wait, threads that call Python would be joined by one that holds Python's lock.
+            # Without the wait, a thread that holds the GIL would join threads that call Python: a deadlock.
             for _ in self._inlet.inside:
                 with contextlib.suppress(Exception):
                     graph.outputs()
         self._inlet.inside.clear()
 
     def _until_stopped(self, again: Again) -> Generator[tuple[Tensor, Feed], None, None]:
-        """What DALI gives until it is out of feeds, or needs a new graph."""
+        """The outputs of the graph, until there are no more feeds or a new graph is needed."""
         inlet = self._inlet
         while True:
             assert self.graph is not None
@@ -108,7 +109,7 @@ class Runner:
                 inlet.first.extendleft(reversed(again(lost, error)))
                 return
             feed = inlet.inside.popleft()
-            # DALI counts references to its outputs: nobody writes to them while the tensor lives.
+            # DALI counts references to its outputs, and does not reuse their memory while the tensor exists.
             yield torch.from_dlpack(images.as_tensor()), feed
 
     def _stream(self) -> torch.cuda.Stream | None:
@@ -127,18 +128,18 @@ class Runner:
 
 
 def one_line(error: Exception) -> str:
-    """What DALI says, without its stack trace."""
+    """DALI's message without its stack trace, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("Stacktrace", "[frame", "Traceback", "Current pipeline"))]
     return " ".join(kept)[:300] or type(error).__name__
 
 
 class Dali(Pipeline):
-    """DALI decodes pictures and brings images to the device; what the recipe does to them ``Finish`` does, as in the
-    other pipelines. Batches of pixels are theirs to the bit, those of pictures as far as the decoders agree.
+    """DALI decodes pictures and brings images to the device; ``Finish`` then augments them as in the other pipelines.
 
-    A graph is built for training and one for evaluation when they are first needed, and kept for the next epoch; one
-    that is left in the middle of an epoch is taken down with its threads.
+    Batches of pixels equal the other pipelines' bit for bit; those of encoded pictures differ as the decoders do. One
+    graph for training and one for evaluation are built on first use and kept for the next epoch; a graph that is left
+    in the middle of an epoch is destroyed with its threads.
     """
 
     kind = "dali"
@@ -183,7 +184,7 @@ class Dali(Pipeline):
 
     def _again(self, train: bool, epoch: int) -> Again:
         def again(feeds: list[Feed], error: Exception) -> list[Feed]:
-            """The feeds anew, without the pictures that made DALI fail; the error in one line where none did."""
+            """The feeds made again, without the pictures that made DALI fail; DataError if no picture is to blame."""
             names = torch.cat([feed.names for feed in feeds]) if feeds else torch.empty(0, dtype=torch.int64)
             if self.pictures is None or not self.pictures.blame(names):
                 among = f" among images {names.tolist()[:4]}..." if len(names) else ""

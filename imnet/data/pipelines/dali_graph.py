@@ -1,7 +1,7 @@
-"""What DALI is asked for: pixels brought to the device, or encoded pictures decoded there, cut and resized.
+"""The graph that DALI runs: it brings pixels to the device, or decodes, crops and resizes encoded pictures there.
 
-DALI draws nothing itself: a feed holds the choices of its batch, so there is no state of it to save. All else that a
-recipe does to an image is done afterwards, on the same device, by the code of the other pipelines (``batches.Finish``).
+DALI draws nothing at random itself: a feed has the choices for its batch, so that no state of DALI has to be saved. All
+other augmentation is done afterwards on the same device by the code that the pipelines share (``batches.Finish``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from imnet.data.pipelines.dali_pictures import Pictures, box_resize, box_resize_
 from imnet.data.pipelines.draws import Key
 
 Node = Any  # a DataNode
-# The stubs have every operator return a node or a list of nodes, so no result could be used.
+# By the stubs every operator returns a node or a list of nodes, so that a type checker would reject any use of it.
 fn: Any = operators
 Values = np.ndarray | list[np.ndarray]
 LINEAR = types.DALIInterpType.INTERP_LINEAR
@@ -35,7 +35,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Feed:
-    """The inputs of one batch, by name; ``names`` are the ids (B,) int64 that were taken, ``ids`` those asked for."""
+    """The inputs of one batch by name (``values``). ``ids`` (B,) int64 were asked for, ``names`` (B,) were taken."""
 
     ids: Tensor
     names: Tensor
@@ -46,20 +46,20 @@ class Feed:
 
 
 class Feeds:
-    """``feed(ids, epoch)`` of one split, for training or for evaluation, and what the graph is to make of it."""
+    """``feed(ids, epoch)`` for one split, for training or for evaluation, and the properties of the graph's output."""
 
     def __init__(
         self, split: AnySplit, augment: Augment, seed: int, train: bool, pictures: Pictures | None,
         device_id: int | None,
     ):  # fmt: skip
-        """``device_id`` is the GPU's, None for the CPU."""
+        """``device_id`` is the index of the GPU, or None for the CPU."""
         self.augment, self.seed, self.train, self.pictures = augment, seed, train, pictures
         self.device_id, self.on_gpu = device_id, device_id is not None
         self.images = None if isinstance(split, EncodedSplit) else as_tensor(split.images)
         self.sized = pictures is not None and pictures.sized(train)
-        """Whether DALI makes the images as large as the network sees them."""
+        """Whether the graph's images already have the network's input size."""
         self.side_px = split.image_shape[0] if pictures is None else pictures.side_px(train)
-        """Of the images that the graph gives."""
+        """Side of the images that the graph returns."""
 
     def feed(self, ids: Tensor, epoch: int) -> Feed:
         """The feed of ``ids`` (B,) int64 on the CPU; DataError for a picture that cannot be decoded."""
@@ -74,7 +74,7 @@ class Feeds:
         return Feed(ids, names, dense)
 
     def _parts(self, size: Tensor, key: Key) -> dict[str, Values]:
-        """Which part of each picture of ``size`` (B, 2) becomes the image: a drawn box, or the middle."""
+        """The part of each picture of ``size`` (B, 2) that becomes the image: a random box, or the centre."""
         a, side = self.augment, self.side_px
         if self.train:
             assert a.crop_scale is not None
@@ -82,17 +82,18 @@ class Feeds:
             parts: dict[str, Values] = {"box_at": box[:, :2].int().numpy(), "box_size": box[:, 2:].int().numpy()}
             return parts | resampling(torch.zeros(size.shape), box[:, 2:] / side, box[:, 2:], side)
         assert a.resize_eval_px is not None
-        # As the readers' ResizeRule has it.
+        # The same rule as ResizeRule of the readers.
         resized = (a.resize_eval_px * size // size.min(1, keepdim=True).values).double()
         top_left = ((resized - side) / 2).round()
         return resampling(top_left * size / resized, size / resized, size, side)
 
 
 def resampling(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> dict[str, Values]:
-    """How to resize so that output pixel o of an axis lies at ``first + (o + 0.5) * scale`` of the source's ``size``.
+    """Inputs for a resize in which output pixel o of an axis lies at ``first + (o + 0.5) * scale`` in the source.
 
-    first, scale, size (B, 2). DALI's filter repeats the border, ours and Pillow's has the weights inside sum to 1:
-    so the graph puts a margin of 0 around the image, and multiplies by what the weights inside lack.
+    ``first``, ``scale`` and the source's ``size`` are (B, 2). DALI's filter repeats the border, whereas ours and
+    Pillow's normalises the weights inside the image to sum 1. The graph therefore pads the image with a margin of 0 and
+    multiplies the result by the sum of all weights over that of the weights inside.
     """
     scale = scale.double()
     margin = scale.clamp(min=1).ceil() + 1
@@ -105,7 +106,8 @@ def resampling(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> dict
 
 
 def _lacking(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> Tensor:
-    """(B, side) sum of the triangle filter's weights over that of those inside the image: 1 but near the borders."""
+    """(B, side): the sum of the triangle filter's weights divided by the sum of those inside the image; 1 except near
+    the borders."""
     reach, out = scale.clamp(min=1)[:, None], torch.ones((len(first), side_px), dtype=torch.float64)
     near = int(((reach + 1 - first[:, None].clamp(max=0)) / scale[:, None]).max().ceil()) + 1
     at_borders = torch.arange(side_px)
@@ -122,7 +124,7 @@ def _lacking(first: Tensor, scale: Tensor, size: Tensor, side_px: int) -> Tensor
 def build(
     feeds: Feeds, first: Feed, source: Callable[[], list[Values]], *, max_images: int, threads: int, depth: int
 ) -> Pipeline:
-    """The built pipeline; ``source`` gives the values of a feed like ``first``, or raises StopIteration."""
+    """Build DALI's pipeline. ``source`` returns the values of a feed like ``first``, or raises StopIteration."""
     names = list(first.values)
     samples = [values[0] for values in first.values.values()]
     options: dict[str, Any] = {
@@ -143,13 +145,13 @@ def build(
 
 
 def images(feeds: Feeds, p: Mapping[str, Node]) -> Node:
-    """The inputs -> uint8 (H, W, C) each."""
+    """The part of the graph from the inputs to images, uint8 (H, W, C) each."""
     if feeds.pictures is None:
         return _on_device(p["image"], feeds)
     device = "mixed" if feeds.on_gpu else "cpu"
     rgb: dict[str, Any] = {"device": device, "output_type": types.DALIImageType.RGB, "adjust_orientation": False}
     if feeds.on_gpu:
-        rgb["jpeg_fancy_upsampling"] = True  # as libjpeg does it
+        rgb["jpeg_fancy_upsampling"] = True  # as libjpeg does
     if feeds.sized and feeds.train:
         return _resized(decoded_box(p, rgb), feeds, p)
     x, side = fn.decoders.image(p["image"], **rgb), feeds.side_px
@@ -165,19 +167,19 @@ def images(feeds: Feeds, p: Mapping[str, Node]) -> Node:
 
 
 def decoded_box(p: Mapping[str, Node], rgb: Mapping[str, Any]) -> Node:
-    """The drawn box of each picture; whether a GPU decodes boxes faster than whole pictures is not measured."""
+    """Decodes only the box of each picture. Whether that is faster on a GPU than whole pictures is not measured."""
     return fn.decoders.image_slice(p["image"], start=p["box_at"], shape=p["box_size"], axes=[0, 1], **rgb)
 
 
 def _resized(x: Node, feeds: Feeds, p: Mapping[str, Node]) -> Node:
-    """uint8 levels of ``side_px``, bilinear with antialiasing: see ``resampling``."""
+    """Resizes to uint8 of ``side_px`` square, bilinear with antialiasing; see ``resampling``."""
     margin = {"start": p["margin_at"], "shape": p["margin_size"], "out_of_bounds_policy": "pad", "fill_values": 0}
     x = fn.slice(x, axes=[0, 1], **margin)
     x = fn.resize(
         x, resize_y=feeds.side_px, resize_x=feeds.side_px, roi_start=p["part_at"], roi_end=p["part_end"],
         interp_type=LINEAR, antialias=True, dtype=types.DALIDataType.FLOAT,
     )  # fmt: skip
-    # The cast rounds; halves may go to another neighbour than ours, which go to the even one.
+    # The cast rounds; it may round halves differently from our pipelines, which round them to even.
     lack = _on_device(p["lack_y"], feeds) * _on_device(p["lack_x"], feeds)
     return fn.reshape(fn.cast(x * lack, dtype=types.DALIDataType.UINT8), layout="HWC")
 

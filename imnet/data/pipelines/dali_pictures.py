@@ -1,4 +1,4 @@
-"""Encoded pictures for DALI's decoders: JPEGs as they are, everything else made plain pixels by Pillow first."""
+"""Encoded pictures for DALI's decoders: JPEGs unchanged, all other formats decoded by Pillow first."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ _END_OF_IMAGE = b"\xff\xd9"
 
 
 class Pictures(Decoder):
-    """``encoded(ids, epoch, train)``: what DALI decodes, with damaged pictures refused or left out as by Pillow.
+    """``encoded(ids, epoch, train)`` returns the bytes for DALI; damaged pictures are refused or left out as by Pillow.
 
-    DALI fills a JPEG that was cut short with grey, and does not say so: one that does not end as it should is decoded
-    by Pillow first.
+    DALI fills a truncated JPEG with grey without an error. A JPEG without an end marker is therefore decoded by Pillow
+    first.
     """
 
     def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str):
         super().__init__(split, augment, seed, on_bad)
         self.by_pillow: set[int] = set()
-        """Pictures that DALI could not decode and Pillow could."""
+        """Indices of pictures that Pillow can decode and DALI cannot."""
         self._headers = np.zeros((len(split), 3), dtype=np.int32)
-        """Height, width and, of a JPEG that DALI decodes as it is, bytes, so that its header is read once a run."""
+        """Height, width and number of bytes (0 unless DALI decodes the JPEG unchanged) of each picture, so that the
+        header of a JPEG is read only once per run."""
 
     def encoded(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[np.ndarray], Tensor]:
-        """Bytes, uint8 (n,) each, and the ids (B,) int64 that were taken."""
+        """The bytes of each picture, uint8 (n,), and the ids (B,) int64 that were taken."""
         found = [self.picture(i, epoch, train) for i in ids.tolist()]
         return [data for data, _ in found], torch.tensor([number for _, number in found], dtype=torch.int64)
 
     def sizes(self, names: Tensor) -> Tensor:
-        """Heights and widths (B, 2) int64 of pictures that ``encoded`` has given."""
+        """Heights and widths (B, 2) int64 of pictures that ``encoded`` has returned."""
         return torch.from_numpy(self._headers[names.numpy() % len(self.split), :2]).long()
 
     def _decoded(self, i: int, epoch: int, train: bool) -> np.ndarray:
-        """In place of pixels, the bytes that DALI will decode."""
+        """Returns the bytes that DALI will decode, in place of pixels."""
         i %= len(self.split)
         if i in self.bad:
             raise BadPictureError(self.bad[i])
@@ -51,7 +52,7 @@ class Pictures(Decoder):
         return np.frombuffer(data, dtype=np.uint8)
 
     def _looked_at(self, i: int, data: bytes) -> bytes:
-        """The picture as DALI is given it, after Pillow has read its header, and all of it where that must be."""
+        """The bytes to give to DALI, after Pillow has read the header, or has decoded the picture if necessary."""
         with opened(data) as picture:
             width, height = picture.size
             plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and i not in self.by_pillow
@@ -63,9 +64,10 @@ class Pictures(Decoder):
         return data
 
     def blame(self, names: Tensor) -> bool:
-        """After DALI has failed on these: note those that Pillow cannot decode either, else have Pillow decode them.
+        """Called after DALI has failed on these ids. Notes the pictures that Pillow cannot decode either; if there are
+        none, all of them will be decoded by Pillow from now on.
 
-        False where Pillow has decoded them all before, so that nothing can be done.
+        Returns False if Pillow has decoded them all before, so that nothing more can be done.
         """
         before = len(self.bad) + len(self.by_pillow)
         numbers = (names % len(self.split)).tolist()
@@ -86,7 +88,7 @@ def _uncompressed(picture: Image.Image) -> bytes:
 
 
 def box_resize(picture: np.ndarray, side_px: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (side, side, 3) by the BOX filter, which DALI has not."""
+    """uint8 (H, W, 3) -> (side, side, 3) with Pillow's BOX filter, which DALI does not have."""
     if picture.shape[:2] == (side_px, side_px):
         return picture
     image = Image.fromarray(np.ascontiguousarray(picture))
@@ -94,7 +96,8 @@ def box_resize(picture: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def box_resize_on_device(picture: Tensor, side_px: int) -> Tensor:
-    """The same on any device, in fp32; Pillow rounds between its two passes, so some values differ by a level."""
+    """As ``box_resize``, on any device and in fp32. Pillow rounds between its two passes, so that some values differ by
+    one level."""
     height, width = picture.shape[:2]
     down, across = (_box_weights(n, side_px).to(picture.device) for n in (height, width))
     x = torch.einsum("oh,hwc->owc", down, picture.float())
@@ -103,7 +106,7 @@ def box_resize_on_device(picture: Tensor, side_px: int) -> Tensor:
 
 
 def _box_weights(size_px: int, side_px: int) -> Tensor:
-    """(side, size) fp32: each output pixel is the mean of the source pixels whose middle lies in its stretch."""
+    """Weights (side, size) fp32: an output pixel is the mean of the source pixels whose centres lie in its interval."""
     scale = size_px / side_px
     reach = max(scale, 1.0) / 2
     center = (torch.arange(side_px, dtype=torch.float64)[:, None] + 0.5) * scale

@@ -1,6 +1,7 @@
-"""Random choices per image: pure functions of (seed, epoch, sample id), made on the host for a whole batch at once.
+"""Random choices per image: pure functions of (seed, epoch, sample id), drawn on the host for a whole batch at once.
 
-On the host, because the operations are then grouped without asking the device; a batch of 1000 costs well under 1 ms.
+They are drawn on the host so that images can be grouped by operation without waiting for the device; a batch of 1000
+costs well under 1 ms.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ import torch
 from imnet_kernels.philox import philox, uniform_below
 from torch import Tensor
 
-# Beyond those of the kernels (0..3), so that switching one thing on does not move another.
+# The kernels use streams 0..3. Each augmentation has streams of its own, so that switching one on changes no other.
 STREAM_CROP = 16
 STREAM_JITTER = 17
 STREAM_JITTER_ORDER = 18
 STREAM_TRIVIAL = 19
-STREAM_RESIZED_CROP = 32  # and the nine after it, one an attempt
-STREAM_RAND = 48  # and the fifteen after it, one an operation
-STREAM_ERASING = 64  # and the ten after it: whether, and one an attempt
+STREAM_RESIZED_CROP = 32  # to 41, one per attempt
+STREAM_RAND = 48  # to 63, one per operation
+STREAM_ERASING = 64  # to 74: whether to erase, then one per attempt
 
 
 @dataclass(frozen=True)
 class Key:
-    """Who draws: the ids (B,) int64 on the CPU, in one epoch of one run."""
+    """The key of the random choices of a batch: ids (B,) int64 on the CPU, the run's seed and the epoch."""
 
     ids: Tensor
     seed: int
     epoch: int
 
     def words(self, stream: int | range) -> tuple[Tensor, ...]:
-        """Four independent words of 32 bits, (B,) int64 each; of several streams (streams, B)."""
+        """Four independent 32-bit words, (B,) int64 each, or (streams, B) for a range of streams."""
         return philox(self.ids, seed=self.seed, epoch=self.epoch, stream=stream)
 
     def below(self, stream: int, *counts: int) -> tuple[Tensor, ...]:
@@ -39,11 +40,11 @@ class Key:
 
 
 def unit(word: Tensor) -> Tensor:
-    """A word -> fp64 in [0, 1)."""
+    """A 32-bit word as fp64 in [0, 1)."""
     return word.double() / 2.0**32
 
 
 def groups(kinds: Tensor, num_kinds: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """For each kind in 0 .. num_kinds - 1: where it stands in ``kinds`` (B,), on the CPU and on ``device``."""
+    """For each kind in 0 .. num_kinds - 1, its positions in ``kinds`` (B,), on the CPU and on ``device``."""
     rows = [(kinds == kind).nonzero()[:, 0] for kind in range(num_kinds)]
     return [(row, row.to(device, non_blocking=True)) for row in rows]

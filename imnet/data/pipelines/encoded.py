@@ -1,4 +1,4 @@
-"""Pictures kept encoded -> uint8 images of one size: decoded, cropped and resized by Pillow, one by one, in threads."""
+"""Decodes, crops and resizes encoded pictures to uint8 images of one size with Pillow, one by one, in threads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ _BAD_SHARE = 1000
 
 
 class Decoder:
-    """Decodes the pictures of a split as a recipe wants them; counts those that cannot be."""
+    """Decodes the pictures of a split to the size that a recipe needs, and records those that cannot be decoded."""
 
     shelf: Shelf | None = None
-    """Where ranks that train on the same batches decode for each other."""
+    """Set if ranks that train on the same batches share the decoding."""
 
     def __init__(self, split: EncodedSplit, augment: Augment, seed: int, on_bad: str = "stop"):
-        """``on_bad``: stop, or skip: the next picture takes the place, for one in 1000 of the split or one at least.
-
-        Training takes the next one for it; evaluation counts nothing there (``Pipeline.labels_of_taken``).
+        """``on_bad`` is stop, or skip: the next good picture replaces a bad one, for at most one in 1000 of the split
+        (but at least one). Training uses the replacement; evaluation does not count it (``Pipeline.labels_of_taken``).
         """
         self.split, self.augment, self.seed, self.on_bad = split, augment, seed, on_bad
         self.bad: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def images(self, ids: Tensor, epoch: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (B, side, side, 3) of ``ids`` (B,) int64, and the ids that were taken (others than asked where bad)."""
+        """Images, uint8 (B, side, side, 3), of ``ids`` (B,) int64, and the ids taken, which differ for bad pictures."""
         if self.shelf is None or not train:
             return self._images(ids, epoch, train)
         (pixels, taken), theirs = self.shelf.crops(lambda part: self._images(part, epoch, train), ids, epoch)
@@ -45,7 +44,7 @@ class Decoder:
         return pixels, taken
 
     def _hear(self, asked: int, taken: int) -> None:
-        """Pictures that another rank found bad, when it looked for number ``asked``, count here too."""
+        """Record the pictures that another rank found bad: it was asked for number ``asked`` and took ``taken``."""
         while asked != taken:
             with self._lock:
                 self.bad.setdefault(asked, "another rank could not decode it")
@@ -60,18 +59,18 @@ class Decoder:
         return out, taken
 
     def side_px(self, train: bool) -> int:
-        """Side of the images: what the network sees where crops come from the whole picture."""
+        """Side of the images: the network's input size if crops come from the whole picture, else the split's."""
         if not self.sized(train):
             return self.split.image_px
         assert self.augment.crop_px is not None
         return self.augment.crop_px
 
     def sized(self, train: bool) -> bool:
-        """Whether ``resize_px`` and ``crop_px`` are done with."""
+        """Whether the decoded images already have the network's input size, with resizing and cropping done."""
         return self.augment.crop_scale is not None and (train or self.augment.resize_eval_px is not None)
 
     def picture(self, i: int, epoch: int, train: bool) -> tuple[np.ndarray, int]:
-        """uint8 (side, side, 3) of draw i, and its number: that of the next good picture where it is bad."""
+        """The image of id ``i``, uint8 (side, side, 3), and the id taken: that of the next good picture if i is bad."""
         n = len(self.split)
         for at in range(i % n, i % n + n):
             number = i - i % n + at % n

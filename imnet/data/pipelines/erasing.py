@@ -11,14 +11,14 @@ from torch import Tensor
 from imnet.data.pipelines.draws import STREAM_ERASING, Key, unit
 
 SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)
-"""Of the box: its share of the area, and its height over its width."""
+"""Ranges of the box's share of the image area and of its height divided by its width."""
 _ATTEMPTS = 10
 
 
 def draw_boxes(height_px: int, width_px: int, p: float, key: Key) -> Tensor:
-    """(B, 4) int64 top, left, height, width; of no size where nothing is erased.
+    """Boxes (B, 4) int64: top, left, height, width; of size 0 for images that are not erased.
 
-    A box is drawn anew, up to ten times, until it is smaller than the image both ways; an image without one stays.
+    A box is drawn up to ten times until it is smaller than the image in both directions; else the image is not erased.
     """
     low, high = (math.log(r) for r in RATIO)
     box = torch.zeros(len(key.ids), 4, dtype=torch.int64)
@@ -34,12 +34,12 @@ def draw_boxes(height_px: int, width_px: int, p: float, key: Key) -> Tensor:
         box = torch.where(fits[:, None], torch.stack([top, left, height, width], 1), box)
         waiting = waiting & ~fits
         if not waiting.any():
-            break  # as nearly always after the first one
+            break  # nearly always after the first attempt
     return box
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
-    """images (B, C, H, W), normalised, with 0 (the mean) in each one's box; ``boxes`` (B, 4) on the host."""
+    """The normalised images (B, C, H, W) with 0 (the mean) in the box of each; ``boxes`` (B, 4) are on the host."""
     host = boxes[:, 2].nonzero()[:, 0]
     rows, sides = (t.to(images.device, non_blocking=True) for t in (host, boxes[host]))
     top, left, height, width = sides[:, :, None].unbind(1)

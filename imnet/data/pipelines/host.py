@@ -1,4 +1,4 @@
-"""The mapped store -> C++ augmentation on the CPU -> page-locked batches, made ahead and copied on a side stream."""
+"""Mapped store -> C++ augmentation on the CPU -> page-locked batches, made in advance and copied on a side stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ U = TypeVar("U")
 
 
 class Prepared(Pipeline):
-    """Batches made on the CPU by threads, ``ahead`` of the step, and copied to the device."""
+    """Batches that threads prepare on the CPU, up to ``ahead`` in advance, and that are copied to the device."""
 
     def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
@@ -35,7 +35,7 @@ class Prepared(Pipeline):
 
     @abstractmethod
     def made(self, ids: Tensor, epoch: int, train: bool) -> tuple[Tensor, Tensor]:
-        """The images of ``ids`` (B,) int64, and the ids that were taken, both on the CPU."""
+        """The images for ``ids`` (B,) int64 and the ids that were taken, both on the CPU."""
 
     def stream(self, pieces: Iterable[Tensor], epoch: int, train: bool) -> Generator[Batch, None, None]:
         def prepare(ids: Tensor) -> Batch:
@@ -49,14 +49,14 @@ class Prepared(Pipeline):
 
 
 class Host(Prepared):
-    """For sets that do not fit the device: the images stay in the file, the CPU prepares ``ahead`` batches."""
+    """For sets that do not fit the device: images stay in the file, and the CPU prepares batches in advance."""
 
     kind = "host"
 
     def __init__(self, split: AnySplit, setting: Setting):
         super().__init__(split, setting)
         if self.decoder is None:
-            self.threads = 1  # the kernel itself has threads; Pillow has none, so each of ours decodes a batch
+            self.threads = 1  # the kernel is multi-threaded itself; Pillow is not, so each thread decodes a batch
         images = self.decoder if isinstance(split, EncodedSplit) else as_tensor(split.images)
         assert images is not None
         self.batches = Batches(images, setting.augment, **setting.finish)
@@ -70,7 +70,7 @@ class Host(Prepared):
 
 
 class Copier:
-    """Moves prepared batches to the device: the copy of the next one runs while the step uses this one."""
+    """Copies prepared batches to the device; the copy of the next batch runs while the step uses the current one."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -99,15 +99,15 @@ class Copier:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
         for tensor in batch:
-            # The allocator may not give this memory to the side stream again before the step is done with it.
+            # Without this the allocator might give the memory to the side stream before the step has finished with it.
             tensor.record_stream(current)
         return batch
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], depth: int, workers: int) -> Generator[U, None, None]:
-    """``map(work, items)`` in order, with up to ``depth`` results ready before they are asked for, by threads.
+    """``map(work, items)`` in order, by ``workers`` threads that prepare up to ``depth`` results in advance.
 
-    An exception of ``work`` comes out at its place. Closing the generator ends the threads.
+    An exception of ``work`` is raised in place of its result. Closing the generator ends the threads.
     """
     source = iter(items)
     with ThreadPoolExecutor(workers, "imnet-data") as pool:

@@ -1,8 +1,8 @@
-"""Pictures that the ranks of one machine decode for each other: each a part of every batch, through shared memory.
+"""Shares decoding between the ranks of one machine that train different networks on the same batches.
 
-For ranks that train different networks on the same batches. A crop is a pure function of (seed, epoch, sample id), so
-it does not matter who makes it: what a rank does not find, because another is late, stopped or at another batch, it
-makes itself. No rank depends on another, and no number on the machine.
+Each rank decodes a part of every batch and puts it into shared memory for the others. A crop is a pure function of
+(seed, epoch, sample id), so that any rank may make it: if a part is missing, because another rank is late, stopped or
+at another batch, a rank makes it itself. No rank depends on another, and results do not depend on the sharing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from imnet.data.order import shard
 
 MEMORY = Path("/dev/shm")
 PATIENCE_S = 2.0
-"""For a part that is not there yet. Who has let others wait that long is not waited for until it is back."""
+"""Time to wait for a part of another rank. After a timeout that rank is not waited for until a part of it is found."""
 
 Crops = tuple[np.ndarray, np.ndarray]
-"""uint8 (B, side, side, 3), and int64 (B,) the ids that were taken."""
+"""Images, uint8 (B, side, side, 3), and the ids that were taken, int64 (B,)."""
 
 
 class Shelf:
-    """The place of one rank, ``number`` of ``count``, among those that look into ``folder``.
+    """The parts of rank ``number`` of ``count`` in the shared ``folder``, and its access to those of the others.
 
-    ``kept`` batches lie ready for ranks that are behind; 8 of 256 crops of 224 pixels are 0.3 GiB a machine.
+    The last ``kept`` batches stay for ranks that are behind; 8 of 256 crops of 224 pixels are 0.3 GiB per machine.
     """
 
     def __init__(self, folder: Path, number: int, count: int, kept: int = 8):
@@ -43,14 +43,14 @@ class Shelf:
         self.close()
 
     def close(self) -> None:
-        """Take away what this rank has left here, in this life or one before it."""
+        """Remove this rank's files, including those that an earlier process left."""
         for path in self.folder.glob(f"*-{self.number}.*"):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def crops(self, make: Callable[[Tensor], Crops], ids: Tensor, epoch: int) -> tuple[Crops, list[int]]:
-        """``make(ids)`` of a batch, and which rows others have made."""
+        """The crops ``make(ids)`` of a batch, and the rows that other ranks have made."""
         parts = [shard(torch.arange(len(ids)), number, self.count) for number in range(self.count)]
         key = hashlib.blake2b(ids.numpy().tobytes() + b"%d" % epoch, digest_size=12).hexdigest()
         found = {self.number: make(ids[parts[self.number]])}
@@ -78,7 +78,7 @@ class Shelf:
                     np.save(file, array)
             path.with_suffix(".tmp").rename(path)
         except OSError:
-            self._full = True  # others will make it themselves
+            self._full = True  # no more parts are written; the others make them themselves
             with contextlib.suppress(OSError):
                 path.with_suffix(".tmp").unlink()
         self._mine.append(path)
@@ -99,16 +99,16 @@ class Shelf:
             with path.open("rb") as file:
                 return np.load(file), np.load(file)
         except (OSError, ValueError, EOFError):
-            return None  # taken away in this moment
+            return None  # removed in the meantime
 
 
 def shelf_for(run: Path, number: int, count: int, part: int) -> Shelf | None:
-    """For the ``count`` ranks of this machine that train in the folder ``run`` on one ``part`` of its batches; none
-    where there is nobody else, or no place."""
+    """The shelf of rank ``number`` of the ``count`` ranks of this machine that train in the folder ``run`` on one
+    ``part`` of its batches; None if there is no other rank or no shared memory."""
     if count < 2 or not MEMORY.is_dir():
         return None
     name = hashlib.blake2b(str(run.resolve()).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     folder = MEMORY / f"imnet-{name}-{part}"
     if folder.exists() and folder.stat().st_uid != os.getuid():
-        return None  # somebody else's: pictures from there could be anything
+        return None  # it belongs to another user, whose pictures cannot be trusted
     return Shelf(folder, number, count)

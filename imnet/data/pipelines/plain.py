@@ -1,4 +1,4 @@
-"""The readable pipeline: one image at a time, by torchvision's own functions. The others are tested against it."""
+"""The reference pipeline: one image at a time with torchvision's own functions. The others are tested against it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.ad
 
 
 class Plain(Prepared):
-    """Per-sample torchvision v2 in threads; the random choices are drawn beforehand, as for every pipeline."""
+    """Applies torchvision v2 image by image, in threads; the random choices are those of every pipeline."""
 
     kind = "torch"
 
@@ -38,7 +38,7 @@ class Plain(Prepared):
         return self._batch(images, taken, epoch, train), taken
 
     def _images(self, ids: Tensor, epoch: int, train: bool) -> tuple[list[Tensor], Tensor]:
-        """uint8 (C, H, W) each, before any augmentation but a resized crop, and the ids that were taken."""
+        """Images, uint8 (C, H, W) each, with no augmentation but a random resized crop, and the ids that were taken."""
         a, split = self.setting.augment, self.split
         if isinstance(split, EncodedSplit):
             assert self.decoder is not None
@@ -78,21 +78,21 @@ class Plain(Prepared):
         return x if draws is None else draws.cut(x, i)
 
     def _levels(self, image: Tensor, draws: Draws | None, i: int) -> Tensor:
-        """uint8 (C, H, W) -> uint8 (C, h, w), everything before the normalisation."""
+        """uint8 (C, H, W) -> uint8 (C, h, w): everything before the normalisation."""
         a = self.setting.augment
         if draws is not None:
             image = draws.crop_flip(image, i)
         side = a.resize_px if draws is not None else a.resize_eval_px or a.resize_px
         sized = self._sized(draws is not None)
         if side and not sized:
-            # In fp32: torchvision's uint8 path has fixed-point weights, the devices have not.
+            # In fp32 as on the devices: torchvision's uint8 path has fixed-point weights.
             image = tv.resize(image.float(), [side, side], BILINEAR, antialias=True).round().to(torch.uint8)
         if draws is None:
             return tv.center_crop(image, [a.crop_px, a.crop_px]) if a.crop_px and not sized else image
         return draws.recolored(draws.cropped(image, i), i)
 
     def _minus_mean_image(self, image: Tensor, draws: Draws | None, i: int) -> Tensor:
-        """The mean is the source pixel's, so it goes first and what is padded is 0 after it."""
+        """The mean image belongs to the source's pixels, so it is subtracted first, and padding is 0 afterwards."""
         assert self.setting.mean is not None
         x = image.float() / 255 - self.setting.mean.cpu().permute(2, 0, 1)
         x = x if draws is None else draws.crop_flip(x, i)
@@ -101,7 +101,7 @@ class Plain(Prepared):
 
 
 class Draws:
-    """The random choices of a batch, made for all its images at once; each method applies those of image ``i``."""
+    """The random choices for all images of a batch, drawn at once; each method applies those of image ``i``."""
 
     def __init__(self, ids: Tensor, augment: Augment, size: Sequence[int], seed: int, epoch: int, sized: bool):
         a, key = augment, Key(ids, seed, epoch)

@@ -1,10 +1,10 @@
-"""Colour jitter, TrivialAugmentWide and RandAugment on batches, a strength for each image, as torchvision has them.
+"""Colour jitter, TrivialAugmentWide and RandAugment for batches, with a strength per image, as in torchvision.
 
-Images are (B, C, H, W) fp32 that hold whole levels 0..255, and so are the results: each operation ends as torchvision's
-does on uint8, by truncation or rounding. Nothing depends on the batch: sums over an image are sums of integers, hence
-exact. Of TrivialAugmentWide (Mueller and Hutter 2021, arXiv 2103.10158) and RandAugment (Cubuk 2019, arXiv 1909.13719)
-operations, strengths and order of names are torchvision's: bilinear, black where an image was moved away; each is
-applied once, to all the images that drew it.
+Images are (B, C, H, W) fp32 with integer levels 0..255, before and after: each operation truncates or rounds at the end
+as torchvision's does on uint8. An image's result does not depend on its batch: sums over an image are sums of integers,
+hence exact. TrivialAugmentWide (Mueller and Hutter 2021, arXiv 2103.10158) and RandAugment (Cubuk 2019, arXiv
+1909.13719) have torchvision's operations, strengths and order of names: bilinear, filled with black. Each operation
+runs once, on all images that drew it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ BRIGHTNESS, CONTRAST, SATURATION, _HUE = range(4)
 
 
 def color_jitter(images: Tensor, strengths: tuple[float, ...], key: Key) -> Tensor:
-    """Brightness, contrast, saturation and hue by up to ``strengths``, in an order drawn for each image.
+    """Change brightness, contrast, saturation and hue by up to ``strengths``, in an order drawn for each image.
 
-    images (B, 3, H, W) fp32 levels; returned anew. Factors are uniform in [max(0, 1 - s), 1 + s], the hue in [-s, s].
+    ``images`` are (B, 3, H, W) fp32 levels; the result is a new tensor. Factors are uniform in [max(0, 1 - s), 1 + s],
+    the hue's turn in [-s, s].
     """
     factors, order = draw_jitter(strengths, key)
     hue_slot = (order == _HUE).long().argmax(1)
@@ -55,7 +56,7 @@ def color_jitter(images: Tensor, strengths: tuple[float, ...], key: Key) -> Tens
 
 
 def draw_jitter(strengths: tuple[float, ...], key: Key) -> tuple[Tensor, Tensor]:
-    """Factors (B, 4) fp32 of brightness, contrast, saturation, hue, and the order (B, 4) int64 they come in."""
+    """Factors (B, 4) fp32 of brightness, contrast, saturation and hue, and the order (B, 4) int64 to apply them in."""
     low = torch.tensor([max(0.0, 1 - s) for s in strengths[:3]] + [-strengths[3]], dtype=torch.float64)
     high = torch.tensor([1 + s for s in strengths[:3]] + [strengths[3]], dtype=torch.float64)
     drawn = torch.stack([unit(word) for word in key.words(STREAM_JITTER)], dim=1)
@@ -64,12 +65,12 @@ def draw_jitter(strengths: tuple[float, ...], key: Key) -> tuple[Tensor, Tensor]
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) on the host -> (B, 1, 1, 1) on the images' device."""
+    """Values (B,) on the host -> (B, 1, 1, 1) on the images' device."""
     return values.to(like.device, non_blocking=True)[:, None, None, None]
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma in whole levels, (B, 1, H, W)."""
+    """Luma as integer levels, (B, 1, H, W)."""
     red, green, blue = images.unbind(1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()[:, None]
 
@@ -77,9 +78,9 @@ def grey(images: Tensor) -> Tensor:
 def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """images * factor + base * (1 - factor), truncated to levels; ``kind`` and ``factor`` (B, 1, 1, 1).
 
-    The base is black for BRIGHTNESS, the mean grey of the image for CONTRAST, its grey for SATURATION. Rounded as
-    torchvision does it: ``factor`` is fp64 where theirs is a number of Python, and product and sum are one operation.
-    Grey pixels would show another order, since their sum ends on a level and half of them would lose it.
+    The base is black for BRIGHTNESS, the image's mean grey for CONTRAST, and its grey for SATURATION. Rounding follows
+    torchvision: ``factor`` is fp64, like the Python float there, and product and sum are one operation. Any other way
+    would show in grey pixels, whose sum is exactly a level: about half of them would be truncated to the level below.
     """
     luma = grey(images)
     num_pixels = luma.shape[2] * luma.shape[3]
@@ -89,7 +90,8 @@ def blend(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """The hue turned by ``turn`` (B, 1, 1, 1), 1 being once round; truncated after a stretch by 255.999, as theirs."""
+    """Shift the hue by ``turn`` (B, 1, 1, 1), where 1 is a full circle. The result is multiplied by 255.999 and
+    truncated, as in torchvision."""
     scaled = images / 255
     red, green, blue = scaled.unbind(1)
     value, low = scaled.amax(1), scaled.amin(1)
@@ -106,7 +108,7 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def _ramp(position: Tensor) -> Tensor:
-    """How far a channel lies below the value, in units of the spread; period 6."""
+    """The distance of a channel below the HSV value, in units of the spread; has period 6."""
     position = position.remainder_(6.0)
     return torch.minimum(position, 4 - position).clamp_(0, 1)
 
@@ -120,7 +122,7 @@ _CODE = {name: i for i, name in enumerate(OPERATIONS)}
 _SPANS = {"ShearX": 0.99, "ShearY": 0.99, "TranslateX": 32.0, "TranslateY": 32.0, "Rotate": 135.0} | dict.fromkeys(
     ("Brightness", "Color", "Contrast", "Sharpness"), 0.99
 )
-# Operations that run as one: every warp is one affine sampling, every blend one blend.
+# Operations that run together: all warps as one affine sampling, all blends as one blend.
 _WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _BLENDS = {"Brightness": BRIGHTNESS, "Contrast": CONTRAST, "Color": SATURATION}
 _FAMILY = dict.fromkeys(_WARPS, 1) | dict.fromkeys(_BLENDS, 2)
@@ -128,7 +130,7 @@ _FAMILY |= {"Sharpness": 3, "Posterize": 4, "Solarize": 5, "AutoContrast": 6, "E
 
 
 def _strengths(spans: Mapping[str, float], posterize_bits: int) -> Tensor:
-    """(14, 31) fp64: what each bin means for each operation, without its sign; the last bin means the whole span."""
+    """The unsigned strength of each bin of each operation, (14, 31) fp64; the last bin is the whole span."""
     table = torch.zeros(len(OPERATIONS), NUM_BINS, dtype=torch.float64)
     for name, span in spans.items():
         table[_CODE[name]] = torch.linspace(0.0, span, NUM_BINS).double()
@@ -144,14 +146,15 @@ _BLEND_KIND = torch.tensor([_BLENDS.get(name, 0) for name in OPERATIONS])
 
 
 def draw_trivial(key: Key) -> tuple[Tensor, Tensor]:
-    """Operation (B,) int64, an index of OPERATIONS, and its signed strength (B,) fp64."""
+    """TrivialAugmentWide's draw: the operation (B,) int64, an index into OPERATIONS, and its signed strength (B,)
+    fp64."""
     code, level, negative = key.below(STREAM_TRIVIAL, len(OPERATIONS), NUM_BINS, 2)
     sign = torch.where(_SIGNED[code] & (negative == 1), -1.0, 1.0)
     return code, _STRENGTHS[code, level] * sign
 
 
 def draw_rand(augment: Augment, size: Sequence[int], key: Key, number: int) -> tuple[Tensor, Tensor]:
-    """The same of RandAugment's operation ``number`` on images of ``size`` (H, W)."""
+    """RandAugment's draw of operation ``number`` for images of ``size`` (H, W); returns the same as draw_trivial."""
     spans = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * size[1], "TranslateY": 150 / 331 * size[0]}
     spans |= {"Rotate": 30.0} | dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
     table = _strengths(spans, 4)[:, augment.rand_augment_magnitude]
@@ -160,15 +163,15 @@ def draw_rand(augment: Augment, size: Sequence[int], key: Key, number: int) -> t
 
 
 def rounds(augment: Augment, size: Sequence[int], key: Key) -> list[tuple[Tensor, Tensor]]:
-    """What a recipe does to training images of ``size`` (H, W), one operation of OPERATIONS an image and round:
-    [(operation (B,) int64, signed strength (B,) fp64)]. Every pipeline carries this list out."""
+    """The operations that a recipe applies to training images of ``size`` (H, W), one per image and round: a list of
+    (operation (B,) int64, signed strength (B,) fp64). Every pipeline applies this list."""
     if augment.trivial_augment:
         return [draw_trivial(key)]
     return [draw_rand(augment, size, key, number) for number in range(augment.rand_augment_ops)]
 
 
 def operate(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
-    """images (B, 3, H, W) -> the same after the operation ``code`` (B,) of each."""
+    """Apply to each of ``images`` (B, 3, H, W) its operation ``code`` (B,) with its ``strength`` (B,)."""
     out = images.clone(memory_format=torch.preserve_format)
     for family, (host, rows) in enumerate(groups(_FAMILIES[code], 8, images.device)):
         if family and len(host):
@@ -194,9 +197,9 @@ def _apply(family: int, images: Tensor, code: Tensor, strength: Tensor) -> Tenso
 
 
 def inverse_matrices(code: Tensor, strength: Tensor, height_px: int, width_px: int) -> Tensor:
-    """(B, 2, 3) fp32: an output pixel (x, y, 1), counted from the image's centre, -> where to read.
+    """Matrices (B, 2, 3) fp32 from output pixels (x, y, 1), relative to the image's centre, to source positions.
 
-    Shears leave the corner (0, 0) where it is, rotation the centre; translations are by whole pixels.
+    Shears keep the corner (0, 0) in place, rotations the centre; translations are by whole pixels.
     """
     one, zero = torch.ones_like(strength), torch.zeros_like(strength)
     by = {name: torch.where(code == _CODE[name], strength, 0.0) for name in _WARPS}
@@ -211,7 +214,8 @@ def inverse_matrices(code: Tensor, strength: Tensor, height_px: int, width_px: i
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Bilinear samples of ``images`` where ``inverse`` (B, 2, 3, on the host) points, black outside, rounded."""
+    """Sample ``images`` bilinearly at the positions given by ``inverse`` (B, 2, 3) on the host; black outside, rounded
+    to levels."""
     height, width = images.shape[2:]
     matrix = (inverse / torch.tensor([[0.5 * width], [0.5 * height]])).to(images.device, non_blocking=True)
     x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
@@ -222,7 +226,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a 3 x 3 smoothing (5 in the middle, 1 around, of 13), which leaves the border as it is."""
+    """Blend with a 3 x 3 smoothing (weights 5/13 in the middle, 1/13 around); border pixels are not changed."""
     core = images[:, :, 1:-1, 1:-1]
     rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -233,7 +237,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Each channel stretched to 0..255, truncated; a flat channel stays."""
+    """Stretch each channel to 0..255, truncated to levels; a constant channel is not changed."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     flat = low == high
     low = torch.where(flat, 0.0, low)
@@ -242,7 +246,8 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Each channel's histogram made even, by Pillow's integer rule; a channel of too few other levels stays."""
+    """Equalise the histogram of each channel by Pillow's integer rule; a channel with fewer than 255 pixels below its
+    brightest level is not changed."""
     levels = images.flatten(2).long()
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device)
     counts.scatter_add_(2, levels, torch.ones_like(levels))

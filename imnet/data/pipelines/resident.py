@@ -1,4 +1,4 @@
-"""The whole set as uint8 in the device's memory; batches are gathered and augmented there, never one by one."""
+"""Keeps the whole set as uint8 in the device's memory, where whole batches are gathered and augmented."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imnet.errors import DeviceError, UsageError
 
 
 class Resident(Pipeline):
-    """The default where the set fits: no host work, no copies, no prefetching."""
+    """The default for sets that fit the device: no work on the host, no copies, no prefetching."""
 
     kind = "resident"
 
@@ -27,7 +27,7 @@ class Resident(Pipeline):
             raise DeviceError(problem, hint="use --pipeline host, or fewer images (--data.train_images)")
         images = as_tensor(split.images).to(setting.device)
         if setting.device.type == "cpu" and not split.images.flags.writeable:
-            images = images.clone()  # of a mapped file, on purpose: a page fault in the step would cost more
+            images = images.clone()  # copy a mapped file, since page faults in the step would cost more
         self.check_file()
         self.images = images
         self.batches = Batches(images, setting.augment, **setting.finish)
@@ -37,7 +37,7 @@ class Resident(Pipeline):
         return f"uint8 in the memory of {self.setting.device}, augmented there"
 
     def batch(self, ids: Tensor, epoch: int, train: bool) -> Batch:
-        """One batch; ``ids`` (B,) int64 on any device."""
+        """The batch of ``ids`` (B,) int64, which may be on any device."""
         images, names = self.batches.batch(ids, epoch, train)
         return images, self.labels[names % len(self)]
 

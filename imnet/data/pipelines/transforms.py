@@ -1,7 +1,7 @@
-"""What the resident pipeline does beyond pad-crop, flip, normalise and cutout: on the device, for whole batches.
+"""Augmentations beyond pad-crop, flip, normalisation and cutout, for whole batches on the device.
 
-Images are held as (B, C, H, W) fp32 channels_last with whole levels 0..255 between the stages, as a chain of uint8
-images would be, so that the oracle of every stage is torchvision's function for uint8, image by image.
+Between the stages images are (B, C, H, W) fp32 channels_last with integer levels 0..255, like uint8 images, so that
+every stage can be tested against torchvision's function for uint8, image by image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imnet.data.pipelines.recolor import color_jitter, operate, rounds
 def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bool = False) -> Tensor:
     """Everything between the flip and the normalisation: levels (B, C, H, W) -> levels (B, C, h, w).
 
-    ``sized`` images have the side that the network sees already (see ``crop_scale``).
+    If ``sized``, the images already have the network's input size (see ``crop_scale``).
     """
     side = augment.resize_px if train else augment.resize_eval_px or augment.resize_px
     if side and not sized:
@@ -37,7 +37,7 @@ def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bo
 
 
 def resize(images: Tensor, side_px: int) -> Tensor:
-    """Bilinear with antialiasing, both sides to ``side_px``, rounded to levels.
+    """Resize both sides to ``side_px``, bilinear with antialiasing, rounded to levels.
 
     Computed in fp32 on every device; torchvision's own uint8 path on CPUs differs by at most one level.
     """
@@ -48,13 +48,13 @@ def resize(images: Tensor, side_px: int) -> Tensor:
 
 
 def draw_crop(height_px: int, width_px: int, crop_px: int, key: Key) -> tuple[Tensor, Tensor]:
-    """Top and left (B,) int64 of each image's crop, uniform over all that lie inside."""
+    """Top and left (B,) int64 of a random crop of each image, uniform over all crops inside it."""
     top, left = key.below(STREAM_CROP, height_px - crop_px + 1, width_px - crop_px + 1)
     return top, left
 
 
 def random_crop(images: Tensor, crop_px: int, key: Key) -> Tensor:
-    """A crop_px x crop_px piece of each image, at a place of its own."""
+    """A crop_px x crop_px crop of each image, at a position drawn for each."""
     top, left = draw_crop(images.shape[2], images.shape[3], crop_px, key)
     inside = torch.arange(crop_px, device=images.device)
     rows = top.to(images.device, non_blocking=True)[:, None] + inside
@@ -64,7 +64,7 @@ def random_crop(images: Tensor, crop_px: int, key: Key) -> Tensor:
 
 
 def center_crop(images: Tensor, crop_px: int) -> Tensor:
-    """The middle crop_px x crop_px; where it cannot be exact, as torchvision rounds (to even)."""
+    """The central crop_px x crop_px; an odd margin is halved and rounded to even, as torchvision does."""
     top, left = (round((size - crop_px) / 2) for size in images.shape[2:])
     return images[:, :, top : top + crop_px, left : left + crop_px]
 
@@ -74,18 +74,18 @@ _ASPECT = (3 / 4, 4 / 3)
 
 
 def draw_resized_crop(height_px: Tensor, width_px: Tensor, scale: tuple[float, ...], key: Key) -> Tensor:
-    """(B, 4) int64 top, left, height, width of a crop of each image, whose sizes are (B,) int64.
+    """A random crop of each image, (B, 4) int64: top, left, height, width. The images' sizes are (B,) int64.
 
-    torchvision's RandomResizedCrop: up to ten draws of area and aspect ratio until the crop fits, else the largest
-    middle crop of an allowed ratio.
+    As torchvision's RandomResizedCrop: area and aspect ratio are drawn up to ten times until the crop fits; otherwise
+    it is the largest central crop of an allowed ratio.
     """
     area, low, high = (height_px * width_px).double(), math.log(_ASPECT[0]), math.log(_ASPECT[1])
     ratio = (width_px / height_px).double().clamp(*_ASPECT)
     width = torch.minimum(width_px.double(), (height_px * ratio).round())
     height = torch.minimum(height_px.double(), (width_px / ratio).round())
     middle = torch.stack([(height_px - height) // 2, (width_px - width) // 2, height, width], 1).long()
-    # All attempts at once, (10, B): pictures that are decoded one by one are asked one by one, and ten times as many
-    # small operations took longer than decoding.
+    # All attempts at once, (10, B): encoded pictures draw their crops one by one, and with an operation per attempt
+    # that took longer than decoding.
     words = key.words(range(STREAM_RESIZED_CROP, STREAM_RESIZED_CROP + _ATTEMPTS))
     target = area * (scale[0] + (scale[1] - scale[0]) * unit(words[0]))
     aspect = torch.exp(low + (high - low) * unit(words[1]))
@@ -99,9 +99,10 @@ def draw_resized_crop(height_px: Tensor, width_px: Tensor, scale: tuple[float, .
 
 
 def resized_crop(images: Tensor, box: Tensor, side_px: int) -> Tensor:
-    """Each image's box (top, left, height, width; (B, 4) on the host), bilinear with antialiasing, as levels.
+    """Crop each image to its box (top, left, height, width; (B, 4) on the host) and resize it, bilinear with
+    antialiasing: uint8 (B, H, W, C) -> uint8 (B, side, side, C).
 
-    images (B, H, W, C) uint8 -> uint8 (B, side, side, C). Two matrix products a batch, since the boxes differ in size.
+    Computed as two matrix products per batch, since the boxes differ in size.
     """
     at = box.to(images.device, non_blocking=True)
     down = _bilinear(at[:, 0], at[:, 2], images.shape[1], side_px)
@@ -113,7 +114,7 @@ def resized_crop(images: Tensor, box: Tensor, side_px: int) -> Tensor:
 
 
 def _bilinear(start: Tensor, length: Tensor, size_px: int, side_px: int) -> Tensor:
-    """(B, side, size) fp32 weights of source pixels, the triangle filter of Pillow within [start, start + length)."""
+    """Weights (B, side, size) fp32 of the source pixels: Pillow's triangle filter within [start, start + length)."""
     scale = (length.double() / side_px)[:, None, None]
     reach = scale.clamp(min=1.0)
     center = (torch.arange(side_px, device=start.device, dtype=torch.float64)[None, :, None] + 0.5) * scale
@@ -124,10 +125,10 @@ def _bilinear(start: Tensor, length: Tensor, size_px: int, side_px: int) -> Tens
 
 
 def band_statistics(augment: Augment, channels: int, bands: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-    """Means (K, C) and standard deviations (K, 1) of ``bands`` (default: the recipe's one), in the units of their
-    coefficients of 0..255.
+    """Means (K, C) and standard deviations (K, 1) of ``bands`` (default: the recipe's one), for the coefficients of
+    pixels in 0..255.
 
-    Every phase has the mean of the pixels, so band 0 has 2 r r times it and every other band has mean 0.
+    Every phase has the mean of the pixels, so band 0 has the mean times 2 r r, and every other band has mean 0.
     """
     assert augment.spectral_r is not None
     wanted = bands or (augment.spectral_band,)
@@ -139,13 +140,13 @@ def band_statistics(augment: Augment, channels: int, bands: tuple[int, ...] = ()
 def band(
     images: Tensor, augment: Augment, mean: Tensor, std: Tensor, dtype: torch.dtype, bands: tuple[int, ...] = ()
 ) -> Tensor:
-    """The recipe's normalised band (B, C, H / r, W / r), channels_last, of images that hold levels; with ``bands``
-    those, each as if it were made alone, (B, K, C, H / r, W / r), stored band by band."""
+    """The recipe's normalised band of images of integer levels, (B, C, H / r, W / r) channels_last. With ``bands``,
+    those bands, (B, K, C, H / r, W / r), stored band by band, each with the same values as if it were made alone."""
     assert augment.spectral_r is not None
     levels = images.to(torch.uint8, memory_format=torch.channels_last)
     wanted = bands or (augment.spectral_band,)
     if len(wanted) > 1 and levels.device.type == "cpu" and tier.choose("spectral", "cpu") == "reference":
-        # Its product of matrices rounds a band by how many are beside it.
+        # The rounding of the reference's matrix product depends on the number of bands.
         each = [band(images, augment, mean[i : i + 1], std[i : i + 1], dtype, (k,)) for i, k in enumerate(wanted)]
         return torch.cat([one.permute(1, 0, 3, 4, 2) for one in each]).permute(1, 0, 4, 2, 3)
     made = spectral(levels, augment.spectral_r, wanted, mean=mean, std=std, dtype=dtype)

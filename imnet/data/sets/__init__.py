@@ -1,6 +1,6 @@
-"""Where the bytes of each set lie: a module a set or a family of sets, found by listing this folder.
+"""The data sets: one module per set or family of sets, found by listing this folder.
 
-A set is a function with ``@dataset`` that takes a Request and returns a DataSet; nothing else has to know of it.
+A set is a function with ``@dataset`` that takes a Request and returns a DataSet; it need not be registered elsewhere.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from imnet.errors import DataError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a source is asked for; None leaves the choice to the source.
+    """The options of a data set; None leaves the choice to the set.
 
-    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets and are checked against the others.
-    ``split`` picks among a set's own splits (``fashion-mnist``: custom | official). ``seed`` matters to generated
-    sets only. ``train_images`` and ``test_images`` set the size of generated sets and take that many evenly spaced
-    images of the others. ``hold_out`` is the share of each class that becomes the test part of a set without one,
-    chosen by ``seed``. ``val_images`` see ``imnet.data.load``. ``whole`` keeps pictures as they are encoded, where a
-    set is packed here. ``download=False`` never touches the network. ``look`` writes and downloads nothing: a set that
-    would be packed first ends in Unpacked, which says what lies there. ``on_bad``: what packing does with a picture
-    that cannot be decoded, stop or skip (one in 1000 of a split, and one at least).
+    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets; for other sets they are checked.
+    ``split`` chooses between a set's own splits (``fashion-mnist``: custom | official). ``train_images`` and
+    ``test_images`` set the size of generated sets, and take that many evenly spaced images of others. ``hold_out`` is
+    the share of each class that becomes the test part of a set without one. ``seed`` determines generated sets and the
+    choice of ``hold_out``. For ``val_images`` see ``imnet.data.load``. ``whole`` keeps pictures encoded if the set is
+    packed here. ``download=False`` never uses the network. ``look`` writes and downloads nothing: a set that would be
+    packed first raises Unpacked, which describes the source. ``on_bad`` is what packing does with a picture that
+    cannot be decoded: stop or skip (at most one in 1000 of a split, but at least one).
     """
 
     data_dir: Path | None = None
@@ -55,11 +55,11 @@ class Request:
 
 
 class AbsentError(DataError):
-    """The set is not on this machine: nothing is wrong with it, and nothing can be said of it."""
+    """The set is not on this machine; that does not mean that anything is wrong with it."""
 
 
 class Unpacked(Exception):  # noqa: N818  (no error: what a look at a set ends with)
-    """A set that lies at its source and would be packed into the folder ``target`` first."""
+    """The set exists only at its source (``found``), and would first be packed into the folder ``target``."""
 
     def __init__(self, found: Found, target: Path) -> None:
         super().__init__(str(target))
@@ -71,7 +71,7 @@ _SETS: dict[str, Source] = {}
 
 
 def dataset(source: Source) -> Source:
-    """Mark ``source`` as the set of its name, underscores turned into hyphens (the ``--data`` string)."""
+    """Register ``source`` under its name with hyphens instead of underscores (the value of ``--data``)."""
     name = source.__name__.replace("_", "-")
     if name in _SETS:
         raise ValueError(f"data set {name!r} is registered twice")
@@ -81,14 +81,14 @@ def dataset(source: Source) -> Source:
 
 @lru_cache(maxsize=1)
 def all_sets() -> dict[str, Source]:
-    """Every set by name: all modules of this folder are imported, and their functions with ``@dataset`` are there."""
+    """All sets by name. Imports the modules of this folder, which register their functions with ``@dataset``."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
     return _SETS
 
 
 def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
-    """Folders to look into, in order: ``data_dir``, then ``$IMNET_DATA``; each itself and each with ``names`` below."""
+    """The paths to search, in order: ``data_dir``, then ``$IMNET_DATA``, each followed by the ``names`` inside it."""
     roots = [Path(data_dir)] if data_dir is not None else []
     if os.environ.get("IMNET_DATA"):
         roots.append(Path(os.environ["IMNET_DATA"]))
@@ -99,7 +99,7 @@ def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
 
 
 def require(option: str, got: object, allowed: object, name: str) -> None:
-    """UsageError unless ``got`` is None (not asked) or ``allowed`` (the only value that set has)."""
+    """Raise UsageError unless ``got`` is None (not asked for) or ``allowed``, the only value of data set ``name``."""
     if got is not None and got != allowed:
         flag = "--num-classes" if option == "num_classes" else f"--data.{option}"
         hint = f"leave {flag} out" if allowed is None else f"give {flag} {allowed}"

@@ -1,4 +1,4 @@
-"""``cifar10`` and ``cifar100``: the binary version, found or downloaded; the page of the set gives the checksums."""
+"""``cifar10`` and ``cifar100``: the binary version, found or downloaded. The checksums are from the set's page."""
 
 from __future__ import annotations
 

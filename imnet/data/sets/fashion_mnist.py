@@ -1,4 +1,4 @@
-"""``fashion-mnist``: four IDX files, found or downloaded; the published runs' 30,000 / 40,000 split or the official.
+"""``fashion-mnist``: four IDX files, found or downloaded; in the published runs' 30,000 / 40,000 split or the official.
 
 Sources: Xiao, Rasul, Vollgraf 2017 (the set); jungwon1413/pytorch_image_classification (the custom split).
 """
@@ -25,7 +25,7 @@ _OFFICIAL = (
 
 
 def custom_split(train: Split, test: Split) -> tuple[Split, Split]:
-    """(train, test) official -> custom, unshuffled, as the published runs did it."""
+    """Turn the official (train, test) into the custom split, unshuffled, as in the published runs."""
     cut = _CUSTOM_TRAIN_IMAGES
     if len(train) <= cut:
         raise DataError(f"fashion-mnist: {len(train)} training images; the custom split needs more than {cut}")
@@ -63,6 +63,6 @@ def fashion_mnist(request: Request) -> DataSet:
     loaded = FASHION_MNIST.load(request)
     if loaded.fingerprint in _OFFICIAL:
         return loaded
-    # MNIST and its like have the same files: what was asked for by name is trained on, and said to be something else.
+    # MNIST and similar sets have files of the same names. They are trained on as asked for, with a note.
     note = "by their checksum these IDX files are not Fashion-MNIST, whose class names they get"
     return replace(loaded, notes=(*loaded.notes, note))

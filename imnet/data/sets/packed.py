@@ -1,4 +1,4 @@
-"""Sets that train from a packed store: ``packed`` itself, and those packed once, on first use, into the cache."""
+"""Sets that train from a packed store: ``packed`` itself, and those that are packed into the cache on first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IMAGENET_SIDES = (8, 16, 32, 64)
 
 @dataset
 def packed(request: Request) -> DataSet:
-    """The packed store in the folder ``data_dir`` (or ``packed:FOLDER``), named as the set it was made from."""
+    """The packed store in the folder ``data_dir`` (or ``packed:FOLDER``), with the name of the set it was made from."""
     if request.data_dir is None:
         raise UsageError("data set packed needs its folder", hint="--data packed:FOLDER")
     if not is_store(request.data_dir):
@@ -38,7 +38,7 @@ def packed(request: Request) -> DataSet:
 
 @dataset
 def tiny_imagenet(request: Request) -> DataSet:
-    """200 classes, 64 px (another ``image_px`` is made with the BOX filter); test = the official validation set."""
+    """200 classes, 64 px (resized to another ``image_px`` with the BOX filter); test = the official validation set."""
     names = ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-200.zip", "tiny-imagenet-200-small.zip")
     return _from_source(request, "tiny-imagenet", names, request.image_px or 64, "the folder or zip tiny-imagenet-200")
 
@@ -55,8 +55,8 @@ def imagenet64(request: Request) -> DataSet:
 
 @dataset
 def imagenet(request: Request) -> DataSet:
-    """ImageNet-1K or any class folders or tars in ``imagenet``, made ``image_px`` with the BOX filter, or kept encoded
-    where the recipe cuts its crops from them (``whole``); test = val."""
+    """ImageNet-1K, or any class folders or tars in ``imagenet``; test = val. Pictures are resized to ``image_px`` with
+    the BOX filter, or kept encoded (``whole``) if the recipe crops from the whole picture."""
     if request.image_px is None:
         raise UsageError("data set imagenet needs image_px", hint="--image-px 224")
     names = ("imagenet", "ImageNet", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
@@ -66,20 +66,20 @@ def imagenet(request: Request) -> DataSet:
 
 @dataset
 def folder(request: Request) -> DataSet:
-    """Whatever ``imnet-data inspect`` knows at ``data_dir``: pictures are made ``image_px``, or kept encoded where the
-    recipe cuts its crops from them (``whole``); pixels stay as they are."""
+    """Any data at ``data_dir`` that ``imnet-data inspect`` recognises. Pictures are resized to ``image_px``, or kept
+    encoded (``whole``) if the recipe crops from the whole picture; pixels are not changed."""
     if request.data_dir is None or request.image_px is None:
         raise UsageError("data set folder needs data_dir and image_px", hint="imnet-train FOLDER chooses them")
     return _from_source(request, "folder", (), None if request.whole else request.image_px, "class folders")
 
 
 def _from_source(request: Request, name: str, names: tuple[str, ...], size: int | None, wanted: str) -> DataSet:
-    """The set from a packed store on the search path, else from its source, packed once into the cache."""
+    """Load the set from a packed store on the search path, or else from its source, packed into the cache."""
     places = search_path(request.data_dir, names)
     store = next((place for place in places if is_store(place)), None)
     if store is not None:
         return _named(store, name, request)
-    # A folder with the set's name says more than a data folder with several sets in it, so the roots come last.
+    # The roots come last: they may contain several sets, whereas a folder with the set's name is the set.
     roots = search_path(request.data_dir, ())
     source = next((place for place in sorted(places, key=roots.__contains__) if _holds(place)), None)
     if source is None:
@@ -94,15 +94,15 @@ def _named(store: Path, name: str, request: Request) -> DataSet:
 
 
 def _holds(place: Path) -> bool:
-    """Whether there is anything to recognise."""
+    """Whether ``place`` is a file or a folder that is not empty."""
     return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
 def _pack_once(source: Path, name: str, size: int | None, request: Request) -> Path:
-    """The cache folder of this source at this size, packed by a child process unless it holds the source as it is now.
+    """The cache folder of this source at this size, packed by a child process unless it is up to date.
 
-    A child, because packing forks workers and this process may have threads (torch, a notebook) already. What would be
-    refused in the end is refused before it begins.
+    A child process, because packing forks workers and this process may already have threads (torch, a notebook). What
+    loading the store would refuse is refused before packing.
     """
     mark = f"{FORMAT} {source.resolve()} {size}"
     digest = hashlib.sha256(mark.encode(errors="surrogateescape")).hexdigest()
@@ -122,7 +122,7 @@ def _pack_once(source: Path, name: str, size: int | None, request: Request) -> P
 
 
 def _check_found(found: Found, name: str, size: int | None, request: Request) -> None:
-    """UsageError or DataError for what loading the packed store would refuse."""
+    """Raise the UsageError or DataError that loading the packed store would raise."""
     has_test = "test" in found.splits or request.hold_out
     if not has_test or "train" not in found.splits:
         lacks = "train" if "train" not in found.splits else "test or val"
@@ -148,7 +148,7 @@ def _check_found(found: Found, name: str, size: int | None, request: Request) ->
 
 
 def _run(command: list[str]) -> None:
-    """Run ``imnet-data``, its progress on our stderr; its one line of error is raised."""
+    """Run ``imnet-data`` with its progress on this process's stderr; its one-line error is raised here."""
     root = os.fspath(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -167,7 +167,7 @@ def _run(command: list[str]) -> None:
 
 
 def _checked(held: DataSet, request: Request) -> DataSet:
-    """The set, unless the request asks for another form than it has."""
+    """Return ``held``; UsageError or DataError if the request asks for a form that it does not have."""
     require("split", request.split, None, held.name)
     _require_side(request.image_px, held.image_shape, held.name)
     require("num_classes", request.num_classes, held.num_classes, held.name)
@@ -176,7 +176,7 @@ def _checked(held: DataSet, request: Request) -> DataSet:
 
 
 def _require_side(side: int | None, shape: tuple[int, int, int], name: str, file: Path | None = None) -> None:
-    """UsageError for another side than the pixels have, DataError where they are not square, so that none would do."""
+    """Raise UsageError if ``side`` is not that of the pixels, DataError if they are not square (no side would fit)."""
     height, width, _ = shape
     if side is not None and height != width:
         what = f"images of {name} are {height} x {width} pixels; allowed: squares"

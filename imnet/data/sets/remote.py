@@ -1,6 +1,6 @@
-"""Sets that lie on a server: what they are, where they are looked for, and how their files are fetched.
+"""Sets on a server: their description, where they are searched for, and how their files are downloaded.
 
-A file over HTTP is checked by size and checksum, resumed from ``.part``, never hangs, and is renamed when it is whole.
+A download is checked by size and checksum, resumes from ``.part``, times out, and is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imnet.data.sets import AbsentError, Request, all_sets, require, search_path
 from imnet.data.store import is_store, load_store
 from imnet.errors import IOFailure, UsageError
 
-if TYPE_CHECKING:  # imported where they are used: http and ssl are a third of the time to import imnet.data
+if TYPE_CHECKING:  # imported where it is used: http and ssl are a third of the time to import imnet.data
     import http.client
 
 _BLOCK_BYTES = 1 << 16
@@ -39,7 +39,8 @@ class Remote:
 
 @dataclass(frozen=True)
 class Patience:
-    """When to give up: silence in seconds, attempts, and the least bytes wanted in any ``window_s`` seconds."""
+    """When to give up: after ``silence_s`` seconds without data, after ``attempts``, or if fewer than ``window_bytes``
+    arrive in ``window_s`` seconds."""
 
     silence_s: float = 10.0
     attempts: int = 3
@@ -52,12 +53,12 @@ Cut = Callable[[Split, Split], tuple[Split, Split]]
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteSet:
-    """A set in files of a server; ``load`` finds it on the search path or in the cache, or downloads it there.
+    """A set of files on a server; ``load`` finds it on the search path or in the cache, or downloads it.
 
-    ``files`` has size and ``algorithm:hex`` checksum of each file below ``base_url``; ``folders`` are the names that
-    its folder may have, ``wanted`` says in words what is looked for. ``place`` gives what ``read`` can read in a
-    folder, or None; ``read`` gives (train, test, class names). ``splits`` are the names that ``Request.split`` may
-    have, the first by default, each with what it makes of the official (train, test), or None to leave them.
+    ``files`` has the size and the ``algorithm:hex`` checksum of each file below ``base_url``. ``folders`` are the names
+    that its folder may have, and ``wanted`` describes in words what is searched for. ``place`` returns the path in a
+    folder that ``read`` can read, or None; ``read`` returns (train, test, class names). ``splits`` maps the allowed
+    values of ``Request.split`` (the first is the default) to a function of the official (train, test), or None.
     """
 
     name: str
@@ -72,7 +73,8 @@ class RemoteSet:
     splits: Mapping[str, Cut | None] = field(default_factory=dict)
 
     def load(self, request: Request) -> DataSet:
-        """The set from a packed store in ``data_dir``, else from its files; UsageError for another form than it has."""
+        """Load the set from a packed store in ``data_dir`` or else from its files; UsageError if the request asks for a
+        form that it does not have."""
         cut = self._checked(request)
         if request.data_dir is not None and is_store(request.data_dir):
             held = load_store(request.data_dir, name=self.name)
@@ -86,7 +88,7 @@ class RemoteSet:
         return make(self.name, *(cut(train, test) if cut else (train, test)), names)
 
     def _checked(self, request: Request) -> Cut | None:
-        """How the splits are cut, once every option of the request is known to fit."""
+        """The function that makes the requested split; UsageError if an option of the request does not fit."""
         require("image_px", request.image_px, self.image_shape[0], self.name)
         require("hold_out", request.hold_out or None, None, self.name)
         require("num_classes", request.num_classes, self.num_classes, self.name)
@@ -101,18 +103,20 @@ class RemoteSet:
         return self.splits[split]
 
     def find(self, data_dir: Path | None) -> Path | None:
-        """Where any of it lies: the first place on the search path, then in the cache; the reader names what lacks."""
+        """The first place on the search path or in the cache that has any of the set, or None. The reader reports
+        missing files."""
         folders = [*search_path(data_dir, self.folders), cache_dir() / self.name]
         return next((place for place in map(self.place, folders) if place is not None), None)
 
     def download(self, folder: Path, base_url: str | None = None) -> Path:
-        """Fetch the files into ``folder``, resuming; the folder. IOFailure (one line) where that fails."""
+        """Download the files into ``folder``, resuming earlier downloads; returns the folder. IOFailure if it fails."""
         for name, (size_bytes, checksum) in self.files.items():
             fetch(Remote((base_url or self.base_url) + name, size_bytes, checksum), folder / name)
         return folder
 
     def _downloaded(self, request: Request) -> Path:
-        """The place after a download, or ONE DataError: what was looked for, where, and what to do."""
+        """Download the set and return its place. AbsentError, if that is not allowed or fails, states what was searched
+        for, where, and what to do."""
         total = sum(size for size, _ in self.files.values())
         why = f"a download would be {total / 1e6:,.1f} MB" if request.look else "no download asked"
         target = (request.data_dir or cache_dir()) / self.name
@@ -132,20 +136,21 @@ class RemoteSet:
 
 
 def remote_sets() -> dict[str, RemoteSet]:
-    """Every set that can be downloaded, by name: the RemoteSet values of the modules that hold the sets."""
+    """Every set that can be downloaded, by name: the RemoteSet values of the sets' modules."""
     modules = {source.__module__: None for source in all_sets().values()}
     values = (value for name in modules for value in vars(sys.modules[name]).values())
     return {value.name: value for value in values if isinstance(value, RemoteSet)}
 
 
 class _Retry(Exception):  # noqa: N818  (control flow inside this module)
-    """This attempt failed; what arrived is kept and the next attempt goes on from there."""
+    """This attempt failed; the next one continues with the bytes that have arrived."""
 
 
 def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path:
-    """Download ``remote`` to ``final`` unless it is there; several processes may ask at once, one downloads.
+    """Download ``remote`` to ``final`` unless it exists. Several processes may call this at once; only one downloads.
 
-    IOFailure, one line, when the server cannot be reached, lies about sizes, loops, is too slow, or sends other bytes.
+    Raises IOFailure if the server cannot be reached, announces wrong sizes, redirects endlessly, is too slow, or sends
+    wrong bytes.
     """
     if final.exists():
         return final
@@ -163,7 +168,7 @@ def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path
 
 @dataclass(frozen=True)
 class _Download:
-    """What arrives of ``remote``, appended to the locked file ``part``."""
+    """A download of ``remote``, appended to the locked file ``part``."""
 
     remote: Remote
     part: Path
@@ -171,7 +176,7 @@ class _Download:
     patience: Patience
 
     def run(self) -> None:
-        """The whole file, in a few attempts; IOFailure where none succeeds."""
+        """Download the whole file in a few attempts; IOFailure if none succeeds."""
         import http.client
         import urllib.error
 
@@ -204,7 +209,7 @@ class _Download:
             raise _Retry(f"checksum is {got}, expected {self.remote.checksum}")
 
     def _receive(self, have: int) -> None:
-        """Append what the server sends after byte ``have``; a server that ignores the range starts the file anew."""
+        """Append the file's bytes from ``have`` on. If the server ignores the range, the download starts again."""
         import urllib.request
 
         headers = {"User-Agent": "imnet", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -229,7 +234,7 @@ class _Download:
                 raise _Retry(f"the server closed {missing} bytes early")
             with io_errors(self.part, "write"):
                 rest = memoryview(block)
-                while rest:  # a disk that is almost full takes a part
+                while rest:  # a disk that is almost full may take only a part
                     rest = rest[os.write(self.descriptor, rest) :]
             missing -= len(block)
             window_bytes += len(block)
@@ -239,7 +244,7 @@ class _Download:
                 window_end, window_bytes = time.monotonic() + window_s, 0
 
     def _anew(self) -> int:
-        """No bytes are left."""
+        """Empty the file; returns its new size, 0."""
         with io_errors(self.part, "write"):
             os.ftruncate(self.descriptor, 0)
         return 0

@@ -11,7 +11,8 @@ TEXTURES = ("solid", "striped", "checked", "halved")
 
 
 def _planes(x: np.ndarray, y: np.ndarray, count: int) -> list[np.ndarray]:
-    """x and y along the outward normals of a regular polygon, rounded to 6 digits, so that no libm's last bit shows."""
+    """The position along each outward normal of a regular polygon. Normals are rounded to 6 digits, so that they do not
+    depend on the last bit of libm."""
     angles = [2 * math.pi * i / count for i in range(count)]
     return [round(math.cos(a), 6) * x + round(math.sin(a), 6) * y for a in angles]
 
@@ -39,7 +40,8 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The pentagram: inside at least four of its five lines, i.e. the second largest distance is negative."""
+    """A pentagram: a point is inside if it is inside at least four of the five lines, i.e. if the second largest
+    distance is negative."""
     largest, *others = _planes(x, y, 5)
     second = np.full_like(largest, -np.inf)
     for plane in others:
@@ -70,11 +72,12 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": _disc, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring, "star": _star, "bar": _bar,
     "crescent": _crescent, "half disc": _half_disc, "frame": _frame,
 }  # fmt: skip
-"""The distance to each outline at (x, y), in radii of the figure, negative inside; fp32, of the shape of x."""
+"""Functions that return the distance of (x, y) to an outline, in radii of the figure; fp32, shaped as x, negative
+inside."""
 
 
 def texture_mask(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Opacity 1 or 0.25 at (x, y) (B, H, W) by TEXTURES[texture] (B,); all ones where every texture is solid."""
+    """The opacity, 1 or 0.25, at (x, y) (B, H, W) for TEXTURES[texture] (B,); (1, 1, 1) of 1 if all are solid."""
     if not texture.any():
         return np.ones((1, 1, 1), dtype=np.float32)
     stripe = np.floor(x * 2.5) % 2

@@ -1,12 +1,12 @@
-"""``shapes``: the embedded data set. Drawn here, downloaded never; the same bytes on every platform.
+"""``shapes``: a generated data set that needs no download and has the same bytes on every platform.
 
 A class is a shape; above ten classes also its texture, then its colour, the background's colour, and a second small
-shape with its colour. Position, size, rotation, lighting and noise are free, and so is every colour that is not part of
-the class: a linear classifier cannot solve it, a small convolutional network can.
+shape with its colour. Position, size, rotation, lighting, noise and every colour that is not part of the class are
+random: a linear classifier cannot learn it, a small convolutional network can.
 
-Only +, -, *, /, sqrt, min, max and comparisons touch the pixels, each rounded once by IEEE 754, and random numbers are
-raw Philox words: no libm, so no last-bit differences between platforms or numpy versions. A plain number beside an
-array of fp32 is fp32 too, as numpy has it.
+Pixels are computed only with +, -, *, /, sqrt, min, max and comparisons, each rounded once by IEEE 754, and random
+numbers are raw Philox words. Without libm there are no last-bit differences between platforms or numpy versions. A
+Python number combined with an fp32 array is fp32 too, by numpy's rules.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ MAX_CLASSES = int(np.prod(_RADIX))
 def shapes(request: Request) -> DataSet:
     """10,000 training and 2,000 test images, 32 px RGB, 10 balanced classes, unless the request says otherwise.
 
-    Any ``image_px`` >= 12, any ``num_classes`` up to MAX_CLASSES, 1 or 3 ``channels``. Image i has class i mod
-    num_classes and does not depend on how many images are asked for. ``split`` belongs to a set that it may stand in
-    for (any recipe runs with ``--data shapes``) and changes nothing.
+    Allowed are ``image_px`` >= 12, ``num_classes`` from 2 to MAX_CLASSES, and 1 or 3 ``channels``. Image i has class i
+    mod num_classes and does not depend on the number of images. ``split`` is accepted, because any recipe runs with
+    ``--data shapes``, and changes nothing.
     """
     require("hold_out", request.hold_out or None, None, "shapes")
     num_classes, image_px = request.num_classes or 10, request.image_px or _DEFAULT_PX
@@ -74,7 +74,7 @@ def class_digits(label: np.ndarray) -> np.ndarray:
 
 
 def class_name(label: int, num_classes: int) -> str:
-    """A readable name, as long as ``num_classes`` needs it: ``star``, ``striped star``, ``red striped star`` ..."""
+    """A name of as many words as ``num_classes`` requires: ``star``, ``striped star``, ``red striped star`` ..."""
     kind, texture, colour, ground, second, second_colour = class_digits(np.asarray(label)).tolist()
     used = _digits_used(num_classes)
     words = ([_COLOURS[colour]] if used > 2 else []) + ([TEXTURES[texture]] if used > 1 else []) + [KINDS[kind]]
@@ -84,7 +84,7 @@ def class_name(label: int, num_classes: int) -> str:
 
 
 def _digits_used(num_classes: int) -> int:
-    """How many digits tell ``num_classes`` classes apart; the digits beyond are free."""
+    """The number of digits that distinguish ``num_classes`` classes; the other digits are free."""
     place, span = 1, _RADIX[0]
     while span < num_classes:
         span *= _RADIX[place]
@@ -93,7 +93,7 @@ def _digits_used(num_classes: int) -> int:
 
 
 def render(count: int, image_px: int, num_classes: int, seed: int, stream: int, channels: int = 3) -> Split:
-    """Draw ``count`` images uint8 (count, image_px, image_px, channels); ``stream`` keeps train and test apart."""
+    """Draw ``count`` images, uint8 (count, image_px, image_px, channels); train and test have different ``stream``."""
     labels = np.arange(count, dtype=np.int64) % num_classes
     images = np.empty((count, image_px, image_px, channels), dtype=np.uint8)
     used = _digits_used(num_classes)
@@ -113,13 +113,13 @@ def _words(seed: int, stream: int, purpose: int, start: int, count: int) -> np.n
 
 
 def _uniform(seed: int, stream: int, start: int, count: int) -> np.ndarray:
-    """Float32 (count, _PARAMS) in [0, 1): 24 bits of a raw word each, so that every value is exact."""
+    """Uniform fp32 (count, _PARAMS) in [0, 1), each from 24 bits of a raw word, so that every value is exact."""
     words = _words(seed, stream, 0, start, count * _PARAMS)
     return ((words >> np.uint64(40)).astype(np.float32) * 2.0**-24).reshape(count, _PARAMS)
 
 
 def _noise(seed: int, stream: int, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Triangular noise in grey levels, float32 of ``shape`` (B, 3, H, W); standard deviation about 10."""
+    """Triangular noise in grey levels, fp32 of ``shape`` (B, 3, H, W), with a standard deviation of about 10."""
     count = int(np.prod(shape, dtype=np.int64))
     pairs = _words(seed, stream, 1, start, (count + 3) // 4).astype("<u8", copy=False).view("<u2")[:count]
     total = (pairs & np.uint16(255)).astype(np.int16) + (pairs >> np.uint16(8)).astype(np.int16) - np.int16(255)
@@ -128,7 +128,8 @@ def _noise(seed: int, stream: int, start: int, shape: tuple[int, ...]) -> np.nda
 
 @dataclass(frozen=True)
 class _Figure:
-    """One shape per image: centre and radius in units of the image side, direction cosines, colour (B, 3) in 0..1."""
+    """One shape per image: kind and texture, centre and radius in units of the image side, cosine and sine of its
+    rotation, and colour (B, 3) in 0..1."""
 
     kind: np.ndarray
     texture: np.ndarray
@@ -141,7 +142,7 @@ class _Figure:
 
 
 def _scene(labels: np.ndarray, used: int, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[_Figure]]:
-    """(ground's colour (B, 3), slope of the light (B, 2), figures), from labels (B,) and uniforms (B, _PARAMS); free
+    """Labels (B,) and uniforms (B, _PARAMS) -> (background colour (B, 3), gradient of the light (B, 2), figures); free
     digits are random or absent."""
     digits = class_digits(labels)
     ground = 0.15 + 0.7 * u[:, 0:3]
@@ -181,7 +182,8 @@ def _contrast(ground: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def _direction(u: np.ndarray, quadrant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Direction cosines over the whole circle without libm: a rational half-angle turn, then a random quadrant."""
+    """Cosine and sine of a random angle without libm: the rational half-angle formulas for one quadrant, then a random
+    quadrant."""
     square = u * u
     cos, sin = (1 - square) / (1 + square), 2 * u / (1 + square)
     turn = (quadrant * 4).astype(np.int64)
@@ -189,7 +191,7 @@ def _direction(u: np.ndarray, quadrant: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _paint(ground: np.ndarray, slope: np.ndarray, figures: list[_Figure], image_px: int) -> np.ndarray:
-    """Float32 (B, 3, image_px, image_px) in 0..255, before noise."""
+    """The images before noise, fp32 (B, 3, image_px, image_px) in 0..255 before clipping."""
     axis = (np.arange(image_px, dtype=np.float32) + 0.5) / image_px
     light = slope[:, :1, None] * (axis - 0.5) + slope[:, 1:, None] * (axis[:, None] - 0.5)
     pixels = np.repeat(ground[:, :, None, None], image_px, axis=2).repeat(image_px, axis=3)
@@ -202,7 +204,7 @@ def _paint(ground: np.ndarray, slope: np.ndarray, figures: list[_Figure], image_
 
 
 def _cover(figure: _Figure, axis: np.ndarray, image_px: int) -> np.ndarray:
-    """How much of each pixel the figure covers, float32 (B, H, W) in 0..1, one pixel of soft edge."""
+    """The share of each pixel that the figure covers, fp32 (B, H, W) in 0..1, with a soft edge of one pixel."""
     cover = np.empty((len(figure.x), image_px, image_px), dtype=np.float32)
     scale = 1 / figure.radius[:, None, None]
     for kind in np.unique(figure.kind):

@@ -1,4 +1,4 @@
-"""``synthetic``: random pixels and labels in the shape of what they replace, to measure throughput. Teaches nothing."""
+"""``synthetic``: random pixels and labels in the shape of another set, to measure throughput. Not learnable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEFAULT_TEST_IMAGES = 1024
 def synthetic(request: Request) -> DataSet:
     """Random uint8 pixels (N, image_px, image_px, channels); 32 px, 3 channels, 10 classes unless asked otherwise.
 
-    ``split`` belongs to the set that it stands in for and changes nothing.
+    ``split`` is accepted for the sake of the set that it replaces, and changes nothing.
     """
     require("hold_out", request.hold_out or None, None, "synthetic")
     image_px, channels = request.image_px or 32, request.channels or 3
