@@ -1,4 +1,4 @@
-"""Every format in: ``recognise(path)`` says what lies there, and how to read it."""
+"""The readers of all formats: ``recognise(path)`` finds out what is at a path and returns how to read it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _DEEP = {0: "", 1: " one folder down", 2: " two folders down"}
 
 
 def recognise(path: Path, choice: Choice | None = None) -> Found:
-    """What lies at ``path``; DataError where it is nothing known, can be read in two ways or is damaged, IOFailure
-    where it cannot be read. ``choice`` decides what a source leaves open."""
+    """The data set at ``path``. Raises DataError if it is not a known format, is ambiguous or damaged, and IOFailure if
+    it cannot be read. ``choice`` settles what a source leaves open."""
     path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise DataError("no such file or folder", file=path, hint="check the path")
@@ -57,7 +57,7 @@ def _in_file(path: Path, choice: Choice) -> Found | None:
 
 
 def _in_folder(path: Path, choice: Choice) -> Found | None:
-    """Pixels first, then pictures in folders; archives that lie beside them are counted, not read."""
+    """Look for pixels first, then for pictures in folders; archives beside them are counted but not read."""
     source = FolderTree.walked(path)
     found = find_idx(source) or find_cifar(source) or imagenet64.find(source) or find_folders(source)
     if found is not None:
@@ -72,7 +72,7 @@ def _in_folder(path: Path, choice: Choice) -> Found | None:
 
 
 def _seen(path: Path) -> str:
-    """What lies there after all: ``; seen: 3 .parquet files two folders down``."""
+    """The files in a folder that was not recognised: ``; seen: 3 .parquet files two folders down``."""
     if not path.is_dir():
         return ""
     source = FolderTree.walked(path)

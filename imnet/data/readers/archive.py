@@ -1,4 +1,4 @@
-"""Zip and tar archives without extracting: regular members only, counted, bounded, names checked."""
+"""Reads zips and tars without extracting them: regular members only, bounded in number and size, names checked."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ MAX_MEMBERS = 20_000_000
 _BLOCK = 512
 _MAX_LONG_NAME_BYTES = 1 << 16
 _TAIL_BYTES = _UNPACK_BYTES = 1 << 20
-# What inflates further than this is no image set: photographs do not compress at all, zeros reach 1032.
+# A member that inflates further than this is not an image: photographs do not compress at all, zeros reach 1032.
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
-# Path of a gzipped tar -> (its state, the unpacked file); forked workers share them and read with pread alone.
+# Path of a gzipped tar -> (its state, the unpacked file). Forked workers share the files, so they read with pread only.
 _UNPACKED: dict[str, tuple[FileState, BinaryIO]] = {}
 
 
 class Member(NamedTuple):
-    """A regular member: where its bytes start (a zip's: its local header), their packed and full number, how they are
-    compressed, and their crc32 (-1 where the archive has none)."""
+    """A regular member: the ``offset`` of its bytes (in a zip: of its local header), their number packed (``size``) and
+    unpacked (``full``), the compression method, and the crc32 (-1 if the archive has none)."""
 
     name: str
     offset: int
@@ -45,14 +45,14 @@ class Member(NamedTuple):
 
 
 def refuse_pointer(file: BinaryIO, path: Path | str) -> None:
-    """DataError for what Git LFS has not fetched; the file is at its beginning before and after."""
+    """Raise DataError if the file is a Git LFS pointer. The file is at its beginning before and after."""
     if file.read(len(LFS_POINTER)) == LFS_POINTER:
         raise DataError("a Git LFS pointer, not the file", file=path, hint="git lfs pull")
     file.seek(0)
 
 
 def by_name(members: Iterable[Member], path: Path) -> dict[str, Member]:
-    """{name: member} in archive order; of two with one name tar itself would keep the last, so two are refused."""
+    """{name: member} in archive order. DataError if two have the same name, of which tar would keep only the last."""
     found: dict[str, Member] = {}
     for member in members:
         if found.setdefault(member.name, member) is not member:
@@ -61,8 +61,8 @@ def by_name(members: Iterable[Member], path: Path) -> dict[str, Member]:
 
 
 def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
-    """The regular members of a zip by name, and the folders that it names; DataError on damage, encryption, links,
-    traversal and bombs."""
+    """The regular members of a zip by name, and its folder entries; DataError for damage, encryption, links, path
+    traversal and zip bombs."""
     with reading(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -83,7 +83,8 @@ def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
 
 
 def _zip_name(info: zipfile.ZipInfo, path: Path) -> str:
-    """The name with ``/``, which Windows programs may have written as ``\\``, and as UTF-8, often unmarked."""
+    """The member's name with ``/``, which some Windows programs write as ``\\``. It is read as UTF-8 even if it is not
+    marked as such."""
     name = info.filename
     if not info.flag_bits & _UTF8_FLAG:
         with suppress(UnicodeEncodeError):
@@ -109,7 +110,7 @@ def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
 
 
 def check_name(name: str, path: Path) -> str:
-    """The member's name, unless it points outside: such an archive is hostile even though nothing is extracted."""
+    """Return ``name``; DataError if it points outside the archive, which is hostile even if nothing is extracted."""
     parts = name.replace("\\", "/").split("/")
     if not name:
         raise DataError("a member has no name", file=path)
@@ -119,9 +120,10 @@ def check_name(name: str, path: Path) -> str:
 
 
 def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
-    """The regular members of the tar that fills ``length`` bytes from ``start`` (a tar inside a tar, or all of it).
+    """The regular members of the tar in ``length`` bytes from ``start`` (a tar in a tar), by default the whole file.
 
-    Folders are passed over; links, devices, traversal, damage and truncation are a DataError with the byte offset.
+    Folders are skipped. Raises DataError with the offset or the name for links, devices, path traversal, damage and
+    truncation.
     """
     fd = file.fileno()
     end = os.fstat(fd).st_size if length is None else start + length
@@ -155,7 +157,7 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
 
 
 def _refuse_second(fd: int, path: Path, at: int, end: int) -> None:
-    """Of tars that were put one behind the other, all but the first would be lost without a word."""
+    """Raise DataError if another tar follows the end mark; all but the first of concatenated tars would be ignored."""
     while at < end and (data := os.pread(fd, min(_TAIL_BYTES, end - at), at)):
         start = len(data) - len(data.lstrip(b"\0"))
         if start < len(data):
@@ -174,12 +176,12 @@ def _is_header(head: bytes, path: Path, at: int) -> bool:
 
 
 def _plain(name: str) -> str:
-    """``./cat//1.jpg`` -> ``cat/1.jpg``: tars made with ``tar -C folder .`` name it the first way."""
+    """``./cat//1.jpg`` -> ``cat/1.jpg``; tars made with ``tar -C folder .`` have names that begin with ``./``."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
-    """(name, size, type) of one header block whose checksum holds."""
+    """(name, size, type) from a header block; DataError if its checksum is wrong."""
     hint = "get the file again"
     try:
         stored = int(head[148:156].split(b"\0")[0].strip() or b"-1", 8)
@@ -199,7 +201,7 @@ def _tar_header(head: bytes, path: Path, at: int) -> tuple[str, int, bytes]:
 def _extension(
     fd: int, path: Path, body: int, size: int, kind: bytes, name: str | None, full: int | None
 ) -> tuple[str | None, int | None]:
-    """What a GNU long-name or a pax block says about the next member: (name, size), either may stay None."""
+    """(name, size) of the next member after a GNU long-name or pax block; what the block lacks is unchanged."""
     if size > _MAX_LONG_NAME_BYTES:
         raise DataError(f"tar extension block has {size} bytes; allowed {_MAX_LONG_NAME_BYTES}", file=path, offset=body)
     data = os.pread(fd, size, body)
@@ -231,8 +233,8 @@ def _pax_records(data: bytes, path: Path, body: int) -> Iterator[tuple[bytes, by
 
 @contextmanager
 def open_tar(path: Path | str) -> Iterator[BinaryIO]:
-    """A tar to read with ``os.pread``; one that is gzipped is unpacked once into a nameless temporary file, which goes
-    when the process does. DataError for another compression."""
+    """Open a tar for reading with ``os.pread``. A gzipped tar is unpacked once into a nameless temporary file, which
+    disappears with the process. DataError for other compressions."""
     held = _UNPACKED.get(os.fspath(path))
     if held is not None and held[0] == file_state(path):
         yield held[1]
@@ -247,15 +249,15 @@ def open_tar(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def _allow_open_files() -> None:
-    """As many as the system lets this process have: each tar that is unpacked is one, and there may be thousands."""
+    """Raise the limit of open files as far as the system allows: each unpacked tar is one, perhaps of thousands."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says that there is no limit and allows less
+    with suppress(ValueError, OSError):  # macOS reports no limit but refuses it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
 def gzip_errors(path: Path | str) -> Iterator[None]:
-    """What reading a damaged gzip stream raises, as one DataError."""
+    """Turn the errors of reading a damaged gzip stream into a DataError."""
     try:
         yield
     except EOFError as error:
@@ -270,7 +272,7 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
     file.seek(0)
     _allow_open_files()
     try:
-        out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it is kept)
+        out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it stays open)
         with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
             while block := stream.read(_UNPACK_BYTES):
                 if out.tell() + len(block) > limit:

@@ -1,6 +1,6 @@
-"""What a reader finds at a path: splits of encoded pictures (Items) or of pixel blocks (Blocks), and class names.
+"""The result of a reader: splits of encoded pictures (Items) or of pixel blocks (Blocks), and class names.
 
-``select`` chooses classes and held-out pictures by rule, as ImageNet-21K does it (500 pictures a class, 50 held out).
+``select`` chooses classes and held-out pictures by rule, as for ImageNet-21K (500 pictures per class, 50 held out).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Block = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Blocks:
-    """A split that already is pixels: ``count`` images of ``shape`` (H, W, C), read block by block in order."""
+    """A split whose source has pixels: ``count`` images of ``shape`` (H, W, C), read block by block in order."""
 
     count: int
     shape: tuple[int, int, int]
     stream: Callable[[], Iterator[Block]]
     files: Mapping[Path, FileState]
-    """As they were before they were looked at."""
+    """The files that the split is read from, with their states from before they were read."""
 
     @classmethod
     def of(cls, split: Split, files: Mapping[Path, FileState]) -> Blocks:
@@ -42,19 +42,19 @@ class Blocks:
         return self.count
 
     def fingerprint(self) -> str:
-        """A key that changes when one of the files does: names, sizes, times."""
+        """A key of names, sizes and times, which changes if one of the files does."""
         return "|".join(f"{path} {size} {modified} {changed}" for path, (size, modified, changed) in self.files.items())
 
     def refuse_changed(self) -> None:
-        """DataError where one of the files is another one than it was."""
+        """Raise DataError if one of the files has changed or was replaced."""
         for path, state in self.files.items():
             refuse_changed(path, state)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user decides where a source leaves it open: which picture of a sample (``jpg``, or a column), and whether
-    a set whose shards are not all there is taken."""
+    """The user's choices for sources that are ambiguous: the picture of a sample (``jpg``, or a column) to take, and
+    whether to accept a set of which shards are missing."""
 
     image_key: str | None = None
     allow_missing: bool = False
@@ -73,7 +73,7 @@ class Found:
     left: LeftOut = field(default_factory=LeftOut)
 
     def remarks(self) -> list[str]:
-        """What inspect, pack, training and --dry-run say alike: the notes, and one line of what was left out."""
+        """The notes and a line about files left out, which inspect, pack, training and --dry-run print alike."""
         return self.notes + ([self.left.line()] if self.left.line() else [])
 
     def describe(self) -> list[str]:
@@ -89,7 +89,7 @@ Part = TypeVar("Part", bound=Items)
 
 
 def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
-    """The splits that have a picture left; the test set is looked at where no validation picture has a label."""
+    """The splits that are not empty. If no validation picture has a label, the test set takes the place of ``test``."""
     kept = {split: items for split, items in splits.items() if len(items)}
     if "final" in kept and "test" not in kept:
         kept["test"] = kept.pop("final")
@@ -97,10 +97,10 @@ def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
 
 
 def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
-    """Classes with at least ``min_images`` training pictures; ``hold_out`` of each become the test split.
+    """Keep the classes with at least ``min_images`` training pictures, and make ``hold_out`` of each the test split.
 
-    Which ones: those whose names have the smallest sha256, so that the choice does not depend on order or on the other
-    pictures. Only for pictures without a test split of their own.
+    Those whose names have the smallest sha256 are held out, so that the choice does not depend on the order or on other
+    pictures. UsageError if the set holds pixels, or has a test split already.
     """
     if not min_images and not hold_out:
         return found
@@ -132,7 +132,7 @@ def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
 
 
 def _refuse_emptied(found: Found, counts: np.ndarray, hold_out: int) -> None:
-    """Holding out must leave every class a picture, unless classes may be dropped."""
+    """Raise DataError if holding out would leave a class without pictures; called unless classes may be dropped."""
     small = np.flatnonzero(counts <= hold_out)
     if len(small) and len(small) < len(counts):
         names = first_few(tuple(found.class_names[i] for i in small))

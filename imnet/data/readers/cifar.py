@@ -1,7 +1,7 @@
-"""CIFAR's binary version, from its folder or its ``.tar.gz``.
+"""Reads CIFAR's binary version, from its folder or its ``.tar.gz``.
 
-Source: Krizhevsky 2009, and the page of the set. A record is the label (CIFAR-100: coarse, then fine), then 3072 bytes
-of planar R, G, B, 32 x 32.
+Source: Krizhevsky 2009, and the set's page. A record is the label (CIFAR-100: coarse, then fine), followed by 3072
+bytes of planar R, G, B, 32 x 32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 
 @dataclass(frozen=True)
 class Form:
-    """One of the two sets: the names of its files and what a record looks like."""
+    """One of the two sets: the names of its files, and the number of label bytes in a record."""
 
     name: str
     folder: str
@@ -49,7 +49,7 @@ FORMS = {form.name: form for form in (CIFAR10, CIFAR100)}
 
 
 def find_cifar(source: Tree) -> Found | None:
-    """CIFAR-10 or CIFAR-100 in a folder of binary files, or in one below it; None where there is none."""
+    """CIFAR-10 or CIFAR-100 in a folder of binary files, or in one below it; None if there is none."""
     names = set(source.names)
     places = [(form, name.rpartition("/")[0]) for form in FORMS.values() for name in source.names
               if name.rpartition("/")[2] == form.train[0]
@@ -73,7 +73,8 @@ def find_cifar(source: Tree) -> Found | None:
 
 
 def _refuse_pickles(source: Tree) -> None:
-    """The version that torchvision downloads is pickles, which are read of ImageNet-64 alone."""
+    """Raise DataError for the version that torchvision downloads: it is pickled, and only ImageNet-64's pickles are
+    read."""
     python = ("cifar-10-batches-py/data_batch_1", "cifar-100-python/train")
     inside = next((name for name in source.names if f"{source.path.name}/{name}".endswith(python)), None)
     if inside is not None:
@@ -82,7 +83,7 @@ def _refuse_pickles(source: Tree) -> None:
 
 
 def place(form: Form, root: Path) -> Path | None:
-    """The folder of binary files, which is ``root`` or lies in it, or the archive in it."""
+    """The folder of binary files, which is ``root`` or a folder in it, or else the archive in ``root``."""
     for folder in (root, root / form.folder):
         if (folder / form.train[0]).is_file() and (folder / form.test[0]).is_file():
             return folder
@@ -103,7 +104,7 @@ def read(form: Form, place: Path) -> tuple[Split, Split, tuple[str, ...]]:
 
 
 def _class_names(form: Form, listed: bytes, place: Path) -> tuple[str, ...]:
-    """A name a line, as many as the set has classes; those of the paper, or numbers, where none are listed."""
+    """The class names in ``listed``, one per line and class; if it is empty, CIFAR-10's usual names or numbers."""
     usual = _CIFAR10_NAMES if form.name == "cifar10" else tuple(f"class_{i}" for i in range(100))
     names = tuple(line.strip() for line in listed.decode(errors="replace").split("\n") if line.strip())
     if names and len(names) != len(usual):
@@ -118,8 +119,8 @@ def _from_folder(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _from_archive(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The wanted regular members, read in one pass and never extracted."""
-    import tarfile  # here, because importing imnet.data should cost little and most runs never come here
+    """The regular members that are wanted, read in one pass without extracting them."""
+    import tarfile  # imported here, since importing imnet.data should be fast and few runs need it
 
     raw: dict[str, bytes] = {}
     with reading(place):

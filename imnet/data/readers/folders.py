@@ -1,4 +1,4 @@
-"""Class folders of pictures (ImageFolder, ImageNet-1K and -21K as folders, tiny-imagenet-200); folder, zip or tar."""
+"""Reads class folders of pictures (ImageFolder, ImageNet-1K and -21K, tiny-imagenet-200) from a folder, zip or tar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TINY = "tiny-imagenet-200"
 
 @dataclass
 class _Reading:
-    """A tree on its way to a Found: where its parts lie, its classes, and what became of each file."""
+    """The state of reading a tree: where its parts are, its classes, and the files used and left out."""
 
     source: Tree
     layout: Layout
@@ -41,14 +41,14 @@ class _Reading:
     notes: list[str] = field(default_factory=list)
 
     def below(self, folder: str) -> Iterator[tuple[str, list[str]]]:
-        """(name, folders between ``folder`` and the file) of every picture below a folder."""
+        """(name, names of the folders between ``folder`` and the file) of every picture below ``folder``."""
         skip = len(folder) + 1 if folder else 0
         for name in self.source.names:
             if (not folder or name.startswith(folder + "/")) and is_picture(name):
                 yield name, name[skip:].split("/")[:-1]
 
     def part_folder(self, part: str) -> str:
-        """The folder that is called as the part, which may lie above its class folders."""
+        """The folder with the part's name, in which class folders may be several levels down."""
         level, root = self.layout.parts[part], self.layout.root
         skip = len(root) + 1 if root else 0
         return level if level == root else join(root, level[skip:].split("/")[0])
@@ -59,9 +59,9 @@ class _Reading:
 
 
 def find_folders(source: Tree) -> Found | None:
-    """``train/<class>/...`` with val or test beside it, or ``<class>/...`` alone; None where there is no such thing.
+    """The set in ``train/<class>/...`` with val or test beside it, or in ``<class>/...`` alone; None if there is none.
 
-    Labels follow the sorted folder names (as torchvision's ImageFolder), or ``wnids.txt`` where Tiny ImageNet has one.
+    Labels follow the sorted folder names (as in torchvision's ImageFolder), or Tiny ImageNet's sorted ``wnids.txt``.
     """
     layout = find_layout(source.names, source.path)
     if layout is None:
@@ -89,7 +89,7 @@ def _class_folders(reading: _Reading) -> list[str]:
     prefix = f"{base}/" if base else ""
     inside = {name[len(prefix) :].split("/")[0] for name in reading.source.folders if name.startswith(prefix)}
     if not base:
-        # Around class folders may lie others without a picture (docs, annotations): those are no classes.
+        # Folders without a picture beside the class folders (docs, annotations) are not classes.
         inside &= {folders[0] for _, folders in reading.below(base) if folders}
     return sorted(inside - {""})
 
@@ -174,7 +174,8 @@ def _refuse_unknown(reading: _Reading, folder: str, name: str) -> None:
 
 
 def _by_list(reading: _Reading, named: dict, flat: list[str], listed: Listed) -> dict[str, str]:
-    """The classes of the flat pictures too, from a list; a picture that lies in a class folder as well counts once."""
+    """``named`` with the classes of the flat pictures added from a list. A picture that is in a class folder too counts
+    once."""
     reading.used.update(listed.files)
     bases = {name.rpartition("/")[2]: name for name in named}
     for name in flat:
@@ -207,7 +208,7 @@ def _not_covered(base: str, listed: Listed) -> str:
 
 
 def _refuse_other(reading: _Reading, name: str, copy: str) -> None:
-    """Two files of one name, one of them in a class folder, must be one picture."""
+    """Raise DataError if two files of one name, one of them in a class folder, are different pictures."""
     if reading.source.read(name) != reading.source.read(copy):
         what = f"another picture than {shown(copy)}, which has its name"
         raise DataError(what, file=reading.source.path, offset=shown(name), hint="remove one of them")
@@ -221,7 +222,7 @@ def _note_absent(reading: _Reading, folder: str, items: Items) -> None:
 
 
 def _note_emptied(reading: _Reading) -> None:
-    """A val or test folder without a picture, as an extraction that broke off leaves it: what judges is not there."""
+    """Add a note about val or test folders without a picture, such as an interrupted extraction leaves."""
     beside = (name.rpartition("/") for name in reading.source.folders)
     judging = [join(root, name) for root, _, name in beside
                if root == reading.layout.root and split_of(name) in (VAL, TEST)]  # fmt: skip
@@ -231,7 +232,7 @@ def _note_emptied(reading: _Reading) -> None:
 
 
 def _count_rest(reading: _Reading) -> None:
-    """Every file that was not used, by reason."""
+    """Count every file that was not used, by reason."""
     parts = {reading.part_folder(part): part for part in reading.layout.parts}
     for name in reading.source.names:
         if name in reading.used:
@@ -250,7 +251,7 @@ def _wnids(reading: _Reading, listing: str) -> list[str]:
 
 
 def _tiny_names(reading: _Reading, wnids: list[str]) -> tuple[str, ...]:
-    """``n02119789 kit_fox``: with the first word of ``words.txt`` where it has one."""
+    """Class names such as ``n02119789 kit_fox``, with the first meaning from ``words.txt`` if it has one."""
     words, listing = {}, join(reading.layout.root, "words.txt")
     if listing in reading.source.names:
         rows = (line.partition("\t") for line in text(reading.source, listing).splitlines())

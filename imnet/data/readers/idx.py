@@ -1,8 +1,8 @@
-"""IDX files (MNIST's format), gz or raw: two zero bytes, a type byte, a dimension count, big-endian sizes, then bytes.
+"""Reads IDX files (MNIST's format), gz or raw: two zero bytes, type, number of dimensions, big-endian sizes, data.
 
-A set in IDX files has four of them: images and labels, to train and to test.
+A set has four IDX files: images and labels, for training and for testing.
 
-Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned bytes are read; that is all these sets have.
+Source of the format: the MNIST page (LeCun, Cortes, Burges). Only unsigned bytes are read, which all these sets have.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from imnet.errors import DataError
 
 _UINT8 = 0x08
 _BLOCK_BYTES = 1 << 20
-# Deflate cannot expand further than this; a header that claims more is wrong before anything is read.
+# Deflate cannot expand data further than this; a header that claims more is refused before anything is read.
 _MAX_DEFLATE_RATIO = 1032
 _MAX_BYTES = 4 << 30
-# Names as they are found: train-images-idx3-ubyte.gz (MNIST's own), train-images.idx3-ubyte (unpacked by some tools),
-# emnist-balanced-test-labels-idx1-ubyte (several sets in a folder).
+# Examples of names: train-images-idx3-ubyte.gz (MNIST's own), train-images.idx3-ubyte (as some tools unpack it),
+# emnist-balanced-test-labels-idx1-ubyte (one of several sets in a folder).
 _NAME = re.compile(
     r"(?:(?P<set>.+)-)?(?P<part>train|t10k|test)[-_.](?P<kind>images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?"
 )
@@ -49,10 +49,10 @@ FASHION_CLASSES = (
 
 
 def read_idx(path: Path, num_dims: int) -> np.ndarray:
-    """The array of an IDX file, uint8, shape as its header says, which must have ``num_dims`` sizes.
+    """The uint8 array of an IDX file, in the shape of its header, which must have ``num_dims`` sizes.
 
-    Memory: the array plus 1 MiB, and never more than the file can hold. DataError (one line, file, offset in the
-    uncompressed stream) on anything that is not exactly such a file; IOFailure where it cannot be read.
+    Needs memory for the array plus 1 MiB, and never more than the file can hold. DataError (file, offset in the
+    uncompressed stream) if it is not exactly such a file; IOFailure if it cannot be read.
     """
     with reading(path), open(path, "rb") as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
@@ -98,7 +98,7 @@ def _header(stream: BinaryIO | gzip.GzipFile, path: Path, num_dims: int) -> tupl
 
 @dataclass(frozen=True)
 class _Set:
-    """The files of one set: {(train or t10k, images or labels): its files}, which must agree where they are several."""
+    """The files of one set: {(train or t10k, images or labels): its files}. Several files of a kind must be equal."""
 
     folder: Path
     files: dict[tuple[str, str], list[Path]]
@@ -126,14 +126,14 @@ class _Set:
 
 
 def _sets(folder: Path, names: Iterable[str]) -> list[_Set]:
-    """The IDX sets among the files ``names`` of a folder, by folder and by what stands before ``train-images``."""
+    """The IDX sets among the files ``names`` of a folder, one per folder and prefix before ``train-images``."""
     found: dict[tuple[str, str], dict[tuple[str, str], list[Path]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(names):
         inside, _, base = name.rpartition("/")
         match = _NAME.fullmatch(base)
         if match is None:
             continue
-        if inside.rpartition("/")[2] == base:  # an unpacker made a folder of the file's name around it
+        if inside.rpartition("/")[2] == base:  # a program unpacked the file into a folder of the same name
             inside = inside.rpartition("/")[0]
         role = ("train" if match["part"] == "train" else "t10k", match["kind"])
         found[inside, match["set"] or ""][role].append(folder / name)
@@ -141,7 +141,7 @@ def _sets(folder: Path, names: Iterable[str]) -> list[_Set]:
 
 
 def find_idx(source: Tree) -> Found | None:
-    """A set in four IDX files, which is Fashion-MNIST where its content is; None where there are none."""
+    """The set in four IDX files, named Fashion-MNIST if its content is; None if there are no such files."""
     sets = _sets(source.path, source.names)
     if not sets:
         return None
@@ -170,17 +170,18 @@ def _numbers(train: Split, test: Split) -> tuple[str, ...]:
 
 
 def _digest(split: Split) -> str:
-    """sha256 of a split of the official size; another one is not worth the reading."""
+    """sha256 of a split of an official size; empty for other sizes, which are not worth hashing."""
     return split.digest() if len(split) in (60_000, 10_000) else ""
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether any of the four files lies right in ``folder``."""
+    """Whether any of the four files is directly in ``folder``."""
     return folder.is_dir() and any(_NAME.fullmatch(name) for name in os.listdir(folder))
 
 
 def read_official(folder: Path) -> tuple[Split, Split]:
-    """(train, test) of 28 x 28 px and 10 classes from the four files, gz or raw, right in ``folder``."""
+    """(train, test) from the four files, gzipped or raw, directly in ``folder``; DataError unless images are 28 x 28 px
+    and labels 0..9."""
     sets = _sets(folder, os.listdir(folder))
     if len(sets) != 1:
         raise DataError(f"IDX files of {len(sets)} sets; expected one", file=folder)

@@ -1,6 +1,6 @@
-"""ImageNet-64 / 32 / 16 / 8: pickled batches, ``.npz`` batches, and the zips of both, as image-net.org serves them.
+"""Reads ImageNet-64 / 32 / 16 / 8: pickled batches, ``.npz`` batches, and the zips of both from image-net.org.
 
-Rows are planar R, G, B; labels 1..1000 in the order of ``map_clsloc.txt`` (not of sorted wnids). Source:
+Rows are planar R, G, B; labels are 1..1000 in the order of ``map_clsloc.txt`` (not of sorted wnids). Source:
 PatrykChrabaszcz/Imagenet32_Scripts.
 """
 
@@ -39,7 +39,7 @@ _MAX_BATCH_BYTES = 4 << 30
 
 
 def batch_order(name: str) -> tuple[str, int] | None:
-    """(split, number) of a batch's file name, None for other files."""
+    """(split, number) from a batch's file name; None for other files."""
     match = _BATCH.fullmatch(name)
     if match is None:
         return None
@@ -48,7 +48,7 @@ def batch_order(name: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Where a batch lies: a file, or the ``member`` of one that is a zip."""
+    """The place of a batch: a file, or a ``member`` of a zip."""
 
     split: str
     number: int
@@ -57,12 +57,12 @@ class _Batch:
 
     @property
     def place(self) -> dict[str, Any]:
-        """For error lines."""
+        """The place as keyword arguments of DataError."""
         return {"file": self.file, "offset": self.member}
 
 
 def find(source: FolderTree) -> Found | None:
-    """ImageNet-64 in batches or in their zips, anywhere below a folder, or in one zip or batch; None without any."""
+    """ImageNet-64 in batches or their zips anywhere below a folder, or in one zip or batch; None if there are none."""
     path, folder = source.path, source.root
     batches: list[_Batch] = []
     left, used = LeftOut(source.left), {CLSLOC}
@@ -96,7 +96,7 @@ def find(source: FolderTree) -> Found | None:
 
 
 def _gaps(batches: list[_Batch]) -> str:
-    """Which training batches there are, where some between them are not."""
+    """The numbers of the training batches if some between them are missing, else an empty string."""
     numbers = sorted(one.number for one in batches if one.split == "train")
     whole = not numbers or numbers[-1] - numbers[0] + 1 == len(numbers)
     return "" if whole else f", of train only {', '.join(map(str, numbers))}"
@@ -114,7 +114,8 @@ def _zipped(file: Path, left: LeftOut) -> list[_Batch]:
 
 
 def _refuse_twins(batches: list[_Batch], folder: Path, path: Path) -> None:
-    """One batch twice (as pickle and as npz, or in its zip and unpacked) would be trained on twice."""
+    """Raise DataError if a batch is there twice (as pickle and npz, or zipped and unpacked): it would be trained on
+    twice."""
     seen: dict[tuple[str, int], str] = {}
     for one in batches:
         place = f"{one.file.relative_to(folder)}{f' ({one.member})' if one.member else ''}"
@@ -124,7 +125,7 @@ def _refuse_twins(batches: list[_Batch], folder: Path, path: Path) -> None:
 
 
 def class_names(listing: Path) -> tuple[str, ...]:
-    """``n02119789 kit_fox`` ... in label order from ``map_clsloc.txt``, else ``class_0001`` ..."""
+    """``n02119789 kit_fox`` ... in label order from ``map_clsloc.txt``, or else ``class_0001`` ..."""
     if not listing.is_file():
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
@@ -142,7 +143,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
 
 
 def _blocks(batches: list[_Batch]) -> Blocks:
-    """All batches of a split as one stream; shapes and labels are read now, pixels when streamed."""
+    """All batches of a split as one stream. Shapes are read now, labels and pixels while streaming."""
     counts, sides = [], []
     files = {file: file_state(file) for file in sorted({one.file for one in batches})}
     for one in batches:
@@ -168,7 +169,7 @@ def _blocks(batches: list[_Batch]) -> Blocks:
 
 @contextmanager
 def _opened(one: _Batch) -> Iterator[_PickleBatch | NpzBatch]:
-    """A batch ready to read; one inside a zip is copied into a temporary folder for it."""
+    """Open a batch for reading; one in a zip is first copied into a temporary folder."""
     with ExitStack() as stack:
         path = one.file
         if one.member is not None:
@@ -192,7 +193,7 @@ def _extract(one: _Batch, target: Path) -> None:
 
 
 class _PickleBatch:
-    """One pickled batch: read in a child, its pixels then taken from the file, which lies at ``path``."""
+    """One pickled batch: a child process reads its structure, then pixels are read from the file at ``path``."""
 
     def __init__(self, path: Path, batch: _Batch) -> None:
         self._path, self._place = path, batch.place
@@ -220,7 +221,7 @@ class _PickleBatch:
                 yield np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
 
     def _at(self, place: dict) -> BinaryIO | Latin1:
-        """An array's bytes by reading, not mapping: a mapped batch would count as 1.6 GB of memory."""
+        """The bytes of an array as a file. They are not mapped: a mapped batch would count as 1.6 GB of memory."""
         if "hex" in place:
             return io.BytesIO(bytes.fromhex(place["hex"]))
         file = open(self._path, "rb")  # noqa: SIM115  (the caller closes it)
@@ -228,7 +229,8 @@ class _PickleBatch:
         return Latin1(file) if place["text"] else file
 
     def labels(self) -> np.ndarray:
-        """int64, from a list or an array of integers, of one row or column too; nothing where it is another array."""
+        """The labels, int64 (n,), from a list or an array of integers (a vector, or one row or column); empty for any
+        other array."""
         place = self._labels
         if isinstance(place, list):
             return np.array(place, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Where encoded images lie, compactly: about 90 bytes an image, so that 12 million of them fit in 1 GiB."""
+"""A compact table of where encoded images are: about 90 bytes per image, so that 12 million of them fit in 1 GiB."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from imnet.data.files import FileState, file_state, reading, refuse_changed
 from imnet.data.readers.archive import DEFLATED, Member, open_tar
 from imnet.errors import DataError
 
-# The largest ImageNet-1K file has 15 MB; beyond this a "picture" is an attack or a mistake.
+# The largest ImageNet-1K file has 15 MB; a larger "picture" than this is an attack or a mistake.
 MAX_IMAGE_BYTES = 64 << 20
 
 
 class Items:
-    """An append-only table of encoded images with labels; ``read(i)`` gets the bytes of one from any process.
+    """An append-only table of encoded images with labels; ``read(i)`` returns the bytes of one, in any process.
 
-    ``files`` holds archives; an image whose file number is -1 is a file of its own, ``root / name``.
+    ``files`` are archives; an image whose file number is -1 is not in an archive but the file ``root / name``.
     """
 
     def __init__(self, root: Path) -> None:
@@ -36,22 +36,22 @@ class Items:
         self._name_ends = array("q")
         self._file, self._label, self._crc = array("i"), array("q"), array("q")
         self._offset, self._size, self._full, self._method = array("q"), array("q"), array("q"), array("b")
-        # Of files of their own alone: when each was modified, and when its entry was changed, in ns.
+        # mtime and ctime in ns, only of images that are not in an archive.
         self._modified, self._changed = array("q"), array("q")
 
     def __len__(self) -> int:
         return len(self._label)
 
     def add_file(self, name: str, label: int) -> None:
-        """An image that is the file ``root / name``."""
+        """Add an image that is the file ``root / name``."""
         size, modified, changed = file_state(f"{self._top}/{name}")
         self.add(label, -1, Member(name, 0, size, size))
         self._modified.append(modified)
         self._changed.append(changed)
 
     def file_number(self, archive: str, state: FileState | None = None) -> int:
-        """The number of an archive in ``files``, which gets it where it is new: before it is listed, or with the
-        ``state`` that it had then."""
+        """The number of an archive in ``files``, which is added if it is new. Call this before listing the archive, or
+        give the ``state`` that it had then."""
         number = self._numbers.setdefault(archive, len(self.files))
         if number == len(self.files):
             self.files.append(archive)
@@ -59,7 +59,7 @@ class Items:
         return number
 
     def add(self, label: int, file: int, member: Member) -> None:
-        """An image that is a member of the archive ``files[file]``."""
+        """Add an image that is a member of the archive ``files[file]``."""
         self._names += os.fsencode(member.name)
         self._name_ends.append(len(self._names))
         self._label.append(label)
@@ -82,22 +82,22 @@ class Items:
         return np.array(self._label, dtype=np.int64)
 
     def relabel(self, labels: np.ndarray) -> None:
-        """Give every image another label, int64 (N,)."""
+        """Replace the labels of all images by ``labels``, int64 (N,)."""
         self._label = array("q", labels.astype(np.int64).tobytes())
 
     def place(self, i: int) -> tuple[str, int]:
-        """(archive, offset in it) of image i, which lies in one."""
+        """(archive, offset in it) of image i, which must be in one."""
         return self.files[self._file[i]], self._offset[i]
 
     def where(self, i: int) -> tuple[str, str | None]:
-        """(file, member) of image i, for error lines; the member is None for a file of its own."""
+        """(file, member) of image i, for error lines; the member is None if the image is not in an archive."""
         if self._file[i] < 0:
             return str(self.root / self.name(i)), None
         return self.files[self._file[i]], self.name(i)
 
     def stamps(self) -> tuple[list[str], np.ndarray]:
-        """(names; sizes, times of modification and of change, int64 (3, N)) of all images: of their files, or times
-        of their archives, whose sizes are in them."""
+        """(names, int64 (3, N) of sizes, mtimes and ctimes) of all images. Images in archives have the times of their
+        archive, mixed with its size."""
         if not self.files:
             columns = np.array([self._size, self._modified, self._changed], dtype=np.int64)
             return [self.name(i) for i in range(len(self))], columns
@@ -107,7 +107,7 @@ class Items:
         return names, np.array([self._full, modified ^ size, changed], dtype=np.int64)
 
     def take(self, rows: np.ndarray, labels: np.ndarray) -> Items:
-        """A new table of some rows, in that order, with new labels."""
+        """A new table of ``rows``, in that order, with new labels."""
         out = type(self)(self.root)
         out.files, out._numbers, out._states = list(self.files), dict(self._numbers), list(self._states)
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
@@ -119,7 +119,7 @@ class Items:
         return out
 
     def fingerprint(self) -> str:
-        """sha256 over names, labels, places, and sizes and times of files or archives: changes when the source does."""
+        """sha256 over names, labels, places, and sizes and times of files or archives; changes if the source does."""
         columns = (self._label, self._file, self._offset, self._size, self._crc, self._modified, self._changed)
         state = hashlib.sha256(bytes(self._names))
         for column in columns:
@@ -129,18 +129,18 @@ class Items:
         return state.hexdigest()
 
     def refuse_changed(self) -> None:
-        """DataError where an archive is another one than when it was listed: places in it may be of other pictures."""
+        """Raise DataError if an archive has changed since it was listed: its offsets may belong to other pictures."""
         for file, state in zip(self.files, self._states, strict=True):
             refuse_changed(file, state)
 
     def refuse_changed_file(self, i: int) -> None:
-        """The same of the archive of image i alone."""
+        """As ``refuse_changed``, but only for the archive of image i."""
         number = self._file[i]
         refuse_changed(self.files[number], self._states[number])
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image i, size-capped and, from a zip, checked; DataError or IOFailure otherwise, also
-        where the archive is another one than when it was listed."""
+        """The encoded bytes of image i. Raises DataError if they are too many, if a zip's crc32 does not match, or if
+        the archive has changed since it was listed, and IOFailure if they cannot be read."""
         path, member = self.where(i)
         with reading(path, member):
             if member is None:
@@ -167,7 +167,8 @@ class Items:
 
 
 def _zip_data_offset(file: BinaryIO, offset: int, path: str, member: str) -> int:
-    """Where a member's data start, from its local header (whose name and extra lengths differ from the directory's)."""
+    """The offset of a member's data, from its local header, whose name and extra lengths may differ from the
+    directory's."""
     head = os.pread(file.fileno(), 30, offset)
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
         raise DataError(f"no zip member header at byte {offset}", file=path, offset=member)

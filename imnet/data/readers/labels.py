@@ -1,4 +1,4 @@
-"""Labels of held-out pictures that lie in one flat folder or tar: lists beside them, by file name.
+"""Reads the labels of held-out pictures in a flat folder or tar from lists beside them, by file name.
 
 ImageNet-1K has its validation labels in its devkit or in one of two other files, Tiny ImageNet in
 ``val_annotations.txt``.
@@ -27,31 +27,31 @@ _SOLUTION = "LOC_val_solution.csv"
 _CLSLOC, _META = "map_clsloc.txt", "meta.mat"
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _IN_DEVKIT = f"{_DEVKIT}/data/"
-# All of them, where they may lie beside or above what was given.
+# Names of all lists that are looked for beside or above the given path.
 LIST_FILES = (*_SYNSETS, _SOLUTION, _CLSLOC, f"{_DEVKIT}.tar.gz")
 LIST_FILES += tuple(folder + name for folder in ("", _IN_DEVKIT) for name in (_TRUTH, _META))
 LABEL_FILES = f"{_DEVKIT}.tar.gz, {_SYNSETS[0]} or {_SOLUTION}"
-# Of MATLAB files.
+# Constants of MATLAB files.
 _HEADER_BYTES = 128
 _MAX_BYTES = 64 << 20
 _COMPRESSED = 15
 _STRUCT = 2
-# How numbers are stored, whatever they are, and letters, which are UTF-8 and UTF-16 too.
+# Storage types of numbers and of text (UTF-8 and UTF-16), as numpy dtypes.
 _STORED = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _STORED |= {16: "<u1", 17: "<u2"}
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Labels by file name, and the files of the tree that they were read from."""
+    """Labels (wnids) by file name, and the files of the tree that they were read from."""
 
     wnids: dict[str, str]
     files: tuple[str, ...] = ()
 
 
 def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | None:
-    """The list for the flat pictures of the folder ``part``: in it, or in a folder above it, the nearest first. What
-    it says of Tiny ImageNet's pictures must be ``known`` classes."""
+    """The list for the flat pictures of the folder ``part``, from that folder or the nearest folder above it that has
+    one; None if there is none. Tiny ImageNet's list may only name ``known`` classes."""
     names, folder = set(source.names), part
     annotations = f"{part}/{ANNOTATIONS}" if part else ANNOTATIONS
     if annotations in names:
@@ -67,7 +67,8 @@ def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | No
 
 
 def beside(folders: list[Path]) -> Listed | None:
-    """ImageNet-1K's validation labels from the first of the folders that holds any; they are no files of the tree."""
+    """ImageNet-1K's validation labels from the first of ``folders`` that has any; ``files`` stays empty, because these
+    files are outside the tree."""
     for folder in folders:
         there = {name for name in LIST_FILES if (folder / name).is_file()}
         found = _imagenet(FolderTree(folder), there, "")
@@ -77,7 +78,7 @@ def beside(folders: list[Path]) -> Listed | None:
 
 
 def _annotations(source: Tree, listing: str, known: Container[str]) -> dict[str, str]:
-    """{file name: class} of ``val_annotations.txt``: name, wnid, then a box, split by tabs."""
+    """{file name: wnid} from ``val_annotations.txt``, which has name, wnid and a box, separated by tabs."""
     labels: dict[str, str] = {}
     for row, line in enumerate(text(source, listing).splitlines(), 1):
         parts = line.split("\t")
@@ -89,8 +90,8 @@ def _annotations(source: Tree, listing: str, known: Container[str]) -> dict[str,
 
 
 def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
-    """A synset list (one wnid a line, in picture order), Kaggle's solution table, or the devkit's numbers, which count
-    as ``map_clsloc.txt`` or its own ``meta.mat`` does; the devkit may be unpacked or not."""
+    """The labels from a synset list (one wnid per line, in picture order), from Kaggle's solution table, or from the
+    devkit, packed or not, whose class numbers are those of ``map_clsloc.txt`` or its own ``meta.mat``."""
     for name in _SYNSETS:
         if prefix + name in names:
             return _numbered(dict(enumerate(text(source, prefix + name).split(), 1)), prefix + name)
@@ -137,7 +138,7 @@ def _devkit(source: Tree, listing: str, truth: str) -> dict[int, str]:
 
 
 def _class_numbers(source: Tree, listing: str) -> dict[str, str]:
-    """{number: wnid} of ``map_clsloc.txt`` or ``meta.mat``."""
+    """{number: wnid} from ``map_clsloc.txt`` or ``meta.mat``."""
     if listing.endswith(_CLSLOC):
         rows = (line.split() for line in text(source, listing).splitlines())
         return {row[1]: row[0] for row in rows if len(row) >= 2}
@@ -148,10 +149,10 @@ def _class_numbers(source: Tree, listing: str) -> dict[str, str]:
 
 
 def _of_meta(data: bytes) -> dict[str, str]:
-    """{ILSVRC2012_ID: wnid}, both as text, of the devkit's ``meta.mat``: a MATLAB file (level 5) with one array of
-    structs, a class each. ValueError where the file is damaged or holds something else.
+    """{ILSVRC2012_ID: wnid}, both as text, from the devkit's ``meta.mat``: a MATLAB file (level 5) with one array of
+    structs, one per class. ValueError if the file is damaged or holds something else.
 
-    Only what that file needs is read: structs, texts and numbers, compressed or not, in the byte order of PCs.
+    Only the types in that file are supported: structs, text and numbers, little-endian, compressed or not.
     """
     try:
         rows = [row for matrix in _matrices(data[_HEADER_BYTES:]) for row in _structs(matrix)]
@@ -164,12 +165,12 @@ def _of_meta(data: bytes) -> dict[str, str]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, content) one after the other: a tag of 8 bytes, then the content, filled up to 8 bytes."""
+    """(type, content) of each element: a tag of 8 bytes, followed by the content, padded to a multiple of 8 bytes."""
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from("<II", data, at)
         start, fill = at + 8, 0 if kind == _COMPRESSED else -size % 8
-        if kind >> 16:  # up to four bytes lie in the tag itself
+        if kind >> 16:  # a content of up to four bytes is in the tag itself
             kind, size, start, fill = kind & 0xFFFF, kind >> 16, at + 4, 4 - (kind >> 16)
         if start + size > len(data):
             raise ValueError(f"{size} bytes from {start} on, of {len(data)}")
@@ -178,7 +179,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _matrices(data: bytes) -> Iterator[bytes]:
-    """The arrays of a file; one that is compressed is compressed alone."""
+    """The arrays of a file, each of which may be compressed on its own."""
     for kind, content in _elements(data):
         if kind == _COMPRESSED:
             ((_, content),) = _elements(zlib.decompressobj().decompress(content, _MAX_BYTES))
@@ -186,9 +187,9 @@ def _matrices(data: bytes) -> Iterator[bytes]:
 
 
 def _structs(matrix: bytes) -> Iterator[dict[str, bytes]]:
-    """The elements of an array of structs, {field: matrix}; none of another array.
+    """The elements of an array of structs as {field: matrix}; nothing for any other array.
 
-    Flags, sides and a name precede the names of the fields, which are of one width.
+    Flags, dimensions and a name precede the names of the fields, which are all of one width.
     """
     parts = [content for _, content in _elements(matrix)]
     if parts[0][0] != _STRUCT:
@@ -200,6 +201,6 @@ def _structs(matrix: bytes) -> Iterator[dict[str, bytes]]:
 
 
 def _values(matrix: bytes) -> list[Any]:
-    """Of an array of numbers or letters."""
+    """The values of an array of numbers or of characters."""
     _, _, _, (kind, content) = _elements(matrix)
     return np.frombuffer(content, _STORED[kind]).tolist()

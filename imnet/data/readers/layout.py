@@ -1,7 +1,7 @@
-"""Where the parts of a set of class folders lie, from the names of its pictures alone: the same for every form.
+"""Finds the parts of a set of class folders from the names of its pictures alone, alike for folders and archives.
 
-A level with a single folder in it is gone through; folders that are called train, val or test are the parts; what can
-be read in two ways is refused, with what was seen.
+A level with a single folder is passed through, and folders named train, val or test are the parts. An ambiguous layout
+is refused, with the folders that were seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Layout:
 
 
 class Folders:
-    """The folders of a tree that hold pictures, and how many lie right in each."""
+    """The folders of a tree that hold pictures, and the number of pictures directly in each."""
 
     def __init__(self, names: list[str]) -> None:
         self.count = Counter(name.rpartition("/")[0] for name in names if is_picture(name))
@@ -35,11 +35,11 @@ class Folders:
                 folder = above
 
     def inside(self, folder: str) -> list[str]:
-        """Names of the folders right in ``folder`` that have pictures in or below them."""
+        """Names of the folders directly in ``folder`` that have pictures in or below them."""
         return sorted(self._inside.get(folder, {}))
 
     def only(self, folder: str) -> str | None:
-        """The one folder in ``folder``, where no picture lies beside it."""
+        """The name of the only folder in ``folder``; None if there are others, or pictures beside it."""
         inside = self.inside(folder)
         return inside[0] if len(inside) == 1 and not self.count[folder] else None
 
@@ -49,14 +49,14 @@ def join(root: str, name: str) -> str:
 
 
 def find_layout(names: list[str], path: Path) -> Layout | None:
-    """Where train, val and test lie; None where no class folder has a picture."""
+    """Find train, val and test; None if no class folder has a picture."""
     folders, root = Folders(names), ""
     while True:
         inside = folders.inside(root)
         parts = _real_parts(parts_among(inside), folders, root)
         if parts or len(inside) != 1:
             break
-        # One folder is no set of classes; pictures beside it (a preview) are not in a class.
+        # A single folder is not a set of classes; pictures beside it (a preview) are in no class.
         root = join(root, inside[0])
     if parts:
         return Layout(root, _checked(parts, folders, root, path))
@@ -67,7 +67,8 @@ def find_layout(names: list[str], path: Path) -> Layout | None:
 
 
 def _real_parts(parts: dict[str, list[str]], folders: Folders, root: str) -> dict[str, list[str]]:
-    """{} where only ``train`` is there, beside others, with pictures right in it: that is a class (bus, train)."""
+    """Return ``parts``; {} if ``train`` is the only part, is beside other folders and has pictures directly in it: then
+    it is a class (bus, train)."""
     if set(parts) != {TRAIN}:
         return parts
     called = parts[TRAIN]
@@ -96,7 +97,8 @@ def _checked(parts: dict[str, list[str]], folders: Folders, root: str, path: Pat
 
 
 def _class_level(folders: Folders, base: str, known: set[str] | frozenset[str] = frozenset()) -> str:
-    """The folder whose folders are the classes: a single folder that wraps them, no ``known`` one, is gone through."""
+    """The folder whose folders are the classes; a single wrapping folder that is not a ``known`` class is passed
+    through."""
     while (only := folders.only(base)) is not None and only not in known:
         wraps = only.lower() in NEUTRAL or split_of(only) or only == base.rpartition("/")[2]
         deeper = join(base, only)
@@ -107,7 +109,7 @@ def _class_level(folders: Folders, base: str, known: set[str] | frozenset[str] =
 
 
 def _refuse_parts_below(folders: Folders, root: str, path: Path) -> None:
-    """cat/train, cat/val, dog/train ...: neither level can be taken for the classes without a guess."""
+    """Raise DataError for cat/train, cat/val, dog/train ..., where one could only guess which level has the classes."""
     for name in folders.inside(root):
         base = join(root, name)
         parts = parts_among(folders.inside(base))

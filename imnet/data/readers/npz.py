@@ -1,4 +1,4 @@
-"""An ``.npz`` batch as a stream of rows: no pickle, sizes checked before anything is read, bounded memory."""
+"""Reads an ``.npz`` batch as a stream of rows: no pickle, sizes checked before anything is read, bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DATA, _LABELS = "data.npy", "labels.npy"
 
 
 class NpzBatch:
-    """Pixels and labels of a batch in ``path``; in error lines it is ``shown``. DataError on anything else."""
+    """Pixels and labels of the batch at ``path``, which error lines call ``shown``. DataError if it is not a batch."""
 
     def __init__(self, path: Path, shown: Path) -> None:
         self._path, self._shown = path, shown
@@ -31,17 +31,17 @@ class NpzBatch:
         self.shape = shape
 
     def rows(self, block_rows: int) -> Iterator[np.ndarray]:
-        """uint8 blocks of at most that many rows."""
+        """The pixels as uint8 blocks of at most ``block_rows`` rows."""
         count, columns = self.shape
         with _opened(self._path, _DATA, self._shown) as stream:
             _exactly(stream, self._start, self._shown, _DATA)
             for start in range(0, count, block_rows):
                 raw = _exactly(stream, min(block_rows, count - start) * columns, self._shown, _DATA)
                 yield np.frombuffer(raw, dtype=np.uint8).reshape(-1, columns)
-            stream.read(1)  # to the end, so that the zip's crc32 is checked
+            stream.read(1)  # read to the end, so that zipfile checks the crc32
 
     def labels(self) -> np.ndarray:
-        """int64 (n,), from a vector of integers, or one row or column of them."""
+        """The labels, int64 (n,), from a vector of integers or from one row or column of them."""
         shape, dtype, offset = _announced(self._path, _LABELS, self._shown)
         count = self.shape[0]
         flat = shape if len(shape) == 1 else tuple(size for size in shape if size != 1) or (1,)
@@ -97,7 +97,7 @@ def _exactly(stream: IO[bytes], count: int, shown: Path, member: str) -> bytes:
 
 @contextmanager
 def _opened(path: Path, member: str, shown: Path) -> Iterator[IO[bytes]]:
-    """A member to read; one DataError for all that zipfile raises where it is damaged."""
+    """Open a member for reading; the errors that zipfile raises for a damaged member become a DataError."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             yield stream

@@ -1,8 +1,8 @@
-"""Parquet with encoded images in it, as Hugging Face stores data sets; needs pyarrow, ``pip install 'imnet[parquet]'``.
+"""Reads Parquet with encoded images, as Hugging Face stores them; needs pyarrow, ``pip install 'imnet[parquet]'``.
 
-A column ``image`` (struct of ``bytes`` and ``path``, or plain binary), a column ``label`` of integers or of words, and
-class names from the schema's metadata where it has them. Which part a file belongs to, its name or its folder says:
-``train-00000-of-00005.parquet``, ``train/0000.parquet``. Columns are told apart in ``parquet_columns``.
+A file has a column ``image`` (struct of ``bytes`` and ``path``, or plain binary), a column ``label`` of integers or
+words, and perhaps class names in the schema's metadata (see ``parquet_columns``). The name of a file or of its folder
+gives its part: ``train-00000-of-00005.parquet``, ``train/0000.parquet``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from imnet.data.readers.tree import FolderTree
 from imnet.errors import DataError, UsageError, shown
 
 _MAX_FOOTER_BYTES = 64 << 20
-# A batch of rows is held as Arrow read it and once more as Python bytes.
+# Small, since a batch of rows is in memory twice: as Arrow read it, and as Python bytes.
 _BATCH_ROWS = 16
 
 
 class ParquetItems(Items):
-    """Pictures that are rows of ``files``, read batch by batch in order; going back starts the row group anew."""
+    """Pictures that are rows of ``files``, read batch by batch in order; going back reads the row group again."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -54,7 +54,7 @@ class ParquetItems(Items):
     def read(self, i: int) -> bytes:
         file, row = self.place(i)
         self.refuse_changed_file(i)
-        if self._owner != os.getpid():  # an open file is not shared with forked workers
+        if self._owner != os.getpid():  # forked workers must not share an open file
             self._open, self._owner = {}, os.getpid()
         if file not in self._open:
             self._open = {file: _Rows(file, self.columns[file])}
@@ -77,7 +77,7 @@ def _no_bytes(file: str, row: int) -> DataError:
 
 
 class _Rows:
-    """One column of one open file: ``get(row)`` for rows that mostly come in order."""
+    """One column of an open file; ``get(row)`` is fast if rows are mostly asked for in order."""
 
     def __init__(self, file: str, column: str) -> None:
         self._file, self._column = file, column
@@ -108,7 +108,7 @@ class _Rows:
 
 
 def _batches(parquet: Any, groups: list[int], column: str, rows: int) -> Iterator[list[Any]]:
-    """The values of a column, ``a`` or ``a.b`` for a field of a struct, a batch at a time."""
+    """The values of ``column`` (``a``, or ``a.b`` for a field of a struct), batch by batch."""
     name, _, inner = column.partition(".")
     for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, columns=[column], use_threads=False):
         values = batch.column(name)
@@ -117,7 +117,7 @@ def _batches(parquet: Any, groups: list[int], column: str, rows: int) -> Iterato
 
 @contextmanager
 def _damage(file: str) -> Iterator[None]:
-    """Whatever pyarrow raises, as one DataError line."""
+    """Turn any error of pyarrow into a one-line DataError."""
     import pyarrow
 
     try:
@@ -127,7 +127,7 @@ def _damage(file: str) -> Iterator[None]:
 
 
 def _opened(file: str) -> Any:
-    """pyarrow's reader of a file whose footer lies inside it; DataError otherwise."""
+    """Open a file with pyarrow, after checking that its footer is inside the file; DataError if it is not."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -159,20 +159,20 @@ def _group_rows(parquet: Any, file: str) -> list[int]:
 
 @dataclass
 class _Set:
-    """A Parquet set while its files are read."""
+    """The state of reading the files of a Parquet set."""
 
     path: Path
     choice: Choice
     labels: Labels
     names: tuple[str, ...] = ()
-    # Which file the class names come from, and one that has none.
+    # The file that the class names are from, and a file without class names.
     named_by: str = ""
     unnamed: str = ""
     left: LeftOut = field(default_factory=LeftOut)
     notes: list[str] = field(default_factory=list)
 
     def add(self, items: ParquetItems, file: str) -> None:
-        """Append the rows of a file, whose labels are numbered as the set's class names are."""
+        """Append the rows of a file; its labels are renumbered in the order of the set's class names."""
         number = items.file_number(file)
         parquet = _opened(file)
         rows = sum(_group_rows(parquet, file))
@@ -209,7 +209,7 @@ class _Set:
             self.notes.append(note)
 
     def _placed(self, names: tuple[str, ...], file: str) -> list[int] | None:
-        """For each class number of a file its number in the set; None where they are the same."""
+        """For each class number of a file its number in the set, or None if they are the same."""
         if not names:
             self.unnamed = self.unnamed or file
         elif not self.names:
@@ -230,7 +230,7 @@ class _Set:
 
 
 def find_parquet(source: FolderTree, choice: Choice) -> Found | None:
-    """The set in a Parquet file, or in those of a folder; None where there are none."""
+    """The set in a Parquet file or in those of a folder; None if there are none."""
     path, folder = source.path, source.root
     files = [name for name in source.names if name.lower().endswith(".parquet")]
     if not files:
@@ -252,7 +252,7 @@ def find_parquet(source: FolderTree, choice: Choice) -> Found | None:
 
 
 def _refuse_several(files: list[str], path: Path) -> None:
-    """Two configurations of one data set lie in two folders, each with parts of its own."""
+    """Raise DataError if the files are of several sets, e.g. two configurations in folders with parts of their own."""
     tops = {"/".join(part for part in name.split("/")[:-1] if part != "data" and not split_in(part)) for name in files}
     if len(tops) > 1:
         seen = ", ".join(shown(top) or "." for top in sorted(tops)[:4])

@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file are the picture and its label, and what its metadata say of the classes."""
+"""Finds the columns of pictures and labels of a Parquet file, and the class names in its metadata."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LABELS = ("label", "labels", "fine_label", "cls", "class")
 
 
 def image_column(schema: Any, file: str, wanted: str | None = None) -> tuple[str, list[str]]:
-    """(``image.bytes`` of a struct, or a plain binary column; the other columns of pictures).
+    """(column of pictures, other columns of pictures); the first is ``image.bytes`` for a struct, or a binary column.
 
-    Of several, the one with a usual name if there is one such; ``wanted`` chooses. DataError otherwise.
+    Of several columns, ``wanted`` is taken, or the only one with a usual name. DataError if that leaves no choice.
     """
     columns = dict(filter(None, (_pictures(field) for field in schema)))
     if wanted is not None and wanted not in columns:
@@ -32,7 +32,7 @@ def image_column(schema: Any, file: str, wanted: str | None = None) -> tuple[str
 
 
 def _pictures(field: Any) -> tuple[str, str] | None:
-    """(name, path of the bytes) of a column of pictures."""
+    """(name, path of the bytes) if ``field`` is a column of pictures, else None."""
     import pyarrow.types as kinds
 
     def binary(kind: Any) -> bool:
@@ -46,7 +46,7 @@ def _pictures(field: Any) -> tuple[str, str] | None:
 
 
 def label_column(schema: Any, file: str) -> tuple[str, list[str]]:
-    """(the column of labels, the other columns that could be it): integers, or words, maybe dictionary-encoded."""
+    """(column of labels, other columns that may have labels): integers or words, perhaps dictionary-encoded."""
     import pyarrow.types as kinds
 
     found = []
@@ -65,7 +65,7 @@ def label_column(schema: Any, file: str) -> tuple[str, list[str]]:
 
 
 def class_names(schema: Any, label: str) -> tuple[str, ...]:
-    """The ClassLabel names that the ``datasets`` library keeps in the schema's metadata; () where there are none."""
+    """The ClassLabel names that the ``datasets`` library stores in the schema's metadata; () if there are none."""
     raw = (schema.metadata or {}).get(b"huggingface", b"")
     try:
         names = json.loads(raw)["info"]["features"][label]["names"]

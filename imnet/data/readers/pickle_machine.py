@@ -1,6 +1,6 @@
-"""The stack machine of the pickle reader: it moves values about and calls nothing. Standard library only.
+"""The stack machine of the pickle reader, which moves values and calls nothing. Uses the standard library only.
 
-It understands dicts, lists, tuples, numbers, text, and numpy arrays, which it describes (shape, dtype, place).
+It supports dicts, lists, tuples, numbers, text, and numpy arrays, which it describes by shape, dtype and place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1, "i2": 2, "u2": 
 
 
 class Span(bytes):
-    """A byte string that was left in the file: ``offset`` and ``length`` say where.
+    """A byte string that stays in the file, at ``offset`` and of ``length`` bytes.
 
-    ``latin1``: it is the UTF-8 form of that many characters U+0000 .. U+00FF, each of which means one byte: so Python 3
-    writes bytes in protocols 1 and 2. None where it is the bytes themselves.
+    If ``latin1`` is not None, the span is UTF-8 text of that many characters U+0000 .. U+00FF, each standing for one
+    byte, which is how Python 3 writes bytes in protocols 1 and 2.
     """
 
     offset: int
@@ -33,13 +33,13 @@ class Span(bytes):
         return self.length
 
     def decode(self, encoding: str = "", errors: str = "") -> Any:
-        """genops decodes Python 2 strings: the bytes are wanted as they are."""
+        """Returns the span itself, since genops would decode Python 2 strings, whose bytes are needed."""
         return self
 
 
 @dataclass
 class Array:
-    """A numpy array described, not built: its bytes lie at ``offset`` of the file, or in ``data`` when short."""
+    """The description of a numpy array: ``data`` has its bytes if there are few, or their Span in the file."""
 
     shape: tuple[int, ...] = ()
     dtype: str = ""
@@ -47,7 +47,7 @@ class Array:
     data: bytes | Span = b""
 
     def place(self) -> dict:
-        """JSON form; ValueError unless dtype and shape account for every byte."""
+        """The array's description for JSON; ValueError unless dtype and shape account for every byte."""
         data = self.data
         got = len(data) if not isinstance(data, Span) or data.latin1 is None else data.latin1
         if self.dtype not in _DTYPES or self.fortran or math.prod(self.shape) * _DTYPES[self.dtype] != got:
@@ -69,7 +69,7 @@ class _Global:
 
 
 class Machine:
-    """The stack machine: one method per kind of opcode, each only moving values about."""
+    """The stack machine: ``step`` interprets one opcode, which only moves values."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -172,7 +172,7 @@ def _checked(value: Any, kind: type) -> Any:
 
 def _pairs(into: dict, values: list[Any]) -> dict:
     for key, value in zip(values[::2], values[1::2], strict=True):
-        # Python 2's keys come as bytes where Python 3 wrote them anew.
+        # Keys of Python 2 that Python 3 pickled again are bytes.
         into[key.decode("latin-1") if type(key) is bytes else _checked(key, str)] = value
     return into
 

@@ -1,9 +1,9 @@
-"""ImageNet-64 batches without unpickling: opcodes are read, a short list of them is understood, nothing is executed.
+"""Reads pickled ImageNet-64 batches without unpickling: a short list of opcodes is interpreted, nothing is executed.
 
 ``pickletools.genops`` splits the file into opcodes; long byte strings stay in the file and become (offset, length). The
-stack machine of ``pickle_machine`` refuses any other opcode or global; numpy's own unpickling code is never called. No
-allow-list bounds memory, so ``run_child`` does it in a process with limited address space and time, whose script this
-file is: nothing of ours but the machine is imported in it.
+stack machine of ``pickle_machine`` refuses all other opcodes and globals; numpy's own unpickling code is never called.
+Since an allow-list does not bound memory, ``run_child`` reads in a process with limited address space and time. This
+file is the script of that process, which imports nothing else of this package but the machine.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-if __name__ == "__main__":  # the child: run by path and isolated, so its sibling is found by hand
+if __name__ == "__main__":  # the child is run by path and isolated (-I), so the path to its sibling is added here
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     from pickle_machine import Array, Machine, Span  # pyright: ignore[reportMissingImports]
 else:
     from imnet.data.readers.pickle_machine import Array, Machine, Span
 
-# Byte strings longer than this are not copied out of the file: they are the pixels, and a map of the file serves them.
+# Longer byte strings, which are the pixels, are not copied but left in the mapped file.
 _KEEP_BYTES = 1 << 16
 # Address space for the child beyond the mapped file, and its processor time; a batch of 128,123 labels needs a tenth.
 _CHILD_BYTES = 512 << 20
@@ -39,7 +39,7 @@ _TEXT_BYTES = 1 << 20
 
 
 class RefusedError(ValueError):
-    """Not such a pickle; ``at`` is the byte offset of the opcode."""
+    """The pickle is not a batch; ``at`` is the byte offset of the opcode that was refused."""
 
     def __init__(self, why: str, at: int) -> None:
         super().__init__(why)
@@ -47,7 +47,7 @@ class RefusedError(ValueError):
 
 
 class _View(io.RawIOBase):
-    """A mapped file for genops: long reads give Spans; a length beyond the file is an error before any memory is."""
+    """A mapped file for genops. Long reads return Spans; a length beyond the file is an error before memory is used."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._map, self._at = mapped, 0
@@ -77,7 +77,7 @@ class _View(io.RawIOBase):
 
 
 def read_structure(path: Path) -> Any:
-    """The pickled object of a file, arrays as Array; RefusedError with the opcode's byte offset on anything else."""
+    """The pickled object of a file, with arrays as Array; RefusedError with the offset of an opcode not allowed."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise RefusedError("empty file, expected a pickle", 0)
@@ -88,7 +88,7 @@ def read_structure(path: Path) -> Any:
             try:
                 for opcode, argument, position in pickletools.genops(view):  # type: ignore[arg-type]
                     at = position or 0
-                    # genops copies byte arrays and text, which loses a Span: it is the one that was just read.
+                    # genops copies byte arrays and text, which loses the Span; it is the one that was just read.
                     long = opcode.name in _COPIED and view.last.offset + view.last.length == view.tell()
                     if long and opcode.name != "BYTEARRAY8":
                         view.last.latin1 = _characters(mapped, view.last)
@@ -102,7 +102,7 @@ def read_structure(path: Path) -> Any:
 
 
 def _characters(mapped: mmap.mmap, span: Span) -> int:
-    """How many characters up to U+00FF a long text has; ValueError where it is not UTF-8 or has others."""
+    """The number of characters of a long text; ValueError if it is not UTF-8 or has characters above U+00FF."""
     decoder, count, end = codecs.getincrementaldecoder("utf-8")(), 0, span.offset + span.length
     for at in range(span.offset, end, _TEXT_BYTES):
         piece = mapped[at : min(at + _TEXT_BYTES, end)]
@@ -111,16 +111,16 @@ def _characters(mapped: mmap.mmap, span: Span) -> int:
 
 
 class Latin1:
-    """A binary file whose UTF-8 text is read as the bytes that its characters U+0000 .. U+00FF mean."""
+    """Reads the UTF-8 text of a binary file as bytes: each character U+0000 .. U+00FF stands for one byte."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
 
     def read(self, size: int) -> bytes:
-        """``size`` bytes, or fewer where the text ends or is not such text."""
+        """Read ``size`` bytes, or fewer if the text ends or is invalid."""
         parts, rest = [], size
         while rest:
-            # Each byte more ends at most one character more, so nothing is read too far.
+            # A character has at least one byte, so that reading ``rest`` bytes never reads too many characters.
             piece = self._file.read(rest)
             try:
                 part = self._decoder.decode(piece).encode("latin-1")
@@ -140,7 +140,7 @@ class Latin1:
 
 
 def read_batch(path: Path) -> dict[str, Any]:
-    """{"data": place, "labels": [int] or place, "mean": place} of a batch file; RefusedError otherwise."""
+    """{"data": place, "labels": [int] or place, "mean": place} of a batch file; RefusedError if it is not one."""
     batch = read_structure(path)
     if type(batch) is not dict or not {"data", "labels"} <= set(batch):
         keys = sorted(batch)[:8] if type(batch) is dict else type(batch).__name__
@@ -161,7 +161,7 @@ def read_batch(path: Path) -> dict[str, Any]:
 
 
 def run_child(path: Path) -> dict[str, Any]:
-    """``read_batch`` in a child process with limited memory and time; RefusedError, also when it exceeds them."""
+    """``read_batch`` in a child process with limited memory and time; RefusedError also if it exceeds them."""
     command = [sys.executable, "-I", "-S", __file__, os.fspath(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=2 * _CHILD_S, check=False)
@@ -180,7 +180,7 @@ def run_child(path: Path) -> dict[str, Any]:
 def _child(path: str) -> dict[str, Any]:
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.path.exists("/proc/self/statm") else 1 << 16
     limit = pages * resource.getpagesize() + os.path.getsize(path) + _CHILD_BYTES
-    with contextlib.suppress(ValueError):  # macOS takes no such limit
+    with contextlib.suppress(ValueError):  # macOS does not accept this limit
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_S, _CHILD_S))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

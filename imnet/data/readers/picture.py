@@ -1,4 +1,4 @@
-"""One encoded picture -> uint8 pixels, with Pillow: refused in one line when it is empty, cut, huge or no picture."""
+"""Decodes one picture to uint8 pixels with Pillow; an empty, truncated, huge or unknown one is a one-line error."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from imnet.data.readers.rule import LFS_POINTER
 
-# What Pillow says aside (corrupt EXIF, pictures above 89 Mpixel) would be repeated by every worker; what matters is an
-# error here, and the size has a limit of our own.
+# Every worker would repeat Pillow's warnings (corrupt EXIF, pictures above 89 Mpixel). They are not needed: real damage
+# is an error here, and MAX_PIXELS limits the size.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("box", "bilinear", "hamming", "bicubic", "lanczos")}
-# Those whose decoder this Pillow was built with; a phone's MPO opens as the JPEG that it begins with.
+# Formats that Pillow may have been built without. A phone's MPO is opened as the JPEG that it begins with.
 _OPTIONAL = (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
 FORMATS = (
     *("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM"),
     *(name for name, feature in _OPTIONAL if features.check(feature)),
 )
-# A damaged header may claim any size, and memory would be reserved for it. Three times ImageNet-1K's largest picture,
-# which has 40 million pixels, is where that ends.
+# A damaged header may claim any size, for which memory would be reserved. The limit is three times the largest picture
+# of ImageNet-1K, which has 40 million pixels.
 MAX_PIXELS = 120_000_000
-# The ones Pillow turns into RGB or L without loss of range; 16-bit and float pictures would be clipped.
+# Modes that Pillow converts to RGB or L without loss of range; 16-bit and float pictures would be clipped.
 _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
 
-# What Pillow raises for a damaged picture, as it comes.
+# The errors that Pillow raises for damaged pictures.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, RuntimeError)
-# One of them is in every picture that has such a note; a small picture is decoded in the time of looking for it.
+# Every picture with an EXIF orientation contains one of these; searching for them saves opening the other pictures.
 _EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
 
 
 class BadPictureError(ValueError):
-    """Why a picture was refused, without its place: the caller knows that."""
+    """The reason why a picture was refused; the caller adds its place."""
 
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """How pictures become size_px x size_px: straight (aspect ratio not kept), as ImageNet-64's authors did, or,
-    with ``shorter_px``, shorter side to that many pixels, then the centre."""
+    """How pictures become size_px x size_px: resized without keeping the aspect ratio, as ImageNet-64's authors did, or
+    with ``shorter_px`` resized to that shorter side and centre-cropped."""
 
     size_px: int
     filter: str = "box"
@@ -52,29 +52,29 @@ class ResizeRule:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what pictures become."""
+        """(H, W, C) of the result."""
         return self.size_px, self.size_px, self.channels
 
     @property
     def mode(self) -> str:
-        """Pillow's word for the colours that pictures are turned into first."""
+        """The Pillow mode that pictures are converted to first."""
         return "RGB" if self.channels == 3 else "L"
 
 
 def decode(data: bytes, rule: ResizeRule) -> np.ndarray:
-    """uint8 (size_px, size_px, channels); BadPictureError when ``data`` is not a whole, decent picture."""
+    """Decode to uint8 (size_px, size_px, channels); BadPictureError if ``data`` is not a complete, valid picture."""
     with _loaded(data) as picture:
         plain = picture if picture.mode == rule.mode else picture.convert(rule.mode)
         return _resized(plain, rule)
 
 
 def rgb(data: bytes) -> Image.Image:
-    """The whole picture as RGB; BadPictureError where it is none."""
+    """The whole picture as RGB; BadPictureError if ``data`` is not a complete, valid picture."""
     return _loaded(data).convert("RGB")
 
 
 def check(data: bytes) -> None:
-    """BadPictureError when ``data`` is not a whole, decent picture (it is decoded and thrown away)."""
+    """Decode the picture and discard it; BadPictureError if ``data`` is not a complete, valid picture."""
     _loaded(data).close()
 
 
@@ -88,7 +88,7 @@ def _loaded(data: bytes) -> Image.Image:
 
 
 def opened(data: bytes) -> Image.Image:
-    """The picture with its header read, nothing decoded; BadPictureError when it is no picture or too large a one."""
+    """The picture with only its header read; BadPictureError if it is not a picture, too large or of another mode."""
     if not data:
         raise BadPictureError("picture is empty (0 bytes)")
     try:
@@ -108,7 +108,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> str:
-    """Why Pillow sees no picture in these bytes."""
+    """The reason why Pillow does not recognise these bytes as a picture."""
     if data.startswith(LFS_POINTER):
         return "a Git LFS pointer, not the picture: git lfs pull"
     bits = _jpeg_bits(data)
@@ -118,7 +118,7 @@ def _unidentified(data: bytes) -> str:
 
 
 def _jpeg_bits(data: bytes) -> int | None:
-    """Bits a channel of a JPEG, from its frame header; None where there is none."""
+    """Bits per channel of a JPEG, from its frame header; None if there is none."""
     at = 2 if data[:2] == b"\xff\xd8" else len(data)
     while at + 5 <= len(data) and data[at] == 0xFF:
         kind = data[at + 1]
@@ -129,21 +129,21 @@ def _jpeg_bits(data: bytes) -> int | None:
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether a camera has noted in a good picture (EXIF) that it is to be turned or mirrored, which nobody here does:
-    neither the pixels nor DALI's. A TIFF is turned by Pillow itself."""
+    """Whether a valid picture has an EXIF orientation to rotate or mirror it, which no pipeline here applies, DALI
+    included. False for TIFF, which Pillow itself rotates."""
     if not any(word in data for word in _EXIF):
         return False
     picture = opened(data)
     try:
         return picture.format != "TIFF" and picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
     except (*_DAMAGE, KeyError, TypeError):
-        return False  # a damaged note is none
+        return False  # damaged EXIF counts as none
 
 
 def to_shorter_side(picture: Image.Image, shorter_px: int, filter: str) -> Image.Image:
-    """The whole picture with its shorter side made ``shorter_px``; BadPictureError where that is too much.
+    """Resize the whole picture to a shorter side of ``shorter_px``; BadPictureError if the result would be too large.
 
-    The longer side is rounded down, as torchvision's Resize and timm do.
+    The longer side is rounded down, as in torchvision's Resize and timm.
     """
     width, height = (shorter_px * side // min(picture.size) for side in picture.size)
     if width * height > MAX_PIXELS:
@@ -156,7 +156,7 @@ def _resized(picture: Image.Image, rule: ResizeRule) -> np.ndarray:
     size = rule.size_px
     if rule.shorter_px is not None:
         picture = to_shorter_side(picture, rule.shorter_px, rule.filter)
-        # torchvision's CenterCrop: halves of a pixel to the even side.
+        # As torchvision's CenterCrop: halves of a pixel are rounded to even.
         left, top = (round((side - size) / 2) for side in picture.size)
         picture = picture.crop((left, top, left + size, top + size))
     elif picture.size != (size, size):

@@ -1,6 +1,6 @@
-"""The one place that decides what a name means: which part of a set it names, what is junk, what is a picture.
+"""The only module that interprets names: which part of a set a name means, and what is junk or a picture.
 
-Folders, zips, tars, WebDataset and Parquet all ask here, so that the same files give the same set in any form.
+Folders, zips, tars, WebDataset and Parquet all use it, so that the same files give the same set in any form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORD = re.compile(
     r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?))"
     r"(?:sets?|data|images|imgs|splits?)?"
 )
-# Words that say nothing beside a split's name: ``training_set``, ``Test Images``, ``train-2017``.
+# Words without meaning beside a split's name: ``training_set``, ``Test Images``, ``train-2017``.
 NEUTRAL = frozenset(
     "set sets data dataset image images img imgs jpg jpeg png picture pictures photos split splits folder full".split()  # noqa: SIM905
 )
@@ -31,27 +31,27 @@ _JUNK = frozenset(
     ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@__thumb", "#recycle", "$recycle.bin",
      "lost+found", "system volume information", "__pycache__", "icon\r")
 )  # fmt: skip
-# What Pillow reads; AVIF and JPEG 2000 only where it was built with them.
+# Suffixes of pictures that Pillow reads; AVIF and JPEG 2000 only if it was built with them.
 _PICTURES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
 _OPTIONAL = {"avif": (".avif", ".avifs"), "jpg_2000": (".jp2", ".j2k", ".jpx")}
 _SHOWN_REASONS = 8
 _RUN, _RUN_FILES = "/run.json", ("config.yaml", "metrics.jsonl")
-# What lies in place of a file that Git LFS has not fetched.
+# The beginning of the pointer that replaces a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
 
 class LeftOut(Counter[str]):
-    """How many files a reader left out, by reason; every reader returns one and everything prints its ``line``."""
+    """The number of files that a reader left out, by reason. Every reader returns one, and commands print ``line``."""
 
     def rest(self, names: Iterable[str], used: Iterable[str]) -> None:
-        """Count the files that a reader did not use, by their suffix."""
+        """Count the files in ``names`` that a reader has not ``used``, by suffix."""
         read = frozenset(used)
         self.update(suffix_reason(name) for name in names if name not in read)
 
     def line(self) -> str:
-        """``left out: 6 files (.tif 4, hidden 2)``, most of them first; empty where nothing was left out."""
+        """``left out: 6 files (.tif 4, hidden 2)``, the most frequent reason first; empty if nothing was left out."""
         total = sum(self.values())
         if not total:
             return ""
@@ -62,19 +62,19 @@ class LeftOut(Counter[str]):
 
 
 def junk(part: str) -> str | None:
-    """Why a file or folder of this name is never looked at (``hidden``, ``junk``), or None."""
+    """The reason why a file or folder of this name is ignored (``hidden``, ``junk``), or None."""
     if part.startswith(".") and part not in (".", ".."):
         return "hidden"
     return "junk" if part.lower() in _JUNK else None
 
 
 def junk_path(path: str) -> str | None:
-    """Why a file is never looked at: the first of its folders, or its own name, that is hidden or junk."""
+    """The reason why a file is ignored, from the first part of its path that is hidden or junk, or None."""
     return next(filter(None, map(junk, path.split("/"))), None)
 
 
 def runs_among(names: Iterable[str]) -> set[str]:
-    """The folders that are runs of imnet: trained within their own data, they draw a picture of mistakes there."""
+    """The folders that are runs of imnet, which hold pictures too and may have been written inside their own data."""
     found = {name.removesuffix(_RUN) for name in names if name.endswith(_RUN)}
     there = set(names) if found else set[str]()
     return {folder for folder in found if all(f"{folder}/{file}" in there for file in _RUN_FILES)}
@@ -82,7 +82,7 @@ def runs_among(names: Iterable[str]) -> set[str]:
 
 @lru_cache(maxsize=1)
 def picture_suffixes() -> frozenset[str]:
-    """Suffixes of pictures, with their dot, in lower case."""
+    """Suffixes of pictures, with the dot, in lower case."""
     from PIL import features
 
     built = (suffixes for feature, suffixes in _OPTIONAL.items() if features.check(feature))
@@ -90,7 +90,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def _suffix(name: str) -> str:
-    """``.jpg`` of ``a/b.JPG``; empty where there is none. Asked a few times for each of millions of names."""
+    """``.jpg`` for ``a/b.JPG``; empty if there is none. Fast, since it is called a few times for millions of names."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
 
@@ -100,13 +100,13 @@ def is_picture(name: str) -> bool:
 
 
 def suffix_reason(name: str) -> str:
-    """The reason under which a file that is no picture is counted: its suffix."""
+    """The reason under which a file that is not a picture is counted: its suffix."""
     suffix = _suffix(name)
     return suffix if 1 < len(suffix) <= 12 else "no suffix"
 
 
 def _words(name: str) -> Iterable[list[str]]:
-    """The words of a name: as they stand, then with ``TrainSet`` taken apart."""
+    """The words of a name, first as they are written, then with ``TrainSet`` split into two."""
     yield re.findall(r"[a-z]+", name.lower())
     yield [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
@@ -117,9 +117,9 @@ def _meaning(word: str) -> str | None:
 
 
 def split_of(folder: str) -> str | None:
-    """Which part (train, val, test) a folder is called, if its name says nothing else: TEST, training_set, valid.
+    """The part (train, val, test) that a folder's name means, if it means nothing else: TEST, training_set, valid.
 
-    ``latest``, ``carnival``, ``bullet_train`` and ``trainval`` are no parts.
+    None for ``latest``, ``carnival``, ``bullet_train`` and ``trainval``.
     """
     for words in _words(folder):
         meanings = [_meaning(word) for word in words if word not in NEUTRAL]
@@ -129,13 +129,14 @@ def split_of(folder: str) -> str | None:
 
 
 def by_split(parts: Mapping[str, T]) -> dict[str, T]:
-    """{split: value} of {part: value}: val is what training looks at, a test set beside it is kept for the end."""
+    """Turn {part: value} into {split: value}: val becomes the split ``test``, evaluated during training, and a test set
+    beside it becomes ``final``, kept for the end."""
     names = {TRAIN: "train", VAL: "test", TEST: "final" if VAL in parts else "test"}
     return {names[part]: parts[part] for part in (TRAIN, VAL, TEST) if part in parts}
 
 
 def split_in(stem: str) -> set[str]:
-    """The parts that the words of a file's name name: ``imagenet-train-000017`` is {train}, ``latest-7`` is {}."""
+    """The parts that the words of a file's name mean: ``imagenet-train-000017`` is {train}, ``latest-7`` is {}."""
     for words in _words(stem):
         found = {meaning for word in words if (meaning := _meaning(word))}
         if found:
@@ -144,10 +145,10 @@ def split_in(stem: str) -> set[str]:
 
 
 def parts_among(folders: Iterable[str]) -> dict[str, list[str]]:
-    """{part: folders that are called so} of folders side by side.
+    """{part: folders with such a name} among folders side by side.
 
-    ``seg_train`` beside ``seg_test`` counts, because the rest of the two names is the same; ``bullet_train`` alone does
-    not: that is a class.
+    ``seg_train`` beside ``seg_test`` counts, because the rest of the two names is equal; ``bullet_train`` alone does
+    not, since it is a class.
     """
     names = sorted(folders)
     plain: dict[str, list[str]] = {}
@@ -169,12 +170,12 @@ def _decorated(names: list[str]) -> dict[str, list[str]]:
 
 
 def same_name(name: str) -> str:
-    """A class's name in one of Unicode's forms (Macs write an accent as a letter of its own), without spaces around."""
+    """The class name in Unicode's form NFC (Macs write an accent as a separate character), without outer spaces."""
     return unicodedata.normalize("NFC", name).strip()
 
 
 def refuse_alike(classes: Iterable[str], path: Path) -> None:
-    """DataError for two classes whose names nobody could tell apart: they are one that is written in two ways."""
+    """Raise DataError if the names of two classes look the same: they are one class, written in two ways."""
     met: dict[str, str] = {}
     for name in classes:
         other = met.setdefault(same_name(name), name)
@@ -184,7 +185,7 @@ def refuse_alike(classes: Iterable[str], path: Path) -> None:
 
 
 def note_case(classes: Iterable[str], notes: list[str]) -> None:
-    """A note where classes differ in capitals alone: letters of an alphabet do, and slips of the hand."""
+    """Add a note if classes differ only in case: they may be letters of an alphabet, or misspelled."""
     met: dict[str, str] = {}
     twins = [(other, name) for name in classes if (other := met.setdefault(name.casefold(), name)) != name]
     if twins:

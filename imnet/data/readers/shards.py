@@ -1,4 +1,4 @@
-"""Files that hold a part of a set each (tars, Parquet): which part, whether all are there, and labels that fit."""
+"""Sets in several files (tars, Parquet): the part that each file belongs to, missing files, and labels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _MAX_CLASSES = 1_000_000
 
 @dataclass
 class Labels:
-    """Labels as they are met, numbers or words, and the class names in the end."""
+    """Collects the labels of a set, numbers or words, and makes its class names at the end."""
 
     path: Path
     words: dict[str, int] = field(default_factory=dict)
     met: dict[str, str] = field(default_factory=dict)
 
     def number(self, value: int | str, where: str) -> int | None:
-        """A number for a label, None where it says that there is none (-1); words are numbered as they come."""
+        """The number of a label, or None for -1 (no label); words are numbered in the order of their appearance."""
         kind = "number" if isinstance(value, int) else "word"
         self.met.setdefault(kind, f"{value!r} ({where})")
         if len(self.met) > 1:
@@ -44,8 +44,8 @@ class Labels:
     def names(
         self, splits: Mapping[str, Items], notes: list[str], listed: tuple[str, ...], file: Path
     ) -> tuple[str, ...]:  # fmt: skip
-        """The classes: of words, sorted, and the labels of ``splits`` are numbered by them; of numbers those that are
-        ``listed`` in ``file``, or names made of the numbers."""
+        """The class names. If labels are words, these are the sorted words, and ``splits`` are relabelled in their
+        order; if they are numbers, the names ``listed`` in ``file``, or names made of the numbers."""
         if self.words:
             return self._numbered(splits, notes)
         highest = max(int(items.labels().max()) for items in splits.values())
@@ -69,7 +69,7 @@ class Labels:
         return tuple(names)
 
     def _refuse_new(self, splits: Mapping[str, Items]) -> None:
-        """A word that no training picture has cannot be learned, and may be another spelling of one."""
+        """Raise DataError for words that no training picture has: they cannot be learned, or are misspelled."""
         known = set(splits["train"].labels().tolist())
         new = sorted(word for word, number in self.words.items() if number not in known)
         if new:
@@ -78,8 +78,8 @@ class Labels:
 
 
 def check_label(value: int | str, **where) -> None:
-    """DataError unless it is a number of a class, or -1 for none, or a word that can name one. ``1.0`` and ``+1`` are
-    no words: they were numbers once, and would be other classes than 1, in another order."""
+    """Raise DataError unless ``value`` is a class number, -1 for none, or a word that can name a class. ``1.0`` and
+    ``+1`` are not allowed as words: they are numbers in another form, and would be other classes than 1."""
     if isinstance(value, int) and not -1 <= value < _MAX_CLASSES:
         raise DataError(f"label is {value}; allowed 0..{_MAX_CLASSES - 1}, or -1 for none", **where)
     if isinstance(value, str) and (not value.strip() or shown(value) != value or _NO_INTEGER.fullmatch(value)):
@@ -87,10 +87,10 @@ def check_label(value: int | str, **where) -> None:
 
 
 def files_by_split(files: list[str], path: Path, choice: Choice, notes: list[str]) -> dict[str, list[str]]:
-    """{split: files}, from the words of their names or else of their folders; unmarked ones are for training.
+    """{split: files}, from the words in their names or else in their folders' names; by default a file is for training.
 
-    DataError for a name of two parts, two spellings of one part, unmarked files beside marked training files, and
-    shards that ``-of-N`` announces and that are not there.
+    DataError for a name with two parts, two spellings of one part, files without a part beside files for training, and
+    missing shards of those that ``-of-N`` announces.
     """
     parts: dict[str, list[str]] = defaultdict(list)
     words: dict[str, dict[str, str]] = defaultdict(dict)
@@ -114,7 +114,7 @@ def files_by_split(files: list[str], path: Path, choice: Choice, notes: list[str
 
 
 def _refuse_copies(files: list[str], path: Path) -> None:
-    """``train-0 (1).tar`` beside ``train-0.tar``, as browsers and file managers name what comes a second time."""
+    """Raise DataError for ``train-0 (1).tar`` beside ``train-0.tar``, as browsers and file managers name copies."""
     there = set(files)
     for name in files:
         first = _COPY.sub("", name)
@@ -123,7 +123,7 @@ def _refuse_copies(files: list[str], path: Path) -> None:
 
 
 def _part(name: str, path: Path) -> tuple[str, str]:
-    """(part, the word for it) of a file: its own name, else the nearest folder that says one; ('', '') for none."""
+    """(part, word for it) from a file's name, or else from its nearest folder that names a part; ('', '') if none."""
     *folders, base = name.split("/")
     stem = re.sub(r"\.(tar(\.gz)?|tgz|parquet|zip)$", "", base, flags=re.IGNORECASE)
     folder = next((name for name in reversed(folders) if split_in(name)), "")
@@ -139,7 +139,7 @@ def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[st
     announced: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for name in files:
         if match := _OF.fullmatch(name):
-            # datasets puts a hash of its own behind the count: train-00000-of-00002-1359597a978bc4fa.parquet.
+            # The datasets library adds a hash after the count: train-00000-of-00002-1359597a978bc4fa.parquet.
             announced[match[1], match[3], re.sub(r"-[0-9a-f]{8,}", "", match[4])].add(int(match[2]))
     absent = []
     for (before, total, after), there in announced.items():
@@ -157,7 +157,7 @@ def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[st
 
 
 def _note_holes(files: list[str], notes: list[str]) -> None:
-    """A note where plain numbers of shards leave a number out, and most are there."""
+    """Add a note if plainly numbered shards have gaps, but more than half of the numbers exist."""
     runs: dict[tuple[str, str], set[int]] = defaultdict(set)
     for name in files:
         match = _NUMBERED.fullmatch(name)
@@ -171,7 +171,7 @@ def _note_holes(files: list[str], notes: list[str]) -> None:
 
 
 def note_absent(labels: np.ndarray, count: int, notes: list[str]) -> None:
-    """A note where a class number has no training picture: labels that count from 1, or a class that is not there."""
+    """Add a note if class numbers have no training picture: labels may count from 1, or classes may be missing."""
     absent = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
     if len(labels) and len(absent):
         hint = "; do labels count from 1?" if absent.tolist() == [0] else ""

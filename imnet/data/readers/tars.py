@@ -1,4 +1,4 @@
-"""Tars: ImageNet's official ones (a tar of class tars; the validation tar), a tar a class, or class folders."""
+"""Reads tars: ImageNet's official ones (a tar of class tars; the validation tar), one tar per class, class folders."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from imnet.data.readers.tree import FolderTree, archives
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
 
-# What a tar is called. One compressed by bzip2, xz or zstd is known as a tar too, so that opening it can say which
-# compression that is and what to do, instead of calling it an unknown file.
+# Suffixes of tars. Those compressed with bzip2, xz or zstd are included, so that opening one gives an error about its
+# compression instead of about an unknown file.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _CLASSES_1K = 1000
-# So many members say what a tar is; a sample of WebDataset is shorter.
+# The kind of a tar is decided by this many members; a WebDataset sample has fewer.
 _HEAD = 200
 
 
@@ -33,9 +33,9 @@ def is_tar(name: str) -> bool:
 
 
 def find_tars(source: FolderTree, choice: Choice) -> Found | None:
-    """The set that a tar, or the tars of a folder, hold; None where there is no tar."""
+    """The set in a tar or in the tars of a folder; None if there is no tar."""
     path, folder = source.path, source.root
-    # The devkit of ImageNet, which lies beside its tars, holds texts and no pictures.
+    # ImageNet's devkit, which is often beside its tars, has lists but no pictures.
     tars = [name for name in source.names if is_tar(name) and (path.is_file() or "devkit" not in name)]
     if not tars:
         return None
@@ -55,7 +55,8 @@ def find_tars(source: FolderTree, choice: Choice) -> Found | None:
 
 
 def _kind(tar: Path) -> str:
-    """train, val (ImageNet's official tars), folders (of pictures), or samples (WebDataset), from its first members."""
+    """The kind of a tar by its first members: train or val (ImageNet's official tars), folders (of pictures), or
+    samples (WebDataset)."""
     head = list(islice((member.name for member in _members(tar) if not junk_path(member.name)), _HEAD))
     if not head:
         raise DataError("tar is empty", file=tar, offset=0)
@@ -95,7 +96,7 @@ def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
 
 
 def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0, length: int | None = None) -> None:
-    """Every picture of a class tar, which may itself lie inside ``tar``."""
+    """Add every picture of a class tar, which may itself be inside ``tar`` (``length`` bytes from ``start``)."""
     number = items.file_number(str(tar))
     for member in _members(tar, start, length):
         reason = junk_path(member.name) or (None if is_picture(member.name) else suffix_reason(member.name))

@@ -1,4 +1,4 @@
-"""A folder, a zip, a tar, or several archives side by side, seen alike: names of files, an entry of Items for each."""
+"""A common view of a folder, a zip, a tar, or several archives: the names of files, each of which can go into Items."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from imnet.errors import DataError, shown
 
 _MAX_TEXT_BYTES = 16 << 20
 _ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.gz)?)$", re.IGNORECASE)
-# train/ and the class folders in it may be links; what lies behind more links than that is another place.
+# train/ and the class folders in it may be links; more links than that are not followed.
 _MAX_LINKS = 2
 Links = tuple[str, ...]
-"""The real folders in which the links lie that led to a place."""
+"""The real paths of the folders that contain the links followed to a place."""
 
 
 class Tree(Protocol):
-    """What the readers need. ``names``: every file that is not junk, with ``/``, folder by folder in sorted order;
-    ``folders``: every folder, empty ones too, where the form can tell; ``left``: the junk, counted."""
+    """The interface for readers. ``names`` are all files that are not junk, with ``/``, sorted folder by folder;
+    ``folders`` are all folders (empty ones too, if the format records them); ``left`` counts the junk."""
 
     path: Path
     names: list[str]
@@ -35,23 +35,23 @@ class Tree(Protocol):
     def add(self, items: Items, name: str, label: int) -> None: ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; of one that is too large for a text perhaps not all."""
+        """The bytes of a file; a file that is too large for a text may be cut off."""
         ...
 
 
 class FolderTree:
-    """A folder, or a file alone in its own. Linked folders are followed, two deep and never in a circle."""
+    """A folder, or a single file. Links to folders are followed, two deep and never in a circle."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
         is_file = path.is_file()
-        self.root = path.parent if is_file else path  # around the names
+        self.root = path.parent if is_file else path  # names are relative to it
         self.names: list[str] = [path.name] if is_file else []
         self.absent: list[str] = []
 
     @classmethod
     def walked(cls, path: Path) -> FolderTree:
-        """A folder with all that is in it; one that was not walked only reads files by name."""
+        """A folder with the names of its contents; without walking, a FolderTree can only read files by name."""
         tree = cls(path)
         tree.walk()
         if tree.absent:
@@ -60,7 +60,7 @@ class FolderTree:
         return tree
 
     def walk(self) -> None:
-        """Walk the folder: ``names``, and ``absent``, the links to files that are not there."""
+        """Walk the folder to fill ``names``, ``folders``, and ``absent``, the links to missing files."""
         self.names, self.folders = _without_runs(list(self._walk("", ())), self.folders, self.left)
 
     def _walk(self, inside: str, links: Links) -> Iterator[str]:
@@ -85,7 +85,7 @@ class FolderTree:
             yield from self._walk(name, deeper)
 
     def _other(self, entry: os.DirEntry, name: str, reason: str | None) -> None:
-        """Junk, a link to nothing (or to itself), a pipe."""
+        """Record an entry that is junk, a link to nothing (or to itself), or a pipe."""
         if reason is None and entry.is_symlink() and not os.path.exists(entry.path):
             self.absent.append(name)
         else:
@@ -101,7 +101,7 @@ class FolderTree:
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
-    """``folder`` or ``file``, also behind a link; empty for a pipe, a link to nothing and a link to itself."""
+    """``folder`` or ``file``, also for a link to one; empty for a pipe, a link to nothing or a link to itself."""
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
     except OSError as error:
@@ -111,9 +111,10 @@ def kind_of(entry: os.DirEntry[str]) -> str:
 
 
 def through(link: str, links: Links) -> Links | None:
-    """The way through a link to a folder that ``links`` led to; None where it leads back up or is one too many.
+    """The links followed after ``links`` and then ``link``; None if ``link`` leads back up or is one too many.
 
-    Up: to a folder around one of the links. The same pictures would come again, under other classes.
+    A link leads up if it points to a folder that contains one of the links: its pictures would be read again, under
+    other classes.
     """
     real, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     places = (*links, here)
@@ -127,7 +128,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 
 class ArchiveTree:
-    """A zip or a tar, also gzipped, from its directory; nothing is extracted."""
+    """A zip or a tar (gzipped or not), of which only the list of members is read; nothing is extracted."""
 
     def __init__(self, path: Path) -> None:
         self._state = file_state(path)
@@ -144,7 +145,7 @@ class ArchiveTree:
                 self.left[reason] += 1
             else:
                 self._members[name] = member
-        # Junk is no file of the set, but the folder that holds nothing else is there, as on a disk.
+        # Junk does not count as a file, but a folder that holds only junk counts as a folder, as on a disk.
         there = {folder for folder in folders | _parents(list(members)) if not junk_path(folder)}
         self.names, self.folders = _without_runs(list(self._members), there, self.left)
 
@@ -158,7 +159,7 @@ class ArchiveTree:
 
 
 class JoinedTree:
-    """Several archives, each as a folder that is called as its file (``train.zip`` and ``val.zip``)."""
+    """Several archives (``train.zip`` and ``val.zip``), each as a folder with the name of its file."""
 
     def __init__(self, path: Path, trees: dict[str, ArchiveTree]) -> None:
         self.path, self._trees, self.left = path, trees, LeftOut()
@@ -177,7 +178,7 @@ class JoinedTree:
 
 
 def archives(source: FolderTree, files: list[str]) -> Tree:
-    """The archive of a folder, or several joined; what lies beside them is left out."""
+    """The tree of the archives ``files`` of a folder, joined if there are several; other files are left out."""
     trees: dict[str, ArchiveTree] = {}
     for file in files:
         name = _ARCHIVE.sub("", file)
@@ -192,7 +193,7 @@ def archives(source: FolderTree, files: list[str]) -> Tree:
 
 
 def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[list[str], set[str]]:
-    """Names in order and folders, without the runs of imnet, which ``left`` counts, and what holds nothing else."""
+    """(sorted names, folders) without imnet's runs, which ``left`` counts, and without folders that hold only runs."""
     runs = runs_among(names)
     if runs:
         inside = tuple(f"{run}/" for run in runs)
@@ -205,7 +206,7 @@ def _without_runs(names: list[str], folders: set[str], left: LeftOut) -> tuple[l
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Sorted folder by folder, as a walk goes: ``cat/1`` before ``cat a/1``."""
+    """The names sorted folder by folder, as in a walk: ``cat/1`` before ``cat a/1``."""
     return sorted(names, key=lambda name: name.replace("/", "\0"))
 
 
@@ -219,7 +220,7 @@ def _parents(names: list[str]) -> set[str]:
 
 
 def text(source: Tree, name: str) -> str:
-    """A small UTF-8 text file of a tree; DataError where it is none."""
+    """The contents of a small UTF-8 text file of a tree; DataError if it is too large or not UTF-8."""
     data = source.read(name)
     file, member = (source.root / name, None) if isinstance(source, FolderTree) else (source.path, name)
     if len(data) > _MAX_TEXT_BYTES:

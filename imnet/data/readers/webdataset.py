@@ -1,4 +1,4 @@
-"""WebDataset shards: tars in which neighbouring members with one key are a sample: a picture and its label."""
+"""Reads WebDataset shards: tars in which adjacent members with the same key are a sample of a picture and its label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME_FILES = ("classnames.txt", "classes.txt")
 
 
 class _Shards:
-    """The shards of a set while they are read."""
+    """The state of reading the shards of a set."""
 
     def __init__(self, folder: Path, choice: Choice) -> None:
         self.folder, self.choice = folder, choice
@@ -87,7 +87,7 @@ class _Shards:
 
 
 def find_webdataset(source: FolderTree, tars: list[str], choice: Choice) -> Found | None:
-    """The set in the tars ``tars`` of a folder, or in the tar that ``source.path`` is; None without samples."""
+    """The set in the tars ``tars`` of ``source``, a folder or a single tar; None if they hold no samples."""
     folder, notes = source.root, []
     shards = _Shards(folder, choice)
     splits: dict[str, Items] = {}
@@ -109,7 +109,7 @@ def find_webdataset(source: FolderTree, tars: list[str], choice: Choice) -> Foun
 
 
 def sample_key(name: str) -> str:
-    """What the members of a sample have in common: the name up to the first dot after the folders."""
+    """The key that the members of a sample share: the name up to the first dot after the folders."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]
 
@@ -123,7 +123,7 @@ def _seen(kinds: Counter[str]) -> str:
 
 
 def _agreed(labels: dict[Member, int | str], tar: Path, key: str) -> int | str:
-    """The one label of a sample that may say it twice."""
+    """The label of a sample, which may have it several times; DataError if they differ."""
     values = set(labels.values())
     if len(values) > 1:
         said = " and ".join(f"{value!r} in .{_extension(member.name)}" for member, value in labels.items())
@@ -136,8 +136,8 @@ def is_label(name: str) -> bool:
 
 
 def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
-    """What a ``.cls`` or ``.cls.txt`` member says, or the field ``label`` or ``cls`` of a ``.json`` one: a number, or a
-    word that names the class. None where the member is no label."""
+    """The label in a ``.cls`` or ``.cls.txt`` member, or in the field ``label`` or ``cls`` of a ``.json`` member: a
+    number, or the name of the class. None if the member has no label."""
     if not is_label(member.name):
         return None
     if member.size > _MAX_LABEL_BYTES:
@@ -155,7 +155,7 @@ def read_label(file: BinaryIO, member: Member, tar: Path) -> int | str | None:
 
 
 def _field(record: object) -> int | str | None:
-    """The label in a ``.json``, None where it has none: it may hold other things, with a ``.cls`` beside it."""
+    """The label in a ``.json``, or None: it may hold other data, with the label in a ``.cls`` beside it."""
     fields = [record.get(key) for key in ("label", "cls")] if isinstance(record, dict) else []
     values = [value for value in fields if type(value) in (int, str)]
     if len(set(map(repr, values))) > 1:
@@ -164,7 +164,7 @@ def _field(record: object) -> int | str | None:
 
 
 def _class_names(folder: Path) -> tuple[tuple[str, ...], list[str]]:
-    """(class names, the files that list them) beside the shards; a line each, in the order of the numbers."""
+    """(class names, files that list them) from beside the shards; the files have one name per line, in label order."""
     files = [name for name in NAME_FILES if (folder / name).is_file()]
     lists = [text(FolderTree(folder), name).rstrip().splitlines() for name in files]
     for name, lines in zip(files, lists, strict=True):

@@ -1,17 +1,17 @@
-"""The packed store: one file a split, mapped into memory, random access O(1), every byte under a checksum.
+"""The packed store: one memory-mapped file per split, random access in O(1), every byte covered by a checksum.
 
 Layout (little-endian; PAGE = 4096 bytes)::
 
     0         8 s magic, u64 offset and u64 length of the header, u32 crc32 of these 24 bytes; zeros to PAGE
-    PAGE      data: uint8 pixels (N, H, W, C), or for pictures kept encoded N times u32 length + bytes
+    PAGE      data: uint8 pixels (N, H, W, C), or for encoded pictures N times u32 length + bytes
     aligned   labels, int64 (N,)
     after     index, u64 (N,): offset of each encoded picture's length from the start of data (absent for pixels)
     after     crc32 (u32) of each 1 MiB block from PAGE to the end of the index
     after     header, JSON: format, sections, shape, counts, class names, resize rule, source, digest
     end       32 bytes sha256 over the first 28 bytes, the block crcs and the header; 8 s end mark
 
-The header comes last, so that a writer may learn the counts as it goes; opening a store reads the first page, the crcs,
-the header and the footer. ``verify`` reads everything.
+The header comes last, since a writer knows the counts only at the end. Opening a store reads everything but the data;
+``verify`` reads the data too, and checks the checksum of every block.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _REBUILD = "pack it again from its source"
 
 @dataclass(frozen=True)
 class Store:
-    """An open split. ``header`` is the JSON header; pixels are mapped, not read."""
+    """An open split. ``header`` is the JSON header; pixels are memory-mapped."""
 
     path: Path
     header: dict
@@ -69,14 +69,14 @@ class Store:
         return self._index is not None
 
     def images(self) -> np.ndarray:
-        """The mapped pixels, uint8 (N, H, W, C), read-only; DataError for a store of encoded pictures."""
+        """The mapped pixels, uint8 (N, H, W, C), read-only; DataError if the store holds encoded pictures."""
         if self.is_encoded:
             hint = "pack with --size PX to get pixels"
             raise DataError("this store holds encoded pictures, not pixels", file=self.path, hint=hint)
         return self._held.mapped(PAGE, tuple(self.header["shape"]))
 
     def encoded(self, i: int) -> bytes:
-        """The encoded bytes of picture i, as they were in the source, of a store of encoded pictures."""
+        """The bytes of picture i as they were in the source; only for a store of encoded pictures."""
         assert self._index is not None, self.path
         self._held.check()
         data_bytes = self.header["sections"]["data"][1]
@@ -87,18 +87,19 @@ class Store:
         return self._held.read(PAGE + at + 4, length)
 
     def split(self, image_px: int | None = None) -> AnySplit:
-        """The split for training; pictures kept encoded are made ``image_px`` square when they are decoded."""
+        """The split for training; encoded pictures will be resized to ``image_px`` square when they are decoded."""
         if self._index is None:
             return Split(self.images(), self.labels)
         if image_px is None:
             what = "this store holds encoded pictures, not pixels"
             raise DataError(what, file=self.path, hint="give --data.image_px PX")
         ends = np.append(self._index, self.header["sections"]["data"][1])
-        # In 32 bits: 12 million pictures are 48 MB.
+        # 32 bits, so that the sizes of 12 million pictures take 48 MB.
         return EncodedSplit(self.encoded, self.labels, image_px, self.path, (np.diff(ends) - 4).astype(np.uint32))
 
     def verify(self) -> int:
-        """Check each block's crc32 and the content digest; the number of blocks, or DataError with the bad byte."""
+        """Check each block's crc32 and the content digest; returns the number of blocks. DataError has the offset of
+        the first bad block."""
         return _verified(self._held, self.header, self.labels)
 
 
@@ -124,7 +125,7 @@ def _verified(held: Held, header: dict, labels: np.ndarray) -> int:
 def scan(
     descriptor: int, data_bytes: int, end: int, labels: np.ndarray, shape: list[int] | None
 ) -> tuple[np.ndarray, str]:
-    """(crc32 of each block from PAGE to ``end``, content digest), in one pass of reads: memory stays at one block."""
+    """(crc32 of each block from PAGE to ``end``, content digest), read in one pass with memory for one block."""
     state = split_hash(tuple(shape) if shape is not None else (len(labels),))
     crcs, at = [], PAGE
     while at < end:
@@ -139,7 +140,7 @@ def scan(
 
 
 def open_store(path: Path) -> Store:
-    """Open one split; DataError (one line, file, offset) unless preamble, header, sections, footer and labels hold."""
+    """Open one split; DataError (file, offset) unless preamble, header, sections, footer and labels are valid."""
     path = Path(path)
     held = Held(path)
     if held.size < PAGE + FOOTER_BYTES:
@@ -187,7 +188,7 @@ def _header(held: Held, path: Path) -> dict:
 
 
 def _sections(header: dict, size: int, path: Path) -> dict[str, list[int]]:
-    """The sections, once they are known to lie in order inside the file and to fit count and shape."""
+    """The sections; DataError unless they are in order, inside the file, and fit the count and the shape."""
     if header.get("format") != FORMAT:
         got = header.get("format")
         raise DataError(f"store format is {got!r}; this version reads {FORMAT}", file=path, hint=_REBUILD)
@@ -229,10 +230,10 @@ def is_store(folder: Path) -> bool:
 def load_store(
     folder: Path, image_px: int | None = None, held_share: float = 0.0, seed: int = 0, name: str | None = None
 ) -> DataSet:
-    """A packed folder as a DataSet of mapped splits; its fingerprint is that of the same data held in memory.
+    """A packed folder as a DataSet of mapped splits; its fingerprint equals that of the same data in memory.
 
-    ``held_share`` of each class, chosen by ``seed``, is the test part of a store without one. DataError where it holds
-    another set than ``name``; ``folder`` is a set of the user's own, whatever it was packed from.
+    In a store without a test part, ``held_share`` of each class, chosen by ``seed``, becomes it. DataError if the store
+    holds another set than ``name``, except for ``folder``, which may be packed from anything.
     """
     if any(folder.glob(f"*{SUFFIX}.part")) and not (folder / "source.json").exists():
         hint = "wait for it, or run the same imnet-data pack again"
@@ -274,7 +275,7 @@ def _held_out(train: Store, name: str, image_px: int | None, share: float, seed:
 
 
 def _notes(*stores: Store) -> tuple[str, ...]:
-    """What the reader said when it was packed, and of how many pictures of each part packing found something to say."""
+    """The reader's notes from packing, and the numbers of pictures that were left out or have an EXIF rotation."""
     said = {"left_out": "pictures that cannot be decoded, left out", "turned": "pictures with a camera's note to turn "
             "them (EXIF), which nothing here follows"}  # fmt: skip
     counted = {name: [(s.header.get(name), s.header["split"]) for s in stores] for name in said}

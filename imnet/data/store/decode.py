@@ -1,7 +1,7 @@
-"""Pictures decoded by worker processes, in order, chunk by chunk.
+"""Decodes pictures in worker processes, in order, chunk by chunk.
 
-Run it in a process without threads of its own (``imnet-data pack`` is one): workers are forked, so that the list of
-pictures is shared and not copied.
+Workers are forked, so that they share the list of pictures without copying it. The calling process must therefore have
+no threads; ``imnet-data pack`` has none.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some pictures: pixels (n, H, W, C) or encoded bytes, (number, why) of the bad ones, crc32 of each one's bytes;
-    how many are noted to be turned."""
+    """Some pictures: ``body`` has pixels (n, H, W, C) or encoded bytes of the good ones, ``bad`` (number, reason) of
+    the others, ``crcs`` the crc32 of every picture's bytes; ``turned`` counts those with an EXIF rotation."""
 
     body: np.ndarray | list[bytes]
     bad: list[tuple[int, str]]
@@ -71,7 +71,8 @@ def decoded(content: Items, starts: range, rule: ResizeRule | None, workers: int
 
 
 def _worker(parent: int) -> None:
-    """Die with the parent (a killed pack must leave no process that holds its lock) and leave Ctrl-C to it."""
+    """Set up a worker: it leaves Ctrl-C to its parent, and ends with it, since a worker that outlived a killed pack
+    would still hold its lock."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -80,7 +81,7 @@ def _worker(parent: int) -> None:
 
 
 def _chunk(start: int) -> Chunk:
-    """The pictures start.. of the job."""
+    """Read and decode up to CHUNK_IMAGES pictures of the job from number ``start`` on."""
     assert _JOB is not None
     content, rule = _JOB
     good, bad, crcs, turned = [], [], [], 0

@@ -1,4 +1,4 @@
-"""Packed store -> class folders of pictures, under names computed here, never overwriting."""
+"""Exports a packed store to class folders of pictures; file names are computed here, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imnet.data.readers.rule import split_of
 from imnet.data.store import Store
 from imnet.errors import IOFailure
 
-# MPO is what phones write: a JPEG with further pictures behind it.
+# Phones write MPO: a JPEG followed by more pictures.
 _SUFFIX = {
     **{"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "DIB": ".dib", "WEBP": ".webp", "GIF": ".gif"},
     **{"TIFF": ".tif", "PPM": ".ppm", "AVIF": ".avif", "JPEG2000": ".jp2"},
@@ -22,8 +22,8 @@ _SUFFIX = {
 
 
 def check_free(store: Store, target: Path) -> None:
-    """IOFailure where ``target`` holds more than the other splits of an export: beside pictures of the user's, the new
-    ones would be read in their place, or among them."""
+    """Raise IOFailure if ``target`` holds anything but other splits of an export: a reader would later mix the new
+    pictures with the user's own, or take them instead."""
     top = _top(store, target)
     there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     taken = [name for name in there if not name.startswith(".") and split_of(name) is None and target / name != top]
@@ -36,10 +36,10 @@ def _top(store: Store, target: Path) -> Path:
 
 
 def export(store: Store, target: Path) -> int:
-    """Write ``target/<split>/<class>/<number>.png``, encoded pictures as they are; the number of files.
+    """Write ``target/<split>/<class>/<number>.png``, or encoded pictures unchanged; returns the number of files.
 
-    Folder names sort in label order, so that reading the folders back gives the same labels. IOFailure where a file
-    exists already.
+    Folder names sort in label order, so that reading the folders back gives the same labels. IOFailure if a file exists
+    already.
     """
     top = make_dir(_top(store, target))
     folders = [make_dir(top / name) for name in folder_names(store.class_names)]
@@ -60,7 +60,7 @@ def export(store: Store, target: Path) -> int:
 
 
 def folder_names(class_names: tuple[str, ...]) -> list[str]:
-    """One safe, distinct folder name per class, sorted as the labels are (numbered in front where needed)."""
+    """One safe and unique folder name per class, which sort in label order; they get a number in front if needed."""
     plain = [re.sub(r"[^\w .,()-]", "_", name).strip(" .")[:100] or "_" for name in class_names]
     if plain == sorted(set(plain)):
         return plain

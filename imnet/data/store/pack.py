@@ -1,6 +1,6 @@
-"""Any recognised source -> packed store: decoded in worker processes, written in order, resumable, published whole.
+"""Packs any recognised source into a store: worker processes decode, one process writes in order and can be resumed.
 
-What is already there is kept while the source is what it was; where it changed, it is packed anew, and said why.
+A finished split is kept while its source is unchanged; otherwise it is packed again, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _BAD_SHARE = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """How to pack. ``rule`` None keeps pictures as they are encoded. ``on_bad``: stop | skip, at most ``max_bad`` of a
-    split (None: one in 1000, and one at least)."""
+    """How to pack. ``rule`` None keeps pictures encoded. ``on_bad`` is stop, or skip: leave out at most ``max_bad``
+    pictures of a split (None: one in 1000, but at least one)."""
 
     rule: ResizeRule | None = None
     on_bad: str = "stop"
@@ -39,20 +39,19 @@ class Options:
     max_bad: int | None = None
 
     def allowed_bad(self, count: int) -> int:
-        """How many of ``count`` pictures may be bad."""
+        """The number of ``count`` pictures that may be bad."""
         if self.on_bad == "stop":
             return 0
         return max(1, count // _BAD_SHARE) if self.max_bad is None else self.max_bad
 
 
 def pack(found: Found, target: Path, options: Options, origin: Origin | None = None) -> dict[str, dict]:
-    """Write every split of ``found`` into the folder ``target``; {split: header}.
+    """Write every split of ``found`` into the folder ``target``; returns {split: header}.
 
-    A split that is already there from the same source and rule is kept; where the source has changed since, it is
-    packed anew, which stderr says; one of another source or rule is refused. Several processes may do this at once: one
-    writes, the others wait and find it done. ``origin`` is kept beside the store for ``unchanged``. Errors: DataError
-    with file and member of a bad picture; IOFailure for the disk; what was done stays in ``.part`` files and is taken
-    up by the next run.
+    An existing split of the same source and rule is kept; if the source has changed since, it is packed again, with a
+    line on stderr; one of another source or rule is refused. Several processes may call this at once: one writes, the
+    others wait for it. ``origin`` is saved beside the store for ``unchanged``. Raises DataError with file and member of
+    a bad picture, and IOFailure for the disk; finished work stays in ``.part`` files, from which the next run goes on.
     """
     _check_target(found, target)
     make_dir(target)
@@ -60,7 +59,7 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
         _refuse_other_request(origin, target)
     _drop_old_splits(found, target, options)
     jobs = [_Job(found, split, target, options) for split in sorted(found.splits)]
-    # What judges first: a folder is a store once its training part is there.
+    # In this order train is packed last: a folder counts as a store once its training part exists.
     headers = {job.split: job.run() for job in jobs}
     if origin is not None:
         origin.write(target)
@@ -68,7 +67,8 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
 
 
 def _check_target(found: Found, target: Path) -> None:
-    """Refuse a folder that is the source, which the store would hide, and one whose source.json is no store's."""
+    """Refuse the source itself as target, since the store would hide it, and a folder with another program's
+    source.json."""
     if os.path.realpath(target) == os.path.realpath(found.path):
         raise UsageError("got the source as the target: its store would be read in its place", file=target,
                          hint="name another folder")  # fmt: skip
@@ -79,28 +79,28 @@ def _check_target(found: Found, target: Path) -> None:
 
 
 def unchanged(target: Path, origin: Origin) -> bool:
-    """Whether ``target`` holds all that ``origin`` asks for, of a source in the state it has now."""
+    """Whether ``target`` is a complete store of ``origin``: the same request and the same state of the source."""
     return split_path(target, "train").is_file() and Origin.read(target) == origin
 
 
 class _Job:
-    """One split of a source on its way into ``target``."""
+    """The packing of one split of a source into ``target``."""
 
     def __init__(self, found: Found, split: str, target: Path, options: Options) -> None:
         self.found, self.split, self.content = found, split, found.splits[split]
         self.options, self.rule = options, options.rule
         self.final, self.listed = split_path(target, split), table_path(target, split)
-        # Of the source as it was listed and the rule; another one for another split.
+        # The key identifies the rule and this split of the source as it was listed.
         parts = [FORMAT, self.content.fingerprint(), found.class_names, self.resize]
         self.key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def resize(self) -> dict | None:
-        """The rule as headers have it."""
+        """The rule in the form of the header."""
         return None if self.rule is None else asdict(self.rule)
 
     def run(self) -> dict:
-        """The header of the split, which is packed unless it is there already."""
+        """Pack the split unless it exists already; returns its header."""
         content, rule = self.content, self.rule
         content.refuse_changed()
         if isinstance(content, Blocks) and rule is not None and rule.shape[:2] != content.shape[:2]:
@@ -136,11 +136,11 @@ class _Job:
         except BaseException as error:
             writer.pause()
             if isinstance(error, DataError | IOFailure):
-                content.refuse_changed()  # that says more than what was found in its place
+                content.refuse_changed()  # a changed source explains the error better
             raise
         content.refuse_changed()
         header = writer.finish(self.final, labels, self._about())
-        self.listed.unlink(missing_ok=True)  # of another state: none at all is better, should the disk be full now
+        self.listed.unlink(missing_ok=True)  # if the disk is full now, no list is better than an outdated one
         table.write(self.listed)
         counted = {"bad pictures left out": header["left_out"]}
         counted["with a camera's note to turn them, which is not followed"] = header.get("turned", 0)
@@ -155,8 +155,8 @@ class _Job:
         return about | ({"notes": notes} if notes else {})
 
     def _present(self) -> dict | None:
-        """The header of a finished split of the same source and rule; None where it is not there or must be packed
-        anew; IOFailure when it is of another source or rule."""
+        """The header of a finished split of the same source and rule; None if there is none or it must be packed again;
+        IOFailure if it has another source or rule."""
         if not self.final.exists():
             return None
         header = open_store(self.final).header
@@ -176,8 +176,8 @@ class _Job:
         return header["left_out"] > self.options.allowed_bad(header["count"] + header["left_out"])
 
     def _changed(self, header: dict) -> str:
-        """How the source of a finished split changed since; empty where it did not; IOFailure when it is another
-        one."""
+        """How the source of a finished split has changed since; empty if it has not. IOFailure if the split has another
+        source or rule."""
         old, hint = Table.read(self.listed), "choose another folder or remove it"
         if old is None:
             raise IOFailure("already packed, and no list of its source lies beside it", file=self.final, hint=hint)
@@ -194,12 +194,12 @@ class _Job:
 
 
 def table_path(target: Path, split: str) -> Path:
-    """Where the list of what a split was packed from lies."""
+    """The path of the list of a split's source images."""
     return target / f"{split}.source.npz"
 
 
 def _refuse_other_request(origin: Origin, target: Path) -> None:
-    """A store of the same source made in another way (--hold-out, --image-key) is another store."""
+    """Raise IOFailure if ``target`` was packed with other options (such as --hold-out or --image-key)."""
     before = Origin.read(target)
     if before is None:
         return
@@ -212,14 +212,14 @@ def _refuse_other_request(origin: Origin, target: Path) -> None:
 
 
 def _words_of(origin: Origin) -> dict[str, Any]:
-    """What was asked for, by the options that ask; nothing of a size where pictures are kept encoded."""
+    """The values of the options that a store was packed with, by option; without sizes if pictures stay encoded."""
     asked = {**origin.request, **(origin.request.get("resize") or {})}
     left = ("resize", "on_bad", "max_bad")
     return {key.removesuffix("_px").replace("_", "-"): value for key, value in asked.items() if key not in left}
 
 
 def _drop_old_splits(found: Found, target: Path, options: Options) -> None:
-    """Remove the splits that were packed from this source when it still had such a part."""
+    """Remove splits that were packed from this source when it had a part that it no longer has."""
     for file in sorted(target.glob(f"*{SUFFIX}")):
         table = table_path(target, file.stem)
         if file.stem in found.splits or (old := Table.read(table)) is None or old.root != os.path.realpath(found.path):
@@ -231,7 +231,7 @@ def _drop_old_splits(found: Found, target: Path, options: Options) -> None:
 
 
 def _write_blocks(content: Blocks, writer: Writer, shown: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """Copy pixel blocks; those that an interrupted run wrote are read again only for their labels."""
+    """Copy pixel blocks. Those that an interrupted run has written are read again, but only for their labels."""
     labels, at = [], 0
     for images, block_labels in content.stream():
         labels.append(block_labels)
@@ -263,7 +263,7 @@ def _write_items(
 
 
 def _judge(content: Items, writer: Writer, bad: list[tuple[int, str]], options: Options) -> None:
-    """Stop at a bad picture, or once more are bad than may be."""
+    """Raise DataError if there are more bad pictures than ``options`` allow."""
     if not bad:
         return
     number, why = bad[0]

@@ -1,8 +1,8 @@
-"""What a store was packed from, kept beside it: enough to see that a file was added, replaced, mended or completed.
+"""Records of a store's source, kept beside the store to detect that files were added, removed, replaced or repaired.
 
-``source.json`` has the request and one hash over names, sizes and times of everything at the source, which a walk
-answers in seconds for a million files. ``<split>.source.npz`` lists the images, so that a change can be named; where
-sizes agree and times do not, the crc32 of the content decides.
+``source.json`` has the request and one hash over names, sizes and times of everything at the source, which takes
+seconds for a million files. ``<split>.source.npz`` lists the images, so that a change can be described; if sizes agree
+and times do not, the crc32 of the content decides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 
 def state(source: Path) -> str:
-    """sha256 (hex) over the names, sizes and times of all that lies at ``source``, and of lists of labels above it."""
+    """sha256 (hex) over names, sizes and times of all files at ``source``, and of lists of labels in folders above."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(source)))
     listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in (*LIST_FILES, *NAME_FILES)]
     for file in [source, *listed] if source.is_file() else listed:
@@ -45,7 +45,8 @@ def state(source: Path) -> str:
 
 
 def _walk(folder: str, links: Links, folders: list[tuple[str, Links]], digest: hashlib._Hash) -> None:
-    """One folder. In the order of the directory, which stays while nothing changes: sorting would cost a second."""
+    """Add one folder to ``digest``, and its subfolders to ``folders``. Entries are taken in the directory's own order,
+    which is stable while nothing changes: sorting would cost a second."""
     names, numbers = [], array("q")
     with io_errors(Path(folder), "list"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -71,7 +72,7 @@ def _walk(folder: str, links: Links, folders: list[tuple[str, Links]], digest: h
 
 @dataclass(frozen=True)
 class Table:
-    """The images (or the files of pixels) of a split as they were packed; int64 columns, ``UNKNOWN`` if not known."""
+    """The images (or the files of pixels) of a split when it was packed; int64 columns, ``UNKNOWN`` if not known."""
 
     root: str
     names: list[str]
@@ -79,7 +80,7 @@ class Table:
 
     @classmethod
     def of(cls, content: Items | Blocks, root: Path) -> Table:
-        """The split as it lies now at ``root``, its contents not read yet: ``crc`` (N,) is not known."""
+        """The current state of a split at ``root``; contents are not read, so that ``crc`` (N,) is ``UNKNOWN``."""
         if isinstance(content, Blocks):
             names, labels = [file.name for file in content.files], np.zeros(len(content.files), dtype=np.int64)
             stamps = np.array(list(content.files.values()), dtype=np.int64).T
@@ -100,7 +101,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path) -> Table | None:
-        """The table of a split; None where there is none or it is damaged: then nothing is known of the source."""
+        """The table of a split, or None if it is missing or damaged, so that nothing is known about the source."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 columns = {key: arrays[key] for key in ("size", "modified", "changed", "label", "crc")}
@@ -121,8 +122,8 @@ def file_crc(path: Path) -> int:
 
 
 def compare(old: Table, content: Items | Blocks, root: Path) -> tuple[dict[str, list[str]], Table]:
-    """({what became of it: names} of all that changed at the source since, its table now with the contents that are
-    known)."""
+    """({kind of change: names} of everything at the source that differs from ``old``, the source's new table with
+    crc32s as far as they are known)."""
     new = Table.of(content, root)
     place = {name: i for i, name in enumerate(old.names)}
     change: dict[str, list[str]] = {"added": [], "removed": [], "replaced": [], "relabelled": []}
@@ -135,13 +136,13 @@ def compare(old: Table, content: Items | Blocks, root: Path) -> tuple[dict[str, 
 
 
 def told(change: dict[str, list[str]]) -> str:
-    """``8 added, 4 replaced, the first train/cat/cat_0.jpg``."""
+    """A summary of a change: ``8 added, 4 replaced, the first train/cat/cat_0.jpg``."""
     first = shown(min(next(iter(change.values()))))
     return f"{', '.join(f'{len(names)} {became}' for became, names in change.items())}, the first {first}"
 
 
 def _became(j: int, i: int, was: dict[str, np.ndarray], now: dict[str, np.ndarray], content: Items | Blocks) -> str:
-    """What became of row ``j`` of the old table, now row ``i``; empty where it is the same."""
+    """The kind of change of row ``j`` of the old table, now row ``i``; empty if there is none. Sets its crc32."""
     if was["size"][j] != now["size"][i]:
         return "replaced"
     same_times = all(was[key][j] == now[key][i] for key in ("modified", "changed"))
@@ -169,7 +170,7 @@ def request_values(
     on_bad: str = "stop",
     max_bad: int | None = None,
 ) -> dict:
-    """What decides the content of a store beside its source, as ``Origin`` keeps it."""
+    """Everything except the source that determines the content of a store, in the form that ``Origin`` keeps."""
     resize = None if rule is None else asdict(rule)
     asked = {"name": name, "min_images": min_images, "hold_out": hold_out, **asdict(choice or Choice())}
     return {**asked, "on_bad": on_bad, "max_bad": max_bad, "resize": resize}
@@ -177,7 +178,7 @@ def request_values(
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a store: its path, what was asked for, and its state when packing began."""
+    """The source of a store: its path, the request, and the source's state when packing began."""
 
     path: str
     request: dict
@@ -192,7 +193,7 @@ class Origin:
 
     @classmethod
     def read(cls, target: Path) -> Origin | None:
-        """That of the store in ``target``; None where it has none that is sound."""
+        """The origin of the store in ``target``, or None if it is missing or damaged."""
         try:
             return cls(**json.loads((target / "source.json").read_text()))
         except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Writing a packed split: streamed to a ``.part`` file under a lock, resumable, fsynced and renamed when whole."""
+"""Writes a packed split: streamed to a locked ``.part`` file, resumable, fsynced and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TTY_S, _PLAIN_S = 0.2, 10.0
 
 
 class Writer:
-    """Appends the images of one split in order; labels come with ``finish``.
+    """Appends the images of one split in order; ``finish`` takes the labels.
 
-    ``descriptor`` is the locked ``part`` file. ``key`` names source and rule: a part file whose journal has the same
-    key goes on where that ends (``done`` source images used, ``bad``: those left out, ``turned``: how many are noted to
-    be turned); any other starts anew.
+    ``descriptor`` is the locked ``part`` file. ``key`` identifies source and rule: if the part file's journal has the
+    same key, writing goes on where it ended, otherwise it starts again. ``done`` is the number of source images used,
+    ``bad`` are those of them left out, and ``turned`` is the number of images with an EXIF rotation.
     """
 
     def __init__(self, part: Path, descriptor: int, key: str, shape: tuple[int, int, int] | None) -> None:
@@ -40,14 +40,14 @@ class Writer:
         self.done = 0
         self.bad: list[int] = []
         self.turned = 0
-        # Where writing stands, and up to where whole appends reach: after a failed write the two differ.
+        # The next write's offset, and the end of the last complete append; they differ after a failed write.
         self._at = self._whole = PAGE
         self._index = array("Q")
         self._resume()
         self._journal_time = time.monotonic()
 
     def _resume(self) -> None:
-        """Take up what the journal vouches for; what the file holds beyond is written again."""
+        """Go on from the state in the journal; anything in the file beyond it is cut off."""
         try:
             journal = json.loads(self._journal_path.read_text())
             sound = journal["key"] == self._key and os.fstat(self._fd).st_size >= journal["end"] >= PAGE
@@ -61,22 +61,22 @@ class Writer:
             os.ftruncate(self._fd, self._at if sound else 0)
 
     def _walk(self) -> Iterator[int]:
-        """Offsets of the encoded pictures that are already there, from their length prefixes."""
+        """Offsets of the encoded pictures already in the file, from their length prefixes."""
         at = PAGE
         while at < self._at:
             yield at - PAGE
             at += 4 + struct.unpack("<I", os.pread(self._fd, 4, at))[0]
 
     def pixels(self, images: np.ndarray, taken: int, bad: list[int], turned: int = 0) -> None:
-        """Append uint8 (n, H, W, C); ``taken`` source images were used up for it, of which ``bad`` were left out;
-        ``turned`` of the others are noted to be turned."""
+        """Append uint8 (n, H, W, C), made from ``taken`` source images, of which those numbered ``bad`` were left out;
+        ``turned`` of the others have an EXIF rotation."""
         if images.shape[1:] != self._shape or images.dtype != np.uint8:
             raise ValueError(f"images are {images.dtype} {images.shape[1:]}, expected uint8 {self._shape}")
         self._put(np.ascontiguousarray(images).reshape(-1).data)
         self._count(taken, bad, turned)
 
     def encoded(self, pictures: list[bytes], taken: int, bad: list[int], turned: int = 0) -> None:
-        """Append encoded pictures, each behind its length; the counts as for pixels."""
+        """Append encoded pictures, each after its length; the other arguments are as for ``pixels``."""
         at = self._at - PAGE
         for picture in pictures:
             self._index.append(at)
@@ -100,12 +100,13 @@ class Writer:
             self._journal()
 
     def pause(self) -> None:
-        """Make what is written the point to go on from; quietly, for another error is on its way."""
+        """Save the journal, so that the next run goes on from here. Its own errors are ignored, since this is called
+        while another error is raised."""
         with suppress(IOFailure):
             self._journal()
 
     def _journal(self) -> None:
-        """Vouch for what is written, after it is on the disk: the journal never promises more than survives a crash."""
+        """Write the journal after the data is on the disk, so that it never claims more than survives a crash."""
         state = {"key": self._key, "done": self.done, "bad": self.bad, "turned": self.turned, "end": self._whole}
         with io_errors(self._part, "write"):
             os.fdatasync(self._fd)
@@ -113,9 +114,9 @@ class Writer:
         self._journal_time = time.monotonic()
 
     def finish(self, final: Path, labels: np.ndarray, about: dict) -> dict:
-        """Write labels (N,), index, checksums and header (``about`` and what is known here), then publish as ``final``.
+        """Write labels (N,), index, checksums and header, then publish the file as ``final``.
 
-        Returns the header.
+        The header, which is returned, has ``about`` and the fields that the writer itself fills in.
         """
         count = len(labels)
         data = [PAGE, self._at - PAGE]
@@ -130,7 +131,7 @@ class Writer:
         sections["labels"] = self._section(raw_labels)
         sections["index"] = self._section(np.array(self._index, dtype="<u8"))
         with io_errors(self._part, "read back"):
-            # From the file, not from what was passed in: it vouches for what is there, resumed or not.
+            # Computed from the file and not from the images passed in, since a resumed run has not seen all of them.
             crcs, digest = scan(self._fd, data[1], self._at, raw_labels, shape)
         sections["crc"] = self._section(crcs)
         known = {"format": FORMAT, "count": count, "shape": shape, "sections": sections, "digest": digest}
@@ -157,9 +158,9 @@ class Writer:
 
 
 class Progress:
-    """How far a pack is, on stderr: one line rewritten on a terminal, a plain line now and then elsewhere.
+    """The progress of packing, on stderr: one line that is rewritten on a terminal, otherwise a line every 10 s.
 
-    ``update(done)`` as work goes on; rates count only what this run did.
+    ``update(done)`` is called as work goes on; rates count only the images of this run.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
@@ -179,6 +180,6 @@ class Progress:
         sys.stderr.flush()
 
     def close(self, line: str) -> None:
-        """The last line, always shown unless quiet."""
+        """Print the last line, unless quiet."""
         if not self._quiet:
             sys.stderr.write(f"\r\x1b[K{line}\n" if self._tty else line + "\n")
