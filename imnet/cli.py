@@ -1,4 +1,4 @@
-"""The commands: imnet-train, -eval, -predict, -export, -report. An error is ONE line and an exit code by class."""
+"""The commands imnet-train, -eval, -predict, -export and -report. An error is one line, with an exit code by class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BEGAN = time.perf_counter()
 
 
 def train_main(argv: list[str] | None = None) -> int:
-    """imnet-train. A rank of torchrun or srun ends its process here."""
+    """imnet-train. If it is a rank of torchrun or srun, the process ends here and this does not return."""
     code = guarded("imnet-train", _train, argv)
-    launch = sys.modules.get("imnet.launch")  # absent where torch was not needed
+    launch = sys.modules.get("imnet.launch")  # not imported if torch was not needed
     if argv is None and launch is not None and launch.connections:
         launch.leave(code)
     return code

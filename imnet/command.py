@@ -1,10 +1,10 @@
-"""What every command shares: its parser, its one-line errors and exit codes, its suggestions. Standard library only.
+"""Shared by all commands: the parser, one-line errors, exit codes and suggestions. Uses the standard library only.
 
     guarded(name, command, argv)    -> exit code; an ImnetError becomes one line on stderr
-    Parser(prog=..., ...)           argparse whose mistakes are UsageErrors with a suggestion
+    Parser(prog=..., ...)           argparse that raises UsageErrors with a suggestion
     suggest(word, known)            -> "did you mean ...?", by spelling and by meaning, or ""
 
-Exit codes are those of ``imnet.errors``; 1 is a failure with a traceback, 130 a Ctrl-C that lost nothing worth saving.
+Exit codes are those of ``imnet.errors``; 1 is a failure with a traceback, 130 a Ctrl-C with nothing to save.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
 
 PR_SET_PDEATHSIG = 1
 
-# What other trainers call our options: the words of a row mean the one in front, where the command has it.
+# Other trainers' names for our options: each word of a value means its key, if the command has that option.
 MEANINGS = {
     "model": "arch architecture network net backbone model_name a",
     "model_options": "dropout drop drop_path width depth model_kwargs",
@@ -88,7 +88,7 @@ MEANINGS = {
     "on_nonfinite": "nan skip_nan",
     "threads": "num_threads omp_num_threads cpu_threads",
 }
-# What is wanted and is no option: the answer in its place.
+# Answers for options of other trainers that do not exist here.
 ANSWERS = {
     "resume_from resume_from_checkpoint checkpoint ckpt ckpt_path load auto_resume": "nothing to name: the same "
     "command goes on with its run folder (--out)",
@@ -103,7 +103,7 @@ ANSWERS = {
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The name that is most like ``word``, by letters and digits alone: cases, dashes and underscores are mixed up."""
+    """The name most similar to ``word``, compared by letters and digits only and without case; None if none is."""
     plain = {_plain(name): name for name in reversed(list(known))}
     meant = {"gpu": "cuda", "half": "fp16"}.get(_plain(word), _plain(word))
     close = difflib.get_close_matches(meant, plain, n=1, cutoff=cutoff)
@@ -115,13 +115,13 @@ def _plain(word: str) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """``did you mean`` for a mistyped name, or an empty string."""
+    """``did you mean NAME?`` for a mistyped name, or an empty string."""
     close = nearest(word, known)
     return f"did you mean {close}?" if close else ""
 
 
 def option_hint(name: str, known: Sequence[str], prog: str) -> str:
-    """What to do about an option that ``prog`` has not: one of ``known`` by meaning, by its last part, by spelling.
+    """The hint for an option that ``prog`` lacks: one of ``known``, by meaning, by its last part or by spelling.
 
     ``name`` and ``known`` are written with underscores and without the two dashes.
     """
@@ -130,7 +130,7 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
         if word in row.split() and "recipe" in known:
             return answer
     named = (option for option, words in MEANINGS.items() if word in words.split())
-    # A command without parts has the option under its last name.
+    # A command whose options have no dotted names may have the option under the last part of its name.
     meant = next((o for option in named for o in (option, option.rpartition(".")[2]) if o in known), None)
     if meant is None:
         leaves = {option.rpartition(".")[2]: option for option in reversed(known)}
@@ -142,9 +142,9 @@ def option_hint(name: str, known: Sequence[str], prog: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are UsageErrors of one line, with a suggestion; nothing may be abbreviated.
+    """argparse that raises one-line UsageErrors with a suggestion, and accepts no abbreviated options.
 
-    It has --debug, which ``guarded`` reads: before and behind the word of a command that has several.
+    It adds --debug, which ``guarded`` reads, and which may be before or after the name of a subcommand.
     """
 
     def __init__(self, **options: Any):
@@ -153,8 +153,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse's; an unknown word is refused with a hint, and so is an empty one: as a path it would mean the
-        current folder."""
+        """As argparse's, but refuses unknown words with a hint, and empty words, which as a path would mean the current
+        folder."""
         empty = next((word for word in args or () if re.fullmatch(r"(--[\w-]+=)?", word)), None)
         if empty is not None:
             raise UsageError(f"got an empty word: '{empty}'", hint=UNSET)
@@ -169,7 +169,7 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _options(self, values: argparse.Namespace) -> list[str]:
-        """Every option of this parser and of the command that was chosen, with underscores."""
+        """All options of this parser and of the chosen subcommand, with underscores."""
         found: list[str] = []
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -185,23 +185,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_home(word: str) -> str:
-    """The word with ``~`` as the home folder where a shell leaves it: behind ``--out=``, ``packed:`` and in quotes."""
+    """The word with ``~`` expanded where a shell does not do it: after ``--out=`` or ``packed:``, and in quotes."""
     option, place = re.fullmatch(r"((?:--[\w.-]+=)?(?:packed:)?)(.*)", word, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
     return option + os.path.expanduser(place)
 
 
 def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
-    """Run a command on ``argv`` (of this process, where None); its exit code.
+    """Run a command on ``argv`` (by default this process's arguments); returns its exit code.
 
-    A known error is one line on stderr, and ``--debug`` shows its traceback. Any other is a fault of ours: Python
-    prints its traceback.
+    A known error is printed to stderr as one line, with its traceback if ``--debug`` is given. Any other error is a bug
+    and is raised, so that Python prints its traceback.
     """
     argv = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     printable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see imnet/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--debug" not in argv:
-        # Before torch is imported: it warns, with frames of C++, of what a line says in the end.
+        # Set before torch is imported: its warnings, with C++ frames, would repeat the one-line error.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _check_current_folder()
@@ -224,16 +224,16 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
 
 
 def _unusable(error: OSError) -> IOFailure | None:
-    """What to say of a path that cannot even be looked at: too long, in a circle, in a folder closed to this user."""
+    """The error for a path that cannot even be examined: too long, a circle of links, or no permission; else None."""
     if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM) or error.filename is None:
         return None
     return IOFailure(f"cannot be used: {error.strerror}", file=os.fsdecode(error.filename), hint="choose another path")
 
 
 def output_failure(error: OSError) -> IOFailure | None:
-    """What to say where printing has failed: whoever read has gone (| head), or the disk that > FILE lies on is full.
+    """The error if printing has failed: the reader is gone (| head), or the disk of > FILE is full; None for others.
 
-    None for an error of something else. What is buffered goes nowhere, or Python would complain once more at its end.
+    Buffered output is discarded, since Python would otherwise report the error again when it exits.
     """
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
     if not (full or isinstance(error, BrokenPipeError)):
@@ -244,7 +244,7 @@ def output_failure(error: OSError) -> IOFailure | None:
 
 
 def _check_current_folder() -> None:
-    """IOFailure in a folder that has been removed under the shell: torch's libraries are not even found there."""
+    """Raise IOFailure if the shell's current folder has been removed: torch would not even find its libraries."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
@@ -252,7 +252,7 @@ def _check_current_folder() -> None:
 
 
 def complain(text: str) -> None:
-    """To stderr, where somebody still reads it: the exit code counts, whether its reason was heard or not."""
+    """Print to stderr. A failure is ignored, since the exit code counts even if nobody reads the reason."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -260,23 +260,23 @@ def complain(text: str) -> None:
 
 
 def into_nothing(stream: TextIO) -> None:
-    """Let what is written and buffered go nowhere, as Python would fail at its end for what is left."""
+    """Redirect a stream to /dev/null, buffered output included, which Python could not write when it exits."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)
 
 
 def printable() -> None:
-    """Let what the terminal's encoding lacks be printed as an escape: an odd locale must not end a run.
+    """Print characters that the terminal's encoding lacks as escapes, so that an odd locale does not end a run.
 
-    Streams that the caller has closed (``>&-``, some daemons) lead nowhere from here on: the next file to be opened
-    would get their number, and with it what libraries write to stderr.
+    Streams that the caller has closed (``>&-``, some daemons) are opened on /dev/null: otherwise the next file would
+    get their number, and libraries would write their stderr output into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # under the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             os.set_inheritable(number, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
@@ -287,8 +287,8 @@ def printable() -> None:
 
 
 def die_with(parent: int) -> Callable[[], None]:
-    """For a new process to call: SIGTERM, which saves, when ``parent`` is gone, whatever killed it. Linux alone has
-    that; elsewhere nothing is asked for."""
+    """A function for a new process to call, so that it gets SIGTERM, and saves, when ``parent`` ends for any reason.
+    Only Linux supports this; elsewhere the signal is not set up."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""What a run says: a bar on a terminal, one plain line an interval elsewhere; images/s and time left always."""
+"""The output of a run: a progress bar on a terminal, or else a plain line per interval; with images/s and time left."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Silent on every rank but the first. Where nobody reads any more (a pipe whose other end has ended, a terminal
-    that is gone), ``signals`` note it as one that asks to stop, so that the run saves first."""
+    """Prints the output of a run, unless ``enabled`` is false (all ranks but the first). If nobody reads it any more (a
+    closed pipe or terminal), that is noted in ``signals`` like a signal to stop, so that the run saves first."""
 
     def __init__(self, enabled: bool = True, interval_s: float = 10.0, signals: Signals | None = None):
         self.enabled, self.interval_s, self.signals = enabled, interval_s, signals
@@ -27,7 +27,7 @@ class Console:
         self._last_s = 0.0
 
     def say(self, text: str) -> None:
-        """One line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         with self._read_by_somebody():
             if self._rich is not None:
                 self._rich.print(text, markup=False)
@@ -46,22 +46,22 @@ class Console:
             self.signals.name = self.signals.name or "nobody reads the output"
 
     def header(self, lines: list[str]) -> None:
-        """What a run begins with."""
+        """Print the lines at the beginning of a run."""
         for line in lines:
             self.say(line)
 
     def summary(self, text: str) -> None:
-        """What it ends with."""
+        """Print the text at the end of a run."""
         self.say("")
         self.say(text)
 
     def say_if(self, text: str) -> None:
-        """The same, of a text that may be empty."""
+        """Print ``text`` with ``say`` unless it is empty."""
         if text:
             self.say(text)
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """Show the bar; on no terminal, lines will come every ``interval_s``."""
+        """Show the bar, or without a terminal start the interval until the first progress line."""
         self._last_s = time.monotonic()
         if self._rich is not None:
             from rich.progress import BarColumn, Progress, TextColumn
@@ -80,7 +80,7 @@ class Console:
     def progress(
         self, step: int, epoch: float, epochs: int, loss: float, lr: float, rate: float, left_s: float
     ) -> None:
-        """Called whenever a loss has been read."""
+        """Update the bar, or print a line if ``interval_s`` is over; called whenever a loss has been read."""
         text = f"epoch {epoch:.1f}/{epochs}  loss {loss:.4f}  lr {lr:.4g}  {rate:,.0f} images/s  {clock(left_s)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
@@ -90,12 +90,12 @@ class Console:
 
 
 def _in_notebook() -> bool:
-    """Whether this is Jupyter's kernel, and has the widgets that rich shows a bar with."""
+    """Whether this is Jupyter's kernel and has ipywidgets, which rich needs to show a bar."""
     return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _rich_console() -> Any:
-    """rich's, made only for a terminal or a notebook: a training in a log file needs no such package."""
+    """rich's console, imported only for a terminal or a notebook: a run that writes to a file does not need rich."""
     from rich.console import Console as RichConsole
 
     return RichConsole(highlight=False, soft_wrap=True)

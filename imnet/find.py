@@ -1,4 +1,4 @@
-"""imnet-train --find-lr and --find-batch-size: a few steps that are thrown away, and what they say. No run is left."""
+"""imnet-train --find-lr and --find-batch-size: measurements from a few steps, without making a run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from imnet.step import TrainStep
 
 FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
 WINDOW, DIVERGED = 7, 4.0
-"""Steps that a loss is averaged over, half of them before it, so that nothing is late; the multiple of the lowest loss
-that ends the test (fastai's number)."""
+"""The number of steps over which a loss is averaged, centred so that the mean does not lag; and the multiple of the
+lowest loss at which the test ends (fastai's number)."""
 PICTURE = Path("find-lr.png")
 DRAWN_BY = {"Software": "imnet --find-lr"}
 STEPS_TIMED = 4
@@ -38,7 +38,7 @@ NEAR = 0.95
 
 @dataclass(frozen=True)
 class Curve:
-    """What a range test saw: rate and loss of each step."""
+    """The result of a range test: learning rate and loss of each step."""
 
     lrs: list[float]
     losses: list[float]
@@ -49,7 +49,7 @@ class Curve:
 
     @property
     def suggested(self) -> float | None:
-        """Where the smoothed loss falls fastest against the rate's logarithm; None where it never falls."""
+        """The rate at which the smoothed loss falls fastest against the rate's logarithm; None if it never falls."""
         mean, reach = self.smoothed, WINDOW // 2
         falls = [(mean[i + reach] - mean[i - reach], self.lrs[i]) for i in range(reach, len(mean) - reach)]
         least, rate = min(falls, default=(0.0, 0.0))
@@ -57,11 +57,11 @@ class Curve:
 
 
 def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
-    """Smith's range test (arXiv 1506.01186) in the recipe's own steps; writes ``picture``."""
+    """Run Smith's range test (arXiv 1506.01186) with the recipe's own steps; writes ``picture``, returns the text."""
     recipe, told = _one_band(recipe, options)
     check_output(picture, DRAWN_BY["Software"].encode(), "the picture of --find-lr")
     with _alone("--find-lr", options) as (place, threads):
-        # No average and no captured or compiled step: 100 steps earn neither back.
+        # No EMA, and no captured or compiled step: they do not pay off in 100 steps.
         plain = replace(recipe, ema_decay=None, ema_warmup=False)
         options = replace(options, compile=False, cuda_graphs=False)
         setup, step = prepare(plain, options, place, World(), threads)
@@ -82,7 +82,7 @@ def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
 
 
 def range_test(step: TrainStep, batches: Iterator[tuple[Tensor, Tensor]], mixing: Mixing, most: int | None) -> Curve:
-    """Steps of exponentially rising rate, until the loss has risen to DIVERGED times its lowest or is not finite."""
+    """Train at an exponentially rising rate until the loss is more than DIVERGED times its lowest, or not finite."""
     lrs: list[float] = []
     losses: list[float] = []
     with contextlib.closing(batches):  # pyright: ignore[reportArgumentType]
@@ -119,7 +119,7 @@ def _picture(curve: Curve, recipe: Recipe) -> bytes:
 
 @dataclass(frozen=True)
 class Fit:
-    """A batch that fitted."""
+    """A batch size that fits, with its speed and peak memory."""
 
     images: int
     images_per_s: float
@@ -127,7 +127,8 @@ class Fit:
 
 
 def batch_size(recipe: Recipe, options: RunOptions) -> str:
-    """What batches of growing size need and give, on a GPU: a CPU whose memory ends kills without a word."""
+    """Measure memory and images/s of growing batches; returns the text. Only on a GPU: on a CPU the system would kill
+    the process without a message when memory runs out."""
     recipe, told = _one_band(recipe, options)
     with _alone("--find-batch-size", options) as (place, _):
         if place.device.type != "cuda":
@@ -148,7 +149,7 @@ def batch_size(recipe: Recipe, options: RunOptions) -> str:
 
 
 def _one_band(recipe: Recipe, options: RunOptions) -> tuple[Recipe, str]:
-    """What is tried of an ensemble: one band's network; and the line that says so."""
+    """(recipe to try, line for the user); of an ensemble only the network of the first band is tried."""
     bands = options.bands_of(recipe)
     if not bands:
         return recipe, ""
@@ -157,7 +158,8 @@ def _one_band(recipe: Recipe, options: RunOptions) -> tuple[Recipe, str]:
 
 
 def grow(recipe: Recipe, place: device.Place, most: int = 1 << 16) -> tuple[list[Fit], int | None]:
-    """Batches of 2, 4, 8, ... random images through the recipe's step, until one does not fit; and that one."""
+    """Run the recipe's step on 2, 4, 8, ... random images until a batch does not fit; returns the batches that fit, and
+    the size that did not, or None."""
     net = build_network(recipe, place)
     step = build_step(recipe, net, place, World(), compile=False, graphs=False)
     fits: list[Fit] = []
@@ -179,7 +181,7 @@ def _fit(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -> F
 
 
 def seconds(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -> float:
-    """What a step of so many random images takes, the fastest of a few."""
+    """The time of a step on ``images`` random images, the fastest of a few."""
     shape = (images, recipe.data.channels, recipe.input_px, recipe.input_px)
     x = torch.randn(shape, device=place.device).to(place.dtype, memory_format=torch.channels_last)
     y = torch.zeros(images, dtype=torch.int64, device=place.device)
@@ -193,7 +195,7 @@ def seconds(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -
 
 @contextlib.contextmanager
 def _alone(word: str, options: RunOptions) -> Iterator[tuple[device.Place, int]]:
-    """The device of one process and its threads, for a block."""
+    """The device of a single process and its number of threads, set for a block; UsageError for several ranks."""
     if (options.gpus or options.procs or 1) > 1 or current_world().size > 1:
         raise UsageError(f"got {word} with several ranks; allowed: one", hint="leave --gpus and --procs out")
     place = device.resolve(options)

@@ -1,7 +1,7 @@
-"""The command line of imnet-train: file < flags, every leaf of the recipe typed and open to a dotted override.
+"""The command line of imnet-train: flags override the file, and every leaf of the recipe has a typed dotted option.
 
-Torch-free, so that --help and mistakes answer at once. jsonargparse parses and checks the types; what is ours: short
-flags for the usual leaves, one-line errors with a suggestion, and the line number inside a configuration file.
+It does not import torch, so that --help and errors come at once. jsonargparse parses and checks the types; this module
+adds short flags, one-line errors with a suggestion, and line numbers of configuration files.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ FIRST = (
     "data.channels",
 )
 FIRST += ("augment.spectral_band", "bands")
-"""What decides which options exist, and with which defaults."""
+"""The options whose values determine which options exist, and their defaults."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """The result of parsing the command line."""
 
     recipe: Recipe
     options: RunOptions
     ask: frozenset[str]
     notes: tuple[str, ...] = ()
-    """What the command line did not say and the user should know, a line each."""
+    """Lines about decisions that the command line left open and that the user should know about."""
     reasons: tuple[str, ...] = ()
-    """Why a recipe made for the user's own data is this one."""
+    """Lines with the reasons for the recipe that was chosen for the user's own data."""
 
 
 def parse(argv: list[str]) -> Request:
-    """Resolve ``argv`` to a recipe and run options; a mistake is a UsageError of one line."""
+    """Resolve ``argv`` to a recipe and run options; a mistake is a one-line UsageError."""
     argv, network_options = _split_network_options([_canonical(word) for word in argv])
     argv, path = place.split(argv)
     first = _first_look(argv)
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> Request:
 
 
 def _canonical(word: str) -> str:
-    """``--batch-size=7`` -> ``--data.batch_images=7``: one spelling inside, dashes and short names outside."""
+    """``--batch-size=7`` -> ``--data.batch_images=7``: turn dashes and short names into the parser's own spelling."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
@@ -93,7 +93,8 @@ def _canonical(word: str) -> str:
 
 
 def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """``--model_options.NAME VALUE`` apart from the rest: VALUE is YAML, since only the network knows its type."""
+    """(rest of argv, {NAME: value}) with every ``--model_options.NAME VALUE`` taken out. VALUE is parsed as YAML, since
+    its type is only known to the network."""
     rest: list[str] = []
     found: dict[str, Any] = {}
     words = iter(argv)
@@ -113,7 +114,7 @@ def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _first_look(argv: list[str]) -> dict[str, str | None]:
-    """The words that decide which options exist at all."""
+    """The values in ``argv`` of the options FIRST, which determine the other options; None for absent ones."""
     found: dict[str, str | None] = dict.fromkeys(FIRST)
     for i, word in enumerate(argv):
         name, equals, value = word.removeprefix("--").partition("=")
@@ -125,7 +126,7 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
 
 
 def _read_config(path: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
-    """Its values, and its names with their lines."""
+    """(values, [(name, line number)]) of a configuration file."""
     values, lines = yaml_file.read(path)
     if not isinstance(values, dict):
         raise UsageError("got no mapping of names to values", file=path, hint="--print-config writes one")
@@ -137,7 +138,7 @@ def _leaf_names(parser: ArgumentParser) -> list[str]:
 
 
 def _check_words(argv: list[str], known: list[str], spellings: set[str]) -> None:
-    """An unknown flag is one line with a suggestion, before anything else can go wrong."""
+    """Raise a UsageError with a suggestion for an unknown flag, before any other error is found."""
     for word in argv:
         name = word.lstrip("-").partition("=")[0]
         if word.partition("=")[0] in spellings or not re.match(r"--.|-[A-Za-z]", word) or name in ("help", "h"):
@@ -151,7 +152,7 @@ def _check_words(argv: list[str], known: list[str], spellings: set[str]) -> None
 
 
 def _check_asked(asked: frozenset[str]) -> None:
-    """UsageError for two questions at once, of which one would have no answer."""
+    """Raise UsageError if two questions (such as --doctor) are asked at once, since only one would be answered."""
     words = sorted(flag(word.partition(":")[0]) for word in asked - {"debug"})
     if len(words) > 1:
         told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
@@ -177,7 +178,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]) -> None:
-    """Every key of the file must be an option, once; the error names file and line."""
+    """Raise UsageError, with file and line, for a key of the file that is not an option or is given twice."""
     seen: set[str] = set()
     for name, line in lines:
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
@@ -202,7 +203,7 @@ def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]
         fixed = {k: v for k, v in to_dict(base).items() if k in FIXED}
         recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
         recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
-        options.as_ran(recipe)  # refuses what the two cannot be together
+        options.as_ran(recipe)  # refuses combinations of options and recipe that are not allowed
     except ValueError as error:
         raise UsageError(_one_line(str(error), base)) from error
     _check_asked(asked)
@@ -216,7 +217,7 @@ def _plain(value: Any) -> Any:
 
 
 def _one_line(text: str, base: Recipe) -> str:
-    """jsonargparse's several lines, as one; a value of another type is told as all other wrong values are."""
+    """jsonargparse's message as one line. For a value of a wrong type it has the same form as other errors here."""
     text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(text.split()))
     text = re.sub(r"(--[\w.]+)/--no_[\w.]+: invalid _boolean_type value:", r"\1: allowed: true, false; got", text)
     wrong = re.match(r'Parser key "([\w.]+)": ?(?:Expected|Does not validate).*(?:Got|Given) value: ?(.*)', text)

@@ -1,4 +1,4 @@
-"""The parser of imnet-train: one typed option for every leaf of a recipe and of the run options. Torch-free."""
+"""The parser of imnet-train, with a typed option for every leaf of a recipe and of the run options. Without torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ASK = {
     "show_config": "print the resolved configuration and exit",
     "debug": "show the traceback of an error",
 }
-# Short names; jsonargparse keeps --print_config for itself.
+# Short names. jsonargparse reserves --print_config, so that ours has another name inside.
 ALIASES = {
     "data": "data.name",
     "batch_size": "data.batch_images",
@@ -51,7 +51,7 @@ ALIASES = {
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """(dotted name, type, value, help) of every leaf of a dataclass value."""
+    """(dotted name, type, value, help) of every leaf of a dataclass instance."""
     hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(value):
         inner = getattr(value, f.name)
@@ -62,7 +62,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def build_parser(base: Recipe) -> ArgumentParser:
-    """The parser whose defaults are the values of ``base``."""
+    """Build the parser, with the values of ``base`` as defaults."""
     parser = ArgumentParser(
         prog="imnet-train",
         usage="imnet-train [--recipe NAME | --model NAME] [options]",
@@ -96,8 +96,8 @@ def build_parser(base: Recipe) -> ArgumentParser:
 def choose_bands(
     recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], file_values: Mapping[str, Any]
 ) -> RunOptions:
-    """``options`` with the bands that are trained together: as asked; all of them where a recipe sees bands and
-    neither --band (typed, or in the configuration file) nor --bands is given."""
+    """``options`` with the bands to train together: those asked for, or all if the recipe uses bands and neither --band
+    (on the command line or in the configuration file) nor --bands is given."""
     band, bands = first["augment.spectral_band"], first["bands"]
     if band is not None and bands is not None:
         what = f"got --band {band} with --bands {bands}"
@@ -122,13 +122,13 @@ def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
     metavar = _metavar(hint)
     if typing.get_origin(hint) is not None and "Mapping" in str(hint):
         hint, value = dict, dict(value)
-    if hint in (str, str | None):  # a file's number is a word's digits (see check_ranges)
+    if hint in (str, str | None):  # a number in a file may stand for a word of digits (see check_ranges)
         hint = str | int if hint is str else str | int | None
     group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=metavar)
 
 
 def _metavar(hint: Any) -> str:
-    """What stands for the value in --help."""
+    """The placeholder for the value in --help."""
     members = [m for m in (typing.get_args(hint) or (hint,)) if m is not type(None)]
     short = {int: "N", float: "X", str: "NAME", dict: "{NAME: VALUE}"}
     if typing.get_origin(hint) is Literal:
@@ -137,7 +137,7 @@ def _metavar(hint: Any) -> str:
 
 
 def allowed(base: Recipe, name: str) -> str:
-    """What an option may be, in words; nothing for one that is no leaf."""
+    """The allowed values of an option, in words; empty for a name that is not a leaf."""
     hint = next((hint for value in (RunOptions(), base) for leaf, hint, *_ in leaves(value) if leaf == name), None)
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return " or ".join(_in_words(member) for member in members if member is not None)
@@ -151,7 +151,7 @@ def _in_words(hint: Any) -> str:
 
 
 def help_text() -> str:
-    """The whole help, with the values of quickstart; shown with dashes, as everyone types them."""
+    """The whole help, with quickstart's values as defaults and dashes instead of underscores in options."""
     text = build_parser(by_name("quickstart")).format_help()
     dashed = re.sub(r"--[a-z][a-z_0-9]*(?![\w.])", lambda m: m[0].replace("_", "-"), text)
     dashed = dashed.replace(" [{true,yes,false,no}]", "")
