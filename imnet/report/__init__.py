@@ -6,9 +6,9 @@
     summary(run_dir)            -> text for the end of a run
     contact_sheet(images, ...)  -> PNG bytes for worst.png
 
-What was not measured says "not measured"; the last epoch comes before the best one, which is named for what it was
-selected on. Equal run folders give equal bytes: no clock is read here. See data for what a run folder holds.
-Importing this module imports neither torch nor matplotlib.
+A figure without a measurement is shown as "not measured". The last epoch comes before the best one, whose name says on
+which images it was selected. Equal run folders give equal bytes, since no clock is read here. ``data`` describes the
+files of a run folder. Importing this module imports neither torch nor matplotlib.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ BESIDE = "Recipes of the same system that are no row of the document."
 
 
 def render(run_dir: Path, out: Path | None = None) -> Path:
-    """Write ``run_dir/report.html`` (or ``out``) atomically, return its path; works while the run is in progress.
+    """Write ``run_dir/report.html`` (or ``out``) atomically and return its path; works while the run is in progress.
 
-    DataError where the folder is no run or a file in it is damaged, IOFailure where the page cannot be written (a
-    previous report then stays as it was).
+    DataError if the folder is not a run or a file in it is damaged, IOFailure if the page cannot be written (a previous
+    report is then unchanged).
     """
     run = load(Path(run_dir))
     if out is not None:
@@ -61,8 +61,8 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
 def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write one HTML page at ``out`` that overlays the runs; runs of one recipe are averaged over their seeds.
 
-    UsageError for fewer than two runs or one run given twice, as a copy too, which may have gone on (it would count
-    twice in n), else as ``render``.
+    UsageError for fewer than two runs, and for a run given twice, since it would count twice in n. A copy counts as the
+    same run, even if it was trained further. Other errors as ``render``.
     """
     check_output(Path(out), MARK.encode())
     if len(run_dirs) < 2:
@@ -80,10 +80,10 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def expand(places: Sequence[Path]) -> list[Path]:
-    """Run folders; those inside a folder that is none itself, e.g. a sweep's or an ensemble's, in its place.
+    """The run folders among ``places``; a folder of runs, e.g. of a sweep or an ensemble, is replaced by its runs.
 
-    Beside runs lie pages of this package and trials of which nothing is trained yet. A shell's ``sweep/*`` names them
-    too; they are left out, but where there is nothing else.
+    A shell's ``sweep/*`` also names the pages of this package and trials that have not begun. They are left out, unless
+    there is nothing else.
     """
     found: list[Path] = []
     for place in places:
@@ -92,17 +92,17 @@ def expand(places: Sequence[Path]) -> list[Path]:
 
 
 def _runs_in(place: Path, depth: int) -> list[Path]:
-    """``place`` if it is a run, else the runs up to ``depth`` folders below it; IOFailure for a folder that this user
-    may not list, since it may hold a run."""
+    """``place`` if it is a run, else the runs up to ``depth`` folders below it. IOFailure for a folder that this user
+    may not list, since it may contain a run."""
     if listed(place, "run.json"):
         return [place]
-    # A file system's own lost+found is closed to users and holds no run.
+    # A file system's lost+found cannot be listed by users and contains no run.
     inside = [path for path in listed(place, "*") if path.name != "lost+found"] if depth else []
     return [run for path in inside for run in _runs_in(path, depth - 1)]
 
 
 def _beside_runs(place: Path) -> bool:
-    """A page, a table that was written beside one, or the folder of a sweep's trial without a run in it."""
+    """Whether ``place`` is a page, a table written beside a page, or the folder of a sweep's trial without a run."""
     page_of = place.with_suffix(".html")
     if place.is_file() and page_of.is_file():
         return holds(page_of, MARK.encode())
@@ -110,10 +110,11 @@ def _beside_runs(place: Path) -> bool:
 
 
 def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[str, bytes]] = ()) -> list[Path]:
-    """Write the page of a system: its document's table with what ``places`` measured, which are as for ``expand`` or
-    JSON files of imnet-bench; ``sheets`` are pictures (PNG) with their titles. The page, its Markdown and its CSV.
+    """Write the page of a system, its Markdown and its CSV, and return their paths.
 
-    UsageError for an unknown system or one run given twice, else as ``render``.
+    The page has the table of the system's document with measurements from ``places``, which are folders as for
+    ``expand`` or JSON files of imnet-bench, and the pictures ``sheets``, (title, PNG) each. UsageError for an unknown
+    system or a run given twice, other errors as ``render``.
     """
     document = of_system(word)
     check_output(out, MARK.encode())
@@ -164,20 +165,20 @@ def _check_once(runs: Sequence[RunLog]) -> None:
 
 
 def _beginning(run: RunLog) -> str:
-    """The recipe and what was logged up to the first evaluation, with its clock: no two runs have that alike, but
-    copies have, also where they went on. Empty where nothing was logged."""
+    """The recipe and the log up to the first evaluation, clock included. They are equal only for copies of a run, even
+    if a copy was trained further. Empty if nothing was logged."""
     end = run.evals[0].step if run.evals else math.inf
     lines = [line for line in (*run.train, *run.evals) if line.step <= end]
     return repr((run.recipe, run.info.get("precision"), lines)) if lines else ""
 
 
 def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:
-    """Plain lines: the runs of one label averaged, the best first. Errors as ``load``."""
+    """A table in plain lines, averaged over the runs of each label, the best label first. Errors as ``load``."""
     return search.ranking([load(Path(run_dir)) for run_dir in run_dirs], labels)
 
 
 def summary(run_dir: Path) -> str:
-    """The few plain lines printed at the end of a run; no line ends the text. Errors as ``load``."""
+    """The few plain lines printed at the end of a run, without a final newline. Errors as ``load``."""
     run = load(Path(run_dir))
     best = run.best
     best_at = f" at epoch {best.epoch:g} (selected on the {run.chosen_on})" if best else ""
@@ -201,7 +202,7 @@ def summary(run_dir: Path) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    # A name that is no valid Unicode (a class folder with odd bytes) must not cost the run its report.
+    # Names that are not valid Unicode (a class folder with odd bytes) must not prevent the report.
     write_atomic(path, text.encode("utf-8", errors="replace"))
     return path
 

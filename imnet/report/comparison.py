@@ -1,4 +1,4 @@
-"""The parts of the page that compares runs: overlaid curves, one row a run, one row a recipe over its seeds."""
+"""The parts of the page that compares runs: overlaid curves, a table of runs, and a table of recipes over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CSS_DASHES = ("solid", "dashed", "dotted", "double")
 
 
 def runs_table(runs: Sequence[RunLog]) -> Markup:
-    """One row a run, under the letter of its group; the swatch is its line in the curves."""
+    """A table with one row per run, marked with its group's letter and the line style of its curves."""
     headers = ("Run", "Recipe", "Seed", "Epochs", "Top-1, last epoch", _best_named(runs), "Published")
     headers += ("images/s, median", "Time", "Hardware")
     rows = [(_label(run.path.resolve().name, mark, style), *_cells(run)) for run, mark, style in marked(runs)]
@@ -33,14 +33,14 @@ def _label(name: str, mark: str, style: tuple[int, int]) -> Markup:
 
 
 def _long(text: str) -> Markup:
-    """A name that may break anywhere, so that a table of many columns fits a page."""
+    """A name that may be broken anywhere, so that a table with many columns fits the page."""
     return Markup(f'<span class="long">{escape(text)}</span>')
 
 
 def marked(runs: Sequence[RunLog]) -> list[tuple[RunLog, str, tuple[int, int]]]:
     """Runs in the order of their groups, each with its mark (A1, A2, B1, ...) and (colour, dash) of its curves.
 
-    The colour tells groups apart, the dash the runs of one. Where all are of one group the colour is free for runs.
+    Groups differ in colour, the runs of a group in dash. If there is only one group, its runs differ in colour.
     """
     groups = group(runs)
     found = []
@@ -59,7 +59,7 @@ def _letter(number: int) -> str:
 
 
 def published(run: RunLog) -> str:
-    """The published top-1, and what forbids the comparison."""
+    """The published top-1, and the changes that make the run not comparable with it."""
     return percent(run.published_top1, "none") + (f" ({run.changed})" if run.changed else "")
 
 
@@ -87,7 +87,7 @@ def _best_named(runs: Sequence[RunLog]) -> str:
 
 
 def groups_table(runs: Sequence[RunLog]) -> Markup:
-    """Mean and spread over the seeds of one recipe; unfinished runs are counted apart, never averaged in."""
+    """Mean and spread over the seeds of each recipe; unfinished runs are counted separately and not averaged."""
     headers = ("Recipe", "n", "Seeds", "Top-1, last epoch", _best_named(runs), "Published", "Time", "Published time")
     groups = group(runs)
     rows = []
@@ -101,7 +101,7 @@ def groups_table(runs: Sequence[RunLog]) -> Markup:
 
 
 def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
-    """Runs whose recipes (every value but the seed), precision and data are equal, in the order of first appearance."""
+    """Groups of runs with equal recipes (every value but the seed), precision and data, in order of appearance."""
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
         groups.setdefault(experiment(run), []).append(run)
@@ -109,7 +109,7 @@ def group(runs: Sequence[RunLog]) -> list[list[RunLog]]:
 
 
 def experiment(run: RunLog) -> str:
-    """sha256 (hex) of what makes runs one experiment, see ``group``."""
+    """sha256 (hex) of everything that the runs of one ``group`` have in common."""
     return hashlib.sha256(json.dumps(identity(run), sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -118,9 +118,9 @@ def identity(run: RunLog) -> dict[str, Any]:
 
 
 def _images(run: RunLog) -> str:
-    """Tells sets apart that have one recipe, which does not say where a folder lies: the fingerprint's beginning.
+    """An identifier of the data, the beginning of its fingerprint: one recipe can be used with several folders.
 
-    Of a part that is held out by the run's seed every seed has another fingerprint; there, sizes and classes tell.
+    If a part is held out by the run's seed, the fingerprint depends on the seed, so sizes and classes are hashed.
     """
     data = run.info.get("data") or {}
     if (run.recipe.get("data") or {}).get("hold_out"):
@@ -138,8 +138,8 @@ def _without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
-    """The recipe's name; where groups share it, also four values in which they differ, or as many as tell it from every
-    other: first those of which there are most."""
+    """A name for each group: its recipe's name, and if groups share that, values in which they differ, those with most
+    variants first: four, or as many more as distinguish the group from all others."""
     flat = [dict(flatten(identity(members[0]))) for members in groups]
     by_name: dict[str, list[dict[str, str]]] = {}
     for members, values in zip(groups, flat, strict=True):
@@ -150,7 +150,7 @@ def _names(groups: Sequence[Sequence[RunLog]]) -> list[str]:
 
 
 def _differing(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Names of what is not the same in all, that of most values first."""
+    """The keys whose values differ between ``rows``, that with the most different values first."""
     count = {key: len({row.get(key) for row in rows}) for key in {key for row in rows for key in row}}
     return sorted((key for key, number in count.items() if number > 1), key=lambda key: (-count[key], key))
 
@@ -188,7 +188,7 @@ def points_of(deviation: float) -> str:
 
 
 def spread(values: Sequence[float], show: Callable[[float], str], show_deviation: Callable[[float], str]) -> str:
-    """``mean ± std`` over the finite values; one value has no spread and says so."""
+    """``mean ± std`` over the finite values; for a single value the text says that there is no spread."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return show(NAN)
@@ -199,8 +199,8 @@ def spread(values: Sequence[float], show: Callable[[float], str], show_deviation
 
 
 def overlays(runs: Sequence[RunLog]) -> Markup:
-    """Training and validation together, top-1 by epoch and by time, training loss and throughput; colours as in the
-    table of runs."""
+    """Plots of training together with validation, top-1 by epoch and by time, training loss and throughput, with the
+    colours of the table of runs."""
     by_epoch, by_time, losses, rates = [], [], [], []
     accuracy, loss = [], []
     for run, _, (color, dash) in marked(runs):
@@ -236,7 +236,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def _pair(train: Points, judged: Points, color: int, dash: int) -> list[Curve]:
-    """The curves of a run in a plot of training and validation."""
+    """The two curves of a run in a plot of training and validation."""
     return [
         Curve(x=[x for x, _ in points], y=[y for _, y in points], faint=faint, color=color, dash=dash)
         for points, faint in ((train, True), (judged, False))
@@ -244,7 +244,7 @@ def _pair(train: Points, judged: Points, color: int, dash: int) -> list[Curve]:
 
 
 def _judged(runs: Sequence[RunLog]) -> str:
-    """What stands for validation in the plots."""
+    """The images that the plots show as validation, in words."""
     without = sum(not run.vals for run in runs)
     if not without:
         return "the images held out of train"
@@ -253,7 +253,7 @@ def _judged(runs: Sequence[RunLog]) -> str:
 
 
 def _times(run: RunLog) -> list[float]:
-    """Minutes on the run's clock at each evaluation, NaN where no clock was logged."""
+    """Minutes on the run's clock at each evaluation; NaN if no clock was logged."""
     clock = run.clock
     return [max((at for epoch, at in clock if epoch <= line.epoch), default=NAN) / 60 for line in run.evals]
 

@@ -1,14 +1,14 @@
-"""What the report knows about one run, and the figures derived from it. Torch-free.
+"""The data of one run for the report, and the figures derived from it. Does not import torch.
 
-The run folder's contract, as the report understands it:
+The files of a run folder that the report reads:
 
 - ``config.yaml``: a mapping, the resolved recipe and run settings.
 - ``run.json``: versions, device, precision, ... and ``recipe`` (``name``, ``model``, ``published``, ``epochs``, ...).
-- ``metrics.jsonl``: one object a line. ``kind`` "train": step, epoch, loss, lr, images_per_s, seconds, top1 (of the
-  training images as augmented, while the weights moved); ``kind`` "eval": step, epoch, loss, top1, top5 (fractions),
-  seconds; ``kind`` "val": the same of the images held out of train. ``seconds`` is the run's clock so far, evaluations
-  included.
-- ``evaluation.json``, ``worst.png``: only after an evaluation; ``evaluation-*.json``: of other data or checkpoints.
+- ``metrics.jsonl``: one object per line. ``kind`` "train" has step, epoch, loss, lr, images_per_s, seconds, top1 (of
+  the augmented training images, measured while the weights change); ``kind`` "eval" has step, epoch, loss, top1, top5
+  (fractions), seconds; ``kind`` "val" has the same for the images held out of train. ``seconds`` is the time of the run
+  so far, evaluations included.
+- ``evaluation.json``, ``worst.png``: after an evaluation; ``evaluation-*.json``: for other data or checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["NAN", "EvalLine", "Evaluation", "RunLog", "TrainLine", "Worst"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunLog:
-    """Everything the report says about one run. ``notes`` are sentences about what was absent or ignored."""
+    """Everything that the report shows about one run. ``notes`` are sentences about absent or ignored data."""
 
     path: Path
     config: Mapping[str, Any]
@@ -43,9 +43,9 @@ class RunLog:
     evaluation: Evaluation | None
     notes: tuple[str, ...]
     others: tuple[Evaluation, ...] = ()
-    """Of other data, checkpoints or precisions."""
+    """Evaluations on other data, of other checkpoints or in other precisions."""
     vals: tuple[EvalLine, ...] = ()
-    """Of the images held out of train, where there are any."""
+    """Evaluations on the images held out of train, if there are any."""
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -62,7 +62,7 @@ class RunLog:
 
     @property
     def epochs(self) -> float:
-        """Planned epochs, NaN where the recipe does not say."""
+        """Planned epochs; NaN if the recipe does not have them."""
         schedule = self.recipe.get("schedule")
         nested = schedule.get("epochs") if isinstance(schedule, Mapping) else None
         value = self.recipe.get("epochs", nested)
@@ -74,14 +74,14 @@ class RunLog:
 
     @property
     def finished(self) -> bool:
-        """The last planned epoch was evaluated (or, with no plan known, an evaluation was written)."""
+        """Whether the last planned epoch was evaluated (or, if no plan is known, whether evaluation.json exists)."""
         if math.isnan(self.epochs):
             return self.evaluation is not None
         return bool(self.evals) and self.evals[-1].epoch >= (self.stopped or self.epochs) - 1e-6
 
     @property
     def stopped(self) -> int | None:
-        """The epoch at which --patience ended the run."""
+        """The epoch at which --patience ended the run, if it did."""
         return self.info.get("stopped")
 
     @property
@@ -90,7 +90,8 @@ class RunLog:
 
     @property
     def best(self) -> EvalLine | None:
-        """The evaluation at the epoch of the highest top-1 (the earliest of equals) on the images that choose."""
+        """The evaluation at the epoch with the highest top-1 (the earliest of equals) on the validation images, or on
+        the evaluated images if nothing was held out."""
         finite = [line for line in self.vals or self.evals if math.isfinite(line.top1)]
         chosen = max(finite, key=lambda line: line.top1, default=None)
         return next((line for line in self.evals if chosen is not None and line.epoch == chosen.epoch), None)
@@ -105,44 +106,44 @@ class RunLog:
 
     @property
     def chosen_on(self) -> str:
-        """What the best epoch is selected on."""
+        """The images on which the best epoch is selected, in words."""
         return "validation images" if self.vals else self.judged_on
 
     @property
     def best_val(self) -> EvalLine | None:
-        """Of the held out images at the epoch that they chose."""
+        """The evaluation on the held-out images at the best epoch, if there is one."""
         return next((line for line in self.vals if self.best is not None and line.epoch == self.best.epoch), None)
 
     @property
     def train_top1(self) -> list[tuple[float, float]]:
-        """(epoch, mean over the lines logged in it) of the training accuracy, where it was logged."""
+        """(epoch, mean training accuracy over the lines logged in it) for epochs in which it was logged."""
         return _by_epoch([(line.epoch, line.top1) for line in self.train])
 
     @property
     def train_loss(self) -> list[tuple[float, float]]:
-        """(epoch, mean over the lines logged in it)."""
+        """(epoch, mean training loss over the lines logged in it)."""
         return _by_epoch([(line.epoch, line.loss) for line in self.train])
 
     @property
     def judged_on(self) -> str:
-        """What the evaluations were of: test set, validation set or held-out images."""
+        """The images that the evaluations used, in words: test set, validation set or held-out images."""
         data = self.info.get("data")
         return str((data if isinstance(data, Mapping) else {}).get("judged_on", "test set"))
 
     @property
     def raw_top1(self) -> float:
-        """Of the raw weights at the last epoch, in a run that evaluates their average; else NaN."""
+        """Top-1 of the raw weights at the last epoch if the run evaluates their average (EMA), else NaN."""
         compared = self.info.get("last_epoch")
         return as_figure(compared.get("raw") if isinstance(compared, Mapping) else None)
 
     @property
     def final_top1(self) -> float:
-        """Of the test set beside a validation set; NaN where there is none, or the run has not ended."""
+        """Top-1 on the test set beside a validation set; NaN if there is none, or if the run has not ended."""
         return as_figure(self.info.get("final"))
 
     @property
     def final_told(self) -> str:
-        """The same in words; empty where there is none."""
+        """``final_top1`` and how it was measured, in words; empty if it is NaN."""
         final = self.info.get("final")
         if math.isnan(self.final_top1) or not isinstance(final, Mapping):
             return ""
@@ -157,13 +158,13 @@ class RunLog:
 
     @property
     def band(self) -> int | None:
-        """The spectral band that the network saw."""
+        """The spectral band that the network was trained on, or None for whole images."""
         augment = self.recipe.get("augment") or {}
         return augment.get("spectral_band", 0) if augment.get("spectral_r") else None
 
     @property
     def published_top1(self) -> float:
-        """A fraction: of this run's band, where the network sees one; NaN where nothing was published."""
+        """The published top-1 as a fraction, for this run's band if it has one; NaN if nothing was published."""
         bands = self.published.get("band_top1") or ()
         top1 = self.published.get("top1")
         if self.band:
@@ -172,37 +173,37 @@ class RunLog:
 
     @cached_property
     def changed(self) -> str:
-        """What ran otherwise than what was published, as ``changed: model, data; not comparable``; else empty."""
+        """The differences from what was published, as ``changed: model, data; not comparable``; empty if none."""
         parts = (changed_parts(self.recipe) if self.published else ()) + self.changed_on_the_way
         return f"changed: {', '.join(parts)}; not comparable" if parts and self.published else ""
 
     @property
     def changed_on_the_way(self) -> tuple[str, ...]:
-        """What ran otherwise than what was published and is no value of the recipe."""
+        """The differences from what was published that are not values of the recipe."""
         theirs = (self.recipe.get("ran") or {}).get("precision", "auto")
         parts = ("precision",) if self.config.get("precision", "auto") not in ("auto", theirs) else ()
         return parts + (("the configuration on the way",) if self.info.get("before") else ())
 
     def against_published(self, top1: float) -> str:
-        """``top1`` (a fraction) minus the published one, or why there is no such number."""
+        """``top1`` (a fraction) minus the published one, or the reason why there is no such number."""
         if math.isnan(self.published_top1):
             return "nothing published"
         return self.changed or points(top1 - self.published_top1)
 
     @property
     def images_per_s(self) -> float:
-        """Median over the logged intervals."""
+        """Median images/s over the logged intervals."""
         rates = [line.images_per_s for line in self.train if math.isfinite(line.images_per_s)]
         return median(rates) if rates else NAN
 
     @property
     def clock(self) -> list[tuple[float, float]]:
-        """(epoch, seconds so far, evaluations included); where the logged clock restarts the lives are added.
+        """(epoch, seconds so far, evaluations included); if the logged clock restarts, the times are added up.
 
-        By epochs and not by steps, which count other batches where a run went on with another batch size.
+        Sorted by epochs and not by steps, which differ in size if a run was resumed with another batch size.
         """
         points, before, previous = [], 0.0, 0.0
-        # Sorting is stable: at the same epoch the train line stays before the evaluation.
+        # Sorting is stable, so that at the same epoch the train line stays before the evaluation.
         for line in sorted((*self.train, *self.evals), key=lambda line: line.epoch):
             if not math.isfinite(line.seconds):
                 continue
@@ -218,7 +219,7 @@ class RunLog:
 
     @property
     def hardware(self) -> str:
-        """What the run was measured on: the GPUs it used, or the processor and its cores."""
+        """The hardware of the run: the GPUs that it used, or the processor and its cores."""
         machine, ranks = self.info.get("hardware"), self.info.get("num_ranks", 1)
         device = str(self.info.get("device") or "device not recorded")
         if not isinstance(machine, Mapping):
@@ -231,26 +232,26 @@ class RunLog:
 
 
 def as_figure(figures: Any, name: str = "top1") -> float:
-    """One of the figures in run.json; NaN where there are none."""
+    """The figure ``name`` from a mapping of run.json; NaN if it is absent."""
     value = figures.get(name) if isinstance(figures, Mapping) else None
     return float(value) if isinstance(value, int | float) else NAN
 
 
 def _by_epoch(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean of the finite values of each epoch, at its end."""
+    """(end of the epoch, mean of its finite values) for each epoch."""
     epochs: dict[int, list[float]] = {}
     for epoch, value in values:
         if math.isfinite(value):
-            # A line of the last step of an epoch carries its end, perhaps rounded.
+            # The line of an epoch's last step has the epoch's end, perhaps rounded.
             epochs.setdefault(math.ceil(epoch - 1e-3), []).append(value)
     return [(float(epoch), fmean(found)) for epoch, found in sorted(epochs.items())]
 
 
 def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts of ``recipe`` that differ from the book's recipe to which its published figure belongs.
+    """Parts of ``recipe`` that differ from the recipe in RECIPES to which its published figure belongs.
 
-    That is the one of its name; of a recipe that was given another name, the nearest with the same figure. Seed and
-    spectral band are no difference.
+    That is the recipe of the same name, or if it was renamed, the most similar one with the same figure. Seed and
+    spectral band do not count as differences.
     """
     book = [to_dict(r) for r in RECIPES.values() if r.name == recipe.get("name")]
     book = book or [to_dict(r) for r in RECIPES.values() if _figure(to_dict(r)) == _figure(recipe)]
@@ -258,7 +259,7 @@ def changed_parts(recipe: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def differing(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts of ``recipe`` in which it is not the recipe ``other`` of the book."""
+    """Parts of ``recipe`` that differ from ``other``, a recipe in RECIPES."""
     mine, theirs = _comparable(recipe), _comparable(other)
     held_out = (other.get("ran") or {}).get("val_images")
     if held_out and (mine.get("data") or {}).get("val_images") == held_out:
@@ -268,13 +269,13 @@ def differing(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str,
 
 
 def _figure(recipe: Mapping[str, Any]) -> Any:
-    """What was published, without what recipes gained later."""
+    """The published figures, without those that were added to recipes later."""
     names = ("top1", "top5", "hours", "hardware", "note")
     return [(recipe.get("published") or {}).get(name) for name in names]
 
 
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a result, in JSON's form, with every field that a recipe has today."""
+    """The values of a recipe that determine a result, in JSON's form, with every field that a recipe has today."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         recipe = json.loads(json.dumps(to_dict(from_dict(recipe))))
     kept = {key: value for key, value in recipe.items() if key not in ("name", "source", "published", "ran", "seed")}

@@ -1,4 +1,4 @@
-"""What a run folder's files hold, line by line and value by value: the parts of a RunLog."""
+"""The parts of a RunLog: the lines of a run folder's metrics.jsonl and the values of its evaluation.json."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NAN = math.nan
 
 
 def mean(values: Sequence[float], missing: float = NAN) -> float:
-    """Of the finite values; ``missing`` where there is none."""
+    """The mean of the finite values; ``missing`` if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return fmean(finite) if finite else missing
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of the finite values; NaN where they are too few."""
+    """Mean and sample standard deviation of the finite values; NaN if there are too few."""
     finite = [value for value in values if math.isfinite(value)]
     return mean(finite), stdev(finite) if len(finite) > 1 else NAN
 
@@ -52,7 +52,7 @@ class EvalLine(NamedTuple):
 class Worst:
     """One of the images with the largest loss; ``probability`` is that of the true class.
 
-    ``predicted`` may lie beyond the named classes: a network's head can be wider than the data set.
+    ``predicted`` may be beyond the named classes, since a network can have more outputs than the data set has classes.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Worst:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """evaluation.json."""
+    """The contents of evaluation.json."""
 
     num_images: int
     top1: float
@@ -75,11 +75,11 @@ class Evaluation:
     class_names: tuple[str, ...]
     worst: tuple[Worst, ...]
     support: tuple[int, ...]
-    """Images of each class."""
+    """Number of images of each class."""
     bins: tuple[tuple[float, float, float], ...] = ()
-    """Of the reliability diagram, see ``imnet.scores``; empty where an older version evaluated."""
+    """Bins of the reliability diagram, see ``imnet.scores``; empty if an older version evaluated."""
     about: Mapping[str, Any] | None = None
-    """Of an evaluation beside the run's own: data, split, checkpoint, precision."""
+    """Data, split, checkpoint and precision, unless this is the run's own evaluation."""
 
     @property
     def per_class(self) -> list[ClassScore]:

@@ -1,6 +1,7 @@
-"""The report's page: number formats, tables and the HTML shell. Standard library only.
+"""The report's page: number formats, tables and the HTML around them. Uses the standard library only.
 
-One file, no script, nothing fetched: it must open from a disk, an attachment or a phone, years later.
+A page is one file without scripts that fetches nothing, so that it can be opened years later from a disk or an
+attachment, or on a phone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from html import escape
 from typing import Any
 
 NOT_MEASURED = "not measured"
-LONG_LIST = 24  # a data set's thousand class names would bury the rest of the table
+LONG_LIST = 24  # longer lists are only counted, since a thousand class names would bury the rest of the table
 
-# Colours are variables so that the same inline SVG follows the reader's light or dark setting.
+# Colours are variables, so that inline SVGs follow the reader's light or dark setting.
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1c2330;--soft:#5c6675;--line:#d9dee6;--hit:46,122,204;
 --miss:222,98,28;--warn:#9a5b00;--c0:#2d7dd2;--c1:#e0701f;--c2:#239a5b;--c3:#b04bb8;--c4:#d23f4b;--c5:#8a7a1c;
@@ -64,7 +65,7 @@ table.wide .long{overflow-wrap:anywhere}table.wide td:has(.long){min-width:8em}
 
 
 class Markup(str):
-    """Text that is HTML already; everything else is escaped on its way into the page."""
+    """Text that is HTML already; all other text is escaped when it is put into the page."""
 
 
 def html(value: Any) -> str:
@@ -99,14 +100,14 @@ def duration(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Hours, as publications give them, with the plain duration where hours are unreadably small."""
+    """Hours, as in publications; below one hour with the plain duration too."""
     if not math.isfinite(seconds):
         return NOT_MEASURED
     return f"{seconds / 3600:.3g} h" + (f" ({duration(seconds)})" if seconds < 3600 else "")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as (dotted key, text), in the mapping's own order."""
+    """The values of nested mappings as (dotted key, text), in the mappings' order."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -123,13 +124,13 @@ def _text(value: Any) -> str:
 
 
 def values_table(values: Mapping[str, Any]) -> Markup:
-    """Dotted keys and their values; long keys may break after a dot or an underscore, nowhere else."""
+    """A table of dotted keys and their values; long keys may be broken after a dot or an underscore."""
     keyed = [(re.sub(r"([._])", r"\1<wbr>", escape(key)), value) for key, value in flatten(values)]
     return table((), [(Markup(key), value) for key, value in keyed], "values")
 
 
 def table(headers: Sequence[Any], rows: Iterable[Sequence[Any]], css_class: str = "") -> Markup:
-    """An HTML table whose first column names the row; no header line where ``headers`` is empty."""
+    """An HTML table whose first column names the row; without a header line if ``headers`` is empty."""
     head = "".join(f'<th scope="col">{html(cell)}</th>' for cell in headers)
     body = "".join(
         f'<tr><th scope="row">{html(row[0])}</th>{"".join(f"<td>{html(cell)}</td>" for cell in row[1:])}</tr>\n'
@@ -154,7 +155,7 @@ def figure(drawing: Markup, caption: str) -> Markup:
 
 
 def tiles(items: Iterable[tuple[str, str]]) -> Markup:
-    """Large figures with a small name under each."""
+    """Large figures, (name, value) each, with the name below in small print."""
     return Markup(
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{html(value)}</b><span>{html(name)}</span></div>' for name, value in items)
@@ -167,11 +168,11 @@ def grid(sections: Iterable[Markup]) -> Markup:
 
 
 MARK = "</style>\n</head>\n<body>\n<main>\n<h1>"
-"""What every page holds, and pages of others hardly do."""
+"""Text that every page of this package contains, by which it is recognised."""
 
 
 def page(title: str, subtitle: str, body: Iterable[Markup]) -> str:
-    """The whole document."""
+    """The whole HTML document."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

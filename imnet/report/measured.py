@@ -1,4 +1,4 @@
-"""What was measured for a system's page: runs, ensembles and rows of result files, as one kind of value."""
+"""The measurements for a system's page: runs, ensembles and rows of result files, all as ``Measured``."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ FUSION = "fusion.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Finished runs of one configuration on one kind of hardware, their seeds side by side."""
+    """Finished runs of one configuration on one kind of hardware, one value per seed."""
 
     recipe: Mapping[str, Any]
     last: tuple[float, ...]
-    """Top-1 of the test set at the last epoch, a fraction a run."""
+    """Test top-1 at the last epoch, one fraction per run."""
     best: tuple[float, ...] = ()
     chosen_on: str = ""
-    """What the best epoch was selected on."""
+    """The images on which the best epoch was selected, in words."""
     seconds: tuple[float, ...] = ()
     hardware: str
     precision: str = ""
     seeds: tuple[str, ...] = ()
     band: int | None = None
-    """The spectral band that the network saw; None of an ensemble too."""
+    """The spectral band of the network; None for whole images and for an ensemble."""
     ensemble: str = ""
     """How the bands of an ensemble were fused; empty for single networks."""
     more: tuple[str, ...] = ()
-    """What else forbids a comparison with the published figure."""
+    """Differences from what was published that are not values of the recipe."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Measured:
 
 
 def of_runs(runs: Sequence[RunLog]) -> list[Measured]:
-    """The finished ones, grouped."""
+    """The finished ones of ``runs``, grouped by experiment and hardware."""
     found = []
     for members in group(runs):
         done = [run for run in members if run.finished and run.last is not None]
@@ -74,8 +74,8 @@ def _of(runs: Sequence[RunLog]) -> Measured:
 
 
 def read_fusion(folder: Path) -> dict[str, Any] | None:
-    """What imnet-eval wrote of an ensemble: ``rules``, ``costs`` and the weights of its ``bands``; None where it was
-    not asked, DataError where that is damaged."""
+    """The fusion.json that imnet-eval wrote for an ensemble: ``rules``, ``costs`` and the weights of its ``bands``.
+    None if the ensemble was not evaluated, DataError if the file is damaged."""
     path = folder / FUSION
     if not path.exists():
         return None
@@ -89,7 +89,7 @@ def read_fusion(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_rule(rule: dict[str, Any], bands: Any) -> bool:
-    """Weights of some of the ``bands``; null only where a fit has come to nothing."""
+    """Whether ``rule`` has valid weights for some of the ``bands``; null is allowed only if a fit has failed."""
     weights, chosen = rule.get("weights"), "chosen" in str(rule.get("name"))
     if not _numbered(weights) or not weights or not set(weights) <= set(bands):
         return False
@@ -103,8 +103,8 @@ def _numbered(bands: Any) -> bool:
 
 
 def of_ensemble(folder: Path, band: RunLog) -> list[Measured] | None:
-    """What imnet-eval made of an ensemble's bands, one of which is ``band``; nothing where it was not asked, None where
-    it was asked before their training had come to its end."""
+    """The measurements of imnet-eval for an ensemble, one band of which is ``band``. Empty if it was not evaluated,
+    None if it was evaluated before the training of all bands had ended."""
     path, data = folder / FUSION, read_fusion(folder)
     if data is None:
         return []
@@ -134,7 +134,7 @@ def of_ensemble(folder: Path, band: RunLog) -> list[Measured] | None:
 
 
 def _is_final(folder: Path, weights: str) -> bool:
-    """Whether these are the last weights of a finished run (see ``Run.weights_id``)."""
+    """Whether ``weights`` are the last weights of a finished run (see ``Run.weights_id``)."""
     run = load(folder) if (folder / "run.json").exists() else None
     if run is None or run.last is None or not run.finished:
         return False
@@ -142,12 +142,12 @@ def _is_final(folder: Path, weights: str) -> bool:
 
 
 def of_results(path: Path) -> list[Measured]:
-    """The trainings in a JSON of imnet-bench (runs, or those of a GPU); DataError where there is none."""
+    """The trainings in a JSON file of imnet-bench (runs, or those of a GPU); DataError if there are none."""
     data = read_json(path)
     rows = [
         row for row in data.get("rows") or () if isinstance(row, dict) and {"epochs", "top1", "seconds"} <= set(row)
     ]
-    # A row of a GPU's whole trainings has the recipe as its name.
+    # Rows of whole trainings on a GPU have the recipe as their name.
     known = [row | {"recipe": row.get("recipe", row.get("name"))} for row in rows]
     known = [row for row in known if row["recipe"] in RECIPES]
     if not known:
@@ -176,7 +176,7 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], hardware: str, path: Path) -> Me
 
 
 def _hardware(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """As a run's own report says it."""
+    """The hardware in the form of a run's own report."""
     machine = row.get("hardware") or data.get("fingerprint") or {}
     gpus = machine.get("gpus") if isinstance(machine.get("gpus"), list) else [machine.get("gpu")]
     if gpus and gpus[0]:

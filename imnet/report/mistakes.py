@@ -1,4 +1,4 @@
-"""What the network gets wrong: the confusion matrix and the worst images of the final evaluation."""
+"""The mistakes of the network: the confusion matrix and the worst images of the final evaluation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from imnet.report.markup import NOT_MEASURED, Markup, grid, html, section, soft,
 from imnet.report.read import read_bytes
 
 HEAT_MAP_CLASSES = 50
-NUMBERED_CLASSES = 20  # beyond this the cells shrink to colour only; the counts stay as tool tips
+NUMBERED_CLASSES = 20  # with more classes, cells show only colours, with the counts as tool tips
 CONFUSED_PAIRS = 20
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def confusion(run: RunLog) -> Markup:
-    """A heat map with names, or the most confused pairs where a map would be unreadable."""
+    """A heat map with names, and for many classes the most confused pairs too, or instead."""
     title = "Confusion matrix"
     if run.evaluation is None:
         return section("confusion", title, f"Confusion matrix: {NOT_MEASURED} (no final evaluation yet).")
@@ -34,7 +34,7 @@ def confusion(run: RunLog) -> Markup:
 
 
 def best_confusion(runs: Sequence[RunLog]) -> list[Markup]:
-    """Of the run of the highest top-1 at its last epoch; no section where none was evaluated."""
+    """The confusion matrix of the run with the highest top-1 at its last epoch; no section if no run was evaluated."""
     judged = [run for run in runs if run.evaluation is not None and run.last is not None]
     if not judged:
         return []
@@ -43,7 +43,7 @@ def best_confusion(runs: Sequence[RunLog]) -> list[Markup]:
 
 
 def sheet(name: str, title: str, png: bytes) -> Markup:
-    """A section of one picture."""
+    """A section with one picture."""
     return section(name, title, _picture(png, title, "natural"))
 
 
@@ -89,7 +89,7 @@ def _pairs(evaluation: Evaluation) -> Sequence[Markup]:
 
 
 def worst(run: RunLog) -> Markup:
-    """The contact sheet as a data URI, and the same as text."""
+    """The contact sheet of the worst images as a data URI, and the same as a table."""
     title = "Worst images"
     if run.evaluation is None:
         return section("worst", title, f"Worst images: {NOT_MEASURED} (no final evaluation yet).")
@@ -111,7 +111,7 @@ def _predicted(names: Sequence[str], row: Worst) -> str:
 
 
 def _share(probability: float) -> str:
-    """Three digits: these probabilities are tiny, and two decimals of a percentage would all read 0.00 %."""
+    """A percentage with three significant digits, since two decimals would show these tiny values as 0.00 %."""
     return f"{100 * probability:.3g} %" if math.isfinite(probability) else NOT_MEASURED
 
 

@@ -1,6 +1,6 @@
 """The report's drawings: curves as inline SVG, the worst images as one PNG.
 
-matplotlib and Pillow are imported inside the functions: ``imnet-report --help`` must not pay for them.
+matplotlib and Pillow are imported inside the functions, so that ``imnet-report --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from imnet.report.markup import Markup
 if TYPE_CHECKING:
     import numpy as np
 
-# matplotlib needs literal colours; these stand for the page's CSS variables and are replaced in the SVG text.
+# matplotlib needs literal colours; these are replaced in the SVG text by the page's CSS variables.
 INK, GRID = "#010203", "#040506"
 SERIES = tuple(f"#0a0b{number:02x}" for number in range(8))
 DASHES = ("-", "--", ":", "-.")
-MAX_POINTS = 600  # more than the pixels of a phone or half a desktop; a run of 1e5 lines stays a small page
-CROWD = 12  # more curves are drawn thinner
-SMOOTHING = 40  # a running mean spans 1/40 of the points
+MAX_POINTS = 600  # more than the pixels of a phone or half a desktop; keeps the page of 1e5 lines small
+CROWD = 12  # with more curves than this, they are drawn thinner
+SMOOTHING = 40  # a running mean is over 1/40 of the points
 
 SIZE_IN = (4.9, 2.9)
-DIGIT_IN = 0.09  # of 10 points, in a wide font
+DIGIT_IN = 0.09  # the width of a digit of 10 points in a wide font
 
 TILE_PX = 128
 CAPTION_PX = 34
@@ -59,14 +59,14 @@ def curves_svg(
 ) -> Markup:
     """Draw ``curves`` as one inline ``<svg>``, equal for equal input.
 
-    ``name`` keeps the ids of several drawings in one page apart; ``level`` is a dashed horizontal line with its text;
-    ``mark_x`` a vertical one (the first non-finite loss).
+    ``name`` makes the ids of several drawings in one page unique; ``level`` is a dashed horizontal line with its text,
+    and ``mark_x`` a vertical line (the first non-finite loss).
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # No pyplot: it keeps global state and may look for a display. Defaults first: a user's matplotlibrc must not
-    # change the page. Text stays text: small, searchable, in the page's colour.
+    # No pyplot, which keeps global state and may look for a display. rcdefaults, so that a user's matplotlibrc does not
+    # change the page. Text stays text, which is small, searchable and in the page's colour.
     settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 10, "axes.edgecolor": INK}
     settings |= {"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"}
     settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
@@ -105,7 +105,7 @@ def _draw(axes: Any, curve: Curve, width: float) -> None:
 
 def _draw_level(axes: Any, y: float, text: str) -> None:
     axes.axhline(y, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-    # The accuracies rise towards the published line from below left, so the free place is just above it on the left.
+    # Accuracies rise towards the published line from below left, so that the space above it on the left is free.
     axes.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points")
 
 
@@ -127,8 +127,8 @@ def _dress(axes: Any, x_label: str, y_label: str, log_y: bool, legend: bool) -> 
 
 
 def _place(figure: Any, axes: Any) -> None:
-    """Margins for the numbers beside the axes. matplotlib's own layouts measure them by drawing everything once more,
-    which is half of the seconds that a page takes."""
+    """Set margins for the numbers beside the axes. matplotlib's own layouts measure them by drawing everything once
+    more, which takes half of a page's time."""
     low, high = sorted(axes.get_ylim())
     told = axes.yaxis.get_major_formatter()
     longest = max(map(len, told.format_ticks([y for y in axes.get_yticks() if low <= y <= high])), default=0)
@@ -138,9 +138,9 @@ def _place(figure: Any, axes: Any) -> None:
 
 
 def _inline(svg: str, name: str, label: str) -> Markup:
-    """The ``<svg>`` element alone: its own ids, the page's colours.
+    """The ``<svg>`` element alone, with unique ids and the page's colours.
 
-    No metadata (they hold the date), and no style element: inside an HTML page its ``*`` would style everything.
+    Metadata is removed because it has the date, and the style element because its ``*`` would style the whole page.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
@@ -157,16 +157,17 @@ def _inline(svg: str, name: str, label: str) -> Markup:
 
 
 def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """At most ``limit`` points: means over equal runs of points; a run with no finite value is a gap (NaN)."""
+    """Reduce to at most ``limit`` points, the means of equal stretches; one without a finite value is a gap (NaN)."""
     width = math.ceil(len(x) / limit)
     starts = range(0, len(x), max(width, 1))
     return [mean(x[at : at + width]) for at in starts], [mean(y[at : at + width]) for at in starts]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the finite values within ``window`` around each; a value that is not finite stays a gap.
+    """The mean of the finite values in a ``window`` around each value; a value that is not finite becomes NaN, a gap.
 
-    Centred and narrower at the ends: a trailing mean lags, and would draw a falling train loss above the test loss.
+    The window is centred, and narrower at the ends: a trailing mean lags, which would draw a falling training loss
+    above the test loss.
     """
     last = len(values) - 1
     means = []
@@ -177,7 +178,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def smoothed(x: Sequence[float], y: Sequence[float], label: str, color: int) -> tuple[list[Curve], str]:
-    """The values as they are; where they are many, faint under their running mean, and the words that say so."""
+    """(curves, words for the caption): the values as they are, or if there are many, faint below their running mean."""
     if len(x) <= 60:
         return [Curve(x=x, y=y, label=label, color=color)], ""
     x, y = thin(x, y)
@@ -187,10 +188,10 @@ def smoothed(x: Sequence[float], y: Sequence[float], label: str, color: int) -> 
 
 
 def contact_sheet(images_uint8: np.ndarray, captions: Sequence[str], columns: int = 4) -> bytes:
-    """A PNG of the images in rows of ``columns``, each over its caption (at most two lines).
+    """A PNG of the images in rows of ``columns``, each above its caption (at most two lines).
 
-    ``images_uint8``: (n, H, W, C), C = 1 or 3. Small images are enlarged by whole factors, so that pixels stay
-    pixels; large ones are reduced to 128 px. DataError for any other shape or dtype.
+    ``images_uint8`` is (n, H, W, C) with C = 1 or 3. Small images are enlarged by integer factors, so that pixels stay
+    visible; large ones are reduced to 128 px. DataError for any other shape or dtype.
     """
     from PIL import Image, ImageDraw
 
@@ -215,7 +216,7 @@ def contact_sheet(images_uint8: np.ndarray, captions: Sequence[str], columns: in
 
 
 def _tile(pixels: np.ndarray) -> Any:
-    """(H, W, C) uint8 -> an RGB image whose longer side is at most TILE_PX."""
+    """Turn uint8 (H, W, C) into an RGB image whose longer side is at most TILE_PX."""
     from PIL import Image
 
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")

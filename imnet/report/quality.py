@@ -1,4 +1,4 @@
-"""How good the answers are, class by class, how far their probabilities can be believed, and on which other data."""
+"""The quality of the predictions: figures of each class, calibration, and evaluations on other data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imnet.report.plots import Curve, curves_svg
 from imnet.scores import balanced_accuracy, calibration_error, macro_f1
 
 SHOWN_CLASSES = 50
-"""Of more classes the page has those of the lowest F1; evaluation.json has all."""
+"""If there are more classes, the page shows those with the lowest F1; evaluation.json has all."""
 
 
 def classes(run: RunLog) -> Markup:
@@ -41,7 +41,7 @@ def _share(value: float | None) -> str:
 
 
 def calibration(run: RunLog) -> Markup:
-    """The reliability diagram: accuracy against probability."""
+    """The reliability diagram, accuracy against predicted probability."""
     title = "Calibration"
     if run.evaluation is None or not run.evaluation.bins:
         why = "no final evaluation yet" if run.evaluation is None else "imnet-eval measures it"
@@ -65,7 +65,7 @@ def _reliability(evaluation: Evaluation, name: str) -> Markup:
 
 
 def others(run: RunLog) -> list[Markup]:
-    """Evaluations on other data, of other checkpoints or in another precision; no section where there is none."""
+    """Evaluations on other data, of other checkpoints or in another precision; no section if there are none."""
     if not run.others:
         return []
     headers = ("Data", "Part", "Checkpoint", "Precision", "Images", "Top-1", "Top-5", "Balanced", "Calibration error")
@@ -78,7 +78,7 @@ def others(run: RunLog) -> list[Markup]:
 
 
 def _named(other: Evaluation) -> list[str]:
-    """Its data, their part, the checkpoint and the precision."""
+    """The data, split, checkpoint and precision of an evaluation."""
     return [str((other.about or {}).get(key, "?")) for key in ("data", "split", "checkpoint", "precision")]
 
 

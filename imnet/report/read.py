@@ -1,4 +1,4 @@
-"""Reads a run folder for the report: every damaged file is one line that names the file and the place."""
+"""Reads a run folder for the report; the error for a damaged file is one line with the file and the place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_A_RUN = "give the folder that imnet-train wrote (its --out)"
 
 
 def load(run_dir: Path) -> RunLog:
-    """Read ``run_dir``; DataError where a file is missing or damaged, IOFailure where it cannot be read."""
+    """Read ``run_dir``; DataError if a file is missing or damaged, IOFailure if it cannot be read."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise DataError("no such run folder", file=run_dir, hint=NOT_A_RUN)
@@ -66,7 +66,7 @@ def _check_published(published: Any, path: Path) -> None:
 
 
 def _copied(data: Any, path: Path) -> list[str]:
-    """What judges although it was trained on."""
+    """Notes about evaluated images that were also trained on."""
     copies = (data.get("copies") if isinstance(data, dict) else None) or {}
     if not isinstance(copies, dict) or not all(count is None or isinstance(count, int) for count in copies.values()):
         raise DataError("data.copies must be an object of whole numbers and null", file=path)
@@ -89,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object; DataError where the file is absent or anything else."""
+    """The JSON object in a file; DataError if the file is absent or holds anything else."""
     data = read_bytes(path)
     try:
         value = json.loads(data, parse_int=_whole)
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    """Sums and shares of larger ones have no float. ValueError for them."""
+    """Parse an integer; ValueError from 2^64 on, since sums and ratios of huge integers do not fit a float."""
     number = int(digits)
     if abs(number) >= 1 << 64:
         raise ValueError(f"a whole number of {len(digits)} digits")
@@ -109,7 +109,7 @@ def _whole(digits: str) -> int:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping; DataError where the file is absent or anything else."""
+    """The mapping in a YAML file; DataError if the file is absent or holds anything else."""
     from imnet import yaml_file
 
     try:
@@ -122,7 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]], list[str]]:
-    """Training lines, and those of the kinds ``eval`` and ``val``."""
+    """(training lines, {"eval": lines, "val": lines}, notes) from metrics.jsonl."""
     evals: dict[str, list[EvalLine]] = {"eval": [], "val": []}
     if not path.exists():
         return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
@@ -154,7 +154,7 @@ def _append(
 
 
 def as_number(value: Any, what: str, path: Path) -> float:
-    """A float; None (not measured) becomes NaN; anything else is a DataError."""
+    """The number ``value`` as a float; None (not measured) becomes NaN. DataError for anything else."""
     if value is None:
         return NAN
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -166,7 +166,7 @@ def as_number(value: Any, what: str, path: Path) -> float:
 
 
 def as_fraction(value: Any, what: str, path: Path) -> float:
-    """An accuracy in 0..1, or NaN; a percentage in its place is a DataError rather than a 9,300 % accuracy."""
+    """An accuracy in 0..1, or NaN. DataError for other values, so that a percentage is not shown as 9,300 %."""
     number = as_number(value, what, path)
     if number < 0 or number > 1:
         raise DataError(f"{what} is {number:g}, must be a fraction in 0..1", file=path)
@@ -197,7 +197,7 @@ def _evaluation(path: Path) -> Evaluation:
 
 
 def _support(counts: Any, confusion: Confusion, size: int, path: Path) -> tuple[int, ...]:
-    """Images of each class; an older evaluation.json has those of the confusion matrix alone."""
+    """Number of images of each class; for an older evaluation.json counted from the confusion matrix."""
     if counts is None:
         counts = [0] * size
         for true, _, images in confusion.cells():
@@ -229,7 +229,7 @@ def _confusion(found: Any, size: int, path: Path) -> Confusion:
 
 
 def _of_rows(rows: list[Any], size: int, path: Path) -> Confusion:
-    """Of the whole matrix, as an older evaluation.json has it."""
+    """The confusion from the whole matrix, which an older evaluation.json has."""
     square = [len(row) for row in rows if isinstance(row, list)] == [size] * size
     if not square or not all(type(count) is int and count >= 0 for row in rows for count in row):
         raise DataError(f"confusion must be {size} rows of {size} counts (one per class name)", file=path)

@@ -1,4 +1,4 @@
-"""The rows of a document, each with what was measured for it."""
+"""The rows of a document, each with its measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from imnet.report.measured import Measured
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the document, or None where the measured runs belong to none; with one measurement, or none."""
+    """A row of a system's page: ``recipe`` is that of the document's row, or None if the measurement belongs to no row;
+    ``found`` is the measurement, or None if there is none."""
 
     label: str
     recipe: Recipe | None
@@ -26,7 +27,7 @@ class Row:
 
     @property
     def published(self) -> float:
-        """A fraction: of the band, of the ensemble where the recipe is one, or of the network."""
+        """The published top-1 as a fraction, of the band, of the ensemble if the recipe is one, or of the network."""
         p = self.recipe.published if self.recipe else None
         if p is None or self.recipe is None:
             return NAN
@@ -43,13 +44,13 @@ class Row:
 
     @property
     def networks(self) -> int:
-        """How many make the row."""
+        """The number of networks that make up the row."""
         r = self.recipe.augment.spectral_r if self.recipe and self.band is None else None
         return r * r if r else 1
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """In what the measured runs are not the document's, or where they are no row of it not their own recipe."""
+        """Parts in which the measured runs differ from the row's recipe, or if it has none from their own recipe."""
         book = self.recipe or (RECIPES.get(self.found.name) if self.found else None)
         if self.found is None or book is None:
             return ()
@@ -65,7 +66,7 @@ class Row:
 
 
 def rows(document: Document, measured: Sequence[Measured]) -> tuple[list[Row], list[Row], list[Row]]:
-    """(the document's table, its bands, what belongs to the system and to no row of the document)."""
+    """(rows of the document's table, rows of its bands, measurements of the system that belong to no row)."""
     placed = [(m, row_of(m.recipe, document)) for m in measured]
     main, bands = [], []
     for label, name in document.rows.items():
@@ -79,12 +80,12 @@ def rows(document: Document, measured: Sequence[Measured]) -> tuple[list[Row], l
 
 
 def belongs(recipe: Mapping[str, Any], document: Document) -> bool:
-    """Whether a run of ``recipe`` is one of the system."""
+    """Whether a run of ``recipe`` belongs to the document's system."""
     return str(recipe.get("name")).startswith(f"{document.system}/") or row_of(recipe, document) is not None
 
 
 def row_of(recipe: Mapping[str, Any], document: Document) -> str | None:
-    """The recipe of the row that a run belongs to: its own, else the nearest of the same network and data set."""
+    """The name of the row's recipe for a run: its own, or else the most similar of the same network and data set."""
     names = list(document.rows.values())
     if recipe.get("name") in names:
         return str(recipe["name"])
@@ -94,7 +95,7 @@ def row_of(recipe: Mapping[str, Any], document: Document) -> str | None:
 
 
 def _bands(label: str, recipe: Recipe, measured: Sequence[Measured]) -> list[Row]:
-    """A row a band, of recipes whose bands were published or measured."""
+    """One row or more for each band, if the recipe's bands were published or measured."""
     count = len(recipe.published.band_top1) if recipe.published else 0
     found: list[Row] = []
     for band in range(max([count, *(m.band + 1 for m in measured if m.band is not None)])):

@@ -1,4 +1,4 @@
-"""What a search found: its configurations from the best to the worst, and a heat map where two values were searched."""
+"""The results of a search: its configurations from best to worst, and a heat map if two values were searched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imnet.report.markup import Markup, duration, flatten, html, percent, sectio
 
 
 def judged(run: RunLog) -> float:
-    """What a search should choose by: the images held out of train where there are any, else the test set."""
+    """The top-1 by which a search should choose: on the images held out of train, or else on the test set."""
     return run.vals[-1].top1 if run.vals else run.last_top1
 
 
@@ -22,7 +22,7 @@ def _judged(runs: Sequence[RunLog]) -> float:
 
 
 def ranking(runs: Sequence[RunLog], labels: Sequence[str]) -> str:
-    """Runs of one label averaged, in columns; the best first."""
+    """A text table with one line per label, averaged over its runs, the best first."""
     groups: dict[str, list[RunLog]] = {}
     for run, label in zip(runs, labels, strict=True):
         groups.setdefault(label, []).append(run)
@@ -40,12 +40,12 @@ def ranking(runs: Sequence[RunLog], labels: Sequence[str]) -> str:
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
-    """Of one run the value alone: the column n says that it has no spread."""
+    """``mean ± std``, or the value alone for one run, since the column n shows that there is no spread."""
     return percent(values[0]) if len(values) == 1 else spread(values, percent, points_of)
 
 
 def heat_maps(runs: Sequence[RunLog]) -> list[Markup]:
-    """A section for every recipe of which exactly two values were searched; seeds are averaged."""
+    """A section for every recipe of which exactly two values differ between the runs; averaged over seeds."""
     families: dict[Any, list[tuple[dict[str, str], list[RunLog]]]] = {}
     for members in group(runs):
         values = dict(flatten(identity(members[0])))
@@ -59,7 +59,7 @@ def heat_maps(runs: Sequence[RunLog]) -> list[Markup]:
 
 
 def _map(key: str, name: str, axes: Sequence[str], family: Sequence[tuple[dict[str, str], list[RunLog]]]) -> Markup:
-    """Columns: the axis of more values."""
+    """The heat map of one recipe; the value with more variants is the horizontal axis."""
     down, across = sorted(axes, key=lambda axis: len({values[axis] for values, _ in family}))
     cells = {(values[down], values[across]): [r for r in members if r.finished] for values, members in family}
     top1 = {at: mean([run.last_top1 for run in members]) for at, members in cells.items() if members}
@@ -97,7 +97,7 @@ def _short(axis: str) -> str:
 
 
 def _sorted(values: set[str]) -> list[str]:
-    """As numbers where all are."""
+    """The values sorted as numbers if all are numbers, else as text."""
     try:
         return sorted(values, key=float)
     except ValueError:

@@ -40,7 +40,7 @@ def headline(run: RunLog) -> Markup:
 
 
 def status(run: RunLog) -> str:
-    """One sentence: finished or how far, and the model."""
+    """One sentence: whether the run is finished or how far it is, the model and the seed."""
     model = f"model {run.recipe.get('model', 'not recorded')}"
     seed = f"seed {run.seed}" if run.seed is not None else "seed not recorded"
     if run.finished:
@@ -51,7 +51,7 @@ def status(run: RunLog) -> str:
 
 
 def notes(run: RunLog) -> list[Markup]:
-    """What the reader must know before the figures; no section where there is nothing to say."""
+    """Notes that a reader needs before the figures; no section if there are none."""
     items = list(run.notes)
     if not run.finished:
         items.insert(0, "The run is not finished: the figures below are those so far, not final ones.")
@@ -71,7 +71,7 @@ def notes(run: RunLog) -> list[Markup]:
 
 
 def results(run: RunLog) -> Markup:
-    """Published against measured: the last epoch first, the best one named for what it is."""
+    """A table of measured and published figures: the last epoch first, then the best epoch with what selected it."""
     last, best, published = run.last, run.best, run.published
     evaluation = run.evaluation
     last_name = "Measured, last epoch" if run.finished else "Measured, last epoch so far"
@@ -99,7 +99,7 @@ def results(run: RunLog) -> Markup:
 
 
 def _ensemble(run: RunLog) -> list[tuple[str, str, str, str]]:
-    """A spectral system's figure, which belongs to several runs."""
+    """A row with the published figure of a spectral ensemble, to which this run is only one band."""
     published = run.published
     if published.get("ensemble_top1") is None:
         return []
@@ -120,7 +120,7 @@ def _sampling(run: RunLog) -> str:
     if run.evaluation is None or not math.isfinite(run.evaluation.top1):
         return f"{source} Number of test images: {NOT_MEASURED} (no final evaluation yet)."
     count, top1 = run.evaluation.num_images, run.evaluation.top1
-    # Agresti and Coull's, two hits and two misses more: of images that are all right the plain one is 0.
+    # Agresti and Coull's estimate, with two hits and two misses added: the plain one is 0 if all images are right.
     share = (top1 * count + 2) / (count + 4)
     error = math.sqrt(share * (1 - share) / (count + 4))
     return (

@@ -1,6 +1,6 @@
-"""The page of a system: the table of its document, every row with what was published and what was measured.
+"""The page of a system: the table of its document, each row with the published and the measured figures.
 
-The same table as Markdown and CSV lies beside the page. A row that nothing measured says "not run".
+The same table is written beside the page as Markdown and CSV. A row without a measurement is shown as "not run".
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def main_table(document: Document, found: Sequence[Row]) -> Markup:
 
 
 def other_table(name: str, title: str, said: str, found: Sequence[Row]) -> list[Markup]:
-    """Rows that are none of the document's own; no section without any."""
+    """A section of rows that are not in the document's table; none if there are no such rows."""
     return [section(name, title, soft(said), _table(found))] if found else []
 
 
 def _columns(found: Sequence[Row]) -> list[tuple[str, Any]]:
-    """(header, what it shows of a row), without the columns that would be empty."""
+    """(header, function from a row to its cell) of each column, without columns that would be empty."""
     some = [row.recipe.published for row in found if row.recipe and row.recipe.published and row.band is None]
     columns: list[tuple[str, Any]] = [("", _label)]
     columns += [("Parameters", _parameters)] if any(p.parameters for p in some) else []
@@ -151,12 +151,12 @@ def _n(row: Row) -> str:
 
 
 def heading(document: Document) -> str:
-    """The first line of the Markdown."""
+    """The first line of the Markdown file."""
     return f"# {document.title} (document {document.number})"
 
 
 def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
-    """The tables that are not empty, by their titles."""
+    """The Markdown of the tables that are not empty, each under its title."""
     lines = [heading(document), "", *(f"{note}\n" for note in document.notes)]
     for title, found in tables.items():
         columns = _columns(found)
@@ -168,13 +168,13 @@ def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _plain(cell: str) -> str:
-    """A cell without tags, and without what would end it."""
+    """The text of a cell without tags, and without characters that would end a cell of Markdown."""
     text = re.sub(r"<[^>]+>", "", cell.replace("<br>", "; ")) if isinstance(cell, Markup) else cell
     return (unescape(text) if isinstance(cell, Markup) else text).replace("|", "\\|").replace("\n", " ")
 
 
 def as_csv(found: Sequence[Row]) -> str:
-    """Numbers as they are: fractions, hours; what there is not is empty."""
+    """The rows as CSV, with unformatted numbers (fractions, hours); absent values are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
