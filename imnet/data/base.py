@@ -183,7 +183,7 @@ def _parted(split: AnySplit, held: np.ndarray) -> tuple[AnySplit, AnySplit]:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set. ``fingerprint`` is a sha256 (hex) of the train and test splits and the class names."""
+    """A named data set. ``fingerprint`` is a sha256 (hex), which differs for other splits or class names."""
 
     name: str
     train: AnySplit

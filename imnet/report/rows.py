@@ -50,7 +50,8 @@ class Row:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Parts in which the measured runs differ from the row's recipe, or if it has none from their own recipe."""
+        """Parts in which the measured runs differ from the row's recipe, or else from the recipe in RECIPES of their
+        name."""
         book = self.recipe or (RECIPES.get(self.found.name) if self.found else None)
         if self.found is None or book is None:
             return ()

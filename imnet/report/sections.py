@@ -71,7 +71,7 @@ def notes(run: RunLog) -> list[Markup]:
 
 
 def results(run: RunLog) -> Markup:
-    """A table of measured and published figures: the last epoch first, then the best epoch with what selected it."""
+    """A table of measured and published figures: the last epoch, then the best one with the images that selected it."""
     last, best, published = run.last, run.best, run.published
     evaluation = run.evaluation
     last_name = "Measured, last epoch" if run.finished else "Measured, last epoch so far"

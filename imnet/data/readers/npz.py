@@ -58,7 +58,7 @@ class NpzBatch:
 
 
 def _announced(path: Path, member: str, shown: Path) -> tuple[tuple[int, ...], str, int]:
-    """(shape, dtype, offset of the data) of a .npy member whose size is exactly what its header announces."""
+    """(shape, dtype, offset of the data) of a .npy member; DataError unless its size is exactly that of its header."""
     listing = list_zip(path)[0]
     if member not in listing:
         raise DataError(f"npz has no {member}; it holds {sorted(listing)[:6]}", file=shown)

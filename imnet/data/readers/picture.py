@@ -32,7 +32,8 @@ _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
 
 # The errors that Pillow raises for damaged pictures.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, RuntimeError)
-# Every picture with an EXIF orientation contains one of these; searching for them saves opening the other pictures.
+# Every picture with an EXIF orientation contains one of these. Without them EXIF is not read, which would take as long
+# as decoding a small picture.
 _EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
 
 

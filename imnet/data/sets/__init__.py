@@ -58,7 +58,7 @@ class AbsentError(DataError):
     """The set is not on this machine; that does not mean that anything is wrong with it."""
 
 
-class Unpacked(Exception):  # noqa: N818  (no error: what a look at a set ends with)
+class Unpacked(Exception):  # noqa: N818  (not an error, but the result of ``Request.look``)
     """The set exists only at its source (``found``), and would first be packed into the folder ``target``."""
 
     def __init__(self, found: Found, target: Path) -> None:

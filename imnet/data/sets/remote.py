@@ -30,7 +30,7 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Remote:
-    """A file elsewhere: its address, exact size, and ``algorithm:hex`` checksum."""
+    """A file on a server: its address, exact size, and ``algorithm:hex`` checksum."""
 
     url: str
     size_bytes: int

@@ -194,7 +194,7 @@ class _Job:
 
 
 def table_path(target: Path, split: str) -> Path:
-    """The path of the list of a split's source images."""
+    """The path of the table of a split's source images (see ``sources.Table``)."""
     return target / f"{split}.source.npz"
 
 
