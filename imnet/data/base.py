@@ -121,7 +121,7 @@ def held_of_each_class(labels: np.ndarray, share: float) -> np.ndarray:
 
 
 def check_hold_out(labels: np.ndarray, file: Path) -> None:
-    """Raise DataError if no class of ``labels``, int64 (N,), has two images, so that one could be held out."""
+    """Raise DataError if no class of ``labels``, int64 (N,), has two images, so that none can be held out."""
     if len(labels) and np.bincount(labels).max() < 2:
         hint = "add pictures, or a test part: val/ beside train/"
         raise DataError("one picture a class: none can be held out to judge", file=file, hint=hint)
@@ -194,7 +194,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     # The test set of a source that also has a validation set, which is ``test`` here; evaluated once, after training.
     final: AnySplit | None = None
-    # Images held out of train: evaluated as often as ``test``, and used to choose the best epoch.
+    # Images held out of train: evaluated like ``test``, and used to choose the best epoch.
     val: AnySplit | None = None
     # Part -> number of its images that are in train too; None if finding them would mean reading too much.
     copies: Mapping[str, int | None] = field(default_factory=dict)
