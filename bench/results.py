@@ -105,7 +105,8 @@ def _commands(rows: list[Figures]) -> str:
         figures = [_each(runs, key) for key in ("wall_s", "seconds", "warm_up_s", "start_up_s")]
         lines.append([f"`{name}`", *figures, top1, str(len(runs))])
     head = ["command", "prompt to summary, s", "training, s", "warm-up, s", "all but training, s", "top-1 %", "n"]
-    return "Each run in turn; the first with an empty cache of compiled kernels.\n\n" + markdown(head, lines)
+    text = "The commands take turns. The first run starts with an empty cache of compiled kernels."
+    return f"{text}\n\n" + markdown(head, lines)
 
 
 def _steps(rows: list[Figures]) -> str:
@@ -121,9 +122,9 @@ def _steps(rows: list[Figures]) -> str:
         floor = best.get("floor_images_per_s")
         lines.append([name, *cells, mfu, NOT_MEASURED if floor is None else f"{best['images_per_s'] / floor:.0%}"])
     n = next((f"{r['n']} windows of {r['steps_a_window']} steps" for r in rows if r.get("n")), NOT_MEASURED)
-    text = f"Images/s, median of {n}, bf16, channels last; (ms a step; its quartiles' distance)."
-    text += " MFU is of a measured 8192 matrix product."
-    text += " The floor, measured below: the convolutions alone, and a copy of what all else must move."
+    text = f"Images/s (ms per step; interquartile range), median of {n}, bf16, channels last."
+    text += " MFU is relative to a measured matrix product of size 8192."
+    text += " The floor, measured below, is the convolutions alone plus all other bytes at the copy rate."
     return f"{text}\n\n" + markdown(["network, batch", *shown, "best MFU", "of the floor"], lines)
 
 
@@ -133,7 +134,7 @@ def _floor(rows: list[Figures]) -> str:
         [r["name"], *(short(r[k]) for k in keys), f"{r['mfu_of_convolutions']:.1%}"] for r in rows if r["floor_ms"]
     ]
     head = ["network, batch", "forward", "data gradient", "weight gradient", "all else", "floor"]
-    text = "Milliseconds a step of every convolution alone, and of the bytes of all else at the copy's rate."
+    text = "Milliseconds per step: every convolution timed alone, and the bytes of all other layers at the copy rate."
     return f"{text}\n\n" + markdown([*head, "images/s at the floor", "MFU of the convolutions"], lines)
 
 

@@ -89,7 +89,7 @@ def _about_throughput(data: Row) -> str:
     first = data["rows"][0]
     roofs = f"{short(first['matmul_flops_per_s'] / 1e12)} TFLOP/s, copy {short(first['copy_bytes_per_s'] / 1e9)} GB/s"
     return (
-        f"Images/s by the wall's clock, median of windows taken in turn; the last column is by {first['clock']}. "
+        f"Images/s in wall time, median of interleaved windows; the last column is in {first['clock']}. "
         f"{where(data)}. MFU is counted FLOPs over a measured matrix product: {roofs}."
     )
 
@@ -203,10 +203,10 @@ SECTIONS = {
     "parity": Section(
         lambda data: "Parity with plain PyTorch",
         lambda data: "Each document's recipe, scaled down, by `imnet-train` and by a plain trainer of "
-        "[tests/parity](../tests/parity) that was written from the document and imports nothing of imnet: the same "
-        "images, to each side its own order, first weights and augmentation. Top-1 of the last epoch; seconds of "
-        "training and judging; processor seconds of the whole command, its start too; the peer is in NCHW, "
-        f"ours channels last. {where(data)}. {data['note']}".rstrip(". ") + ".",
+        "[tests/parity](../tests/parity) that was written from the document and imports nothing of imnet. Both sides "
+        "train on the same images; order, initial weights and augmentation are each side's own. Top-1 of the last "
+        "epoch; seconds of training and evaluation; processor seconds of the whole command with its start-up. The peer "
+        f"runs in NCHW, ours in channels last. {where(data)}. {data['note']}".rstrip(". ") + ".",
         ["system", "network, images", "imnet, top-1 %", "plain, top-1 %", "difference, points (95 %)",
          "plain with a fault", "seconds, imnet / plain", "processor s, imnet / plain", "n"],
         _each(_parity),
@@ -219,31 +219,31 @@ SECTIONS = {
     ),
     "reference": Section(
         lambda data: f"Against published throughput: {data['card']}",
-        lambda data: f"End to end; {where(data)}. A batch smaller than the recipe's, or few windows, make a rough "
-        "figure. The full schedule here is projected from the rate, not run. FLOPs are those of "
-        "plain convolutions: above 100 % of its peak a card computed them with fewer, or ran above its maker's clock.",
+        lambda data: f"End to end; {where(data)}. A figure from few windows, or with a batch below the recipe's, is "
+        "rough. The full schedule here is projected from the rate, not run. FLOPs are counted for plain "
+        "convolutions: a card above 100 % of its peak used a faster algorithm, or ran above its maker's clock.",
         ["network", "images/s", "batch", "published images/s", "ratio", "of peak", "of its peak",
          "full schedule here", "published", "source of the rate"],
         _each(_reference),
     ),
     "whole": Section(
         lambda data: "The whole command against timm's train.py",
-        lambda data: "From class folders to a judged network, start-up, packing, evaluation and checkpoints too; bf16, "
-        f"channels last, batch {data['rows'][0]['batch_images']}, in turn. {where(data)}.",
+        lambda data: "From class folders to an evaluated network, with start-up, packing, evaluation and checkpoints; "
+        f"bf16, channels last, batch {data['rows'][0]['batch_images']}, both sides in turn. {where(data)}.",
         ["what", "clock", "imnet", "timm", "timm's over ours", "n"],
         _whole,
     ),
     "step": Section(
         lambda data: "The training step against timm's",
         lambda data: f"CPU time per core, interleaved, best of n; {where(data)}, timm {data['timm']}. Defaults: fp32, "
-        "NCHW, eager. Equal flags: channels-last, bf16 autocast, eager. timm's own parts in the order of its training "
-        "script.",
+        "NCHW, eager. Equal flags: channels-last, bf16 autocast, eager. timm's side runs its own parts in the order of "
+        "its training script.",
         ["network", "timm defaults, ms", "timm, equal flags, ms", "imnet, ms", "to defaults", "to equal flags", "n"],
         _each(_step),
     ),
     "data": Section(
         lambda data: "Data",
-        lambda data: f"CPU time per core with that of ended workers, interleaved. {where(data)}.",
+        lambda data: f"CPU time per core, including that of finished workers, interleaved. {where(data)}.",
         ["what", "peer", "images/s", "peer, images/s", "peer's time over ours", "n"],
         _each(_data),
     ),

@@ -34,7 +34,7 @@ class TrainStep:
         self, net: nn.Module, recipe: Recipe, place: Place, world: World, *, compile: bool, graphs: bool, backend: str
     ):
         self.net, self.recipe, self.place, self.world = net, recipe, place, world
-        self.still = divided(net, recipe, place, world)
+        self.frozen = divided(net, recipe, place, world)
         """Frozen modules: they stay in evaluation mode."""
         self.net.eval()
         self.training_mode()
@@ -57,7 +57,7 @@ class TrainStep:
         fused optimisers read it at the tensor's aligned start."""
         self.class_weights: Tensor | None = None
         """(outputs,) fp32 on the device: the weight of each class in the loss."""
-        self.usual: set[torch.Size] = set()
+        self.warmed_shapes: set[torch.Size] = set()
         """Image shapes that ``warm_up`` saw. Only these run compiled: an odd last batch would make the compiler start
         again in the middle of a run, so it runs uncompiled."""
 
@@ -91,7 +91,7 @@ class TrainStep:
         if self.net.training:
             return
         self.net.train()
-        for module in self.still:
+        for module in self.frozen:
             module.training = False
 
     def reseed(self, step: int) -> None:
@@ -140,9 +140,8 @@ class TrainStep:
         return self.world.all_reduce(torch.stack(weights).sum())
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.loss(
-            self.forward if not self.usual or images.shape in self.usual else self.parallel, images, labels
-        )
+        warm = not self.warmed_shapes or images.shape in self.warmed_shapes
+        return self.loss(self.forward if warm else self.parallel, images, labels)
 
     def loss(self, forward: Any, images: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of ``forward(images)`` in the run's precision; adds the correct predictions to ``told``."""
@@ -191,7 +190,7 @@ class TrainStep:
         """Compile, allocate and capture on a batch with dummy labels; weights, buffers and gradients are put back."""
         before = {k: v.clone() for k, v in self.net.state_dict().items()}
         self.training_mode()
-        self.usual = {images.shape for images, _ in batches}
+        self.warmed_shapes = {images.shape for images, _ in batches}
         for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
             # Only one pass all-reduces, since ranks may hold different numbers of micro-batches. It is the first,
             # because that is the pass from which DDP's static_graph learns which parameters are used.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from imnet.command import suggest
+from imnet.command import nearest
 from imnet.data import copies
 from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, hold_out_images, make, subset
 from imnet.data.files import without_locks
@@ -45,7 +45,8 @@ def load(
     asked["split"] = asked.get("split") or None
     request = Request(data_dir=Path(data_dir) if data_dir is not None else None, **asked)
     if name not in all_sets():
-        hint = suggest(name, names()) or "imnet-train --list data shows them"
+        near = nearest(name, names())
+        hint = f"did you mean {near!r}?" if near else "imnet-train --list data shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
     thinned = loaded if name in GENERATED else _thin(loaded, request.train_images, request.test_images)

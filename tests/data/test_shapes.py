@@ -112,7 +112,7 @@ def test_impossible_requests_are_usage_errors(bad):
 
 
 def test_unknown_name_suggests():
-    with pytest.raises(UsageError, match="did you mean shapes"):
+    with pytest.raises(UsageError, match="did you mean 'shapes'"):
         load("shape")
     assert {"shapes", "synthetic"} <= set(names())
 
