@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,28 +29,50 @@ def load(
     name: str,
     data_dir: str | Path | None = None,
     *,
+    image_px: int | None = None,
+    split: str | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    channels: int | None = None,
+    hold_out: float = 0.0,
+    val_images: int | None = None,
     val_seed: int = 0,
     val_stratified: bool = False,
-    **asked: Any,
+    whole: bool = False,
+    download: bool = True,
+    look: bool = False,
+    on_bad: str = "stop",
 ) -> DataSet:
-    """Load a data set by name; ``asked`` are fields of ``Request``.
+    """Load a data set by name; ``packed:FOLDER`` loads a packed store of any data set.
 
-    ``packed:FOLDER`` loads a packed store of any data set. If ``val_images`` is given, that many training images become
-    ``val``: chosen by ``val_seed`` as torch's random_split does, or with ``val_stratified`` the same share of every
-    class. Raises UsageError (names, options), DataError (damaged; AbsentError if it is missing) and IOFailure (disk).
+    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets; for other sets they are checked.
+    ``split`` chooses between a set's own splits (``fashion-mnist``: custom | official). ``train_images`` and
+    ``test_images`` set the size of generated sets, and take that many evenly spaced images of others. ``hold_out`` is
+    the share of each class that becomes the test part of a set without one. ``seed`` determines generated sets and the
+    choice of ``hold_out``. If ``val_images`` is given, that many training images become ``val``: chosen by ``val_seed``
+    as torch's random_split does, or with ``val_stratified`` the same share of every class. ``whole`` keeps pictures
+    encoded if the set is packed here. ``download=False`` never uses the network. ``look`` writes and downloads nothing:
+    a set that would be packed first raises Unpacked, which describes the source. ``on_bad`` is what packing does with a
+    picture that cannot be decoded: stop or skip (at most one in 1000 of a split, but at least one).
+
+    Raises UsageError (names, options), DataError (damaged; AbsentError if it is missing) and IOFailure (disk).
     """
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
-    asked["split"] = asked.get("split") or None
-    request = Request(data_dir=Path(data_dir) if data_dir is not None else None, **asked)
+    request = Request(
+        data_dir=Path(data_dir) if data_dir is not None else None, image_px=image_px, split=split or None,
+        num_classes=num_classes, seed=seed, train_images=train_images, test_images=test_images, channels=channels,
+        hold_out=hold_out, val_images=val_images, whole=whole, download=download, look=look, on_bad=on_bad,
+    )  # fmt: skip
     if name not in all_sets():
         near = nearest(name, names())
         hint = f"did you mean {near!r}?" if near else "imnet-train --list data shows them"
         raise UsageError(f"data set is {name!r}; allowed {', '.join(names())}", hint=hint)
     loaded = all_sets()[name](request)
-    thinned = loaded if name in GENERATED else _thin(loaded, request.train_images, request.test_images)
-    count = request.val_images
-    parted = thinned if count is None else _with_val(thinned, count, val_seed, val_stratified)
+    thinned = loaded if name in GENERATED else _thin(loaded, train_images, test_images)
+    parted = thinned if val_images is None else _with_val(thinned, val_images, val_seed, val_stratified)
     return parted if name in GENERATED else copies.counted(parted)
 
 

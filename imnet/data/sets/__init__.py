@@ -20,17 +20,7 @@ from imnet.errors import DataError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of a data set; None leaves the choice to the set.
-
-    ``image_px``, ``num_classes`` and ``channels`` choose the form of generated sets; for other sets they are checked.
-    ``split`` chooses between a set's own splits (``fashion-mnist``: custom | official). ``train_images`` and
-    ``test_images`` set the size of generated sets, and take that many evenly spaced images of others. ``hold_out`` is
-    the share of each class that becomes the test part of a set without one. ``seed`` determines generated sets and the
-    choice of ``hold_out``. For ``val_images`` see ``imnet.data.load``. ``whole`` keeps pictures encoded if the set is
-    packed here. ``download=False`` never uses the network. ``look`` writes and downloads nothing: a set that would be
-    packed first raises Unpacked, which describes the source. ``on_bad`` is what packing does with a picture that
-    cannot be decoded: stop or skip (at most one in 1000 of a split, but at least one).
-    """
+    """The options of a data set, described in ``imnet.data.load``; None leaves the choice to the set."""
 
     data_dir: Path | None = None
     image_px: int | None = None
