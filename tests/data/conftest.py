@@ -1,4 +1,4 @@
-"""A loopback file server that can misbehave, and the shared data where a machine has it."""
+"""Fixtures: a loopback file server that can misbehave, and the shared data sets if the machine has them."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +11,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 @pytest.fixture
 def shared():
-    """The path of a shared data file, or a skip that says which one is absent."""
+    """A function that returns the path of a shared data file, or skips the test and names the absent file."""
 
     def find(name):
         if not (SHARED / name).exists():
@@ -23,7 +23,7 @@ def shared():
 
 @pytest.fixture(autouse=True)
 def no_outside(monkeypatch, tmp_path):
-    """No test finds the machine's own data, writes to its cache, or goes through a proxy."""
+    """Keeps every test from finding the machine's own data, writing to its cache or using a proxy."""
     for name in ("IMNET_DATA", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
@@ -31,7 +31,7 @@ def no_outside(monkeypatch, tmp_path):
 
 
 class FileServer:
-    """Serves ``files`` over HTTP with byte ranges; ``behave(handler, body, start)`` may answer instead."""
+    """Serves ``files`` over HTTP with byte ranges; if ``behave(handler, body, start)`` is true, it has answered."""
 
     def __init__(self):
         self.files, self.requests, self.behave = {}, [], None
@@ -63,7 +63,7 @@ class FileServer:
 
 
 def send(handler, body, start, *, status=None, length=None):
-    """An honest answer, unless ``status`` or ``length`` says otherwise."""
+    """Sends ``body`` from byte ``start``; ``status`` and ``length`` override the correct status and Content-Length."""
     handler.send_response(status or (206 if start else 200))
     if start:
         handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")

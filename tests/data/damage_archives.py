@@ -1,4 +1,4 @@
-"""Damaged and hostile zips and tars."""
+"""Cases of the damage table: damaged and hostile zip and tar archives."""
 
 import gzip
 import io
@@ -94,7 +94,7 @@ def zip_member_deflate(folder):
 
 @case(r"overlap", shown="in.zip")
 def zip_overlapping_members(folder):
-    """Two directory entries for one packed member: the trick behind non-recursive bombs."""
+    """A zip with two directory entries for one compressed member, as non-recursive zip bombs have."""
     path = zip_of(folder, {"train/a/x.jpg": making.picture(1), "train/a/y.jpg": b"1"}, zipfile.ZIP_STORED)
     raw = bytearray(path.read_bytes())
     first = raw.index(b"PK\x01\x02")
@@ -184,7 +184,7 @@ def tar_absolute(folder):
 
 
 def resized(raw, size):
-    """The first header's size field overwritten, its checksum mended."""
+    """Returns the tar with ``size`` in its first header, whose checksum is computed again."""
     head = bytearray(raw[:512])
     head[124:136] = b"%011o\0" % size
     head[148:156] = b" " * 8

@@ -1,4 +1,4 @@
-"""Damaged IDX files, ImageNet-64 pickles and npz files."""
+"""Cases of the damage table: damaged IDX files, ImageNet-64 pickles and npz files."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from tests.data.damage_table import case
 
 
 def idx_set(folder, name, change):
-    """The four files of a sound small set, one of them changed: ``change(bytes) -> bytes``."""
+    """Writes the four files of a small valid set and applies ``change(bytes) -> bytes`` to the one called ``name``."""
     for part, count in (("train", 8), ("t10k", 4)):
         making.write_idx(np.zeros((count, 28, 28), np.uint8), folder / f"{part}-images-idx3-ubyte")
         making.write_idx(np.zeros(count, np.uint8), folder / f"{part}-labels-idx1-ubyte")
@@ -93,7 +93,7 @@ def dumped(protocol=3, **changed):
 
 
 class Runs:
-    """Unpickling this would create the canary file."""
+    """An object that creates the canary file when it is unpickled."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -175,7 +175,7 @@ def pickle_other_codec(folder):
 
 @case(r"pickle refused: 'latin-1' codec can't encode", shown=BATCH)
 def pickle_text_beyond_a_byte(folder):
-    """The pixels of protocol 2 are text; here one of 70,000 characters means no byte."""
+    """Protocol 2 stores the 70,080 pixels as latin-1 text; characters beyond one byte replace 20,000 of them."""
     data = np.full((365, 192), 7, np.uint8)
     raw = dumped(protocol=2, data=data, labels=[1] * 365)
     return batch(folder, raw.replace(b"\7" * 20_000, b"\xc4\x80" * 10_000, 1))
@@ -275,11 +275,11 @@ def npz_crc(folder):
 
 @case(r"\(data\.npy\).*damaged: .*invalid", shown=BATCH)
 def npz_deflated(folder):
-    """As numpy.savez_compressed writes it, some bytes changed."""
+    """A file of numpy.savez_compressed, damaged inside its deflate stream."""
     out = io.BytesIO()
     np.savez_compressed(out, data=making.rows(5, 8)[0] // 64 * 64, labels=np.ones(5, int))
     raw = bytearray(out.getvalue())
-    raw[58:64] = b"\xff" * 6  # where the first block begins
+    raw[58:64] = b"\xff" * 6  # the start of the first deflate block
     return npz(folder, bytes(raw))
 
 

@@ -1,4 +1,4 @@
-"""Parquet as plain pyarrow writes it, sound and damaged."""
+"""Parquet files written by plain pyarrow: valid ones, and the damaged ones of the damage table."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ import pytest
 
 from tests.data import damage_table, making
 
-# Without pyarrow these kinds cannot be written, so they are not in the table.
+# Without pyarrow these cases cannot be written, so the table does not have them.
 case = damage_table.case if importlib.util.find_spec("pyarrow") else lambda *_, **__: lambda build: build
 WNIDS = making.WNIDS
 

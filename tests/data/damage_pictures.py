@@ -1,4 +1,4 @@
-"""Damaged pictures, and folders that are not what they should be."""
+"""Cases of the damage table: damaged pictures, and folders that are not valid image sets."""
 
 import io
 import struct

@@ -4,7 +4,7 @@ CASES = {}
 
 
 def case(expected, *, shown=""):
-    """Register a case: ``expected``: a regular expression for the one line; ``shown`` must be in it (file, member)."""
+    """Registers a case: the error line must match the regular expression ``expected`` and contain ``shown``."""
 
     def register(build):
         assert build.__name__ not in CASES

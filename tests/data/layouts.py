@@ -1,6 +1,6 @@
-"""The table of layouts: what is read, what is refused, what is left out. docs/data.md prints it, the tests hold it.
+"""The table of layouts: which are read, which are refused and which files are left out.
 
-``python -m tests.data.layouts`` prints the table anew.
+test_layouts.py tests every row. ``python -m tests.data.layouts`` prints the table for docs/data.md.
 """
 
 import gzip
@@ -21,7 +21,7 @@ W = making.WNIDS
 
 @dataclass(frozen=True)
 class Case:
-    """``build(folder)`` writes it and returns what to read; then counts and classes, or the words of the refusal."""
+    """A layout: ``build(folder)`` writes it and returns the path to read; the rest is what reading must give."""
 
     title: str
     build: object
@@ -55,7 +55,7 @@ def layout(title, **expected):
 
 
 def files(*parts, classes=("cat", "dog"), count=3, suffix=".jpg"):
-    """{name: bytes}: ``count`` pictures of each class in each part; parts of '' lie at the top."""
+    """{name: bytes} with ``count`` pictures of each class in each part; part '' is the top of the tree."""
     out = {}
     for part in parts:
         for name in classes:
@@ -285,7 +285,7 @@ TINY_LEFT = "left out: 3 files (.txt 3)"
 
 
 def tiny(folder, place):
-    """tiny-imagenet-200 whose validation picture i of class w lies at ``place(i, w)``."""
+    """Writes tiny-imagenet-200 with validation picture i, of class w, at each path in ``place(i, w)``."""
     made = making.tiny_files()
     val = sorted(name for name in made if "/val/images/" in name)
     for i, name in enumerate(val):
@@ -543,7 +543,7 @@ def arrow(folder):
 
 
 def rows():
-    """The table as docs/data.md has it."""
+    """Returns the Markdown table that docs/data.md contains."""
     lines = ["| what lies there | what becomes of it |", "|---|---|"]
     return "\n".join(lines + [f"| {case.title} | {case.outcome()} |" for case in CASES.values()])
 

@@ -1,4 +1,4 @@
-"""Small sources of every format, made with plain Pillow, pickle, numpy, zipfile and tarfile: nothing of ours."""
+"""Small sources of every format, made with plain Pillow, pickle, numpy, zipfile and tarfile, without imnet."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ WNIDS = ("n01440764", "n01530575", "n01601694")
 
 
 def picture(seed, width=40, height=30, mode="RGB", form="JPEG"):
-    """Encoded bytes of a smooth random picture."""
+    """Returns the encoded bytes of a smooth random picture."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     out = io.BytesIO()
@@ -23,14 +23,14 @@ def picture(seed, width=40, height=30, mode="RGB", form="JPEG"):
 
 
 def expected(data, size, mode="RGB"):
-    """What the ImageNet-64 authors' script makes of it: RGB, then BOX straight to size x size."""
+    """The picture as the ImageNet-64 authors' script resizes it: to RGB, then with BOX straight to size x size."""
     image = Image.open(io.BytesIO(data))
     image = image if image.mode == mode else image.convert(mode)
     return np.asarray(image.resize((size, size), Image.BOX)).reshape(size, size, -1)
 
 
 def class_files(prefix="train", count=4, seed=0):
-    """{name: bytes}: ``count`` pictures of each of three classes."""
+    """{name: bytes} with ``count`` pictures of each of three classes."""
     return {
         f"{prefix}/{wnid}/{wnid}_{i}.JPEG": picture(seed + 100 * c + i) for c, wnid in enumerate(WNIDS)
         for i in range(count)
@@ -38,7 +38,7 @@ def class_files(prefix="train", count=4, seed=0):
 
 
 def tiny_files(count=3, val=6):
-    """{name: bytes} of a small tiny-imagenet-200 with three classes; one greyscale picture."""
+    """{name: bytes} of a small tiny-imagenet-200 with three classes and one greyscale picture."""
     root = "tiny-imagenet-200/"
     files = {root + "wnids.txt": "\n".join(reversed(WNIDS)).encode()}
     files[root + "words.txt"] = f"{WNIDS[0]}\ttench, Tinca tinca\n{WNIDS[1]}\tbrambling\n".encode()
@@ -101,7 +101,7 @@ def npz_bytes(count, side, seed=0, **changed):
 
 
 def imagenet64_folder(folder, side=16, make=batch_bytes, suffix=""):
-    """Three training batches of 30, 31, 40 rows and a validation batch of 20."""
+    """Writes three training batches of 30, 31 and 40 rows and a validation batch of 20."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, count in ((1, 30), (2, 31), (10, 40)):
         (folder / f"train_data_batch_{number}{suffix}").write_bytes(make(count, side, number))
@@ -110,7 +110,7 @@ def imagenet64_folder(folder, side=16, make=batch_bytes, suffix=""):
 
 
 def imagenet64_expected(side=16):
-    """(images, labels from 0) of the training split of that folder."""
+    """(images, labels from 0) of the training split that ``imagenet64_folder`` writes."""
     parts = [rows(count, side, number) for number, count in ((1, 30), (2, 31), (10, 40))]
     planar = np.concatenate([part[0] for part in parts]).reshape(-1, 3, side, side)
     labels = np.concatenate([part[1] for part in parts])
@@ -118,14 +118,15 @@ def imagenet64_expected(side=16):
 
 
 def write_idx(array, path):
-    """A uint8 array as an IDX file, gzipped where the name ends in .gz."""
+    """Writes a uint8 array as an IDX file, gzipped if the name ends in .gz."""
     body = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(body, 1, mtime=0) if path.name.endswith(".gz") else body)
 
 
 def devkit(numbers, labels, compress=True):
-    """{name: bytes} of ImageNet's devkit, its class list written by SciPy: ``numbers`` {wnid: ILSVRC2012_ID} in any
-    order, and an inner node of WordNet; ``labels``: the wnids of the validation pictures."""
+    """{name: bytes} of ImageNet's devkit, its class list written by SciPy with one inner WordNet node added.
+
+    ``numbers`` is {wnid: ILSVRC2012_ID} in any order; ``labels`` are the wnids of the validation pictures."""
     from scipy.io import savemat
 
     names = ("ILSVRC2012_ID", "WNID", "words", "num_children", "children")

@@ -1,4 +1,4 @@
-"""Pictures in a store that can no longer be decoded: training takes others for them, evaluation counts them nowhere."""
+"""Stored pictures that can no longer be decoded: training uses others in their place, evaluation leaves them out."""
 
 import csv
 from dataclasses import replace
@@ -26,7 +26,7 @@ CPU32 = Place(torch.device("cpu"), "fp32", "asked for")
 
 
 def damaged(*bad, count=3000):
-    """A split of ``count`` pictures, of which those are cut short."""
+    """A split of ``count`` pictures, of which those numbered ``bad`` are cut short."""
     good = [picture(i, 40, 30) for i in range(30)] * (count // 30)
     return encoded_split([data[:40] if i in bad else data for i, data in enumerate(good)])
 
@@ -52,7 +52,7 @@ def test_more_than_one_in_a_thousand_is_too_many():
 
 
 class Colours(nn.Module):
-    """Four scores from an image's mean colours, each image's its own."""
+    """A network whose four logits depend only on an image's mean colours, so that images do not affect each other."""
 
     def forward(self, x):
         red, green, blue = x.double().mean((2, 3)).unbind(1)
@@ -88,7 +88,7 @@ def test_an_evaluation_is_that_of_the_set_without_the_bad_picture(kind, augment,
 
 @pytest.fixture
 def store(tmp_path):
-    """A packed set of which one test picture has lost its middle on the disk; its number."""
+    """(the folder of a packed set, the number of its test picture whose bytes after the first 200 are zeros)."""
     files = class_files("train", 16) | class_files("val", 4, seed=900)
     assert imnet_data(["pack", str(write_tree(tmp_path / "src", files)), str(tmp_path / "set")]) == 0
     picked = files["val/n01530575/n01530575_2.JPEG"]

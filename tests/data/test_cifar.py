@@ -1,4 +1,4 @@
-"""CIFAR's binary version from folder, archive and server, on small files of the same layout."""
+"""CIFAR's binary version, read from a folder, an archive and a server; the files are small ones of its layout."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from tests.data import making
 
 
 def files(form):
-    """{name: bytes} with 6 images per file, and the rows behind them."""
+    """{name: bytes} with 6 images per file, and the rows that the files hold."""
     rng = np.random.default_rng(0)
     raw, rows = {}, {}
     for name in (*form.train, *form.test):

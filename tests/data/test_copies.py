@@ -1,4 +1,4 @@
-"""Images that judge although they are trained on: all that are there are found, and said wherever a figure is."""
+"""Evaluated images that are trained on as well: all are found, and reported wherever the accuracy is."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.data.making import class_files, picture, write_tree
 
 
 def split_of(contents, encoded):
-    """Of equal bytes where ``contents`` (N, ...) are equal."""
+    """A split of ``contents`` (N, ...): as pixels, or as "encoded" files that are equal if the contents are."""
     labels = np.arange(len(contents)) % 3
     if not encoded:
         return Split(contents, labels)
@@ -59,7 +59,7 @@ def test_nothing_is_looked_for_where_that_would_read_too_much(monkeypatch):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two of the pictures that judge are in train, one of them in another class."""
+    """A folder with two validation pictures that are also in train, one of them under another class."""
     folder = tmp_path_factory.mktemp("photos")
     files = class_files("train", 8) | class_files("val", 4, seed=5000)
     train, val = ([name for name in files if name.startswith(part)] for part in ("train", "val"))

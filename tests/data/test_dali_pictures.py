@@ -1,4 +1,4 @@
-"""DALI on pictures kept encoded, damaged ones among them, and whole trainings through it."""
+"""DALI on pictures that are kept encoded, some of them damaged, and whole training runs with it."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def coded():
 
 
 def levels_apart(pictures, augment, train, image_px=24, device="cpu"):
-    """|difference| in levels of DALI's images on ``device`` to the host pipeline's, (n, values)."""
+    """|DALI's images on ``device`` - the host pipeline's| in levels of 0..255, (n, values)."""
     split = encoded_split(pictures, image_px)
     ids = torch.arange(len(pictures)).split(8)
     found = {}
@@ -44,14 +44,14 @@ def levels_apart(pictures, augment, train, image_px=24, device="cpu"):
 def test_decoded_as_by_pillow(coded, train):
     assert levels_apart(coded, PAD_FLIP, train).max() < 1e-3
     apart = levels_apart(coded, RANDOM_CROP, train)
-    # Pillow rounds to levels between the two passes of its resizing.
+    # Pillow rounds to whole levels between the two passes of its resize.
     assert apart.max() < 1.001
     assert apart.mean() < 0.3
     assert apart.mean(1).max() < 0.4
 
 
 def test_a_header_is_read_once_and_again_when_the_picture_changes(coded, monkeypatch):
-    """Pillow's reading of a header holds up every other thread: in each epoch, it would bound the images a second."""
+    """Pillow blocks every other thread while it reads a header; reading all in each epoch would limit images/s."""
     from imnet.data.pipelines import dali_pictures
 
     read, opened = [], dali_pictures.opened
@@ -60,7 +60,7 @@ def test_a_header_is_read_once_and_again_when_the_picture_changes(coded, monkeyp
     split = encoded_split(pictures)
     dali, host = (pipelines.build(kind, split, setting(RANDOM_CROP, split)) for kind in ("dali", "host"))
     pieces, plain = torch.arange(30).split(8), [data for data in coded if data[:2] == b"\xff\xd8"]
-    plain.remove(coded[8])  # CMYK, which Pillow makes RGB of
+    plain.remove(coded[8])  # CMYK, which Pillow converts to RGB
     for epoch in range(4):
         read.clear()
         if epoch == 3:
@@ -73,7 +73,7 @@ def test_a_header_is_read_once_and_again_when_the_picture_changes(coded, monkeyp
 
 @pytest.mark.parametrize("px", [1, 7, 224])
 def test_what_a_filter_lacks_at_the_borders(px):
-    """By its definition, over all taps; also where the part reaches beyond the image or enlarges it."""
+    """The factor equals its definition, a sum over all taps, also for a part beyond the image or one enlarged."""
     from imnet.data.pipelines.dali_graph import _lacking
 
     g = torch.Generator().manual_seed(px)
@@ -109,7 +109,7 @@ def test_photographs(shared, train):
 @pytest.mark.gpu
 @pytest.mark.parametrize("train", [True, False])
 def test_a_gpus_decoder_is_within_two_levels_of_pillow_on_average(coded, shared, train):
-    """nvJPEG has an inverse DCT and a chroma filter of its own, so that only --pipeline dali decodes with it."""
+    """nvJPEG has its own inverse DCT and chroma filter, which is why only --pipeline dali decodes with it."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU here")
     for pictures, augment in ((coded, PAD_FLIP), (coded, RANDOM_CROP), (photographs(shared), PHOTOGRAPHS)):
@@ -119,7 +119,7 @@ def test_a_gpus_decoder_is_within_two_levels_of_pillow_on_average(coded, shared,
 
 
 def bogus_table(data):
-    """A JPEG whose first Huffman table cannot be: its header is whole, no decoder takes it."""
+    """A JPEG with an impossible first Huffman table: its header can be read, but no decoder accepts it."""
     damaged, at = bytearray(data), data.index(b"\xff\xc4")
     damaged[at + 5 : at + 15] = b"\xff" * 10
     return bytes(damaged)
@@ -148,7 +148,7 @@ def test_a_damaged_picture_is_named_or_left_out(coded, damage):
 
 
 def test_what_only_pillow_decodes_is_decoded_by_pillow(coded, monkeypatch):
-    """DALI is handed bytes that it refuses, once; Pillow reads the picture, so training goes on with its pixels."""
+    """If DALI refuses a picture that Pillow can read, training must go on with Pillow's pixels and not stop."""
     from imnet.data.pipelines.dali_pictures import Pictures
 
     given = Pictures._decoded
@@ -210,7 +210,7 @@ def test_a_training_that_is_interrupted_ends_with_the_same_weights(tmp_path, mon
 
     def interrupting(self, feed, train):
         count.append(len(feed))
-        if len(count) == 3:  # the first was the warm-up's
+        if len(count) == 3:  # the first call was the warm-up's
             os.kill(os.getpid(), signal.SIGTERM)
         return given(self, feed, train)
 

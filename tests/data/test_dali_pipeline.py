@@ -1,4 +1,4 @@
-"""DALI's batches of pixel sets are those of the resident pipeline to the bit; its threads and graphs."""
+"""DALI on sets of pixels: its batches equal the resident pipeline's to the bit; its threads end; graphs are reused."""
 
 import gc
 import os
@@ -37,7 +37,7 @@ def dali_and_resident(split, options):
 
 
 def differences(got, want):
-    """|difference| of every value, after labels, sizes and layout were found equal."""
+    """|difference| of every value, after asserting that labels, shapes, dtypes and memory layout agree."""
     assert len(got) == len(want)
     found = []
     for (x, labels), (y, wanted) in zip(got, want, strict=True):
@@ -77,7 +77,7 @@ def test_several_bands_at_once_are_those_of_the_resident_pipeline():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 20])  # of twenty some have no image of any batch
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 20])  # some of twenty ranks get no image of any batch
 def test_every_image_once_an_epoch_at_any_world_size(num_ranks):
     count = 53
     numbered = np.zeros((count, 4, 4, 1), dtype=np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
@@ -96,7 +96,7 @@ def num_threads():
 
 
 def falls_to(most):
-    """Whether no more threads than that are left soon: the kernel lists one for a moment after it was joined."""
+    """Whether at most ``most`` threads are left within 5 s: the kernel lists a thread briefly after its join."""
     until = time.monotonic() + 5
     while num_threads() > most and time.monotonic() < until:
         time.sleep(0.01)
@@ -107,7 +107,7 @@ def test_a_graph_serves_every_epoch_and_ends_with_its_threads_when_left():
     split = pictures(60, 12)
     pipeline = pipelines.build("dali", split, setting(split, PLAIN, workers=8))
     gc.collect()
-    before = num_threads() + 3  # the libraries start one or two of their own, which stay
+    before = num_threads() + 3  # the libraries start one or two threads that stay
     list(pipeline.epoch(0))
     first = pipeline._idle[True].graph
     kept = num_threads()
@@ -196,5 +196,5 @@ def test_on_a_gpu_as_on_the_cpu(name):
     assert differences(list(on_gpu.epoch(0)), list(resident.epoch(0))).max() == 0
     got = [(x.cpu(), y.cpu()) for x, y in on_gpu.epoch(1)]
     difference = differences(got, list(pipelines.build("resident", split, options).epoch(1)))
-    # A value that falls on a half may go to the next level on another device.
+    # A value half-way between two levels may round differently on another device.
     assert difference.max() <= 1 / (255 * min(CASES[name].std)) + 1e-5

@@ -1,4 +1,4 @@
-"""The damaged-input table: each kind ONE line with file and offset or member, exit 65, quick, nothing half-written."""
+"""Every damaged source gives ONE line with the file and offset or member and exit code 65, in 2 CPU s, and no store."""
 
 import os
 import re
@@ -39,6 +39,6 @@ def test_damaged_input(name, tmp_path, capsys, monkeypatch):
 
 
 def cpu_s():
-    """Processor seconds of this process and of its ended children."""
+    """CPU seconds of this process and of its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

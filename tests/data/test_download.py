@@ -1,4 +1,4 @@
-"""Interrupted and lying downloads against a real HTTP server on the loopback: whole and checked, or one line."""
+"""Interrupted and wrong downloads from a real loopback HTTP server end complete and verified, or with one line."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from imnet.errors import IOFailure
 from tests.data.conftest import send
 
 BODY = np.random.default_rng(0).bytes(300_000)
-# Patient enough for a starved machine; only the two tests of silence and dripping use the short one.
+# Long enough for a busy machine; only the two tests of a silent and of a slow server use the short one.
 PATIENT = Patience(silence_s=10.0, attempts=3)
 SHORT = Patience(silence_s=0.5, attempts=3, window_s=0.4, window_bytes=20_000)
 
@@ -27,7 +27,7 @@ def remote(server, body=BODY, name="file.bin"):
 
 
 def refused(server, tmp_path, patience=PATIENT, **kwargs):
-    """The one line of a failed download that left nothing under the final name."""
+    """Returns the one-line error of a download that must fail and leave no file under the final name."""
     with pytest.raises(IOFailure) as caught:
         fetch(remote(server, **kwargs), tmp_path / "file.bin", patience)
     assert not (tmp_path / "file.bin").exists()
@@ -144,7 +144,7 @@ def test_nobody_listens(tmp_path):
 
 
 def test_killed_ten_times_then_whole(server, tmp_path):
-    """kill -9 in the middle, ten times: each start goes on from the bytes that are there."""
+    """After each of ten kill -9 in the middle, the next start continues from the bytes that are there."""
 
     def slow(handler, body, start):
         handler.send_response(206 if start else 200)

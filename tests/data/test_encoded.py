@@ -1,4 +1,4 @@
-"""Pictures kept encoded: decoded, cropped and resized on the fly, as torchvision does it on Pillow's pictures."""
+"""Pictures kept encoded are decoded, cropped and resized on the fly exactly as torchvision does with Pillow images."""
 
 import io
 import math
@@ -103,7 +103,7 @@ def test_evaluation_is_shorter_side_then_the_middle(kind, pictures):
 
 @pytest.mark.parametrize("side", [15, 16, 17])
 def test_the_middle_is_torchvisions_at_every_shape(side):
-    """Odd and even margins, and longer sides that are no whole number of pixels."""
+    """Tries odd and even margins, and sizes whose resized longer side is not a whole number of pixels."""
     noise = np.random.default_rng(0)
     for width, height in [(40, 27), (41, 27), (42, 27), (43, 27), (27, 44), (27, 45), (27, 46), (31, 31), (99, 20)]:
         picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -142,7 +142,7 @@ def test_batched_resized_crop_is_pillows():
     for image, (top, left, h, w), out in zip(images, box.tolist(), got, strict=True):
         crop = Image.fromarray(image.numpy()).crop((left, top, left + w, top + h))
         want = np.asarray(crop.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
-        # Pillow rounds to levels between its two passes.
+        # Pillow rounds to whole levels between its two passes.
         assert np.abs(out.numpy().astype(int) - want).max() <= 1
 
 
@@ -193,7 +193,7 @@ def test_a_training_on_encoded_pictures(tmp_path, kind):
 
 @pytest.mark.parametrize(("name", "band"), [("sub4", 0), ("sub4", 3), ("sub16", 5), ("sub36", 35)])
 def test_bands_of_imagenets_random_crops_have_deviation_one(shared, name, band):
-    """What the recipes state of ImageNet-1K, over the sample's crops as the pipeline cuts them."""
+    """Checks the recipes' band deviations, measured on ImageNet-1K, with the pipeline's crops of the sample."""
     with zipfile.ZipFile(shared("imagenet-1k-sample.zip")) as archive:
         names = [name for name in sorted(archive.namelist()) if name.lower().endswith((".jpeg", ".jpg"))]
         split = encoded_split([archive.read(name) for name in names])

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the splits to the image, the search path, and the one line when it is nowhere."""
+"""Fashion-MNIST: which image is in which split, where its files are searched, and the one line if there are none."""
 
 import gzip
 import shutil
@@ -22,7 +22,7 @@ TEST_COUNTS = [4055, 3985, 4011, 3983, 4040, 3970, 3919, 3979, 4028, 4030]
 
 @pytest.fixture
 def small(tmp_path):
-    """The four files with 40 training and 10 test images, gz and raw mixed."""
+    """The four files with 40 training and 10 test images, some gzipped and some not."""
     folder = tmp_path / "data" / "fashion-mnist"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

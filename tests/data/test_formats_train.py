@@ -1,4 +1,4 @@
-"""One epoch of imnet.train on each format, through each pipeline that this machine has: the same losses from all."""
+"""One epoch of imnet.train on each format gives the same losses with every pipeline that this machine has."""
 
 import importlib.util
 from dataclasses import replace
@@ -72,7 +72,7 @@ SMALL = {_idx: {"train_images": 40, "test_images": 20}}
 
 @pytest.fixture(scope="module", params=FORMATS, ids=lambda f: f.__name__.strip("_"))
 def source(request, tmp_path_factory):
-    """(keyword arguments of train, recipe) of one format."""
+    """Writes a set in one format; returns (keyword arguments of train, recipe) for it."""
     root = tmp_path_factory.mktemp(request.param.__name__)
     where, name, px, channels, classes = request.param(root)
     base = recipes["quickstart"]
@@ -102,7 +102,7 @@ def test_an_epoch_through_each_pipeline(source, tmp_path):
     first = next(iter(losses.values()))
     assert len(first) >= 2
     for kind, values in losses.items():
-        # DALI decodes and scales with arithmetic of its own.
+        # DALI decodes and resizes with its own arithmetic.
         assert values == pytest.approx(first, rel=0.05 if kind == "dali" else 1e-4), kind
 
 

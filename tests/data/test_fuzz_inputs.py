@@ -1,6 +1,6 @@
-"""Random damage to every format: a DataError or sound data, never another exception, a hang, or a large allocation.
+"""Random damage to every format gives a DataError or valid data, never another exception or a large allocation.
 
-The seed is in the failure's parameters; ``IMNET_FUZZ_TIMES`` multiplies the rounds (20 for the promised numbers).
+The seeds are fixed; ``IMNET_FUZZ_TIMES`` multiplies the rounds (20 for the promised numbers).
 """
 
 import gzip
@@ -27,7 +27,7 @@ INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 
 def mutated(raw, rng):
-    """``raw`` with a few random bytes changed, or a stretch removed, doubled or filled."""
+    """Returns ``raw`` with 1 to 8 random changes: a byte set, or a stretch removed, doubled or filled."""
     out = bytearray(raw)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         at = rng.randrange(len(out)) if rng.random() < 0.5 else rng.randrange(min(len(out), 64))
@@ -46,7 +46,7 @@ def mutated(raw, rng):
 
 
 def fuzz(raws, attempt, rounds, seed, allowed=(DataError,)):
-    """Run ``attempt`` on mutations; how many were refused. The process must not grow by more than 256 MiB."""
+    """Runs ``attempt`` on mutations and returns how many were refused; the process may grow by at most 256 MiB."""
     rng, refused = random.Random(seed), 0
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(rounds * TIMES):
@@ -101,7 +101,7 @@ def test_pickle_opcodes(tmp_path):
 
 
 def test_random_opcodes(tmp_path):
-    """Streams of allowed and other opcodes in random order: the stack machine only ever refuses."""
+    """The restricted unpickler refuses every random stream of allowed and other opcodes, without another exception."""
     path, rng = tmp_path / "batch", random.Random(4)
     opcodes = [b"(", b"]", b"}", b")", b"N", b"K\x01", b"X\x01\0\0\0a", b"e", b"a", b"s", b"u", b"t", b"\x85", b"\x86",
                b"R", b"b", b"q\0", b"h\0", b"\x94", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n",

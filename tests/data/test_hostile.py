@@ -1,5 +1,6 @@
-"""Every damaged and hostile source under Python's audit hook: nothing is unpickled, nothing runs, nothing is written
-outside the destination. One child process does the whole table, since an audit hook cannot be taken off again."""
+"""Python's audit hook sees no source of the damage table unpickled, executed, or written outside the destination.
+
+One child process packs the whole table, because an audit hook cannot be removed."""
 
 import json
 import subprocess
@@ -70,7 +71,7 @@ def test_nothing_is_executed_or_written_outside():
 
 
 def test_the_hook_sees_an_unpickling():
-    """The same hook catches numpy's own pickled loading: the test above can fail."""
+    """The same hook reports an unpickling and a file written elsewhere, so the test above is able to fail."""
     code = CHILD.split("codes = {}")[0] + (
         "import pickle; current = inside = 'x'; watching = True\n"
         "pickle.loads(pickle.dumps(Path('x'))); open('/tmp/imnet-hook-check', 'w').close()\n"

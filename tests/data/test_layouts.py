@@ -1,4 +1,4 @@
-"""Every layout of the table: the right classes, counts and left-out files, or a refusal that names what was seen."""
+"""Every layout of the table gives its classes, counts and left-out files, or a refusal that names what was found."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Packing streams: the processes' memory does not follow the size of the set."""
+"""Packing streams its source: the memory of its processes does not grow with the size of the set."""
 
 import json
 import pickle

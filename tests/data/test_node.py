@@ -1,4 +1,4 @@
-"""Ranks of one machine decode for each other: each picture once, the same crops, and nobody needs anybody."""
+"""Ranks of one machine share decoding: each picture is decoded once, crops stay the same, no rank needs another."""
 
 import io
 import threading
@@ -21,7 +21,7 @@ COUNT = 40
 
 
 def split(reads=None, bad=()):
-    """Pictures of noise, of several sizes; ``reads`` counts which are read."""
+    """A split of COUNT noise pictures of several sizes; ``reads`` counts the reads of each picture."""
     rng = np.random.default_rng(0)
     files = []
     for i in range(COUNT):
@@ -50,7 +50,7 @@ def of_rank(decoder, out, epochs=(0, 1), pause_s=0.0):
 
 
 def in_threads(decoders, **more):
-    """What each rank got, when all went on at the same time."""
+    """Runs all ranks at the same time, one thread each, and returns the images that each of them got."""
     found = [[] for _ in decoders]
     threads = [
         threading.Thread(target=of_rank, args=(d, out), kwargs=more) for d, out in zip(decoders, found, strict=True)
@@ -89,7 +89,7 @@ def test_every_picture_is_decoded_once_and_the_crops_are_those_of_one_rank(alone
     decoders = ranks(tmp_path / "shelf", count, reads)
     for found in in_threads(decoders):
         assert same(found, alone)
-    assert reads == dict.fromkeys(range(COUNT), 2)  # once an epoch, by whichever rank
+    assert reads == dict.fromkeys(range(COUNT), 2)  # once per epoch, by either rank
     for decoder in decoders:
         decoder.shelf.close()
     assert not (tmp_path / "shelf").exists()
@@ -106,7 +106,7 @@ def test_who_is_alone_waits_once(alone, tmp_path, monkeypatch):
 
 
 def test_ranks_at_different_batches_get_the_same_crops(alone, tmp_path, monkeypatch):
-    """One is slower, and one begins in the middle, as a rank that goes on from another step does."""
+    """One rank is slower; the other begins in the middle, as a rank does that resumes from another step."""
     monkeypatch.setattr(node, "PATIENCE_S", 0.02)
     first, second = ranks(tmp_path, 2)
     found = [[], []]

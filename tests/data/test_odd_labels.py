@@ -1,4 +1,4 @@
-"""Labels, class names and archives that are almost right: read as what they say or refused, never as something else."""
+"""Labels, class names and archives that are almost right are read correctly or refused, never misread."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Names and links that surprise: no class twice, nothing read in a circle, one line for every name."""
+"""Unusual names and links: no class counts twice, no link is followed in a circle, every name prints as one line."""
 
 import os
 import time
@@ -53,7 +53,7 @@ def test_a_class_of_val_that_only_looks_like_trains(tmp_path, other):
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "{root}/train", "{root}/elsewhere"])
 def test_links_that_lead_back_up_are_left_out(tmp_path, target):
     source = layouts.tree(tmp_path, "train")
-    if target.endswith("elsewhere"):  # through another place, and from there back
+    if target.endswith("elsewhere"):  # a link out of the set, and from there back into it
         (tmp_path / "elsewhere").mkdir()
         os.symlink(source, tmp_path / "elsewhere" / "back")
         os.symlink(tmp_path / "elsewhere", source / "elsewhere")

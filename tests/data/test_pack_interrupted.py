@@ -1,4 +1,4 @@
-"""Packing interrupted, raced, without room or permission: nothing half-written, nothing lost."""
+"""Packing that is killed, raced, or without disk space or permission leaves no half-written store and loses no work."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
 
 @pytest.mark.parametrize("room", [60_000, 60])
 def test_no_room_is_one_line_and_nothing_under_the_final_name(tmp_path, room):
-    """With 60 bytes the journal finds none either."""
+    """A limit of 60 bytes does not even leave room for the journal."""
     source = making.write_tree(tmp_path / "in", making.class_files(count=40))
 
     def no_room():
@@ -121,7 +121,7 @@ def test_no_room_is_one_line_and_nothing_under_the_final_name(tmp_path, room):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="drops root, so must start as root")
 def test_no_permission_is_one_line():
-    """As nobody, in a forked child: as root the folder would be writable and the test vacuous."""
+    """Packs as user nobody in a forked child: root may write everywhere, so the test would test nothing."""
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         source = making.write_tree(top / "in", making.class_files(count=2))
@@ -156,7 +156,7 @@ def test_who_waits_for_another_process_says_so_once(tmp_path, capsys, monkeypatc
 
 
 def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
-    """And what a living one writes is left alone, and so is another file's."""
+    """The temporary files of a living process, and those of other files, are left alone."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     left = f".source.json.{dead.pid}.tmp"
@@ -168,7 +168,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
 
 
 def test_parts_of_two_states_of_a_source_are_not_trained_on(tmp_path):
-    """Packing anew that ends between two parts: one is of now, one of before. Until then the old store is whole."""
+    """A repacking that fails between two parts leaves a new one beside an old one, which must not be loaded."""
     source = making.write_tree(tmp_path / "in", {**making.class_files(), **making.class_files("val", 2, 70)})
     store = f"packed:{tmp_path / 'out'}"
     call = ["pack", str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1"]
@@ -198,13 +198,15 @@ def test_a_set_whose_training_part_is_not_packed_yet_is_no_store(tmp_path):
 
 
 def bitmaps(part, count, seed):
-    """Files of one size, so that another archive of them has every picture at the same place."""
+    """Bitmaps of equal size, so that every archive of them has each picture at the same offset."""
     some = [making.picture(seed + k, 32, 32, form="BMP") for k in range(8)]
     return {f"{part}/c{i % 2}/{i:05d}.bmp": some[i % 8] for i in range(count)}
 
 
 def swapped(tmp_path, name, old, new, part_bytes):
-    """Pack ``in``, of whose archives ``name`` becomes another one once that much of val is written."""
+    """Packs ``in`` and replaces its archive ``name`` once more than ``part_bytes`` of the test part are written.
+
+    Returns (command, standard error, exit code) of the packing."""
     source, store = tmp_path / "in", tmp_path / "out"
     making.write_tree(source, {name: making.tar_bytes(old)})
     making.write_tree(tmp_path / "other", {name: making.tar_bytes(new)})
@@ -221,7 +223,7 @@ def swapped(tmp_path, name, old, new, part_bytes):
 
 @pytest.mark.parametrize("name", ["train.tar", "val.tar"])
 def test_an_archive_that_changes_while_it_is_packed_makes_no_store_of_both(tmp_path, name):
-    """Also one whose turn comes later: its members were listed before."""
+    """This holds also for an archive that is packed later, because its members were listed before the change."""
     making.write_tree(tmp_path / "in", {f"{part}.tar": making.tar_bytes(bitmaps(part, 6000 if part == "val" else 20,
                       0)) for part in ("train", "val")})  # fmt: skip
     part, count = name.removesuffix(".tar"), 6000 if name == "val.tar" else 20
@@ -238,7 +240,7 @@ def test_an_archive_that_changes_while_it_is_packed_makes_no_store_of_both(tmp_p
 
 
 def test_a_store_whose_list_was_not_written_any_more_gets_one(tmp_path):
-    """A kill or a full disk between the two: a later change must be packed, not refused."""
+    """A kill or a full disk may come between store and list; a later change must be packed and not refused."""
     source = making.write_tree(tmp_path / "in", making.class_files())
     call = ["pack", str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1"]
     assert main(call) == 0

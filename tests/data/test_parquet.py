@@ -1,4 +1,4 @@
-"""Parquet in: pixels, labels, names and splits equal what pyarrow was given."""
+"""Parquet sources: the pixels, labels, names and splits that are read equal those that pyarrow wrote."""
 
 import random
 import subprocess
@@ -24,7 +24,7 @@ def pictures(count, seed=0):
 
 
 def hub(folder, plain=False, names=WNIDS):
-    """Two training shards, one validation file, one unlabelled test file, as the hub lays them out."""
+    """A folder as on the Hugging Face hub: two training shards, a validation file and an unlabelled test file."""
     folder.mkdir()
     write(folder / "train-00000-of-00002.parquet", table(pictures(70), [i % 3 for i in range(70)], names, plain))
     write(folder / "train-00001-of-00002.parquet", table(pictures(31, 70), [1] * 31, names, plain), 1000)
@@ -92,7 +92,7 @@ print(fuzz([path.read_bytes()], attempt, int(sys.argv[2]), 7))
 
 
 def test_random_damage_is_refused_or_harmless(tmp_path):
-    """In a child process: a crash inside pyarrow would be seen as one."""
+    """Runs in a child process, so that a crash inside pyarrow fails this test and does not end pytest."""
     random.seed(0)
     path = write(tmp_path / "a.parquet", table([random.randbytes(50) for _ in range(12)], [1] * 12), 5)
     call = [sys.executable, "-c", FUZZ, str(path), "300"]

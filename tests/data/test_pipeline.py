@@ -1,4 +1,4 @@
-"""The pipelines against each other: the same batches for the same (seed, epoch, step), whatever prepares them."""
+"""All pipelines prepare the same batch for the same (seed, epoch, step)."""
 
 import itertools
 import threading
@@ -53,7 +53,7 @@ def setting(split, augment, dtype=torch.float32, **changes):
 def test_batches_are_those_of_the_resident_pipeline(kind, name, workers):
     split, augment = pictures(), AUGMENTS[name]
     options = setting(split, augment, workers=workers)
-    # Theirs differs where a sum of theirs rounds to the next level, which a later operation may stretch.
+    # Torch's sums may round to the next level, a difference that a later operation may enlarge.
     share = 0.005 if kind == "torch" and name in ("everything", "band", "rand and erasing") else 0.0
     for epoch, start in ((0, 0), (1, 2)):
         want = list(pipelines.build("resident", split, options).epoch(epoch, start))
@@ -81,9 +81,9 @@ def test_one_channel_bf16_and_evaluation(kind):
 
 
 @pytest.mark.parametrize("kind", ["resident", "host", "torch"])
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 7, 20])  # of seven some have none of a last batch of five
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 7, 20])  # some of seven ranks get no image of a last batch of five
 def test_every_image_once_an_epoch_at_any_world_size_and_number_of_workers(kind, num_ranks):
-    """Images that carry their number: what arrives, over all ranks, is the epoch's order."""
+    """Each image's pixels are its number; the images of all ranks together must be in the epoch's order."""
     count = 53
     numbered = np.zeros((count, 4, 4, 1), dtype=np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     split = Split(numbered, np.arange(count))
@@ -154,7 +154,7 @@ def test_an_epoch_entered_in_the_middle_is_the_rest_of_it(kind):
 
 @dataclass(frozen=True)
 class Watched(Key):
-    """A key that keeps the numbers of the streams that were read."""
+    """A key that records the numbers of the random streams that are read from it."""
 
     streams: list[int] = field(default_factory=list)
 
@@ -164,7 +164,7 @@ class Watched(Key):
 
 
 def test_no_two_choices_read_the_same_stream():
-    """They would be equal draws: where a crop lies would tell how bright it becomes."""
+    """Two choices from one stream would be equal draws: a crop's position would determine its brightness."""
     key = Watched(torch.arange(500), 1, 2)
     sizes = torch.full((500,), 64)
     transforms.draw_crop(40, 40, 32, key)
@@ -172,7 +172,7 @@ def test_no_two_choices_read_the_same_stream():
     recolor.draw_jitter((0.1,) * 4, key)
     recolor.draw_trivial(key)
     recolor.rounds(Augment(rand_augment_ops=16), (40, 40), key)
-    erasing.draw_boxes(64, 3, 1.0, key)  # so narrow that every attempt is made
+    erasing.draw_boxes(64, 3, 1.0, key)  # boxes so narrow that all attempts are used
     assert len(key.streams) == 1 + 10 + 2 + 1 + 16 + 11
     assert len(set(key.streams)) == len(key.streams)
     assert min(key.streams) > STREAM_ORDER

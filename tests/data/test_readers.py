@@ -1,4 +1,4 @@
-"""Every format in, byte for byte: what is packed equals what plain Pillow, pickle and numpy say is there."""
+"""Every format that is read: what is packed equals, byte for byte, what plain Pillow, pickle and numpy read."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def packed(source, target, options=BOX16):
 
 
 def assert_pictures(store, files, size=16):
-    """The store holds exactly ``files`` {name: bytes} in sorted order."""
+    """Asserts that the store holds exactly the pictures of ``files`` {name: bytes}, sorted by name."""
     wanted = np.stack([making.expected(files[name], size) for name in sorted(files)])
     assert np.array_equal(store.images(), wanted)
 
@@ -79,7 +79,7 @@ def test_imagenet64_pickles_of_every_binary_protocol(tmp_path, protocol):
 
 
 def test_imagenet64_batch_of_python_2(tmp_path):
-    """Python 2 wrote the same structure with BINSTRING; its opcodes by hand."""
+    """Python 2 pickled the same structure with BINSTRING; the test writes its opcodes by hand."""
     data, labels = making.rows(40, 64)
     raw = data.tobytes()
     dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -131,7 +131,7 @@ def test_imagenet64_names_come_from_map_clsloc(tmp_path):
 
 
 def test_sample_jpegs_equal_pillow_box_and_survive_the_imagenet64_form(shared, tmp_path):
-    """100 ImageNet JPEGs -> 64 px store == Pillow; -> pickles by plain numpy and pickle -> read back equal."""
+    """A 64 px store of 100 ImageNet JPEGs has Pillow's pixels; written as ImageNet-64 pickles it is read back equal."""
     source = shared("imagenet-1k-sample.zip")
     store = packed(source, tmp_path / "out", Options(ResizeRule(64), workers=2, quiet=True))
     with zipfile.ZipFile(source) as archive:
@@ -149,7 +149,7 @@ def test_sample_jpegs_equal_pillow_box_and_survive_the_imagenet64_form(shared, t
 
 @pytest.mark.slow
 def test_whole_tiny_imagenet_zip(shared, tmp_path):
-    """All 20,000 + 10,000 pictures, each compared with what Pillow makes of it."""
+    """All 20,000 + 10,000 pictures are compared with Pillow's pixels."""
     found = recognise(shared("tiny-imagenet-200-small.zip"))
     pack(found, tmp_path / "out", Options(ResizeRule(64), workers=2, quiet=True))
     data = load_store(tmp_path / "out")
@@ -176,7 +176,7 @@ def test_part_of_the_real_tiny_imagenet(shared, tmp_path):
 
 @pytest.mark.parametrize("tars", [False, True])
 def test_imagenet21k_filter(tmp_path, tars):
-    """Classes with >= 5 pictures stay, 2 of each are held out; which ones depends on their names alone."""
+    """Classes with >= 5 pictures are kept and 2 of each are held out; which ones depends on their names alone."""
     counts = dict(zip(making.WNIDS, (7, 4, 5), strict=True))
     for wnid, count in counts.items():
         files = {f"{wnid}_{i}.JPEG": making.picture(i) for i in range(count)}

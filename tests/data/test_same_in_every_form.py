@@ -1,4 +1,4 @@
-"""A property of the rule: a tree gives one set as a folder, a zip, a tar and a .tar.gz, and every file counts once."""
+"""Property tests: a tree gives the same set as a folder, zip, tar and .tar.gz, and every file is counted once."""
 
 import gzip
 import tempfile
@@ -36,7 +36,7 @@ FILES = ("1.jpg", "2.png", "a.txt", ".hidden", "Thumbs.db")
 
 @st.composite
 def trees(draw):
-    """({name: bytes}, what of it is right: classes, pictures of each part, other files by reason)."""
+    """Draws ({name: bytes}, sorted class names, pictures per part) of a tree with unusual folders and other files."""
     wrapper = draw(st.sampled_from(["", "set", "data/images", "latest"]))
     classes = draw(st.lists(st.sampled_from(CLASSES), min_size=2, max_size=4, unique=True))
     parts = {"train", *draw(st.sets(st.sampled_from(["val", "test"])))}
@@ -57,7 +57,7 @@ def trees(draw):
 
 
 def read(path):
-    """(classes, {split: sorted (name, label)}, what was left out), or the refusal without the path."""
+    """Returns (classes, {split: sorted (name, label)}, left-out files, notes), or the refusal without the path."""
     try:
         found = recognise(path)
     except DataError as error:
@@ -98,7 +98,7 @@ def test_folder_zip_and_tar_agree_and_every_file_counts_once(made):
 @given(st.lists(st.tuples(FOLDERS, st.sampled_from(FILES)), min_size=1, max_size=9))
 @example([(["train"], "1.jpg"), (["train", "train"], "1.jpg"), (["train", "val"], ".hidden")])
 def test_any_tree_is_read_or_refused_alike(placed):
-    """Also trees that make no sense: never read in one form and otherwise in another, never a file twice or lost."""
+    """Holds also for trees that make no sense: both forms agree, and no file is counted twice or lost."""
     files = {"/".join((*folders, name)): PICTURE for folders, name in placed}
     with tempfile.TemporaryDirectory() as top:
         forms = [making.write_tree(Path(top) / "in", files), making.write_zip(Path(top) / "set.zip", files)]

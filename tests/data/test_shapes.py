@@ -1,4 +1,4 @@
-"""The embedded set: the same bytes everywhere, any size, not linearly solvable."""
+"""The embedded set is the same bytes on every machine, has any size asked for, and is not linearly solvable."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_linear_classifier_stays_under_60_percent():
 
 
 def test_the_linear_fit_can_learn():
-    # The same fit solves a linearly solvable task: the bound above is the data's doing, not the fit's.
+    # The same fit solves a linearly solvable task, so the bound above is due to the data and not to the fit.
     data = load("shapes", train_images=2000, test_images=500)
     for split in (data.train, data.test):
         for i, label in enumerate(split.labels):
@@ -87,7 +87,7 @@ def _grey(images):
 
 
 def _softmax_fit(data, features, epochs=12):
-    """Test accuracy of multinomial logistic regression by mini-batch Adam."""
+    """Test accuracy of multinomial logistic regression, trained with mini-batch Adam."""
     x, y = features(data.train.images), np.eye(10, dtype=np.float32)[data.train.labels]
     weight = np.zeros((x.shape[1], 10), np.float32)
     first, second = np.zeros_like(weight), np.zeros_like(weight)

@@ -1,4 +1,4 @@
-"""A source that changes after it was listed, before or while it is packed: one line, and no store of two states."""
+"""A source that changes between its listing and the end of packing gives one line and no store of two states."""
 
 import gzip
 import os
@@ -123,7 +123,7 @@ def test_it_ends_with_one_line_and_leaves_no_store(tmp_path, monkeypatch, form, 
 
 
 def test_labels_of_one_state_and_pictures_of_another_are_no_set(tmp_path):
-    """A shard that is written anew between its listing and its packing, with every picture at the same place."""
+    """A shard is rewritten between listing and packing, with every picture at the same offset but other labels."""
     source = shards(tmp_path)
     found = recognise(source)
     other = making.tar_bytes({f"{i}.{kind}": data for i in range(150) for kind, data in
@@ -138,7 +138,7 @@ def test_labels_of_one_state_and_pictures_of_another_are_no_set(tmp_path):
 
 @pytest.mark.parametrize("form", ["zip", "tar.gz", "shards", "parquet"])
 def test_a_picture_of_an_archive_that_was_written_anew_is_not_read(tmp_path, form):
-    """Where nothing is packed, as in evaluation: places in it may be of other pictures."""
+    """Without packing, as in evaluation, a listed offset may hold another picture in the rewritten archive."""
     if form == "parquet":
         pytest.importorskip("pyarrow")
     source = FORMS[form](tmp_path)

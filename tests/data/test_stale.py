@@ -1,4 +1,4 @@
-"""Never old pixels under a new name: what changed at the source is seen, said, and packed anew."""
+"""A store never serves outdated pixels: changes of its source are found, reported and packed anew."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def images(target):
 
 
 def replaced(path, seed=900):
-    """Other pixels in as many bytes, written in place, with the old time of modification."""
+    """Overwrites ``path`` with other pixels of the same size, keeps its modification time, returns the new bytes."""
     status, data = os.stat(path), making.picture(seed, form="BMP")
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -54,7 +54,7 @@ def test_added_removed_and_replaced_are_named(source, tmp_path, capsys):
 
 
 def test_same_size_and_time_do_not_hide_other_pixels(source, tmp_path):
-    """A copy that keeps times, of a file of the same size: only the content can tell."""
+    """A copy that preserves times may replace a file by one of the same size; only the content differs."""
     (source / NAME).write_bytes(making.picture(1, form="BMP"))
     assert pack(source, tmp_path / "out") == 0
     data = replaced(source / NAME)
@@ -114,7 +114,7 @@ def test_pixels_replaced_in_a_batch(tmp_path):
 
 
 def test_the_cache_of_a_set_that_grows(tmp_path, capfd):
-    """A first run while the set is being copied, a second one when it is whole."""
+    """A first run while the set is still being copied must not leave later runs with a part of it."""
     making.write_tree(tmp_path / "imagenet", {**making.class_files(count=2), **making.class_files("val", 1)})
     assert len(load("imagenet", tmp_path, image_px=8).train) == 6
     making.write_tree(tmp_path / "imagenet", making.class_files(count=5))
@@ -133,7 +133,7 @@ def test_a_part_that_went_is_not_served(source, tmp_path, capsys):
 
 
 def test_a_skipped_picture_that_was_mended(tmp_path, capsys):
-    """One bad picture may always be skipped, also in a small set; mended, it is in; unmended, stop is stop."""
+    """One bad picture may be skipped even in a small set; without the option it stops, and once mended it is packed."""
     files = making.class_files() | {NAME: making.picture(0)[:-300]}
     source = making.write_tree(tmp_path / "in", files)
     assert pack(source, tmp_path / "out", "--on-bad-image", "skip") == 0

@@ -1,4 +1,4 @@
-"""The packed store: what goes in comes out, every damage is seen, a kill costs nothing, races have one winner."""
+"""The packed store returns what was written, reports damage in one line, loads by every route; old files still open."""
 
 import base64
 import hashlib
@@ -77,7 +77,7 @@ def header_of(raw):
 
 
 def resealed(raw, change):
-    """The file with ``change`` made to its header, all checksums but the block crcs mended: a crafted store."""
+    """A crafted store: ``change`` applied to its header, all checksums recomputed except those of the blocks."""
     offset, length = header_of(raw)
     header = json.loads(raw[offset : offset + length])
     change(header)
@@ -214,7 +214,7 @@ def test_missing_source_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-# Two stores of two images as they were written on 2026-11-26, before this package had its folders: zlib, then base85.
+# Two stores of two images, written on 2026-11-26 before this package had its subfolders; zlib, then base85.
 OLD_PIXELS = (
     "c-rmSKTE?v6aa9m_5XicbuG8rA%CuE&e;k@EDlbJl*{F!p=nZ*6s+1w#8LbLZo1Y{KSnnPKZJuQIC(D)f*(QNkC5a&-"
     "n)C;7D#=!QQP0!(Tk;#%xUiDd5{jH5rhyz2qA<JLJ0j2xzVxw_{8MY^vvws{KDeW@=Bq&y0(r7gAhUpA%qY@2>qka|3C5Y?f&tcguE@uW{I@9D"

@@ -1,4 +1,4 @@
-"""A store that is written to while it is read: one line, never a dead process, never other images without a word."""
+"""A store that is modified while it is read gives one line, never a crashed process or silently different images."""
 
 import os
 import shutil
@@ -21,11 +21,13 @@ from imnet.errors import DataError
 from tests.data import making
 
 SIDE, COUNT = 32, 300
-PICTURES = [making.picture(i, SIDE, SIDE, form="BMP") for i in range(5)]  # of one size, so that stores are too
+PICTURES = [making.picture(i, SIDE, SIDE, form="BMP") for i in range(5)]  # of equal size, so that stores are too
 
 
 def store(folder, form, first):
-    """(its file of the training part, another file of as many bytes with other pictures)."""
+    """Packs a store whose pictures begin with number ``first``; returns the file of its training part.
+
+    The files of all ``first`` have the same size."""
     files = {f"{part}/c/{i:03}.bmp": PICTURES[(first + i) % 5] for part, n in (("train", COUNT), ("val", 2))
              for i in range(n)}  # fmt: skip
     source = making.write_tree(folder / f"in{first}", files)
@@ -35,7 +37,7 @@ def store(folder, form, first):
 
 
 def epochs(split, kind):
-    """The batches of one epoch after the other, made one at a time."""
+    """Yields the images of the batches of epoch 0, nine times over, prepared one at a time."""
     order = Order(len(split), 50, 0, drop_last=False)
     setting = Setting(augment=Augment(), seed=0, device=torch.device("cpu"), dtype=torch.float32,
                       order=order, workers=1, ahead=1)  # fmt: skip
@@ -73,7 +75,7 @@ def test_a_store_that_is_written_to_ends_a_run_with_one_line(tmp_path, kind, for
     batches = epochs(load(f"packed:{file.parent}", image_px=SIDE).train, kind)
     next(batches)
     CHANGES[change](file, other.read_bytes())
-    os.utime(file, ns=(1, 1))  # whatever the file system's clock
+    os.utime(file, ns=(1, 1))  # a change that even a coarse file system clock shows
     with pytest.raises(DataError, match=r"^\S+/out0/train\.imnet.*: changed while it was read: .*last checkpoint$"):
         list(batches)
 
@@ -81,7 +83,7 @@ def test_a_store_that_is_written_to_ends_a_run_with_one_line(tmp_path, kind, for
 @pytest.mark.parametrize("change", ["touched", "replaced", "removed", "written anew"])
 @pytest.mark.parametrize("form", ["pixels", "encoded"])
 def test_what_does_not_change_the_images_that_are_read_is_no_harm(tmp_path, form, change):
-    """A file that takes the place of another is read from the next run on."""
+    """A run goes on with the file that it opened; a file that replaces it is read from the next run on."""
     file, other = store(tmp_path, form, 0), store(tmp_path, form, 1)
     split = load(f"packed:{file.parent}", image_px=SIDE).train
     batches = epochs(split, "host")
@@ -111,14 +113,14 @@ def test_a_store_that_is_cut_while_it_is_opened_or_verified(tmp_path, at, monkey
         return
     size = file.stat().st_size
     os.truncate(file, PAGE * 2)
-    monkeypatch.setattr("imnet.data.held.Held._now", lambda _: (size, 1))  # as it was a moment ago
+    monkeypatch.setattr("imnet.data.held.Held._now", lambda _: (size, 1))  # the size before the cut
     with pytest.raises(DataError, match="changed while it was read: it ends before byte"):
         open_store(file)
 
 
 @pytest.mark.parametrize("part", ["whole", "half"])
 def test_bytes_that_were_gone_while_they_were_read_are_never_taken_for_pixels(tmp_path, part):
-    """The file is put back before anybody asks, with its old time; the process does not die of the read."""
+    """The file is restored with its old time before the check; reading it meanwhile must not crash the process."""
     file = store(tmp_path, "pixels", 0)
     split, data = open_store(file).split(), file.read_bytes()
     held = file_of(split.images[3:])
@@ -132,7 +134,7 @@ def test_bytes_that_were_gone_while_they_were_read_are_never_taken_for_pixels(tm
     os.utime(file, ns=(1, status.st_mtime_ns))
     with pytest.raises(DataError, match="or its disk failed"):
         held.check()
-    assert file_of(np.asarray(split.images[[0]])) is None  # copied into memory
+    assert file_of(np.asarray(split.images[[0]])) is None  # a copy in memory
     open_store(file).verify()
 
 

@@ -63,7 +63,7 @@ def test_imagenet_tars(tmp_path, form, truth):
 
 
 def test_a_tar_of_more_class_tars_than_imagenet_1k_has_is_not_called_so(tmp_path):
-    """The winter release of ImageNet-21K comes as one tar, a folder of class tars in it."""
+    """The winter release of ImageNet-21K is one tar that contains a folder of class tars."""
     one = making.tar_bytes({"x.JPEG": making.picture(1, 4, 4)})
     for count in (1000, 1001):
         inner = {f"winter21_whole/n{i:08d}.tar": one for i in range(count)}
@@ -75,7 +75,7 @@ def test_a_tar_of_more_class_tars_than_imagenet_1k_has_is_not_called_so(tmp_path
 
 @pytest.mark.parametrize("place", ["", "val/", "ILSVRC2012_devkit_t12/data/"])
 def test_a_flat_validation_folder_takes_its_labels_from_the_devkit(tmp_path, place):
-    """Unpacked as it comes, or its two files put beside the pictures or into the folder that holds val."""
+    """The devkit may be unpacked as it is, or its two files lie beside the pictures or beside the val folder."""
     val = {f"val/ILSVRC2012_val_{i:08d}.JPEG": making.picture(500 + i) for i in range(1, 4)}
     kit = making.devkit(dict(zip(making.WNIDS, (3, 1, 2), strict=True)), [making.WNIDS[i] for i in (2, 0, 1)])
     lists = {place + name.rpartition("/")[2]: content for name, content in kit.items() if "/data/" in name}
@@ -96,7 +96,7 @@ def test_a_damaged_class_list_of_the_devkit_is_one_line(tmp_path):
         for data in (whole[:cut], bytes(flipped)):
             making.write_tree(tmp_path / "in", kit | {name: data})
             try:
-                recognise(tmp_path / "in")  # some bytes say nothing that is read
+                recognise(tmp_path / "in")  # not every damaged byte is one that is read
             except DataError:
                 refused += 1
     assert refused > 66
@@ -163,7 +163,7 @@ def test_a_tar_of_ones_own_may_be_called_devkit(tmp_path):
 
 
 def test_more_gzipped_shards_than_files_may_be_open_at_first(tmp_path):
-    """1024 is usual; a set has thousands of shards."""
+    """A set may have thousands of shards, but the usual limit is 1024 open files."""
     for i in range(80):
         sample = {"0.jpg": making.picture(1, 4, 4), "0.cls": b"%d" % (i % 2)}
         (tmp_path / f"train-{i:03}.tar.gz").write_bytes(gzip.compress(making.tar_bytes(sample), 1))

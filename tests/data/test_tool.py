@@ -1,4 +1,4 @@
-"""imnet-data from the outside: every command, one line per mistake, exit codes."""
+"""imnet-data as users call it: every command works, and every mistake gives one line and its exit code."""
 
 import json
 import os
@@ -154,7 +154,7 @@ def test_no_torch_in_the_data_modules():
 
 
 def test_a_data_set_is_one_file(tmp_path, monkeypatch):
-    """A module in the folder ``sets`` is enough: nothing else knows of it."""
+    """Adding a data set takes one module in the folder ``sets`` and no registration elsewhere."""
     body = "from imnet.data import sets\n@sets.dataset\ndef brand_new(request): return request.seed\n"
     (tmp_path / "brand_new.py").write_text(body)
     monkeypatch.setattr(sets, "__path__", [str(tmp_path)])

@@ -1,4 +1,4 @@
-"""Beside the readers: odd pictures, file systems without locks, sets that are what their content says, --dry-run."""
+"""Odd pictures, file systems without locks, sets recognised by their content, and --dry-run."""
 
 import errno
 import fcntl
@@ -78,7 +78,7 @@ def test_jpeg_of_12_bits_and_lfs_pointers_are_called_so():
 
 
 def test_corrupt_exif_makes_no_noise():
-    """The filter of the module, which pytest takes away for its tests."""
+    """Runs in a child process, because pytest resets the warning filter that the module installs."""
     code = "import sys; from imnet.data.readers.picture import check; check(sys.stdin.buffer.read())"
     body = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x0f\0\2\xff\xff\xff\xff\xff\xff\xff\xff" * 3
     raw = making.picture(1)
@@ -92,7 +92,7 @@ def test_corrupt_exif_makes_no_noise():
 
 
 def turned(seed, orientation, form="JPEG"):
-    """A picture with a camera's note of its orientation."""
+    """A picture with an EXIF orientation, as cameras write it."""
     out, note = io.BytesIO(), Image.Exif()
     note[ExifTags.Base.Orientation] = orientation
     Image.open(io.BytesIO(making.picture(seed))).save(out, form, exif=note)
@@ -102,7 +102,7 @@ def turned(seed, orientation, form="JPEG"):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("whole", [[], ["--size", "8"]], ids=["encoded", "pixels"])
 def test_pictures_that_a_camera_wants_turned_are_counted(tmp_path, capsys, whole, workers):
-    """As phones make them. The pixels stay as they are, in every form but TIFF, which Pillow turns by itself."""
+    """Phones write them. Pixels are not turned, except in TIFF files, which Pillow turns itself and are not counted."""
     files = {f"train/{label}/{i:02}.jpg": making.picture(i) for i in range(70) for label in "ab"}
     forms = {"06.jpg": "JPEG", "03.png": "PNG", "08.webp": "WEBP", "05.jpg": "JPEG"}
     files |= {f"train/a/x{name}": turned(1, int(name[:2]), form) for name, form in forms.items()}
@@ -232,7 +232,7 @@ def test_a_test_set_beside_val_is_judged_in_the_end(tmp_path, capsys, monkeypatc
     assert "selected on the validation set" in out
     assert told in run.report.read_text()
     assert "selected on the test set" not in run.report.read_text()
-    assert cli.train_main(words) == 0  # complete: not judged again
+    assert cli.train_main(words) == 0  # the run is complete and not evaluated again
     assert load_run(tmp_path / "run").info["final"]["judged"] == 1
     assert cli.train_main([*words, "--epochs", "2", "--allow-change"]) == 0
     assert "judged 2 time(s), last at epoch 2" in capsys.readouterr().out

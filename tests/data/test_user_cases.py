@@ -1,4 +1,4 @@
-"""Trouble that users of other tools report, written by scripts beside the checkout: each with its right value."""
+"""Troublesome sources that users of other tools report, made by scripts beside the checkout, with correct results."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.data.conftest import SHARED
 SCRIPTS = SHARED.parent / "cases" / "data"
 pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason=f"{SCRIPTS} is not on this machine")
 
-# Source -> (train, test, final, classes), or words of the refusal.
+# Source -> (train, test, final, classes), or a part of the refusal's text.
 TINY, PETS, PAIR = (12, 6, 0, 3), (6, 6, 0, 2), (4, 0, 0, 2)
 EXPECTED = {
     "c01_tiny_val_reorganised": {
@@ -65,7 +65,7 @@ EXPECTED = {
 
 
 def commands(folder):
-    """A folder for the path, in which the commands are those of this tree and this Python, installed or not."""
+    """Fills ``folder`` with commands that run this tree with this Python, installed or not, and returns it for PATH."""
     folder.mkdir(exist_ok=True)
     for name, words in (("imnet-data", "-m imnet.data.tool"), ("imnet-train", "-m imnet.cli"), ("python", "")):
         (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
@@ -112,7 +112,7 @@ def test_labels_of_class_lists_in_another_order(tmp_path):
 
 
 def test_imagenet64_forms(tmp_path):
-    """Packed pixels and labels are what numpy has; forms that mean something else are refused."""
+    """Packed pixels and labels equal numpy's; forms with another meaning are refused."""
     write("c06_imagenet64.py", tmp_path / "out")
     refused = {"data_nchw", "data_nhwc", "fortran", "lab_npscalars", "npz_float", "npz_fortran", "npz_list_obj",
                "npz_other_keys", "zero_based"}  # fmt: skip
@@ -129,7 +129,7 @@ def test_imagenet64_forms(tmp_path):
 
 
 def test_odd_pictures(tmp_path):
-    """Packed pixels equal Pillow's; kept encoded and exported they are what they were."""
+    """Packed pixels equal Pillow's; files that are packed encoded and exported keep their bytes."""
     write("c04_pictures.py", tmp_path / "out")
     bad = {"empty_jpg", "html_jpg", "no_eoi_jpg", "truncated_jpg", "gray16_png"}
     from PIL import Image
