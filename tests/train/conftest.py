@@ -1,4 +1,4 @@
-"""Small recipes that train in seconds, and a way to start a training in a process of its own that can be killed."""
+"""A small recipe that trains in seconds, and fixtures that start a training in its own process, which can be killed."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ def options(out, **changes):
 
 
 def run_in_process(recipe, run_options):
-    """Train; the process's exit code is the command line's."""
+    """Trains and ends this process with the exit code that the command line would have."""
     from imnet.errors import ImnetError
     from imnet.start import train
 
@@ -45,7 +45,7 @@ def run_in_process(recipe, run_options):
 
 @pytest.fixture(scope="session")
 def spawn():
-    """start(recipe, options) -> a running process; from a fork server that has torch imported already."""
+    """A function start(recipe, options) -> running process, forked from a server that has torch imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["imnet.trainer", "matplotlib.figure", "matplotlib.backends.backend_svg"])
 
@@ -64,7 +64,7 @@ def tiny():
 
 @pytest.fixture
 def shared():
-    """The folder of shared data, or a skip that says what is absent."""
+    """The folder of shared data; skips the test and names the folder if it is absent."""
     folder = Path(__file__).resolve().parents[2].parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not on this machine")

@@ -1,4 +1,4 @@
-"""imnet-train whose ranks fail as nobody foresaw: each imports this file, and with it the fault."""
+"""Run by test_ranks.py: imnet-train with an unexpected error in every rank, since each rank imports this file."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""imnet.train() with two ranks leaves its caller as it was: handlers, environment, loggers, filters of warnings."""
+"""Run by test_surroundings.py: imnet.train() must leave its caller's handlers, environment and loggers as they were."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ def surroundings():
 
 
 if __name__ == "__main__":
-    import torch.distributed  # noqa: F401  (what importing torch itself changes is not a run's)
+    import torch.distributed  # noqa: F401  (what importing torch changes is not due to a run)
 
     base = imnet.recipes["quickstart"]
     data = imnet.replace(base.data, train_images=64, test_images=16, image_px=12, batch_images=16)

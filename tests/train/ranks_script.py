@@ -1,5 +1,6 @@
-"""Run by test_ranks.py and test_balance.py: trains a network without BatchNorm; ranks import this file again, and so
-know the network."""
+"""Run by test_ranks.py and test_balance.py: trains a network without BatchNorm.
+
+Every rank imports this file again, which registers the network there."""
 
 import sys
 from dataclasses import replace
@@ -14,14 +15,14 @@ from imnet.start import train
 
 @models.model
 def test_mlp(num_classes: int, in_channels: int) -> nn.Module:
-    """A network without batch statistics, so that the number of ranks changes nothing but rounding."""
+    """A network without batch statistics, so that the number of ranks changes only rounding."""
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 144, 32), nn.ReLU(), nn.Linear(32, num_classes))
 
 
 RECIPE = Recipe(
     name="ranks",
     model="test_mlp",
-    # 211 images in batches of 48: an incomplete last batch, and shards of unequal size.
+    # 211 images in batches of 49: an incomplete last batch, and shards of unequal size.
     data=Data(
         name="shapes", image_px=12, num_classes=4, batch_images=49, train_images=211, test_images=53, drop_last=False
     ),
@@ -33,7 +34,7 @@ RECIPE = Recipe(
 
 
 def trained(folder, procs, micro, data_dir=None, balanced=None):
-    """The exit code of a run; ``balanced`` of the images in ``data_dir`` are class_weights or the sampler."""
+    """Trains and returns the exit code; with ``data_dir``, ``balanced`` is "class_weights" or "sampler"."""
     recipe = RECIPE
     if data_dir is not None:
         sampler = "balanced" if balanced == "sampler" else "shuffled"

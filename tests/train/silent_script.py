@@ -1,4 +1,4 @@
-"""A rank of two, the first of which is busy for long: while they join, or while it prepares data, as ``WHEN`` says."""
+"""Run by test_machines.py: one of two ranks; rank 0 is busy for 60 s while joining or preparing data (``WHEN``)."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ WHEN, SIGN = sys.argv[1], Path(sys.argv[2])
 
 
 def wait(_):
-    import torch  # only here, as a command does it
+    import torch  # as late as a command imports it
 
     from imnet import launch, meeting
 

@@ -1,4 +1,4 @@
-"""Run by test_launch.py: two ranks, of which the first alone prepares data for longer than a collective waits."""
+"""Run by test_launch.py: trains on two ranks; rank 0 alone prepares data, for longer than a collective waits."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from imnet.errors import DataError, DeviceError
 from imnet.start import train
 from tests.train.conftest import TINY, options
 
-meeting.COLLECTIVE_TIMEOUT_S = 2  # ranks import this file again
+meeting.COLLECTIVE_TIMEOUT_S = 2  # in every rank, since each imports this file again
 WHAT, OUT = sys.argv[1:3]
 
 

@@ -1,4 +1,4 @@
-"""AdamCPR against its authors' package where that is installed, against its formula, and in a real run."""
+"""AdamCPR equals its authors' package (if that is installed) and its formula, and a stopped run resumes exactly."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ SHAPES = ((3, 4, 3, 3), (5, 7), (6,))
 
 
 def trained(make, steps, found_inf=()):
-    """Optimiser and weights after ``steps``, with the same gradients whatever ``make(bounded, free)`` returns."""
+    """(optimiser, weights) after ``steps`` with the optimiser that ``make(bounded, free)`` returns; fixed noise."""
     g = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
     optimizer = make(params[:2], params[2:])
@@ -25,7 +25,7 @@ def trained(make, steps, found_inf=()):
         for p in params:
             p.grad = torch.randn(p.shape, generator=g) - 0.3 * p.detach()
         if step in found_inf:
-            optimizer.found_inf = torch.ones(())  # as our training step sets it, which theirs refuses
+            optimizer.found_inf = torch.ones(())  # set by imnet's training step; the authors' package has no such flag
         optimizer.step()
     return optimizer, [p.detach() for p in params]
 
@@ -40,7 +40,7 @@ def ours(bounded, free, **changes):
 @pytest.mark.parametrize("kappa_update", [1.0, 0.3])
 def test_the_steps_are_those_of_the_authors_package(warm_start, kappa_update, monkeypatch):
     theirs = pytest.importorskip("pytorch_cpr", reason="pip install pytorch-cpr")
-    # torch has renamed this check of captured steps, which are none here.
+    # torch has renamed this check, which only captured steps need; none are captured here.
     monkeypatch.setattr(theirs.AdamCPR, "_cuda_graph_capture_health_check", lambda _: None, raising=False)
 
     def make(bounded, free):
@@ -48,7 +48,7 @@ def test_the_steps_are_those_of_the_authors_package(warm_start, kappa_update, mo
         kappa = {"kappa_init_method": "warm_start", "kappa_init_param": warm_start, "kappa_update": kappa_update}
         return theirs.AdamCPR(groups, lr=0.05, betas=(0.9, 0.99), **kappa)
 
-    # Not more steps: a multiplier that comes and goes makes ten times a rounding of it within ten.
+    # No more steps: a multiplier that switches on and off amplifies a rounding error tenfold in ten steps.
     _, expected = trained(make, 12)
     _, found = trained(lambda *p: ours(*p, warm_start_steps=warm_start, kappa_update=kappa_update), 12)
     for a, b in zip(found, expected, strict=True):
@@ -77,7 +77,7 @@ def test_the_pull_is_the_formula_and_what_is_spared_is_adams():
 
 @pytest.mark.parametrize("bad", [0, 3, 4, 7])
 def test_a_step_that_is_not_finite_changes_nothing(bad):
-    """The step before, at and after the one that takes the bounds."""
+    """Tries the first step, and one before, at and after the step that takes the bounds."""
     before, weights = trained(ours, bad)
     after, same = trained(ours, bad + 1, found_inf=(bad,))
     for a, b in zip(weights, same, strict=True):
@@ -102,7 +102,7 @@ def test_it_is_an_optimiser_of_recipes():
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(tiny, tmp_path):
-    """Bounds and multipliers are in the checkpoint: the run stops after they were taken."""
+    """The run stops after the bounds were taken; bounds and multipliers must come back from the checkpoint."""
     from imnet.start import train
 
     from .conftest import options

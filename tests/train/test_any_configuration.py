@@ -1,5 +1,5 @@
-"""Configurations that nobody thought of: each trains, on other pipelines and through kill -9 to the same bits, or is
-refused in one line before it begins, by --dry-run as well."""
+"""Random configurations: each trains to the same bits with another pipeline and through kill -9, or is refused in one
+line before it begins, also by --dry-run."""
 
 import multiprocessing
 import os
@@ -55,19 +55,19 @@ OTHER_OPTIMISERS = ("adamw", "adamcpr", "lamb", "lion", "muon")
 
 @st.composite
 def configurations(draw):
-    """Words of imnet-train: a few options beside those that make it small."""
+    """Draws words of imnet-train: up to nine random options besides those that keep the run small."""
     chosen = draw(st.lists(st.sampled_from(sorted(SOMETIMES)), max_size=9, unique=True))
     words = BASE | {name: draw(st.sampled_from(values)) for name, values in ALWAYS.items()}
     words |= {name: draw(st.sampled_from(SOMETIMES[name])) for name in chosen}
     if draw(st.booleans()) and not any(name.startswith(("--optim.", "--no_optim.")) for name in chosen):
         words |= {"--optim.kind": draw(st.sampled_from(OTHER_OPTIMISERS)), "--lr": "0.003"}
     if "--augment.spectral_r" in words:
-        words.setdefault("--band", "0")  # without it all bands would train, each in a folder of its own
+        words.setdefault("--band", "0")  # without --band all bands would train, each in its own folder
     return words
 
 
 def run(words, folder, said, kill_after_s=None):
-    """The exit code of imnet-train in a process of its own, which has torch imported; ``said`` is what it printed."""
+    """Runs imnet-train in a forked process that has torch imported; returns (exit code, output), kept in ``said``."""
     process = multiprocessing.get_context("forkserver").Process(target=_train, args=(words, folder, said))
     process.start()
     process.join(kill_after_s)
@@ -122,7 +122,7 @@ def test_any_configuration_trains_exactly_or_is_refused(words, share, tmp_path_f
 
 
 def test_the_options_are_imnet_trains():
-    """One that was renamed would be refused everywhere, and nothing be tried. Unknown ones are refused first."""
+    """If an option were renamed, configurations with it would all be refused, which the test above would accept."""
     words = {name: values[0] for name, values in (ALWAYS | SOMETIMES).items()}
     with pytest.raises(UsageError) as refused:
         parse([word for pair in words.items() for word in pair if word is not None])

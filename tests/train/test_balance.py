@@ -1,4 +1,5 @@
-"""--class-weights balanced and --sampler balanced: torch's and sklearn's definitions; resumes, ranks, pipelines."""
+"""--class-weights balanced and --sampler balanced follow torch's and scikit-learn's definitions, also on several ranks,
+after a kill and with every pipeline."""
 
 import collections
 import copy
@@ -31,12 +32,12 @@ from .test_resume import digests, wait_for_step
 from .test_step import batch, make_step
 
 COUNTS = {"cat": 61, "dog": 12, "owl": 5}
-UNEVEN = torch.tensor([0] * 61 + [1] * 12 + [3] * 5)  # and no image of class 2
+UNEVEN = torch.tensor([0] * 61 + [1] * 12 + [3] * 5)  # class 2 has no image
 
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    """A folder of pictures with many of one class."""
+    """A folder of pictures in which one class has many more pictures than the others."""
     root = tmp_path_factory.mktemp("uneven") / "pictures"
     for part, share in (("train", 1), ("val", 3)):
         for c, (name, count) in enumerate(COUNTS.items()):
@@ -66,7 +67,7 @@ def test_the_step_is_torchs_weighted_loss(smoothing, pieces):
     recipe = dataclasses.replace(TINY, optim=SGD(lr=0.1), schedule=Constant(), ema_decay=None)
     step = make_step(dataclasses.replace(recipe, label_smoothing=smoothing))
     step.net.eval()
-    step.training_mode = lambda: None  # the same statistics whatever the pieces are
+    step.training_mode = lambda: None  # stay in eval mode: the same statistics for any pieces
     step.class_weights = torch.tensor([0.2, 3.0, 1.0, 0.5])
     plain = copy.deepcopy(step.net)
     x, y = batch(0, 9)
@@ -95,7 +96,7 @@ def test_every_class_comes_equally_often_and_no_image_twice_before_all_came_once
         draws = balanced(UNEVEN, seed=1, epoch=epoch)
         assert len(draws) == len(set(draws.tolist())) == 78
         ids = draws % 78
-        assert set((draws // 78).tolist()) == {0, 1, 2, 3, 4, 5}  # five images stand for 26
+        assert set((draws // 78).tolist()) == {0, 1, 2, 3, 4, 5}  # 26 draws from five images take six rounds
         assert torch.bincount(UNEVEN[ids]).tolist() == [26, 26, 0, 26]
         per_image = torch.bincount(ids, minlength=78)
         for label in (1, 3):
@@ -103,11 +104,11 @@ def test_every_class_comes_equally_often_and_no_image_twice_before_all_came_once
             assert times.max() - times.min() <= 1
         assert per_image[UNEVEN == 0].max() == 1
         seen.update(ids[UNEVEN[ids] == 0].tolist())
-        # Spread over the epoch, not class by class.
+        # The classes are spread over the epoch and do not come one after the other.
         assert len(set(UNEVEN[ids[:15]].tolist())) == 3
         assert not torch.equal(draws, balanced(UNEVEN, seed=1, epoch=epoch + 1))
         assert not torch.equal(draws, balanced(UNEVEN, seed=2, epoch=epoch))
-    assert len(seen) > 40  # another part of the large class each epoch
+    assert len(seen) > 40  # each epoch draws another part of the large class
     lone = balanced(torch.tensor([0, 0, 0, 1]), seed=1, epoch=0) % 4
     assert lone.tolist().count(3) == 2
     order = Order(78, 10, seed=1, drop_last=False, labels=UNEVEN)

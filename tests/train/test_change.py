@@ -1,4 +1,4 @@
-"""--allow-change: what can be taken over goes on, the rest is refused before a byte of the folder has changed."""
+"""--allow-change resumes a run if its state can be taken over, and refuses the rest before the folder changes."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def changed(recipe=LONGER, *, part=None, **values):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A complete run of two epochs of 8 steps, whose last checkpoints are of steps 15 and 16."""
+    """The folder of a complete run of two epochs of 8 steps, with the checkpoints of steps 15 and 16."""
     folder = tmp_path_factory.mktemp("kept") / "run"
     train(BASE, options(folder, checkpoint_every_steps=3))
     return folder
@@ -50,7 +50,7 @@ def folder(kept, tmp_path):
 
 @pytest.fixture
 def within(folder):
-    """The same, stopped 112 images into its second epoch."""
+    """The same run as if it was stopped at step 15, 112 images into its second epoch."""
     shutil.rmtree(folder / "checkpoints" / "step-00000016")
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run | {"status": "running"}))
@@ -61,7 +61,7 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-# docs/runs.md has more of them, and a test of its own.
+# docs/runs.md lists more of them, which test_runs_table.py runs.
 REFUSED = {
     "another network": (changed(model="wrn10_1", model_options={}), "weights are of another network"),
     "more classes": (changed(part="data", num_classes=5), "weights are of another network"),
@@ -91,7 +91,7 @@ def test_without_the_flag_a_longer_run_is_refused_with_the_way_to_extend_it(fold
 
 
 def test_an_extended_run_is_the_longer_run(folder, tmp_path, capsys):
-    """Its schedule is constant, so nothing but the length differs: the weights are those of four epochs at once."""
+    """With a constant schedule, two epochs extended to four must end in the weights of four epochs at once."""
     train(LONGER, options(tmp_path / "whole"))
     capsys.readouterr()
     train(LONGER, options(folder, allow_change=True))
@@ -100,14 +100,14 @@ def test_an_extended_run_is_the_longer_run(folder, tmp_path, capsys):
     assert "schedule   constant over 4 epochs, entered at epoch 2: lr 0.05 from here (the last step had 0.05)" in said
     assert digests(folder)[:2] == digests(tmp_path / "whole")[:2]
     assert load_run(folder).info["before"][0]["recipe"]["epochs"] == 2
-    train(LONGER, options(folder))  # no flag: the folder is this run's now
+    train(LONGER, options(folder))  # without the flag: the folder belongs to the longer run now
     assert "complete already" in capsys.readouterr().out
     assert "allow_change: false" in (folder / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(8, 64), (128, 4), (24, 20)])
 def test_another_batch_size_goes_on_at_the_same_image(folder, batch, steps, capsys):
-    """24 leaves 8 images of an epoch out."""
+    """A batch size of 24 leaves 8 images of each epoch out."""
     train(changed(part="data", batch_images=batch), options(folder, allow_change=True))
     assert f"step 16 is step {steps // 2} now: epoch 2, by the images seen" in capsys.readouterr().out
     rows = read_metrics(folder / "metrics.jsonl")
@@ -157,7 +157,7 @@ def test_other_data_and_another_seed_at_the_edge_of_an_epoch(folder):
 
 
 def test_a_run_that_dies_before_its_first_new_checkpoint_goes_on_again(folder, monkeypatch):
-    """run.json has the new batch size and the only checkpoints count the old one: converted again, without the flag."""
+    """run.json has the new batch size, but all checkpoints count steps of the old one and are converted once more."""
     from imnet.trainer import Trainer
 
     def die(self):
@@ -173,13 +173,13 @@ def test_a_run_that_dies_before_its_first_new_checkpoint_goes_on_again(folder, m
     assert load_run(folder).model() is not None
     newest = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert newest == ["step-00000015", "step-00000016"]
-    for name in newest:  # both are the new run's, although the old one had steps of these numbers
+    for name in newest:  # both are from the new run, although the old one had these step numbers too
         state = json.loads((folder / "checkpoints" / name / "state.json").read_text())
         assert state["config_hash"] == load_run(folder).info["config_hash"]
 
 
 def test_an_evaluation_of_an_earlier_step_does_not_make_a_run_complete(within, capsys):
-    """imnet-eval may have written one while the run went on."""
+    """imnet-eval may have written evaluation.json before the run had ended."""
     assert (within / "evaluation.json").exists()
     train(BASE, options(within))
     assert "complete already" not in capsys.readouterr().out

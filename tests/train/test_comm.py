@@ -1,7 +1,7 @@
-"""Communication options on two gloo ranks: equal gradients, bytes on the wire, all-reduces, and when they start.
+"""Communication options on two gloo ranks: equal weights, bytes sent, number of all-reduces, and when they start.
 
-All cases run in one pair of processes, which tells what each step sent: /proc/self/io counts the bytes that a rank
-hands to its sockets, torch's profiler the all-reduces, DistributedDataParallel its buckets.
+All cases run in one pair of processes and record what a step sent: /proc/self/io counts the bytes that a rank writes
+to its sockets, torch's profiler counts the all-reduces, and DistributedDataParallel reports its buckets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RECIPE = Recipe(
 
 
 class Plain(nn.Sequential):
-    """Four layers of nearly equal size, without batch statistics: the number of ranks changes only rounding."""
+    """Four layers without batch statistics, so that the number of ranks changes only rounding."""
 
     def __init__(self):
         layers = [nn.Linear(48, 128), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 10)]
@@ -44,7 +44,7 @@ class Plain(nn.Sequential):
 
 
 class Unused(nn.Module):
-    """One layer never runs."""
+    """A network with one layer that never runs."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ class Unused(nn.Module):
 
 
 class Normed(nn.Module):
-    """Remembers its running mean as each training forward finds it."""
+    """A network that records the running mean at the beginning of every forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class Normed(nn.Module):
 
 
 class BatchNormed(nn.Sequential):
-    """Batch statistics over maps and over vectors."""
+    """A network with batch norm over feature maps and over vectors."""
 
     def __init__(self):
         first = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
@@ -87,7 +87,7 @@ CASES = {
     "bf16": Case(Comm(bucket_mb=60 * KIB, first_bucket_mb=4 * KIB, gradient_dtype="bf16")),
     "no views": Case(Comm(bucket_mb=60 * KIB, gradient_as_bucket_view=False)),
     "static": Case(Comm(static_graph=True)),
-    # At most 4 images at once: the first rank makes one pass, the second two.
+    # At most 4 images per pass: the first rank makes one pass, the second two.
     "accumulated": Case(Comm(bucket_mb=60 * KIB), micro=4),
     "accumulated more": Case(Comm(bucket_mb=60 * KIB), micro=2),
     "static, accumulated": Case(Comm(static_graph=True), micro=2),
@@ -106,7 +106,7 @@ def batch(number, ids):
 
 
 def run_case(case, world):
-    """Train STEPS steps; what the last one sent, and the weights."""
+    """Trains STEPS steps; returns what the last one sent, and the weights and buffers."""
     torch.manual_seed(0)
     net = case.net()
     recipe = dataclasses.replace(RECIPE, comm=case.comm)
@@ -132,11 +132,11 @@ def run_case(case, world):
 
 
 def infinite(world):
-    """A step whose loss is infinite at the last rank alone, and whose gradients would be finite: flag and weights."""
+    """Takes a step with finite gradients whose loss is infinite on rank 1 only; returns what each rank found."""
     torch.manual_seed(0)
     net = nn.Sequential(*list(Plain())[:-1])
     with torch.no_grad():
-        net[-1].bias[0] = -torch.inf  # a class that never is, of one image
+        net[-1].bias[0] = -torch.inf  # class 0, the label of one image, gets probability 0
     place = Place(torch.device("cpu"), "fp32", "test")
     step = TrainStep(net, RECIPE, place, world, compile=False, graphs=False, backend="auto")
     before = [p.clone() for p in net.parameters()]
@@ -148,13 +148,13 @@ def infinite(world):
 
 
 def written():
-    """Bytes that this process has handed to write calls, sockets included."""
+    """Returns the number of bytes that this process has passed to write calls, sockets included."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["wchar"])
 
 
 def events(profile):
-    """Names of backward nodes of linear layers and of all-reduces, in the order of their start."""
+    """Returns "backward" for each linear layer's backward and "all-reduce" for each all-reduce, by start time."""
     wanted = {"c10d::allreduce_": "all-reduce", "AddmmBackward0": "backward"}
     found = sorted((e.time_range.start, wanted[e.name]) for e in profile.events() if e.name in wanted)
     return [name for _, name in found]
@@ -176,7 +176,7 @@ def rank_main(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What both ranks found, [rank][case]."""
+    """The results of both ranks, [rank][case]."""
     if not Path("/proc/self/io").exists():
         pytest.skip("no /proc/self/io to count bytes with")
     folder = tmp_path_factory.mktemp("ranks")
@@ -213,14 +213,14 @@ def test_weights_are_those_of_one_rank(ranks, alone, name):
 
 
 def test_bf16_rounds_what_it_sends(ranks, alone):
-    """The option does something: fp32's agreement is not bf16's."""
+    """The option has an effect: bf16 weights differ from one rank's by more than fp32's would."""
     wanted, found = alone[Plain]["weights"], ranks[0]["bf16"]["weights"]
     assert any(not torch.allclose(found[k], v, rtol=1e-6, atol=1e-8) for k, v in wanted.items())
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if "unused" not in n])
 def test_bytes_on_the_wire(ranks, name):
-    """Two ranks in a ring each send every gradient once, in bf16 half of it; accumulation sends no more."""
+    """Each of two ranks in a ring sends every gradient once, in bf16 half the bytes; accumulation sends no more."""
     expected = NUM_BYTES / 2 if name == "bf16" else NUM_BYTES
     for rank in ranks:
         assert expected <= rank[name]["wire"] <= 1.03 * expected + 4000
@@ -236,7 +236,7 @@ def test_one_all_reduce_a_bucket(ranks, name):
 
 
 def test_bucket_sizes_follow_the_options(ranks):
-    """A bucket closes with the parameter that fills it, so it may exceed its size by that parameter."""
+    """A bucket is closed by the parameter that fills it, so it may exceed its size by that parameter."""
     one, several = (ranks[0][name]["ddp"]["rebuilt_bucket_sizes"].split(", ") for name in ("default", "small buckets"))
     assert len(one) == 1
     sizes = [int(s) for s in several]
@@ -254,7 +254,7 @@ def test_buckets_hold_the_last_layers_first(ranks):
 
 
 def test_all_reduces_start_while_the_backward_runs(ranks):
-    """The first is sent before the backward has reached the first layer."""
+    """Several buckets are sent before the backward pass has reached the first layer."""
     names = ranks[0]["small buckets"]["events"]
     assert names.count("backward") == 4
     last_backward = len(names) - 1 - names[::-1].index("backward")
@@ -264,7 +264,7 @@ def test_all_reduces_start_while_the_backward_runs(ranks):
 
 
 def test_accumulation_reduces_once_a_step(ranks):
-    """The first rank makes one or two passes, the second two or three: neither reduces in between."""
+    """The first rank makes one or two passes, the second two or three; only the last pass of each reduces."""
     for name in ("accumulated", "accumulated more", "static, accumulated"):
         for rank in ranks:
             first = rank[name]["events"].index("all-reduce")
@@ -274,7 +274,7 @@ def test_accumulation_reduces_once_a_step(ranks):
 
 
 def test_a_loss_that_is_not_finite_at_one_rank_is_left_out_by_all(ranks):
-    """Without a word between them but the gradients; where those are finite they are made otherwise."""
+    """Ranks exchange only gradients, so the rank with the bad loss must make its finite gradients non-finite."""
     assert [rank["infinite"]["total"] == torch.inf for rank in ranks] == [False, True]
     assert [rank["infinite"]["bad"] for rank in ranks] == [1.0, 1.0]
     assert [rank["infinite"]["kept"] for rank in ranks] == [True, True]
@@ -296,7 +296,7 @@ def test_buffers_are_a_ranks_own_unless_broadcast(ranks):
 
 
 def test_sync_bn_is_the_batch_norm_of_one_rank(ranks, alone):
-    """Shards of 4 and 5 images; after STEPS steps weights and running statistics are those of one rank's 9."""
+    """Two shards of 4 and 5 images end with the weights and running statistics of one rank with all 9."""
     wanted = alone[BatchNormed]
     for kind in ("weights", "buffers"):
         for rank in ranks:

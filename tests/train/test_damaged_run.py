@@ -1,4 +1,4 @@
-"""run.json and metrics.jsonl that hold something else: one line that names it, and nothing is trained or lost."""
+"""A damaged run.json, metrics.jsonl or checkpoint gives one line that names it, and nothing is trained or lost."""
 
 import dataclasses
 import json
@@ -102,7 +102,7 @@ def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(tmp_pa
     path.write_text(f"{line}\n{whole}")
     with pytest.raises(DataError, match=said):
         Run(folder).model()
-    path.write_text(whole + line[:-1])  # torn, as by a kill
+    path.write_text(whole + line[:-1])  # cut short, as by a kill
     assert len(Run(folder).metrics) == len(whole.splitlines())
     path.unlink()
     assert Run(folder).metrics == []
@@ -117,14 +117,14 @@ def test_a_run_json_that_does_not_say_of_its_data_is_one_line_wherever_that_is_a
     for ask in (lambda: Run(folder).evaluate(), lambda: train(longer, options(folder, allow_change=True))):
         with pytest.raises(DataError, match=r"run\.json does not say of its data: .*train_images; put a copy back"):
             ask()
-    assert Run(folder).model() is not None  # for which nobody asks
+    assert Run(folder).model() is not None  # loading weights does not need the data
 
 
 EMPTY, HALF, FOREIGN = "empty", "half", "foreign"
 
 
 def put(folder, kind, name, foreign):
-    """A checkpoint that the run in ``folder`` did not save, or not wholly."""
+    """Puts a checkpoint into ``folder`` that its run did not save, or did not save completely."""
     at = folder / "checkpoints" / name
     if kind == EMPTY:
         at.mkdir()
@@ -138,7 +138,7 @@ def put(folder, kind, name, foreign):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two complete runs, of the same network on other images."""
+    """The folders of two complete runs of the same network with different seeds."""
     at = tmp_path_factory.mktemp("two")
     other = dataclasses.replace(TINY, seed=8)
     return train(TINY, options(at / "run"))[1], train(other, options(at / "other"))[1]
@@ -146,7 +146,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", [EMPTY, HALF, FOREIGN])
 def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two, kind):
-    """The training's command has nothing more to save there, so "run it again" would help nobody."""
+    """The training command would save nothing more there, so the advice to run it again would help nobody."""
     folder = shutil.copytree(two[0], tmp_path / "run")
     weights = Run(folder).model().state_dict()
     put(folder, kind, "step-00000999", two[1])
@@ -155,7 +155,7 @@ def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two,
         assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert train(TINY, options(folder))[0] == 0
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"complete"', '"running"'))
-    if kind != FOREIGN:  # of a run that goes on it may be the newest
+    if kind != FOREIGN:  # for an incomplete run it may be the newest
         with pytest.raises(DataError, match="the newest checkpoint is damaged"):
             Run(folder).model()
 
@@ -163,7 +163,7 @@ def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two,
 @pytest.mark.parametrize("allowed", [False, True])
 @pytest.mark.parametrize("change", [{}, {"data": dataclasses.replace(TINY.data, val_images=32)}])
 def test_training_does_not_go_on_from_another_runs_checkpoint(tmp_path, two, allowed, change):
-    """65, whatever else differs: --allow-change would not help."""
+    """A DataError whatever else differs, because --allow-change would not help."""
     foreign = train(dataclasses.replace(TINY, seed=9, **change), options(tmp_path / "other"))[1]
     folder = shutil.copytree(two[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
