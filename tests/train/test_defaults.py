@@ -1,4 +1,4 @@
-"""What a run leaves open: decided from measurements, kept in run.json, and overruled by what is asked for."""
+"""Execution options that a run leaves open are decided from measurements, kept in run.json and overruled by the user."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ KERNELS = {
 
 @pytest.fixture(autouse=True)
 def an_h100(monkeypatch):
-    """The rates of a card that was measured; the card itself is not here."""
+    """Uses the measured rates of an H100, so that no GPU is needed."""
     monkeypatch.setattr(defaults, "rates", lambda place: defaults.RATES["H100"])
 
 
@@ -63,13 +63,13 @@ def test_our_kernels_are_for_runs_that_earn_them_back(name):
 
 @pytest.mark.parametrize(("images", "compiled"), [(10_000, False), (IMAGENET, True)])
 def test_compiling_is_for_networks_whose_norms_are_not_ours_and_for_runs_that_earn_it_back(images, compiled):
-    """DaViT has no batch norm; on several ranks, where no step is captured, a network with them is compiled too."""
+    """DaViT has no batch norm; on several ranks, where no step is captured, networks with one are compiled too."""
     assert decide("imagenet64/davit_tiny", images).compile == compiled
     assert decide("imagenet64/wrn36_5", images, world=World(0, 2)).compile == compiled
     assert not decide("imagenet64/wrn36_5", images, world=World(0, 2)).step_kernels
 
 
-# images/s measured on an H100 (bench/results/h100-2026-11-26.json), captured but for WRN-36-5, which was eager.
+# images/s measured on an H100 (bench/results/h100-2026-11-26.json), captured except for WRN-36-5, which was eager.
 MEASURED = {
     "imagenet64/wrn36_5": 5394,
     "fashion-mnist/wrn28_10": 12898,
@@ -80,7 +80,7 @@ MEASURED = {
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_predictions_are_near_what_was_measured(name):
-    """Within a fifth, but for DenseNet: its kernels are too small to reach the copy's rate."""
+    """Within a fifth, except for DenseNet, whose kernels are too small to reach the rate of a memory copy."""
     one_epoch = dataclasses.replace(recipes[name], epochs=1)
     rate = 1 / defaults.seconds_of_training(one_epoch, build_network(one_epoch), GPU, 1)
     assert rate / MEASURED[name] == pytest.approx(2.15 if "densenet" in name else 1.0, rel=0.2)
@@ -100,7 +100,7 @@ def test_sizes_counts_what_the_exact_count_does(name):
 
 
 def test_a_short_run_does_not_import_the_compiler(tmp_path):
-    """On a GPU machine it took 5 of quickstart's 12 seconds; a program of its own, because others here import it."""
+    """The import took 5 of quickstart's 12 seconds on a GPU machine. Other tests import it, hence the own process."""
     program = f"""
 import sys, torch
 from imnet import defaults, recipes, replace
@@ -153,7 +153,7 @@ def test_a_run_keeps_its_kernels_and_torchs_own_where_a_family_is_younger_or_a_t
 
 
 def test_the_headline_takes_our_kernels_on_the_card_that_measured_it(monkeypatch):
-    """The prediction is near the limit there, and it alone decides."""
+    """The predicted time of this recipe is near the limit on an H200, and it alone decides."""
     monkeypatch.setattr(defaults, "rates", lambda place: defaults.RATES["H200"])
     assert decide("fashion-mnist/wrn28_10_fast", FASHION).step_kernels
     assert not decide("fashion-mnist/speedrun_gpu", FASHION).step_kernels
@@ -264,7 +264,7 @@ def test_the_diagnosis_reads_every_piece_and_finds_a_gradient():
 
 
 def test_the_diagnosis_reads_every_result_of_a_layer():
-    """A Shake-Shake block hands its sum on beside the sum's ReLU."""
+    """A Shake-Shake block returns its sum in addition to the sum's ReLU."""
     step, net = make_step(dataclasses.replace(TINY, ema_decay=None)), models.build("shake_shake26_2x32d", 10)
     net.blocks[2].register_forward_hook(lambda block, given, result: result._replace(x=result.x / 0.0))
     assert first_bad_layer(net, [batch(0)], step.loss) == "output of blocks.2"
@@ -278,7 +278,7 @@ def test_a_number_that_does_not_recur_accuses_the_compiled_step(compiled, words)
 
 
 def test_run_json_does_not_claim_a_capture_that_could_not_be(tmp_path, monkeypatch, capsys):
-    """The decision is a GPU's; what the run then does with it is the same here."""
+    """The decision is faked as on a GPU; what the run then does with it is the same on a CPU."""
 
     def warm_up(self, batches, num_images):
         raise NotCapturableError("the step waits for the device")

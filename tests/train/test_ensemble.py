@@ -1,4 +1,4 @@
-"""Spectral ensembles: every band ends with the bytes of the run that trains it alone, however the bands are spread."""
+"""Spectral ensembles: every band ends with the same bytes as a run that trains it alone, on any number of ranks."""
 
 import dataclasses
 import multiprocessing
@@ -54,7 +54,9 @@ def of_bands(folder):
 
 
 def start(folder, bands, ranks, spawn, recipe=BANDS, **changes):
-    """The processes of one launch, as torchrun would start them; ``spawn`` has made their fork server."""
+    """Starts the ranks of one launch as torchrun would; the ``spawn`` fixture has set up their fork server.
+
+    Without ``bands`` they train band 3 alone."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,7 +78,7 @@ def finished(processes):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """All four bands in one process."""
+    """The folder of an ensemble of all four bands, trained in one process."""
     folder = tmp_path_factory.mktemp("together")
     assert train(BANDS, how(folder)) == (0, folder)
     return folder
@@ -104,7 +106,7 @@ def test_neither_the_other_bands_nor_the_pipeline_matter(together, tmp_path, ban
 
 
 def test_without_the_compiled_kernels_too(tmp_path, monkeypatch):
-    """The plain product of matrices rounds a band by how many are beside it."""
+    """The reference kernel multiplies matrices, whose rounding can depend on the number of bands."""
     from imnet_kernels import tier
 
     train(BANDS, how(tmp_path / "both", "1,2", kernels="spectral=reference"))
@@ -133,7 +135,7 @@ def test_several_ranks_a_band_are_those_ranks_on_it_alone(tmp_path, spawn):
 
 @pytest.mark.slow
 def test_the_launcher_starts_ranks_and_says_what_to_do_next(together, tmp_path, capfd):
-    # The recipe by its parts: ranks read the command's own words.
+    # The recipe is in a file, since the ranks parse the words of the command again.
     recipe = dataclasses.replace(BANDS, name="spectral/resnet34_sub4")
     config = tmp_path / "bands.yaml"
     config.write_text(dump_config(recipe, how(None)))
@@ -156,13 +158,13 @@ def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch):
     monkeypatch.setattr(transforms, "spectral", counted)
     recipe = dataclasses.replace(BANDS, epochs=1, ema_decay=None)
     train(recipe, how(tmp_path, "0,1,3"))
-    assert calls.count((0, 1, 3)) == 7  # the warm-up of all looks at the first of the seven
-    assert {c for c in calls if len(c) == 1} == {(0,), (1,), (3,)}  # evaluations are a band's own
+    assert calls.count((0, 1, 3)) == 7  # the warm-up reuses the first of the seven batches
+    assert {c for c in calls if len(c) == 1} == {(0,), (1,), (3,)}  # evaluation is per band
 
 
 @pytest.mark.slow
 def test_ranks_that_decode_for_each_other_change_nothing(tmp_path, spawn):
-    """Pictures kept encoded, crops of the whole picture: two ranks of this machine make half of each batch."""
+    """With encoded pictures and random crops, each of two ranks on one machine decodes half of each batch."""
     made = data.load("shapes", image_px=24, num_classes=4, train_images=64, test_images=16)
     for part, split in (("train", made.train), ("val", made.test)):
         for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
@@ -205,7 +207,7 @@ def test_a_band_goes_on_alone_and_with_others(together, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_kill_changes_the_weights(together, tmp_path, spawn, ranks):
-    """A longer run of the same, killed and stopped at random; what it repeats is taken back from its logs."""
+    """An ensemble that is killed and stopped at random must end with the same weights, and each log line once."""
     numbers, hits, rng = [signal.SIGKILL, signal.SIGTERM], 0, random.Random()
     for number in numbers:
         processes = start(tmp_path, "all", ranks, spawn)

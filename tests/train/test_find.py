@@ -52,7 +52,7 @@ def test_of_an_ensemble_one_band_is_tried_and_said(tmp_path, monkeypatch, capsys
 
 
 class Valley:
-    """A step whose loss is a known function of the rate: it falls from 2 to 1 around ``middle``, then explodes."""
+    """A step whose loss is a known function of the learning rate: from 2 to 1 around ``middle``, then it explodes."""
 
     def __init__(self, middle):
         self.middle, self.seen = middle, []
@@ -94,7 +94,7 @@ def test_a_batch_size_is_not_probed_on_a_cpu(capsys):
 
 def test_batches_grow_until_one_does_not_fit(monkeypatch):
     class Narrow(nn.Sequential):
-        """Memory for 20 images."""
+        """A network that runs out of memory for more than 20 images."""
 
         def forward(self, x):
             if len(x) > 20:

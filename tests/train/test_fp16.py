@@ -1,4 +1,4 @@
-"""fp16 and its loss scale, on the CPU: what overflows is skipped and the scale halved; only a real failure stops."""
+"""fp16 and its loss scale, on the CPU: an overflow skips the step and halves the scale; only a real failure stops."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def test_a_loss_that_is_not_finite_stops():
 
 
 def test_a_loss_that_is_not_finite_is_no_step_though_its_gradients_are():
-    """A logit that has overflowed to minus infinity: the scaler, which sees the gradients alone, would take it."""
+    """A logit overflowed to minus infinity: the scaler, which sees only the gradients, would accept the step."""
     step, (images, _) = make_step(), batch()
     bias = step.net.get_parameter("head.bias")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the defaults train, and with --deterministic two runs and a killed one end in the same bytes."""
+"""Whole runs on a GPU: the defaults train; with --deterministic, two runs and a killed one end in the same bytes."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ def test_deterministic_runs_and_a_killed_one_end_in_the_same_bytes(tmp_path, spa
 
 
 def test_a_deterministic_run_does_not_depend_on_the_card_s_other_work(tmp_path):
-    """Nor on how little of its memory is free, which decides what workspace an algorithm may take."""
+    """Nor does it depend on the card's free memory, which limits the workspace of the algorithms that are chosen."""
     wide = dataclasses.replace(QUICK, model="wrn10_4", epochs=1)
     train(wide, on_gpu(tmp_path / "alone", deterministic=True))
     torch.cuda.empty_cache()
@@ -103,7 +103,7 @@ def test_a_deterministic_run_does_not_depend_on_the_card_s_other_work(tmp_path):
 
 
 def test_an_operator_without_a_deterministic_form_is_refused_before_the_first_step(tmp_path):
-    """AlexNet's pool makes 6 x 6 of a 2 x 2 map here, which no plain pool does."""
+    """At 96 px AlexNet's adaptive pool makes a 6 x 6 map of a 2 x 2 map, which no ordinary pool can do."""
     small = dataclasses.replace(QUICK, model="torchvision:alexnet", data=dataclasses.replace(QUICK.data, image_px=96))
     with pytest.raises(UsageError, match=r"no deterministic adaptive_avg_pool2d_backward_cuda"):
         train(small, on_gpu(tmp_path, deterministic=True))
@@ -111,7 +111,7 @@ def test_an_operator_without_a_deterministic_form_is_refused_before_the_first_st
 
 
 class Reads(nn.Module):
-    """A network that asks the device for a number in every forward pass."""
+    """A network that reads a number back from the device in every forward pass, which no CUDA graph can capture."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -139,7 +139,7 @@ def test_a_network_that_reads_the_device_trains_uncaptured_and_says_so(tmp_path,
 
 @pytest.fixture
 def group():
-    """NCCL among one rank: its kernels and the buckets of DistributedDataParallel, on a single card."""
+    """An NCCL group of one rank: NCCL's kernels and DistributedDataParallel's buckets on a single GPU."""
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
@@ -148,7 +148,7 @@ def group():
 @pytest.mark.parametrize("bucket_mb", [25.0, 0.05], ids=["one bucket", "many buckets"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_step_with_its_all_reduces_is_captured(group, bucket_mb, dtype):
-    """Steps of the usual size are replayed and one of an odd size is not: the same weights as without a graph."""
+    """Replayed steps, with one of another size in between that is not, give the same weights as without a graph."""
     comm = dataclasses.replace(QUICK.comm, bucket_mb=bucket_mb, first_bucket_mb=bucket_mb, gradient_dtype=dtype)
     recipe, place = dataclasses.replace(QUICK, comm=comm), Place(torch.device("cuda", 0), "bf16", "test")
     weights = []

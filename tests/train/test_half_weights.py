@@ -1,4 +1,4 @@
-"""The weights cast together: the same training as by autocast, to the bit, without its casts."""
+"""Casting all weights together trains as autocast does, to the bit, without a cast for each weight."""
 
 import re
 from dataclasses import replace
@@ -21,7 +21,7 @@ RECIPE = replace(TINY, grad_clip=5.0)
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, a frozen one, and one that no image reaches."""
+    """A network with two layers that share a weight, a frozen layer, and one that never runs."""
 
     __module__ = "imnet.models.tied"
 
@@ -54,7 +54,7 @@ DEEP = ("densenet_bc100_12", "shake_shake26_2x32d")
 NETS = [("wrn10_1", None), ("speednet", Muon(lr=1e-3)), ("tied", None), *((model, None) for model in DEEP)]
 
 
-# A CPU's convolutions in fp16 are slow.
+# Convolutions in fp16 are slow on a CPU.
 @pytest.mark.parametrize(
     ("model", "optim", "precision"),
     [*((*net, "bf16") for net in NETS),
@@ -77,7 +77,7 @@ def test_training_is_autocasts_to_the_bit(model, optim, precision):
 
 
 class Casts(TorchDispatchMode):
-    """Counts the single casts of tensors of four dimensions, as convolutions' weights and their gradients are."""
+    """Counts the casts of single tensors with one of the given shapes, those of the weights and their gradients."""
 
     def __init__(self, shapes):
         super().__init__()
@@ -99,7 +99,7 @@ def test_no_weight_is_cast_alone():
         with Casts(shapes) as casts:
             step(batches(0), 8, 0, 0.0)
         counts.append(casts.count)
-    # Without, each of the two micro-batches casts every weight, and every gradient back.
+    # Autocast instead casts every weight, and every gradient back, in each of the two micro-batches.
     assert counts == [0, 4 * len(weights)]
 
 

@@ -1,4 +1,4 @@
-"""Images held out of train (--data.val_images): which ones, that nothing trains on them, and that they choose."""
+"""Images held out of train (--data.val_images): which they are, that none is trained on, that they choose the best."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from .conftest import TINY, options
 
 
 def numbered(labels):
-    """A split whose image i holds the number i."""
+    """A split whose image i has the pixels of the number i."""
     images = np.arange(len(labels), dtype=np.uint32).view(np.uint8).reshape(-1, 1, 1, 4).copy()
     return Split(images, np.asarray(labels, dtype=np.int64))
 
@@ -37,7 +37,7 @@ def test_the_images_are_those_of_torchs_random_split(total, count, seed):
     theirs = torch.utils.data.random_split(range(total), [total - count, count], generator=generator)
     assert set(ids(rest).tolist()) == set(theirs[0].indices)
     assert set(ids(held).tolist()) == set(theirs[1].indices)
-    if seed == 123:  # the same draws as on torch's own generator, which is what the ten runs used
+    if seed == 123:  # the ten runs drew from torch's global generator, with the same result
         torch.manual_seed(seed)
         assert torch.utils.data.random_split(range(total), [total - count, count])[1].indices == theirs[1].indices
 
@@ -45,11 +45,11 @@ def test_the_images_are_those_of_torchs_random_split(total, count, seed):
 def test_a_stratified_part_has_exactly_that_many_and_every_class_its_share():
     labels = np.repeat([0, 1, 2, 3], [50, 31, 18, 1])
     rest, held = hold_out_images(numbered(labels), 10, seed=1, stratified=True)
-    # 5, 3.1, 1.8 and 0.1: the largest remainder is that of class 2.
+    # The shares are 5, 3.1, 1.8 and 0.1; class 2 has the largest remainder.
     assert np.bincount(held.labels, minlength=4).tolist() == [5, 3, 2, 0]
     assert sorted([*ids(rest), *ids(held)]) == list(range(100))
     assert not np.array_equal(ids(held), ids(hold_out_images(numbered(labels), 10, 2, stratified=True)[1]))
-    # The part that a set without a test part gets is what it always was.
+    # hold_out makes the test part of a set that has none; it is stratified too.
     assert np.bincount(hold_out(numbered(labels), 0.1, 0)[1].labels, minlength=4).tolist() == [5, 3, 2, 0]
 
 
@@ -96,7 +96,7 @@ def test_a_run_judges_both_and_chooses_by_what_was_held_out(held_out_run, capsys
     lines = read_metrics(held_out_run / "metrics.jsonl")
     kinds = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "val", "eval")}
     assert [line["epoch"] for line in kinds["val"]] == [line["epoch"] for line in kinds["eval"]] == [1, 2, 3]
-    # Fractions of 96 and of 101 images.
+    # The accuracies are fractions of 96 and of 101 images.
     assert all(line["top1"] * 96 == pytest.approx(round(line["top1"] * 96)) for line in kinds["val"])
     assert all(line["top1"] * 101 == pytest.approx(round(line["top1"] * 101)) for line in kinds["eval"])
     info = json.loads((held_out_run / "run.json").read_text())
@@ -123,7 +123,7 @@ def test_imnet_eval_judges_what_was_held_out(held_out_run, word, capsys):
 
 
 def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, monkeypatch):
-    """Epoch 1, whose checkpoint is not among the newest two; the test images would say 3."""
+    """Held-out images choose epoch 1, whose checkpoint is gone, although the test images would choose epoch 3."""
     top1 = {("val", 1): 0.9, ("eval", 1): 0.1, ("val", 3): 0.2, ("eval", 3): 0.8}
     lines = [{"kind": kind, "epoch": epoch, "step": 0, "top1": value} for (kind, epoch), value in top1.items()]
     monkeypatch.setattr(Run, "metrics", property(lambda self: lines))
@@ -132,7 +132,7 @@ def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, mon
 
 
 def test_training_accuracy_is_that_of_the_steps(tmp_path):
-    """With a learning rate of nearly nothing and nothing augmented it is the network's accuracy on those images."""
+    """With a learning rate near 0 and no augmentation it is the initial network's accuracy on those images."""
     plain = dataclasses.replace(TINY.augment, crop_pad_px=0, hflip="none", cutout_px=0)
     still = dataclasses.replace(TINY, augment=plain, optim=dataclasses.replace(TINY.optim, lr=1e-12), epochs=1)
     train(still, options(tmp_path / "run"))

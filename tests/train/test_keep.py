@@ -1,4 +1,4 @@
-"""Which checkpoints stay, the average's warm-up, what is judged at the end, and folders that hold something else."""
+"""Which checkpoints are kept, the EMA's warm-up, what is evaluated at the end, and checkpoints of other runs."""
 
 import copy
 import dataclasses
@@ -33,7 +33,7 @@ def steps(folder):
      ("3,last", [4, 5, 6]), ("9", [1, 2, 3, 4, 5, 6]), ("best,4", [2, 3, 4, 5, 6])],
 )  # fmt: skip
 def test_what_stays_of_six(tmp_path, keep, stay):
-    """Step 2 is the earliest of the best; step 5 was not evaluated, step 1 was of other images."""
+    """Step 2 is the earliest best: step 5 was not evaluated, and step 1 was evaluated on other images."""
     named = {"model": {"w": torch.zeros(2)}}
     for step, top1 in enumerate((0.9, 0.5, 0.4, 0.5, None, 0.2), 1):
         data = "others" if step == 1 else "ours"
@@ -47,8 +47,8 @@ def test_what_stays_of_six(tmp_path, keep, stay):
 
 @pytest.mark.parametrize(("keep", "stay"), [("last", [2, 6, 8]), ("best", [2, 4, 6, 8]), ("2", [2, 5, 6, 8])])
 def test_another_runs_checkpoint_is_neither_counted_nor_deleted(tmp_path, keep, stay):
-    """Of the same images: one is better than all, one is of a later step, one has the place of a step that is to come.
-    Step 4 is of this run's earlier configuration (--allow-change), and its best."""
+    """Foreign checkpoints on the same images: all are better; step 5 is where this run will save, step 8 is later.
+    Step 4 is from this run's earlier configuration (--allow-change) and the best one of this run."""
     named = {"model": {"w": torch.zeros(2)}}
     common = {"data_fingerprint": "same images"}
     for step in (2, 5, 8):
@@ -71,7 +71,7 @@ def test_another_runs_checkpoint_is_neither_counted_nor_deleted(tmp_path, keep, 
 
 
 def test_weights_are_not_taken_from_another_runs_checkpoint(averaging, tmp_path):
-    """Which is all that the folder has."""
+    """The folder has no other checkpoints."""
     folder = tmp_path / "run"
     shutil.copytree(averaging.path, folder)
     run = json.loads((folder / "run.json").read_text())
@@ -84,7 +84,7 @@ def test_weights_are_not_taken_from_another_runs_checkpoint(averaging, tmp_path)
 @pytest.mark.parametrize("damage", ["weights", "state", "empty folder"])
 @pytest.mark.parametrize(("keep", "stay"), [("last", [10]), ("2", [8, 10]), ("best,last", [8, 10])])
 def test_damaged_ones_of_later_steps_take_no_place_of_what_is_saved_after_them(tmp_path, keep, stay, damage):
-    """Of a run that goes on from step 8, since steps 12 and 16 are damaged, and is stopped at step 10."""
+    """A run resumes from step 8, because steps 12 and 16 are damaged, and is stopped at step 10."""
     named, best = {"model": {"w": torch.zeros(2)}}, {4: 0.1, 8: 0.5, 12: 0.9, 16: 0.9, 10: None}
     for step, top1 in best.items():
         state = {"step": step, "epoch": step / 4, "top1": top1, "data_fingerprint": "ours", "config_hash": "c"}
@@ -108,14 +108,14 @@ def test_other_words_are_refused(keep):
 
 @pytest.fixture(scope="module")
 def averaging(tmp_path_factory):
-    """A run whose best epoch is not its last: the learning rate ends the learning."""
+    """A run with EMA warm-up and all its checkpoints, whose best epoch is not its last."""
     folder = tmp_path_factory.mktemp("averaging") / "run"
     recipe = dataclasses.replace(TINY, epochs=4, ema_warmup=True)
     return imnet.train(recipe, **vars(options(folder, eval_every_epochs=1, keep="best,99", checkpoint_every_steps=3)))
 
 
 def test_the_best_stays_and_says_what_it_was_chosen_on(averaging, tmp_path, capsys):
-    """Saved although no checkpoint was due; evaluated again to the very figure."""
+    """The best epoch is saved although no checkpoint is due, and evaluating it again gives exactly its accuracy."""
     folder = tmp_path / "run"
     train(averaging.recipe, options(folder, eval_every_epochs=1, keep="best", checkpoint_every_epochs=100))
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "eval"]
@@ -176,7 +176,7 @@ def test_raw_weights_are_judged_beside_their_average(averaging):
 @pytest.mark.parametrize("backend", ["torch", "imnet"])
 @pytest.mark.parametrize("decay", [0.9, 0.3])
 def test_the_averages_decay_warms_up(backend, decay):
-    """min(decay, (1 + t) / (10 + t)), over 30 steps, against the plain recursion."""
+    """The average of 30 steps equals the plain recursion with the decay min(decay, (1 + t) / (10 + t))."""
     recipe = dataclasses.replace(TINY, optim=SGD(lr=0.01, momentum=0.9), ema_warmup=True)
     step, _ = make_step(backend, recipe)
     averaged = copy.deepcopy(step.net)
@@ -193,7 +193,7 @@ def test_the_averages_decay_warms_up(backend, decay):
 
 @pytest.mark.parametrize("backend", ["torch", "imnet"])
 def test_a_run_that_warms_up_resumes_to_the_bit(averaging, tmp_path, backend):
-    """Within the first epochs, where every step has another decay."""
+    """Resumes within the first epochs, in which every step has a different decay."""
     whole, folder, recipe = averaging.path, tmp_path / "run", averaging.recipe
     how = {"eval_every_epochs": 1, "keep": "best,99", "checkpoint_every_steps": 3, "optim_backend": backend}
     if backend != "torch":

@@ -1,4 +1,4 @@
-"""Killed at random moments, by every signal, in every way of training: the last weights are the uninterrupted run's."""
+"""Runs killed at random moments, by each signal and in each way of training, end in the uninterrupted run's weights."""
 
 import dataclasses
 import itertools
@@ -44,7 +44,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def run_rank(recipe, run_options, rank, size, port):
-    """One rank, as torchrun would start it; a group of its own, so that the tests are not hit."""
+    """Runs one rank as torchrun would start it, in its own process group, so that signals do not reach the tests."""
     os.setsid()
     if size > 1:
         values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -53,7 +53,7 @@ def run_rank(recipe, run_options, rank, size, port):
 
 
 def start(way, folder, spawn):
-    """The processes of one life; ``spawn`` has made the fork server that they come from."""
+    """Starts the processes of one launch; the ``spawn`` fixture has set up the fork server that they come from."""
     recipe, more, size = WAYS[way]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ def start(way, folder, spawn):
 
 
 def listening(process):
-    """Whether it handles SIGTERM by now: before that there is nothing to save."""
+    """Whether the process handles SIGTERM yet; before that there is nothing to save."""
     try:
         caught = next(s for s in Path(f"/proc/{process.pid}/status").read_text().splitlines() if s.startswith("SigCgt"))
     except (OSError, StopIteration):
@@ -76,8 +76,8 @@ def listening(process):
 
 
 def kill(processes, number, delay_s):
-    """``number`` to all at once, after they can hear it; whether it hit a run that was not at its end."""
-    # One kill -9 in four comes while a process is still on its way.
+    """Sends ``number`` to all processes once they handle signals; returns whether it hit a run before its end."""
+    # One kill -9 in four does not wait, so it may come while a process is still starting.
     patient = number != signal.SIGKILL or random.random() > 0.25
     while patient and not all(listening(p) or not p.is_alive() for p in processes):
         time.sleep(0.002)
@@ -94,7 +94,7 @@ def kill(processes, number, delay_s):
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
-# Averages and micro-batches are in the killed runs of test_keep.py and test_resume.py too.
+# EMA and micro-batches are slow here, but also in the killed runs of test_keep.py and test_resume.py.
 @pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in SLOW else w for w in WAYS])
 def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
     whole = start(way, tmp_path / "whole", spawn)
@@ -108,7 +108,7 @@ def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
         if hits == kills:
             break
         number = next(numbers)
-        # A life that only repeats what the one before it lost would never end: most get as far as a checkpoint.
+        # Most delays are long enough for a new checkpoint; otherwise each launch would only repeat the one before.
         delay = rng.uniform(0.2, 0.8) if number == signal.SIGKILL else rng.uniform(0, 0.5)
         if kill(start(way, folder, spawn), number, delay * took):
             hits += 1
