@@ -1,4 +1,4 @@
-"""Execution options that a run leaves open are decided from measurements, kept in run.json and overruled by the user."""
+"""Execution options that a run leaves open: decided from measurements, kept in run.json and overruled by the user."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Who decides how many ranks there are, where they meet, and what is refused before any is started."""
+"""How the number of ranks and their meeting point are decided, and what is refused before any rank starts."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def test_what_nohup_ignores_stays_ignored():
         ({}, {"gpus": 2}, 2),
         ({}, {"procs": 2}, 2),
         ({"LOCAL_WORLD_SIZE": "2"}, {}, 2),
-        ({"LOCAL_WORLD_SIZE": "1"}, {"gpus": 2}, 1),  # torchrun on two machines of one GPU
+        ({"LOCAL_WORLD_SIZE": "1"}, {"gpus": 2}, 1),  # torchrun on two machines with one GPU each
     ],
 )
 def test_ranks_of_a_machine_share_its_cores(monkeypatch, environment, words, ranks):
@@ -159,14 +159,14 @@ def test_ranks_of_a_machine_share_its_cores(monkeypatch, environment, words, ran
         ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "2"}, 2),
         ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1,8(x2),4", "SLURM_NODEID": "2"}, 8),
         ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1,8(x2),4", "SLURM_NODEID": "3"}, 4),
-        ({"SLURM_CPUS_ON_NODE": "128", "SLURM_STEP_TASKS_PER_NODE": "8"}, 1),  # bound: these 16 are its own
+        ({"SLURM_CPUS_ON_NODE": "128", "SLURM_STEP_TASKS_PER_NODE": "8"}, 1),  # bound: a task has 16 cores
         ({"SLURM_STEP_TASKS_PER_NODE": "8"}, 1),
         ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_STEP_ID": "4294967291"}, 1),
         ({"SLURM_CPUS_ON_NODE": "16", "SLURM_STEP_TASKS_PER_NODE": "1", "LOCAL_WORLD_SIZE": "4"}, 4),
     ],
 )
 def test_tasks_of_slurm_that_are_not_bound_share_the_cores_of_the_step(environment, monkeypatch, values, ranks):
-    """Each took all of them where srun binds none: eight tasks of a machine of 128 cores had 1,024 threads."""
+    """Without binding, each of eight tasks on a machine with 128 cores would take all of them: 1,024 threads."""
     environment(SRUN | values)
     for module in ("device", "launch"):
         monkeypatch.setattr(f"imnet.{module}.num_cores", lambda: 16)
@@ -175,7 +175,7 @@ def test_tasks_of_slurm_that_are_not_bound_share_the_cores_of_the_step(environme
 
 
 def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
-    """Each took all of them: 8 ranks of a machine of 128 cores had 1,024 threads, and as many that decode."""
+    """If each of 8 ranks took all 128 cores of a machine, they had 1,024 threads, and as many that decode."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", "2", "-m", "imnet.cli", "--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]
     command += ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32"]
@@ -193,7 +193,7 @@ def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
     ],
 )
 def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, what, code, says):
-    """To pack ImageNet takes more than the ten minutes of a collective, and what is lost meanwhile ends all at once."""
+    """Packing ImageNet takes longer than the ten minutes of a collective; a failure meanwhile must end all ranks."""
     script = Path(__file__).with_name("slow_script.py")
     root = script.parents[2]
     path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])

@@ -1,4 +1,4 @@
-"""--log: CSV, TensorBoard and W&B hold what metrics.jsonl holds, each step once, after a kill too; a notebook's bar."""
+"""--log: CSV, TensorBoard and W&B hold each step of metrics.jsonl once, also after a kill; the bar in a notebook."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ BOTH = "csv,tensorboard" if importlib.util.find_spec("tensorboard") else "csv"
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, spawn):
-    """The folder of a run that was killed in the middle, with lines to take back, and went on to its end."""
+    """The folder of a run that was killed after its first checkpoint, with log lines to take back, and then resumed."""
     folder = tmp_path_factory.mktemp("logged") / "run"
     told = conftest.options(folder, checkpoint_every_steps=3, log_every_steps=1, log=BOTH)
     process = spawn(HELD, told)
@@ -50,7 +50,7 @@ def test_csv_is_metrics_jsonl_after_a_kill_too(resumed):
     rows = read_metrics(resumed / "metrics.jsonl")
     with (resumed / "metrics.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [in_csv(row) for row in rows]
-    assert {name for row in rows for name in row} <= set(loggers.COLUMNS)  # a new figure needs its column
+    assert {name for row in rows for name in row} <= set(loggers.COLUMNS)  # a new metric needs a column
     assert {row["kind"] for row in rows} == {"train", "val", "eval"}
 
 
@@ -76,7 +76,7 @@ def test_tensorboard_has_each_step_once_after_a_kill_too(resumed):
 
 
 def records(data):
-    """Of a .wandb file, which is LevelDB's log format behind seven bytes: blocks, checksum, length, kind."""
+    """Yields the records of a .wandb file: seven bytes, then LevelDB's log format (blocks; checksum, length, kind)."""
     at, parts = 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
@@ -85,13 +85,13 @@ def records(data):
         _, length, kind = struct.unpack_from("<IHB", data, at)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or last of several
+        if kind in (1, 4):  # a whole record, or its last part
             yield parts
             parts = b""
 
 
 def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
-    """Offline: one id through two starts, every line of the metrics in what will be sent."""
+    """Offline, two starts keep one run id, and the files to be sent have every line of the metrics."""
     pytest.importorskip("wandb", reason="W&B is not installed (extra: track)")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -123,7 +123,7 @@ def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
 def test_a_run_that_is_complete_is_handed_on_when_asked_for(tmp_path):
     train(HELD, conftest.options(tmp_path))
     assert not (tmp_path / "metrics.csv").exists()
-    # An editor's or a script's empty line ends no reading.
+    # Empty lines, as an editor or a script leaves them, do not end the reading.
     written = tmp_path / "metrics.jsonl"
     lines = written.read_bytes().splitlines(keepends=True)
     written.write_bytes(b"".join([*lines[:2], b"\n", b"  \r\n", *lines[2:]]))
@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line_also_in_closing(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EIO])
 def test_a_disk_that_is_full_only_at_the_fsync_is_one_line(tmp_path, monkeypatch, number):
-    """As network disks with quotas are."""
+    """Network disks with quotas report this only at the fsync."""
 
     fsync = os.fsync
 
@@ -194,7 +194,7 @@ console.stop()
 """
 
 
-# In a process of its own: inside pytest, nbclient waits a minute for a message that has come.
+# Runs in a process of its own: inside pytest, nbclient waits a minute for a message that has already come.
 RUN_NOTEBOOK = """
 import json, sys, nbclient, nbformat
 book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(sys.argv[1])])

@@ -1,4 +1,4 @@
-"""Ranks that were started on several machines, each with its own words and its own copy of the data."""
+"""Ranks that were started on several machines, each with its own command line and its own copy of the data."""
 
 import dataclasses
 import os
@@ -63,7 +63,7 @@ def free_port():
 
 
 def both(folder, common, commands):
-    """(exit codes, errors) of a command at each of two ranks."""
+    """Runs one command per rank, each with its own cache folder; returns (exit codes, standard errors)."""
     ranks = []
     for rank, command in enumerate(commands):
         names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
@@ -74,7 +74,7 @@ def both(folder, common, commands):
 
 
 def _judge_where_one_has_no_run(folder, common):
-    """Rank 0 alone has written one; evaluating, it said a traceback where another rank had ended."""
+    """Only rank 0 has a run folder; when the other rank ended, imnet-eval on rank 0 must not print a traceback."""
     asked = [sys.executable, "-c", "import sys; from imnet.cli import eval_main; sys.exit(eval_main())"]
     machines = [str(folder / f"machine-{rank}" / "run") for rank in range(2)]
     said = [
@@ -85,7 +85,7 @@ def _judge_where_one_has_no_run(folder, common):
 
 
 def _start_where_the_first_has_no_run(folder, common, words):
-    """The machines have changed places: a run began anew, and said nothing of the one that the other machine holds."""
+    """The machines have swapped ranks: training must not start anew and ignore the run on the other machine."""
     codes, said = both(folder, common, [[sys.executable, "-m", "imnet.cli", *own] for own in words])
     assert codes == [2, 2], said
     assert all("on its machine, rank 0 has no checkpoint; start rank 0, which alone" in w for w in said), said
@@ -103,7 +103,7 @@ ANOTHER |= {"optim_backend": "torch", "device": "cpu"}
 
 @pytest.mark.parametrize("field", dataclasses.fields(RunOptions), ids=lambda field: field.name)
 def test_every_option_is_a_machines_own_or_the_same_on_all(field):
-    """Ranks that log, save or evaluate at other steps waited for each other; of another arithmetic they trained on."""
+    """Ranks that log, save or evaluate at different steps wait for each other; other arithmetic would go unnoticed."""
     other = ANOTHER.get(field.name, not field.default if "bool" in field.type else 7)
     here, there = settings(), settings(**{field.name: other})
     differ = [name for name in here if here[name] != there[name]]
@@ -179,7 +179,7 @@ done
 
 
 def on_two_machines(folder, hosts, command, timeout, **more):
-    """``command`` as rank 0 of two on one machine and rank 1 on another, which know each other's names by ``hosts``."""
+    """Runs ``command`` as two ranks in two network namespaces; ``hosts`` is the /etc/hosts text with their names."""
     for name, other, far in (("a", "b", 2), ("b", "a", 1)):
         (folder / name).write_text("127.0.0.1 localhost\n" + hosts.format(own=name, other=other, far=far))
     (folder / "private").mkdir()
@@ -194,8 +194,8 @@ def on_two_machines(folder, hosts, command, timeout, **more):
 
 @pytest.mark.parametrize("hosts", [DEBIAN, pytest.param("", marks=pytest.mark.slow)], ids=["debian", "nameless"])
 def test_two_machines_with_a_network_between_them_and_no_folder_in_common(tmp_path, hosts):
-    """Gloo took the address of each machine's name, at which the other finds nobody, and the second machine, which
-    goes on from the first one's checkpoint, looked for it in its own folder."""
+    """Gloo must not take the address of the machine's own name, where the other machine cannot reach it; the second
+    machine must resume from the first one's checkpoint and not look for it in its own folder."""
     own = [
         sys.executable,
         "-m",
@@ -219,8 +219,8 @@ def test_two_machines_with_a_network_between_them_and_no_folder_in_common(tmp_pa
 
 @pytest.mark.parametrize("when", ["joining", "preparing"])
 def test_a_rank_whose_first_one_is_out_of_reach_ends_in_a_line(tmp_path, when):
-    """The store waits for an answer as long as the connection lives: a quarter of an hour where it had asked, and for
-    ever where it had only to be told that the data are ready."""
+    """The store waits for an answer as long as its connection lives: a quarter of an hour for a request, and forever
+    for the word that the data are ready."""
     sign, script = tmp_path / "sign", str(Path(__file__).with_name("silent_script.py"))
     done = on_two_machines(tmp_path, "", [sys.executable, script, when, str(sign)], timeout=40, SIGN=str(sign))
     assert done.returncode == 69, done.stderr

@@ -1,4 +1,4 @@
-"""SGD and the average in one pass against torch.optim.SGD and AveragedModel; resumed, skipped, scaled."""
+"""SGD and EMA in one pass equal torch.optim.SGD and AveragedModel, also when resumed, skipping steps or scaled."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ def test_steps_equal_torchs_sgd_and_average(kind, kernels):
     ours = models.build("wrn10_1", 4).to(memory_format=torch.channels_last)
     theirs = copy.deepcopy(ours)
     averaged = AveragedModel(theirs, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    averaged.update_parameters(theirs)  # its first call copies
+    averaged.update_parameters(theirs)  # the first call copies the weights
     merged, plain = optim.build(ours, RECIPES[kind], "imnet"), optim.build(theirs, RECIPES[kind], "torch")
     ema = optim.Ema(ours, copy.deepcopy(ours), 0.9)
     ema.merge(merged)
@@ -62,7 +62,7 @@ def test_steps_equal_torchs_sgd_and_average(kind, kernels):
             group["lr"] = other["lr"] = 0.1 / (step + 1)
         for index, (p, q) in enumerate(zip(ours.parameters(), theirs.parameters(), strict=True)):
             grad = torch.randn(p.shape, generator=generator)
-            # One weight has no gradient at all, as that of a branch not taken; torch's wants the weight's own layout.
+            # One weight has no gradient, as in a branch that was not taken; torch wants the weight's memory layout.
             p.grad, q.grad = (None, None) if index == 3 else (grad, torch.empty_like(q).copy_(grad))
         with tier.using(kernels):
             merged.step()

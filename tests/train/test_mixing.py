@@ -1,4 +1,4 @@
-"""Mixup and CutMix: what comes out is a mixture, its targets say so, and it is the same after a resume."""
+"""Mixup and CutMix: images and targets are mixed with the same share, which is the same again after a resume."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ BASE = by_name("quickstart")
 def batch(count=16, px=12, num_classes=7):
     torch.manual_seed(0)
     labels = torch.arange(count) % num_classes
-    # Each image is its number everywhere, so that a mixture shows its parts.
+    # Every pixel of an image is the image's number, so that a mixture shows its parts.
     images = torch.arange(1.0, count + 1)[:, None, None, None].expand(count, 3, px, px)
     return images.contiguous(memory_format=torch.channels_last), labels
 
@@ -55,12 +55,12 @@ def test_it_depends_on_seed_step_and_rank_only_and_leaves_the_generators_alone()
     others.append(Mixing(replace(both, seed=1), 0)(images, labels, 5))
     assert not any(torch.equal(targets, first) for _, targets in others)
     boxes = [bool((Mixing(both, 0)(images, labels, s)[0] % 1 == 0).all()) for s in range(60)]
-    assert 15 < sum(boxes) < 45  # CutMix keeps whole numbers, mixup does not
+    assert 15 < sum(boxes) < 45  # CutMix keeps the pixels whole numbers, mixup does not
 
 
 @pytest.mark.parametrize("seed", [20261127, 2**33 + 1, 2**63 - 1])
 def test_every_seed_that_a_recipe_takes_mixes_its_own_way(seed):
-    """Dates and hashes as seeds: torch's generators take 64 bits and no more."""
+    """Dates and hashes are used as seeds, but torch's generators take only 64 bits."""
     images, labels = batch()
     both, last = recipe(mixup_alpha=0.2, cutmix_alpha=1.0, seed=seed), 2**20
     found = [Mixing(both, rank)(images, labels, step)[0] for step in (0, 1, last) for rank in (0, 7)]

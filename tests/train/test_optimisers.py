@@ -1,4 +1,4 @@
-"""LAMB, Lion and Muon against timm's and torch's; bad steps, averages, resumes; what is a matrix to Muon."""
+"""LAMB, Lion and Muon equal timm's and torch's, skip bad steps and resume; which weights are matrices for Muon."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ timm_optim = pytest.importorskip("timm.optim", reason="timm is not installed (ex
 
 
 def network():
-    """A convolution, a norm, a matrix and a head, in channels_last."""
+    """A network with a convolution, a norm, a hidden linear layer and a head, in channels_last."""
     torch.manual_seed(0)
     parts = (nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32 * 36, 12), nn.ReLU(), nn.Linear(12, 4))
     return nn.Sequential(*parts).to(memory_format=torch.channels_last)
@@ -41,7 +41,7 @@ def set_gradients(nets, seed):
 
 
 def theirs_of(name, net):
-    """The oracle, with the groups that ours has."""
+    """Returns the reference optimisers for ``net``, with the same parameter groups as imnet's."""
     groups = optim.param_groups(net, OURS[name])
     if name == "lamb":
         return [timm_optim.Lamb(groups, lr=0.01, betas=(0.9, 0.99), eps=1e-6, max_grad_norm=None)]
@@ -75,7 +75,7 @@ def test_six_updates_are_the_oracles(name, on_device):
         for one in theirs:
             optim.set_lr(one, lr)
             one.step()
-    # Of bf16 iterations another order of sums shows: a thousandth of what six steps of 0.01 move.
+    # Muon's bf16 iterations show the order of sums: a thousandth of what six steps of 0.01 move the weights.
     close = {"rtol": 1e-3, "atol": 2e-3} if name == "muon" else {"rtol": 2e-5, "atol": 2e-6}
     for a, b, start in zip(mine.parameters(), other.parameters(), network().parameters(), strict=True):
         torch.testing.assert_close(a, b, **close)
@@ -120,7 +120,7 @@ def test_a_bad_step_changes_nothing_and_the_next_one_goes_on(name):
     for k, v in [*step.tensors()["model"].items(), *step.tensors()["state"].items()]:
         if k in weights or ("." in k and k.split(".")[0].isdigit()):
             assert torch.equal(v, saved[k]), k
-    step.net.load_state_dict(clean.net.state_dict())  # batch statistics
+    step.net.load_state_dict(clean.net.state_dict())  # the bad step has changed batch statistics
     step([batch(2)], 8, 2, 0.01)
     clean([batch(2)], 8, 2, 0.01)
     for a, b in zip(step.net.parameters(), clean.net.parameters(), strict=True):
@@ -128,7 +128,7 @@ def test_a_bad_step_changes_nothing_and_the_next_one_goes_on(name):
 
 
 def test_where_a_device_is_not_asked_nan_does_not_pass():
-    """The form that a GPU takes, on tensors that say they are there: selected, not multiplied."""
+    """On a GPU old and new values are selected, not multiplied; a flag that claims to be there takes that branch."""
     old, new = [torch.ones(3), torch.zeros(())], [torch.full((3,), float("nan")), torch.tensor(5.0)]
 
     class Elsewhere(torch.Tensor):
@@ -159,7 +159,7 @@ def test_fp16s_scaler_leaves_it_to_the_optimiser(name):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e-2, 1.0])
 def test_lambs_trust_is_the_oracles_at_weights_of_any_size(scale):
-    """The ratio of norms holds for those below 1 too; where a norm is 0 there is none, and the step is Adam's."""
+    """The ratio of norms is used for norms below 1 too; if a norm is 0 there is no ratio and the step is Adam's."""
     mine, other = network(), network()
     with torch.no_grad():
         for p in (*mine.parameters(), *other.parameters()):
@@ -218,7 +218,7 @@ def test_another_optimiser_cannot_take_a_state_over(tmp_path):
 
 
 def test_the_state_of_other_groups_is_refused():
-    """Where norms were decayed and no more are, say: the parameters come in another order."""
+    """If norms were decayed and no longer are, for example, the groups hold the parameters in another order."""
     optimizer, other = (optim.build(network(), AdamW(lr=0.01, decay_norms=decay)) for decay in (True, False))
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -239,7 +239,7 @@ def test_they_do_not_bring_torchs_compiler():
 
 
 def test_adamw_is_what_it_was():
-    """The default names of the state; a run of older versions resumes."""
+    """AdamW keeps torch's names of its state, so that runs of older versions resume."""
     step = make_step(dataclasses.replace(TINY, optim=AdamW(lr=0.01)))
     step([batch(0)], 8, 0, 0.01)
     assert {k.partition(".")[2] for k in step.tensors()["state"]} == {"exp_avg", "exp_avg_sq", "step"}

@@ -1,4 +1,4 @@
-"""Order is a pure function of (seed, epoch); evaluation counts every image once; the golden curve."""
+"""The order is a pure function of (seed, epoch), evaluation counts every image once, and losses stay as recorded."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_no_sample_twice_or_lost_at_any_number_of_ranks(num_ranks, drop_last):
     ]
     seen = torch.cat(seen)
     assert len(seen) == len(set(seen.tolist())) == (100 if drop_last else 103)
-    # Ranks in their order give the one-rank order.
+    # The shards of all ranks, one after the other, are the order of one rank.
     assert torch.equal(seen, ids[: len(seen)])
 
 
@@ -53,7 +53,7 @@ def test_orders_differ_by_epoch_and_seed_and_repeat():
 
 
 class Fixed(torch.nn.Module):
-    """Logits that depend on the image alone: its mean pixel picks from a table."""
+    """A network whose logits are the row of a random table that the image's mean pixel selects."""
 
     def __init__(self, outputs):
         super().__init__()
@@ -65,10 +65,10 @@ class Fixed(torch.nn.Module):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_that_are_no_numbers_are_no_answers(bad):
-    """topk takes NaN for the largest number: a network that has diverged would be right about the first classes."""
+    """topk sorts NaN first, so that a network that has diverged would be right about the first classes."""
     labels = torch.arange(40) % 8
     net = Fixed(8)
-    net.table[:] = torch.eye(8)[torch.arange(256) % 8] * 9  # what is not spoilt is right
+    net.table[:] = torch.eye(8)[torch.arange(256) % 8] * 9  # all other predictions are right
     net.table[10:20, 3] = bad
     pixels = np.arange(40, dtype=np.uint8).repeat(16).reshape(40, 4, 4, 1)
     setting = Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32)
@@ -112,7 +112,7 @@ def test_evaluation_is_a_plain_count(outputs):
 
 
 def test_a_confusion_matrix_holds_only_what_was_met():
-    """Of 100,000 classes the whole one would take 80 GB."""
+    """A dense confusion matrix of 100,000 classes would take 80 GB."""
     pixels = np.repeat(np.array([3, 9, 200, 77], dtype=np.uint8), 4).reshape(4, 2, 2, 1)
     split = Split(pixels, np.array([99_999, 1, 2, 1]))
     data = Resident(split, Setting(augment=Augment(), seed=0, device=CPU32.device, dtype=torch.float32))
@@ -123,7 +123,7 @@ def test_a_confusion_matrix_holds_only_what_was_met():
         (true, at, 1) for true, at in zip(split.labels.tolist(), predicted, strict=True)
     )
     assert found.per_class[1].support == 2
-    assert [row[0] for row in found.bins] == [4] + [0] * 14  # no class has much of the probability
+    assert [row[0] for row in found.bins] == [4] + [0] * 14  # no class has a high probability
 
 
 def test_flip_averages_probabilities():
@@ -171,7 +171,7 @@ GOLDEN = [
 
 
 def test_the_golden_curve(tmp_path):
-    """Same seed, same loss, before and after any change that does not say otherwise."""
+    """The same seed gives the same losses, before and after any change that is not meant to alter them."""
     recipe = dataclasses.replace(TINY, epochs=2)
     train(recipe, options(tmp_path, log_every_steps=1, kernels="reference"))
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
@@ -183,7 +183,7 @@ def test_the_golden_curve(tmp_path):
     [(33, 16, None, "set --data.drop_last, or"), (35, 16, 2, "set --data.drop_last, or"), (32, 16, 1, "fewer ranks")],
 )
 def test_a_pass_of_one_image_is_refused_before_anything_is_written(tmp_path, images, batch, micro, hint):
-    """Where a BatchNorm would have one number a channel; at 32 px the same network has a map of 2 x 2 there."""
+    """BatchNorm would get one value per channel at 12 px; at 32 px the same network has a 2 x 2 map there."""
     cut = {"batch_images": batch, "train_images": images, "test_images": 9, "drop_last": False}
     at_12 = dataclasses.replace(TINY.data, image_px=12, **cut)
     recipe = dataclasses.replace(TINY, model="speednet", model_options={"width": 8}, epochs=1, data=at_12)
@@ -199,13 +199,13 @@ def test_a_pass_of_one_image_is_refused_before_anything_is_written(tmp_path, ima
     ("epochs", "test_images", "val_images", "evaluated"),
     [
         (5, 12, None, [1, 2, 3, 4, 5]),  # every epoch
-        (22, 12, None, [*range(2, 22, 2), 22]),  # ten times a run, or eleven
-        (12, 96, None, [5, 10, 12]),  # 96 images cost what 32 training images do: of five epochs of 64 a tenth
-        (12, 64, 32, [10, 12]),  # both parts, 96 images, cost an epoch of 32: of ten a tenth
+        (22, 12, None, [*range(2, 22, 2), 22]),  # ten or eleven times per run
+        (12, 96, None, [5, 10, 12]),  # 96 cost as much as training 32: a tenth of 5 epochs of 64
+        (12, 64, 32, [10, 12]),  # both parts, 96 images, cost an epoch of 32: a tenth of ten
     ],
 )
 def test_how_often_a_run_is_judged(tmp_path, epochs, test_images, val_images, evaluated):
-    """About ten times, and for at most a tenth of the time; an image costs a third of one that is trained on."""
+    """About ten times and at most a tenth of the time, if an evaluated image costs a third of a trained one."""
     data = dataclasses.replace(TINY.data, train_images=64, test_images=test_images, val_images=val_images)
     recipe = dataclasses.replace(TINY, data=data, epochs=epochs)
     train(recipe, options(tmp_path))
@@ -214,7 +214,7 @@ def test_how_often_a_run_is_judged(tmp_path, epochs, test_images, val_images, ev
 
 
 def test_the_time_left_is_that_of_the_steps_so_far_with_evaluations(tmp_path, monkeypatch):
-    """Of this life: seconds of another one, perhaps of another machine, say nothing of what is to come."""
+    """Only steps since the last start count, because earlier ones may have run on another machine."""
     told = []
     monkeypatch.setattr(Console, "progress", lambda self, step, *rest: told.append((step, rest[-1])))
     begun = 0, 0.0

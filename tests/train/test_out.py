@@ -1,4 +1,4 @@
-"""Where a run may begin: not over files of others, and not among the pictures that it trains on."""
+"""A run does not begin in a folder where it would overwrite other files, nor among the pictures that it trains on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_file_of_others_that_a_run_would_replace_is_kept(tmp_path, name):
-    """config.yaml and checkpoints/ are names that many programs use."""
+    """Many other programs use names such as config.yaml and checkpoints/ too."""
     is_folder = name in ("tensorboard", "checkpoints")
     mine = tmp_path / name / "step-00000001.tmp" / "events.out.tfevents.1" if is_folder else tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def test_no_run_begins_among_the_pictures(pictures, out, monkeypatch, capsys):
 
 
 def test_a_run_in_a_folder_of_its_own_within_the_pictures_is_not_read_as_some(pictures, monkeypatch, capsys):
-    """``cd pictures; imnet-train .`` writes to runs/ there."""
+    """``cd pictures; imnet-train .`` writes its run, with pictures, to runs/ below the data."""
     monkeypatch.chdir(pictures)
     assert trained(".") == 0
     assert any(pictures.glob("runs/*/worst.png"))
@@ -125,7 +125,7 @@ def test_a_run_within_the_set_is_left_out_in_every_form(pictures, place, tmp_pat
     for found in map(recognise, forms):
         assert found.class_names == ("a", "b")
         assert len(found.splits["train"]) == 24
-    (run / "config.yaml").unlink()  # a folder that only resembles one is read
+    (run / "config.yaml").unlink()  # a folder that only resembles a run is read
     assert len(recognise(top).splits["train"]) == 24 + place.startswith("train")
 
 

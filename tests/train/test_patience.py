@@ -1,4 +1,4 @@
-"""--patience: the run ends where held-out images see nothing better, resumes exactly, and says so."""
+"""--patience: a run ends when held-out accuracy no longer improves, reports that, and does the same after a kill."""
 
 import dataclasses
 import json
@@ -32,8 +32,8 @@ def stopped(tmp_path_factory, spawn):
 def test_it_stops_so_many_epochs_after_the_best_one(stopped):
     run = json.loads((stopped / "run.json").read_text())
     values = [row for row in read_metrics(stopped / "metrics.jsonl") if row["kind"] == "val"]
-    assert [row["epoch"] for row in values] == list(range(1, run["stopped"] + 1))  # every epoch is looked at
-    best = max(values, key=lambda row: row["top1"])["epoch"]  # the earliest of equals
+    assert [row["epoch"] for row in values] == list(range(1, run["stopped"] + 1))  # evaluated at every epoch
+    best = max(values, key=lambda row: row["top1"])["epoch"]  # the earliest if several are equal
     assert run["best"]["epoch"] == best
     assert run["stopped"] == best + 2 < 30
     assert run["status"] == "complete"
@@ -52,7 +52,7 @@ def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bytes(stopped, spawn
 
 
 def test_killed_after_the_last_checkpoint_it_still_ends_there(stopped, spawn, capsys):
-    """What would be lost of the end is written anew; a complete run is left alone."""
+    """The files of the end that are missing are written again; a complete run is left alone."""
     before = digests(stopped)
     (stopped / "evaluation.json").unlink()
     spawn(PATIENT, options(stopped)).join(120)
