@@ -1,4 +1,4 @@
-"""Run folders written by hand with realistic figures, and a parser of the page made from them."""
+"""Makes run folders with realistic figures without training, and parses the report pages made from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = 118  # 30,000 images in batches of 256
 
 
 def metric_lines(epochs: int, top1: list[float], seconds_per_step: float = 0.1) -> list[dict]:
-    """A cosine run: a train line every ten steps, an eval line an epoch."""
+    """Returns the metrics of a run with a cosine schedule: a train line every ten steps, an eval line per epoch."""
     lines: list[dict] = []
     total = STEPS * epochs
     for step in range(10, total + 1, 10):
@@ -79,7 +79,7 @@ def evaluation_of(classes: int, names: list[str] | None = None, num_images: int 
 
 
 def make_run(folder: Path, *, epochs: int = 3, top1: list[float] | None = None, seed: int = 0, **changes) -> Path:
-    """A finished run; ``changes``: recipe (dict), lines (list), evaluation (dict or None)."""
+    """Writes a finished run; ``changes`` may have recipe (dict), lines (list), evaluation (dict or None)."""
     folder.mkdir(parents=True, exist_ok=True)
     top1 = [0.85, 0.925, 0.92] if top1 is None else top1
     recipe = {"name": "test/wrn28_10", "model": "wrn28_10", "epochs": epochs, "seed": seed}
@@ -109,7 +109,7 @@ def make_run(folder: Path, *, epochs: int = 3, top1: list[float] | None = None, 
 
 
 class Page(HTMLParser):
-    """Parses strictly enough to find an unclosed tag, and collects text by section, ids and references."""
+    """Parses a page, fails on an unclosed tag, and collects its ids, its references and the text of each section."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

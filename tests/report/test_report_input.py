@@ -105,7 +105,7 @@ def test_failed_write_keeps_the_old_report_and_leaves_nothing_partial(tmp_path):
     before = render(run).read_bytes()
     names = sorted(os.listdir(run))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the disk refuses after 20 kB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may exceed 20 kB
     try:
         with pytest.raises(IOFailure) as caught:
             render(run)
@@ -136,7 +136,7 @@ def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
 
 @pytest.mark.parametrize("axes", [2, 5, 8])
 def test_no_two_groups_of_a_search_have_one_name(tmp_path, axes):
-    """Many values may be searched, or one beside another's many: what differs is never behind "and 1 more"."""
+    """Groups may differ in many values or in one; the differing value must not be hidden behind "and 1 more"."""
     runs = []
     for i in range(5):
         point = {f"a{axis}": (i == 4) + i % 2 * (axis == 0) for axis in range(axes)} | {
@@ -148,12 +148,12 @@ def test_no_two_groups_of_a_search_have_one_name(tmp_path, axes):
     assert len(set(names)) == 5
     assert all(f"optim.z_lr = {0.1 * i}" in name for i, name in enumerate(names))
     runs.append(make_run(tmp_path / "same", top1=[0.7], epochs=1, seed=1, recipe={"optim": point | {"a1": 7}}))
-    assert len(set(_names(group([load(run) for run in runs])))) == 6  # beside the fifth, which differs in this alone
+    assert len(set(_names(group([load(run) for run in runs])))) == 6  # it differs from the fifth in a1 alone
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.1])
 def test_runs_on_other_images_are_no_seeds_of_one_another(tmp_path, hold_out):
-    """A recipe does not say where a folder lies; and which images are held out may be drawn by the seed."""
+    """A recipe does not contain the data folder, and the seed may draw the images that are held out."""
     runs = []
     for seed, name in enumerate("abab"):
         recipe = {"data": {"name": "folder", "hold_out": hold_out}}
@@ -181,7 +181,7 @@ def test_compare_refuses_one_run_or_the_same_twice(tmp_path, run_dir):
 
 
 def test_compare_refuses_copies_that_went_on(tmp_path):
-    """Copied after the first of three epochs, and both trained to the end: one run's noise, not two."""
+    """Two copies made after the first of three epochs, both trained to the end, are not two independent runs."""
     paths = [make_run(tmp_path / name, top1=[0.9, 0.91, last]) for name, last in (("a", 0.92), ("b", 0.93))]
     for path, seconds in zip(paths, (100, 200), strict=True):
         log = path / "metrics.jsonl"
@@ -191,7 +191,7 @@ def test_compare_refuses_copies_that_went_on(tmp_path):
     with pytest.raises(UsageError, match=r"b: is a copy of the run in .*a, or both went on"):
         compare(paths, tmp_path / "out.html")
     info = json.loads((paths[1] / "run.json").read_text())
-    info["recipe"]["optim"]["lr"] = 0.3  # --allow-change: another recipe, another row
+    info["recipe"]["optim"]["lr"] = 0.3  # resumed with --allow-change: another recipe
     (paths[1] / "run.json").write_text(json.dumps(info))
     compare(paths, tmp_path / "out.html")
 
@@ -199,14 +199,14 @@ def test_compare_refuses_copies_that_went_on(tmp_path):
 def test_clock_adds_the_lives_of_a_resumed_run(tmp_path):
     lines = metric_lines(3, [0.8, 0.9, 0.9])
     for line in lines:
-        line["seconds"] -= 20.0 if line["step"] > 200 else 0.0  # the second life starts its clock at 0
+        line["seconds"] -= 20.0 if line["step"] > 200 else 0.0  # the resumed run starts its clock at 0
     run: RunLog = load(make_run(tmp_path / "run", lines=lines))
     assert run.total_seconds == pytest.approx(35.4)
     assert [round(epoch * 118) for epoch, _ in run.clock][-3:] == [340, 350, 354]
 
 
 def test_what_a_shells_star_names_beside_the_runs_of_a_sweep_is_left_out(tmp_path, capsys):
-    """Pages, the tables beside them, a trial that has failed before its first step; nothing that somebody else made."""
+    """Skips imnet's own pages and tables and a trial that failed before its first step, but no other file."""
     for name in ("a", "b"):
         make_run(tmp_path / name, top1=[0.9, 0.91, 0.92], seed=ord(name))
     (tmp_path / "failed").mkdir()

@@ -1,4 +1,4 @@
-"""What the page of one run says, and that it stands alone."""
+"""The content of the page of one run; the page needs no other file."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_head_wider_than_the_data_set_may_predict_beyond_the_names(tmp_path):
     evaluation["worst"][3]["predicted"] = 734
     text = Page(render(make_run(tmp_path / "run", evaluation=evaluation))).text["worst"]
     assert "output 734 (no class)" in text
-    assert "0.00749 %" in text  # exp(-9.5), the worst image's probability of its true class
+    assert "0.00749 %" in text  # exp(-9.5), the probability of the worst image's true class
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The drawings: pixels and curves are where the values are."""
+"""Drawings of the report: pixels and curves are drawn where the values are."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_no_number_is_cut_off(y):
     wide = y[1] > 100 * y[0] > 0
     drawing = curves_svg("t", [Curve(x=[0, 1], y=y)], x_label="epoch", y_label="learning rate", log_y=wide)
     found = re.findall(r'<text style="[^"]*text-anchor: (\w+)[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)', drawing)
-    # Right of the axis' name, which is turned, and below the upper edge, with letters of 10 points.
+    # Numbers are right of the axis' rotated name and below the upper edge, with letters 10 points high.
     named = next(float(x) for _, x, _, text in found if text == "learning rate")
     assert 8 < named < min(float(x) - 6 * len(text) for anchor, x, _, text in found if anchor == "end")
     assert min(float(y) for _, _, y, _ in found) > 7
@@ -87,7 +87,7 @@ def test_running_mean_and_thin_against_numpy(y, window):
 
 
 def test_ten_recipes_have_ten_looks(tmp_path):
-    """The page has eight colours."""
+    """The page has only eight colours, so further runs must differ in their dashes."""
     runs = [load(make_run(tmp_path / str(i), recipe={"name": f"r{i}", "model": f"m{i}"})) for i in range(10)]
     looks = [style for _, _, style in marked(runs)]
     assert len(set(looks)) == 10

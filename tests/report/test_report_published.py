@@ -1,4 +1,4 @@
-"""A published figure belongs to what was published: what ran otherwise says so, and names no difference."""
+"""Only a run of the published recipe is compared with its figure; others name their changes and no difference."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The page of a system: its document's table beside what ran, as HTML, Markdown and CSV."""
+"""The page of a system shows its document's table beside the results of runs, as HTML, Markdown and CSV."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def page_of(tmp_path, name, places=(), **more):
 
 
 def run_of(recipe, folder, top1, val=False, **changes):
-    """A finished run of ``recipe`` by hand, with lines of held-out images where ``val``."""
+    """Writes a finished run of ``recipe``, with metrics of held-out images if ``val``."""
     lines = metric_lines(recipe.epochs, [top1] * recipe.epochs) if recipe.epochs < 9 else [
         {"kind": "eval", "step": 10, "epoch": recipe.epochs, "loss": 0.4, "top1": top1, "top5": 0.9, "seconds": 3600},
         {"kind": "train", "step": 9, "epoch": 0.9, "loss": 1.0, "lr": 0.1, "images_per_s": 9, "seconds": 1, "top1": 0.3}
@@ -69,7 +69,7 @@ def test_every_accuracy_of_the_document_is_on_its_page(number, tmp_path):
     _, _, rows = page_of(tmp_path, number)
     brackets = re.findall(r"0\.\d+", " ".join(row["references"] for row in rows))
     ours = {float(row["top1_published"]) for row in rows if row["top1_published"]} | set(map(float, brackets))
-    # Document 003's table, and what its text rounds; document 004 has one figure twice.
+    # Document 003 also rounds its table's figures in the text; document 004 has one figure twice.
     assert theirs <= ours
     assert len(theirs) >= {"002": 5, "003": 10, "004": 19}[number]
     if number == "004":
@@ -100,14 +100,14 @@ def test_the_ten_runs_with_both_plots_and_a_held_out_part_as_theirs(tmp_path):
     assert [row["changed"] for row in rows] == [""] * 10
     assert float(rows[0]["difference"]) == pytest.approx(0.5 - 0.4458)
     assert "+5.42 points" in page.text["document"]
-    # Two seeds of the last row: 59 and 61 %.
+    # The last row has two seeds, 59 and 61 %.
     assert (float(rows[9]["top1"]), rows[9]["n"], rows[9]["seeds"]) == (pytest.approx(0.60), "2", "0 1")
     assert float(rows[9]["top1_deviation"]) == pytest.approx(2**0.5 / 100)
     assert "60.00 % ± 1.41" in page.text["document"]
     assert "60.00 % ± 1.41" in markdown
     for plot in ("both-accuracy", "both-loss"):
         drawing = page.source.split(f'id="{plot}"')[1].split("</svg>")[0]
-        assert drawing.count("stroke-opacity: 0.4") + drawing.count("opacity: 0.4") >= 11  # training, thin
+        assert drawing.count("stroke-opacity: 0.4") + drawing.count("opacity: 0.4") >= 11  # thin lines of training
     assert "Bold: the images held out of train." in page.text["both-accuracy"]
     assert "Confusion matrix of r9b" in page.source
 
@@ -169,7 +169,7 @@ def test_bands_and_their_ensemble(tmp_path):
     assert float(theirs["difference"]) == pytest.approx(0.76 - 0.7829)
     assert "bands 0, 3; chosen on held-out images" in page.text["document"]
     assert "chosen on the test images" in page.text["document"]
-    # Of weights before the last ones, and of a band that is gone.
+    # A fusion of earlier weights, of another configuration, or of a band that does not exist, is left out.
     for early in (saved | {"3": "step-00000009 of 0123abcd"}, saved | {"3": "step-00000010 of 0"}, saved | {"7": "x"}):
         (tmp_path / "ensemble" / "fusion.json").write_text(json.dumps(fusion | {"bands": early}))
         page, _, rows = page_of(tmp_path, "spectral", [tmp_path / "ensemble"])
@@ -183,7 +183,7 @@ def test_bands_and_their_ensemble(tmp_path):
 
 
 def test_the_measured_results_fill_the_page_of_fashion_mnist(tmp_path):
-    """What the results say of whole trainings on a CPU and on an H100."""
+    """Results files of whole training runs on a CPU and on an H100 are read like run folders."""
     results = ROOT / "bench" / "results"
     paths = [results / "runs-cpu-epyc.json", results / "h100-2026-11-26.json"]
     _, _, rows = page_of(tmp_path, "fashion-mnist", paths)
@@ -220,7 +220,7 @@ def test_two_searched_values_are_a_heat_map(tmp_path):
         assert cells == [f"{100 * np.mean(grid[decay, lr]):.2f} %" for lr in (0.01, 0.1, 0.2)]
     assert heat.count("best") == 1
     assert "72.10 %" in heat.split("best")[1].split("</td>")[0]
-    # Three values that differ are no map.
+    # Three differing values give no heat map.
     run_of(replace(recipe, epochs=4), tmp_path / "sweep" / "other", 0.5)
     report.compare(report.expand([tmp_path / "sweep"]), out)
     assert "heat search" not in out.read_text()

@@ -1,4 +1,4 @@
-"""What a grid file means, without a single training: trials, seeds, draws, ids, the Slurm script, mistakes."""
+"""The meaning of a grid file, tested without training: trials, seeds, draws, ids, the Slurm script, GPUs and cores."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def test_seeds_of_the_file_and_of_the_command(tmp_path):
     assert seeds(None, seeds=[7, 9]) == [7, 7, 9, 9]
     assert seeds(1, seeds=[7, 9]) == [7, 7]
     assert seeds(4, seeds=[7, 9]) == [7, 7, 9, 9, 10, 10, 11, 11]
-    # A recipe's own seed begins: the first of three is the run that there would be without --seeds.
+    # Seeds count up from the recipe's own, so that the first run is the one without --seeds.
     own = read(tmp_path, 3, base={"recipe": "fashion-mnist/wrn28_10"})
     assert [trial.recipe.seed for trial in own] == [40000, 40001, 40002]
     assert own[0].name == read(tmp_path, base={"recipe": "fashion-mnist/wrn28_10"})[0].name
@@ -83,13 +83,13 @@ def test_random_search_is_a_function_of_its_seed(tmp_path):
     random.seed(2)
     assert draws(40, 3) == first
     assert draws(40, 4) != first
-    # More draws and one more axis leave the others as they are.
+    # More draws or another axis do not change the other draws.
     assert draws(10, 3) == first[:10]
     fewer = draws(10, 3, {name: SEARCH[name] for name in ("optim.momentum", "optim.lr")})
     assert [row["optim.lr"] for row in fewer] == [row["optim.lr"] for row in first[:10]]
     lr = [row["optim.lr"] for row in first]
     assert all(1e-4 <= value <= 1 for value in lr)
-    assert 10 <= sum(value < 1e-2 for value in lr) <= 30  # half of them, on a logarithmic scale
+    assert 10 <= sum(value < 1e-2 for value in lr) <= 30  # about half, on a logarithmic scale
     assert all(0.5 <= row["optim.momentum"] < 0.9 for row in first)
     assert {row["data.batch_images"] for row in first} == {16, 17, 18, 19}
     assert {row["augment.hflip"] for row in first} == {"none", "random", "alternating"}
@@ -139,7 +139,7 @@ def test_shipped_grids_are_of_recipes_and_the_documents_numbers(name):
         assert {t.recipe.seed for t in found} == {1, 2, 3}
         assert {t.recipe.data.batch_images for t in found} == {2048}
     if name == "fob-adamcpr":
-        # Shares of the warm-up: 1 % of 80 epochs of 1,281,167 / 2048 steps.
+        # warm_start_steps are fractions of the warm-up, which is 1 % of 80 epochs of 1,281,167 / 2048 steps.
         warm_up = round(0.8 * (1_281_167 // 2048))
         assert warm_up == 500
         assert {t.recipe.optim.warm_start_steps for t in found} == {int(k * warm_up) for k in (0.125, 0.25, 0.5, 1)}
@@ -165,7 +165,7 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     assert directives["array"] == "1-2%3"
     assert directives["gpus-per-task"] == str(gpus)
     assert directives["signal"] == "TERM@120"
-    # Run with srun and scontrol that only say what they were given: the trial's words arrive as they were.
+    # Fake srun and scontrol record their arguments: the trial's words must arrive unchanged.
     srun = '#!/bin/bash\nprintf "%s\\n" "$@" > seen\necho $SRUN_CPUS_PER_TASK > cores\nexit ${CODE}\n'
     (tmp_path / "srun").write_text(srun)
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@" > requeued\n')
@@ -175,7 +175,7 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
     assert subprocess.run(["bash", script], env=job | {"CODE": "75"}, check=False).returncode == 75
     assert (tmp_path / "requeued").read_text() == "requeue 77_2\n"
     seen = (tmp_path / "seen").read_text().splitlines()
-    # Slurm since 22.05 gives a task of srun one core where srun itself is not told.
+    # Since Slurm 22.05, srun gives a task one core unless srun itself gets the number.
     assert (tmp_path / "cores").read_text().strip() == directives["cpus-per-task"]
     assert seen[1:] == ["imnet-sweep", str(place / "mine.yaml"), "--out", "runs/x", "--trial", "2", "--", *more]
     (tmp_path / "requeued").unlink()
@@ -185,7 +185,7 @@ def test_the_slurm_script_is_whole(tmp_path, gpus, monkeypatch):
 
 @pytest.mark.parametrize("name", ["my grid", "50%x", "it's", "two\nlines", "$HOME `date`", "größe-1.5"])
 def test_a_jobs_name_is_a_word_whatever_the_grid_is_called(tmp_path, name):
-    """Slurm reads a directive to the end of its line, and puts the name into the log file's, where %x has a meaning."""
+    """Slurm reads a directive up to the end of its line and puts the name into the log file's, where %x is expanded."""
     (job,) = re.findall("^#SBATCH --job-name=(.*)$", sbatch.script(name, read(tmp_path, **TINY), [], [], None), re.M)
     assert re.fullmatch(r"imnet-[\w.-]+", job)
 
@@ -201,7 +201,7 @@ def test_a_jobs_name_is_a_word_whatever_the_grid_is_called(tmp_path, name):
     ],
 )
 def test_a_trial_a_visible_gpu(tmp_path, monkeypatch, jobs_asked, gpus, visible, expected):
-    """No GPU is needed: which ones a trial will see is a variable of its process."""
+    """No GPU is needed: the visible GPUs of a trial are an environment variable of its process."""
     monkeypatch.setattr("imnet.device.num_gpus", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
@@ -235,7 +235,7 @@ def test_an_ensemble_is_complete_when_every_band_that_is_wanted_is(tmp_path):
     (alone,) = read(tmp_path, base=base | {"band": 0})
     folder = tmp_path / whole.name
     assert whole.name == two.name == f"spectral-resnet34_sub4-ensemble-{alone.id}"
-    assert alone.name == f"spectral-resnet34_sub4-{alone.id}"  # another folder: it holds one run
+    assert alone.name == f"spectral-resnet34_sub4-{alone.id}"  # another folder, since it holds a single run
     assert jobs.state(whole, tmp_path) == "not run"
     for band in (0, 3):
         finish(folder / f"band-{band}")

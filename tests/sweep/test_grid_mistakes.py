@@ -1,4 +1,4 @@
-"""Grid files and words of imnet-sweep that are wrong: one line each, which says where and what to do."""
+"""Mistakes in grid files and in imnet-sweep's options: each gives one line that says where it is and what to do."""
 
 import pytest
 

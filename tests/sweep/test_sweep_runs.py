@@ -1,4 +1,4 @@
-"""Real sweeps: killed with kill -9 and gone on with, repeated, with trials that fail; the page of both plots."""
+"""Real sweeps: killed with kill -9 and resumed, repeated, with failing trials; the page with both plots."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def lines_of(out):
 
 
 def kill_after(process, out, lines):
-    """kill -9 of the sweep alone when that many lines more are logged; how many trials were complete then."""
+    """Kills the sweep process once ``lines`` more lines are logged; returns the names of the complete trials."""
     before, end = lines_of(out), time.monotonic() + 120
     while process.poll() is None and lines_of(out) < before + lines:
         assert time.monotonic() < end, "the sweep logs nothing"
@@ -85,7 +85,7 @@ def test_a_killed_sweep_goes_on_and_a_trial_that_fails_stops_no_other(tmp_path, 
     assert sweep.main([str(path), "--out", str(out), "--dry-run"]) == 0
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[:3]] == ["stopped", "not", "not"]
 
-    # The failing trial's own code; it is said where it happens and again at the end, with its log.
+    # The exit code is the failing trial's; the failure is printed when it happens and again at the end, with its log.
     assert sweep.main([str(path), "--out", str(out)]) == 65
     said = capsys.readouterr()
     assert "3 trial(s)" in said.out
@@ -96,12 +96,12 @@ def test_a_killed_sweep_goes_on_and_a_trial_that_fails_stops_no_other(tmp_path, 
     first = json.loads((out / complete(out)[0] / "run.json").read_text())
     assert first["config_hash"][:8] in complete(out)[0]
     (resumed,) = (log.parent for log in out.glob("*/trial.log") if "resuming   at step" in log.read_text())
-    assert load(resumed).recipe["optim"]["lr"] == 0.1  # in the middle, not from its beginning
+    assert load(resumed).recipe["optim"]["lr"] == 0.1  # resumed, not started anew
     (failed,) = (log.parent for log in out.glob("*/trial.log") if log.parent.name not in complete(out))
     kept = json.loads((failed / "trial.json").read_text())
     assert (kept["code"], kept["number"], kept["values"]) == (65, 2, {"optim.lr": 1e30})
 
-    # What is complete is left alone, to the last byte.
+    # No file of a complete trial is written again.
     before = stamps(out, complete(out))
     for number in ("1", "3"):
         assert sweep.main([str(path), "--out", str(out), "--trial", number]) == 0

@@ -1,4 +1,4 @@
-"""Several gloo ranks on the CPU: the same experiment as one."""
+"""Several gloo ranks on the CPU train as one rank does; signals, failures and lost ranks end cleanly in one line."""
 
 import atexit
 import json
@@ -58,7 +58,7 @@ def test_ranks_and_accumulation_give_the_one_rank_curve(alone, tmp_path, procs, 
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert sum(row[0] for row in found["bins"]) == sum(found["support"]) == found["num_images"]
     assert sum(row[2] for row in found["bins"]) == _hits(found["confusion"])
-    if (procs, micro) == (2, 0):  # complete: every rank leaves
+    if (procs, micro) == (2, 0):  # the run is complete: every rank ends
         assert run(tmp_path, procs)[0] == rows
 
 
@@ -82,7 +82,7 @@ def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_ranks_save_when_their_launcher_is_gone(tmp_path, number):
-    """Its pipe stays open as long as a rank lives, and the folder's lock as long as the first one does."""
+    """The launcher's pipe stays open as long as a rank lives, and the folder stays locked as long as rank 0 does."""
     words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--out", str(tmp_path)]
     process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -97,7 +97,7 @@ def test_ranks_save_when_their_launcher_is_gone(tmp_path, number):
 
 @pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_rank_that_stands_still_is_named_and_nobody_waits_for_it(tmp_path, number):
-    """One that goes on in time is waited for."""
+    """A rank that is stopped for a shorter time is waited for."""
     import psutil
 
     words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--max-restarts", "0", "--out", str(tmp_path)]
@@ -115,7 +115,7 @@ def test_a_rank_that_stands_still_is_named_and_nobody_waits_for_it(tmp_path, num
     rank.suspend()
     began = time.monotonic()
     _, errors = process.communicate(timeout=30)
-    assert 4.0 < time.monotonic() - began < 15.0  # 5 s of patience, 2 s for the others, and a busy machine
+    assert 4.0 < time.monotonic() - began < 15.0  # 5 s of patience, 2 s for the other ranks, and a busy machine
     assert process.returncode == 69
     assert errors == (
         f"imnet-train: rank {number} was stopped (SIGSTOP) and did not go on for 5 s; the same command goes on\n"
@@ -129,7 +129,7 @@ TWO = [sys.executable, "-m", "imnet.cli", "--device", "cpu", "--procs", "2", *SM
 
 
 def press_ctrl_c(folder, delay_s):
-    """SIGINT to the whole foreground group, as a terminal sends it; (exit code, what was said)."""
+    """Sends SIGINT to the whole process group, as a terminal does; returns (exit code, output)."""
     command = {"env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([*TWO, "--out", str(folder)], start_new_session=True, **command) as process:
         assert process.stdout is not None
@@ -190,7 +190,7 @@ train_main()
 
 
 def test_what_happens_after_a_run_is_complete_does_not_make_it_fail(tmp_path):
-    """Torch's threads have been seen to abort a process that was ending; here every one would."""
+    """Torch's threads have been seen to abort an ending process; here every rank aborts at its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -219,7 +219,7 @@ def test_ranks_may_be_more_than_test_images(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_without_images_takes_part_in_a_weighted_and_mixed_loss(tmp_path):
-    """The last batch has two images for three ranks; all of them must ask each other the same."""
+    """The last batch has two images for three ranks, but all must take part in the same collectives."""
     few = ["--procs", "3", "--data.train_images", "18", "--data.image_px", "16", "--batch-size", "8"]
     mixed = ["--no_data.drop_last", "--class-weights", "balanced", "--mixup-alpha", "0.2"]
     code, errors, _ = failing(tmp_path, *few, *mixed)
@@ -228,7 +228,7 @@ def test_a_rank_without_images_takes_part_in_a_weighted_and_mixed_loss(tmp_path)
 
 @pytest.mark.parametrize("kind", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_left_out_by_all_ranks(tmp_path, kind):
-    """Torch's fused optimisers, which are told so by a number: by as many as there are ranks they were not."""
+    """Torch's fused optimisers skip a step only if the flag is 1; the sum of all ranks' flags did not stop them."""
     words = ["--optim.kind", kind, "--lr", "1e25", "--optim-backend", "torch", "--on-nonfinite", "skip:99"]
     code, errors, _ = failing(tmp_path, *words, "--data.train_images", "128", "--batch-size", "32", "--epochs", "2")
     assert code == 0, errors
@@ -262,7 +262,7 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("cause", ["refused", pytest.param("killed", marks=pytest.mark.slow)])
 def test_of_ranks_that_others_started_one_that_loses_another_says_so_in_a_line(tmp_path, cause):
-    """As torchrun and srun start them: each speaks for itself, and the first one's words are the cause."""
+    """Under torchrun or srun each rank prints its own error; that of rank 1 must refer to the other's as the cause."""
     folder = tmp_path / "run"
     if cause == "refused":
         folder.touch()
@@ -289,7 +289,7 @@ def test_of_ranks_that_others_started_one_that_loses_another_says_so_in_a_line(t
 
 
 def test_ranks_of_a_machine_whose_name_has_no_address(tmp_path):
-    """As a laptop's in a foreign network: gloo warned on stderr, a line a rank."""
+    """A laptop in a foreign network may be such a machine; gloo's warning, one per rank, must not reach stderr."""
     nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
     if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not give a process another host name")

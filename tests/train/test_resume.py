@@ -1,4 +1,4 @@
-"""kill -9, signals, locks, damage: the resumed run ends with the uninterrupted run's bytes."""
+"""After kill -9, a signal or damage, a resumed run ends with the uninterrupted run's bytes; locks keep others out."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from .conftest import options
 
 
 def digests(folder):
-    """sha256 of every tensor file of the newest checkpoint, and the metrics without their clocks."""
+    """(name of the newest checkpoint, sha256 of its tensor files, the metrics without times)."""
     newest = sorted((folder / "checkpoints").glob("step-????????"))[-1]
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in newest.glob("*.safetensors")}
     rows = [
@@ -30,7 +30,7 @@ def digests(folder):
 
 
 def wait_for_step(folder, process):
-    """Until the run has left its first checkpoint, or has ended."""
+    """Waits until the run has saved its first checkpoint or has ended."""
     while process.is_alive() and not list((folder / "checkpoints").glob("step-????????")):
         time.sleep(0.01)
 
@@ -52,7 +52,7 @@ def uninterrupted(tmp_path_factory, spawn):
     pytest.param("host", "host", marks=pytest.mark.slow), pytest.param("torch", "torch", marks=pytest.mark.slow),
     ("host", "resident")])  # fmt: skip
 def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, tmp_path, first, then):
-    """Mixup, CutMix and accumulation; the host pipeline's batches are the resident one's to the last bit."""
+    """With mixup, CutMix and accumulation; the host pipeline's batches equal the resident one's to the last bit."""
     recipe = dataclasses.replace(uninterrupted[0], mixup_alpha=0.2, cutmix_alpha=1.0)
     common = {"checkpoint_every_steps": 3, "micro_batch_images": 20, "workers": 2}
     spawn(recipe, options(tmp_path / "whole", pipeline=first, **common)).join(120)
@@ -83,7 +83,7 @@ def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, s
 
 
 def test_a_run_of_the_first_version_goes_on(uninterrupted, spawn, tmp_path):
-    """run.json said nothing of how steps were executed; the folder and the checkpoint were what they are."""
+    """The first version's run.json lacks how steps are executed; its folder and checkpoints are as today's."""
     recipe, expected, _ = uninterrupted
     process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
     wait_for_step(tmp_path, process)
@@ -107,7 +107,7 @@ def test_a_second_run_in_the_same_folder_gets_one_line(uninterrupted, spawn, tmp
         train(recipe, options(tmp_path))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    # The lock of a killed run blocks nobody; its other configuration does.
+    # A killed run's lock does not block the next start, but its different configuration does.
     with pytest.raises(UsageError, match="epochs was 500, is 6"):
         train(recipe, options(tmp_path))
 
@@ -228,7 +228,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monke
 
 
 def test_metrics_are_cut_to_the_checkpoint_on_resume(finished, tiny, tmp_path):
-    """Lines written after the last checkpoint of a killed run do not come twice."""
+    """Lines that a killed run wrote after its last checkpoint must not be in the log twice."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])

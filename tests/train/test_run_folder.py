@@ -1,4 +1,4 @@
-"""The run folder: one run at a time, nothing left of one that was refused, and files that others can read."""
+"""The run folder: one run at a time, nothing left of a refused run, and files that other programs can read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_refused_command_leaves_no_folder_that_was_not_there(tmp_path, monkeyp
 
 
 def test_what_was_there_stays(tmp_path):
-    """Another program's lock too; a run that was killed has left its own, which keeps its text."""
+    """Other files stay as they are, also a .lock of another program or of a killed run."""
     (tmp_path / ".lock").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
     with contextlib.closing(RunFolder(tmp_path)):
@@ -72,13 +72,13 @@ def test_a_link_to_a_folder_is_locked_there(tmp_path):
 def _in_turn(folder: Path, inside: Path, times: int) -> None:
     while times:
         with contextlib.suppress(IOFailure), contextlib.closing(RunFolder(folder)):
-            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # FileExistsError where somebody else is in
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # FileExistsError if another process is inside
             inside.unlink()
             times -= 1
 
 
 def test_of_many_that_come_and_go_one_is_inside(tmp_path):
-    """Each takes the lock's file and the folder away again while others are about to lock it."""
+    """Every process removes the lock file and the folder again, while others are about to lock them."""
     spawn = multiprocessing.get_context("fork")
     rest = (tmp_path / "new" / "run", tmp_path / "inside", 100)
     processes = [spawn.Process(target=_in_turn, args=rest, daemon=True) for _ in range(4)]
@@ -90,7 +90,7 @@ def test_of_many_that_come_and_go_one_is_inside(tmp_path):
 
 
 def test_a_full_disk_keeps_no_folder_from_being_given_back(tmp_path):
-    """Who had it is written back, where there is room: an error of that would take the place of what ended the run."""
+    """The lock's old text is restored only if there is room, since an error there would hide what ended the run."""
     (tmp_path / ".lock").write_text("pid 1 on elsewhere")
     folder, limits = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     assert writer(tmp_path) == f"pid {os.getpid()} on {socket.gethostname()}"
@@ -107,7 +107,7 @@ def no_number(word: str) -> None:
 
 
 def test_the_files_of_a_run_that_diverged_are_json(tmp_path, capsys):
-    """Python writes NaN for a loss that is none, which jq, browsers and most languages refuse."""
+    """Python's json writes a NaN loss as NaN, which is not JSON: jq, browsers and most languages refuse it."""
     small = ["--data.train_images", "64", "--data.test_images", "40", "--batch-size", "16", "--device", "cpu"]
     spoilt = ["--optim.lr", "1e18", "--on-nonfinite", "skip:1000"]
     assert train_main(["--epochs", "1", *small, *spoilt, "--out", str(tmp_path / "run")]) == 0

@@ -1,4 +1,4 @@
-"""docs/runs.md says what resumes and what is refused; here every row of its table is run."""
+"""Runs every row of the table in docs/runs.md, which lists the changes that resume and those that are refused."""
 
 import re
 import shlex

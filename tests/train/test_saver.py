@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on; what fails there still stops the run."""
+"""Checkpoints are written while training goes on; a failed write still stops the run."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def short(tiny):
 
 
 def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_those_before(short, tmp_path, monkeypatch):
-    """Every file of the first checkpoint waits until metrics.jsonl has a later step; it holds what it held anyway."""
+    """The first checkpoint's files are held back until a later step is logged, and must equal those of a plain run."""
     train(short, options(tmp_path / "plain", log_every_steps=1, keep="3"))
     folder, fsync, deadline, behind = tmp_path / "slow", os.fsync, time.monotonic() + 60, []
 
@@ -52,7 +52,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_those_before(sho
 
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(short, tmp_path, monkeypatch, epoch):
-    """Whichever it is, the last one too; with room again, the same command ends in the same weights."""
+    """The first or the last checkpoint may fail; once there is room, the same command ends in the same weights."""
     train(short, options(tmp_path / "whole"))
     folder, fsync = tmp_path / "full", os.fsync
 

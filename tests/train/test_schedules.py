@@ -1,4 +1,4 @@
-"""Learning rates of every step against torch's schedulers, and of any moment against closed forms."""
+"""Learning rates equal those of torch's schedulers at every step, and closed forms at any moment."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ STEPS = EPOCHS * PER_EPOCH
 
 
 def theirs(make, count=STEPS):
-    """The learning rates that torch's scheduler has before each of ``count`` calls; the base rate is 1."""
+    """The learning rates of torch's scheduler at the first ``count`` steps; the base rate is 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, found = make(optimizer), []
     for _ in range(count):
@@ -37,7 +37,7 @@ def each_epoch(make):
 
 
 def one_cycle(optimizer):
-    """torch's counts the first and the last rate as steps; ours would have the last one after the last step."""
+    """torch's cycle is one step longer, since torch reaches the last rate at the last step and imnet after it."""
     total, peak = STEPS + 1, 0.25 * STEPS
     options = {"pct_start": (peak + 1) / total, "div_factor": 5.0, "final_div_factor": 20.0}
     cycle = {"anneal_strategy": "linear", "cycle_momentum": False}
@@ -74,7 +74,7 @@ def test_every_step_has_torchs_rate(kind):
 @pytest.mark.parametrize("steps", [1, 3, 7, 10, 25, STEPS], ids=lambda n: f"{n} steps")
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_warm_up_multiplies_by_torchs_linear_one(kind, steps):
-    """From less than an epoch to the whole run; the first rate is not 0, so that no step divides by it."""
+    """Warm-ups from less than an epoch to the whole run; the first rate is not 0, so that no step divides by 0."""
     schedule, wanted = SHAPES[kind]
     warm = theirs(lambda o: lr_scheduler.LinearLR(o, 1e-12, 1.0, steps))
     found = ours(dataclasses.replace(schedule, warmup_epochs=steps / PER_EPOCH))
@@ -84,7 +84,7 @@ def test_a_warm_up_multiplies_by_torchs_linear_one(kind, steps):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_moments_between_steps(seed):
-    """At random times, also after the end, where the last rate stays; every parameter is a random one."""
+    """Random times, also after the end, where the last rate stays, and random parameters of the schedules."""
     rng = np.random.default_rng(seed)
     epochs, (peak, start, final, gamma) = int(rng.integers(2, 90)), rng.uniform(0.05, 0.95, 4)
     drops = tuple(sorted(int(n) for n in rng.choice(np.arange(1, 90), 3, replace=False)))
@@ -106,7 +106,7 @@ def test_moments_between_steps(seed):
 
 
 def test_the_defaults_are_the_documented_ones():
-    """What a recipe that says nothing trains with."""
+    """The parameters of a schedule whose recipe gives none."""
     wanted = np.interp(np.arange(STEPS) / STEPS, [0, 0.25, 1], [0.1, 1, 0])
     np.testing.assert_allclose(ours(OneCycle()), wanted, rtol=1e-9)
     long = ours(MultiStep(), epochs=170, per_epoch=1)

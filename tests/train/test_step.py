@@ -1,4 +1,4 @@
-"""The step: optimisers, averages and precision against torch's own; numbers that are not finite."""
+"""The training step: optimisers, EMA and precision equal torch's; losses and gradients that are not finite."""
 
 import copy
 import dataclasses
@@ -90,7 +90,7 @@ def test_the_average_is_torchs():
     averaged = copy.deepcopy(step.net)
     step.add_ema(averaged, 0.9)
     theirs = AveragedModel(step.net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    theirs.update_parameters(step.net)  # its first call copies
+    theirs.update_parameters(step.net)  # the first call copies the weights
     for i in range(4):
         step([batch(i)], 8, i, 0.05)
         theirs.update_parameters(step.net)
@@ -149,7 +149,7 @@ def test_bf16_autocast_keeps_fp32_weights_and_channels_last():
 
 
 def test_optimiser_state_comes_back_in_the_parameters_layout():
-    """Fused updates walk raw memory: a momentum restored in another layout would silently mix channels."""
+    """Fused updates read memory in order, so a momentum restored in another layout would silently mix channels."""
     step, other = make_step(TINY), make_step(TINY)
     for i in range(2):
         step([batch(i)], 8, i, 0.05)
@@ -193,7 +193,7 @@ def test_a_run_that_diverges_stops_at_the_next_step_and_names_the_layer(tmp_path
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_a_step_that_is_not_finite_is_never_saved(tmp_path, every):
-    """Flags come a step late, a checkpoint may be due at once."""
+    """The flag of a bad step is read one step late, but a checkpoint may be due at once."""
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2)
     with pytest.raises(DataError, match=r"not finite at step 1, .*nothing of that step was kept"):
         train(hot, options(tmp_path, checkpoint_every_steps=every))
@@ -204,7 +204,7 @@ def test_a_step_that_is_not_finite_is_never_saved(tmp_path, every):
 
 
 def first_loss(recipe, folder):
-    """The training loss of the first step alone."""
+    """Returns the training loss of the first step."""
     train(dataclasses.replace(recipe, optim=SGD(lr=0.01), epochs=1), options(folder / "first", log_every_steps=1))
     return read_metrics(folder / "first" / "metrics.jsonl")[0]["loss"]
 
@@ -218,7 +218,7 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
     said = capsys.readouterr().out
     told = f"{said.count('skipped    step')} optimiser steps were left out: loss or gradient was not finite"
     rows = [row for row in read_metrics(tmp_path / "patient" / "metrics.jsonl") if row["kind"] == "train"]
-    # One step was taken, of random weights; what is left out is no loss of 0.
+    # One step was taken, with random weights; the steps left out have no loss, instead of a loss of 0.
     assert [row["loss"] for row in rows[1:]] == [None] * (len(rows) - 1)
     assert rows[0]["loss"] == pytest.approx(first_loss(hot, tmp_path), rel=1e-4)
     assert told in said.split("top-1, last epoch")[1]
@@ -226,7 +226,7 @@ def test_skipping_counts_and_gives_up(tmp_path, capsys):
 
 
 def test_a_step_that_is_left_out_leaves_no_mark_on_the_average(tmp_path):
-    """Batch statistics that are not finite would stay in a moving average for good."""
+    """Batch statistics that are not finite would stay in a moving average forever."""
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=0.5)
     train(hot, options(tmp_path, on_nonfinite="skip:99"))
     skipped = json.loads((tmp_path / "run.json").read_text())["skipped_steps"]
@@ -240,7 +240,7 @@ def test_a_step_that_is_left_out_leaves_no_mark_on_the_average(tmp_path):
 
 
 def test_a_skipped_step_has_no_share_in_the_logged_loss(tmp_path):
-    """Of the first five steps one counts; as zeros over all images the others would make a loss of a fifth."""
+    """One of the first five steps counts; with zeros for the others, the logged loss would be a fifth of its loss."""
     hot = dataclasses.replace(TINY, optim=SGD(lr=1e25), schedule=Constant(), epochs=2, ema_decay=None)
     logged = {}
     for every in (1, 5):

@@ -1,4 +1,4 @@
-"""What is around a run: locks, disks, ports, locales, and a caller who wants everything back as it was."""
+"""The environment of a run: locks, disks, ports, locales, closed streams, and a caller that must not be changed."""
 
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ def test_a_file_system_without_locks_is_said_and_there_is_a_way_round(tiny, tmp_
 
 
 def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
-    """A limit of 16 KiB a file, which only asking for the room reveals."""
+    """A limit of 16 KiB per file is found only by allocating the room for a checkpoint."""
     limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *TRAIN, "--out", str(tmp_path)]
     done = subprocess.run(limited, env=ENV, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 74
@@ -55,7 +55,7 @@ def test_a_file_in_the_folders_place_is_said_as_such(tiny, tmp_path, place, said
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
 def test_a_run_in_a_folder_whose_name_is_no_utf8_is_read_again(tiny, tmp_path):
-    """Libraries in Rust and C++ write under such a name and do not open it: hours of training could not go on."""
+    """Some Rust and C++ libraries write files under such a name but cannot open them, so no run would resume."""
     place, short = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\n \xff")), dataclasses.replace(tiny, epochs=1)
     place.mkdir()
     train(short, options(place / "run"))
@@ -95,7 +95,7 @@ def test_an_odd_locale_is_no_traceback(tmp_path, locale):
 
 @pytest.mark.parametrize("gone", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout", "terminal"))])
 def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
-    """``| head``, ``2>&1 | tee`` at a Ctrl-C, which ends tee at once, a window that is closed under setsid."""
+    """For example ``| head``, ``2>&1 | tee`` whose tee Ctrl-C ends at once, or a closed window under setsid."""
     reader, writer = os.openpty() if gone == "terminal" else os.pipe()
     errors = subprocess.PIPE if gone == "stdout" else writer
     words = [*TRAIN, "--epochs", "500", "--out", str(tmp_path)]
@@ -118,7 +118,7 @@ SOME = [pytest.param(how, marks=pytest.mark.slow) for how in (">&-", "2>&-", "<&
 
 @pytest.mark.parametrize("how", ["<&- >&- 2>&-", *SOME])
 def test_a_caller_that_has_closed_its_streams_gets_its_run(tmp_path, how):
-    """As some daemons do. The files of the run must not get the numbers that libraries write to."""
+    """Some daemons close them; the run's files must not get descriptors 0 to 2, to which libraries write."""
     command = ["bash", "-c", f'exec {how}; exec "$@"', "-", *TRAIN, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env=ENV, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""--sync-bn without other ranks: which norms it takes, and which batches."""
+"""--sync-bn without other ranks: which norms and which batch sizes it accepts."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from imnet.parallel import synchronise_norms
 
 
 class Fused(nn.BatchNorm2d):
-    """As timm's: a norm with an activation inside, which must not be lost."""
+    """A subclass such as timm's norms with an activation inside, which a replacement would lose."""
 
 
 def test_sync_bn_refuses_a_norm_with_an_arithmetic_of_its_own():

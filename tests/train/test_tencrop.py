@@ -1,4 +1,4 @@
-"""10-crop in imnet-eval: the crops are torchvision's, and the whole evaluation is a plain loop's, for every form."""
+"""10-crop in imnet-eval: crops equal torchvision's and figures those of a plain loop, for every form of a set."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ def test_the_crops_are_torchvisions(size):
 
 
 def by_hand(net, pictures, labels, resize, crop):
-    """Top-1, top-5 and loss of a loop over pictures, (H, W, 3) uint8 each, by torchvision's functions."""
+    """Returns [top-1, top-5, loss] of a loop over pictures, (H, W, 3) uint8 each, with torchvision's functions."""
     right = five = loss = 0.0
     for pixels, label in zip(pictures, labels, strict=True):
         image = resize(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
@@ -48,7 +48,7 @@ def agree(result, want):
 @pytest.mark.parametrize("resized", [None, 20])
 def test_a_run_on_stored_pixels_and_its_command(resized, tmp_path, capsys):
     augment = Augment(crop_px=12, resize_eval_px=resized, hflip="random", mean=(MEAN,), std=(STD,))
-    more = dataclasses.replace(TINY.data, num_classes=8)  # than the five that top-5 looks among
+    more = dataclasses.replace(TINY.data, num_classes=8)  # more classes than the five of top-5
     recipe = dataclasses.replace(TINY, data=more, augment=augment, epochs=1, ema_decay=None)
     folder = tmp_path / "run"
     train(recipe, options(folder))

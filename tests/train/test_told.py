@@ -1,4 +1,4 @@
-"""What a step tells beside its weights: loss, right answers and whether all is finite, in few launches."""
+"""A step also returns loss, right answers and whether all is finite, and needs only few kernel launches for that."""
 
 import math
 
@@ -12,7 +12,7 @@ from .test_step import batch, make_step
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that compute something: on a GPU a kernel each, or more."""
+    """Counts the operators that compute something: each launches at least one kernel on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def test_it_takes_few_launches():
         torch.nn.utils.get_total_norm([p.grad for p in step.params], foreach=True)
         step.optimizer.step()
     assert alone.number > 60
-    # Zeros; three for the right answers and one for their sum; one for the loss, three for what is not finite.
+    # One for zeros, three for the right answers, one for their sum, one for the loss, three for what is not finite.
     assert whole.number - alone.number <= 9
 
 
@@ -44,7 +44,7 @@ def test_it_takes_few_launches():
 @pytest.mark.parametrize("loss", [0.0, 3e38, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("norm", [0.0, 3e38, math.inf, math.nan])
 def test_nothing_that_is_not_finite_passes(norm, loss, precision):
-    """In fp16 an overflow of the gradients is the scaler's to mend, as long as it has a scale to lower."""
+    """In fp16 the scaler handles overflowing gradients, as long as it has a scale to lower."""
     step, bad = make_step(TINY, precision), torch.full((), 7.0)
     step.scaler.scale(torch.zeros(()))
     step._judge(torch.tensor(norm), torch.tensor(loss), bad)

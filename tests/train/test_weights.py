@@ -1,4 +1,4 @@
-"""First weights from elsewhere: kinds of source, what fits and what is said, freezing, rates, going on without them."""
+"""Initial weights from elsewhere: kinds of source, what fits and is reported, freezing, rates, resuming without."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def recipe(**changes):
 
 @pytest.fixture(scope="module")
 def donor():
-    """A network of three classes whose weights are told from any other's."""
+    """A network of three classes with weights of its own seed."""
     torch.manual_seed(7)
     return build("wrn10_1", 3)
 
@@ -225,7 +225,7 @@ def test_a_network_without_a_classifier_is_said():
 
 
 def test_a_run_gives_its_newest_weights_or_none(tmp_path):
-    """A batch of twice the size halves the numbers of the steps: those of the earlier configuration are not newer."""
+    """Larger batches mean lower step numbers; checkpoints of the earlier configuration must not count as newer."""
     first = imnet.train(replace(recipe(), epochs=2), out=tmp_path / "first", device="cpu", keep="3")
     wider = replace(recipe(), epochs=3, data=replace(recipe().data, batch_images=96))
     last = imnet.train(wider, out=tmp_path / "first", device="cpu", keep="3", allow_change=True)
@@ -242,7 +242,7 @@ def test_a_run_gives_its_newest_weights_or_none(tmp_path):
 @pytest.mark.parametrize("bands", ["all", None])
 @pytest.mark.parametrize(("there", "says"), [(False, "no such file"), (True, "of the network")])
 def test_wrong_weights_are_refused_before_the_set_is_looked_for(tmp_path, bands, there, says):
-    """Of an ensemble too, whose bands are made behind the set: to load one can take an hour."""
+    """This holds for ensembles too, whose networks are built after the data set, which can take an hour to load."""
     file = tmp_path / "others.safetensors"
     if there:
         save_file({"x": torch.zeros(3)}, file)

@@ -1,4 +1,4 @@
-"""Files of weights that other scripts wrote: what is found in them, what is refused, and that nothing is executed."""
+"""Weight files that other scripts wrote: what is found in them, what is refused, and that nothing is executed."""
 
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def test_a_damaged_file_and_an_absent_one_are_one_line(tmp_path):
 
 
 def test_why_a_file_is_refused_fits_in_its_line(donor, tmp_path):
-    """torch's own answer is a page, with colours of the terminal in it."""
+    """torch's own message is a page long and contains terminal colour codes."""
     torch.save(donor, tmp_path / "whole.pt")
     with pytest.raises(DataError, match=r"of tensors: it holds Python objects, which are not executed; save the"):
         weights.read(str(tmp_path / "whole.pt"))
