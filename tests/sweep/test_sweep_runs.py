@@ -48,7 +48,7 @@ def lines_of(out):
 
 
 def kill_after(process, out, lines):
-    """Kills the sweep process once ``lines`` more lines are logged; returns the names of the complete trials."""
+    """Sends kill -9 to the sweep alone once ``lines`` more lines are logged; returns the names of complete trials."""
     before, end = lines_of(out), time.monotonic() + 120
     while process.poll() is None and lines_of(out) < before + lines:
         assert time.monotonic() < end, "the sweep logs nothing"

@@ -17,7 +17,7 @@ SHAPES = ((3, 4, 3, 3), (5, 7), (6,))
 
 
 def trained(make, steps, found_inf=()):
-    """(optimiser, weights) after ``steps`` with the optimiser that ``make(bounded, free)`` returns; fixed noise."""
+    """Returns (optimiser, weights) after ``steps``; every ``make(bounded, free)`` gets the same random numbers."""
     g = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
     optimizer = make(params[:2], params[2:])
@@ -25,7 +25,7 @@ def trained(make, steps, found_inf=()):
         for p in params:
             p.grad = torch.randn(p.shape, generator=g) - 0.3 * p.detach()
         if step in found_inf:
-            optimizer.found_inf = torch.ones(())  # set by imnet's training step; the authors' package has no such flag
+            optimizer.found_inf = torch.ones(())  # set by imnet's training step; the authors' optimiser refuses it
         optimizer.step()
     return optimizer, [p.detach() for p in params]
 
@@ -77,7 +77,7 @@ def test_the_pull_is_the_formula_and_what_is_spared_is_adams():
 
 @pytest.mark.parametrize("bad", [0, 3, 4, 7])
 def test_a_step_that_is_not_finite_changes_nothing(bad):
-    """Tries the first step, and one before, at and after the step that takes the bounds."""
+    """The bad step is one before the step that takes the bounds, that step itself, or one after it."""
     before, weights = trained(ours, bad)
     after, same = trained(ours, bad + 1, found_inf=(bad,))
     for a, b in zip(weights, same, strict=True):

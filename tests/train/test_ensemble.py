@@ -1,4 +1,4 @@
-"""Spectral ensembles: every band ends with the same bytes as a run that trains it alone, on any number of ranks."""
+"""Spectral ensembles: a band ends with the same bytes as a run of it alone, however the bands are spread over ranks."""
 
 import dataclasses
 import multiprocessing

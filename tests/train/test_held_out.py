@@ -123,7 +123,7 @@ def test_imnet_eval_judges_what_was_held_out(held_out_run, word, capsys):
 
 
 def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, monkeypatch):
-    """Held-out images choose epoch 1, whose checkpoint is gone, although the test images would choose epoch 3."""
+    """Held-out images choose epoch 1, whose checkpoint is not among the newest two; test images would choose 3."""
     top1 = {("val", 1): 0.9, ("eval", 1): 0.1, ("val", 3): 0.2, ("eval", 3): 0.8}
     lines = [{"kind": kind, "epoch": epoch, "step": 0, "top1": value} for (kind, epoch), value in top1.items()]
     monkeypatch.setattr(Run, "metrics", property(lambda self: lines))

@@ -94,7 +94,7 @@ def kill(processes, number, delay_s):
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
-# EMA and micro-batches are slow here, but also in the killed runs of test_keep.py and test_resume.py.
+# EMA and micro-batches are marked slow, since test_keep.py and test_resume.py kill such runs too.
 @pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in SLOW else w for w in WAYS])
 def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
     whole = start(way, tmp_path / "whole", spawn)

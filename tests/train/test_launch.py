@@ -175,7 +175,7 @@ def test_tasks_of_slurm_that_are_not_bound_share_the_cores_of_the_step(environme
 
 
 def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
-    """If each of 8 ranks took all 128 cores of a machine, they had 1,024 threads, and as many that decode."""
+    """If each of 8 ranks took all 128 cores of a machine, it would run 1,024 threads, and as many that decode."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", "2", "-m", "imnet.cli", "--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]
     command += ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32"]

@@ -128,7 +128,7 @@ def test_a_bad_step_changes_nothing_and_the_next_one_goes_on(name):
 
 
 def test_where_a_device_is_not_asked_nan_does_not_pass():
-    """On a GPU old and new values are selected, not multiplied; a flag that claims to be there takes that branch."""
+    """On a GPU the old or new values are selected, not multiplied; a flag that claims to be on one takes that path."""
     old, new = [torch.ones(3), torch.zeros(())], [torch.full((3,), float("nan")), torch.tensor(5.0)]
 
     class Elsewhere(torch.Tensor):
