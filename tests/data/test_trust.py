@@ -102,7 +102,7 @@ def turned(seed, orientation, form="JPEG"):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("whole", [[], ["--size", "8"]], ids=["encoded", "pixels"])
 def test_pictures_that_a_camera_wants_turned_are_counted(tmp_path, capsys, whole, workers):
-    """Phones write such pictures. Their pixels are kept, except in TIFF files, which Pillow turns: they do not count."""
+    """Phones write such pictures. Pixels are kept as they are, except in TIFF files: Pillow turns these itself."""
     files = {f"train/{label}/{i:02}.jpg": making.picture(i) for i in range(70) for label in "ab"}
     forms = {"06.jpg": "JPEG", "03.png": "PNG", "08.webp": "WEBP", "05.jpg": "JPEG"}
     files |= {f"train/a/x{name}": turned(1, int(name[:2]), form) for name, form in forms.items()}
