@@ -102,6 +102,7 @@ def test_ctrl_c_while_a_command_is_imported_shows_no_frames(module, tmp_path):
     script = tmp_path / "imnet-data"
     script.write_text(f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 class Interrupted:
     def find_spec(self, name, *_):
         if name == {module!r}:
