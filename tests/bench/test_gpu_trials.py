@@ -1,4 +1,4 @@
-"""The trials of `python -m bench.gpu`: each changes what it names, alone, and nothing stays behind."""
+"""The trials of `python -m bench.gpu`: each changes only the setting that it names, and restores it afterwards."""
 
 from __future__ import annotations
 
