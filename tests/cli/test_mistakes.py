@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line(argv, code, hint, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("IMNET_DATA", raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     small = ["--data.train_images", "64", "--data.test_images", "16", "--epochs", "1", "--batch-size", "32"]
-    # The options that choose data or network get no company; all others go with a run that would take a second.
+    # Other mistakes come with options for a run of about a second, so that a missed one is not a long training.
     extra = [] if {"--epochs", "--batch-size", "--data-dir", "--recipe", "--model", "--data"} & set(argv) else small
     assert cli.train_main([*argv, *extra]) == code
     out, err = capsys.readouterr()

@@ -106,7 +106,7 @@ class Moves(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_nothing_comes_from_the_host_while_a_step_is_captured(family: Family):
-    """A copy from host memory waits for the device: it would end a capture, and slow down every step otherwise."""
+    """A copy from host memory waits for the device: it would end a capture, and delay every step outside of one."""
     for case in family.contract:
         with FakeTensorMode(), tier.using("reference"):
             call = family.make(case, torch.float32, "cuda")

@@ -63,7 +63,7 @@ def test_opcheck(name, spec):
     if name.startswith("batch_norm") and spec != "triton":
         pytest.skip("the op is Triton's alone")
     op, args = _op_calls()[name]
-    # test_aot_dispatch compares with the forward's derivative, which Shake-Shake's backward is not by design.
+    # test_aot_dispatch expects the forward's derivative, which Shake-Shake's backward is not by design.
     utils = ["test_schema", "test_faketensor"] + ([] if name.startswith("shake") else ["test_aot_dispatch_dynamic"])
     with tier.using(spec):
         torch.library.opcheck(op, _on(device, args), test_utils=utils)

@@ -1,4 +1,5 @@
-"""Networks stay in channels_last from the first convolution to the head, forward and backward, and never copy a map."""
+"""Networks stay in channels_last from the first convolution to the head, forward and backward: otherwise every layer
+would copy its maps into another layout."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""imnet from Python: values of types that a command line cannot give, and calls that are refused or would mislead."""
+"""imnet from Python: values of types that a command line cannot give, and calls that are refused with one line."""
 
 import json
 import re
