@@ -107,6 +107,7 @@ def test_what_a_part_leaves_goes_to_the_first_that_can_use_it():
 
 
 def test_what_is_no_time_runs_beside_the_background_and_the_processors_times_wait():
+    """Checks and device times may run during the compilations; times of the CPU wait until these no longer load it."""
     rows = [
         row("a", "host", 5.0, timed=HOST),
         row("a", "cuda", 5.0, timed=UNTIMED, needs=frozenset({"_C"})),

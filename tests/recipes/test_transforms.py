@@ -222,6 +222,7 @@ def resident(augment, count=40, seed=7):
 
 @pytest.mark.parametrize("augment", [EVERYTHING, BAND], ids=["everything", "band"])
 def test_a_batch_does_not_depend_on_its_company(augment):
+    """Otherwise a run on another number of ranks would train on other images."""
     data = resident(augment)
     ids = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     for train in (True, False):
