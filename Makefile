@@ -7,7 +7,7 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/imnet-train
 
-# As many processes as cores, of one thread each: most of the time goes into starting runs, which one process waits for.
+# One process per core (at most 8), each with one thread, because the tests mostly wait for the runs that they start.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 

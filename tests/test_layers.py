@@ -1,4 +1,5 @@
-"""The house's one rule: which room may import which. CONTRIBUTING.md shows this table, and this file prints it."""
+"""Guards the layers: which group of modules ("room") may import which. Run as a script, this file prints the table that
+CONTRIBUTING.md shows; the size limit of files is tested here too."""
 
 import ast
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Room -> (its modules, the rooms that they may import beside their own), from the ground up.
+# Room -> (its modules, the rooms that they may import besides their own), from the lowest layer up.
 ROOMS = {
     "kernels": ("imnet_kernels", ""),
     "ground": ("errors files locks fields command yaml_file augmentation scores resources", ""),
@@ -33,7 +34,7 @@ ROOMS = {
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}
-# Standard library alone: read before torch is there.
+# Modules that may import neither torch nor numpy, because commands read them before they import torch.
 WITHOUT_TORCH = (
     "schedules.py",
     "optimisers.py",
@@ -50,14 +51,14 @@ FILES = [p for folder in ("imnet", "kernels", "bench") for p in sorted((ROOT / f
 
 
 def picture():
-    """The table as CONTRIBUTING.md has it."""
+    """Returns the table in the form in which CONTRIBUTING.md shows it."""
     lines = [f"{room:<8} {modules}" + (f"\n         ▶ {allowed}" if allowed else "") for room, (modules, allowed) in
              reversed(ROOMS.items())]  # fmt: skip
     return "\n".join(lines)
 
 
 def imports(path):
-    """Absolute names that a file imports, anywhere in it."""
+    """Yields the absolute name of every import in a file, those inside functions included."""
     package = list(path.relative_to(ROOT / "kernels" if "imnet_kernels" in path.parts else ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -69,7 +70,7 @@ def imports(path):
 
 
 def module_of(name):
-    """The part of an absolute name that ROOMS knows, or None where it is not ours."""
+    """Returns the module in ROOMS to which an absolute name belongs, or None if it is not one of this project's."""
     first, *rest = name.split(".")
     if first in ("imnet_kernels", "bench", "imnet_bench"):
         return "imnet_kernels" if first == "imnet_kernels" else "imnet_bench"
@@ -126,7 +127,7 @@ def test_contributing_shows_this_table():
 
 
 def test_the_rule_sees_a_forbidden_import():
-    """The test can fail: a data module that reads a model."""
+    """Otherwise the import test could pass whatever is imported: here a data module would import a model."""
     assert ROOM_OF[module_of("imnet.models.wrn")] not in {"data", *ROOMS["data"][1].split()}
     assert module_of("imnet_kernels.augment") == "imnet_kernels"
     assert module_of("torch.nn") is None

@@ -1,4 +1,4 @@
-"""Roofs of this machine, measured on less: a test needs them quickly, not well."""
+"""Measures the machine's roofs (copy bandwidth, matrix products) on small arrays: tests need them fast, not exact."""
 
 import pytest
 

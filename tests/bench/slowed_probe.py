@@ -1,4 +1,4 @@
-"""bench.gate with every training step slower by the share in $SLOWED_BY: the regression that the gate must see."""
+"""Runs bench.gate with each training step slowed by the fraction $SLOWED_BY: a regression that the gate must detect."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""imnet-train against an earlier commit, by the real command."""
+"""`python -m bench.against` times the working tree and a commit, and removes its worktree even after a failed run."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""bench/clock.py: what its clocks count, and in which order it calls."""
+"""bench/clock.py: what its clocks count, and in which order it makes the calls that it times."""
 
 import statistics
 import subprocess
@@ -15,7 +15,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processor time is
 
 
 def burn(seconds):
-    """Processor time, whatever else the machine does."""
+    """Use ``seconds`` of processor time, however busy the machine is."""
     start = time.process_time()
     while time.process_time() - start < seconds:
         pass
@@ -74,4 +74,4 @@ def test_a_slice_holds_as_many_calls_as_fill_it_and_a_budget_ends_the_rounds():
     assert 3 <= len(found) < 50
     per_window = (len(calls) - clock.WARM_UP_ROUNDS) / len(found)
     assert 1 <= per_window <= 6
-    assert all(window.wall_s >= 0.01 for window in found)  # a call's, not a window's
+    assert all(window.wall_s >= 0.01 for window in found)  # the time per call, not per window

@@ -1,4 +1,4 @@
-"""The regression gate: its rule on made-up scores, and real builds, the same and slower ones, held against a file."""
+"""The regression gate: its rule on made-up scores, its input files, and real builds, equal and slowed ones."""
 
 import json
 import sys
@@ -12,12 +12,12 @@ from bench.machine import differences, fingerprint
 from imnet.errors import UsageError
 
 SLOWED = Path(__file__).with_name("slowed_probe.py")
-# A loader's score has been seen to differ by half between processes of one build on a crowded machine.
+# On a busy machine, loader scores of the same build have differed by half between processes.
 MARGIN = 0.35
 
 
 def scripted(*takes):
-    """A measurement that returns the next of ``takes`` each time, and the names it was asked for."""
+    """Returns a measurement that gives the next of ``takes`` at each call, and a list of the names asked for."""
     asked, left = [], list(takes)
 
     def measure(names):
@@ -31,7 +31,7 @@ def test_a_score_that_is_low_by_chance_is_measured_again_and_passes():
     measure, asked = scripted({"a": 0.90, "b": 1.0}, {"a": 1.0, "b": 0.2})
     a, b = gate.judge({"a": [1.0], "b": [1.0]}, measure, 0.97)
     assert (a.passed, a.attempts, a.ratio) == (True, 2, 1.0)
-    assert (b.passed, b.attempts, b.new) == (True, 1, 1.0)  # what passed is not asked for again
+    assert (b.passed, b.attempts, b.new) == (True, 1, 1.0)  # a score that has passed is not measured again
     assert asked == [None, ["a"]]
 
 
@@ -55,7 +55,7 @@ def test_only_names_in_both_are_compared():
 
 
 def kept(folder, scores, **changes):
-    """A file as --save writes it, of this machine but for ``changes``."""
+    """Write a file as --save does, with this machine's fingerprint except for ``changes``; returns both."""
     machine = fingerprint("fp32") | changes
     gate = {name: {"score": value, "of": [value]} for name, value in scores.items()}
     path = folder / "base.json"
@@ -106,7 +106,7 @@ def test_damaged_scores_are_said_before_anything_is_measured(tmp_path, capsys, o
 
 
 def test_another_machine_is_refused_before_anything_is_measured(tmp_path, capsys):
-    """Of precision and threads nothing is known then."""
+    """Precision and threads are not known yet at that point, so this early refusal must not compare them."""
     path, _ = kept(tmp_path, {"a": 1.0}, cpu="Z80", threads=64, precision="fp8")
     assert main(["all", "--compare", str(path)]) == 2
     told = capsys.readouterr()
@@ -118,7 +118,7 @@ def test_another_machine_is_refused_before_anything_is_measured(tmp_path, capsys
 
 @pytest.mark.parametrize("option", ["--save", "--json"])
 def test_the_file_that_is_compared_is_not_written(tmp_path, capsys, option):
-    """Today's code would have been held against itself, and the kept scores lost."""
+    """Otherwise the kept scores would be lost, and the code would from then on be compared with itself."""
     path, _ = kept(tmp_path, {"a": 1.0})
     before = path.read_bytes()
     path.with_name("link.json").symlink_to(path)
@@ -163,7 +163,7 @@ def test_a_file_that_is_none_of_ours_is_one_line_before_anything_is_measured(tmp
 
 
 def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):
-    """One real measurement, by a process of its own."""
+    """Returns the scores of one real measurement in a process of its own."""
     if slowed is not None:
         monkeypatch.setenv("SLOWED_BY", str(slowed))
     start = [sys.executable, *(["-m", "bench.gate"] if slowed is None else [str(SLOWED)])]
@@ -173,7 +173,7 @@ def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):
 
 @pytest.mark.slow
 def test_real_scores_pass_the_same_build_and_fail_a_slow_loader_and_a_slow_step(monkeypatch):
-    """With a wide margin, since this runs beside other tests; the narrow one is the slow test below."""
+    """The margin is wide because other tests run at the same time; the test below uses the default one."""
     base = {name: [score] for name, score in scores().items()}
     same = gate.judge(base, lambda names: scores(), MARGIN)
     assert [v.passed for v in same] == [True, True], same
@@ -186,7 +186,7 @@ def test_real_scores_pass_the_same_build_and_fail_a_slow_loader_and_a_slow_step(
 
 @pytest.mark.slow
 def test_the_same_build_passes_ten_times_of_ten_and_ten_percent_more_work_fails(monkeypatch):
-    """At the default line; minutes."""
+    """With the default threshold of 0.97; this takes minutes."""
     taken = [scores(rounds=gate.ROUNDS) for _ in range(gate.SAVE_ATTEMPTS)]
     base = {name: [one[name] for one in taken] for name in taken[0]}
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The kernel benchmarks: no speed without the gate, one compiled case a family, a spread beside every figure."""
+"""The kernel benchmarks: a wrong tier gets no speed, each family has one compiled case, every figure has a spread."""
 
 import dataclasses
 

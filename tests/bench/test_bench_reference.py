@@ -1,4 +1,4 @@
-"""Published throughput: the data against the documents' own arithmetic, cards by name, the comparison, the picture."""
+"""Published throughput: its data against the arithmetic of the documents, cards by name, comparison and picture."""
 
 import re
 
@@ -9,7 +9,7 @@ from bench.case import find_recipe, train_flops
 from bench.cli import main
 from imnet.errors import UsageError
 
-# Images/s that the documents' hours imply, as the project's facts state them; and independent figures of the same card.
+# Images/s that follow from the hours in the reference documents, and independent figures for the same card.
 STATED = {
     ("GTX 1080 Ti", "wrn28_10"): {238, 550},
     ("GTX 1080 Ti", "shake_shake26_2x96d"): {375, 490},
@@ -33,7 +33,7 @@ STATED = {
     ("RTX 3090", "resnet18"): {3482},
     ("RTX 3090", "resnet50"): {1218},
 }
-# GFLOP of an image, forward and backward, 2 a multiply-add: counted apart from this code, stated with the recipes.
+# GFLOP per image, forward and backward, 2 per multiply-add: stated with the recipes and counted without this code.
 TRAIN_GFLOP = {
     "imagenet64/wrn36_5": 42.32,
     "fashion-mnist/wrn28_10": 24.09,
@@ -74,7 +74,7 @@ def test_every_row_has_a_source_and_a_card_with_a_peak_of_its_precision():
         card = data["cards"][row["card"]]
         assert row["source"]
         assert card["source"]
-        if row["card"] != "4 GPUs":  # document 000 does not say which
+        if row["card"] != "4 GPUs":  # document 000 does not name the card
             assert card["peak_tflops"][row["precision"]] > 0
             assert card["bandwidth_gb_s"] > 0
 
@@ -84,7 +84,7 @@ def test_every_document_has_its_rows():
     cards = {"000": "4 GPUs", "002": "GTX 1080 Ti", "003": "V100", "004": "A100"}
     counts = {name: sum(f"document {name}" in r["source"] and r["card"] == card for r in rows)
               for name, card in cards.items()}  # fmt: skip
-    # 003: one rate for five networks; 004: its table's hours but those of a dash and of ResNet-34 on 21K.
+    # 003 gives one rate for five networks; 004 is its table of hours, without dashes and without ResNet-34 on 21K.
     assert counts == {"000": 1, "002": 5, "003": 5, "004": 13}
     assert pytest.approx(208.3, abs=0.05) == 10 * 50 * 90_000 / (60 * 3600)
     assert pytest.approx(759.9, abs=0.05) == 600 * 1281167 / (281 * 3600)

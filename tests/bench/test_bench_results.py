@@ -1,4 +1,4 @@
-"""RESULTS.md is what the committed JSON files say, and every kind of JSON has its section."""
+"""RESULTS.md shows the figures of the committed JSON files, and every kind of JSON has its section."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""imnet-bench throughput, step and scaling: small real runs, their figures recomputed from one another."""
+"""imnet-bench throughput, step and scaling: small real runs whose figures must follow from one another."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def one_thread():
 
 
 def test_a_cpus_roof_is_its_best_call(monkeypatch):
-    """What is held against it is the best of several windows: a share of a median would be too large."""
+    """Measurements are the best of several windows; as shares of a median roof they would come out too large."""
     monkeypatch.setattr(machine, "on_device", lambda make, num_bytes, device: Timing(0.5, 2.0, 1.0, 9))
     assert machine.copy_bytes_per_s("cpu", 1 << 10) == 2 * (1 << 10) / 0.5
     assert machine.matmul_flops_per_s("cpu", torch.float32, 16) == 2 * 16**3 / 0.5
@@ -46,7 +46,7 @@ def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path
     assert set(rates) == set(throughput.PARTS)
     assert all(part["n"] >= 3 and part["images_per_s"] > 0 for part in row["rates"].values())
     assert row["mfu"] == pytest.approx(row["train_flops_per_image"] * rates["model"] / row["matmul_flops_per_s"])
-    assert row["mfu"] > 0  # below 1 only where nothing else slows the matrix product that it is measured against
+    assert row["mfu"] > 0  # may exceed 1 if something else slowed the matrix product that is its roof
     assert row["first_step_s"] > 0
     assert row["peak_memory_bytes"] > 4 * num_params(build_model("speednet", 10, 3))
     slower = "model" if rates["model"] < rates["loader"] else "loader"
@@ -84,7 +84,7 @@ def test_the_case_is_the_recipe_on_images_of_its_shape():
     assert (stand_in.data.name, stand_in.data.image_px, stand_in.data.num_classes) == ("synthetic", 64, 1000)
     assert stand_in.optim == recipe.optim
     large = synthetic(find_recipe("spectral/resnet50_224", None, batch_images=60))
-    assert large.data.train_images % 60 == 0  # 128 MiB would end in an odd batch
+    assert large.data.train_images % 60 == 0  # filling 128 MiB exactly would leave an incomplete last batch
     case = build(synthetic(find_recipe("quickstart", None, batch_images=8)), RunOptions(device="cpu", precision="fp32"))
     batches = case.batches()
     seen = [next(batches) for _ in range(20)]  # more than an epoch of the 128 images
@@ -106,7 +106,7 @@ def test_a_network_without_a_recipe_gets_a_plain_one_and_nonsense_a_suggestion()
 
 @pytest.fixture
 def one_core():
-    """This process and those it starts may use one core alone, as in a job that has no more."""
+    """Restrict this process and those that it starts to one core, as in a job that was given only one."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     yield
@@ -115,7 +115,7 @@ def one_core():
 
 @pytest.mark.usefixtures("one_core")
 def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, capsys):
-    """Ranks beyond the cores that the benchmark may use are marked, and their threads are no more than those."""
+    """Unless such rows are marked, a user reads the efficiency of two ranks on one core as that of two cores."""
     out = tmp_path / "out.json"
     assert main(["scaling", *SMALL, "--precision", "fp32", "--procs", "2", "--steps", "3", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
@@ -128,7 +128,7 @@ def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, cap
     one, two = ([row for row in found["rows"] if row["ranks"] == n] for n in (1, 2))
     assert [row["efficiency"] for row in one] == [1, 1]
     assert [row["predicted_efficiency"] for row in one] == pytest.approx([1, 1], abs=1e-3)
-    for row, alone in zip(two, one, strict=True):  # an all-reduce of its own length behind a rank's share of the images
+    for row, alone in zip(two, one, strict=True):  # predicted: a rank's share of the images, then the all-reduce
         compute = alone["step_s"] * (1 if row["kind"] == "weak" else 0.5)
         assert row["predicted_efficiency"] == pytest.approx(compute / (compute + row["all_reduce_s"]))
         assert row["all_reduce_s"] > 0
@@ -242,6 +242,6 @@ def test_files_beside_class_folders_are_no_classes_and_none_at_all_is_one_line(t
             (tmp_path / part / name).mkdir()
             (tmp_path / part / name / "1.png").touch()
     assert main(words) == 69
-    assert "--num-classes 2 " in capsys.readouterr().err  # what timm's script was given
+    assert "--num-classes 2 " in capsys.readouterr().err  # the arguments that timm's script received
     assert main([*words[:2], str(tmp_path), *words[3:]]) == 74
     assert "no such file" in capsys.readouterr().err

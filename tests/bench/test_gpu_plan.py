@@ -1,4 +1,4 @@
-"""The rule of the budget, with rows that are not measured and a clock that only they move."""
+"""How `python -m bench.gpu` divides its time budget, tested with simulated rows and a clock that only they advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARES = {"a": 0.5, "b": 0.3, "c": 0.2}
 
 
 class World:
-    """A clock, a background whose jobs end at given seconds, and rows that take what they are told to."""
+    """Simulates a clock, background jobs that end at given seconds, and rows that take a given time."""
 
     def __init__(self, jobs=None, failing=(), takes=None):
         self.now, self.jobs, self.failing, self.takes = 0.0, dict(jobs or {}), set(failing), takes or {}
@@ -39,7 +39,7 @@ class World:
         self.rows[key[1]] = figures
 
     def run(self, row, limit_s):
-        """Its time, or its limit where it would take longer: the worker is ended there."""
+        """Advance the clock by the row's time; a row that would exceed ``limit_s`` is ended there, with an error."""
         takes = self.takes.get(row.name, row.cost_s)
         self.now += min(takes, limit_s)
         return {"figure": 1} if takes <= limit_s else {"error": "ended"}
@@ -101,12 +101,13 @@ def test_a_slow_row_takes_nothing_from_the_other_parts():
 def test_what_a_part_leaves_goes_to_the_first_that_can_use_it():
     rows = [row("a", "a0", 60.0), row("a", "a1", 5.0), row("b", "b0", 5.0), row("c", "c0", 2.0)]
     world, _ = carried_out(rows, 100.0)
-    # a0 does not fit its half; the others leave so much that it fits in the end.
+    # a0 does not fit into its half of the budget; it fits once the others have left enough of theirs.
     assert world.order == ["a1", "b0", "a0", "c0"]
     assert of(world, "figure") == ["a1", "b0", "a0", "c0"]
 
 
 def test_what_is_no_time_runs_beside_the_background_and_the_processors_times_wait():
+    """Checks and device times may run during the compilations; times of the CPU wait until these no longer load it."""
     rows = [
         row("a", "host", 5.0, timed=HOST),
         row("a", "cuda", 5.0, timed=UNTIMED, needs=frozenset({"_C"})),
@@ -150,7 +151,7 @@ def test_a_row_that_goes_on_may_take_all_that_its_part_has():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_budget_is_kept_whatever_rows_take(seed):
-    """Never over it; and where rows take what they say, all but what no row fits into is used."""
+    """The budget is never exceeded, and a row is left out only if its cost exceeds the time left in the end."""
     chance = random.Random(seed)
     rows = [
         row(part, f"{part}{i}", chance.uniform(0.5, 20), timed=chance.choice([UNTIMED, DEVICE, HOST]))

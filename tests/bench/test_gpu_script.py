@@ -1,4 +1,4 @@
-"""`python -m bench.gpu`: the dry run of every part as a user starts it, and what goes on where it stopped."""
+"""`python -m bench.gpu`: a dry run of every part as a user starts it, result files, and continuing a stopped run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def row(part="kernels", name="row", variant="eager", cost_s=1.0, **changes):
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    """One dry run of the parts that compute; tests marked gpu are collected by pytest anyway."""
+    """One dry run of every part except "tests", whose tests (marked gpu) pytest collects anyway."""
     out = tmp_path_factory.mktemp("gpu") / "out"
     command = [sys.executable, "-m", "bench.gpu", "--dry", "--skip", "tests", "--budget", "6m", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
@@ -45,7 +45,7 @@ def dry(tmp_path_factory):
 def test_every_part_runs_dry_and_reports_no_time(dry):
     _, rows, printed = dry
     assert {r["part"] for r in rows} == {*gpu.PARTS, "build"} - {"tests"}
-    # The interpreter of some Triton releases does not know the newest numpy; nothing else may fail.
+    # In some Triton releases the interpreter fails with the newest numpy; no other failure is allowed.
     failed = [r for r in rows if "error" in r and "only 0-dimensional arrays" not in r["error"]]
     assert not failed
     skipped = [r["skipped"] for r in rows if "skipped" in r]
@@ -98,7 +98,7 @@ def test_what_is_no_result_file_is_one_line_and_is_kept(content, tmp_path, capsy
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU measures on it")
 @pytest.mark.parametrize("words", [["--part", "floor"], ["--worker", "0"]])
 def test_a_machine_without_a_gpu_is_one_line(words, tmp_path):
-    """The worker is silent, since the process that has started it speaks."""
+    """The worker prints nothing, because the process that started it reports the error."""
     command = [sys.executable, "-m", "bench.gpu", "--out", str(tmp_path / "out"), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 69
@@ -230,7 +230,7 @@ def test_recipes_are_named_in_order_and_a_run_has_figures(tmp_path):
 @pytest.mark.skipif(not list(DATA.rglob("train-images-idx3-ubyte*")), reason="no Fashion-MNIST files here")
 @pytest.mark.slow
 def test_a_run_is_stopped_in_time_and_goes_on(tmp_path):
-    """The training process gets its signal at once and saves, or its handler did not stand yet."""
+    """The training process saves and exits with 75, or dies of the signal if its handler is not installed yet."""
     words = ["--recipe", "fashion-mnist/speedrun", "--data-dir", str(DATA / "fashion-mnist"), "--out", str(tmp_path)]
     words += ["--device", "cpu", "--threads", "1"]
     code, _, last = commands._train(words, processes.environment(True), 12.0, 60.0)
@@ -267,5 +267,5 @@ def test_mistakes_end_with_one_line(argv, capsys):
 
 
 def test_compilations_share_the_cores_of_a_job(monkeypatch):
-    monkeypatch.setattr(gpu, "num_cores", lambda: 5)  # of 200, as in a container
+    monkeypatch.setattr(gpu, "num_cores", lambda: 5)  # usable cores of a larger machine, as in a container
     assert gpu._compiler_env({})["TORCHINDUCTOR_COMPILE_THREADS"] == "1"

@@ -1,4 +1,4 @@
-"""The trials of `python -m bench.gpu`: each changes what it names, alone, and nothing stays behind."""
+"""The trials of `python -m bench.gpu`: each changes only the setting that it names, and restores it afterwards."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def test_trials_put_back_what_they_set():
 
 
 def test_a_kernel_that_is_launched_early_waits_before_it_reads():
+    """Otherwise it would read data that the kernel before it has not written yet."""
     build = sgd_ema.builds()[0]
     with trials.launched_early():
         kernel = compiled(build, 90)[0]

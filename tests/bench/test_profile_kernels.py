@@ -1,4 +1,4 @@
-"""imnet-profile kernels: occupancy by hand, the compilers' figures, timed cases, the roofline."""
+"""imnet-profile kernels: occupancy computed by hand, the compilers' figures, timed cases, the roofline."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COMMON = ["--device", "cpu", "--threads", "1"]
 @pytest.mark.parametrize(
     ("registers", "shared", "threads", "architecture", "warps", "limit"),
     [
-        (32, 0, 256, 80, 64, "warps"),  # 2048 threads x 32 = the whole register file
-        (33, 0, 256, 80, 48, "registers"),  # 33 x 32 -> 1280 a warp: 51 warps, 48 in fours, 6 blocks of 8
-        (33, 0, 96, 80, 48, "registers"),  # the same 48 in 16 blocks of 3; 51 would hold one more
+        (32, 0, 256, 80, 64, "warps"),  # 2048 threads x 32 registers = the whole register file
+        (33, 0, 256, 80, 48, "registers"),  # 33 x 32 -> 1280 per warp: 51 warps, 48 in fours, 6 blocks of 8
+        (33, 0, 96, 80, 48, "registers"),  # again 48, in 16 blocks of 3; 51 would allow one more block
         (40, 0, 128, 90, 48, "registers"),
-        (255, 0, 256, 90, 8, "registers"),  # 8192 a warp: 8 warps, one block
+        (255, 0, 256, 90, 8, "registers"),  # 8192 per warp: 8 warps, one block
         (128, 0, 512, 80, 16, "registers"),
-        (16, 100 * 1024, 128, 80, 4, "shared memory"),  # 164 KiB hold one block of 101
+        (16, 100 * 1024, 128, 80, 4, "shared memory"),  # 164 KiB hold one block of 101 KiB
         (16, 100 * 1024, 128, 90, 8, "shared memory"),  # 228 KiB hold two
         (16, 0, 32, 80, 32, "blocks"),
         (16, 0, 1024, 80, 64, "warps"),
-        (65, 0, 1024, 90, 0, "registers"),  # 2304 a warp: 28 warps, a block needs 32: it cannot be launched
+        (65, 0, 1024, 90, 0, "registers"),  # 2304 per warp: 28 warps, a block needs 32: no launch
     ],
 )
 def test_occupancy_by_hand(registers, shared, threads, architecture, warps, limit):
@@ -138,7 +138,8 @@ def test_one_case_of_one_tier(tmp_path):
 
 
 def test_flops_of_spectral_are_those_of_a_folded_dct():
-    """Counted on numbers that count: fold s inputs into s / 2 sums and differences, then s / 2 terms a band."""
+    """Counts the operations of an explicit DCT: s inputs are folded into s / 2 sums and differences, and each band is
+    then a sum of s / 2 terms."""
     case = next(c for f in families() if f.name == "spectral" for c in f.cases if c.name == "sub4")
     s, operations = 4, 0
     x = torch.arange(4.0)

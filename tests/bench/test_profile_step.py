@@ -1,4 +1,4 @@
-"""imnet-profile step: a real step on a tiny network; bytes, FLOPs and times against sums made another way."""
+"""imnet-profile step: a real step of a tiny network; bytes, FLOPs and times against sums computed independently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMON = ["--device", "cpu", "--threads", "1", "--precision", "fp32"]
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory):
-    """(step.json, the Chrome trace's events, what was printed) of one run."""
+    """One run's step.json, the events of its Chrome trace, and its printed text."""
     out = tmp_path_factory.mktemp("profile") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch, open(out.parent.parent / "printed", "w+") as printed:
         patch.setattr(sys, "stdout", printed)
@@ -104,7 +104,7 @@ def event(name, start_us, end_us, children=(), on_gpu=False, **keys):
 
 
 def test_time_on_a_gpu_goes_to_the_operator_that_launched_it():
-    """Torch's own event type, filled in as CUPTI fills it: a marked range is listed among the kernels as well."""
+    """Uses torch's own event type, filled in as CUPTI does, where a marked range also appears among the kernels."""
     launch = event("cudaLaunchKernel", 12, 13)
     inner = event("aten::_convolution", 11, 19, [launch], input_shapes=[[2, 3]])
     inner.append_kernel("sm90_gemm", 0, 70)
@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(words, code, said, capsys):
 
 @pytest.mark.slow
 def test_the_profiler_itself_says_nothing_on_a_cpu(tmp_path):
-    """In a process of its own: its library looks once at how much it is to say."""
+    """Runs in a process of its own, because the profiler's library reads its log level only once."""
     words = [
         "step",
         "--steps",

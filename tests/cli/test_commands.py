@@ -1,4 +1,4 @@
-"""What the commands print, and that asking is cheap."""
+"""What the commands print and refuse, how options combine into a recipe, and that --help and --list import no torch."""
 
 import json
 import shutil
@@ -142,7 +142,7 @@ def test_provenance_does_not_change_the_identity_but_a_value_does():
     assert config_hash(recipe, "bf16") != config_hash(recipe, "fp32")
 
 
-# Made by the first version, whose run folders are still found by these names.
+# Hashes of the first version: if one changed, existing run folders would no longer be found.
 FIRST = {
     "quickstart": "40b5c103",
     "fashion-mnist/wrn28_10": "3366afc0",

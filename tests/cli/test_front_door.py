@@ -1,4 +1,4 @@
-"""Every command answers a mistake alike: one line that begins with its name, a suggestion, exit code 2."""
+"""Every command answers a mistake in the same way: one line that begins with its name, a suggestion, exit code 2."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line_of_the_command(name, main, argv, hint, capsys):
 def test_every_meaning_is_of_an_option_that_there_is():
     known = {*_leaf_names(build_parser(by_name("quickstart"))), *ALIASES}
     missing = set(MEANINGS) - known
-    assert missing == {"schedule.milestones_epochs"}  # of another schedule than quickstart's
+    assert missing == {"schedule.milestones_epochs"}  # belongs to a schedule that quickstart does not use
     for option, words in MEANINGS.items():
         for word in words.split():
             if option in known and word not in known:
@@ -72,7 +72,7 @@ def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capf
     def fail(_):
         raise raised
 
-    kept = os.dup(1)  # a pipe that has gone is replaced by nothing
+    kept = os.dup(1)  # if printing fails, ``guarded`` sends stdout to /dev/null
     try:
         assert guarded("x", fail, []) == code
     finally:
@@ -98,7 +98,7 @@ def test_an_empty_path_is_not_the_current_folder(main, argv, capsys):
 
 @pytest.mark.parametrize("module", ["imnet.recipe", "numpy", "imnet.report"])
 def test_ctrl_c_while_a_command_is_imported_shows_no_frames(module, tmp_path):
-    """As the installed commands do: a script of that name, which imports the command first."""
+    """The script is like the installed one: it has the command's name and first imports the command."""
     script = tmp_path / "imnet-data"
     script.write_text(f"""
 import os, signal, sys

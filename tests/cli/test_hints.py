@@ -1,4 +1,4 @@
-"""Every option that a message names is one, and a value that it gives with it is taken."""
+"""Messages that advise an option: the option must exist, and a value given with it must be accepted."""
 
 import ast
 import re
@@ -9,18 +9,18 @@ from imnet.parser import ALIASES, build_parser
 from imnet.recipe_json import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-# The page's CSS has variables that begin with two dashes, and a Slurm script Slurm's options.
+# Left out: the report's CSS, whose variables begin with two dashes, and Slurm scripts, which have Slurm's options.
 FILES = [
     p for part in ("imnet", "bench") for p in sorted((ROOT / part).rglob("*.py"))
     if p.parts[-2] != "report" and p.name != "sbatch.py"
 ]  # fmt: skip
-FOREIGN = {"--porcelain", "--git-dir", "--work-tree", "--hard-dereference", "--no"}  # git's, tar's, and half a word
+FOREIGN = {"--porcelain", "--git-dir", "--work-tree", "--hard-dereference", "--no"}  # git's, tar's, and a prefix
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*(?:[ =](?:true|false|null|skip:3|\d[\d.]*)(?![\w.]))?")
 
 
 def strings(path):
-    """Every text of a file: constants, and f-strings with a mark for what they fill in. Of bench, which starts other
-    people's programs, only hints."""
+    """Yields every string in a file; in f-strings, a NUL stands for each value that is filled in. From bench, which
+    starts programs with options of their own, only the ``hint`` arguments."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if "bench" in path.relative_to(ROOT).parts:
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -35,10 +35,10 @@ def strings(path):
 
 
 def named():
-    """(file, the option with its value) of every string."""
+    """Yields (file, option with its value if it has one) for every option named in a string."""
     for path in FILES:
         for text in strings(path):
-            # What an f-string fills in is no name: "--{flag}" says nothing here.
+            # Options whose names an f-string fills in, such as "--{flag}", cannot be checked here.
             for found in OPTION.findall(re.sub(r"--[\w.]*\0[\w.]*", "", text)):
                 yield (
                     str(path.relative_to(ROOT)),
@@ -47,7 +47,7 @@ def named():
 
 
 def known_to_train():
-    """Options of imnet-train over recipes of every kind of optimiser and schedule."""
+    """Returns the options that imnet-train has with any kind of optimiser and schedule."""
     names = set(ALIASES)
     for optim in KINDS["optim"]:
         for schedule in KINDS["schedule"]:
@@ -57,7 +57,7 @@ def known_to_train():
 
 
 def known_to_others():
-    """Options of every parser that is made of ``Parser`` or argparse in a module of ours, as the source adds them."""
+    """Returns the options that any of this project's parsers adds, read from the ``add_argument`` calls."""
     names = set()
     for path in [*FILES, ROOT / "kernels/imnet_kernels/build.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

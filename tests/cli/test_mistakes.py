@@ -1,4 +1,4 @@
-"""Every mistake is one line, an exit code by class, and nothing half-written."""
+"""Mistakes with imnet-train: each gives one line and the exit code of its class, and leaves nothing half-written."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line(argv, code, hint, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("IMNET_DATA", raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     small = ["--data.train_images", "64", "--data.test_images", "16", "--epochs", "1", "--batch-size", "32"]
-    # A mistake about files is made alone; the others ride on a recipe that would train in a second.
+    # Other mistakes come with options for a run of about a second, so that a missed one is not a long training.
     extra = [] if {"--epochs", "--batch-size", "--data-dir", "--recipe", "--model", "--data"} & set(argv) else small
     assert cli.train_main([*argv, *extra]) == code
     out, err = capsys.readouterr()
@@ -189,8 +189,8 @@ def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path
     [("quickstart", "[1]"), ("quickstart", "{a: 1}"), ("own/x", "[1]"), ("own/x", "[[{b: [2]}]]")],
 )
 def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value, name):
-    """Every name of a configuration in turn; few take a list, and none a mapping of just any names. A recipe for the
-    user's own data is nowhere but in the file."""
+    """Every key of a configuration in turn gets a list or a mapping, which few accept, and must not end in a traceback.
+    A recipe for the user's own data (own/x) exists only in the file."""
     path, wrong = tmp_path / "c.yaml", yaml_file.parse(value)
     whole, told = config_dict(replace(recipes["quickstart"], name=name), RunOptions()), []
     for name, held in whole.items():
@@ -205,7 +205,7 @@ def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value,
 
 
 def as_another_user(folder, body):
-    """What ``body`` prints of an ImnetError, run by a user of no home: root may write anywhere."""
+    """Returns the ImnetError that ``body`` prints for a user without a home: as root it could write anywhere."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv to drop root")
     code = f"""
@@ -272,7 +272,7 @@ def cli_root():
     ],
 )
 def test_a_place_that_is_not_there(words, code, says, tmp_path, monkeypatch, capsys):
-    """A name that imnet knows gets its option, and ``~`` is the home folder where a shell leaves it."""
+    """A known name gets the advice to use its option, and a ``~`` that the shell left is the home folder."""
     monkeypatch.setenv("HOME", "/nobody")
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):

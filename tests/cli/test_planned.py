@@ -1,4 +1,4 @@
-"""A dry run refuses what the run would refuse, with the same line, and before anything is read or written."""
+"""A dry run refuses what the run would refuse, with the same line, and before it reads data or writes anything."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TIMM = ["--recipe", "quickstart", "--model", "timm:resnet18"]
 
 
 def both(words, folder, capsys):
-    """What the run and the dry run say, on stderr."""
+    """Returns stderr of the run and of its dry run, which must both end with exit code 2."""
     told = []
     for more in ((), ("--dry-run",)):
         assert train_main([*TINY, *words, "--out", str(folder / "run"), *more]) == 2
@@ -64,7 +64,7 @@ def test_what_ranks_would_refuse_is_refused_without_them(words, expected, tmp_pa
 def test_what_others_networks_refuse_only_when_they_see_images(model, option, value, tmp_path, capsys):
     pytest.importorskip("timm")
     words = ["--recipe", "quickstart", "--model", model, f"--model_options.{option}", value]
-    # No data lie there: the options are refused before data are looked for.
+    # The folder holds no data: the options must be refused before the data are looked for.
     words += ["--data", "fashion-mnist", "--data-dir", str(tmp_path), "--data.image_px", "28", "--data.channels", "1"]
     run, dry = both(words, tmp_path, capsys)
     assert option in run

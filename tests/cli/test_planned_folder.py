@@ -1,4 +1,4 @@
-"""A dry run looks into the run folder as the run does, refuses it with the same line, and leaves all as it was."""
+"""A dry run checks the run folder as the run does, refuses it with the same line, and changes no file."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ TINY = ["--data", "shapes", "--data.train_images", "32", "--data.test_images", "
 
 
 def content(folder):
-    """Every name under a folder, with when it was changed and what it holds."""
+    """Returns {path: (time of the last change, content)} for a folder and everything in it."""
     return {
         str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.read_bytes() if p.is_file() else os.fspath(p))
         for p in (folder, *folder.rglob("*"))
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def place(finished, tmp_path, monkeypatch):
-    """The current folder: a run in it, and much that is none."""
+    """The current folder, with a finished run ("used") and folders that are damaged or hold no run."""
     shutil.copytree(finished, tmp_path / "used")
     shutil.copytree(finished, tmp_path / "bands" / "band-0")
     others = {"file": "mine", "others/config.yaml": "mine", "damaged/run.json": "{", "odd/checkpoints": ""}
@@ -83,7 +83,7 @@ def test_the_same_answer_as_the_run(words, code, expected, place, capsys):
 
 
 def spoil(folder, kind):
-    """Make of a run one that another command cannot, or can, go on with."""
+    """Change a finished run so that it can be resumed only in part or not at all; ``kind`` says how."""
     newest, run = max((folder / "checkpoints").glob("step-*")), json.loads((folder / "run.json").read_text())
     if kind == "one damaged":
         (newest / "model.safetensors").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Every numeric option has a range: a number outside of it is one line and exit code 2, whichever option it is."""
+"""Every numeric option has a range: a number outside of it gives one line and exit code 2, whichever the option."""
 
 import typing
 
@@ -12,7 +12,7 @@ from imnet.run_options import RunOptions
 
 
 def numeric():
-    """(dotted name, its field's range, further words) of every numeric leaf."""
+    """Returns {dotted name: (types, words that select the kinds it belongs to)} of every numeric option."""
     found = {}
     for optim in KINDS["optim"]:
         for schedule in KINDS["schedule"]:
@@ -62,7 +62,7 @@ def test_a_number_that_cannot_be_is_one_line(name, number, capsys):
     code = cli.train_main([*more, f"--{name}={text}", "--print-config"])
     out, err = capsys.readouterr()
     if number == "100000000000000000000" and code == 0:
-        assert float in kinds  # a factor may be that large; a count may not
+        assert float in kinds  # a float may be that large; a count may not
         return
     if number == "-1" and code == 0:
         assert name == "augment.mean"

@@ -1,4 +1,4 @@
-"""Configuration files and values of YAML as people write them: plain values, or one line that says what is wrong."""
+"""YAML as people write it in files and options: it is read as plain values, or one line says what is wrong."""
 
 import os
 import threading
@@ -53,7 +53,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
 
 
 def test_a_pipe_is_read_once(tmp_path):
-    """--config <(...): a second look would find nothing."""
+    """``--config <(...)`` in a shell passes a pipe, in which a second read would find nothing."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_text, args=("epochs: 3",), daemon=True)
@@ -88,7 +88,7 @@ def test_a_number_with_an_exponent_needs_no_point_and_no_sign(text, value):
     assert yaml_file.parse(text) == value
     assert type(yaml_file.parse(text)) is type(value)
     assert parse(["--model_options.x", text]).recipe.model_options["x"] == value
-    for kept in (value, {"a": [str(value), text]}):  # text that looks like a number stays text
+    for kept in (value, {"a": [str(value), text]}):  # text that looks like a number is dumped as text
         assert yaml_file.parse(yaml_file.dump(kept)) == kept
 
 
@@ -100,7 +100,7 @@ def test_a_word_that_looks_like_a_number_is_the_same_in_a_run_folders_file(tmp_p
 
 @pytest.mark.parametrize("text", ["2024", "-7", "007", "1_000", "0x10", "12:30", "+7", "0o7"])
 def test_a_word_of_digits_is_the_word_that_was_written(tmp_path, text):
-    """YAML 1.1 reads 7, 1000, 16 and 750 where a folder is called 007, 1_000, 0x10 and 12:30."""
+    """Folders may be called 007, 1_000, 0x10 or 12:30, which YAML 1.1 reads as 7, 1000, 16 and 750."""
     path = tmp_path / "digits.yaml"
     words = {"out": "out", "data_dir": "data-dir", "weights": "weights", "data.split": "data.split"}
     path.write_text("recipe: quickstart\n" + "".join(f"{name}: {text}\n" for name in words))
@@ -111,7 +111,7 @@ def test_a_word_of_digits_is_the_word_that_was_written(tmp_path, text):
 
 
 def test_numbers_are_the_words_that_options_want_in_python_too(tmp_path):
-    """Else freeze = 2 and --freeze 2 would be two experiments, in two folders."""
+    """Otherwise ``freeze = 2`` and ``--freeze 2`` would be two experiments in two folders."""
     (tmp_path / "config.yaml").write_text("keep: 3\nfreeze: 2\n")
     read = parse(["--config", str(tmp_path / "config.yaml")])
     assert read.options == RunOptions(keep=3) == RunOptions(keep="3")  # pyright: ignore[reportArgumentType]

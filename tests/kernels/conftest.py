@@ -1,4 +1,4 @@
-"""Every instruction set of the host kernels that this CPU has."""
+"""Runs a test once for every instruction set of the host kernels that this CPU has."""
 
 import pytest
 

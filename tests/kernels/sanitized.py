@@ -1,4 +1,4 @@
-"""Random calls into a sanitizer build of _host, on numpy arrays of exactly the right sizes; run by test_host.py."""
+"""Makes random calls into a sanitizer build of _host, on numpy arrays of the exact sizes; run by test_host.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTHS = {0: 4, 1: 2, 2: 2, 3: 1}
 
 
 def block(num_elements: int, code: int) -> np.ndarray:
-    """A heap block whose redzones start right after its last element; values are small numbers in every dtype."""
+    """Returns a heap block of zeros in exactly the size needed, so that ASan's redzone follows the last element."""
     return np.zeros(max(num_elements * WIDTHS[code], 1), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The augment reference against a per-pixel loop written from the definition, and the statistics of its choices."""
+"""The augment reference against a per-pixel loop written from the definition, and the statistics of its draws."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _source(index, size, mode):
 
 
 def _loop(store, ids, spec, mean, std):
-    """(B, H, W, C) float64 by one loop per pixel."""
+    """Returns the augmented images, (B, H, W, C) float64, computed pixel by pixel."""
     _, height, width, channels = store.shape
     drawn = choices(ids, height, width, spec)
     out = np.zeros((len(ids), height, width, channels))

@@ -1,4 +1,4 @@
-"""Paths that only some calls of augment and spectral take: every band at once, odd numbers in a mean, watched calls."""
+"""Paths that only some calls of augment and spectral take: all bands at once, odd values in a mean, dispatch modes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ host = pytest.importorskip("imnet_kernels._host", reason="the host module is not
 @pytest.mark.parametrize("last", [True, False])
 def test_every_band_at_once(isa, r, channels, last):
     """Widths of 5 to 23 pixels a band: rows shorter than a vector, with a tail, and at each channel phase."""
-    # Always the same pixels: a single fp16 value that rounds the other way can be more than is allowed over so few.
+    # Seeded, because over so few pixels a single fp16 value that rounds the other way can exceed the tolerance.
     torch.manual_seed(100 * r + 10 * channels + last)
     for width in (5, 16, 23):
         images = torch.randint(0, 256, (2, channels, 2 * r, width * r), dtype=torch.uint8)
@@ -43,7 +43,7 @@ def test_odd_numbers_in_a_mean_round_as_the_reference(isa, value, dtype):
 
 
 def test_a_dispatch_mode_sees_the_ops():
-    """The shortcut past the dispatcher is only taken where nothing watches it."""
+    """The shortcut past the dispatcher must not be taken under a dispatch mode, which would then not see the ops."""
 
     class Names(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -1,6 +1,6 @@
-"""The one contract: family x case x dtype x tier agree with the reference in values, gradients and layout.
+"""The contract of the kernels: in every case and dtype, each tier has the reference's values, gradients and layout.
 
-On a CPU the tiers are host and, under TRITON_INTERPRET=1 in a child process (see test_triton.py), triton.
+On a CPU the tiers are host and, in a child process with TRITON_INTERPRET=1 (see test_triton.py), triton.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 TIERS_ON = {"cpu": {"host"}, "cuda": {"triton", "cuda"}}
-"""Triton's interpreter, which runs on a CPU, has tests of its own."""
+"""The tiers that are tested here; Triton's interpreter, which runs on a CPU, has tests of its own."""
 ROWS = [
     pytest.param(family, case, dtype, id=f"{family.name}-{case.name}-{str(dtype).removeprefix('torch.')}")
     for family in families()
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture
 def poison(monkeypatch):
-    """torch.empty hands out NaN, or 77 for integers: an element that is not written shows."""
+    """Fills what torch.empty returns with NaN, or 77 for integers, so that an element left unwritten is noticed."""
     plain, plain_like = torch.empty, torch.empty_like
 
     def fill(tensor):
@@ -82,7 +82,7 @@ def test_every_auto_tier_on_this_cpu_is_what_the_report_says():
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_the_gate_closes(family: Family):
-    """On a value that is off by more than the tolerance, and on another layout; augment allows no error at all."""
+    """Otherwise a wrong kernel would pass: with a tolerance of -1, not even the reference agrees with itself."""
     case = next(case for case in family.contract if not case.real)
     strict = dataclasses.replace(family, tolerance={torch.float32: -1.0})
     with pytest.raises(AssertionError, match=rf"{family.name} {case.name} float32 reference on cpu: .*allowed -1"):
@@ -90,7 +90,7 @@ def test_the_gate_closes(family: Family):
 
 
 class Moves(TorchDispatchMode):
-    """The operators that read from one kind of device and write to another."""
+    """Collects the operators whose inputs and outputs, scalars aside, are on more than one kind of device."""
 
     def __init__(self):
         super().__init__()
@@ -106,12 +106,12 @@ class Moves(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_nothing_comes_from_the_host_while_a_step_is_captured(family: Family):
-    """A copy from its memory waits for the device, which ends a capture and would be in every time that is taken."""
+    """A copy from host memory waits for the device: it would end a capture, and delay every step outside of one."""
     for case in family.contract:
         with FakeTensorMode(), tier.using("reference"):
             call = family.make(case, torch.float32, "cuda")
             if not call.leaves and not call.in_place:
-                return  # images, whose tables are made once, before a capture
+                return  # families that make images: their tables are made once, before a capture
             with Moves() as moves:
                 call.run()
         assert not moves.found, case.name

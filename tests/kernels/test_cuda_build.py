@@ -18,7 +18,7 @@ FAMILIES = [row.family for row in implementations.IMPLEMENTATIONS if row.tier ==
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> dict[str, str]:
-    """What ptxas says of every .cu for both architectures; two compilers at a time."""
+    """Returns the ptxas report of every .cu, by its name, for both architectures; two compilers run at a time."""
     folder = tmp_path_factory.mktemp("objects")
     sources = sorted((build.csrc() / "cuda").glob("*.cu"))
     with ThreadPoolExecutor(2) as pool:

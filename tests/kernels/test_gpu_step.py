@@ -1,6 +1,6 @@
 """What only a GPU can show of a training step: captured graphs, draws inside them, stores beyond 2^31 bytes, precision.
 
-Needs torch, pytest and this checkout alone: it also runs on a bare machine (`python -m bench.gpu --part tests`).
+It needs only torch, pytest and this checkout, so it also runs on a bare machine (`python -m bench.gpu --part tests`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def train(step, steps=5, dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def exact():
-    """Deterministic convolutions in full fp32: two runs are compared."""
+    """Makes convolutions deterministic and full fp32, because the tests compare two runs."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     torch.backends.cudnn.benchmark = False
@@ -99,7 +99,8 @@ def test_the_merged_optimiser_is_captured_too(kernels):
 
 @pytest.mark.parametrize("kernels", ["auto", "shake_batch_norm=triton"])
 def test_branches_in_flight_change_no_bit(kernels, monkeypatch):
-    """Two streams, one arithmetic: whatever one would overwrite of the other's shows in a few steps of wide maps."""
+    """The branches run on two streams: memory that one overwrites while the other needs it would change the weights
+    within a few steps on wide maps."""
     from imnet.models import shake_shake
 
     g = torch.Generator().manual_seed(0)
@@ -123,8 +124,8 @@ def test_branches_in_flight_change_no_bit(kernels, monkeypatch):
     ("family", "model"), [("dense_stage", "densenet_bc100_12"), ("shake_batch_norm", "shake_shake26_2x32d")]
 )
 def test_kernels_of_several_layers_are_captured_and_agree_with_torchs(family, model):
-    """The first loss closely. On an H200 three steps made 0.001 of weights that were off by a millionth, 0.003 with
-    TF32, which is as much as between these kernels and torch's."""
+    """Only the first loss agrees closely. On an H200, three steps turned a difference of a millionth in the weights
+    into 0.001 (0.003 with TF32), which is as much as these kernels differ from torch's."""
     if tier.missing("triton", "cuda"):
         pytest.skip(tier.missing("triton", "cuda"))
     recipe, found = dataclasses.replace(RECIPE, model=model), []
@@ -176,7 +177,7 @@ def test_capturing_leaves_the_loss_scale_where_it_was():
 
 
 def test_replays_draw_anew_and_repeat_with_the_step_number():
-    """One batch, learning rate 0: the loss changes with Shake-Shake's coefficients and with nothing else."""
+    """With one batch and learning rate 0, the loss changes only with Shake-Shake's coefficients."""
     step = make_step(SHAKE, graphs=True, average=False)
     step.warm_up([batch(0)], 32)
     buffers = [b.clone() for b in step.net.buffers()]
@@ -240,7 +241,7 @@ def test_a_bad_id_gives_nan_and_reads_nothing(name):
 
 
 def test_views_that_start_at_odd_addresses():
-    """A slice is contiguous and still not aligned to 16 bytes."""
+    """A slice can be contiguous and yet lack the 16-byte alignment that vector loads need."""
     from imnet_kernels import shake_shake
 
     if tier.missing("triton", "cuda"):

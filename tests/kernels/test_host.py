@@ -30,7 +30,7 @@ _kept: list[mmap.mmap] = []
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:
-    """A copy whose last byte is followed by a page that may not be touched."""
+    """Returns a copy whose last byte is followed by a page without access rights: reading past the end crashes."""
     size = max(values.numel() * values.element_size(), 1)
     pages = -(-size // PAGE) * PAGE
     region = mmap.mmap(-1, pages + PAGE)
@@ -106,7 +106,7 @@ def _fuzz_spectral(r, shape, last, from_u8, normalise, dtype, data):
     )
     got, want = both(lambda: spectral(images, r, bands, dtype=dtype, **keys))
     assert got.stride() == want.stride()
-    # Bands of a flat image are 0 but for rounding: compare with the input's own size.
+    # The bands of a flat image are 0 up to rounding, so the error is compared with the input's magnitude as well.
     scale = float(images.double().square().mean().sqrt()) * 2 * r
     error = float((got.double() - want.double()).abs().max())
     assert error <= TOLERANCE[dtype] * 4 * max(scale * (3 if normalise else 1), float(want.double().abs().max()))
@@ -136,7 +136,7 @@ def _fuzz_shake(shape, last, per_batch, dtype):
         y = shake_shake(*tensors, alpha, beta)
         return [y, *torch.autograd.grad(y, tensors, grad)]
 
-    # A sum of few elements may cancel: compare with the inputs' own size.
+    # A sum of few elements may cancel, so the error is compared with the inputs' magnitude as well.
     size = float(torch.cat([t.detach().double().flatten() for t in (*tensors, grad)]).square().mean().sqrt())
     for index, (g, w) in enumerate(zip(*both(everything), strict=True)):
         error, own = (float(t.detach().square().mean().sqrt()) for t in (g.double() - w.double(), w.double()))
@@ -179,7 +179,7 @@ def test_special_values_survive_rounding(isa):
 
 
 def test_a_forked_child_gets_its_own_threads():
-    """As in a forked loader worker; only our module's threads work in the child, torch's own pool does not survive."""
+    """Otherwise forked loader workers would hang: this module's threads work in the child, torch's pool is lost."""
     store, ids = torch.full((64, 64, 64, 3), 255, dtype=torch.uint8), torch.arange(64)
     out = torch.empty(64, 64, 64, 3).permute(0, 3, 1, 2)
     before = torch.get_num_threads()
@@ -241,7 +241,7 @@ def test_the_module_refuses_bad_sizes():
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path):
-    """ASan and UBSan over random shapes on exactly sized heap blocks, without torch in the process."""
+    """Runs ASan and UBSan over random shapes on exactly sized heap blocks, in a process without torch."""
     from imnet_kernels import build
 
     library = subprocess.run(

@@ -1,4 +1,4 @@
-"""Registration: opcheck, whole-graph compilation, tier choice and its errors."""
+"""The ops as torch and users meet them: opcheck, whole-graph compilation, the choice of a tier and its errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _op_calls():
 
 
 def _on(device, value):
-    """The tensors of an op's arguments on a device, as leaves that want what they wanted."""
+    """Returns an op's arguments with their tensors on ``device``, as leaves with the same ``requires_grad``."""
     return tree_map_only(torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), value)
 
 
@@ -63,7 +63,7 @@ def test_opcheck(name, spec):
     if name.startswith("batch_norm") and spec != "triton":
         pytest.skip("the op is Triton's alone")
     op, args = _op_calls()[name]
-    # aot_dispatch wants the forward's derivative, which shake-shake's backward is not; its formula is tested.
+    # test_aot_dispatch expects the forward's derivative, which Shake-Shake's backward is not by design.
     utils = ["test_schema", "test_faketensor"] + ([] if name.startswith("shake") else ["test_aot_dispatch_dynamic"])
     with tier.using(spec):
         torch.library.opcheck(op, _on(device, args), test_utils=utils)
@@ -105,7 +105,7 @@ def test_forced_but_missing_is_an_error_with_a_remedy(monkeypatch):
 
 
 def test_triton_without_a_compiler_is_left_out_with_a_remedy(monkeypatch, tmp_path):
-    """Its driver is compiled where a kernel first runs: images of containers with a GPU often have no gcc."""
+    """Triton compiles its driver when a kernel first runs, and container images for GPUs often have no gcc."""
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("CC", "TRITON_INTERPRET"):
@@ -181,7 +181,7 @@ def _child(code: str, **env: str) -> subprocess.CompletedProcess:
 def test_environment_variable_forces_a_tier():
     code = "from imnet_kernels import tier; print(tier.report('cpu')['spectral'])"
     assert _child(code, IMNET_KERNELS="reference").stdout.strip() == "('reference', 'forced by IMNET_KERNELS')"
-    # A word that is no tier stops what asks for one, not what imports the package.
+    # A word that is not a tier makes the choice of a tier fail, not the import of the package.
     bad = _child(code + "; tier.choose('spectral', 'cpu')", IMNET_KERNELS="fast")
     assert "kernel tier 'fast'" in bad.stdout
     assert "RuntimeError: kernel tier 'fast'" in bad.stderr

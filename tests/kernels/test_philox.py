@@ -57,7 +57,7 @@ def test_permutation_is_a_permutation_and_pinned():
     assert torch.equal(order, philox_permutation(10007, seed=3, epoch=5))
     assert not torch.equal(order, philox_permutation(10007, seed=3, epoch=6))
     assert not torch.equal(order, philox_permutation(10007, seed=4, epoch=5))
-    # Pinned: a checkpoint made on one platform resumes on another.
+    # Pinned, so that a checkpoint made on one platform resumes on another with the same order.
     assert philox_permutation(8, seed=0, epoch=0).tolist() == PINNED_ORDER
 
 

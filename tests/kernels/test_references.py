@@ -1,4 +1,4 @@
-"""The references against other makers' oracles: scipy's DCT, torch.optim.SGD, AveragedModel, gradcheck."""
+"""The references against independent implementations: scipy's DCT, torch.optim.SGD, AveragedModel, gradcheck."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The machine code of the GPU kernels of augment, spectral and the norms for sm_90, read without a GPU: how long the
-main path is for an element, how wide its accesses are, and that nothing lies in local memory.
+"""The sm_90 machine code of the GPU kernels of augment, spectral and the norms, read without a GPU: instructions per
+element on the main path, the width of memory accesses, and that nothing is kept in local memory.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from bench.profile import resources, sass
 
 pytest.importorskip("triton", reason="triton is not installed")
 SLACK = 1.5
-# Instructions an element of bf16 on the main path, and the bytes of its stores: what the compilers gave on 2026-11-26,
-# and with a sum on 2026-11-27, where the statistics' shortest path is that of the last rows, one tile at a time.
+# Kernel -> (instructions per bf16 element on the main path, bytes per store), as the compilers gave them on 2026-11-26,
+# those of sums on 2026-11-27. For the statistics of a sum, the main path is that of the last rows, one tile at a time.
 TRITON = {
     "augment imagenet64 *bf16": (12.4, 16), "augment mean_image *bf16": (15.7, 16), "augment fashion *bf16": (15.6, 8),
     "spectral s=4 *bf16": (17.6, 16), "spectral s=16 *bf16": (16.7, 8), "spectral s=36 *bf16": (24.2, 4),
@@ -65,12 +65,12 @@ def test_triton_kernels(family):
 def test_cuda_kernels():
     found = {k.name: k for k in resources.cuda_kernels("augment", (90,))}
     _check(found, CUDA)
-    # Pixels come into shared memory as 16-byte words, never as bytes from global memory.
+    # Pixels are loaded from global memory as 16-byte words, never byte by byte.
     assert all(k.code and k.code.load_bytes == 16 and k.code.byte_loads == 0 for k in found.values())
 
 
 def test_the_main_path_is_the_shortest_one_through_the_widest_store():
-    """A loop with a narrow remainder beside its wide store, local memory outside it, padding after the end."""
+    """The listing has a loop with a wide store and a narrow remainder, local memory outside it, and final padding."""
     listing = """
         /*0000*/   STL [R1], R2 ;
         /*0010*/   LDG.E.U8 R0, desc[UR4][R2.64] ;

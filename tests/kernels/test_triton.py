@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def _builds():
-    # Each once: a kernel that is in the cache already reports nothing.
+    # Each module once, because a kernel that is already in the cache reports no resources.
     for module in dict.fromkeys(implementations.module(family, "triton") for family in tier.FAMILIES):
         yield from module.builds()
 
@@ -29,13 +29,13 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
     usages = {build.name: compile_for(build, architecture) for build in _builds()}
     assert len(usages) >= 20
     for name, usage in usages.items():
-        # A few numbers wait in local memory, most for sm_80; no other tile was as fast on an H200 (NEGATIVES.md).
+        # This kernel spills a few values, more on sm_80; no other tile was as fast on an H200 (NEGATIVES.md).
         most = {80: 192, 90: 48}[architecture] if name.startswith("project_kernel *bf16") else 0
         assert usage.spill_bytes <= most, (name, usage)
         assert 0 < usage.registers <= 255, (name, usage)
 
 
-# A process each, which takes seconds to start.
+# Two child processes rather than one per file: each takes seconds to start.
 @pytest.mark.parametrize(("names", "least"), [(["contract"], 60), (["norms", "stage", "shake"], 40)])
 def test_under_the_interpreter(names, least):
     files = [str(HERE / "interpreted" / f"{name}.py") for name in names]

@@ -1,4 +1,4 @@
-"""Small tensors: one thread is faster than handing each operation to a pool."""
+"""Runs the model tests on one thread, which is faster for small tensors than a thread pool."""
 
 import pytest
 import torch

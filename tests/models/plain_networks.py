@@ -1,7 +1,7 @@
-"""Second implementations, for the tests only: straight from the papers' block diagrams, on a dict of weights.
+"""Second implementations of the networks, for tests only: written from the papers' diagrams, on a dict of weights.
 
-Every function takes the weights ``w`` by the names of ``state_dict`` and ``train`` (batch statistics or running ones),
-and computes batch norm, global mean and strided sampling by hand.
+Networks take the weights ``w`` by their names in ``state_dict``, and ``train`` (batch statistics, not running ones).
+Batch norm, global mean and strided sampling are computed by hand.
 """
 
 import torch
@@ -29,7 +29,7 @@ def head(w, x):
 
 
 def drop(x, rate):
-    """torch's mask of the next random numbers, which a network of the same seed draws in the same order."""
+    """Apply dropout with torch's next mask: a network with the same seed draws its masks in the same order."""
     return x * (F.dropout(torch.ones_like(x), rate) if rate else 1)
 
 
@@ -103,7 +103,7 @@ def shake_shortcut(w, p, x, stride, train):
 
 
 def shake_shake(w, images, train, alpha=None, beta=None):
-    """alpha, beta (blocks, B): d/dx of ``beta * x + (alpha - beta) * x.detach()`` is beta, its value alpha x."""
+    """alpha, beta: (blocks, B). ``beta * x + (alpha - beta) * x.detach()`` has the value alpha x and gradient beta."""
     x = norm(w, "stem_bn", conv(w, "stem", images), train)
     for block in range(12):
         p, stride = f"blocks.{block}", 2 if block in (4, 8) else 1

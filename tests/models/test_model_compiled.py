@@ -1,8 +1,8 @@
-"""Compiled networks keep finite gradients: none asks which elements equal a maximum that may have been rounded apart.
+"""Compiled networks keep finite gradients: no backward may look for the elements that equal a maximum.
 
-Inductor recomputes a backward's inputs in fp32. Where autocast had rounded them to bf16, the recomputed elements equal
-no maximum any more, and the gradient of ``amax``, of ``max`` and ``median`` over everything, or of an infinity norm is
-0 divided by the 0 elements found. A CPU does not show it, but the graph that Inductor is given does.
+Inductor recomputes a backward's inputs in fp32. If autocast had rounded them to bf16, no recomputed element equals the
+maximum any more, and the gradient of ``amax``, of ``max`` and ``median`` over a whole tensor, or of an infinity norm
+becomes 0 / 0. This does not happen on a CPU, but the graph that Inductor receives shows the comparison.
 """
 
 import pytest
@@ -22,7 +22,7 @@ ORDER_STATISTICS = ("amax", "amin", "aminmax", "max", "min", "median", "nanmedia
 
 
 def joint_graph(network, images):
-    """Forward and backward of a training network as the one graph that is split and handed to Inductor."""
+    """Returns forward and backward of a training network as the one graph that is split and passed to Inductor."""
     kept = []
 
     def keep(module, inputs, **options):
@@ -40,7 +40,7 @@ def joint_graph(network, images):
 
 
 def equalities_with_a_maximum(graph):
-    """Comparisons of tensors for equality of which one side was made from an order statistic alone."""
+    """Returns the tests of tensors for (in)equality in which one side is computed only from an order statistic."""
     from_maximum, found = set(), []
     for node in graph.nodes:
         name = str(node.target)
@@ -80,7 +80,7 @@ def test_the_search_passes_what_looks_positions_up():
     assert not equalities_with_a_maximum(joint_graph(Head(reduce), torch.randn(2, 3, 8, 8)))
 
 
-# speednet is the network that failed so; the others' graphs take seconds each, and the search itself is tested above.
+# speednet is the network that once failed; the graphs of most others take seconds each, so they are slow tests.
 @pytest.mark.parametrize(
     "name", [n if n in ("speednet", "wrn") else pytest.param(n, marks=pytest.mark.slow) for n in SMALL]
 )
@@ -105,14 +105,14 @@ def test_no_gradient_of_any_network_compares_with_a_maximum(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", SMALL)
 def test_compiled_gradients_on_a_gpu_are_finite_and_eagers(name):
-    """In bf16, as it trains. Both differ from fp32 by rounding; they may differ from each other by twice as much."""
+    """In bf16, eager and compiled gradients differ from fp32 by rounding, and from each other by at most twice that."""
     torch._dynamo.reset()
     network, images = small(name)
     network = network.cuda().to(memory_format=torch.channels_last).train()
     images = images.cuda().contiguous(memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # eager and compiled code draw other masks
+            module.p = 0.0  # eager and compiled code draw different masks
 
     def backward(function, precision):
         network.zero_grad()

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs, to the integer; built on the meta device, so nothing here costs memory."""
+"""Parameters and FLOPs, exact integers of networks on the meta device, which need no memory; and activation bytes."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from imnet.models import build
 from imnet.models.catalog import CATALOG
 from imnet.models.count import activation_bytes, flops, num_params
 
-# The published integers and those of the same networks with other inputs, independent of the catalogue's table.
+# Parameters as published, and of the same networks with other inputs; not taken from the catalogue.
 COUNTS = [
     ("wrn36_1", 1000, 3, 1_614_008),
     ("wrn36_2", 1000, 3, 6_183_864),
@@ -42,7 +42,7 @@ COUNTS = [
     ("vgg16_bn", 1000, 3, 138_365_992),
 ]
 
-# GFLOP of one image forward and backward, computed elsewhere (2 per multiply-add); Shake-Shake's of its stem-16 form.
+# GFLOP per image, forward and backward (2 per multiply-add), computed elsewhere; Shake-Shake in its stem-16 form.
 TRAIN_GFLOPS = [
     ("wrn36_5", (3, 64, 64), 42.32),
     ("wrn28_10", (1, 28, 28), 24.09),
@@ -67,7 +67,7 @@ def on_meta(name, num_classes, in_channels, **options):
 def test_parameters(name, num_classes, in_channels, count):
     entry = CATALOG[name]
     if (entry.num_classes, entry.in_channels) == (num_classes, in_channels):
-        assert entry.num_params == count  # and the entry is held to the network below
+        assert entry.num_params == count  # the next test compares the entry with the network
     else:
         assert num_params(on_meta(name, num_classes, in_channels)) == count
 
@@ -82,18 +82,18 @@ def test_catalogue_agrees_with_the_network(name):
 
 
 def test_speednet_grows_by_what_its_options_add():
-    """By hand, at width 8 and 32 px: a 3x3 layer and its norm; a stem at every pixel; a stage of twice the width."""
+    """Counted by hand at width 8 and 32 px: a 3x3 layer and its norm, a stem at every pixel, a stage twice as wide."""
 
     def counted(**options):
         network = on_meta("speednet", 10, 3, width=8, **options)
         return num_params(network), flops(network, (3, 32, 32))
 
     params, work = counted()
-    third, second = 9 * 32 * 32, 9 * 16 * 16  # weights of a layer of the third and of the second stage
+    third, second = 9 * 32 * 32, 9 * 16 * 16  # weights of one layer in the third and in the second stage
     assert counted(last_residuals=1) == (params + third + 2 * 32, work + 2 * 4 * 4 * third)
     stem = 25 * 3 * 8
     assert counted(pool_stem=True) == (params, work + 2 * (32 * 32 - 16 * 16) * stem)
-    # The third stage gains the residual layer that each but the last has; the head reads 64 features, not 32.
+    # The third stage gains the residual layer that every stage but the last has; the head reads 64 features, not 32.
     added = third + 9 * 32 * 64 + 2 * (32 + 64) + 10 * 32
     layers = 2 * 4 * 4 * (third + 9 * 32 * 64) + 2 * 10 * 32
     assert counted(num_stages=4) == (params + added, work + layers)
@@ -108,7 +108,7 @@ def test_training_flops_of_the_performance_model(name, shape, gflops):
 
 
 def test_wide_resnet_at_64_pixels_keeps_32_pixel_maps_in_its_first_stage():
-    stage1_at_32 = 5.58 * 4  # the figure of the same network with its first stage on 16 x 16 maps, which it is not
+    stage1_at_32 = 5.58 * 4  # 5.58 GFLOP with 16 x 16 maps in the first stage, which has 32 x 32
     network = on_meta("wide_resnet50_2_imagenet64", 1000, 3)
     assert flops(network, (3, 64, 64), backward=True) / 1e9 == pytest.approx(stage1_at_32, rel=0.01)
 
@@ -131,7 +131,7 @@ def test_published_sizes_of_resnet50_count_the_running_statistics(num_classes, m
 @pytest.mark.parametrize(("groups", "wide"), [(1, 1), (4, 1), (8, 1), (8, 2)])
 @pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
 def test_a_grouped_convolution_trains_for_three_times_its_forward(groups, wide, kind):
-    """Two of one kind, so that one has a gradient of its input as well; the first's is that of the images."""
+    """More than one layer, because the first has no gradient of its input: that would be the gradient of the images."""
     network = torch.nn.Sequential(*(kind(8, 8, 3, padding=1, groups=groups) for _ in range(1 + wide)))
     forward, both = flops(network, (8, 6, 6)), flops(network, (8, 6, 6), backward=True)
     assert forward == (1 + wide) * 2 * 36 * 8 * (8 // groups) * 9
@@ -159,7 +159,7 @@ def test_counting_leaves_a_real_network_and_the_random_state_as_they_were():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-# Maps, joined maps, tokens of three dimensions, in-place activations, a head of several linear layers.
+# The networks cover maps, concatenated maps, (B, N, C) tokens, in-place activations and heads of several linear layers.
 KEPT = [
     ("wrn10_1", 1, 8),
     ("densenet_bc100_12", 1, 8),
@@ -172,7 +172,7 @@ KEPT = [
 
 @pytest.mark.parametrize(("name", "channels", "px"), KEPT)
 def test_activations_are_what_autograd_keeps_of_real_images(name, channels, px):
-    """Each further image's bytes by the addresses of real memory, of which the estimate knows nothing."""
+    """The estimate must be the bytes that one more image adds to the saved tensors, counted by real addresses."""
     torch.manual_seed(0)
     network, kept = build(name, 10, channels).train(), []
     weights = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers()]}
@@ -183,6 +183,6 @@ def test_activations_are_what_autograd_keeps_of_real_images(name, channels, px):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in seen.values()}
         kept.append(sum(size for address, size in storages.items() if address not in weights))
         del logits
-    # Attention is computed by another kernel on the meta device, which keeps its weights.
+    # Not exactly equal, because attention runs another kernel on the meta device, one that keeps its weights.
     found = activation_bytes(on_meta(name, 10, channels), (channels, px, px))
     assert found == pytest.approx(kept[1] - kept[0], rel=0.1)

@@ -1,4 +1,4 @@
-"""Weights go both ways: a state dict of torchvision's or timm's loads into ours and gives equal logits, and back."""
+"""Weights are interchangeable: a state dict of torchvision or timm loads here with equal logits, and vice versa."""
 
 import pytest
 import timm
@@ -99,7 +99,7 @@ def test_sized_classifier_keeps_the_convolutions_of_torchvision():
     ("name", "px"), [("alexnet_56", 56), ("vgg16_56", 56), ("vgg16_bn_56", 56), ("alexnet_112", 112)]
 )
 def test_the_classifier_reads_the_whole_map(name, px):
-    """Nothing is pooled away or repeated between the convolutions and the classifier."""
+    """The pooling between the convolutions and the classifier must neither drop nor repeat a pixel."""
     network = build(name, 7).eval()
     with torch.no_grad():
         features = network.features(torch.randn(1, 3, px, px))

@@ -1,4 +1,5 @@
-"""channels_last from the first convolution to the head, forward and backward: no operation writes another layout."""
+"""Networks stay in channels_last from the first convolution to the head, forward and backward: otherwise every layer
+would copy its maps into another layout."""
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ OURS = {
     "speednet": (lambda: build("speednet", 5), 28),
     "speednet_pool_stem": (lambda: build("speednet", 5, last_residuals=1, pool_stem=True), 28),
 }
-# Maps that torchvision's own code writes in NCHW: the gradient of ResNet's global pool, (B, 512, H, W) once, and what
-# AlexNet's and VGG's classifier reads flattened and its gradient, where that map is larger than one pixel.
+# Network -> (pixels, how many maps torchvision's own code writes in NCHW). ResNet: the gradient of the global pool,
+# (B, 512, H, W). AlexNet and VGG: the map that the classifier flattens, and its gradient, if larger than one pixel.
 THEIRS = {
     "resnet18": (64, 1),
     "resnet18_64": (16, 1),
@@ -83,7 +84,7 @@ def test_theirs_write_no_more_than_known(name):
 
 @pytest.mark.parametrize("name", ["davit_tiny", "davit_tiny_custom_conv"])
 def test_convolutions_of_davit_read_and_write_channels_last(name):
-    """Between them it works on (B, H, W, C) maps and cuts windows, which copies: that is the method, not a layout."""
+    """Only convolutions are checked: DaViT itself works on (B, H, W, C) maps between them and copies its windows."""
     network = build(name, 5).to(memory_format=torch.channels_last)
     seen = []
 
@@ -99,7 +100,7 @@ def test_convolutions_of_davit_read_and_write_channels_last(name):
 
 
 def test_the_counter_sees_a_hidden_copy():
-    """Negative control: one NCHW copy inside the network is found."""
+    """Negative control: a single NCHW copy inside a network must be found."""
 
     class Hidden(torch.nn.Module):
         def forward(self, x):

@@ -1,4 +1,4 @@
-"""Logits and every gradient equal to the second implementations of plain_networks.py, in fp64, both modes."""
+"""Logits and all gradients equal those of the second implementations in plain_networks.py: fp64, training and eval."""
 
 import plain_networks as plain
 import pytest
@@ -24,7 +24,7 @@ CASES = {
 
 
 def randomised(network):
-    """fp64, with norms and biases away from 1 and 0, where a swapped or missing one would not show."""
+    """Returns the network in fp64 with norms and biases away from 1 and 0, so that a swapped or missing one shows."""
     generator = torch.Generator().manual_seed(1)
     network = network.double()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def check_gradients(network, weights, loss, plain_loss):
         torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
-# Shake-Shake's training has coefficients: see test_shake_shake_with_fixed_coefficients.
+# Without Shake-Shake's training, which draws coefficients: see test_shake_shake_with_fixed_coefficients.
 MODES = [(case, train) for case in CASES for train in (False, True) if not (train and "shake" in case)]
 
 
@@ -74,7 +74,7 @@ DROPPED = {
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 @pytest.mark.parametrize("case", DROPPED)
 def test_dropout_is_where_the_papers_have_it(case, rate):
-    """In training; an evaluation is that of a network without it."""
+    """This concerns training; an evaluation equals that of a network without dropout."""
     make, second = DROPPED[case]
     network, images = randomised(make(rate)).train(), images_of(8)
     weights = weights_of(network)
@@ -91,7 +91,8 @@ def test_dropout_is_where_the_papers_have_it(case, rate):
 @pytest.mark.parametrize("level", ["image", "batch"])
 @pytest.mark.parametrize("stem_width", [4, 16])
 def test_shake_shake_with_fixed_coefficients(stem_width, level, monkeypatch):
-    """Forward mixes by alpha and backward by an unrelated beta: against the formula, through the whole network."""
+    """The forward pass mixes by alpha, the backward pass by an independent beta; the formula is checked through the
+    whole network."""
     network = randomised(ShakeShake26(4, stem_width, 5, shake_level=level)).train()
     images = images_of(8)
     generator = torch.Generator().manual_seed(3)
@@ -105,7 +106,7 @@ def test_shake_shake_with_fixed_coefficients(stem_width, level, monkeypatch):
 
 
 def test_the_oracle_sees_a_wrong_coefficient():
-    """Negative control: with beta = alpha the formula's gradients differ."""
+    """Negative control: with beta = alpha, the formula gives other gradients than with beta = 1 - alpha."""
     network = randomised(ShakeShake26(4, 4, 5)).train()
     images = images_of(8)
     alpha = torch.full((12, 3), 0.9, dtype=torch.float64)
@@ -129,7 +130,7 @@ def test_he_initialisation_by_fan_out(name):
 
 
 def test_a_dual_path_nets_head_is_initialised_by_its_fan_in():
-    """Unlike that of the other networks, which keep torch's."""
+    """The heads of the other networks keep torch's initialisation."""
     torch.manual_seed(0)
     weight = DualPathNet((16, 32, 64), (4, 8, 16), 1, 100).head.weight
     assert weight.std().item() == pytest.approx((2 / weight.shape[1]) ** 0.5, rel=0.05)

@@ -1,4 +1,5 @@
-"""What every network promises: one graph, bf16 autocast, export, training, a zero start and no-decay groups."""
+"""What every network guarantees: one graph, bf16 autocast, export, training, residual branches that start at zero, and
+parameter groups without weight decay."""
 
 import re
 
@@ -16,7 +17,7 @@ from imnet.models.wrn import LasagneWideResNet
 from imnet.optim import no_decay, param_groups
 from imnet.recipe import SGD
 
-# One of each file, small enough for the default run: (builder, image size in pixels).
+# One network per model file, small enough for the default test run: (builder, image size in pixels).
 SMALL = {
     "wrn": (lambda **o: build("wrn10_1", 5, **o), 8),
     "wrn_lasagne": (lambda: LasagneWideResNet(12, 1, 5), 8),
@@ -30,7 +31,7 @@ SMALL = {
     "vgg": (lambda: build("vgg16_bn_56", 5), 56),
     "davit": (lambda: build("davit_tiny", 5), 32),
 }
-# Networks of other libraries take seconds to trace: theirs to test, so ours only now and then.
+# Networks of other libraries take seconds to trace and are tested there, so here they are slow tests.
 TRACED = [pytest.param(n, marks=pytest.mark.slow) if n in ("alexnet", "vgg", "davit") else n for n in SMALL]
 VGG_SLOW = [pytest.param(n, marks=pytest.mark.slow) if n == "vgg" else n for n in SMALL]
 RESIDUAL = ("wrn", "dpn", "shake_shake", "resnet")
@@ -102,7 +103,7 @@ def test_zero_start_is_the_skips_alone_and_still_learns(name):
         assert not any(w.any() for w in half)
     assert len(zeroed) >= 3
     assert reached >= set(zeroed)
-    if name != "dpn":  # whose appended features pass the gradient on
+    if name != "dpn":  # DPN's appended features pass the gradient on
         inner = [n for n, _ in network.named_parameters() if re.search(r"(blocks|layer).*conv1.weight", n)]
         assert inner
         assert not reached & set(inner)
@@ -133,14 +134,14 @@ def test_two_steps_of_every_network_at_its_own_size(name):
     entry = CATALOG[name]
     torch.manual_seed(0)
     network = build(name, entry.num_classes, entry.in_channels)
-    # A lower rate: at 0.01 the second step of the deep ResNets overshoots on two images.
+    # At a learning rate of 0.01, the second step of the deep ResNets would overshoot on two images.
     check_two_steps(network, torch.randn(2, entry.in_channels, entry.image_px, entry.image_px), lr=0.001)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_every_network_traces_as_one_graph_and_exports(name):
-    """On the meta device: no arithmetic, only the graph."""
+    """Uses the meta device, on which tracing needs no arithmetic."""
     torch._dynamo.reset()
     entry = CATALOG[name]
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Names: how they are registered, found, refused and listed."""
+"""The names of networks, how they are registered, found, refused and listed; and the options of networks."""
 
 import inspect
 import math
@@ -91,7 +91,7 @@ def test_unknown_name_is_one_line_with_the_nearest(name, hint):
     ],
 )
 def test_options_of_other_libraries_networks_are_refused_in_one_line(name, option, value, says):
-    """Before their forward pass, in which many of them would first look at what they were given."""
+    """They are refused when the network is built; many networks would look at them only in their forward pass."""
     if name.startswith("timm"):
         pytest.importorskip("timm")
     with torch.device("meta"), pytest.raises(UsageError) as error:
@@ -120,7 +120,7 @@ def test_unknown_option_lists_the_nearest_or_the_allowed():
     "value", ["flase", -1, float("nan"), float("inf"), 10**400, [1], {}, ""], ids=lambda value: repr(value)[:9]
 )
 def test_every_option_of_every_network_refuses_what_it_cannot_be_in_one_line(value):
-    """A word for a switch was "on", a probability that is no number trained until torch was asked to drop by it."""
+    """Otherwise any word switches an option on, and a NaN probability trains until torch uses it for dropout."""
     for name in CATALOG:
         for option in option_names(name):
             with pytest.raises(UsageError) as error:
@@ -215,7 +215,7 @@ def test_torchvisions_odd_ones_build_without_memory_and_give_logits_while_traini
 
 @pytest.mark.slow
 def test_every_network_of_torchvision_builds_for_any_channels():
-    """Of timm's 1,400 every twelfth was tried the same way: half a minute more, nothing found."""
+    """Every twelfth of timm's 1,400 networks was tried in the same way once: half a minute more, no fault found."""
     for name in torchvision.models.list_models(torchvision.models):
         with torch.device("meta"):
             network = build(f"torchvision:{name}", 7, 2)

@@ -1,4 +1,4 @@
-"""Shake-Shake's coefficients: how they are drawn, what the options mean, and that a restored generator repeats them."""
+"""Shake-Shake's coefficients: how they are drawn, what the options do, and that a restored generator repeats them."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_levels_and_kinds():
     alpha, beta = drawn(7, shake_backward="keep")
     assert torch.equal(alpha, beta)
     assert (drawn(7, shake_backward="even")[1] == 0.5).all()
-    assert torch.equal(drawn(7)[0], drawn(7, shake_backward="keep")[0])  # the option does not move the random stream
+    assert torch.equal(drawn(7)[0], drawn(7, shake_backward="keep")[0])  # the option does not change the random stream
 
 
 @pytest.mark.parametrize("option", ["shake_forward", "shake_backward", "shake_level"])

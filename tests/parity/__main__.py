@@ -2,7 +2,7 @@
 
     python -m tests.parity --shared ../shared/data --work DIR --out bench/results/parity-cpu.json
 
-One run at a time, on one thread, the two sides in turn; what the file holds already is not run again.
+One run at a time on one thread, the two sides in turn. Runs that the output file already holds are not repeated.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIDES = ("imnet", "plain", "fault")
 
 
 def ours(case, data, seed, out):
-    """The command of imnet-train."""
+    """Returns the command that runs imnet-train."""
     epochs = case.words.split("--epochs ")[1].split()[0]
     how = f"--device cpu --precision fp32 --threads 1 --eval-every-epochs {epochs}"
     words = [*case.words.split(), *how.split(), "--seed", str(seed), "--data-dir", str(data), "--out", str(out)]
@@ -42,9 +42,9 @@ def peer(case, data, seed, changes):
 
 
 def result(case, side, data, seed, work):
-    """Accuracy, seconds of training and judging, processor seconds of the whole process."""
+    """Run one side; returns accuracy, seconds of training and evaluation, and processor seconds of the process."""
     out = work / "runs" / f"{case.peer}-{case.options.get('net', '')}-{seed}"
-    shutil.rmtree(out, ignore_errors=True)  # of a run that was ended in the middle
+    shutil.rmtree(out, ignore_errors=True)  # left by an interrupted run
     changes = case.faulty if side == "fault" else {}
     command = ours(case, data, seed, out) if side == "imnet" else peer(case, data, seed, changes)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
@@ -61,7 +61,7 @@ def result(case, side, data, seed, work):
 
 
 def compared(ours, theirs):
-    """Difference of two lists' means, its 95 % interval and the p of no difference, by Welch's t-test."""
+    """Returns the difference of two lists' means, its 95 % interval and p-value by Welch's t-test."""
     found = ttest_ind(ours, theirs, equal_var=False)
     low, high = found.confidence_interval(0.95)
     return {
@@ -73,7 +73,7 @@ def compared(ours, theirs):
 
 
 def row(case, name, runs):
-    """What RESULTS.md shows of a case; ``runs``: side -> seed -> result."""
+    """Returns what RESULTS.md shows of a case; ``runs`` is {side: {seed: result}}."""
     found = {"case": name, "system": case.system, "what": case.what, "fault": case.fault, "runs": runs}
     top1 = {side: [one["top1"] for one in runs.get(side, {}).values()] for side in SIDES}
     for key, side in (("parity", "plain"), ("sensitivity", "fault")):
@@ -83,8 +83,8 @@ def row(case, name, runs):
 
 
 def problems(told):
-    """What of a case does not hold: the accuracies are equal within the noise, and a fault of the peer costs accuracy
-    (one-sided), so that the noise is not too large to see one."""
+    """Yields a line for each claim that fails: the accuracies are equal within the noise, and a deliberate fault of the
+    plain trainer costs accuracy (one-sided), which shows that the noise would not hide a fault."""
     parity, seen = told["parity"], told["sensitivity"]
     if parity["p"] < LEVEL:
         yield f"{told['case']}: imnet is {parity['difference']:+.4f} away from plain PyTorch, p = {parity['p']:.4f}"
@@ -104,7 +104,7 @@ def main(argv=None):
 
 
 def measure(names, shared, work, out, note=""):
-    """The rows of ``names``, written to ``out`` after each run."""
+    """Run the cases ``names``, and write all rows to ``out`` after each run; returns what was written."""
     work.mkdir(parents=True, exist_ok=True)
     folders = lay_out(shared, work)
     told = {"benchmark": "parity", "fingerprint": fingerprint("fp32") | {"threads": 1}, "note": note, "rows": []}

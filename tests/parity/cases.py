@@ -1,4 +1,4 @@
-"""What is compared: for each system the words of imnet-train, and the peer that is to reach the same accuracy."""
+"""The cases of the comparison: imnet-train's arguments and the plain trainer ("peer") that must be as accurate."""
 
 import shutil
 import zipfile
@@ -11,7 +11,8 @@ TEN_CLASSES = f"--data folder --num-classes {NUM_CLASSES} --data.image_px 64"
 
 @dataclass(frozen=True)
 class Case:
-    """``words`` of imnet-train beside the seed; the peer's module and options; a fault of the peer that must show."""
+    """``words``: imnet-train's arguments besides the seed; ``peer``, ``options``: the plain trainer's module and its
+    options; ``fault``, ``faulty``: a change of these that must cost accuracy, in words and as options."""
 
     system: str
     what: str
@@ -24,7 +25,7 @@ class Case:
 
     @property
     def data(self):
-        """Which folder it reads: one of the two that ``lay_out`` makes."""
+        """The key of the folder that the case reads, one of the two that ``lay_out`` returns."""
         return "fashion-mnist" if self.peer == "fashion_mnist" else "pictures"
 
 
@@ -81,7 +82,7 @@ CASES = {
 
 
 def lay_out(shared, folder):
-    """``folder/pictures/train|val/<class>/`` of the first ten classes of the archive; the folder of each data set."""
+    """Make ``folder/pictures/train|val/<class>/`` from the archive's first ten classes; returns each set's folder."""
     made = folder / "pictures"
     if not made.is_dir():
         half = folder / "half-made"
@@ -95,7 +96,7 @@ def lay_out(shared, folder):
 
 
 def members(archive):
-    """Where each picture of the ten classes goes -> its name in the archive."""
+    """Returns {path of each picture of the ten classes: its name in the archive}."""
     root = "tiny-imagenet-200/"
     wanted = sorted(archive.read(f"{root}wnids.txt").decode().split())[:NUM_CLASSES]
     rows = [line.split("\t")[:2] for line in archive.read(f"{root}val/val_annotations.txt").decode().splitlines()]

@@ -2,10 +2,10 @@
 
     python -m tests.parity.fashion_mnist FOLDER '{"seed": 0, "net": "wrn"}'
 
-Trained on the first 30,000 training images, judged on the 10,000 test images and the 30,000 training images left.
-SGD at 0.1 with momentum 0.9. WideResNet: Nesterov, weight decay 5e-4, the rate times 0.2 thrice, crop and flip.
-Shake-Shake: no Nesterov, 1e-4, a cosine to 0 by the step, Cutout of 16 pixels whose box may leave the image. Here the
-networks are narrow and short, and every so many images of both parts are taken.
+It trains on the first 30,000 training images and is tested on the 10,000 test images and the other 30,000 training
+images. SGD at 0.1 with momentum 0.9. WideResNet: Nesterov, weight decay 5e-4, the rate times 0.2 thrice, crop and flip.
+Shake-Shake: no Nesterov, decay 1e-4, a cosine to 0 step by step, and Cutout with a box of 16 pixels that may leave the
+image. Here the networks are narrow and short, and evenly spaced images of both parts are taken.
 """
 
 import gzip
@@ -29,12 +29,12 @@ SETTINGS = {
 
 
 def read(folder, name, offset):
-    """What follows the header of an IDX file."""
+    """Returns the bytes after the header of an IDX file."""
     return torch.from_numpy(np.frombuffer(gzip.open(Path(folder) / name).read(), np.uint8, offset=offset).copy())
 
 
 def split(folder):
-    """The document's parts: (images (N, 1, 28, 28) uint8, labels (N,)) of training and test."""
+    """Returns the document's training and test parts, each as images (N, 1, 28, 28) uint8 and labels (N,)."""
     images, labels = (
         [read(folder, f"{part}-{kind}.gz", offset) for part in ("train", "t10k")]
         for kind, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
@@ -49,7 +49,7 @@ def normalised(images):
 
 
 def cutout(images, size=16):
-    """A box with 0, the mean, around a random centre in 0..28."""
+    """Set a box around a random centre (0..28) to 0, which is the mean."""
     for image in images:
         y, x = (torch.randint(29, (2,)) - size // 2).tolist()
         image[:, max(y, 0) : y + size, max(x, 0) : x + size] = 0
@@ -57,7 +57,7 @@ def cutout(images, size=16):
 
 
 def schedule(optimizer, epochs, steps, net="wrn"):
-    """The rate's drops at 0.3, 0.6 and 0.8 of the run, by the epoch; or the cosine over all ``steps``, by the step."""
+    """Returns drops at 0.3, 0.6 and 0.8 of the epochs; for Shake-Shake, a cosine that moves over all ``steps``."""
     if net == "shake":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     milestones = [epochs * share // 10 for share in (3, 6, 8)]
@@ -69,7 +69,7 @@ def optimiser(model, net="wrn", **changes):
 
 
 def data(folder, train_images, test_images, net="wrn"):
-    """What makes training batches of ids, their labels; what makes test batches, their labels."""
+    """Returns (ids -> training batch, training labels, ids -> test batch, test labels)."""
     first, second = split(folder)
     (train, labels), (test, test_labels) = spaced(*first, train_images), spaced(*second, test_images)
 

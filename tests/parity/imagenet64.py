@@ -1,11 +1,11 @@
-"""Document 000 in plain PyTorch: a wide residual network on 64-pixel images, trained as the paper that it cites.
+"""Document 000 in plain PyTorch: a wide residual network on 64-pixel images, trained as in the paper that it cites.
 
     python -m tests.parity.imagenet64 FOLDER '{"seed": 0}'
 
 The document names WRN-N-k with N = 36, k = 5 and "the same hyperparameters" as Chrabaszcz 2017: SGD with momentum 0.9,
 a penalty 5e-4 * |W|^2 (whose gradient is a weight decay of 1e-3), batches of 128, the learning rate times 0.2 after
-every quarter of the run, zero padding by 4 with random crops of images less their mean, mirror images. Here the network
-is short and narrow (one block a group, k = 1: N = 12), the run and its batches are small.
+every quarter of the run, and images less their mean, zero-padded by 4, randomly cropped and mirrored. Here the network
+is short and narrow (one block per group, k = 1: N = 12), and the run and its batches are small.
 """
 
 import json
@@ -31,7 +31,7 @@ def schedule(optimizer, epochs, steps):
 
 
 def data(folder, train_images):
-    """What makes training batches of ids, their labels; what makes test batches, their labels."""
+    """Returns (ids -> training batch, training labels, ids -> test batch, test labels)."""
     train, labels = spaced(*pictures(folder, "train"), train_images)
     test, test_labels = pictures(folder, "val")
     train, test = (torch.stack([tensor(x) for x in part]).float() / 255 for part in (train, test))

@@ -1,4 +1,4 @@
-"""imnet-train with one more network: a Shake-Shake of 8 channels, which imnet does not list because it is of no use."""
+"""imnet-train with one more network: a Shake-Shake of 8 channels, too narrow for imnet to list."""
 
 import sys
 

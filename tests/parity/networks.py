@@ -1,4 +1,4 @@
-"""The documents' networks in plain PyTorch: what the peers train. Nothing here is imported from imnet."""
+"""The documents' networks in plain PyTorch, for the plain trainers. Nothing here is imported from imnet."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def conv(inputs, outputs, kernel=3, stride=1):
 
 
 def initialise(net, zero_bias=True):
-    """He et al. 2015, by the outputs; the Torch-7 networks (WRN, Shake-Shake) also start the linear bias at 0."""
+    """He et al. 2015, by fan-out; the Torch-7 networks (WRN, Shake-Shake) also start linear biases at 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -19,7 +19,7 @@ def initialise(net, zero_bias=True):
 
 
 class WideBlock(nn.Module):
-    """BN-ReLU-conv twice; where the shape changes, the skip is a 1x1 convolution of the activated input."""
+    """BN-ReLU-conv twice; if the shape changes, the skip is a 1x1 convolution of the activated input."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -34,7 +34,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Zagoruyko and Komodakis 2016: ``groups`` of ``blocks``, each group twice as wide and half as large."""
+    """Zagoruyko and Komodakis 2016: ``groups`` of ``blocks``; each group doubles the channels and halves the map."""
 
     def __init__(self, groups, blocks, k, channels, classes):
         super().__init__()
@@ -52,12 +52,12 @@ class WideResNet(nn.Module):
 
 
 def uniform(images):
-    """A number in 0..1 for each image, which Shake-Shake mixes its branches by."""
+    """Returns a random number in 0..1 per image, (B, 1, 1, 1), with which Shake-Shake mixes its branches."""
     return torch.rand(len(images), 1, 1, 1)
 
 
 class ShakeBlock(nn.Module):
-    """Gastaldi 2017: x + a * left + (1 - a) * right. The gradient sees another random number b in place of a."""
+    """Gastaldi 2017: x + a * left + (1 - a) * right; the backward pass uses another random number b in place of a."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -74,7 +74,7 @@ class ShakeBlock(nn.Module):
         self.stride = stride
 
     def skip(self, activated):
-        """Every second pixel, and every second pixel of the map moved by one up and left; half the channels each."""
+        """Half the channels see every second pixel, the others every second pixel of the map shifted up and left."""
         moved = F.pad(activated[:, :, 1:, 1:], (0, 1, 0, 1))
         step = self.stride
         halves = [self.even(activated[:, :, ::step, ::step]), self.odd(moved[:, :, ::step, ::step])]
@@ -92,7 +92,7 @@ class ShakeBlock(nn.Module):
 
 
 class ShakeShake(nn.Module):
-    """Three stages of four blocks, the first ``width`` wide, as is the stem."""
+    """Three stages of four blocks; the stem and the first stage have ``width`` channels."""
 
     def __init__(self, width, channels, classes):
         super().__init__()
@@ -108,7 +108,7 @@ class ShakeShake(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN plus skip, then ReLU; where the shape changes, the skip is a 1x1 convolution and BN."""
+    """conv-BN-ReLU-conv-BN plus skip, then ReLU; if the shape changes, the skip is a 1x1 convolution and BN."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the peers share: reading class folders, the training loop, the verdict. Nothing here is imported from imnet."""
+"""What the plain trainers share: class folders, the training loop, the evaluation. Nothing is imported from imnet."""
 
 import time
 from pathlib import Path
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def pictures(folder, part):
-    """RGB pictures of ``folder/part/<class>/`` as PIL images, and their labels: the classes in the order of names."""
+    """Returns the pictures of ``folder/part/<class>/`` as RGB PIL images, and labels that number the sorted classes."""
     classes = sorted((Path(folder) / part).iterdir())
     files = [(file, label) for label, place in enumerate(classes) for file in sorted(place.iterdir())]
     return [Image.open(file).convert("RGB") for file, _ in files], torch.tensor([label for _, label in files])
 
 
 def spaced(images, labels, count):
-    """``count`` of them, evenly spaced."""
+    """Returns ``count`` evenly spaced images with their labels."""
     ids = [i * len(labels) // count for i in range(count)]
     return (images[ids] if isinstance(images, torch.Tensor) else [images[i] for i in ids]), labels[ids]
 
@@ -28,7 +28,7 @@ def tensor(image):
 
 
 def crop_flip(images, pad):
-    """(B, C, H, W) with ``pad`` zeros around each, cut to H x W at a random place; every second one mirrored."""
+    """Pad images (B, C, H, W) with ``pad`` zeros, crop each to H x W at random, and mirror it with probability 0.5."""
     height, width = images.shape[2:]
     out = []
     for image in F.pad(images, (pad,) * 4):
@@ -39,7 +39,7 @@ def crop_flip(images, pad):
 
 
 def step(net, optimizer, images, labels):
-    """One optimiser step; the loss before it."""
+    """Take one optimiser step; returns the loss before it."""
     loss = F.cross_entropy(net(images), labels)
     optimizer.zero_grad()
     loss.backward()
@@ -48,7 +48,7 @@ def step(net, optimizer, images, labels):
 
 
 def fit(net, optimizer, scheduler, batch, labels, *, batch_size, epochs, every_step=False):
-    """Train; ``batch(ids)`` makes images. The scheduler moves once an epoch or a step. An odd rest is left out."""
+    """Train on ``batch(ids)``; the scheduler moves every epoch, or every step. An incomplete last batch is left out."""
     net.train()
     for _ in range(epochs):
         order = torch.randperm(len(labels))
@@ -62,13 +62,13 @@ def fit(net, optimizer, scheduler, batch, labels, *, batch_size, epochs, every_s
 
 @torch.no_grad()
 def accuracy(net, batch, labels):
-    """Share of the images whose largest output is their label."""
+    """Returns the top-1 accuracy as a fraction."""
     net.eval()
     right = sum((net(batch(ids)).argmax(1) == labels[ids]).sum() for ids in torch.arange(len(labels)).split(500))
     return right.item() / len(labels)
 
 
 def judged(began, net, batch, labels):
-    """The peers' result, printed as JSON: accuracy, and seconds since ``began``, a time.perf_counter()."""
+    """Returns what a plain trainer prints as JSON: accuracy, and seconds since ``began``, a time.perf_counter()."""
     top1 = accuracy(net, batch, labels)
     return {"top1": top1, "seconds": round(time.perf_counter() - began, 3)}

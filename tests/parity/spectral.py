@@ -2,11 +2,11 @@
 
     python -m tests.parity.spectral FOLDER '{"seed": 0, "band": 1}'
 
-An image is split into r * r smaller ones, phase p = r * row + column being x[row::r, column::r]; a DCT-II over the
-phases makes the bands, V[k] = 2 sum_p x[p] cos(pi k (2p + 1) / 2s) with s = r * r, and every band has a network of its
-own. SGD with momentum 0.9 and decay 1e-4, at 0.01 by a cosine to 0.0001, once an epoch. The document says nothing of
-augmentation or scale: here images are mirrored, and bands are divided by imnet's own figures. The images have 64
-pixels, so a band has 32; the network is a ResNet-18.
+An image is split into r * r smaller ones: phase p = r * row + column is x[row::r, column::r]. A DCT-II over the phases
+gives the bands, V[k] = 2 sum_p x[p] cos(pi k (2p + 1) / 2s) with s = r * r, and every band has a network of its own.
+SGD with momentum 0.9, decay 1e-4 and a cosine from 0.01 to 0.0001 that moves once per epoch. The document does not
+specify augmentation or scale: here images are mirrored, and bands are divided by imnet's own figures. The images have
+64 pixels, so a band has 32; the network is a ResNet-18.
 """
 
 import json
@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (2.06, 0.156, 0.0652, 0.150)
 
 
 def band_of(images, k):
-    """uint8 (B, 3, H, W) -> fp32 (B, 3, H / 2, W / 2), computed in fp64. The colours' mean is seen by band 0 alone."""
+    """uint8 (B, 3, H, W) -> fp32 (B, 3, H / 2, W / 2), computed in fp64. The mean colour affects only band 0."""
     x = images.double().numpy() / 255 - np.array(MEAN)[:, None, None]
     phases = [x[:, :, row::R, column::R] for row in range(R) for column in range(R)]
     waves = [2 * np.cos(np.pi * k * (2 * p + 1) / (2 * R * R)) for p in range(R * R)]
@@ -44,7 +44,7 @@ def schedule(optimizer, epochs, steps):
 
 
 def data(folder, band):
-    """What makes training batches of ids, their labels; what makes test batches, their labels."""
+    """Returns (ids -> training batch, training labels, ids -> test batch, test labels)."""
     (train, labels), (test, test_labels) = pictures(folder, "train"), pictures(folder, "val")
     train, test = (torch.stack([tensor(x) for x in part]) for part in (train, test))
 

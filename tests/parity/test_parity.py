@@ -1,4 +1,4 @@
-"""Accuracy beside the documents' plain PyTorch trainers; what the committed figures of it say."""
+"""imnet reaches the accuracy of the documents' plain PyTorch trainers, and the committed figures show it."""
 
 import json
 
@@ -14,7 +14,7 @@ COMMITTED = ROOT / "bench" / "results" / "parity-cpu.json"
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", CASES)
 def test_imnet_and_plain_pytorch_reach_the_same_accuracy(name, tmp_path):
-    """Five seeds each through the command line; about six minutes of one core a case."""
+    """Runs five seeds of each side through the command line; a case takes about six minutes on one core."""
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not on this machine")
     told = measure([name], SHARED, tmp_path, tmp_path / "parity.json")
@@ -22,7 +22,7 @@ def test_imnet_and_plain_pytorch_reach_the_same_accuracy(name, tmp_path):
 
 
 def of(imnet, plain, fault):
-    """A row of these accuracies."""
+    """Returns a row as ``measure`` makes it, from the accuracies of each side."""
     sides = {"imnet": imnet, "plain": plain, "fault": fault}
     runs = {side: {str(i): {"top1": x} for i, x in enumerate(top1)} for side, top1 in sides.items()}
     return row(CASES["wrn"], "wrn", runs)

@@ -1,4 +1,4 @@
-"""The peers and imnet, compared where they must agree exactly: parameters, steps, rates, images; no training run."""
+"""The plain trainers ("peers") and imnet agree in parameters, steps, learning rates and images, without a full run."""
 
 import ast
 import importlib
@@ -36,7 +36,7 @@ def net_option(case):
 
 
 def made(case, **changes):
-    """The peer's network and optimiser."""
+    """Returns the peer's network and optimiser."""
     peer, net = peer_of(case), net_option(case)
     model = peer.NETWORKS[net["net"]]() if net else peer.network(10)
     return model, peer.optimiser(model, **net, **changes)
@@ -85,7 +85,7 @@ def test_the_peers_networks_have_the_parameters_of_the_documents(make, parameter
 
 
 def test_weights_begin_alike(case):
-    """The same spread tensor by tensor, within what chance allows."""
+    """Mean and standard deviation of every tensor agree, within what chance allows."""
     torch.manual_seed(1)
     ours, theirs = build_network(request_of(case).recipe), made(case)[0]
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -97,12 +97,12 @@ def test_weights_begin_alike(case):
 
 
 def apart(case, monkeypatch, **changes):
-    """Train both sides from the same weights on the same batches, in fp64. How far weights and running statistics end
-    from each other, each as a share of the way that ours went; and the losses."""
+    """Train both sides from the same weights on the same batches, in fp64. Returns the final distance between the sides
+    as a fraction of the way that ours went, for weights and for running statistics; and the losses of both."""
     torch.manual_seed(0)
     request = request_of(case)
     place = device.resolve(request.options, 0)
-    # As many epochs as steps, so that what happens to the rate between epochs is seen.
+    # As many epochs as steps, so that the changes of the learning rate between epochs are tested too.
     recipe = replace(request.recipe, epochs=STEPS, schedule=scaled(request.recipe))
     net = build_network(recipe, place).double()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -131,13 +131,13 @@ def share(ours, theirs, before):
 
 
 def scaled(recipe):
-    """The recipe's schedule, its drops where the peer has them in a run of STEPS epochs."""
+    """Returns the recipe's schedule with drops where the peer has them in a run of STEPS epochs."""
     changes = {"step": {"every_epochs": STEPS // 4}, "multistep": {"milestones_epochs": (1, 2, 3)}}
     return replace(recipe.schedule, **changes.get(recipe.schedule.kind, {}))
 
 
 def share_coefficients(monkeypatch):
-    """Shake-Shake draws the same numbers on both sides: block by block, the forward's and the backward's."""
+    """Gives Shake-Shake the same coefficients on both sides, for every block's forward and backward pass."""
     generator = torch.Generator().manual_seed(5)
     drawn = [[torch.rand(2, 8, generator=generator) for _ in range(12)] for _ in range(STEPS)]
     mine, theirs = iter(drawn), (one.view(8, 1, 1, 1) for step in drawn for pair in step for one in pair)
@@ -163,12 +163,12 @@ def test_steps_from_the_same_weights_end_in_the_same_weights(case, monkeypatch):
     ],
 )
 def test_another_optimiser_ends_elsewhere(name, changes, monkeypatch):
-    """The test above can fail, by small differences too."""
+    """Negative control: the test above must notice even small differences."""
     assert apart(CASES[name], monkeypatch, **changes)[0][0] > 5e-3
 
 
 def test_the_same_learning_rates(case):
-    """Of the whole run that is measured, step by step."""
+    """Compares every step of a run as long as the measured one."""
     recipe, per_epoch = request_of(case).recipe, 7
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], recipe.optim.lr)
     scheduler = peer_of(case).schedule(optimizer, recipe.epochs, recipe.epochs * per_epoch, **net_option(case))
@@ -180,7 +180,7 @@ def test_the_same_learning_rates(case):
 
 
 def images_of(case, folders):
-    """imnet's sources; what makes the peer's training batches, labels, what makes its test batches, their labels."""
+    """Returns imnet's data sources, then what the peer's ``data`` returns: batches and labels of training and test."""
     request = request_of(case, folders[case.data])
     recipe = request.recipe
     sources = load_sources(recipe, request.options, device.resolve(request.options, 0), World())
@@ -191,7 +191,7 @@ def images_of(case, folders):
 
 @pytest.fixture(scope="module")
 def loaded(folders):
-    """The same, read once a case."""
+    """Returns ``images_of`` as a function of the case that reads each case's images once."""
     kept = {}
 
     def load(case):
@@ -203,13 +203,13 @@ def loaded(folders):
 
 
 def test_the_same_images(case, loaded):
-    """Labels and test images are equal."""
+    """Labels are equal, and test images up to rounding."""
     sources, _, labels, test_batch, test_labels = loaded(case)
     assert torch.equal(sources.train.labels, labels)
     assert torch.equal(sources.test.labels, test_labels)
     ids = torch.arange(0, len(test_labels), len(test_labels) // 50)
     found, _ = next(sources.test.stream([ids], 0, train=False))
-    # Tiny ImageNet is resized in integers by the one and in fp32 by the other: a level apart at most.
+    # For Tiny ImageNet, one side resizes in integers and the other in fp32: at most one level apart.
     torch.testing.assert_close(
         found, test_batch(ids), rtol=1e-4, atol=1.01 / 255 if case.peer == "tiny_imagenet" else 1e-5
     )
@@ -220,24 +220,25 @@ IDS = torch.tensor([3, 250, 471, 602])
 
 
 def moments(draw):
-    """Mean and variance of each pixel, and of its square, over DRAWS random choices: (2, B, C, H, W) each."""
+    """Returns mean and variance of each pixel and of its square over DRAWS random draws, (2, B, C, H, W) each."""
     drawn = torch.stack([draw(i).double() for i in range(DRAWS)])
     drawn = torch.stack([drawn, drawn.square()], 1)
     return drawn.mean(0), drawn.var(0)
 
 
 def surprise(ours, theirs):
-    """Of pixels and of their squares: the mean of z^2 for the difference of two means, near 1 where both are alike."""
+    """Returns the mean of z^2 for the difference of two means, near 1 if both sides draw alike: the larger one of those
+    for pixels and for their squares."""
     (a, var_a), (b, var_b) = ours, theirs
     return ((a - b).square() / ((var_a + var_b) / DRAWS + 1e-6)).mean((1, 2, 3, 4)).max()
 
 
 def test_the_same_random_choices(case, loaded):
-    """Crops, mirror images, boxes and colours are drawn alike: the average of many draws is the same."""
+    """Crops, mirroring, boxes and colours have the same distribution: averages over many draws agree."""
     sources, batch, *_ = loaded(case)
     torch.manual_seed(0)
     random.seed(0)
     ours = moments(lambda i: next(sources.train.stream([IDS], i, train=True))[0])
     assert surprise(ours, moments(lambda i: batch(IDS))) < ALIKE
-    # What the test is to see: images a pixel further to the right.
+    # Negative control: the test must notice images that are shifted right by one pixel.
     assert surprise(ours, moments(lambda i: batch(IDS).roll(1, 3))) > ALIKE

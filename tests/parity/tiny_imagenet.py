@@ -2,10 +2,10 @@
 
     python -m tests.parity.tiny_imagenet FOLDER '{"seed": 0}'
 
-Resize to 250 pixels, a random crop of 224, a mirror image one time in five, brightness, contrast, saturation and hue
-moved by up to 0.1; the test images are resized and cut in the middle; no mean is taken off. torchvision's ResNet with
-its 1000 outputs, SGD at 0.1 without momentum, decay or schedule, batches of 64. Here the sides are a seventh, 36 and
-32 pixels.
+Training images are resized to 250 pixels, randomly cropped to 224, mirrored one time in five, and changed in
+brightness, contrast, saturation and hue by up to 0.1; test images are resized and centre-cropped; no mean is
+subtracted. torchvision's ResNet with its 1000 outputs, SGD at 0.1 without momentum, decay or schedule, batches of 64.
+Here the sizes are a seventh, 36 and 32 pixels.
 """
 
 import json
@@ -23,7 +23,7 @@ RESIZED, CROPPED = 36, 32
 
 
 def jitter(image, most=0.1):
-    """The four changes in a random order, each by a random amount."""
+    """Change brightness, contrast, saturation and hue in a random order, each by a random amount."""
     for kind in random.sample(("Brightness", "Contrast", "Color", "hue"), 4):
         amount = random.uniform(-most, most)
         if kind != "hue":
@@ -36,7 +36,7 @@ def jitter(image, most=0.1):
 
 
 def augmented(image):
-    """A resized picture -> what is trained on."""
+    """Resized picture -> training picture, randomly cropped, mirrored and recoloured."""
     top, left = (random.randint(0, RESIZED - CROPPED) for _ in range(2))
     image = image.crop((left, top, left + CROPPED, top + CROPPED))
     return jitter(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.2 else image)
@@ -69,7 +69,7 @@ def schedule(optimizer, epochs, steps):
 
 
 def data(folder):
-    """What makes training batches of ids, their labels; what makes test batches, their labels."""
+    """Returns (ids -> training batch, training labels, ids -> test batch, test labels)."""
     (train, labels), (test, test_labels) = pictures(folder, "train"), pictures(folder, "val")
     train, test = resized(train), resized(test)
 

@@ -1,4 +1,4 @@
-"""Small stand-ins of the recipes' data, in the official layouts; made once, packed once."""
+"""Small stand-ins for the recipes' data sets in their official layouts, each made and packed once per test run."""
 
 import gzip
 import io
@@ -13,13 +13,13 @@ from PIL import Image
 
 from imnet.data import tool
 
-# Class folders are few, so that the sets are made in a moment; the recipes keep their head by head_outputs.
+# A few classes, so that the sets are made in a moment; head_outputs keeps the recipes' heads as large as they are.
 NUM_CLASSES = {"tiny-imagenet": 10, "imagenet": 10, "packed": 1}
 
 
 @pytest.fixture(autouse=True)
 def keep_threads():
-    """A run sets torch's threads for its process; tests get theirs back."""
+    """Restores torch's number of threads after each test, because a run sets it for its process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def keep_threads():
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory):
-    """stand_in(name) -> a data folder that holds a small set of that name, in its official layout."""
+    """Returns a function of a data set's name that makes a small set in its official layout and returns its folder."""
     root = tmp_path_factory.mktemp("data")
     made = {}
 
@@ -42,8 +42,8 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    """Packed stores go to a folder of the test run, one, so that a set is packed once. Not by $XDG_CACHE_HOME:
-    matplotlib would look for every font of the machine anew."""
+    """Puts packed stores into one folder of the test run, so that each set is packed once. $XDG_CACHE_HOME is left as
+    it is, because with another one matplotlib would search the machine for fonts again."""
     monkeypatch.setattr("imnet.data.sets.packed.cache_dir", lambda: tmp_path_factory.getbasetemp() / "cache")
     monkeypatch.delenv("IMNET_DATA", raising=False)
 
@@ -121,7 +121,7 @@ def _cifar10(root):
 
 
 def _imagenet21k(root):
-    """A store made as the recipe says, of two class tars: the one of 500 pictures is kept, the one of 499 is not."""
+    """A store packed as the recipe says from two class tars: the class of 500 pictures is kept, that of 499 is not."""
     tars, store = root / "tars", root / "store"
     tars.mkdir(parents=True)
     picture = _jpeg(0, 48)

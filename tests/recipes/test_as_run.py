@@ -1,4 +1,4 @@
-"""The recipes that say how a source really ran, against figures worked out by hand from what the source does."""
+"""Recipes of how a source was really run, against figures worked out by hand from the code of the source."""
 
 import math
 
@@ -15,7 +15,7 @@ from imnet.report.data import RunLog
 from imnet.run_options import RunOptions
 from imnet.start import train
 
-# Learning rates of epochs, counted from 0: the notebooks' code calls the first epoch 1.
+# Epoch -> learning rate. Epochs count from 0 here; the notebooks' code calls the first epoch 1.
 RATES = {
     "wrn28_10": {58: 0.1, 59: 0.02, 118: 0.02, 119: 0.004, 158: 0.004, 159: 0.0008, 199: 0.0008},
     "dpn28_10": {58: 0.1, 59: 0.02, 118: 0.02, 119: 0.004, 158: 0.004, 159: 0.0008, 199: 0.0008},
@@ -68,7 +68,7 @@ def test_a_run_is_judged_after_every_epoch_in_fp32_where_its_recipe_ran_so(tmp_p
     from imnet.run import Run
 
     small = replace(recipes["quickstart"].data, train_images=40, test_images=20, batch_images=20)
-    # A run of four epochs is otherwise judged twice: its test set is half of the training set.
+    # Without ``ran``, a run of four epochs is evaluated only twice, because its test set is half the training set.
     recipe = replace(recipes["quickstart"], data=small, epochs=4, ran=Ran(precision="fp32", eval_every_epochs=1))
     for folder, value, times in ((tmp_path / "ran", recipe, 4), (tmp_path / "open", replace(recipe, ran=None), 2)):
         train(value, RunOptions(out=str(folder), device="cpu", threads=1))
@@ -89,7 +89,7 @@ def test_the_sources_precision_is_no_change():
 
 
 def decayed(net, kind):
-    """Names of the parameters with a weight decay."""
+    """Returns the names of the parameters that have weight decay."""
     names = {id(p): name for name, p in net.named_parameters()}
     groups = optim.build(net, kind, "torch").param_groups
     return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
@@ -100,7 +100,7 @@ def test_lasagnes_penalty_covers_weights_and_gamma_alone():
         net = models.build("wrn36_5_lasagne", 1000)
     every = {name for name, _ in net.named_parameters()}
     biases = {name for name in every if name.endswith(".bias")}
-    # 33 norms (two a block, less the first block's leading one, the stem's, the last), 16 convolutions, the head.
+    # 33 norms (two per block except a leading one in the first, the stem's, the last), 16 convolutions, the head.
     assert len(biases) == 33 + 16 + 1
     net = LasagneWideResNet(12, 1, 10)
     every = {name for name, _ in net.named_parameters()}
@@ -112,7 +112,8 @@ def test_lasagnes_penalty_covers_weights_and_gamma_alone():
 
 
 def test_one_step_of_lasagnes_penalty_by_hand():
-    """d/dW of 5e-4 * sum(W^2), twice over W and gamma, nothing over beta and biases; the loss has no gradient."""
+    """The loss has no gradient here, so the step is that of the penalty 5e-4 * sum(W^2): its gradient 2 * 5e-4 * W for
+    weights and gamma, and 0 for beta and biases."""
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     for p in net.parameters():
         nn.init.constant_(p, 2.0)

@@ -1,4 +1,4 @@
-"""Random erasing against torchvision's: which boxes are drawn, and what is erased."""
+"""Random erasing against torchvision's: the distribution of the drawn boxes, and the pixels that are erased."""
 
 import pytest
 import scipy.stats
@@ -15,13 +15,13 @@ def key(count, seed=3, epoch=1):
 
 
 def theirs(height, width, count):
-    """(n, 4) top, left, height, width of torchvision's boxes; of ``count`` images, some have none."""
+    """Returns torchvision's boxes for ``count`` images, (n, 4) as top, left, height, width; some images get none."""
     torch.manual_seed(0)
     drawn = [RandomErasing(p=1.0).make_params([torch.zeros(3, height, width)]) for _ in range(count)]
     return torch.tensor([[p["i"], p["j"], p["h"], p["w"]] for p in drawn if p["v"] is not None])
 
 
-# On the narrow ones most first draws do not fit; of the last some images never get a box that does.
+# On narrow images most first draws do not fit; some images of the last size get no box at all.
 @pytest.mark.parametrize("p", [1.0, 0.5])
 @pytest.mark.parametrize("size", [(40, 56), (60, 7), (5, 60), (64, 3)], ids=str)
 def test_boxes_are_distributed_as_torchvisions(size, p):

@@ -1,4 +1,4 @@
-"""What --dry-run says of a recipe, against the words of the documents."""
+"""The lines that --dry-run prints about a recipe, against the reference documents."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from imnet import cli, models, prescribed, recipes
 from imnet.options import parse
 
-# By recipe: (line, what the document's tables say of it).
+# Recipe -> (name of the line, what the document states about it).
 TOLD = {
     "fashion-mnist/wrn28_10": [
         ("optimiser", "sgd lr 0.1, momentum 0.9, Nesterov, weight decay 0.0005 on everything"),
@@ -63,8 +63,8 @@ TOLD = {
         ("drops", "half a cosine from 0.01 to 0.0001, moved every epoch"),
     ],
 }
-# MiB of document 004's table; some count running statistics, some do not. Its AlexNet and VGG-16 at 56 pixels are
-# smaller than ours, by layers that it does not name.
+# MiB in the table of document 004, of which only some count running statistics. Its AlexNet and VGG-16 at 56 pixels are
+# left out: they are smaller than ours by layers that it does not name.
 MIB = {
     "spectral/vgg16_224": "527.79 MiB of parameters",
     "spectral/vgg16_sub4": "207.82 MiB",

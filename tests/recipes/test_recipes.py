@@ -20,7 +20,7 @@ from imnet.run_options import RunOptions
 from imnet.start import train
 from tests.recipes.conftest import NUM_CLASSES
 
-# Recipes whose two steps take 3 seconds and more on one core, or train a network that another one trains already.
+# Recipes whose two steps take 3 seconds or more on one core, or whose network another recipe trains already.
 SLOW_STEPS = (
     r"fashion-mnist/.*_fast",
     r"fashion-mnist/(wrn28|dpn28|shake_shake26_2x96d|shake_shake26_2x64d_as_run).*",
@@ -30,7 +30,7 @@ SLOW_STEPS = (
     r"spectral/(vgg16_|resnet50_(224|sub16|sub36|21k)|alexnet_(224|sub36)|resnet34_(224|sub16|21k_224)).*",
 )
 SLOW_DRY_RUNS = (r"tiny-imagenet/(resnet101|resnet152).*", r"imagenet64/davit_tiny", r".*densenet_bc100_12_as_run")
-# Listed networks that no recipe trains: the stem-16 form and the form with BN are the published ones.
+# Listed networks that no recipe trains, because the stem-16 form and the form with BN are the published ones.
 WITHOUT_RECIPE = {"shake_shake26_2x32d", "vgg16_bn", "vgg16_112", "vgg16_56"}
 
 
@@ -52,8 +52,8 @@ def test_a_recipe_names_its_source_and_goes_through_json(name):
 def test_a_recipe_feeds_its_network_the_size_that_it_is_for(name):
     recipe = recipes[name]
     known = CATALOG.get(recipe.model)
-    # The plain ResNets of torchvision see the bands of sub4 at 112 pixels as they are (document 004).
-    # speednet averages whatever map is left.
+    # In document 004, torchvision's unchanged ResNets take the 112-pixel bands of sub4.
+    # speednet averages a map of any size.
     anything = recipe.model == "speednet" or (recipe.name.endswith("_sub4") and known.image_px == 224)
     if known is not None and not anything:
         assert known.image_px == recipe.input_px
@@ -173,7 +173,7 @@ def test_a_recipe_dry_runs(name, capsys, tmp_path, monkeypatch):
 
 
 def shrunk(recipe: Recipe) -> Recipe:
-    """Two steps of two images (DenseNet and others normalise over a map of 1 x 1: two are needed)."""
+    """Shorten a recipe to two steps of two images: DenseNet and others normalise maps of 1 x 1, which takes two."""
     data = recipe.data
     classes = NUM_CLASSES.get(data.name, data.num_classes)
     small = replace(data, batch_images=2, train_images=4, test_images=2, num_classes=classes)
@@ -196,7 +196,7 @@ def test_two_steps_on_its_own_data_format(name, stand_in, tmp_path):
 
 
 def test_a_change_of_one_recipes_network_options_reaches_no_other():
-    """What a notebook sets in its own variant must not train under the name of the registry's recipe."""
+    """Otherwise, an option that a notebook sets in its own variant would be trained under the registry's name."""
     named = RECIPES["tiny-imagenet/speedrun_gpu"]
     raw, given = to_dict(named), {"width": 8, "strides": [1, 2]}
     made = [replace(named, seed=3), from_dict(raw), replace(named, model_options=given)]

@@ -27,7 +27,7 @@ def one_thread():
 
 
 def pictures(count=24, height=40, width=40, seed=0):
-    """Smooth random uint8 images with flat and full-range channels among them, (N, 3, H, W)."""
+    """Returns smooth random uint8 images (N, 3, H, W), some of them flat, noisy or low in contrast."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 3, 6, 6), generator=generator).float()
     images = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
@@ -47,7 +47,8 @@ def key(count, seed=3, epoch=1, first=0):
 
 
 def assert_levels(got, want, share=0.001):
-    """Whole levels, at most one apart, and that only where rounding meets a boundary: a share of the pixels."""
+    """Checks that all are whole levels, and at most a ``share`` of the pixels is off, by one level: a rounding boundary
+    explains no more."""
     assert torch.equal(got, got.round())
     difference = (got - want.float()).abs()
     assert difference.max() <= 1
@@ -92,7 +93,7 @@ def test_color_jitter_is_torchvisions_in_the_drawn_order():
         for kind in places:
             image = apply[kind](image, factor[kind])
         want.append(image)
-    # A level that rounding loses in the hue may become two or three in what follows.
+    # One level that is lost by rounding in the hue may become two or three in the operations that follow.
     difference = (recolor.color_jitter(levels(images), strengths, who) - torch.stack(want).float()).abs()
     assert difference.max() <= 4
     assert (difference > 0).float().mean() < 0.001
@@ -139,8 +140,8 @@ def test_the_operations_are_torchvisions():
 @pytest.mark.parametrize("shape", [(40, 40), (31, 44)])
 @pytest.mark.parametrize("space", [TrivialAugmentWide, RandAugment])
 def test_each_operation_is_torchvisions_at_every_strength(name, shape, space):
-    """To the bit, of grey pictures too, whose blends end exactly on a level; but where a shear or a turn reads from
-    the middle between two pixels, which rounds by the last bit of the place."""
+    """Equal to the bit, also for grey pictures, whose blends end exactly on a level. Only shears and rotations may
+    differ, where they read midway between two pixels: there the last bit of the coordinate decides the rounding."""
     code, theirs = recolor.OPERATIONS.index(name), space(interpolation=BILINEAR)
     make, signed = theirs._AUGMENTATION_SPACE[name]
     table = make(31, *shape)
@@ -191,7 +192,7 @@ def test_rand_augment_is_torchvisions_with_what_was_drawn(magnitude, shape):
             assert strength == meant or (signed and strength == -meant)
             want[i] = theirs._apply_image_or_video_transform(want[i], name, strength, BILINEAR, {})
         got = recolor.operate(got, codes, strengths)
-    # A level lost in one operation may be stretched by the next: equal all but for few values.
+    # One level lost in an operation may be amplified by the next, so a few values may differ.
     assert ((got - torch.stack(want).float()).abs() > 0).float().mean() < 0.02
 
 
@@ -221,6 +222,7 @@ def resident(augment, count=40, seed=7):
 
 @pytest.mark.parametrize("augment", [EVERYTHING, BAND], ids=["everything", "band"])
 def test_a_batch_does_not_depend_on_its_company(augment):
+    """Otherwise a run on another number of ranks would train on other images."""
     data = resident(augment)
     ids = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     for train in (True, False):
@@ -270,7 +272,7 @@ def test_a_band_is_the_normalised_dct_of_the_phases(r, band):
 
 
 def test_ids_beyond_the_host_are_brought_to_it():
-    """Draws are made on the host: the same whether ids come as a list's tensor or a strided view."""
+    """Draws are made on the host, and must be the same whether the ids are a contiguous tensor or a strided view."""
     data = resident(EVERYTHING)
     ids = torch.arange(0, 40, 2)
     assert torch.equal(data.batch(torch.arange(40)[::2], 0, True)[0], data.batch(ids, 0, True)[0])
@@ -279,7 +281,7 @@ def test_ids_beyond_the_host_are_brought_to_it():
 @pytest.mark.gpu
 @pytest.mark.parametrize("augment", [EVERYTHING, BAND], ids=["everything", "band"])
 def test_a_gpu_makes_the_same_images(augment):
-    """But for a level where a sum rounds otherwise, which a later operation may stretch."""
+    """A few values may differ: by a level if a sum rounds differently, which later operations may amplify."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     split = Split(pictures(40).permute(0, 2, 3, 1).contiguous().numpy(), np.zeros(40, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""A small run and its test images as files, which evaluation is tried on."""
+"""A small run and its test images as files, for the tests of evaluation, prediction and export."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def split(run):
 
 @pytest.fixture(scope="module")
 def folder(run, split, tmp_path_factory):
-    """The test images as files, a folder a class: by name, so in another order than the network's."""
+    """The test images as files, one folder per class; sorted by name, the classes are not in the network's order."""
     where = tmp_path_factory.mktemp("pictures") / "set"
     names = run.info["data"]["class_names"]
     assert list(names) != sorted(names)
@@ -38,7 +38,7 @@ def folder(run, split, tmp_path_factory):
 
 @pytest.fixture
 def pictures(split, tmp_path):
-    """A folder with six good pictures, in a folder of its own two of them, and what is none."""
+    """A folder with six good pictures, two of them in a subfolder, a damaged one, and files that are not pictures."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for i in range(6):

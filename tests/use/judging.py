@@ -1,4 +1,4 @@
-"""What imnet-eval should say: all figures by NumPy in float64, and what it wrote."""
+"""Helpers for the tests of imnet-eval: all its figures computed by NumPy in float64, and the files that it wrote."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ CPU = ["--device", "cpu"]
 
 
 class Plain:
-    """All figures in NumPy, float64, from logits (N, outputs) and labels (N,)."""
+    """All figures of an evaluation from logits (N, outputs) and labels (N,), in float64 by NumPy."""
 
     def __init__(self, logits, labels, num_classes):
         z = logits.astype(np.float64)
@@ -32,7 +32,7 @@ class Plain:
         for c in range(num_classes):
             tp, positive, true = (hit & (labels == c)).sum(), (self.predicted == c).sum(), (labels == c).sum()
             precision, recall = (tp / n if n else None for n in (positive, true))
-            # The harmonic mean, where both are there and not both nothing.
+            # The harmonic mean of the two; 0 if one is 0 or undefined, None if the class does not occur at all.
             f1 = 0.0 if positive + true else None
             if precision and recall:
                 f1 = 2 * precision * recall / (precision + recall)
@@ -48,7 +48,7 @@ class Plain:
 
 
 def agrees(found, plain):
-    """``found``: the JSON of an evaluation."""
+    """Assert that ``found``, the JSON of an evaluation, has the figures of ``plain``."""
     for name in ("top1", "top5"):
         assert found[name] == pytest.approx(getattr(plain, name), abs=1e-12)
     assert found["loss"] == pytest.approx(plain.loss.mean(), rel=1e-5)
@@ -70,12 +70,12 @@ def evaluated(argv, capsys):
 
 
 def beside(run):
-    """What has been written beside the run's own evaluation, the newest."""
+    """Returns the newest evaluation that was written beside the run's own."""
     return json.loads(max(run.path.glob("evaluation-*.json"), key=lambda p: p.stat().st_mtime_ns).read_text())
 
 
 def logits_of(run, split):
-    """Logits of the test images by the pipeline that evaluates."""
+    """Returns the logits of the test images, made by the pipeline of an evaluation."""
     options = RunOptions(device="cpu", precision="fp32", pipeline="resident")
     data = load_data(run.recipe, options)
     _, test, _ = build_pipelines(run.recipe, options, data, device.resolve(options), World(), None)

@@ -1,4 +1,4 @@
-"""A caller who has torch in another mode, or trains in threads: the run's figures are the same, or it says why not."""
+"""Callers who have switched torch to another mode or train in threads get the same figures, or are told why not."""
 
 import contextlib
 import shutil
@@ -46,7 +46,8 @@ def same(mine, other):
 
 
 def test_a_step_in_bf16_reads_the_weights_of_the_step(tmp_path):
-    """Autocast casts a weight once for all contexts within the outermost one, which must not be a caller's or ours."""
+    """Autocast keeps the cast of a weight until the outermost context ends: if that were a caller's, all steps would
+    read the weights of the first."""
     how = ON_CPU | {"precision": "bf16"}
     runs = [imnet.train(TINY, out=tmp_path / "plain", **how)]
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -75,7 +76,7 @@ def test_what_a_caller_has_switched_on_changes_no_figure(mode, plain, tmp_path):
 
 
 def test_a_callers_random_numbers_go_on(plain, tmp_path, monkeypatch):
-    """On the CPU; and on GPUs that the call does not use, whose seeds torch.manual_seed would set too."""
+    """A caller's generators must not be reseeded, on the CPU or on GPUs, all of which torch.manual_seed would seed."""
     torch.manual_seed(5)
     wanted, on_gpus = torch.rand(3), []
     torch.manual_seed(5)
@@ -109,7 +110,7 @@ def test_two_trainings_in_one_process_do_not_mix(plain, tmp_path):
 
 
 def test_data_that_are_gone_are_asked_for_by_the_option_of_the_command(tmp_path, monkeypatch, capsys):
-    """Not by another set's name, which would judge the run on that."""
+    """The message must not suggest another data set's name: the run would be evaluated on that set."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "photos")

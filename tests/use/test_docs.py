@@ -1,4 +1,4 @@
-"""Every command of docs/ is run as it stands, in its order, where a folder ``photos`` lies; and the Python lines."""
+"""Runs the commands and the Python of docs/ as they stand and in their order, beside a folder ``photos``."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ COMMANDS = {"imnet-train": cli.train_main, "imnet-predict": cli.predict_main, "i
 COMMANDS["imnet-eval"] = cli.eval_main
 LONG = ("weights.md", "spectral.md", "training.md")
 SHARE = re.compile(r"^(band \d|average|fitted) +([\d.]+)%", re.MULTILINE)
-"""A row of the table that imnet-eval prints of an ensemble: whose, and its top-1."""
+"""A row of the table that imnet-eval prints for an ensemble: its name, and its top-1 in percent."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +31,7 @@ def photos(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["own-images.md", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
 def test_the_commands_of_a_page_work_in_their_order(name, photos):
-    """And the accuracies that they print are those of the page, as far as another machine's rounding lets them."""
+    """The accuracies that they print must be those of the page, as far as another machine's rounding allows."""
     page = (DOCS / name).read_text()
     blocks, shares = BLOCK.findall(page), dict(SHARE.findall(page))
     assert len(blocks) >= 1
@@ -41,7 +41,7 @@ def test_the_commands_of_a_page_work_in_their_order(name, photos):
             continue
         for line in text.splitlines():
             command, *words = shlex.split(line)
-            # The first command of all trains for as long as it chooses to; here it says what it would do.
+            # ``imnet-train photos`` would train for as long as it chooses, so here it is only a dry run.
             words += ["--dry-run"] if words == ["photos"] else []
             said = io.StringIO()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -1,4 +1,4 @@
-"""imnet-eval on a run's own images: every figure against a plain computation, and nothing lost."""
+"""imnet-eval on a run's own images: every figure against a plain computation, and no figures are lost."""
 
 import csv
 import json
@@ -65,13 +65,13 @@ def test_which_part_is_meant(run, parts, judged_on, asked, meant):
 
 
 def test_a_folder_that_cannot_be_written_costs_no_figure(run, folder, tmp_path, capsys):
-    """As an archive of runs is mounted: what was asked for is told and written, and the failure is the last word."""
+    """As in a read-only archive of runs: figures are printed and --out is written before the failure is reported."""
     top1 = f"top-1      {run.metrics[-1]['top1']:.4%}"
     for words, why in (([], "worst.png"), (["--data", str(folder)], "report.html")):
         copy, table = tmp_path / why.replace(".", "-"), tmp_path / f"{why}.csv"
         shutil.copytree(run.path, copy)
         (copy / why).unlink()
-        (copy / why).mkdir()  # for root, permissions would not do
+        (copy / why).mkdir()  # permissions would not stop root
         assert eval_main([str(copy), *words, *CPU, "--out", str(table)]) == 74
         said = capsys.readouterr()
         assert top1 in said.out
@@ -152,7 +152,7 @@ def test_a_data_dir_of_digits_in_config_yaml_is_a_folders_name(run, tmp_path, wo
 def test_scores_of_empty_classes_and_bins():
     rows = scores.per_class(scores.Confusion([0, 0, 2, 2], [0, 1, 0, 1], [2, 1, 1, 1]), [4, 0, 2])
     assert rows[0] == (2 / 3, 0.5, 4 / 7, 4)
-    assert rows[1] == (0.0, None, 0.0, 0)  # predicted twice, and never there
+    assert rows[1] == (0.0, None, 0.0, 0)  # predicted twice, but no image has this label
     assert rows[2] == (None, 0.0, 0.0, 2)  # never predicted
     assert scores.balanced_accuracy(rows) == 0.25
     assert scores.macro_f1(rows) == pytest.approx(2 / 7)
@@ -163,7 +163,7 @@ def test_scores_of_empty_classes_and_bins():
 
 @pytest.mark.parametrize("other", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
-    """On the run's own images or on others, 63 of which two ranks cannot share evenly; every prediction too."""
+    """Figures and predictions agree, on the run's own images and on 63 others, which two ranks cannot share evenly."""
     next(folder.rglob("*.png")).rename(tmp_path / "one fewer.png")
     images = ["--data", str(folder)] if other else []
     said, tables, worst = [], [], []
@@ -203,7 +203,7 @@ def test_what_cannot_be_asked_together_is_one_line(run, words, told, capfd):
 
 
 def test_a_run_on_the_way_is_judged_with_a_note(run, folder, tmp_path, capsys):
-    on_the_way = tmp_path / "r.1"  # no file of an export, for all its suffix
+    on_the_way = tmp_path / "r.1"  # a run folder, although its name has a suffix
     shutil.copytree(run.path, on_the_way)
     (on_the_way / "run.json").write_text(json.dumps(run.info | {"status": "running"}))
     for more in ([], ["--data", str(folder)]):
@@ -221,7 +221,7 @@ def test_a_run_on_the_way_is_judged_with_a_note(run, folder, tmp_path, capsys):
 
 
 def test_a_run_that_ends_during_its_evaluation_keeps_its_own_newer_figures(run, tmp_path, monkeypatch, capsys):
-    """The first of two epochs is judged; meanwhile the run comes to its end."""
+    """While the first of two epochs is evaluated, the run ends; its own figures must not be overwritten."""
     place, ended = tmp_path / "r", run.path
     shutil.copytree(ended, place)
     newest = max((place / "checkpoints").glob("step-*"))

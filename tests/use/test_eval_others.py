@@ -1,4 +1,4 @@
-"""imnet-eval on other images than the run's own, in every form that they have."""
+"""imnet-eval on images that are not the run's own, in every form that imnet reads."""
 
 import csv
 import json
@@ -123,7 +123,7 @@ def test_a_damaged_picture_is_named(run, folder, tmp_path, capsys):
 
 
 def test_pictures_of_other_sizes_and_colours_are_made_as_predict_makes_them(run, tmp_path):
-    """Of pixels too, and for a network of grey images."""
+    """This also holds if the images are given as pixels, and for a network of grey images."""
     rng = np.random.default_rng(0)
     card = replace(run.classifier().card, channels=1, class_names=("a", "b"), num_outputs=2,
                    augment=replace(run.recipe.augment, mean=(0.5,), std=(0.25,)))  # fmt: skip
@@ -162,7 +162,7 @@ def test_names_that_two_classes_share_are_matched_by_the_whole_list_alone(run, f
 
 @pytest.mark.parametrize("other", [False, True])
 def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder, other, tmp_path, capsys):
-    """As of a run that saves between two ranks' looks: each would judge its share of the images with its own."""
+    """A run may save between the looks of two ranks, which would then evaluate their shares with different weights."""
     first, later = tmp_path / "first", tmp_path / "later"
     for path in (first, later):
         shutil.copytree(run.path, path)
@@ -180,7 +180,7 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
         return [line for line in told.splitlines() if line.startswith(("top-1", "top-5", "loss", "flip"))]
 
     def alone(path):
-        capsys.readouterr()  # of the training
+        capsys.readouterr()  # drops the output of the training
         assert eval_main([str(path), *images, *CPU]) == 0
         return figures(capsys.readouterr().out)
 

@@ -1,4 +1,4 @@
-"""A run used elsewhere: files that give other tools the run's own logits."""
+"""Exported runs: files with which other tools compute the run's own logits."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_timm_loads_its_own_networks_from_the_folder(tmp_path):
     timm = pytest.importorskip("timm")
     asked = small(model="timm:resnet10t", model_options={})
     run = imnet.train(asked, out=tmp_path / "r", device="cpu", precision="fp32")
-    for _ in range(2):  # the second one takes the first one's place
+    for _ in range(2):  # the second export replaces the first
         assert export_main([str(run.path), "--to", "timm", "--out", str(tmp_path / "folder")]) == 0
     network = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert network.num_classes == run.recipe.data.num_classes
@@ -139,7 +139,7 @@ def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("to", ["safetensors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pt2", "onnx"))])
 def test_a_full_disk_is_one_line_and_nothing_is_left(run, tmp_path, to, capsys):
-    """A limit of 2 KiB a file, which libraries tell by errors of their own kinds."""
+    """The disk is simulated by a limit of 2 KiB per file, which every library reports by an exception of its own."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     model, out = run.classifier(), tmp_path / f"model.{to}"
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
@@ -189,7 +189,7 @@ def test_what_cannot_be_said_elsewhere_is_refused(run, tmp_path):
 
 
 def test_the_whole_picture_is_cut_as_in_evaluation(run):
-    """Of pictures kept encoded: the shorter side, then the middle; nothing is resized twice."""
+    """For a run on encoded pictures: the shorter side is resized, then the middle is cut; nothing is resized twice."""
     augment = Augment(crop_scale=(0.3, 1.0), crop_px=16, resize_eval_px=20)
     card = replace(run.classifier().card, whole=True, augment=augment)
     model = Classifier(run.model(), card)
@@ -223,7 +223,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_file_whose_card_is_damaged_is_one_line(run, tmp_path, case, capsys):
-    """Predicting and starting from it, whichever of its words is gone, of another type or out of range."""
+    """Whichever key of the card is missing, of another type or out of range, for prediction and as initial weights."""
     from safetensors.torch import load_file, save_file
 
     model, out = run.classifier(), tmp_path / "model.safetensors"
@@ -242,7 +242,7 @@ def test_a_file_whose_card_is_damaged_is_one_line(run, tmp_path, case, capsys):
 
 @pytest.mark.parametrize("told", ["{", "[1]", "{}", '{"image_px": "64", "mean": [0], "std": [1]}', "7"])
 def test_only_imnets_own_words_on_preprocessing_are_read(tmp_path, told):
-    """Of a file of others the same word means what they chose; in one of ours what is damaged is said."""
+    """Other programs may give "preprocessing" a meaning of their own; in imnet's files, a damaged one is reported."""
     from safetensors.torch import save_file
 
     out = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""What imnet-eval and imnet-predict say of an ensemble."""
+"""What imnet-eval and imnet-predict print and write for an ensemble, and the ensembles that they refuse."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def test_imnet_eval_says_who_chose_what_and_what_it_cost(trained, tmp_path, caps
     assert rules["average"]["chosen_on"] == ""
     assert rules["average"]["weights"] == dict.fromkeys("0123", 0.25)
     assert rules["band 2"]["weights"] == {"2": 1.0}
-    # From the logits alone, by hand.
+    # The same figures, computed by hand from the logits.
     dataset, options = Ensemble(trained).first.dataset(None, "cpu")
     (val, val_labels), (test, labels) = (Ensemble(trained).logits(dataset, options, s) for s in ("val", "test"))
     ranked = sorted(range(4), key=lambda k: -top1(val[k].numpy(), val_labels.numpy()))
@@ -185,7 +185,7 @@ def test_bands_of_different_ensembles_are_refused(trained, tmp_path):
     with pytest.raises(DataError, match=r"band 3 belongs to another ensemble \(epochs was 4, is 9\)"):
         Ensemble(folder)
     assert list(bands_in(folder)) == [0, 1, 2, 3]
-    # Names that were exchanged would show a network the other's band.
+    # If folder names were exchanged, a network would be shown another one's band.
     shutil.rmtree(folder / "band-3")
     for old, new in ((1, 7), (2, 1), (7, 2)):
         (folder / f"band-{old}").rename(folder / f"band-{new}")

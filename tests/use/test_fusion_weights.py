@@ -12,7 +12,7 @@ from imnet import fusion
 
 
 def case(num=5, images=400, classes=7, seed=0):
-    """Logits that know a little, each network as much as its number says, and labels."""
+    """Returns logits (num, images, classes) of networks that differ in accuracy, and labels (images,)."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=images)
     noise = rng.normal(size=(num, images, classes)).astype(np.float32)
@@ -68,7 +68,7 @@ def test_the_choice_is_the_best_of_all_that_are_tried(seed):
     assert chosen.p in tenths
     assert list(chosen.ranked) == ranked[: len(chosen.ranked)]
 
-    def goodness(fused):  # of equal accuracies the least loss decides
+    def goodness(fused):  # the lowest loss decides between equal accuracies
         return top1(fused, truth), -cross_entropy(fused, truth)
 
     best, got = max(map(goodness, tried)), goodness(by_hand(plain, chosen.ranked, chosen.p))

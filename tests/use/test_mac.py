@@ -1,4 +1,4 @@
-"""The commands where Python has no more than on a Mac: no /proc, no affinity, no Triton. A Mac itself was not tried."""
+"""The commands with a Python that has no more than on a Mac: no /proc, affinity or Triton. A real Mac was not tried."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def command(name, *words):
-    """A command as a user starts it; only what imports nothing of imnet makes this Python a Mac's."""
+    """Run a command as a user does, with mac/sitecustomize.py, which imports nothing of imnet; returns its stdout."""
     code = f"import sys; from {name.rpartition('.')[0]} import {name.rpartition('.')[2]} as main; sys.exit(main())"
     path = os.pathsep.join([str(Path(__file__).with_name("mac")), *sys.path])
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The notebook, executed from its first cell to its last on a part of the real data; its cells hold assertions."""
+"""Executes the notebook from its first cell to its last on a part of the real data; its cells contain assertions."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_it_runs_in_a_kernel(data):
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    os.environ.pop("MPLBACKEND")  # the kernel's own, which puts pictures into the notebook
+    os.environ.pop("MPLBACKEND")  # the kernel sets its own, which puts pictures into the notebook
     client.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(data)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2

@@ -1,4 +1,4 @@
-"""What a command writes takes no place of a file that imnet did not make: it is refused before anything is done."""
+"""No command replaces a file that imnet did not write: it refuses before it does anything else."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_comparison_from_python_is_refused_in_the_same_way(run, tmp_path):
 
 
 def test_a_folder_of_weights_for_timm_that_others_wrote_is_kept(run, tmp_path, capsys):
-    """Every model of the Hugging Face hub is a config.json and a model.safetensors."""
+    """Every model of the Hugging Face hub has files of these names, so the names do not show that imnet wrote them."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(b'{"architectures": []}')
     assert exported(run, tmp_path, "timm") == 2
@@ -210,7 +210,7 @@ def test_merged_results_take_no_other_files_place(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(run, store, tmp_path, capsys):
-    """A run would have no checkpoint, an ensemble a band less. Here a link in a circle: root may list anything."""
+    """Otherwise a run would seem to have no checkpoint, an ensemble one band less. A circular link also stops root."""
     copy, bands, circle = tmp_path / "run", tmp_path / "bands", tmp_path / "circle"
     for place in (copy, bands / "band-0"):
         shutil.copytree(run, place)
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(run, store
         said = capsys.readouterr().err
         assert "cannot be listed: Too many levels of symbolic links" in said
         assert said.count("\n") == 1
-    (bands / "band-1").rename(bands / "lost+found")  # closed to users on every ext4
+    (bands / "band-1").rename(bands / "lost+found")  # ext4 has one that only root may list
     assert report.expand([bands]) == [bands / "band-0"]
 
 

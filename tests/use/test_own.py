@@ -1,4 +1,4 @@
-"""A folder of one's own pictures: what is chosen for it and why, trained, gone on with, judged; and the mistakes."""
+"""Training on a folder of one's own pictures: the settings chosen and why, resuming, evaluation, and mistakes."""
 
 import json
 import tarfile
@@ -24,7 +24,7 @@ COUNTS = {"cat": 20, "dog": 31, "owl": 4}
 
 
 def draw(path, seed, size, mode="RGB"):
-    """A picture whose colour tells its class, with noise."""
+    """Save a noisy picture whose colour shows its class."""
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
     base[..., sum(map(ord, path.parent.name)) % 3] += 150
@@ -42,7 +42,7 @@ def folder_of(root, size=(40, 30), parts=("",)):
 
 @pytest.fixture(autouse=True)
 def away(tmp_path, monkeypatch):
-    """A cache of its own and no hub: what is chosen must not hang on the machine."""
+    """Gives each test its own cache and no hub, so that the chosen settings do not depend on the machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hubs, "is_here", lambda source: False)
 
@@ -147,7 +147,7 @@ def test_a_named_recipe_takes_the_datas_counts(photos):
 
 
 def test_three_commands_from_a_folder_to_a_prediction(photos, tmp_path, capsys):
-    """Trained on the folder, gone on with by the same command and by its own file, and asked."""
+    """Trains on the folder, resumes with the same command and with the run's config.yaml, and predicts."""
     command = "photos --device cpu --epochs 2 --model speednet --out run --precision fp32".split()  # noqa: SIM905
     assert train_main(command) == 0
     said = capsys.readouterr().out
@@ -189,7 +189,7 @@ def test_print_config_is_yaml_with_the_reasons_as_comments(photos, capsys):
 
 
 def test_a_dry_run_counts_what_training_holds_out_of_each_class(tmp_path, capsys):
-    for i, count in enumerate((3, 3, 16)):  # a tenth of 22 would be 2
+    for i, count in enumerate((3, 3, 16)):  # a tenth of all 22 would be 2
         for j in range(count):
             draw(tmp_path / "set" / f"class{i}" / f"{j}.png", i, (40, 40))
     assert train_main(["set", "--device", "cpu", "--dry-run"]) == 0
@@ -255,7 +255,7 @@ def test_pictures_that_cannot_be_opened_are_said(tmp_path):
 
 
 def test_bad_pictures_are_left_out_counted_and_told(photos, tmp_path, capfd):
-    """As many as may be, by packing before the training; said again by every run."""
+    """Up to a limit, which packing before the training can raise; every run reports them again."""
     words = [str(photos), "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--precision", "fp32"]
     words += ["--model", "speednet", "--model_options.width", "8", "--out", str(tmp_path / "run")]
     (photos / "dog/000.png").write_bytes(b"no picture")
@@ -281,7 +281,7 @@ def test_bad_pictures_are_left_out_counted_and_told(photos, tmp_path, capfd):
     ("words", "said"), [([], "40 px: as your pictures are"), (["--size", "40"], "40 px, as they are")]
 )
 def test_a_store_of_anything_is_trained_from(tmp_path, words, said, capfd):
-    """Packed from shards, so named otherwise than one of folders; the side is that of the pictures in it."""
+    """A store packed from shards has other names than one packed from folders; its pictures give the image size."""
     with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
         for i in range(24):
             draw(tmp_path / "drawn" / "ab"[i % 2] / f"{i}.png", i, (40, 40))

@@ -1,4 +1,4 @@
-"""One's own pictures that are much smaller than what the network reads: said, since a recipe enlarges them."""
+"""Users are told if their pictures are much smaller than the network's input, to which a recipe enlarges them."""
 
 import pytest
 
@@ -13,8 +13,8 @@ SMALL = "note       your pictures, about 16 px, are enlarged to {} px, which {} 
     [
         (["--recipe", "tiny-imagenet/resnet18_baseline"], SMALL.format(224, "resnet18")),
         (["--recipe", "quickstart", "--data.image_px", "33"], SMALL.format(33, "speednet")),
-        (["--recipe", "quickstart"], ""),  # 32 px: twice the side
-        (["--model", "speednet"], ""),  # a recipe made for them
+        (["--recipe", "quickstart"], ""),  # 32 px, which is only twice the side
+        (["--model", "speednet"], ""),  # a recipe made for the pictures
         (["--model", "speednet", "--data.image_px", "64"], SMALL.format(64, "speednet")),
     ],
 )

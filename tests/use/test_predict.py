@@ -1,4 +1,4 @@
-"""imnet-predict and Run.predict: every kind of picture, judged as in evaluation."""
+"""imnet-predict and Run.predict take every kind of picture and process it as an evaluation does."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def test_paths_bytes_pictures_and_arrays_are_one(run, pictures, split):
 @pytest.mark.parametrize("batch", ["1", "64"])
 def test_a_folder_in_every_form(run, pictures, capsys, batch):
     argv = [str(run.path), str(pictures), "--top", "2", "--batch-size", batch, "--device", "cpu"]
-    assert predict_main(argv) == 65  # one is damaged; the others are judged
+    assert predict_main(argv) == 65  # one is damaged; the others are predicted
     lines = capsys.readouterr().out.splitlines()
     names = ["0.png", "1.png", "2.png", "3.png", "cut.jpg", "more/4.png", "more/5.png"]
     assert [line.split(": ")[0] for line in lines] == [str(pictures / name) for name in names]
@@ -65,7 +65,7 @@ def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch
     assert predict_main(argv) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [rows[0]["top"], len(rows)] == [one["top"], 3]
-    for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are no names of files
+    for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are not file names
         monkeypatch.setattr(sys, "stdin", Stdin(data))
         assert predict_main(argv) == 65
         assert json.loads(capsys.readouterr().out)["name"] == "0"

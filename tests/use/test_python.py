@@ -1,4 +1,4 @@
-"""imnet from Python: values of other types than the command line makes, and calls that would mean something else."""
+"""imnet from Python: values of types that a command line cannot give, and calls that are refused with one line."""
 
 import json
 import re
@@ -33,7 +33,7 @@ ON_CPU = {"device": "cpu", "precision": "fp32"}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Of numbers as numpy's grids hand them out."""
+    """A run from a recipe whose numbers are numpy's, as grids in notebooks give them."""
     data, optim = imnet.replace(TINY.data, batch_images=np.int32(16)), imnet.replace(TINY.optim, lr=np.float64(0.1))
     numbers = imnet.replace(TINY, seed=np.int64(3), epochs=np.uint8(1), data=data, optim=optim)
     return imnet.train(numbers, out=tmp_path_factory.mktemp("run") / "r", threads=np.int64(1), **ON_CPU)
@@ -168,7 +168,7 @@ def test_parts_and_epochs(run):
 
 
 def test_ranks_that_import_the_script_that_starts_them_say_so(tmp_path):
-    """Without its guard a script would train once more in every rank, and the ranks would wait for each other."""
+    """Without its guard, a script would start the training again in every rank, and the ranks would wait forever."""
     script = tmp_path / "unguarded.py"
     script.write_text('import imnet\nimnet.train("quickstart", out="run", device="cpu", procs=2)\n')
     ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -179,7 +179,7 @@ def test_ranks_that_import_the_script_that_starts_them_say_so(tmp_path):
 
 
 def test_an_exported_band_says_that_it_sees_a_band(run, tmp_path):
-    """Also to a reader without imnet, who has the words in the file's head alone."""
+    """A reader without imnet can learn it only from the metadata in the file's header."""
     model = run.classifier()
     augment = Augment(spectral_r=2, spectral_band=1, spectral_std=(2.0, 0.5, 0.25, 0.5))
     for network, wanted in ((model.card.augment, set()), (augment, {"spectral_r", "spectral_band", "spectral_std"})):

@@ -1,5 +1,5 @@
-"""Cores and memory that a container or a job of Slurm has: real control groups where they can be made, and their files
-as version 1 and version 2 of them lay them out."""
+"""The cores and memory that a container or a Slurm job may use, from its control groups: their files in the layouts of
+version 1 and version 2, and real groups if they can be made here."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def tree(root, **files):
 
 @pytest.fixture
 def root(tmp_path):
-    """A machine with 64 GiB available."""
+    """The files of a machine with 64 GiB of available memory."""
     return tree(tmp_path, **{"proc/meminfo": f"MemTotal: {2**27} kB\nMemFree: 1 kB\nMemAvailable: {2**26} kB\n"})
 
 
@@ -51,7 +51,7 @@ def test_a_job_whose_limit_is_on_a_group_above_its_own(root):
         "proc/self/cgroup": "0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n",
         step + "memory.max": "max\n", step + "memory.current": "5\n", step + "cpu.max": "max 100000\n",
         job + "memory.max": f"{8 * GIB}\n", job + "memory.current": f"{6 * GIB}\n",
-        # Cached files are given back when memory is needed; what lies in /dev/shm ("shmem") is not.
+        # Cached files are dropped when memory is needed, except for what lies in /dev/shm ("shmem").
         job + "memory.stat": f"anon 7\nfile {5 * GIB}\nshmem {2 * GIB}\ninactive_file {GIB}\nactive_file {2 * GIB}\n",
         job + "cpu.max": "50000 100000\n",
     })  # fmt: skip
@@ -84,7 +84,7 @@ def test_no_limit_in_either_version(root):
 
 
 def made(controller):
-    """A new group below this process's own, for the test alone."""
+    """Make a control group below this process's own, for one test; returns its folder."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     own = {name: path for _, names, path in lines for name in names.split(",")}
     if controller not in own:
@@ -102,7 +102,7 @@ def test_a_real_group_of_half_a_core_and_256_mib():
     try:
         (cpu / "cpu.cfs_quota_us").write_text("50000")
         (memory / "memory.limit_in_bytes").write_text(str(2**28))
-        # The shell enters the groups and becomes Python there, as a container's first process does.
+        # The shell enters the groups and is then replaced by Python, like the first process of a container.
         enter = f"echo $$ > {cpu}/cgroup.procs && echo $$ > {memory}/cgroup.procs && exec {sys.executable} -c '{ASK}'"
         found = subprocess.run(["sh", "-c", enter], capture_output=True, text=True, check=True)
     finally:

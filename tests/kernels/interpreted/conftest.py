@@ -1,4 +1,4 @@
-"""For the Triton tier on CPU tensors; test_triton.py runs this folder with TRITON_INTERPRET=1."""
+"""Helpers for the Triton tier on CPU tensors; test_triton.py runs this folder with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from imnet_kernels import tier
 
 @pytest.fixture(autouse=True)
 def to_nearest(monkeypatch):
-    """fp32 becomes bf16 as on hardware, by rounding to nearest, where the interpreter cuts: a chain of layers would be
-    off by more than a wrong one is."""
+    """Makes the interpreter round fp32 to the nearest bf16, as hardware does. It truncates otherwise, and over a chain
+    of layers that error would be larger than the one of a wrong layer."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -27,7 +27,7 @@ def to_nearest(monkeypatch):
 
 
 def step_of(net, precision="fp32"):
-    """The trainer's step of a network for five classes, and a batch of six images of 16 px."""
+    """Returns the trainer's step for a network of five classes, and a batch of six images of 16 x 16 pixels."""
     from imnet.device import Place
     from imnet.launch import World
     from imnet.recipe import SGD, Constant, Data, Recipe
@@ -42,7 +42,7 @@ def step_of(net, precision="fp32"):
 
 
 def after_a_step(make, spec, precision):
-    """The network that ``make`` gives, after a step with the kernels of ``spec``, and the loss."""
+    """Returns the state of the network that ``make`` builds, and the loss, after a step with the kernels ``spec``."""
     torch.manual_seed(0)
     net = make().to(memory_format=torch.channels_last)
     step, batch = step_of(net, precision)

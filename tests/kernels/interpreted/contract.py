@@ -1,4 +1,4 @@
-"""The contract's rows for the Triton tier on CPU tensors."""
+"""The contract of test_contract.py for the Triton tier, interpreted on CPU tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from imnet_kernels import tier
 from imnet_kernels.family import families
 
-# The interpreter runs element loops in numpy, so the recipes' own shapes are left out.
+# The interpreter computes in numpy and is slow, so the recipes' own shapes are left out.
 ROWS = [
     pytest.param(
         family,
         case,
         dtype,
         id=f"{family.name}-{case.name}-{dtype}",
-        # What fp16 alone has is its rounding, which one case of a family shows as well as all.
+        # fp16 differs from the others only in its rounding, which one case per family shows as well as all.
         marks=[pytest.mark.slow] if dtype == torch.float16 and number else [],
     )
     for family in families()

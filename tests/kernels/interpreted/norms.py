@@ -13,7 +13,7 @@ NORMS = "batch_norm=triton"
 
 
 def test_no_large_mean_cancels_in_a_variance():
-    """Deviation 1 about a mean of 1,000: a sum of squares in fp32 would keep two digits of it."""
+    """With a deviation of 1 about a mean of 1,000, a sum of squares in fp32 would keep only two digits of it."""
     from imnet_kernels.batch_norm import _triton
 
     x = torch.randn(40, 16, 9, 9, generator=torch.Generator().manual_seed(0)) + 1000.0
@@ -28,7 +28,7 @@ def test_no_large_mean_cancels_in_a_variance():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("channels", [7, 24, 80])
 def test_a_sum_is_normed_as_if_it_had_been_added_before(dtype, channels):
-    """To the bit: statistics, result and gradient are those of the sum that is returned, rounded to its dtype."""
+    """Statistics, result and gradients are, to the bit, those of the returned sum, which is rounded to its dtype."""
     drawn = torch.randn(2, 9, channels, 13, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     x, addend = (m.contiguous(memory_format=torch.channels_last).requires_grad_() for m in drawn)
     weight, bias = (torch.linspace(-1, 2, channels).requires_grad_() for _ in range(2))
@@ -75,7 +75,7 @@ def test_what_cannot_be_added_is_refused(other, spec):
 
 
 def _blocks():
-    """Every way in which networks call it: pre-activation, branches without ReLU, residuals, projections."""
+    """Returns blocks that call the norm in every way: pre-activation, branches without ReLU, residuals, projections."""
     from torchvision.models import resnet
 
     from imnet.models.fused_resnet import fuse_norms
@@ -114,13 +114,13 @@ def test_blocks_give_the_same_gradients_with_it(index):
 def _networks():
     from imnet.models.wrn import LasagneWideResNet, WideResNet
 
-    # Skips that are the sum itself and projections of what was activated, and projections of the sum.
+    # "wrn" has skips that are the sum itself or a projection of the activated sum; "lasagne" projects the sum.
     return {"wrn": lambda: WideResNet(12, 1, 5, groups=2), "lasagne": lambda: LasagneWideResNet(12, 1, 5)}
 
 
 @pytest.fixture
 def additions(monkeypatch):
-    """How many additions the norms of networks did."""
+    """A list that gets an entry for every addition that a norm of a network does."""
     from imnet.models import layers
 
     calls = []
@@ -176,7 +176,7 @@ def test_such_a_network_compiles_as_one_graph(additions):
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_sum_that_is_not_finite_is_named_where_it_arises(number):
-    """Both of its parts are finite; it is the addition that overflows."""
+    """Both summands are finite and their sum overflows: the user must be told the block that adds them."""
     from imnet.watch import first_bad_layer
 
     net = _networks()["wrn"]().to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""shake_batch_norm in Triton, and the Shake-Shake net's step with it."""
+"""shake_batch_norm in Triton, and a training step of Shake-Shake that uses it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAKE = "shake_batch_norm=triton"
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The maps that the kernels were given."""
+    """A list that gets the first map of every forward call of the kernels."""
     from imnet_kernels.shake_batch_norm import _triton
 
     seen, forward = [], _triton.forward
@@ -23,7 +23,7 @@ def calls(monkeypatch):
 
 
 def _step(spec, precision):
-    """Twelve blocks of 8 to 32 channels."""
+    """Returns state and loss after a step of a network of twelve blocks, 8 to 32 channels wide."""
     from imnet.models.shake_shake import ShakeShake26
 
     return after_a_step(lambda: ShakeShake26(8, 4, 5), spec, precision)
@@ -60,7 +60,7 @@ def test_it_gives_the_same_bits_twice():
 
 
 def test_few_programs_take_many_rows_each(monkeypatch):
-    """As where a map has more tiles than partial results may be."""
+    """As for a map with more tiles than MOST_PARTS partial results, where each program takes several."""
     from imnet_kernels.batch_norm import _triton
     from imnet_kernels.shake_batch_norm.cases import FAMILY
 
@@ -113,7 +113,7 @@ def _no_running_statistics(block):
     "form", ["taken", "eval", "planar", "double", "frozen", "other momentum", "no running", "compile"]
 )
 def test_where_it_does_not_fit_the_block_is_torchs_own(form, calls):
-    """With the same result and gradients; frozen weights and statistics stay where they are."""
+    """Results, gradients and running statistics must be the reference's, whether or not the kernels take the block."""
     from imnet.models.shake_shake import ShakeBlock, activated
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""dense_stage in Triton, and DenseNet's step with it."""
+"""dense_stage in Triton, and a training step of DenseNet that uses it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DENSE = "dense_stage=triton"
 
 
 def _dense_step(spec, precision):
-    """Features are 24 channels wide at first, 72 at last."""
+    """Returns state and loss after a step of a DenseNet whose features grow from 24 to 72 channels."""
     from imnet.models.densenet import DenseNetBC
 
     return after_a_step(lambda: DenseNetBC(16, 12, 5), spec, precision)
 
 
 def test_a_densenets_step_is_the_same_with_it(monkeypatch):
-    """In fp32. In bf16 both are off by the rounding of every layer, and ours by no more than torch's."""
+    """Equal in fp32. In bf16 both are off by the rounding of every layer, and ours by hardly more than torch's."""
     from imnet_kernels.dense_stage import _triton
 
     calls, forward = [], _triton.forward
@@ -37,7 +37,7 @@ def test_a_densenets_step_is_the_same_with_it(monkeypatch):
 
 
 def test_few_programs_take_many_rows_each(monkeypatch):
-    """As where a map has more tiles than partial results may be."""
+    """As for a map with more tiles than MOST_PARTS partial results, where each program takes several."""
     from imnet_kernels.batch_norm import _triton
     from imnet_kernels.dense_stage.cases import FAMILY
 
@@ -57,7 +57,7 @@ def test_a_dense_stage_gives_the_same_bits_twice():
 
 @pytest.mark.parametrize("form", ["weights in NCHW", "no gradient of x", "frozen weights", "one pixel a map"])
 def test_a_stage_alone_gives_the_same_gradients(form):
-    """What is chosen when the backward runs does not matter: it belongs to the forward."""
+    """The backward runs outside ``tier.using`` and must still take the tier of its forward."""
     from imnet.models.densenet import DenseStage
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Makes a Python on Linux lack what a Mac's lacks: /proc, affinity, Triton, some calls. Python imports this first."""
+"""Takes from Python on Linux what it lacks on a Mac: /proc, affinity, Triton, some calls. Python imports this first."""
 
 import builtins
 import errno
