@@ -177,8 +177,8 @@ def first_weights(gpu: bool) -> tuple[str | None, str]:
             continue
         return source, f"weights    {source}: will be fetched once"
     return None, (
-        "weights    none here and no hub within reach: from random weights, which takes several times the pictures and "
-        f"the epochs; --weights FILE starts from some (e.g. {choices[0]})"
+        "weights    none cached and no hub reachable: random weights, which need several times as many images and "
+        f"epochs; --weights FILE starts from pretrained ones (e.g. {choices[0]})"
     )
 
 
