@@ -39,7 +39,7 @@ WAYS = {
     "micro-batches": (PLAIN, {"micro_batch_images": 5}, 1),
     "2 ranks": (PLAIN, {}, 2),
 }
-SLOW = ("EMA", "micro-batches")
+SLOW = ("EMA", "mixup", "micro-batches")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 

@@ -188,7 +188,7 @@ def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
     ("what", "code", "says"),
     [
         ("prepared", 0, "2 processes"),
-        ("refused", 65, "nothing can be packed here"),
+        pytest.param("refused", 65, "nothing can be packed here", marks=pytest.mark.slow),
         ("killed", 69, "rank 0 was killed"),
     ],
 )

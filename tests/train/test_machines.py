@@ -33,7 +33,13 @@ def pictures(root, shade):
     ("shades", "seeds", "code", "expected"),
     [
         ((0, 9), (1, 1), 65, "the ranks have different data: rank 1 has "),
-        ((0, 0), (1, 2), 2, "rank 1 has seed = 2, rank 0 has 1; start all ranks with the same words"),
+        pytest.param(
+            (0, 0),
+            (1, 2),
+            2,
+            "rank 1 has seed = 2, rank 0 has 1; start all ranks with the same words",
+            marks=pytest.mark.slow,
+        ),
         ((0, 0), (1, 1), 0, ""),
     ],
 )
