@@ -14,6 +14,7 @@ files of a run folder. Importing this module imports neither torch nor matplotli
 from __future__ import annotations
 
 import math
+import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def render(run_dir: Path, out: Path | None = None) -> Path:
     """Write ``run_dir/report.html`` (or ``out``) atomically and return its path; works while the run is in progress.
 
     DataError if the folder is not a run or a file in it is damaged, IOFailure if the page cannot be written (a previous
-    report is then unchanged).
+    report is then unchanged), UsageError if ``out`` names another kind of file, e.g. a PDF.
     """
     run = load(Path(run_dir))
     if out is not None:
-        check_output(Path(out), MARK.encode())
+        _check_page(Path(out))
     body = [
         sections.headline(run),
         *sections.notes(run),
@@ -64,7 +65,7 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     UsageError for fewer than two runs, and for a run given twice, since it would count twice in n. A copy counts as the
     same run, even if it was trained further. Other errors as ``render``.
     """
-    check_output(Path(out), MARK.encode())
+    _check_page(Path(out))
     if len(run_dirs) < 2:
         raise UsageError(f"got {len(run_dirs)} run folders to compare, need 2 or more", hint="render() reports one run")
     runs = [load(Path(run_dir)) for run_dir in run_dirs]
@@ -77,6 +78,14 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     ]
     names = ", ".join(dict.fromkeys(run.name for run in runs))
     return _write(Path(out), page(f"{len(runs)} runs", names, body))
+
+
+def _check_page(out: Path) -> None:
+    """Raise an error if ``out`` is no place for a page: as ``check_output``, and UsageError for the name of a file of
+    another kind (report.pdf). Its reader would take the page for a damaged PDF. A name of no known kind is taken."""
+    if mimetypes.guess_type(out.name) not in (("text/html", None), (None, None)):
+        raise UsageError(f"got --out {out}; the page is HTML", hint=f"--out {out.with_suffix('.html')}")
+    check_output(out, MARK.encode())
 
 
 def expand(places: Sequence[Path]) -> list[Path]:
@@ -117,7 +126,7 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
     system or a run given twice, other errors as ``render``.
     """
     document = of_system(word)
-    check_output(out, MARK.encode())
+    _check_page(out)
     check_output(out.with_suffix(".md"), documents.heading(document).encode())
     check_output(out.with_suffix(".csv"), ",".join(documents.CSV_COLUMNS).encode())
     runs = [load(folder) for folder in expand([Path(place) for place in places if Path(place).suffix != ".json"])]

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 from run_folders import Page, confusion_of, make_run, metric_lines
@@ -114,6 +115,22 @@ def test_failed_write_keeps_the_old_report_and_leaves_nothing_partial(tmp_path):
     assert caught.value.exit_code == 74
     assert (run / "report.html").read_bytes() == before
     assert sorted(os.listdir(run)) == names
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "figure.PNG", "table.md", "page.html.gz", "notes.txt"])
+@pytest.mark.parametrize("words", [["run"], ["run", "other"], ["run", "--system", "fashion-mnist"]], ids=len)
+def test_no_page_gets_the_name_of_another_kind_of_file(words, name, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "other", seed=1)
+    monkeypatch.chdir(tmp_path)
+    assert report_main([*words, "--out", name]) == 2
+    err = capsys.readouterr().err
+    assert f"got --out {name}" in err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir()) == ["other", "run"]
+    for allowed in ("page", "PAGE.HTM", "runs.2026-11"):
+        assert report_main([*words, "--out", allowed]) == 0
+        assert Path(allowed).read_text().startswith("<!DOCTYPE html>")
 
 
 def test_compare_groups_seeds_and_leaves_unfinished_runs_out(tmp_path):
