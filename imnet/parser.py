@@ -94,7 +94,7 @@ def build_parser(base: Recipe) -> ArgumentParser:
 
 
 def choose_bands(
-    recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], file_values: Mapping[str, Any]
+    recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], in_file: Mapping[str, Any]
 ) -> RunOptions:
     """``options`` with the bands to train together: those asked for, or all if the recipe uses bands and neither --band
     (on the command line or in the configuration file) nor --bands is given."""
@@ -104,8 +104,7 @@ def choose_bands(
         raise UsageError(what, hint="--band K trains one network as a run of its own, --bands several in one folder")
     if band is not None:
         return replace(options, bands=None)
-    in_file = isinstance(part := file_values.get("augment"), Mapping) and "spectral_band" in part
-    if options.bands is None and recipe.augment.spectral_r and not in_file:
+    if options.bands is None and recipe.augment.spectral_r and "augment.spectral_band" not in in_file:
         options = replace(options, bands="all")
     try:
         options.bands_of(recipe)
