@@ -18,7 +18,7 @@ from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, canonical, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
@@ -90,10 +90,10 @@ def _canonical(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    if name.startswith("no_") and name[3:] in ALIASES:
-        return f"--no_{ALIASES[name[3:]]}{equals}{value}"
-    return f"--{ALIASES.get(name, name)}{equals}{value}"
+    name = canonical(name)
+    if name.startswith("no_"):
+        name = f"no_{canonical(name[3:])}"
+    return f"--{name}{equals}{value}"
 
 
 def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -50,6 +50,12 @@ ALIASES = {
 }
 
 
+def canonical(name: str) -> str:
+    """The parser's name of an option: ``data.batch_images`` for ``batch-size``."""
+    plain = name.replace("-", "_")
+    return ALIASES.get(plain, plain)
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
     """(dotted name, type, value, help) of every leaf of a dataclass instance."""
     hints = typing.get_type_hints(type(value))
@@ -118,9 +124,9 @@ def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
         action = ActionYesNo(yes_prefix="", no_prefix="no_")
         group.add_argument(f"--{name}", action=action, nargs="?", default=value, help=text)
         return
-    metavar = _metavar(hint)
-    if typing.get_origin(hint) is not None and "Mapping" in str(hint):
+    if typing.get_origin(hint) is Mapping:
         hint, value = dict, dict(value)
+    metavar = _metavar(hint)
     if hint in (str, str | None):  # a number in a file may stand for a word of digits (see check_ranges)
         hint = str | int if hint is str else str | int | None
     group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=metavar)
