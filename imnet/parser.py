@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from imnet.errors import UsageError
+from imnet.fields import union_members
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
@@ -144,8 +144,7 @@ def _metavar(hint: Any) -> str:
 def allowed(base: Recipe, name: str) -> str:
     """The allowed values of an option, in words; empty for a name that is not a leaf."""
     hint = next((hint for value in (RunOptions(), base) for leaf, hint, *_ in leaves(value) if leaf == name), None)
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return " or ".join(_in_words(member) for member in members if member is not None)
+    return "" if hint is None else " or ".join(map(_in_words, union_members(hint)))
 
 
 def _in_words(hint: Any) -> str:
