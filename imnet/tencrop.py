@@ -10,6 +10,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,19 +41,13 @@ def check(recipe: Recipe) -> int:
 
 
 def crops(levels: Tensor, side: int) -> Tensor:
-    """(..., H, W) -> (10, ..., side, side): the same crops as torchvision's ten_crop, in the same order.
+    """(..., H, W) -> (10, ..., side, side): the four corners and the middle of the image, then of the mirrored image.
 
-    Five are cut from the mirrored image. If the middle cannot be exact, theirs is not the mirrored middle crop.
+    If the middle cannot be exact, that of the mirrored image is not the mirrored middle crop.
     """
-    return torch.stack([*_five(levels, side), *_five(levels.flip(-1), side)])
+    from torchvision.transforms.functional import ten_crop  # takes seconds, and few evaluations need it
 
-
-def _five(levels: Tensor, side: int) -> list[Tensor]:
-    """The crops at the upper left and right, lower left and right, and in the middle."""
-    height, width = levels.shape[-2:]
-    corners = [(top, left) for top in (0, height - side) for left in (0, width - side)]
-    middle = (round((height - side) / 2), round((width - side) / 2))
-    return [levels[..., top : top + side, left : left + side] for top, left in (*corners, middle)]
+    return torch.stack(ten_crop(levels, [side, side]))
 
 
 @torch.no_grad()
@@ -102,9 +97,7 @@ def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
     except BadPictureError as error:
         hint = "10 crops need every picture; leave --ten-crop out"
         raise DataError(f"picture {i}: {error}", file=split.file, hint=hint) from error
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
-        picture.height, picture.width, 3
-    ).permute(2, 0, 1)  # fmt: skip
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: device.Place) -> Tensor:
