@@ -35,8 +35,9 @@ FIRST = (
     "model_options",
     "data.name",
     "data.channels",
+    "augment.spectral_band",
+    "bands",
 )
-FIRST += ("augment.spectral_band", "bands")
 """The options whose values determine which options exist, and their defaults."""
 
 
@@ -193,7 +194,8 @@ def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]
     seen: set[str] = set()
     for name, line in lines:
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
-            hint = f"write {ALIASES[name]}" if name in ALIASES else _flag_hint(name, known)
+            meant = canonical(name)
+            hint = f"write {meant}" if meant in known else _flag_hint(name, known)
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
         if name in seen:
             raise UsageError(f"{name} is given twice", file=f"{path}:{line}", hint="leave one of them out")
