@@ -240,7 +240,7 @@ def timm_pictures(card: Card) -> dict[str, Any]:
 
 def resized_twice(card: Card) -> bool:
     """Whether evaluation resizes pictures a second time, after ``card.rule``."""
-    return bool(card.then.resize_eval_px or card.then.resize_px)
+    return bool(card.then.test_px)
 
 
 def describe(card: Card) -> str:
@@ -249,7 +249,7 @@ def describe(card: Card) -> str:
     by = f"by Pillow's {rule.filter}"
     made = f"{rule.size_px} x {rule.size_px} pixels {by}" if rule.shorter_px is None else (
         f"shorter side to {rule.shorter_px} pixels {by}, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
-    side = a.resize_eval_px or a.resize_px
+    side = a.test_px
     more = (f", then bilinear to {side}" if side else "") + (f", then the middle {a.crop_px}" if a.crop_px else "")
     shape = f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1"
     return f"{shape}; pictures: Pillow's convert('{rule.mode}'), then {made}{more}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ PICTURES_AT_ONCE = 64
 def check(recipe: Recipe) -> int:
     """The side of the crops in px. UsageError if the middle crop is the whole image."""
     a = recipe.augment
-    side = a.resize_eval_px or a.resize_px or recipe.data.image_px
+    side = a.test_px or recipe.data.image_px
     if a.crop_px is None or a.crop_px >= side:
         what = f"got --ten-crop for a network that sees the whole test image of {side} px: nothing lies around it"
         raise UsageError(what, hint="train with an --augment.crop_px below the store's images, e.g. 224 of 256")
@@ -84,9 +83,8 @@ def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: Threa
         made = pool.map(lambda i: crops(_whole(split, i, shorter), side), rows.tolist())
         return torch.stack(list(made), 1).permute(0, 1, 3, 4, 2)
     images = as_tensor(split.pictures(rows.tolist())).permute(0, 3, 1, 2)
-    resized = a.resize_eval_px or a.resize_px
-    if resized:
-        images = transforms.resize(images.float(), resized).to(torch.uint8)
+    if a.test_px:
+        images = transforms.resize(images.float(), a.test_px).to(torch.uint8)
     return crops(images, side).permute(0, 1, 3, 4, 2)
 
 
@@ -102,9 +100,8 @@ def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
 
 def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: device.Place) -> Tensor:
     """Log of the mean probability over the first axis of ``views``, fp32 (n, outputs) on the CPU."""
-    a = replace(recipe.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
     store = views.flatten(0, 1).contiguous().to(place.device)
-    made = Batches(store, a, seed=0, dtype=place.dtype, mean=None)
+    made = Batches(store, recipe.augment.of_cut_images, seed=0, dtype=place.dtype, mean=None)
     images, _ = made.batch(torch.arange(len(store)), 0, False)
     with place.autocast:
         logits = net(images)
