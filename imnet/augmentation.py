@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from imnet.fields import COUNT, COUNT_OR_NONE, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range, about, check, check_ranges
@@ -157,6 +157,16 @@ class Augment:
         """Whether a test image is changed in any way beyond normalising it."""
         return any((self.resize_px, self.resize_eval_px, self.crop_px, self.spectral_r))
 
+    @property
+    def test_px(self) -> int | None:
+        """Side to which test images are resized before a crop; None if they keep their own."""
+        return self.resize_eval_px or self.resize_px
+
+    @property
+    def of_cut_images(self) -> Augment:
+        """What remains to be done to images that are resized and cropped already."""
+        return replace(self, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
+
     def output_px(self, image_px: int) -> int:
         """Side of a training image of ``image_px`` after all operations."""
         return (self.crop_px or self.resize_px or image_px) // (self.spectral_r or 1)
@@ -168,7 +178,7 @@ class Augment:
         padded = self.crop_px if self.crop_scale is not None and self.crop_px is not None else image_px
         got, allowed = f"augment.crop_pad_px = {self.crop_pad_px}", f"under {padded}, the side of the images"
         check(self.crop_pad_px < padded, got, allowed, "pad less")
-        sides = {"training": self.resize_px or image_px, "test": self.resize_eval_px or self.resize_px or image_px}
+        sides = {"training": self.resize_px or image_px, "test": self.test_px or image_px}
         for which, side in sides.items():
             ok = self.crop_px is None or self.crop_px <= side
             got, allowed = f"augment.crop_px = {self.crop_px}", f"at most {side}, the side of the {which} images"

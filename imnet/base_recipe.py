@@ -14,53 +14,54 @@ from imnet.recipe_json import KINDS, from_dict
 from imnet.recipes import by_model, by_name
 
 
-def of(first: dict[str, str | None], file_values: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
+def of(first: dict[str, str | None], given: dict[str, Any], in_file: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe of --recipe, else of the file, else of --model, else quickstart, with the network and data set that
-    were asked for; and notes about what was left out of it."""
-    name = first["recipe"] or (file_values.get("recipe") if not first["model"] else None) or file_values.get("name")
+    were asked for; and notes about what was left out of it.
+
+    ``given`` has the values of the configuration file by dotted name, ``in_file`` as they are written."""
     model = first["model"]
+    name = first["recipe"] or (None if model else in_file.get("recipe")) or in_file.get("name")
     if isinstance(name, dict | list):  # run.json has the recipe itself there
         hint = "the file of a run folder that can be read here is config.yaml"
         raise UsageError(f"got recipe = {str(name)[:30]}...; allowed: its name", file=first["config"], hint=hint)
     if name and str(name).startswith("own/") and not first["recipe"]:
-        base = _own(file_values, first["config"])
+        base = _own(in_file, first["config"])
     elif name:
         base = by_name(str(name))
     elif model:
         base = by_model(model)
         if base is None:
-            raise UsageError(_no_recipe(model), hint=_model_hint(model))
+            raise _no_recipe(model)
     else:
         base = by_name("quickstart")
     notes: tuple[str, ...] = ()
     if model and model != base.model:
-        given = first["model_options"] is not None or "model_options" in file_values
-        base, notes = (replace(base, model=model, model_options={}), ()) if given else _with_model(base, model)
-    given = file_values.get("data")
-    dataset = first["data.name"] or (given.get("name") if isinstance(given, dict) else None)
+        if first["model_options"] is not None or "model_options" in given:
+            base = replace(base, model=model, model_options={})
+        else:
+            base, notes = _with_model(base, model)
+    dataset = first["data.name"] or given.get("data.name")
     if dataset and dataset != base.data.name:
         base, more = _with_data(base, str(dataset))
         notes += more
     return base, notes
 
 
-def _own(file_values: dict[str, Any], file: str | None) -> Recipe:
+def _own(in_file: dict[str, Any], file: str | None) -> Recipe:
     """A recipe for the user's own data, which only exists in its configuration file, as a whole."""
     try:
-        return from_dict({f.name: file_values[f.name] for f in dataclasses.fields(Recipe) if f.name in file_values})
+        return from_dict({f.name: in_file[f.name] for f in dataclasses.fields(Recipe) if f.name in in_file})
     except ValueError as error:
         raise UsageError(str(error), file=file) from error
 
 
-def with_kinds(base: Recipe, first: dict[str, str | None], file_values: dict[str, Any]) -> Recipe:
+def with_kinds(base: Recipe, first: dict[str, str | None], given: dict[str, Any]) -> Recipe:
     """``base`` with the kinds of optimiser and schedule that were asked for."""
-    for part, kinds in KINDS.items():
-        given = file_values.get(part)
-        given = given if isinstance(given, dict) else {}
-        kind = first[f"{part}.kind"] or given.get("kind")
+    has_lr = first["optim.lr"] is not None or "optim.lr" in given
+    for part in KINDS:
+        kind = first[f"{part}.kind"] or given.get(f"{part}.kind")
         if kind and kind != getattr(base, part).kind:
-            has_lr = first["optim.lr"] is not None or "lr" in given
-            base = _with_kind(base, part, kind, kinds, has_lr)
+            base = _with_kind(base, part, kind, has_lr)
     return base
 
 
@@ -89,33 +90,28 @@ def _with_data(base: Recipe, dataset: str) -> tuple[Recipe, tuple[str, ...]]:
     return replace(base, data=new), notes
 
 
-def _no_recipe(model: str) -> str:
-    from imnet import models
-
-    without = f"got --model {model}, which has no recipe of its own"
-    return without if models.known(model) else f"got unknown --model {model!r}"
-
-
-def _model_hint(model: str) -> str:
+def _no_recipe(model: str) -> UsageError:
     from imnet import models
 
     if models.known(model):
-        return "add --recipe NAME for the data and schedule to use"
-    return suggest(model, list(models.names())) or "imnet-train --list models shows them all"
+        what = f"got --model {model}, which has no recipe of its own"
+        return UsageError(what, hint="add --recipe NAME for the data and schedule to use")
+    hint = suggest(model, models.names()) or "imnet-train --list models shows them all"
+    return UsageError(f"got unknown --model {model!r}", hint=hint)
 
 
-def _with_kind(base: Recipe, part: str, kind: str, kinds: dict[str, type], has_lr: bool) -> Recipe:
+def _with_kind(base: Recipe, part: str, kind: str, has_lr: bool) -> Recipe:
     """Swap e.g. SGD for AdamW; fields that both have keep their values, the others start at their defaults.
 
     The learning rate is not kept, since SGD's 0.1 is a hundred times too much for AdamW: UsageError without ``has_lr``.
     """
+    old, kinds = getattr(base, part), KINDS[part]
     if not isinstance(kind, str) or kind not in kinds:
         hint = suggest(str(kind), kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"
         raise UsageError(f"got --{part}.kind {kind}; allowed: {', '.join(kinds)}", hint=hint)
-    old = getattr(base, part)
     if part == "optim" and not has_lr:
         what = f"got --optim.kind {kind} without a learning rate; {old.lr:g} is that of {old.kind} in {base.name}"
         raise UsageError(what, hint="give it as well: --lr X")
-    old, cls = getattr(base, part), kinds[kind]
+    cls = kinds[kind]
     shared = {f.name: getattr(old, f.name) for f in dataclasses.fields(cls) if hasattr(old, f.name)}
     return replace(base, **{part: cls(**shared)})

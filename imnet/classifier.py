@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,7 @@ class Card:
     @property
     def then(self) -> Augment:
         """What is done to the pixels that ``rule`` makes: if these are cropped already, they are only normalised."""
-        if self.rule.shorter_px is None:
-            return self.augment
-        return replace(self.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
+        return self.augment if self.rule.shorter_px is None else self.augment.of_cut_images
 
     @property
     def input_px(self) -> int:

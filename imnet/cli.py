@@ -164,8 +164,7 @@ def _export(argv: list[str]) -> int:
     from imnet.export import export
     from imnet.run import Run
 
-    suffix = "" if values.to == "timm" else f".{values.to}"
-    out = values.out or values.run / f"{'timm' if values.to == 'timm' else 'model'}{suffix}"
+    out = values.out or values.run / ("timm" if values.to == "timm" else f"model.{values.to}")
     run = Run(values.run)
     for note in run.unfinished:
         print(note, flush=True)

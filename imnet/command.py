@@ -208,14 +208,11 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         code = command(argv)
         sys.stdout.flush()
         return code
-    except ImnetError as error:
-        complain(f"{traceback.format_exc() if '--debug' in argv else ''}{name}: {error}")
-        return error.exit_code
     except KeyboardInterrupt:
         complain(f"{name}: interrupted")
         return 130
-    except OSError as error:
-        failure = output_failure(error) or _unusable(error)
+    except (ImnetError, OSError) as error:
+        failure = error if isinstance(error, ImnetError) else output_failure(error) or _unusable(error)
         if failure is None:
             raise
         if not isinstance(error, BrokenPipeError):

@@ -47,13 +47,13 @@ class Portable(nn.Module):
         if card.augment.spectral_r:
             what = "the band is taken by a kernel of ours, which other runtimes lack"
             raise UsageError(f"got a spectral network: {what}", hint="--to safetensors keeps it for imnet.load")
-        mean = torch.tensor(card.augment.mean_per_channel(card.channels)) if model.mean is None else model.mean
-        # mean is (C,), or the mean image (H, W, C)
-        self.register_buffer("mean", mean.reshape(1, *mean.shape) if mean.dim() == 3 else mean.view(1, 1, 1, -1))
+        mean = model.mean  # the mean image (H, W, C), if there is one
+        if mean is None:
+            mean = torch.tensor(card.augment.mean_per_channel(card.channels)).view(1, 1, -1)
+        self.register_buffer("mean", mean.permute(2, 0, 1)[None].contiguous())
         self.register_buffer("std", torch.tensor(card.augment.std).view(1, -1, 1, 1))
         self.network = model.network.cpu().to(memory_format=torch.contiguous_format)
         self.classes = len(card.class_names)
-        self.mean = self.mean.permute(0, 3, 1, 2).contiguous()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)[:, : self.classes]
@@ -240,7 +240,7 @@ def timm_pictures(card: Card) -> dict[str, Any]:
 
 def resized_twice(card: Card) -> bool:
     """Whether evaluation resizes pictures a second time, after ``card.rule``."""
-    return bool(card.then.resize_eval_px or card.then.resize_px)
+    return bool(card.then.test_px)
 
 
 def describe(card: Card) -> str:
@@ -249,7 +249,7 @@ def describe(card: Card) -> str:
     by = f"by Pillow's {rule.filter}"
     made = f"{rule.size_px} x {rule.size_px} pixels {by}" if rule.shorter_px is None else (
         f"shorter side to {rule.shorter_px} pixels {by}, then the middle {rule.size_px} x {rule.size_px}")  # fmt: skip
-    side = a.resize_eval_px or a.resize_px
+    side = a.test_px
     more = (f", then bilinear to {side}" if side else "") + (f", then the middle {a.crop_px}" if a.crop_px else "")
     shape = f"float32 (N, {card.channels}, {card.input_px}, {card.input_px}) in 0..1"
     return f"{shape}; pictures: Pillow's convert('{rule.mode}'), then {made}{more}"

@@ -36,9 +36,10 @@ class Range:
     above: float | None = None
     below: float | None = None
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Any) -> bool:
         return (
-            -math.inf < value < math.inf  # math.isfinite fails at 10**400
+            _is_number(value)
+            and -math.inf < value < math.inf  # math.isfinite fails at 10**400
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -86,27 +87,26 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     to tuples; and an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number.
     """
     for field in dataclasses.fields(value):
-        held, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if getattr(held, "shape", None) == ():
-            held = held.item()
-            object.__setattr__(value, field.name, held)
-        if isinstance(held, list):
-            held = tuple(held)
-            object.__setattr__(value, field.name, held)
+        kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
+        held = _converted(getattr(value, field.name), kind)
+        object.__setattr__(value, field.name, held)
         numbers: Range | None = field.metadata.get("range")
         word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. augment.mean = "image"
         if numbers is not None and held is not None and not word:
+            null = ", or null" if field.default is None else ""
             for number in held if isinstance(held, tuple) else (held,):
-                ok = isinstance(number, int | float) and not isinstance(number, bool) and numbers.holds(number)
-                null = ", or null" if field.default is None else ""
-                check(ok, f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
-        kind = _types(type(value))[field.name]
-        if type(held) is int and str in (kind, *typing.get_args(kind)):
-            held = str(held)
-            object.__setattr__(value, field.name, held)
+                check(numbers.holds(number), f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
         # An empty string comes from an unset shell variable; as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
+
+
+def _converted(held: Any, kind: Any) -> Any:
+    if getattr(held, "shape", None) == ():
+        held = held.item()
+    if type(held) is int and str in union_members(kind):
+        return str(held)
+    return tuple(held) if isinstance(held, list) else held
 
 
 def misfit(held: Any, kind: Any) -> str | None:
@@ -115,13 +115,21 @@ def misfit(held: Any, kind: Any) -> str | None:
     if typing.get_origin(kind) is not typing.Annotated:
         return None if _fits(held, kind) else _words(kind)
     bare, numbers = typing.get_args(kind)
-    is_number = isinstance(held, int | float) and not isinstance(held, bool)
-    return misfit(held, bare) if is_number and numbers.holds(held) else str(numbers)
+    return misfit(held, bare) if numbers.holds(held) else str(numbers)
 
 
 @functools.cache
 def _types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+def _is_number(held: Any) -> bool:
+    return isinstance(held, int | float) and not isinstance(held, bool)
+
+
+def union_members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type alone."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
 def _fits(held: Any, kind: Any) -> bool:
@@ -130,15 +138,13 @@ def _fits(held: Any, kind: Any) -> bool:
     parts, origin = typing.get_args(kind), typing.get_origin(kind)
     if origin is typing.Literal:
         return isinstance(held, str | int) and held in parts
-    if origin in (typing.Union, types.UnionType):
+    if len(union_members(kind)) > 1:
         return any(_fits(held, part) for part in parts)
     if origin is tuple:
         kinds = parts[:1] * len(held) if isinstance(held, list | tuple) and ... in parts else parts
         return isinstance(held, list | tuple) and len(held) == len(kinds) and all(map(_fits, held, kinds))
-    if kind is float:
-        return isinstance(held, int | float) and not isinstance(held, bool)
-    if kind is int:  # 2.0 too
-        return isinstance(held, int | float) and not isinstance(held, bool) and held % 1 == 0
+    if kind in (int, float):
+        return _is_number(held) and (kind is float or held % 1 == 0)  # 2.0 is an int too
     if origin in (dict, Mapping):
         return isinstance(held, Mapping)
     if isinstance(kind, type) and (kind in (bool, str, types.NoneType) or dataclasses.is_dataclass(kind)):
@@ -150,8 +156,8 @@ def _words(kind: Any) -> str:
     """A type in plain words: the words of a Literal, else its name."""
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return ", or ".join(_words(part) for part in typing.get_args(kind))
+    if len(members := union_members(kind)) > 1:
+        return ", or ".join(map(_words, members))
     if typing.get_origin(kind) is tuple:
         return f"a list, each {_words(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) in (dict, Mapping):

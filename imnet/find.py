@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import time
@@ -99,8 +100,6 @@ def range_test(step: TrainStep, batches: Iterator[tuple[Tensor, Tensor]], mixing
 
 
 def _picture(curve: Curve, recipe: Recipe) -> bytes:
-    import io
-
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

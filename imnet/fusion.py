@@ -7,7 +7,6 @@ sum 1. Source: YangletLiu/Tensor_Layer_Neural_Networks (document 004), whose def
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,9 @@ class Choice:
 
     def weights(self, num: int) -> Tensor:
         """fp64 (num,) weights; 0 for networks that were left out."""
-        return spread(self.ranked, geometric(len(self.ranked), self.p), num)
+        weights = torch.zeros(num, dtype=torch.float64)
+        weights[list(self.ranked)] = geometric(len(self.ranked), self.p)
+        return weights
 
 
 def geometric(num: int, p: float) -> Tensor:
@@ -50,13 +51,6 @@ def geometric(num: int, p: float) -> Tensor:
         raise ValueError(f"got p = {p:g}; allowed: between 0 and 1; 0.3 is the document's")
     weights = p * (1 - p) ** torch.arange(num, dtype=torch.float64)
     return weights / weights.sum()
-
-
-def spread(ranked: Sequence[int], weights: Tensor, num: int) -> Tensor:
-    """fp64 (num,): ``weights``, which are in order of rank, each moved to the index of its network."""
-    out = torch.zeros(num, dtype=torch.float64)
-    out[list(ranked)] = weights.double()
-    return out
 
 
 def fuse(logits: Tensor, weights: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ def run(values: Namespace) -> int:
         count = vars(values)[name]
         if count is not None and not numbers.holds(count):
             raise UsageError(f"got --{flag(name)} {count}; allowed: {numbers}", hint=f"leave --{flag(name)} out")
+    if values.gpus and values.device == "cpu":
+        raise UsageError("got --gpus with --device cpu", hint="--procs N splits the images over CPU processes")
+    if values.procs:
+        values.device = "cpu"
     if bands_in(values.run):
         if values.gpus or values.procs:
             raise UsageError("got --gpus or --procs for an ensemble", hint="one process fuses it: leave them out")
@@ -68,9 +72,8 @@ def run(values: Namespace) -> int:
 
 def _rank(values: Namespace) -> int:
     """Evaluate this process's share of the images; rank 0 prints and writes."""
-    options = RunOptions(device="cpu" if values.procs else values.device)
     alike = {name: vars(values)[name] for name in ("split", "checkpoint", "batch_size", "precision", "no_flip")}
-    place = device.resolve(options, current_world().local_rank)
+    place = device.resolve(RunOptions(device=values.device), current_world().local_rank)
     with connected(place.device, alike | {"another set": values.data is not None}) as world:
         for line in _own(values, world) if values.data is None else _other(values, world):
             print(line, flush=True)
@@ -79,7 +82,7 @@ def _rank(values: Namespace) -> int:
 
 def _as_asked(options: RunOptions, values: Namespace) -> RunOptions:
     """``options`` with as many processes as were asked for, which share the machine's threads."""
-    return replace(options, procs=values.procs, gpus=values.gpus, device="cpu" if values.procs else options.device)
+    return replace(options, procs=values.procs, gpus=values.gpus)
 
 
 def _check_ten_crop(values: Namespace) -> None:
@@ -101,7 +104,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
         what = "got a file, which has no images of its own"
         raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
     run = Run(values.run)
-    dataset, options = run.dataset(values.data_dir, "cpu" if values.procs else values.device, values.precision)
+    dataset, options = run.dataset(values.data_dir, values.device, values.precision)
     options = _as_asked(options, values)
     split = part_of(values.split or "test", dataset, run.data.get("judged_on", "test set"))
     images, seen = (split, values.checkpoint, values.batch_size), run.weights_id(values.checkpoint)
@@ -119,8 +122,8 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
         yield f"note       the run has saved newer weights meanwhile: these figures, and no others, are of {step}"
     yield from _lines(plain, mirrored, names, run)
     if values.ten_crop:
-        how = {"data_dir": values.data_dir, "device_name": values.device, "precision": values.precision}
-        yield tencrop.told(tencrop.evaluate(run, **how))
+        found = tencrop.evaluate(run, data_dir=values.data_dir, device_name=values.device, precision=values.precision)
+        yield tencrop.told(found)
     if final is not None:
         yield (f"final      top-1 {final.top1:.4%}, top-5 {final.top5:.4%} on {final.num_images:,} images "
                "that the run did not look at")  # fmt: skip
@@ -144,7 +147,7 @@ def _other(values: Namespace, world: World) -> Iterator[str]:
         options = RunOptions(device=values.device, precision=values.precision or "fp32")
     else:
         model = run.classifier(data_dir=values.data_dir, which=values.checkpoint)
-        options = run.options(values.data_dir, "cpu" if values.procs else values.device, values.precision)
+        options = run.options(values.data_dir, values.device, values.precision)
     images, options = images_at(values.data, values.split), _as_asked(options, values)
     plain, mirrored = judge_images(model, images, options, values.batch_size, flip=not values.no_flip, world=world)
     if not world.is_main:

@@ -11,16 +11,17 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from imnet import device, fusion, models, runfolder
 from imnet.errors import DataError, UsageError
+from imnet.fields import flag
 from imnet.files import write_json
 from imnet.fused import CHOSEN, HELD_OUT, Ensemble
 from imnet.fusion import Score
+from imnet.listing import columns
 from imnet.models.count import flops
 from imnet.report.markup import rate
 from imnet.report.measured import FUSION
@@ -74,9 +75,11 @@ def _rule(
 ) -> Rule:
     held = {band: weight for band, weight in zip(bands, weights.tolist(), strict=True) if weight}
     ordered = dict(sorted(held.items(), key=lambda row: -row[1]))
-    scores = [None if part is None else fusion.score(fusion.fuse(part[0], weights), part[1]) for part in (test, val)]
-    assert scores[0] is not None
-    return Rule(name, chosen_on, ordered, scores[0], scores[1])
+
+    def scored(logits: Tensor, labels: Tensor) -> Score:
+        return fusion.score(fusion.fuse(logits, weights), labels)
+
+    return Rule(name, chosen_on, ordered, scored(*test), None if val is None else scored(*val))
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Cost:
 def costs(ensemble: Ensemble, found: Sequence[Rule], baseline: Run | None) -> list[Cost]:
     """Costs of each band, of the baseline if there is one, and of the ensembles of all and of the chosen bands."""
     alone = {rule.name: rule.test.top1 for rule in found}
-    each = {band: Cost.of(name, run, alone[name]) for band, run in ensemble.bands.items() for name in [f"band {band}"]}
+    each = {band: Cost.of(f"band {band}", run, alone[f"band {band}"]) for band, run in ensemble.bands.items()}
     rows = [*each.values()]
     if baseline is not None:
         rows.append(Cost.of(f"baseline {baseline.recipe.name}", baseline))
@@ -139,15 +142,10 @@ def run(values: Namespace) -> int:
     print("\n".join([*_head(ensemble, test, val, baseline), "", *_scores(found), "", *_costs(table)]))
     out = ensemble.path / FUSION
     about = {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
-    rows = {"rules": [asdict(rule) for rule in found], "costs": [_finite(asdict(cost)) for cost in table]}
-    write_json(out, {"about": about, "bands": bands, **rows})
+    rows = {"rules": [asdict(rule) for rule in found], "costs": [asdict(cost) for cost in table]}
+    write_json(out, {"about": about, "bands": bands, **rows})  # NaN (not measured) becomes null
     print(f"written    {out}")
     return 0
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN (not measured) by None, because JSON has no NaN."""
-    return {key: None if value != value else value for key, value in row.items()}
 
 
 def _baseline(path: Path, ensemble: Ensemble) -> Run:
@@ -164,12 +162,10 @@ def _baseline(path: Path, ensemble: Ensemble) -> Run:
 
 def _refuse(values: Namespace) -> None:
     """Raise UsageError for options that only apply to a single network."""
-    given = {"--data": values.data, "--split": values.split, "--out": values.out, "--ten-crop": values.ten_crop}
-    given |= {"--no-flip": values.no_flip}
-    for name, value in given.items():
-        if value:
+    for name in ("data", "split", "out", "ten_crop", "no_flip"):
+        if getattr(values, name):
             hint = f"give one band: imnet-eval {runfolder.band_folder(values.run, 0)}"
-            raise UsageError(f"got {name} for an ensemble, whose logits are fused on its own images", hint=hint)
+            raise UsageError(f"got --{flag(name)} for an ensemble, whose logits are fused on its own images", hint=hint)
     if values.p is not None and not 0 < values.p < 1:
         raise UsageError(f"got --p {values.p:g}; allowed: between 0 and 1", hint="leave it out: 0.3")
 
@@ -208,7 +204,7 @@ def _scores(found: Sequence[Rule]) -> list[str]:
         )
         for rule in found
     ]
-    return _columns([head, *rows])
+    return columns([head, *rows])
 
 
 def _told(weights: dict[int, float], most: int = 6) -> str:
@@ -229,9 +225,4 @@ def _costs(table: Sequence[Cost]) -> list[str]:
         )
         for cost in table
     ]
-    return _columns([head, *rows])
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns([head, *rows])

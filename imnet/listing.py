@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from imnet import data
 from imnet.command import suggest
 from imnet.errors import UsageError
@@ -19,9 +21,10 @@ def table(what: str) -> str:
     return tables[what]()
 
 
-def _columns(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines, with their cells below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _recipes() -> str:
@@ -30,7 +33,7 @@ def _recipes() -> str:
         (r.name, _networks(r), r.data.name, str(r.input_px), str(r.data.batch_images), str(r.epochs), _published(r))
         for r in RECIPES.values()
     ]
-    return _columns([head, *rows])
+    return "\n".join(columns([head, *rows]))
 
 
 def _networks(recipe: Recipe) -> str:
@@ -56,7 +59,7 @@ def _models() -> str:
         "GFLOP: one image's forward pass, 2 FLOPs per multiply-add; a training step costs about three times as much",
         "any wrnD_K, torchvision:NAME and timm:NAME build too",
     )
-    return "\n".join([_columns([head, *rows]), *notes])
+    return "\n".join([*columns([head, *rows]), *notes])
 
 
 def _size(entry: Entry) -> tuple[str, str, str, str]:

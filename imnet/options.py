@@ -18,7 +18,7 @@ from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, canonical, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
@@ -35,8 +35,9 @@ FIRST = (
     "model_options",
     "data.name",
     "data.channels",
+    "augment.spectral_band",
+    "bands",
 )
-FIRST += ("augment.spectral_band", "bands")
 """The options whose values determine which options exist, and their defaults."""
 
 
@@ -58,25 +59,29 @@ def parse(argv: list[str]) -> Request:
     argv, network_options = _split_network_options([_canonical(word) for word in argv])
     argv, path = place.split(argv)
     first = _first_look(argv)
-    file_values, lines = _read_config(first["config"]) if first["config"] else ({}, [])
-    base, notes, reasons = place.recipe(path, first) if path else (*base_recipe.of(first, file_values), ())
-    base = base_recipe.with_kinds(base, first, file_values)
+    in_file, lines = _read_config(first["config"]) if first["config"] else ({}, [])
+    given = _flatten(in_file)
+    notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    if path:
+        base, reasons = place.recipe(path, first)
+    else:
+        base, notes = base_recipe.of(first, given, in_file)
+    base = base_recipe.with_kinds(base, first, given)
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
         _check_words(argv, known, {spelling for action in parser._actions for spelling in action.option_strings})
-        if file_values:
-            _check_keys(first["config"], lines, known)
-            file_values = {k: v for k, v in file_values.items() if k not in FIXED}
-            parser.set_defaults(_flatten(file_values))
+        _check_keys(first["config"], lines, known)
+        parser.set_defaults({name: value for name, value in given.items() if name.split(".")[0] not in FIXED})
         values = parser.parse_args(argv)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
         text = _one_line(str(error), base)
         word = re.fullmatch(r"got --\S+ (.*); allowed: (.*)", text)
         close = suggest(word[1], word[2].split(", ")) if word else ""
         raise UsageError(text, hint=close or "imnet-train --help lists every option") from error
-    request = _to_request(values, base, network_options, notes)
-    options = choose_bands(request.recipe, request.options, first, file_values)
+    request = _to_request(values, base, network_options)
+    options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
@@ -86,10 +91,10 @@ def _canonical(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    if name.startswith("no_") and name[3:] in ALIASES:
-        return f"--no_{ALIASES[name[3:]]}{equals}{value}"
-    return f"--{ALIASES.get(name, name)}{equals}{value}"
+    name = canonical(name)
+    if name.startswith("no_"):
+        name = f"no_{canonical(name[3:])}"
+    return f"--{name}{equals}{value}"
 
 
 def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -168,12 +173,19 @@ def _flag_hint(name: str, known: list[str]) -> str:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a file by dotted name, whether it has ``optim: {lr: 0.1}`` or ``optim.lr: 0.1``. The options of the
+    network stay one mapping."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key != "model_options":
-            flat |= _flatten(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if name.startswith("model_options."):
+            name, value = "model_options", {name.removeprefix("model_options."): value}
+        if isinstance(value, dict) and name != "model_options":
+            flat |= _flatten(value, f"{name}.")
+        elif isinstance(value, dict) and isinstance(flat.get(name), dict):
+            flat[name] = flat[name] | value
         else:
-            flat[prefix + str(key)] = value
+            flat[name] = value
     return flat
 
 
@@ -182,14 +194,15 @@ def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]
     seen: set[str] = set()
     for name, line in lines:
         if name not in known and name.split(".")[0] not in (*FIXED, "model_options"):
-            hint = f"write {ALIASES[name]}" if name in ALIASES else _flag_hint(name, known)
+            meant = canonical(name)
+            hint = f"write {meant}" if meant in known else _flag_hint(name, known)
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
         if name in seen:
             raise UsageError(f"{name} is given twice", file=f"{path}:{line}", hint="leave one of them out")
         seen.add(name)
 
 
-def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any], notes: tuple[str, ...]) -> Request:
+def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]) -> Request:
     raw = values.as_dict()
     given = {} if raw["model_options"] is None else raw["model_options"]
     if not isinstance(given, dict):
@@ -202,18 +215,12 @@ def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]
         options = RunOptions(**{k: raw[k] for k in names})
         fixed = {k: v for k, v in to_dict(base).items() if k in FIXED}
         recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
-        recipe = from_dict(fixed | {k: _plain(v) for k, v in raw.items() if k in recipe_fields})
+        recipe = from_dict(fixed | {k: v for k, v in raw.items() if k in recipe_fields})
         options.as_ran(recipe)  # refuses combinations of options and recipe that are not allowed
     except ValueError as error:
         raise UsageError(_one_line(str(error), base)) from error
     _check_asked(asked)
-    return Request(recipe=recipe, options=options, ask=asked, notes=notes)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+    return Request(recipe=recipe, options=options, ask=asked)
 
 
 def _one_line(text: str, base: Recipe) -> str:

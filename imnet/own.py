@@ -53,6 +53,11 @@ class Seen:
     decode_s: float = 0.0
     """Seconds for one thread to decode one picture, measured on this machine."""
 
+    @property
+    def hold_out(self) -> float:
+        """Share of each class to hold out for evaluation."""
+        return HOLD_OUT if self.test_images is None else 0.0
+
 
 @functools.lru_cache(maxsize=1)
 def look(path: Path) -> Seen:
@@ -113,8 +118,11 @@ def recipe(
     small = seen.side_px <= SMALL_PX or not seen.pictures
     network, network_options = (model, {}) if model else _network(start, small, gpu)
     epochs, batch = _length(seen.train_images, gpu, start is not None)
-    drawn = SGD(lr=0.1 * batch / 64, nesterov=True, weight_decay=5e-4)
-    tuned = AdamW(lr=1e-3, weight_decay=0.05)
+    if start:
+        optim, schedule = AdamW(lr=1e-3, weight_decay=0.05), Cosine(warmup_epochs=min(1.0, epochs / 4))
+    else:
+        optim = SGD(lr=0.1 * batch / 64, nesterov=True, weight_decay=5e-4)
+        schedule = OneCycle(peak_fraction=0.2, start_factor=0.05)
     made = Recipe(
         name=name_of(path),
         model=network,
@@ -125,13 +133,11 @@ def recipe(
             batch_images=batch,
             num_classes=len(seen.class_names),
             channels=seen.channels,
-            hold_out=0.0 if seen.test_images is not None else HOLD_OUT,
+            hold_out=seen.hold_out,
         ),
         augment=_augment(seen, side, small, prepared, start is not None),
-        optim=tuned if start else drawn,
-        schedule=Cosine(warmup_epochs=min(1.0, epochs / 4))
-        if start
-        else OneCycle(peak_fraction=0.2, start_factor=0.05),
+        optim=optim,
+        schedule=schedule,
         epochs=epochs,
         label_smoothing=0.1,
         weights=start,
@@ -226,17 +232,23 @@ def with_data(named: Recipe, path: Path) -> Recipe:
     """``named``, a recipe that was asked for by name, adapted to the data at ``path``: number of classes, channels and
     images, and whatever depends on them."""
     seen = look(path)
-    counts: dict[str, Any] = {"train_images": None, "test_images": None, "split": None, "name": "folder"}
-    counts |= {"num_classes": len(seen.class_names), "channels": seen.channels}
-    counts |= {"hold_out": 0.0 if seen.test_images is not None else HOLD_OUT}
-    counts |= {} if seen.pictures else {"image_px": seen.side_px}
+    data = replace(
+        named.data,
+        name="folder",
+        image_px=named.data.image_px if seen.pictures else seen.side_px,
+        num_classes=len(seen.class_names),
+        channels=seen.channels,
+        split=None,
+        hold_out=seen.hold_out,
+        train_images=None,
+        test_images=None,
+    )
     augment = named.augment
     if isinstance(augment.mean, tuple) and len(augment.mean) not in (1, seen.channels):
         mean, std = (sum(values) / len(values) for values in (augment.mean, augment.std))
         augment = replace(augment, mean=(mean,), std=(std,))
-    data = replace(named.data, **counts)
-    kept: dict[str, Any] = {"data": data, "augment": augment, "head_outputs": None, "published": None, "ran": None}
-    return replace(named, name=name_of(path, named.name), **kept)
+    name = name_of(path, named.name)
+    return replace(named, name=name, data=data, augment=augment, head_outputs=None, published=None, ran=None)
 
 
 def enlarged(recipe: Recipe, path: Path) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from imnet.errors import UsageError
+from imnet.fields import union_members
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
@@ -48,6 +48,12 @@ ALIASES = {
     "band": "augment.spectral_band",
     "print_config": "show_config",
 }
+
+
+def canonical(name: str) -> str:
+    """The parser's name of an option: ``data.batch_images`` for ``batch-size``."""
+    plain = name.replace("-", "_")
+    return ALIASES.get(plain, plain)
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
@@ -94,7 +100,7 @@ def build_parser(base: Recipe) -> ArgumentParser:
 
 
 def choose_bands(
-    recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], file_values: Mapping[str, Any]
+    recipe: Recipe, options: RunOptions, first: Mapping[str, str | None], in_file: Mapping[str, Any]
 ) -> RunOptions:
     """``options`` with the bands to train together: those asked for, or all if the recipe uses bands and neither --band
     (on the command line or in the configuration file) nor --bands is given."""
@@ -104,8 +110,7 @@ def choose_bands(
         raise UsageError(what, hint="--band K trains one network as a run of its own, --bands several in one folder")
     if band is not None:
         return replace(options, bands=None)
-    in_file = isinstance(part := file_values.get("augment"), Mapping) and "spectral_band" in part
-    if options.bands is None and recipe.augment.spectral_r and not in_file:
+    if options.bands is None and recipe.augment.spectral_r and "augment.spectral_band" not in in_file:
         options = replace(options, bands="all")
     try:
         options.bands_of(recipe)
@@ -119,9 +124,9 @@ def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
         action = ActionYesNo(yes_prefix="", no_prefix="no_")
         group.add_argument(f"--{name}", action=action, nargs="?", default=value, help=text)
         return
-    metavar = _metavar(hint)
-    if typing.get_origin(hint) is not None and "Mapping" in str(hint):
+    if typing.get_origin(hint) is Mapping:
         hint, value = dict, dict(value)
+    metavar = _metavar(hint)
     if hint in (str, str | None):  # a number in a file may stand for a word of digits (see check_ranges)
         hint = str | int if hint is str else str | int | None
     group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=metavar)
@@ -139,8 +144,7 @@ def _metavar(hint: Any) -> str:
 def allowed(base: Recipe, name: str) -> str:
     """The allowed values of an option, in words; empty for a name that is not a leaf."""
     hint = next((hint for value in (RunOptions(), base) for leaf, hint, *_ in leaves(value) if leaf == name), None)
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return " or ".join(_in_words(member) for member in members if member is not None)
+    return "" if hint is None else " or ".join(map(_in_words, union_members(hint)))
 
 
 def _in_words(hint: Any) -> str:

@@ -69,8 +69,8 @@ def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     )
 
 
-def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
-    """(recipe, (), lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
+def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...]]:
+    """(recipe, lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
     one chosen for it. ``first`` has the options that this depends on, with None for those not given."""
     from imnet import device, models, own
 
@@ -88,7 +88,7 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
         hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
         raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
     if first["recipe"]:
-        return own.with_data(by_name(first["recipe"]), place), (), ()
+        return own.with_data(by_name(first["recipe"]), place), ()
     asked = first["gpus"] or first["device"] == "cuda"
     gpu = bool(asked) or (first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0)
     made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
@@ -96,4 +96,4 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
     if asked is not None and asked != str(held):
         what = f"got --data.channels {asked} for {path}, whose images have {held}"
         raise UsageError(what, hint="leave it out; grey pictures are read as colours that are equal")
-    return made, (), reasons
+    return made, reasons

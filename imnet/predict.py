@@ -44,10 +44,11 @@ def _model(path: Path) -> classifier.Classifier:
     """The classifier of a run folder, an ensemble's folder, or a file. Notes on unfinished runs go to stderr."""
     if not path.is_dir():
         return classifier.load(path)
-    bands = Ensemble(path).bands.values() if bands_in(path) else ()
-    for note in dict.fromkeys(note for run in bands or [Run(path)] for note in run.unfinished):
+    model = Ensemble(path) if bands_in(path) else Run(path)
+    runs = model.bands.values() if isinstance(model, Ensemble) else [model]
+    for note in dict.fromkeys(note for run in runs for note in run.unfinished):
         print(note, file=sys.stderr)  # stdout has the predictions alone, which programs may read
-    return (Ensemble(path) if bands else Run(path)).classifier()
+    return model.classifier()
 
 
 def _pictures(words: list[str]) -> Iterator[classifier.Picture]:

@@ -131,7 +131,7 @@ def _train(a: Augment, bands: Sequence[int]) -> str:
 
 
 def _test(a: Augment, bands: Sequence[int]) -> str:
-    side = a.resize_eval_px or a.resize_px
+    side = a.test_px
     crop = f"middle {a.crop_px} px" if a.crop_px else ""
     told = [f"resize to {side} px" if side else "", crop, _bands(a, bands)]
     return ", ".join(filter(None, told)) or "as they are"

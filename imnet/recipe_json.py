@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
+from imnet.fields import union_members
 from imnet.optimisers import Optim
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
@@ -22,12 +22,17 @@ KINDS: dict[str, dict[str, type]] = {
 """The classes that these parts of a recipe may have, by their ``kind``."""
 
 
-def to_dict(value: Any) -> Any:
-    """``value`` as plain JSON data; optimisers and schedules also get their ``kind``."""
+def to_dict(value: Any, *, unset: bool = True) -> Any:
+    """``value`` as plain JSON data; optimisers and schedules also get their ``kind``. Without ``unset``, fields that
+    recipes gained later are left out while they have their defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         word = getattr(value, "kind", None)
-        kind = {} if word is None else {"kind": word}
-        return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = {} if word is None else {"kind": word}
+        for f in dataclasses.fields(value):
+            held = getattr(value, f.name)
+            if unset or not f.metadata.get("later") or held != f.default:
+                found[f.name] = to_dict(held, unset=unset)
+        return found
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
@@ -42,9 +47,9 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
 
 def build_value(cls: Any, raw: Any, path: str) -> Any:
     """Turn plain JSON data into ``cls`` (a dataclass, tuple or union of them); ValueError if it does not fit."""
-    options = _union_members(cls)
-    dataclass_options: list[Any] = [c for c in options if dataclasses.is_dataclass(c)]
-    if raw is None and type(None) in options:
+    members = union_members(cls)
+    dataclass_options: list[Any] = [c for c in members if dataclasses.is_dataclass(c)]
+    if raw is None and type(None) in members:
         return None
     if dataclass_options and isinstance(raw, Mapping):
         return _build_dataclass(dataclass_options, dict(raw), path)
@@ -53,11 +58,6 @@ def build_value(cls: Any, raw: Any, path: str) -> Any:
     if isinstance(raw, list):
         return tuple(raw)
     return raw
-
-
-def _union_members(cls: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(cls) in (Union, types.UnionType)
-    return typing.get_args(cls) if is_union else (cls,)
 
 
 def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
@@ -85,22 +85,11 @@ def config_hash(recipe: Recipe, precision: str) -> str:
     A field that was added to recipes later (``metadata={"later": True}``) is left out while it has its default, so that
     a new option does not send an old command to a new folder.
     """
-    body = _identity(recipe)
+    body = to_dict(recipe, unset=False)
     for provenance in ("source", "published", "ran"):
         body.pop(provenance)
     text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _identity(value: Any) -> Any:
-    """``to_dict`` without the later fields that have their defaults."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return to_dict(value)
-    mine = dataclasses.fields(value)
-    unset = {f.name for f in mine if f.metadata.get("later") and getattr(value, f.name) == f.default}
-    found = {f.name: _identity(getattr(value, f.name)) for f in mine if f.name not in unset}
-    word = getattr(value, "kind", None)
-    return found if word is None else {"kind": word} | found
 
 
 def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +32,7 @@ PICTURES_AT_ONCE = 64
 def check(recipe: Recipe) -> int:
     """The side of the crops in px. UsageError if the middle crop is the whole image."""
     a = recipe.augment
-    side = a.resize_eval_px or a.resize_px or recipe.data.image_px
+    side = a.test_px or recipe.data.image_px
     if a.crop_px is None or a.crop_px >= side:
         what = f"got --ten-crop for a network that sees the whole test image of {side} px: nothing lies around it"
         raise UsageError(what, hint="train with an --augment.crop_px below the store's images, e.g. 224 of 256")
@@ -40,19 +40,13 @@ def check(recipe: Recipe) -> int:
 
 
 def crops(levels: Tensor, side: int) -> Tensor:
-    """(..., H, W) -> (10, ..., side, side): the same crops as torchvision's ten_crop, in the same order.
+    """(..., H, W) -> (10, ..., side, side): the four corners and the middle of the image, then of the mirrored image.
 
-    Five are cut from the mirrored image. If the middle cannot be exact, theirs is not the mirrored middle crop.
+    If the middle cannot be exact, that of the mirrored image is not the mirrored middle crop.
     """
-    return torch.stack([*_five(levels, side), *_five(levels.flip(-1), side)])
+    from torchvision.transforms.functional import ten_crop  # takes seconds, and few evaluations need it
 
-
-def _five(levels: Tensor, side: int) -> list[Tensor]:
-    """The crops at the upper left and right, lower left and right, and in the middle."""
-    height, width = levels.shape[-2:]
-    corners = [(top, left) for top in (0, height - side) for left in (0, width - side)]
-    middle = (round((height - side) / 2), round((width - side) / 2))
-    return [levels[..., top : top + side, left : left + side] for top, left in (*corners, middle)]
+    return torch.stack(ten_crop(levels, [side, side]))
 
 
 @torch.no_grad()
@@ -89,9 +83,8 @@ def _views(recipe: Recipe, split: AnySplit, rows: Tensor, side: int, pool: Threa
         made = pool.map(lambda i: crops(_whole(split, i, shorter), side), rows.tolist())
         return torch.stack(list(made), 1).permute(0, 1, 3, 4, 2)
     images = as_tensor(split.pictures(rows.tolist())).permute(0, 3, 1, 2)
-    resized = a.resize_eval_px or a.resize_px
-    if resized:
-        images = transforms.resize(images.float(), resized).to(torch.uint8)
+    if a.test_px:
+        images = transforms.resize(images.float(), a.test_px).to(torch.uint8)
     return crops(images, side).permute(0, 1, 3, 4, 2)
 
 
@@ -102,16 +95,13 @@ def _whole(split: EncodedSplit, i: int, shorter_px: int) -> Tensor:
     except BadPictureError as error:
         hint = "10 crops need every picture; leave --ten-crop out"
         raise DataError(f"picture {i}: {error}", file=split.file, hint=hint) from error
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
-        picture.height, picture.width, 3
-    ).permute(2, 0, 1)  # fmt: skip
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _log_probabilities(recipe: Recipe, net: nn.Module, views: Tensor, place: device.Place) -> Tensor:
     """Log of the mean probability over the first axis of ``views``, fp32 (n, outputs) on the CPU."""
-    a = replace(recipe.augment, crop_scale=None, crop_px=None, resize_px=None, resize_eval_px=None)
     store = views.flatten(0, 1).contiguous().to(place.device)
-    made = Batches(store, a, seed=0, dtype=place.dtype, mean=None)
+    made = Batches(store, recipe.augment.of_cut_images, seed=0, dtype=place.dtype, mean=None)
     images, _ = made.batch(torch.arange(len(store)), 0, False)
     with place.autocast:
         logits = net(images)

@@ -72,12 +72,10 @@ class Put:
 
     def __str__(self) -> str:
         parts = [f"{self.loaded} tensors loaded"]
-        parts += [f"{len(names)} {word} ({first_few(names)})" for word, names in self._rest if names]
+        for word, names in (("new", self.new), ("left out", self.skipped)):
+            if names:
+                parts.append(f"{len(names)} {word} ({first_few(names)})")
         return ", ".join(parts)
-
-    @property
-    def _rest(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        return ("new", self.new), ("left out", self.skipped)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "skipped": list(self.skipped), "new": list(self.new)}

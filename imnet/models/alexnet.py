@@ -18,7 +18,8 @@ Pixels = Annotated[int, Range(low=47, high=4096)]
 """Side of the images; the smallest leaves the last pool a map of 2 x 2, the least that it can pool."""
 
 
-def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
+@model
+def alexnet(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 224, drop_rate: Rate = 0.5) -> nn.Module:
     """torchvision's AlexNet for square images of ``image_px``: (B, in_channels, H, W) -> logits (B, num_classes).
 
     The convolutions are torchvision's; the classifier's first layer takes the map that they leave: 6 x 6 at 224, 2 x 2
@@ -40,19 +41,13 @@ def alexnet_for(num_classes: int, in_channels: int = 3, *, image_px: Pixels = 22
     return network
 
 
-@model(options_of=alexnet_for)
-def alexnet(num_classes: int, in_channels: int = 3, **options) -> nn.Module:
-    """torchvision's AlexNet for 224 pixels, or for another ``image_px``."""
-    return alexnet_for(num_classes, in_channels, **options)
-
-
 @model
 def alexnet_112(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """AlexNet for the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published: 61.04, see alexnet_for."""
-    return alexnet_for(num_classes, in_channels, image_px=112, drop_rate=drop_rate)
+    """AlexNet for the 112-pixel spectral bands: 105.08 MiB of fp32 parameters; published: 61.04, see alexnet."""
+    return alexnet(num_classes, in_channels, image_px=112, drop_rate=drop_rate)
 
 
 @model
 def alexnet_56(num_classes: int, in_channels: int = 3, *, drop_rate: Rate = 0.5) -> nn.Module:
-    """AlexNet for the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published: 37.73, see alexnet_for."""
-    return alexnet_for(num_classes, in_channels, image_px=56, drop_rate=drop_rate)
+    """AlexNet for the 56-pixel spectral bands: 93.08 MiB of fp32 parameters; published: 37.73, see alexnet."""
+    return alexnet(num_classes, in_channels, image_px=56, drop_rate=drop_rate)

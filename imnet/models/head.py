@@ -39,8 +39,8 @@ def freeze(network: nn.Module, how: str) -> list[nn.Module]:
     """
     if how == ALL_BUT_HEAD:
         head = head_name(network)
-        still = [m for name, m in network.named_modules() if not is_head(name, head) and not is_head(head, name)]
-        still.remove(network) if network in still else None
+        inner = [(name, m) for name, m in network.named_modules() if name]  # without the network itself
+        still = [m for name, m in inner if not is_head(name, head) and not is_head(head, name)]
         params = [p for name, p in network.named_parameters() if not is_head(name, head)]
     else:
         parts = [m for m in network.children() if next(m.parameters(), None) is not None]

@@ -157,8 +157,7 @@ def _group_sizes(depth: int, widen: int, groups: int | None) -> list[tuple[int, 
     if rest or num_blocks < 1 or widen < 1:
         allowed = "depth 6n + 4 (three groups) or 8n + 4 (four), n and the widening factor 1 or more"
         raise UsageError(f"wide residual network of depth {depth}, width {widen}, {groups} groups", hint=allowed)
-    strides = [[2 if group and not i else 1 for i in range(num_blocks)] for group in range(groups)]
-    return [(16 * widen * 2**group, stride) for group in range(groups) for stride in strides[group]]
+    return [(16 * widen * 2**group, 2 if group and not i else 1) for group in range(groups) for i in range(num_blocks)]
 
 
 @model(options_of=WideResNet)

@@ -16,7 +16,7 @@ from imnet import options, yaml_file
 from imnet.command import suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK
+from imnet.parser import ASK, canonical
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
@@ -81,6 +81,13 @@ class Trial:
     def label(self) -> str:
         """The values that distinguish it from the other trials, or the recipe's name if there are none."""
         return label(self.values) or self.recipe.name
+
+
+def needs(wanted: Iterable[Trial]) -> tuple[int, int, bool]:
+    """(GPUs, ranks on a CPU) of the largest of the trials, each at least 1, and whether all of them run on a CPU."""
+    options = [trial.options for trial in wanted]
+    on_cpu = all(o.device == "cpu" or o.procs for o in options)
+    return max((o.gpus or 1 for o in options), default=1), max((o.procs or 1 for o in options), default=1), on_cpu
 
 
 def label(values: Mapping[str, Any]) -> str:
@@ -169,12 +176,6 @@ def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -
     if twice is not None:
         raise UsageError(f"{twice} is given twice in {what}", file=path, hint="leave one of them out")
     return dict(zip(named, value.values(), strict=True))
-
-
-def canonical(name: str) -> str:
-    """The full name of an option: ``optim.lr`` for ``lr``."""
-    plain = name if name.startswith("model_options.") else name.replace("-", "_")
-    return ALIASES.get(plain, plain)
 
 
 def _list(value: Any, what: str, path: Path) -> list[Any]:

@@ -25,7 +25,7 @@ from imnet.errors import DataError, DeviceError, IOFailure, Preempted
 from imnet.files import write_json
 from imnet.resources import num_cores
 from imnet.runfolder import BUSY, is_complete, runs_of, writer
-from imnet.sweep.grid import Trial
+from imnet.sweep.grid import Trial, needs
 
 FILE = "trial.json"
 POLL_S = 0.1
@@ -82,19 +82,17 @@ class Slot:
 def slots(jobs: int | None, needed: Sequence[Trial]) -> list[Slot]:
     """``jobs`` slots. By default there is one for every visible GPU (or group of GPUs, if trials need several), or a
     single one on a CPU."""
-    options = [trial.options for trial in needed]
-    on_cpu = all(o.device == "cpu" or o.procs for o in options)
+    each, ranks, on_cpu = needs(needed)
     devices = [] if on_cpu else _visible()
-    each = max((o.gpus or 1 for o in options), default=1)
     chunks = [",".join(devices[i : i + each]) for i in range(0, len(devices) - each + 1, each)]
     if devices and not chunks:
         raise DeviceError(f"a trial asks for {each} GPUs, and {len(devices)} are visible", hint="lower --gpus")
     if chunks:
         return [Slot(chunks[i % len(chunks)]) for i in range(jobs or len(chunks))]
-    ranks = max((o.procs or 1 for o in options), default=1)
-    share = max(1, num_cores() // ((jobs or 1) * ranks))
-    chosen = any(o.threads for o in options) or (jobs or 1) == 1
-    return [Slot(None, () if chosen else (f"--threads={share}",)) for _ in range(jobs or 1)]
+    jobs = jobs or 1
+    share = max(1, num_cores() // (jobs * ranks))
+    chosen = any(trial.options.threads for trial in needed) or jobs == 1
+    return [Slot(None, () if chosen else (f"--threads={share}",))] * jobs
 
 
 def _visible() -> list[str]:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from imnet.sweep.grid import Trial
+from imnet.sweep.grid import Trial, needs
 
 SCRIPT = """\
 #!/bin/bash
@@ -39,9 +39,7 @@ exit $code
 def script(name: str, todo: Sequence[Trial], words: Sequence[str], more: Sequence[str], jobs: int | None) -> str:
     """The text of the script; ``words`` are those for imnet-sweep without --trial, ``more`` those for imnet-train."""
     ranges = spans([trial.number for trial in todo])
-    gpus = max((trial.options.gpus or 1 for trial in todo), default=1)
-    ranks = max((trial.options.procs or 1 for trial in todo), default=1)
-    on_cpu = all(trial.options.device == "cpu" or trial.options.procs for trial in todo)
+    gpus, ranks, on_cpu = needs(todo)
     command = [shlex.join(["imnet-sweep", *words]), '--trial "$SLURM_ARRAY_TASK_ID"']
     return SCRIPT.format(
         name=re.sub(r"[^\w.-]+", "-", f"imnet-{name}"),  # part of the log file's name, in which % is special

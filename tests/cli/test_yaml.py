@@ -29,6 +29,9 @@ from imnet.run_options import RunOptions
         ("[" * 1200, "not YAML"),
         ("epochs: !!python/object/apply:os.getcwd []", "not YAML of plain values"),
         ("epochs: 2026-13-45", "epochs"),
+        ("batch_size: 8", "got unknown key batch_size; write data.batch_images"),
+        ("batch-size: 8", "got unknown key batch-size; write data.batch_images"),
+        ("label-smoothing: 0.1", "got unknown key label-smoothing; write label_smoothing"),
         ("data_dir: \x00", "not YAML"),
         ("", "no mapping"),
     ],
@@ -126,3 +129,24 @@ def test_numbers_are_the_words_that_options_want_in_python_too(tmp_path):
 def test_where_a_number_is_wanted_all_spellings_of_yaml_are(tmp_path, text, number):
     (tmp_path / "config.yaml").write_text(f"epochs: {text}")
     assert parse(["--config", str(tmp_path / "config.yaml")]).recipe.epochs == number
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"recipe": "quickstart", "optim": {"kind": "adamw", "lr": 0.001}},
+        {"recipe": "quickstart", "schedule": {"kind": "step", "every_epochs": 2}},
+        {"recipe": "fashion-mnist/speedrun", "data": {"name": "shapes", "image_px": 32}},
+        {"recipe": "spectral/resnet34_sub4", "augment": {"spectral_band": 2}},
+        {"recipe": "fashion-mnist/wrn28_10", "model_options": {"drop_rate": 0.3, "zero_init_last_bn": True}},
+    ],
+)
+def test_dotted_names_in_a_file_mean_what_nested_ones_do(tmp_path, values):
+    """Grid files and the command line have dotted names, so people write them here too."""
+    whole, dotted = tmp_path / "whole.yaml", tmp_path / "dotted.yaml"
+    whole.write_text(yaml_file.dump(values))
+    (part, inner) = list(values.items())[1]
+    dotted.write_text(yaml_file.dump({"recipe": values["recipe"]} | {f"{part}.{k}": v for k, v in inner.items()}))
+    nested, read = (parse(["--config", str(path)]) for path in (whole, dotted))
+    assert read == nested
+    assert nested != parse(["--recipe", values["recipe"]])

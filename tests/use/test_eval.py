@@ -189,6 +189,7 @@ def test_two_processes_say_what_one_says(run, folder, other, tmp_path, capfd):
         (["--gpus", "1025"], "got --gpus 1025; allowed: 1 to 1,024"),
         (["--gpus", "-1"], "got --gpus -1; allowed: 1 to 1,024"),
         (["--gpus", "2", "--procs", "2"], "not allowed with argument"),
+        (["--gpus", "1", "--device", "cpu"], "got --gpus with --device cpu"),
         (["--procs", "2", "--ten-crop"], "got --ten-crop with --gpus or --procs"),
         (["--ten-crop", "--split", "train"], "got --ten-crop with --data, --checkpoint or --split"),
         (["--ten-crop", "--checkpoint", "best"], "got --ten-crop with --data, --checkpoint or --split"),
