@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imnet.foreach import PlainAdamW
 from imnet.recipe import AdamCPR
 
 
-class BoundedAdam(torch.optim.AdamW):
+class BoundedAdam(PlainAdamW):
     """torch's fused Adam, after which each bounded weight W of n elements is pulled towards its bound kappa.
 
     After every step t > T, where T = ``warm_start_steps`` and kappa = |W|^2 after step T:
@@ -52,7 +53,7 @@ class BoundedAdam(torch.optim.AdamW):
             past = past & (found_inf == 0)
         kappa = torch.where(steps == self.warm_start_steps, squares, kappa)
         multiplier = torch.where(past, grown.clamp(min=0.0), multiplier)
-        shorter = torch.where(past, 1 - 2 * multiplier, torch.ones_like(multiplier))
+        shorter = torch.where(past, 1 - 2 * multiplier, 1.0)
         torch._foreach_copy_([self.state[p]["kappa"] for p in params], list(kappa.unbind()))
         torch._foreach_copy_([self.state[p]["multiplier"] for p in params], list(multiplier.unbind()))
         torch._foreach_mul_(params, list(shorter.unbind()))

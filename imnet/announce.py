@@ -100,7 +100,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "recipe": to_dict(setup.recipe),
         "before": list(setup.before),
         "precision": setup.place.precision,
-        "device": str(setup.place.device.type),
+        "device": setup.place.device.type,
         "num_ranks": setup.world.size,
         "execution": vars(setup.execution),
         "kernels": {k: {"tier": tier, "reason": why} for k, (tier, why) in _tiers(setup).items()},

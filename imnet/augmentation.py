@@ -145,7 +145,7 @@ class Augment:
     @property
     def transforms(self) -> bool:
         """Whether anything is done to a training image beyond pad-crop, flip, normalise and cutout."""
-        return bool(self.transforms_eval or self.recolors)
+        return self.transforms_eval or self.recolors
 
     @property
     def recolors(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from imnet import checkpoint
 from imnet.checkpoint import Checkpoint
 from imnet.data.order import Order
-from imnet.errors import DataError, UsageError
+from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
 from imnet.runfolder import data_of, difference, recipe_of
@@ -78,16 +78,10 @@ def enter(
 
 
 def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
-    """The origin of a checkpoint, looked up in ``folder``'s run.json, which keeps every configuration of the run.
-
-    Raises DataError if the checkpoint's configuration is not among them: then it is another run's.
-    """
+    """The origin of a checkpoint of the run, looked up in ``folder``'s run.json, which keeps every configuration of the
+    run."""
     saved = found.state
-    known = [entry_of(run), *(run.get("before") or [])] if run else []
-    entry = next((e for e in known if e.get("config_hash") == saved["config_hash"]), None)
-    if entry is None:
-        what = "the checkpoint is of a configuration that run.json does not know"
-        raise DataError(what, file=found.path, hint=f"put a copy of the run's own back, or {ANEW}")
+    entry = next(e for e in (entry_of(run), *(run.get("before") or ())) if e["config_hash"] == saved["config_hash"])
     recipe = recipe_of(entry, folder)
     d, images = recipe.data, saved.get("train_images", entry["train_images"])
     order = Order(images, d.batch_images, recipe.seed, drop_last=d.drop_last)

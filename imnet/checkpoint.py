@@ -114,8 +114,11 @@ def _is_own(path: Path, own: Sequence[str]) -> bool:
 
 def _aside(final: Path) -> Path:
     """An unused path beside ``final`` whose name is not that of a checkpoint."""
-    names = (final.with_name(f"foreign-{final.name}{more}") for more in ("", *(f"-{n}" for n in range(2, 10**6))))
-    return next(path for path in names if not path.exists())
+    aside, number = final.with_name(f"foreign-{final.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = final.with_name(f"foreign-{final.name}-{number}")
+    return aside
 
 
 def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
@@ -128,8 +131,7 @@ def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
     for path in _newest_first(folder, own):
         problem = _problem(path)
         if problem is None:
-            check_own(path, own)
-            return load_one(path, tuple(skipped))
+            return _load(path, own, tuple(skipped))
         skipped.append(f"{path.name}: {problem}")
     if skipped:
         hint = "no older one is left; use another --out to start anew"
@@ -137,20 +139,17 @@ def load(folder: Path, own: Sequence[str] = ()) -> Checkpoint | None:
     return None
 
 
-def load_one(path: Path, skipped: tuple[str, ...] = ()) -> Checkpoint:
-    """Load a checkpoint without verifying it; the caller has done so."""
+def _load(path: Path, own: Sequence[str], skipped: tuple[str, ...] = ()) -> Checkpoint:
+    """Load a checkpoint that the caller has verified. Raises DataError if it does not belong to the run whose
+    configurations are ``own``."""
+    if not _is_own(path, own):
+        what = "the checkpoint is of a configuration that run.json does not know"
+        raise DataError(what, file=path, hint="put a copy of the run's own back, or take another folder")
     tensors = {}
     for file in listed(path, "*.safetensors"):
         with in_utf8(file) as name:
             tensors[file.stem] = load_file(name)
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
-
-
-def check_own(path: Path, own: Sequence[str]) -> None:
-    """Raise DataError if the checkpoint does not belong to the run whose configurations are ``own``."""
-    if not _is_own(path, own):
-        what = "the checkpoint is of a configuration that run.json does not know"
-        raise DataError(what, file=path, hint="put a copy of the run's own back, or take another folder")
 
 
 def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
@@ -159,8 +158,7 @@ def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
     problem = _problem(path)
     if problem is not None:
         raise DataError(f"the checkpoint is damaged: {problem}", file=path, hint="take another --checkpoint")
-    check_own(path, own)
-    return load_one(path)
+    return _load(path, own)
 
 
 def states(folder: Path, own: Sequence[str] = ()) -> dict[Path, dict[str, Any]]:

@@ -80,8 +80,8 @@ def decide(
     ours = graphs and norms_are_ours(net)
     compile, why_compile = _compile(recipe, net, options, place, world, run_s, ours, kept)
     exact = bool(options.deterministic)
-    words = [*filter(None, (why_graphs, why_compile)), *(["deterministic"] if exact else [])]
-    why, kernels = "; ".join(words) or "eager", graphs and not compile and run_s > KERNELS_PAY_FROM_S
+    why = "; ".join(filter(None, (why_graphs, why_compile, "deterministic" if exact else ""))) or "eager"
+    kernels = graphs and not compile and run_s > KERNELS_PAY_FROM_S
     return Execution(compile=compile, cuda_graphs=graphs, deterministic=exact, reason=why, step_kernels=kernels)
 
 
@@ -104,7 +104,7 @@ def _cuda_graphs(
     if options.cuda_graphs and place.device.type != "cuda":
         raise UsageError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
     if options.cuda_graphs is not None:
-        return options.cuda_graphs, f"{'captured' if options.cuda_graphs else 'not captured'} as asked"
+        return options.cuda_graphs, _told("captured as asked", options.cuda_graphs)
     if place.device.type != "cuda":
         return False, ""
     if world.size > 1:
@@ -115,7 +115,7 @@ def _cuda_graphs(
     if recipe.ema_warmup:
         return False, "not captured: --ema-warmup has another decay every step"
     if "cuda_graphs" in kept:
-        return bool(kept["cuda_graphs"]), f"{'captured' if kept['cuda_graphs'] else 'not captured'} as the run began"
+        return bool(kept["cuda_graphs"]), _told("captured as the run began", kept["cuda_graphs"])
     return True, "captured in one CUDA graph"
 
 
@@ -140,7 +140,7 @@ def _compile(
         hint = "install one, or leave --compile out"
         raise DeviceError(f"got --compile, for which torch needs {lacks} on the path", hint=hint)
     if options.compile is not None:
-        return options.compile, f"{'compiled' if options.compile else 'not compiled'} as asked"
+        return options.compile, _told("compiled as asked", options.compile)
     if place.device.type != "cuda":
         return False, ""
     if lacks:
@@ -148,13 +148,17 @@ def _compile(
     if options.deterministic:
         return False, "not compiled: --deterministic"
     if "compile" in kept:
-        return bool(kept["compile"]), f"{'compiled' if kept['compile'] else 'not compiled'} as the run began"
+        return bool(kept["compile"]), _told("compiled as the run began", kept["compile"])
     predicted, needed_s = f"about {run_s:,.0f} s of training predicted", compile_pays_from_s(net)
     if ours:
         gains = "our own kernels gain as much" if run_s > KERNELS_PAY_FROM_S else "too short for that"
         return False, f"not compiled: {gains} ({predicted})"
-    words = f"{predicted}, compiling pays from {needed_s:,.0f} s"
-    return run_s > needed_s, f"{'compiled' if run_s > needed_s else 'not compiled'}: {words}"
+    words = f"compiled: {predicted}, compiling pays from {needed_s:,.0f} s"
+    return run_s > needed_s, _told(words, run_s > needed_s)
+
+
+def _told(words: str, yes: bool) -> str:
+    return words if yes else f"not {words}"
 
 
 def compiler_missing(place: device.Place) -> str | None:

@@ -71,21 +71,17 @@ def crowded(procs: int | None) -> list[str]:
 
 def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     """Return the device of this process and the precision that ``--precision`` means on it."""
-    kind = kind_of(options)
-    if kind == "cuda":
-        asked = (
-            f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
-        )
-        check_gpus(max(options.gpus or 1, local_rank + 1), asked)
-        torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.benchmark = True
-    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
-    precision, reason = resolve_precision(options.precision, kind)
-    if kind == "cuda":
-        # Beside half precision, what is left in fp32 may use TF32. A run in fp32 does so only with --tf32.
-        fast = options.tf32 or precision != "fp32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
-    return Place(device, precision, reason)
+    if kind_of(options) == "cpu":
+        return Place(torch.device("cpu"), *resolve_precision(options.precision, "cpu"))
+    asked = f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
+    check_gpus(max(options.gpus or 1, local_rank + 1), asked)
+    torch.cuda.set_device(local_rank)
+    precision, reason = resolve_precision(options.precision, "cuda")
+    torch.backends.cudnn.benchmark = True
+    # Beside half precision, what is left in fp32 may use TF32. A run in fp32 does so only with --tf32.
+    fast = options.tf32 or precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+    return Place(torch.device("cuda", local_rank), precision, reason)
 
 
 def resolve_precision(precision: str, kind: str) -> tuple[str, str]:

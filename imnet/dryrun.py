@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from imnet import change, device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
-from imnet.data import AbsentError, DataSet, Unpacked, pipelines
+from imnet import change, checkpoint, device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
+from imnet.data import AbsentError, DataSet, Unpacked
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
 from imnet.errors import DeviceError, ImnetError
-from imnet.from_recipe import load_data, num_cast, order_of
+from imnet.from_recipe import choose_pipeline, load_data, num_cast, order_of
 from imnet.models.count import activation_bytes, flops, num_params
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
@@ -53,7 +53,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands))), entered),
     ]
     # This comes last because it changes the network.
-    fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks) if bands else ranks)
+    fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks))
     return "\n".join(lines)
 
 
@@ -85,7 +85,7 @@ def _first_weights(recipe: Recipe, net: nn.Module, folders: list[Path]) -> list[
     """A line about which of ``recipe.weights`` fit; none for a resumed run, which has its own and whose source may be
     gone."""
     source = recipe.weights
-    if source is None or all(any(folder.glob("checkpoints/step-*")) for folder in folders):
+    if source is None or all(checkpoint.newest(folder / "checkpoints") for folder in folders):
         return []
     if source.startswith(hubs.PREFIXES) and not hubs.is_here(source):
         weights.preprocessing(source)  # raises UsageError for an unknown name
@@ -105,11 +105,11 @@ def _memory(
     copies = 2 + averages + (recipe.ema_decay is not None)
     d, ranks = recipe.data, options.gpus or options.procs or 1
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
+    ranks = ensemble.ranks_a_band(bands, ranks)
     halves = precision != "fp32" and ranks == 1 and not options.compile
     # Half-precision copies, if autocast does not cast: two bytes for each weight and two for its gradient.
     cast = num_cast(net) * 4 * networks if halves else 0
     fixed = copies * num_params(net) * 4 * networks
-    ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
     images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)
@@ -190,9 +190,8 @@ def _held_out(train: Items | Blocks, share: float) -> int:
 def _steps(recipe: Recipe, options: RunOptions, net: nn.Module, flops_per_image: int, train: int) -> list[str]:
     d, bands, ranks = recipe.data, options.bands_of(recipe), options.gpus or options.procs or 1
     order = Order(train, d.batch_images, recipe.seed, drop_last=d.drop_last)
-    fits.check_fills(recipe, train, order)
-    ranks = ensemble.ranks_a_band(bands, ranks) if bands else ranks
-    fits.check_passes(recipe, net, order, ranks, options.micro_batch_images)
+    fits.check_fills(order)
+    fits.check_passes(recipe, net, order, ensemble.ranks_a_band(bands, ranks), options.micro_batch_images)
     total = recipe.epochs * order.steps_per_epoch * d.batch_images * flops_per_image
     return [
         *_schedule(recipe, order.steps_per_epoch),
@@ -205,7 +204,7 @@ def _pipeline(found: DataSet, options: RunOptions) -> str:
     if kind.type == "cuda" and not device.num_gpus():
         return f"{options.pipeline} (for GPUs that are not here)"
     try:
-        return "{} ({})".format(*pipelines.choose(options.pipeline, (found.train, found.test), kind))
+        return "{} ({})".format(*choose_pipeline(options, found, kind))
     except ImnetError as error:
         return str(error)
 

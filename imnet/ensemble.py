@@ -10,20 +10,21 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imnet import fits, launch, runfolder
+from imnet import checkpoint, fits, launch, runfolder
 from imnet.console import Console
 from imnet.data import DataSet
 from imnet.data.pipelines.bands import OneBand, Together
 from imnet.data.pipelines.node import Shelf, shelf_for
 from imnet.device import Place
 from imnet.errors import ImnetError, Preempted, UsageError
-from imnet.from_recipe import Sources, build_network, first_weights, load_data, load_sources
+from imnet.from_recipe import build_network, first_weights, load_data, load_sources
 from imnet.launch import World
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
+from imnet.run_state import Sources
 from imnet.runfolder import band_folder
 from imnet.trainer import Trainer
 from imnet.watch import Signals
@@ -55,8 +56,8 @@ def shares(bands: Sequence[int], num_ranks: int) -> list[tuple[int, ...]]:
 
 
 def ranks_a_band(bands: Sequence[int], num_ranks: int) -> int:
-    """Number of ranks that share the images of one band's network."""
-    return max(1, num_ranks // len(bands))
+    """Number of ranks that share the images of one network: a band's, or without ``bands`` the only one."""
+    return max(1, num_ranks // max(1, len(bands)))
 
 
 def of_rank(options: RunOptions, bands: Sequence[int]) -> RunOptions:
@@ -76,10 +77,10 @@ def train(recipe: Recipe, options: RunOptions, place: Place, signals: Signals, t
         mine, near = shares(bands, world.size)[world.rank], world.part(ranks_a_band(bands, world.size))
         assert options.out is not None
         if recipe.weights is not None:
-            own = [band_folder(Path(options.out), band).glob("checkpoints/step-*") for band in mine]
+            saved = all(checkpoint.newest(band_folder(Path(options.out), band) / "checkpoints") for band in mine)
             # Weights that do not fit are refused before the data set is loaded, which may take long, as for a single
             # network. Every band reads them again.
-            first_weights(recipe, build_network(recipe), near, saved=all(map(any, own)))
+            first_weights(recipe, build_network(recipe), near, saved=saved)
         dataset = load_data(recipe, options, world)
         # The shelf is shared by the ranks of one machine that see the same part of each batch.
         shelf = shelf_for(Path(options.out), *world.alike((socket.gethostname(), near.rank)), near.rank)
@@ -104,31 +105,28 @@ def told(recipe: Recipe, bands: Sequence[int], num_ranks: int) -> str:
     return f"{of}, over {num_ranks} ranks: {' | '.join(' '.join(map(str, part)) for part in shares(bands, num_ranks))}"
 
 
+@dataclass(frozen=True)
 class _Rank:
     """Trains the bands of this process; ``world`` are the ranks that share them."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        options: RunOptions,
-        place: Place,
-        world: World,
-        signals: Signals,
-        threads: int,
-        shelf: Shelf | None,
-    ):
-        self.recipe, self.options, self.place, self.world = recipe, options, place, world
-        self.signals, self.threads, self.shelf = signals, threads, shelf
+    recipe: Recipe
+    options: RunOptions
+    place: Place
+    world: World
+    signals: Signals
+    threads: int
+    shelf: Shelf | None
 
     def train(self, bands: tuple[int, ...], dataset: DataSet, *, leads: bool) -> None:
         """Train ``bands`` in step; the rank that ``leads`` prints the lines that hold for all bands."""
         sources = load_sources(self.recipe, self.options, self.place, self.world, bands, dataset)
         with contextlib.ExitStack() as stack:
-            if self.shelf is not None and sources.train.decoder is not None:
+            decoder, setting = sources.train_data.decoder, sources.train_data.setting
+            if self.shelf is not None and decoder is not None:
                 stack.callback(self.shelf.close)
-                setting, sources.train.decoder.shelf = sources.train.setting, self.shelf
+                decoder.shelf = self.shelf
                 self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # so many may be in preparation at once
-            whole = {"train": sources.train, "test": sources.test, "val": sources.val}
+            whole = {"train_data": sources.train_data, "test_data": sources.test_data, "val_data": sources.val_data}
             parts = {name: Together(part) for name, part in whole.items() if part is not None}
             for part in parts.values():
                 stack.callback(part.close)
@@ -165,7 +163,8 @@ def in_step(runs: dict[int, Trainer]) -> None:
                     with named(band):
                         ended = next(going[band], True)
                 except Preempted as error:
-                    ended = stopped.append(error) or True
+                    stopped.append(error)
+                    ended = True
                 if ended:
                     del going[band]
     finally:

@@ -46,10 +46,12 @@ def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
     Raises UsageError for a folder, and for a file without ``mark``, which all of imnet's files of that kind contain:
     it is the user's. Raises IOFailure for a read-only file. An empty file, a device or a pipe may be written.
     """
-    real = path if _is_stream(path) else Path(os.path.realpath(path))
-    if real.is_dir():
+    if path.is_dir():
         raise UsageError(f"got a folder for {option}", file=path, hint="name a file in it")
-    if _is_stream(path) or not real.is_file() or not real.stat().st_size:
+    if _is_stream(path):
+        return path
+    real = Path(os.path.realpath(path))
+    if not real.is_file() or not real.stat().st_size:
         return real
     # Whoever made it read-only wants to keep it. A rename would ignore that, and root may write anything.
     if not (real.stat().st_mode & 0o222 and os.access(real, os.W_OK)):
@@ -115,8 +117,8 @@ def in_utf8(path: Path) -> Iterator[Path]:
 def _is_stream(path: Path) -> bool:
     """Whether ``path`` is a device, a pipe, or like /dev/stdout, which may lead to a file that others hold open."""
     inside = os.path.realpath(path.parent)
-    named = path.exists() and (inside == "/dev" or inside.startswith("/proc/"))
-    return named or (path.exists() and not path.is_file() and not path.is_dir())
+    named = inside == "/dev" or inside.startswith("/proc/")
+    return path.exists() and (named or not (path.is_file() or path.is_dir()))
 
 
 def holds(path: Path, mark: bytes) -> bool:

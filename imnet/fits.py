@@ -21,15 +21,15 @@ from imnet.environment import version
 from imnet.errors import DataError, UsageError
 from imnet.launch import World
 from imnet.recipe import Recipe
-from imnet.recipe_json import to_dict
+from imnet.recipe_json import PROVENANCE, to_dict
 from imnet.run_options import OF_ONE_MACHINE, RunOptions
 from imnet.step import divided
 
 
-def check_fills(recipe: Recipe, num_images: int, order: Order) -> None:
+def check_fills(order: Order) -> None:
     """Raise UsageError if there are too few training images for a single batch."""
     if order.steps_per_epoch == 0:
-        what = f"got batch_images = {recipe.data.batch_images} for {num_images} training images"
+        what = f"got batch_images = {order.batch_images} for {order.num_images} training images"
         raise UsageError(what, hint="make --batch-size smaller, or set --no-data.drop_last")
 
 
@@ -38,7 +38,7 @@ def settings(recipe: Recipe, options: RunOptions, place: Place) -> dict[str, Any
     command on every machine, but a machine may have another configuration file, another version or no bf16."""
     alike = {name: value for name, value in to_dict(options).items() if name not in OF_ONE_MACHINE}
     whole = to_dict(recipe) | alike | {"precision": place.precision, "imnet": version("imnet")}
-    for provenance in ("source", "published", "ran"):
+    for provenance in PROVENANCE:
         whole.pop(provenance)
     return dict(_flat(whole, ""))
 
@@ -95,7 +95,7 @@ def _shards(order: Order, num_ranks: int) -> list[set[int]]:
     rest = 0 if order.drop_last else order.num_images % order.batch_images
     return [
         {len(shard(torch.arange(n), rank, num_ranks)) for rank in range(num_ranks)}
-        for n in (order.batch_images, *([rest] if rest else []))
+        for n in filter(None, (order.batch_images, rest))
     ]
 
 

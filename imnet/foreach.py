@@ -1,4 +1,5 @@
 """LAMB, Lion and Muon with torch's multi-tensor operations; torch has no version of them that ``step.py`` can use.
+Also torch's own SGD and AdamW, without what would import the compiler.
 
 The step never waits for the device: learning rate, counters and ``found_inf`` stay there, so that a CUDA graph can
 repeat it. State is created with the optimiser, so that a resumed run has tensors to load its state into.
@@ -30,27 +31,39 @@ class Uncompiled(torch.optim.Optimizer):
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
 
+class PlainSGD(Uncompiled, torch.optim.SGD):
+    """torch's SGD, bit for bit, without the wrappers around its methods."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class PlainAdamW(Uncompiled, torch.optim.AdamW):
+    """torch's AdamW, bit for bit, without the wrappers around its methods."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Foreach(Uncompiled):
     """Updates all tensors of a group at once. If ``found_inf``, a scalar on the device, is 1, nothing changes.
 
-    ``moments`` names the state tensors that have the shape of their parameter; with ``counts`` there is also ``step``,
-    which counts updates.
+    ``names`` are those of the state tensors of every parameter. They have its shape, except for ``step``, a scalar that
+    counts updates.
     """
 
-    moments: ClassVar[tuple[str, ...]] = ()
-    counts: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ()
     _step_supports_amp_scaling = True  # torch's GradScaler then leaves found_inf to this class
 
     def __init__(self, groups: list[dict[str, Any]], **defaults: Any):
         super().__init__(groups, defaults | {"capturable": True})
         for group in self.param_groups:
             for p in group["params"]:
-                self._begin(p, self.moments, self.counts)
+                for name in self.names_in(group):
+                    zero = torch.zeros((), device=p.device) if name == "step" else torch.zeros_like(p)
+                    self.state[p][name] = zero
 
-    def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
-        self.state[p] = {name: torch.zeros_like(p) for name in moments}
-        if counts:
-            self.state[p]["step"] = torch.zeros((), device=p.device)
+    def names_in(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the state tensors in a group."""
+        return self.names
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,8 +106,7 @@ def decayed(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
 class Adam(Foreach):
     """Adam's state (``exp_avg``, ``exp_avg_sq``, ``step``) and direction, for LAMB and for Muon's other parameters."""
 
-    moments = ("exp_avg", "exp_avg_sq")
-    counts = True
+    names = ("exp_avg", "exp_avg_sq", "step")
 
     def direction(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
@@ -102,7 +114,7 @@ class Adam(Foreach):
         """Return Adam's direction for each tensor, the state tensors and their new values. All tensors of a group have
         taken the same number of steps."""
         beta1, beta2 = group["betas"]
-        means, squares, steps = (self.held(params, name) for name in ("exp_avg", "exp_avg_sq", "step"))
+        means, squares, steps = (self.held(params, name) for name in self.names)
         mean = torch._foreach_lerp(means, grads, 1 - beta1)
         square = torch._foreach_mul(squares, beta2)
         torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
@@ -134,7 +146,7 @@ class Lamb(Adam):
 class Lion(Foreach):
     """Lion, with the fields of ``imnet.recipe.Lion``."""
 
-    moments = ("exp_avg",)
+    names = ("exp_avg",)
 
     def updated(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
@@ -150,9 +162,8 @@ class Lion(Foreach):
 class Muon(Adam):
     """Muon, with the fields of ``imnet.recipe.Muon``. Groups with ``matrix`` are orthogonalised, others get AdamW."""
 
-    def _begin(self, p: Tensor, moments: tuple[str, ...], counts: bool) -> None:
-        is_matrix = any(p is q for group in self.param_groups if group["matrix"] for q in group["params"])
-        super()._begin(p, ("momentum_buffer",) if is_matrix else moments, counts and not is_matrix)
+    def names_in(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["matrix"] else self.names
 
     def updated(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]

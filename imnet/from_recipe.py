@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,22 +21,10 @@ from imnet.launch import World
 from imnet.parallel import has_batch_norm
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
-from imnet.run_state import Setup
+from imnet.run_state import Setup, Sources
 from imnet.step import TrainStep
 
 Step = TypeVar("Step", bound=TrainStep)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """The data set of a run, its order, its pipelines, and the reason for the kind of pipeline."""
-
-    dataset: data.DataSet
-    order: Order
-    train: Pipeline
-    test: Pipeline
-    val: Pipeline | None
-    reason: str
 
 
 def load_sources(
@@ -50,10 +38,10 @@ def load_sources(
     """Load the recipe's images for one rank, as spectral ``bands`` if any are given. ``dataset`` is used if given."""
     dataset = dataset or load_data(recipe, options, world)
     order = order_of(recipe, dataset)
-    fits.check_fills(recipe, len(dataset.train), order)
+    fits.check_fills(order)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order, bands)
     val = None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting)
-    return Sources(dataset=dataset, order=order, train=train, test=test, val=val, reason=reason)
+    return Sources(dataset=dataset, order=order, train_data=train, test_data=test, val_data=val, pipeline_reason=reason)
 
 
 def prepare(
@@ -90,20 +78,15 @@ def prepare(
         labels = as_tensor(sources.dataset.train.labels)
         step.class_weights = class_weights(labels, recipe.num_outputs).to(place.device)
     setup = Setup(
+        **vars(sources),
         recipe=recipe,
         options=options,
         place=place,
         world=world,
         threads=threads,
-        dataset=sources.dataset,
-        order=order,
-        train_data=sources.train,
-        test_data=sources.test,
-        val_data=sources.val,
-        pipeline_reason=sources.reason,
         execution=execution,
         parameters=sum(p.numel() for p in net.parameters()),
-        weights=given or kept_weights(began),
+        weights=given or (began or {}).get("weights"),
         has_batch_norm=has_batch_norm(net),
         before=change.history(began, recipe, place.precision),
     )
@@ -129,11 +112,6 @@ def first_weights(recipe: Recipe, net: torch.nn.Module, world: World, saved: boo
     put = weights.put(net, found)
     about = {"source": found.source, "sha256": found.sha256, "licence": found.licence, "text": str(put)}
     return about | put.as_dict()
-
-
-def kept_weights(began: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The description of the initial weights in the run.json of a resumed run, if there is one."""
-    return None if began is None else began.get("weights")
 
 
 def load_data(
@@ -172,6 +150,12 @@ def load_data(
     return loaded
 
 
+def choose_pipeline(options: RunOptions, dataset: data.DataSet, device: torch.device) -> tuple[str, str]:
+    """(the kind of pipeline for all splits that training reads, the reason)."""
+    splits = [split for split in (dataset.train, dataset.test, dataset.val) if split is not None]
+    return pipelines.choose(options.pipeline, splits, device)
+
+
 def build_pipelines(
     recipe: Recipe,
     options: RunOptions,
@@ -182,8 +166,7 @@ def build_pipelines(
     bands: tuple[int, ...] = (),
 ) -> tuple[Pipeline, Pipeline, str]:
     """Return the training pipeline, the test pipeline and the reason for their kind; for ``bands`` see ``Setting``."""
-    splits = [split for split in (dataset.train, dataset.test, dataset.val) if split is not None]
-    kind, reason = pipelines.choose(options.pipeline, splits, place.device)
+    kind, reason = choose_pipeline(options, dataset, place.device)
     setting = replace(_setting(recipe, options, dataset, place, world, order), bands=bands)
     train, test = (pipelines.build(kind, split, setting) for split in (dataset.train, dataset.test))
     return train, test, reason

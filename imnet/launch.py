@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from imnet import meeting
 from imnet.errors import DeviceError, UsageError
-from imnet.meeting import master as _master
 from imnet.meeting import number
 from imnet.resources import num_cores
 
@@ -131,7 +130,7 @@ def current_world(asked: int | None = None) -> World:
     """
     world = _torchrun_world() or _slurm_world() or World()
     if world.size > 1:
-        _master()
+        meeting.master()
     if asked is not None and asked > 1 and world.size > 1 and asked != world.size:
         who = "WORLD_SIZE" if number("WORLD_SIZE") is not None else "SLURM_STEP_NUM_TASKS"
         what = f"got {asked} processes to start inside a launch of {world.size} ({who}={world.size})"
@@ -169,9 +168,9 @@ def _torchrun_world() -> World | None:
                         f"got WORLD_SIZE={size} without {name}", hint="start ranks with torchrun or --procs"
                     )
         return World(rank, size, local, number("TORCHELASTIC_RESTART_COUNT") or 0)
-    if (size or 1) > 1:
+    if size is not None and size > 1:
         missing = next(n for n, v in {"RANK": rank, "LOCAL_RANK": local}.items() if v is None)
-        what = f"got WORLD_SIZE={size} without {missing}: another {size - 1 if size else 0} rank(s) would be missing"
+        what = f"got WORLD_SIZE={size} without {missing}: another {size - 1} rank(s) would be missing"
         hint = f"set {missing} (LOCAL_RANK is 0 with one process a machine), or unset WORLD_SIZE to train alone"
         raise UsageError(what, hint=hint)
     if rank or local:
@@ -184,23 +183,38 @@ def _slurm_world() -> World | None:
     """The World of a Slurm step of several tasks, else None. Batch scripts and interactive shells have special steps of
     their own, numbered from SLURM_SPECIAL_STEPS."""
     step, tasks = number("SLURM_STEP_ID"), number("SLURM_STEP_NUM_TASKS")
-    if step is None or step >= SLURM_SPECIAL_STEPS or (tasks or 1) <= 1:
+    if step is None or step >= SLURM_SPECIAL_STEPS or tasks is None or tasks <= 1:
         return None
     rank, local = number("SLURM_PROCID"), number("SLURM_LOCALID")
     if rank is None or local is None:
         what = f"got SLURM_STEP_NUM_TASKS={tasks} without SLURM_PROCID and SLURM_LOCALID"
         raise UsageError(what, hint="start with srun, or unset SLURM_STEP_NUM_TASKS to train alone")
-    if rank >= (tasks or 1):
+    if rank >= tasks:
         what = f"got SLURM_PROCID={rank} with SLURM_STEP_NUM_TASKS={tasks}"
         raise UsageError(what, hint="tasks count from 0; start with srun, or unset both to train alone")
     # A task that is bound to one GPU of several, as by --gpus-per-task, sees it as device 0.
     bound = (number("SLURM_GPUS_ON_NODE") or 0) > 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
-    return World(rank, tasks or 1, 0 if bound else local)
+    return World(rank, tasks, 0 if bound else local)
 
 
 def heard(signals: Iterable[int]) -> list[int]:
     """The signals to handle: all of ``signals`` except a SIGHUP that nohup has set to be ignored."""
     return [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def handled(signals: Iterable[int], handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Let ``handler`` handle ``signals`` in the block, as far as they are ``heard``; handlers are restored afterwards.
+    Outside the main thread, which alone may set them, the program that runs us has to handle signals."""
+    old: dict[int, Any] = {}
+    for n in heard(signals):
+        with contextlib.suppress(ValueError):
+            old[n] = signal.signal(n, handler)
+    try:
+        yield
+    finally:
+        for n, before in old.items():
+            signal.signal(n, before)
 
 
 @contextlib.contextmanager

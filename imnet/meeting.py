@@ -71,7 +71,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         _end_where_silent(port, INIT_TIMEOUT_S)
         store = dist.PrefixStore(f"imnet-life-{life}", store)
         mine = {"device": device.type, "torch": torch.__version__, **settings}
-        address = _agree(store, rank, size, json.loads(json.dumps(mine, default=str)), _address(host, port))
+        address = _agree(store, rank, size, mine, _address(host, port))
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "gloo":
             _choose_interface(address)
@@ -115,10 +115,11 @@ def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], ad
 
     Every rank puts its settings and address into the store; rank 0 compares them and puts the answer there.
     """
-    store.set(f"started-{rank}", json.dumps([settings, address]))
+    store.set(f"started-{rank}", json.dumps([settings, address], default=str))
     if rank == 0:
         all_of_them = [json.loads(store.get(f"started-{i}")) for i in range(size)]
-        unlike = next(filter(None, (_unlike(found, settings, i) for i, (found, _) in enumerate(all_of_them))), "")
+        first = all_of_them[0][0]
+        unlike = next(filter(None, (_unlike(found, first, i) for i, (found, _) in enumerate(all_of_them))), "")
         far = next((there for _, there in all_of_them if not _is_loopback(there)), "")
         store.set("agreed", json.dumps([unlike, far]))
     unlike, far = json.loads(store.get("agreed"))
@@ -133,8 +134,7 @@ def _agree(store: dist.Store, rank: int, size: int, settings: dict[str, Any], ad
 
 def _unlike(found: Mapping[str, Any], first: Mapping[str, Any], rank: int) -> str:
     """A line about the first setting whose value on ``rank`` (``found``) differs from rank 0's (``first``); else ""."""
-    names = [*first, *(name for name in found if name not in first)]
-    name = next((name for name in names if found.get(name) != first.get(name)), None)
+    name = next((name for name in [*first, *found] if found.get(name) != first.get(name)), None)
     if name is None:
         return ""
     told = f"rank {rank} has {name} = {found.get(name)}, rank 0 has {first.get(name)}"

@@ -17,7 +17,7 @@ class MetricsLog:
     """Append-only writer. The file is first cut to ``resume_at``, its length in bytes when the checkpoint was saved, so
     that no line is written twice. If it is shorter, its last line is removed if that is incomplete."""
 
-    def __init__(self, path: Path, resume_at: int = 0):
+    def __init__(self, path: Path, resume_at: int):
         self.path = path
         self.loggers: list[Any] = []
         """Loggers of ``imnet.loggers``, to which every line is passed on."""

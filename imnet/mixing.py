@@ -22,7 +22,8 @@ class Mixing:
 
     def __init__(self, recipe: Recipe, rank: int):
         self.seed, self.rank, self.num_classes = recipe.seed, rank, recipe.num_outputs
-        self.ways = [_way(*named, self.num_classes) for named in _alphas(recipe) if named[1]]
+        alphas = {"MixUp": recipe.mixup_alpha, "CutMix": recipe.cutmix_alpha}
+        self.ways = [_way(name, alpha, self.num_classes) for name, alpha in alphas.items() if alpha]
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W) and labels (B,) of this rank; both are unchanged if the recipe mixes nothing."""
@@ -37,10 +38,6 @@ class Mixing:
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             mixed, targets = way(images, labels)
         return mixed.contiguous(memory_format=torch.channels_last), targets
-
-
-def _alphas(recipe: Recipe) -> list[tuple[str, float]]:
-    return [("MixUp", recipe.mixup_alpha), ("CutMix", recipe.cutmix_alpha)]
 
 
 def _way(name: str, alpha: float, num_classes: int) -> Any:

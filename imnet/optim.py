@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -54,8 +53,9 @@ def spared(network: nn.Module, optim: Optim) -> set[str]:
     the defaults of SGD that is none, as in most published runs."""
     if not optim.decay_norms:
         return no_decay(network)
-    shifts = isinstance(optim, SGD) and not optim.decay_biases
-    return {name for name, _ in network.named_parameters() if shifts and name.rpartition(".")[2] == "bias"}
+    if isinstance(optim, SGD) and not optim.decay_biases:
+        return {name for name, _ in network.named_parameters() if name.rpartition(".")[2] == "bias"}
+    return set()
 
 
 def param_groups(network: nn.Module, optim: Optim, body_lr: float = 1.0) -> list[dict[str, Any]]:
@@ -69,7 +69,9 @@ def param_groups(network: nn.Module, optim: Optim, body_lr: float = 1.0) -> list
     head = head_name(network) if body_lr != 1.0 or is_muon else ""
     tables = no_decay(network) if is_muon else set()
     groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
-    for name, p in ((name, p) for name, p in network.named_parameters() if p.requires_grad):
+    for name, p in network.named_parameters():
+        if not p.requires_grad:
+            continue
         factor = 1.0 if not head or is_head(name, head) else body_lr
         matrix = is_muon and p.ndim > 1 and name not in tables and not is_head(name, head)
         groups.setdefault((factor, name in skip, matrix), []).append(p)
@@ -106,7 +108,7 @@ def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> tor
         from apex.optimizers import FusedSGD  # pyright: ignore[reportMissingImports]
 
         return FusedSGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
-    kind = MergedSGD if backend == "imnet" else PlainSGD
+    kind = MergedSGD if backend == "imnet" else foreach.PlainSGD
     sgd = kind(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
     # torch creates the momenta uninitialised in the first step, and would leave them so if that step is skipped.
     for param in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
@@ -117,7 +119,7 @@ def _sgd(groups: list[dict[str, Any]], optim: SGD, lr: Any, backend: str) -> tor
 def _adamw(groups: list[dict[str, Any]], optim: AdamW, lr: Any, backend: str) -> torch.optim.Optimizer:
     betas = (optim.beta1, optim.beta2)
     capturable = isinstance(lr, Tensor)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
+    return foreach.PlainAdamW(groups, lr=lr, betas=betas, eps=optim.eps, fused=True, capturable=capturable)
 
 
 def _lamb(groups: list[dict[str, Any]], optim: Lamb, lr: Any, backend: str) -> torch.optim.Optimizer:
@@ -165,16 +167,7 @@ def check_backend(backend: str) -> None:
         raise UsageError("got --optim-backend apex, but NVIDIA apex is not installed", hint="use --optim-backend torch")
 
 
-class PlainSGD(foreach.Uncompiled, torch.optim.SGD):
-    """torch's SGD, bit for bit, without the wrappers around its methods (see ``foreach.Uncompiled``)."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Same as torch's."""
-        return inspect.unwrap(torch.optim.SGD.step)(self, closure)
-
-
-class MergedSGD(PlainSGD):
+class MergedSGD(foreach.PlainSGD):
     """torch's SGD, with the same parameter groups and state, that also updates the EMA of the weights in its pass.
 
     Before ``Ema.merge`` it is torch's fused step, bit for bit. After it, a step whose ``found_inf`` is set (read on

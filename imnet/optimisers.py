@@ -9,11 +9,29 @@ from imnet.fields import COUNT, NOT_NEGATIVE, POSITIVE, Range, about, check, che
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD:
+class _Optimiser:
+    """What every optimiser has."""
+
+    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "optim.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adam(_Optimiser):
+    """What every optimiser with Adam's two means has."""
+
+    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
+    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
+    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(_Optimiser):
     """``torch.optim.SGD``: weight decay is coupled, i.e. added to the gradient."""
 
     kind: ClassVar[str] = "sgd"
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     momentum: float = field(default=0.9, metadata=about("momentum; 0 for none", Range(low=0, below=1)))
     nesterov: bool = field(default=False, metadata=about("Nesterov momentum"))
     weight_decay: float = field(
@@ -27,64 +45,47 @@ class SGD:
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
+        super().__post_init__()
         ok = self.momentum > 0 or not self.nesterov
         check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamW(_Adam):
     """``torch.optim.AdamW``: weight decay is decoupled and scaled by the learning rate."""
 
     kind: ClassVar[str] = "adamw"
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
-    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Lamb:
+class Lamb(_Adam):
     """LAMB (You 2019, arXiv 1904.00962): AdamW's direction, scaled per tensor in proportion to the norm of its weights.
 
     Tensors without weight decay are not scaled.
     """
 
     kind: ClassVar[str] = "lamb"
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
-    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
     eps: float = field(default=1e-6, metadata=about("added to the root of beta2's mean", POSITIVE))
     weight_decay: float = field(default=0.01, metadata=about("share of a weight in the direction", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Lion:
+class Lion(_Optimiser):
     """Lion (Chen 2023, arXiv 2302.06675): steps by the sign of a mean gradient; needs a third to a tenth of AdamW's
     learning rate."""
 
     kind: ClassVar[str] = "lion"
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     beta1: float = field(default=0.9, metadata=about("share of the mean in the sign", Range(low=0, below=1)))
     beta2: float = field(default=0.99, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
     weight_decay: float = field(default=0.0, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Muon:
+class Muon(_Optimiser):
     """Muon (Jordan 2024) for matrices and flattened convolutions; AdamW for the head, norms, biases and tables.
 
     A matrix moves by lr times 0.2 sqrt(larger side) times its orthogonalised momentum (Liu 2025, arXiv 2502.16982), so
@@ -92,7 +93,6 @@ class Muon:
     """
 
     kind: ClassVar[str] = "muon"
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
     momentum: float = field(default=0.95, metadata=about("momentum of the matrices", Range(low=0, below=1)))
     nesterov: bool = field(default=True, metadata=about("Nesterov momentum"))
     ns_steps: int = field(default=5, metadata=about("Newton-Schulz iterations", COUNT))
@@ -102,12 +102,9 @@ class Muon:
     weight_decay: float = field(default=0.1, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdamCPR:
+class AdamCPR(_Adam):
     """Adam that bounds the norm of each weight tensor instead of decaying it (Franke et al. 2023, arXiv 2311.09058).
 
     The bound of a tensor is its squared norm after ``warm_start_steps`` steps, which the paper calls Kappa-WS.
@@ -116,10 +113,6 @@ class AdamCPR:
     kind: ClassVar[str] = "adamcpr"
     weight_decay: ClassVar[float] = 1.0
     """Marks the parameter groups that are bounded with 1 (the others have 0); there is no decay."""
-    lr: float = field(metadata=about("base learning rate; the schedule multiplies it", POSITIVE))
-    beta1: float = field(default=0.9, metadata=about("decay of the mean gradient", Range(low=0, below=1)))
-    beta2: float = field(default=0.999, metadata=about("decay of the mean squared gradient", Range(low=0, below=1)))
-    eps: float = field(default=1e-8, metadata=about("added to the root of beta2's mean", POSITIVE))
     warm_start_steps: int = field(
         default=1000, metadata=about("optimiser steps after which the norms become the bounds", COUNT)
     )
@@ -127,9 +120,6 @@ class AdamCPR:
         default=1.0, metadata=about("how fast the pull grows on a weight beyond its bound", NOT_NEGATIVE)
     )
     decay_norms: bool = field(default=False, metadata=about("also bound norms, biases and other vectors"))
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
 
 
 Optim = SGD | AdamW | AdamCPR | Lamb | Lion | Muon

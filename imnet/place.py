@@ -27,8 +27,7 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         name, equals, value = word.partition("=")
         if name == "--data.name" and equals and is_path(value):
             word, alone = value, True
-        found += [word] if alone else []
-        rest += [] if alone else [word]
+        (found if alone else rest).append(word)
         before = word
     if len(found) > 1:
         raise UsageError(f"got {found[0]!r} and {found[1]!r}; allowed: one place of data", hint="name one folder")

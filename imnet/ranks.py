@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from imnet.command import complain, die_with, output_failure, printable
 from imnet.errors import DeviceError, ImnetError, Preempted
-from imnet.launch import heard, leave
+from imnet.launch import handled, leave
 
 POLL_S = 0.2
 REPORTS_S = 0.5
@@ -60,7 +60,8 @@ def run_ranks(
     rank is lost, all start again, at most ``max_restarts`` times; not after an ImnetError, which would only recur.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with _asked_to_stop() as asked:
+    asked: list[signal.Signals] = []
+    with handled(PASSED_ON, lambda number, _: asked.append(signal.Signals(number))):
         more = {name: value for name, value in (environment or {}).items() if name not in os.environ}
         for life in range(max_restarts + 1):
             with _environment(more):
@@ -112,10 +113,17 @@ class _Group:
         for rank in range(num_ranks):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=_rank, args=(entry, args, writer), name=f"rank {rank}")
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-            names |= {"LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": life}
-            names |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the TCPStore of the launcher
-            names |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
+            names = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": num_ranks,
+                "LOCAL_WORLD_SIZE": num_ranks,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "TORCHELASTIC_RESTART_COUNT": life,
+                "TORCHELASTIC_USE_AGENT_STORE": "True",  # the TCPStore of the launcher
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1),
+            }
             with _environment(names), _sigint_blocked():
                 process.start()
             writer.close()
@@ -219,22 +227,6 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
             pipe.send(report)
     pipe.close()
     leave(code)
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[list[signal.Signals]]:
-    """A list to which the signals that arrive in the block are appended. Handlers are restored afterwards; outside the
-    main thread, which alone may set them, the list stays empty."""
-    came: list[signal.Signals] = []
-    old: dict[int, Any] = {}
-    for number in heard(PASSED_ON):
-        with contextlib.suppress(ValueError):
-            old[number] = signal.signal(number, lambda n, _: came.append(signal.Signals(n)))
-    try:
-        yield came
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

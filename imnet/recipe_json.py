@@ -20,6 +20,8 @@ KINDS: dict[str, dict[str, type]] = {
     for part, kinds in (("optim", Optim), ("schedule", Schedule))
 }
 """The classes that these parts of a recipe may have, by their ``kind``."""
+PROVENANCE = ("source", "published", "ran")
+"""The fields of a recipe that only say where it comes from."""
 
 
 def to_dict(value: Any, *, unset: bool = True) -> Any:
@@ -86,7 +88,7 @@ def config_hash(recipe: Recipe, precision: str) -> str:
     a new option does not send an old command to a new folder.
     """
     body = to_dict(recipe, unset=False)
-    for provenance in ("source", "published", "ran"):
+    for provenance in PROVENANCE:
         body.pop(provenance)
     text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

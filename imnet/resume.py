@@ -68,13 +68,6 @@ def _check_newest(setup: Setup) -> None:
         raise UsageError(what, file=setup.options.out, hint=hint)
 
 
-def is_complete(folder: RunFolder | None, run: dict[str, Any] | None, step: int, num_steps: int) -> bool:
-    """Whether the run has nothing left to do; to be asked on rank 0. evaluation.json alone does not tell, since it may
-    be older than the last step."""
-    done = step >= num_steps and (run or {}).get("status") == "complete"
-    return done and folder is not None and (folder.path / "evaluation.json").exists()
-
-
 def _other_ranks(setup: Setup, run: dict[str, Any]) -> list[str]:
     was, now = run.get("num_ranks", setup.world.size), setup.world.size
     if was == now:

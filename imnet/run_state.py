@@ -21,14 +21,9 @@ NO_BEST = {"top1": 0.0, "epoch": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything about one rank's part of a run that is decided before the first step."""
+class Sources:
+    """The data set of a run, its order, its pipelines, and the reason for the kind of pipeline."""
 
-    recipe: Recipe
-    options: RunOptions
-    place: Place
-    world: World
-    threads: int
     dataset: DataSet
     order: Order
     train_data: Pipeline
@@ -36,6 +31,17 @@ class Setup:
     val_data: Pipeline | None
     """The images held out of the training set, if any."""
     pipeline_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Sources):
+    """Everything about one rank's part of a run that is decided before the first step."""
+
+    recipe: Recipe
+    options: RunOptions
+    place: Place
+    world: World
+    threads: int
     execution: Execution
     parameters: int
     has_batch_norm: bool

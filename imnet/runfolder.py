@@ -24,7 +24,7 @@ from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import check_folder, listed, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
-from imnet.recipe_json import config_hash, from_dict, to_dict
+from imnet.recipe_json import PROVENANCE, config_hash, from_dict, to_dict
 from imnet.run_options import RunOptions
 
 LOCK = ".lock"
@@ -34,7 +34,7 @@ WRITTEN = ("config.yaml", "metrics.jsonl", "metrics.csv", "evaluation.json", "re
 """The files and folders that a run writes or replaces besides run.json. Without a run.json they are not a run's."""
 
 
-def default_path(recipe: Recipe, precision: str, bands: Sequence[int] = ()) -> Path:
+def default_path(recipe: Recipe, precision: str, bands: Sequence[int]) -> Path:
     """runs/<recipe>-<hash>, so that the same configuration finds its folder again and a different one gets another.
     An ensemble gets runs/<recipe>-ensemble-<hash> whatever its ``bands``, so that bands can be added later."""
     if bands:
@@ -153,10 +153,6 @@ class RunFolder:
             hint = f"{free >> 20:,} MiB free; make room, or choose another --out"
             raise IOFailure(what, file=self.path, hint=hint) from error
 
-    def read_run(self) -> dict[str, Any] | None:
-        """The contents of run.json, or None in a new folder."""
-        return read_run(self.path)
-
     def write_config(self, text: str) -> None:
         write_atomic(self.path / "config.yaml", text)
 
@@ -178,8 +174,9 @@ def _unwritable(error: OSError, path: Path) -> IOFailure:
     return IOFailure(f"run folder: {error.strerror}", file=path, hint="choose another --out")
 
 
-def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) -> None:
-    """UsageError if the folder holds a run of another configuration, a run that may not be resumed, or other files."""
+def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) -> dict[str, Any] | None:
+    """The run.json of the run that is to be resumed in the folder, or None for a new run. UsageError if the folder
+    holds a run of another configuration, a run that may not be resumed, or other files."""
     checkpoints = path / "checkpoints"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         what = "there is something in the place of its checkpoints that is no folder"
@@ -187,11 +184,11 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
     run = read_run(path)
     if run is None:
         _check_unused(path)
-        return
+        return None
     if options.resume == "never":
         raise UsageError("the folder already holds a run", file=path, hint="choose another --out")
     if run["config_hash"] == config_hash(recipe, precision) or options.allow_change:
-        return
+        return run
     old = recipe_of(run, path)
     changed = difference(*(to_dict(r) | {"precision": p} for r, p in ((old, run["precision"]), (recipe, precision))))
     what = f"the folder holds a run of another configuration ({changed})"
@@ -289,7 +286,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[
     rows: list[str] = []
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)
-        if key in ("source", "published", "ran"):
+        if key in PROVENANCE:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             rows += _differences(a, b, f"{prefix}{key}.")

@@ -18,12 +18,11 @@ from imnet import data, defaults, device, ensemble, fits, launch, loggers, model
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.errors import DeviceError, UsageError
-from imnet.launch import World
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 from imnet.trainer import Trainer
-from imnet.watch import Signals
+from imnet.watch import SIGNALS, Signals
 
 T = TypeVar("T")
 
@@ -121,11 +120,13 @@ def check_machine(options: RunOptions) -> None:
 
 def of_each(recipe: Recipe, options: RunOptions, path: Path, look: Callable[[Recipe, Path], T]) -> list[T]:
     """The results of ``look`` for the recipe and the folder of the run, or of each run of an ensemble."""
-    bands, found = options.bands_of(recipe), []
-    for number, folder in enumerate(runfolder.runs_of(path, bands)):
-        own = ensemble.of_band(recipe, bands[number]) if bands else recipe
-        with ensemble.named(bands[number]) if bands else contextlib.nullcontext():
-            found.append(look(own, folder))
+    bands = options.bands_of(recipe)
+    if not bands:
+        return [look(recipe, path)]
+    found = []
+    for band in bands:
+        with ensemble.named(band):
+            found.append(look(ensemble.of_band(recipe, band), runfolder.band_folder(path, band)))
     return found
 
 
@@ -154,10 +155,11 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
     world = launch.current_world()
     place = device.resolve(options, world.local_rank)
     defaults.choose_kernels(options)
+    signals = Signals(alone=world.size == 1)
     with (
         device.undisturbed(place),
         device.exact(bool(options.deterministic)),
-        Signals(alone=world.size == 1) as signals,
+        launch.handled(SIGNALS, signals.note),
         device.threads(options) as threads,
         models.seeing(recipe.model, recipe.input_px),
     ):
@@ -167,30 +169,21 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
             else:
                 _run_alone(recipe, options, place, signals, threads)
         except torch.OutOfMemoryError as error:
-            ranks = ensemble.ranks_a_band(bands, world.size) if bands else world.size
-            raise _out_of_memory(recipe, options, ranks) from error
+            raise _out_of_memory(recipe, options, ensemble.ranks_a_band(bands, world.size)) from error
 
 
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
     """Train one network on all ranks."""
-    with launch.connected(place.device, fits.settings(recipe, options, place)) as world:
-        console = Console(enabled=world.is_main, signals=signals)
-        try:
-            with _folder(options, world) as folder:
-                Trainer(recipe, options, place, world, console, signals, threads, folder).run()
-        finally:
-            console.stop()
-
-
-@contextlib.contextmanager
-def _folder(options: RunOptions, world: World) -> Iterator[runfolder.RunFolder | None]:
-    """The open run folder on rank 0, None on other ranks; closed when the block ends."""
-    if not world.is_main:
-        yield None
-        return
     assert options.out is not None
-    with contextlib.closing(runfolder.RunFolder(Path(options.out), options.lock)) as folder:
-        yield folder
+    with (
+        launch.connected(place.device, fits.settings(recipe, options, place)) as world,
+        contextlib.ExitStack() as stack,
+    ):
+        console, folder = Console(enabled=world.is_main, signals=signals), None
+        stack.callback(console.stop)
+        if world.is_main:
+            folder = stack.enter_context(contextlib.closing(runfolder.RunFolder(Path(options.out), options.lock)))
+        Trainer(recipe, options, place, world, console, signals, threads, folder).run()
 
 
 def _out_of_memory(recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError:

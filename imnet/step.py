@@ -109,8 +109,7 @@ class TrainStep:
         weight = self._weight(batches, num_images)
         with self.half_weights.in_place():
             for i, (images, labels) in enumerate(batches):
-                last = i == len(batches) - 1
-                with contextlib.nullcontext() if last else self._no_sync():
+                with self._syncing(i == len(batches) - 1):
                     loss = self._loss(images, labels)
                     self._scaled(loss, weight).backward()
                 self.half_weights.hand_over()
@@ -153,10 +152,11 @@ class TrainStep:
         precise = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.to(precise), labels, self.class_weights, **options)
 
-    def _no_sync(self):
-        return (
-            self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else contextlib.nullcontext()
-        )
+    def _syncing(self, wanted: bool):
+        """Whether a pass in the block averages its gradients over the ranks; one pass of a step does."""
+        if wanted or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
 
     def _update(self, loss: Tensor, bad: Tensor) -> None:
         """Apply the gradients to the weights, or set ``bad`` to 1 if the gradients or ``loss`` are not finite."""
@@ -194,7 +194,7 @@ class TrainStep:
         for i, (images, labels) in enumerate([batches[-1], *batches[:-1]]):
             # Only one pass all-reduces, since ranks may hold different numbers of micro-batches. It is the first,
             # because that is the pass from which DDP's static_graph learns which parameters are used.
-            with self._no_sync() if i else contextlib.nullcontext():
+            with self._syncing(i == 0):
                 (self._loss(images, torch.zeros_like(labels)) / num_images).backward()
             self._check_used()
         self.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from imnet.capture import NotCapturableError
 from imnet.console import Console
 from imnet.data.order import micro_batches
 from imnet.errors import DataError, Preempted
-from imnet.from_recipe import Sources, prepare
+from imnet.from_recipe import prepare
 from imnet.launch import World
 from imnet.metrics import MetricsLog
 from imnet.mixing import Mixing
@@ -25,7 +25,7 @@ from imnet.ranks import ELSEWHERE
 from imnet.recipe import Recipe
 from imnet.recipe_json import dump_config, to_dict
 from imnet.run_options import RunOptions
-from imnet.run_state import RunState
+from imnet.run_state import RunState, Sources
 from imnet.saver import Saver
 from imnet.verdicts import Verdicts, every_epochs, note_best, stop_early
 from imnet.watch import Flags, Signals, not_finite
@@ -49,25 +49,23 @@ class Trainer:
         """``folder`` is the open run folder, on rank 0 only; for ``sources`` see ``prepare``."""
         self.recipe, self.options, self.place, self.world = recipe, options, place, world
         self.console, self.signals, self.folder = console, signals, folder
+        self.began, saved = None, False
         if folder is not None:
-            runfolder.check_same(folder.path, recipe, options, place.precision)
-        self.began = self.folder.read_run() if self.folder is not None else None
-        saved = self.folder is not None and checkpoint.newest(self.folder.checkpoints) is not None
+            self.began = runfolder.check_same(folder.path, recipe, options, place.precision)
+            saved = checkpoint.newest(folder.checkpoints) is not None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
-        self.order, self.dataset, self.train_data = self.setup.order, self.setup.dataset, self.setup.train_data
-        self.state = RunState(sums=torch.zeros(2, device=place.device))
+        self.order, self.train_data = self.setup.order, self.setup.train_data
+        self.state = RunState(sums=torch.zeros(2, device=place.device), final=(self.began or {}).get("final"))
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()
         self.log: MetricsLog | None = None  # at rank 0, while it trains
         self.flags = Flags(world, place.device, signals)
-        self.state.final = (self.began or {}).get("final")
         self.verdicts = Verdicts(self.setup, self.step_fn)
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run; fewer than the recipe's if --patience has ended it early."""
-        epochs = self.recipe.epochs if self.state.stopped is None else self.state.stopped
-        return epochs * self.order.steps_per_epoch
+        return (self.state.stopped or self.recipe.epochs) * self.order.steps_per_epoch
 
     def run(self) -> None:
         """Start or resume, train to the last epoch, evaluate and write the report."""
@@ -77,13 +75,15 @@ class Trainer:
     def steps(self) -> Generator[None]:
         """The same as a generator that yields before every step; the time spent outside is not counted as the run's."""
         found, notes = resume.resume(self.folder, self.setup, self.state, self.step_fn, self.began)
-        done = resume.is_complete(self.folder, self.began, self.state.step, self.num_steps)
+        # The files alone do not tell: after --allow-change with more epochs they are older than the last step.
+        reached = self.state.step >= self.num_steps
+        done = self.folder is not None and reached and runfolder.is_complete(self.folder.path)
         if self.world.share(done):  # rank 0's answer: if only one rank left, the others would wait for it
             if self.folder is not None:
                 self.console.say(f"complete already: {self.folder.path} (choose another --out to train again)")
                 for logger in loggers.opened(self.options.logs, self.folder.path, to_dict(self.recipe)):
                     logger.close()
-            self._finish(report_only=True)
+                self._report(self.folder)
             return
         self._begin(found, notes)
         if self.folder is not None:
@@ -164,7 +164,7 @@ class Trainer:
         now = time.perf_counter()
         self._interval = (self._interval[0] + now - self._clock, self._interval[1])
         self._clock = now
-        if self.world.size == 1 and self.signals.name is not None:
+        if self.flags.asked_alone:
             self._within_epoch(True)
 
     def _one_step(self, batch: tuple[torch.Tensor, torch.Tensor], num_images: int) -> bool:
@@ -178,10 +178,7 @@ class Trainer:
             self.state.sums += self.step_fn.told[1:]
             self.state.loss_images += num_images
         self.state.step += 1
-        bad_step, stop = self.flags.push(self.state.step - 1, torch.zeros_like(bad) if left_out else bad)
-        if bad_step is not None:
-            raise self._nonfinite(bad_step)
-        return stop
+        return self._checked(self.flags.push(self.state.step - 1, torch.zeros_like(bad) if left_out else bad))
 
     def _skip_if_bad(self, bad: torch.Tensor, backup: list[torch.Tensor]) -> bool:
         """Undo a bad step for --on-nonfinite skip:N, and return whether it was one. Not the default, since the host
@@ -200,17 +197,18 @@ class Trainer:
         """Save if a checkpoint is due or a signal came; at an epoch's end ``_end_epoch`` does so, after evaluating."""
         every = self.options.checkpoint_every_steps
         if stop or (every and self.state.step % every == 0):
-            stop = self._check_last_step() or stop  # before saving: its NaN would be in the running statistics
+            # Before saving: a NaN of the newest step would be in the running statistics. The host waits for it.
+            stop = self._checked(self.flags.drain()) or stop
             self._save()
         if stop:
             self._raise_preempted()
 
-    def _check_last_step(self) -> bool:
-        """Read the flags of the newest step, for which the host waits; returns whether to stop."""
-        bad_step, stop = self.flags.drain()
+    def _checked(self, flags: tuple[int | None, bool]) -> bool:
+        """Whether to stop, of the flags that ``Flags`` returns; raises DataError if their step was bad."""
+        bad_step, stop = flags
         if bad_step is not None:
             raise self._nonfinite(bad_step)
-        return stop or (self.world.size == 1 and self.signals.name is not None)
+        return stop
 
     def _raise_preempted(self) -> None:
         self.saver.wait()
@@ -259,7 +257,7 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         """Evaluate and save after epoch number ``epoch`` if they are due; after the last epoch they always are."""
-        stop = self._check_last_step()
+        stop = self._checked(self.flags.drain())
         if epoch == self.recipe.epochs or epoch % every_epochs(self.setup) == 0:
             self._evaluate_now()
         self.console.say_if(self.verdicts.note_bad_images(self.state))
@@ -286,13 +284,16 @@ class Trainer:
             self.console.say(f"epoch {epoch}/{self.recipe.epochs}  {part.text}, {self.state.seconds:.0f} s in all)")
         self.console.say_if(stopped)
 
-    def _finish(self, report_only: bool = False) -> None:
+    def _finish(self) -> None:
         self.saver.wait()
         if self.folder is None:
             return
-        if not report_only:
-            assert self.verdicts.newest is not None
-            announce.write_evaluation(self.folder.path, self.verdicts.newest, self.dataset, final=self.verdicts.final)
-            self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
-        report.render(self.folder.path)
-        self.console.summary(report.summary(self.folder.path))
+        newest, final = self.verdicts.newest, self.verdicts.final
+        assert newest is not None
+        announce.write_evaluation(self.folder.path, newest, self.setup.dataset, final=final)
+        self.folder.write_run(announce.run_values(self.setup, self.state, "complete"))
+        self._report(self.folder)
+
+    def _report(self, folder: runfolder.RunFolder) -> None:
+        report.render(folder.path)
+        self.console.summary(report.summary(folder.path))

@@ -13,7 +13,7 @@ from imnet_kernels import tier
 from torch import Tensor, nn
 
 from imnet.errors import DataError
-from imnet.launch import World, heard
+from imnet.launch import World
 
 if TYPE_CHECKING:
     from imnet.step import TrainStep
@@ -22,31 +22,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP (the terminal was closed) set ``name`` to theirs; SIGUSR2, as which
-    imnet.ranks passes on a Ctrl-C, sets it to SIGINT.
+    """The signal that asked the run to stop, by ``name``; ``note`` is the handler of SIGNALS.
+
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP (the terminal was closed) set ``name`` to theirs; SIGUSR2, as which imnet.ranks
+    passes on a Ctrl-C, sets it to SIGINT.
 
     A second SIGINT ends the process at once if it is ``alone``. One of several ranks may get two for a single Ctrl-C,
     from the terminal and from its launcher, and must not lose its work for that.
     """
 
-    def __init__(self, alone: bool = True) -> None:
+    def __init__(self, alone: bool) -> None:
         self.name: str | None = None
         self.alone = alone
-        self._old: dict[int, object] = {}
 
-    def __enter__(self) -> Signals:
-        for number in heard(SIGNALS):
-            try:
-                self._old[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread, so the program that runs us has to handle signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def _note(self, number: int, _frame: object) -> None:
+    def note(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT and self.name == "SIGINT" and self.alone:
             os._exit(130)
         self.name = "SIGINT" if number == signal.SIGUSR2 else signal.Signals(number).name
@@ -62,9 +51,14 @@ class Flags:
         self._event = torch.cuda.Event() if pin else None
         self._pending: int | None = None
 
+    @property
+    def asked_alone(self) -> bool:
+        """Whether this rank was asked to stop and is the only one: it need not wait for others to agree."""
+        return self.world.size == 1 and self.signals.name is not None
+
     def push(self, step: int, bad: Tensor) -> tuple[int | None, bool]:
         """Hand in this step's flag; returns (the previous step if it was bad, else None; whether to stop now)."""
-        result = self.drain()
+        earlier = self.drain()
         if self.world.size > 1:
             asked = torch.full((), float(self.signals.name is not None), device=self.device)
             flags = self.world.all_reduce(torch.stack([bad, asked]), torch.distributed.ReduceOp.MAX)
@@ -74,35 +68,34 @@ class Flags:
         if self._event is not None:
             self._event.record()
         self._pending = step
-        # A single rank need not wait for others to agree on its own signal.
-        return result[0], result[1] or (self.world.size == 1 and self.signals.name is not None)
+        return earlier
 
     def drain(self) -> tuple[int | None, bool]:
         """The flags of the step that was handed in last, as ``push`` returns them; waits for the device."""
         if self._pending is None:
-            return None, False
+            return None, self.asked_alone
         if self._event is not None:
             self._event.synchronize()
         bad, stop = self._host.tolist()
         step, self._pending = self._pending, None
-        return (step if bad else None), bool(stop)
+        return (step if bad else None), bool(stop) or self.asked_alone
 
 
 def not_finite(step_fn: TrainStep, batches: list[tuple[Tensor, Tensor]], step: int) -> DataError:
     """The error that stops a run after a bad optimiser step ``step``, which is computed again to find the first value
     that is not finite."""
     step_fn.reseed(step)
+    what = f"loss or gradient not finite at step {step}"
+    hint = "lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N"
     if step_fn.recipe.comm.sync_bn and step_fn.world.size > 1:
         # A forward pass needs all ranks, and some of them may not come here.
-        what = f"loss or gradient not finite at step {step} (--sync-bn: the layer is not looked for)"
-        return DataError(what, hint="lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N")
+        return DataError(f"{what} (--sync-bn: the layer is not looked for)", hint=hint)
     where = first_bad_layer(step_fn.net, batches, step_fn.loss)
     if where is None and step_fn.compiled:
-        what = f"loss or gradient not finite at step {step}, but finite in eager: the compiled step is wrong"
+        what += ", but finite in eager: the compiled step is wrong"
         return DataError(what, hint="run with --no-compile, and report this")
     where = where or "no number of this rank (it does not recur)"
-    what = f"loss or gradient not finite at step {step}, first in {where}; nothing of that step was kept"
-    return DataError(what, hint="lower --optim.lr, set --grad-clip, or --on-nonfinite skip:N")
+    return DataError(f"{what}, first in {where}; nothing of that step was kept", hint=hint)
 
 
 def first_bad_layer(net: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> str | None:

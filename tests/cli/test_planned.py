@@ -1,5 +1,7 @@
 """A dry run refuses what the run would refuse, with the same line, and before it reads data or writes anything."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -94,6 +96,14 @@ def test_a_plan_for_gpus_is_one_also_where_there_are_none(asked, tmp_path, monke
     assert "pipeline     auto (for GPUs that are not here)" in told
     assert train_main(words) == 69
     assert "found 0 usable GPUs" in capsys.readouterr().err
+
+
+def test_images_held_out_count_in_the_memory_that_the_pipeline_is_chosen_by(tmp_path, capsys):
+    words = ["--data", "synthetic", "--data.image_px", "64", "--data.train_images", "1600", "--data.val_images", "800"]
+    words += ["--data.test_images", "10", "--batch-size", "400", "--epochs", "1", "--device", "cpu"]
+    for more in (["--dry-run"], []):
+        assert train_main([*words, "--out", str(tmp_path / "run"), *more]) == 0
+        assert re.search(r"pipeline +resident \(0\.02 GiB fit cpu\)", capsys.readouterr().out)
 
 
 def test_more_processes_than_cores_are_said(tmp_path, capsys):

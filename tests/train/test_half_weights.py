@@ -12,7 +12,7 @@ from imnet import dryrun, models
 from imnet.device import Place
 from imnet.half_weights import HalfWeights
 from imnet.launch import World
-from imnet.recipe import Muon
+from imnet.recipe import Augment, Muon
 from imnet.run_options import RunOptions
 from imnet.step import TrainStep
 from tests.train.conftest import TINY
@@ -134,10 +134,23 @@ def test_autocast_keeps_doing_it(case):
     assert not step.half_weights.layers
 
 
-@pytest.mark.parametrize(("changes", "counted"), [({}, True), ({"procs": 2}, False), ({"compile": True}, False)])
-def test_a_dry_run_counts_the_copies_and_their_gradients(changes, counted):
-    wide = replace(TINY, model="wrn16_8")
+BANDS = {"bands": "all"}
 
+
+@pytest.mark.parametrize(
+    ("changes", "counted"),
+    [
+        ({}, 1),
+        ({"procs": 2}, 0),
+        ({"compile": True}, 0),
+        (BANDS, 4),
+        (BANDS | {"procs": 2}, 2),
+        (BANDS | {"procs": 4}, 1),  # one rank a band, so that no gradients are averaged
+        (BANDS | {"procs": 8}, 0),
+    ],
+)
+def test_a_dry_run_counts_the_copies_and_their_gradients(changes, counted):
+    wide = replace(TINY, model="wrn16_8", augment=Augment(spectral_r=2 if "bands" in changes else None))
     text = dryrun.text(wide, RunOptions(precision="bf16", device="cpu", **changes))
     found = re.search(r"(\d+\.\d+) copies in bf16", text)
     with torch.device("meta"):
