@@ -121,7 +121,7 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     world = world or World()
     place = device.resolve(options, world.local_rank)
     setup, step = prepare(recipe, options, place, world, torch.get_num_threads())
-    return Case(recipe, place, setup.train_data, step, Mixing(recipe, world.rank))
+    return Case(recipe, place, setup.train, step, Mixing(recipe, world.rank))
 
 
 def run_options(values: argparse.Namespace) -> RunOptions:

@@ -27,8 +27,8 @@ def header(
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
-    val = "" if setup.val_data is None else f"{len(setup.val_data):,} validation, "
-    sizes = f"{len(setup.train_data):,} train, {val}{len(setup.test_data):,} test images"
+    val = "" if setup.val is None else f"{len(setup.val):,} validation, "
+    sizes = f"{len(setup.train):,} train, {val}{len(setup.test):,} test images"
     where = f"{world.size} x {place.device.type}" if world.size > 1 else str(place.device)
     shares = f"{world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
     faster = [f"{name} {tier}" for name, (tier, _) in _tiers(setup).items() if tier != "reference"]
@@ -37,7 +37,7 @@ def header(
         f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
         f"data       {r.data.name}: {sizes}",
         *(f"note       {note}" for note in setup.dataset.notes),
-        f"pipeline   {setup.train_data.kind} ({setup.pipeline_reason}): {setup.train_data.where}",
+        f"pipeline   {setup.train.kind} ({setup.pipeline_reason}): {setup.train.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
         f"batch      {r.data.batch_images} images a step: {shares}",
         *_scaled_lr(setup),
@@ -68,9 +68,9 @@ def _balance(setup: Setup) -> list[str]:
     counts = counts[counts > 0]
     told = f"classes    of {int(counts.min()):,} to {int(counts.max()):,} images"
     if setup.recipe.data.sampler == "balanced":
-        return [f"{told}, each drawn {len(setup.train_data) / len(counts):,.4g} times an epoch (--sampler balanced)"]
+        return [f"{told}, each drawn {len(setup.train) / len(counts):,.4g} times an epoch (--sampler balanced)"]
     if setup.recipe.class_weights == "balanced":
-        low, high = (float(len(setup.train_data) / (len(counts) * n)) for n in (counts.max(), counts.min()))
+        low, high = (float(len(setup.train) / (len(counts) * n)) for n in (counts.max(), counts.min()))
         return [f"{told}, whose losses weigh {high:.3g} to {low:.3g} (--class-weights balanced)"]
     return []
 
@@ -107,9 +107,9 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "data": {
             "name": setup.dataset.name,
             "fingerprint": setup.dataset.fingerprint,
-            "train_images": len(setup.train_data),
-            **({} if setup.val_data is None else {"val_images": len(setup.val_data)}),
-            "test_images": len(setup.test_data),
+            "train_images": len(setup.train),
+            **({} if setup.val is None else {"val_images": len(setup.val)}),
+            "test_images": len(setup.test),
             "encoded": isinstance(setup.dataset.test, EncodedSplit),
             "class_names": list(setup.dataset.class_names),
             "judged_on": setup.judged_on,
@@ -119,7 +119,7 @@ def run_values(setup: Setup, state: RunState, status: str) -> dict[str, Any]:
         "stopped": state.stopped,
         "last_epoch": state.last_epoch,
         "final": state.final,
-        "pipeline": {"kind": setup.train_data.kind, "reason": setup.pipeline_reason},
+        "pipeline": {"kind": setup.train.kind, "reason": setup.pipeline_reason},
         "parameters": setup.parameters,
         "weights": setup.weights,
         "seconds": round(state.seconds, 3),

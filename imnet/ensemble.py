@@ -121,12 +121,12 @@ class _Rank:
         """Train ``bands`` in step; the rank that ``leads`` prints the lines that hold for all bands."""
         sources = load_sources(self.recipe, self.options, self.place, self.world, bands, dataset)
         with contextlib.ExitStack() as stack:
-            decoder, setting = sources.train_data.decoder, sources.train_data.setting
+            decoder, setting = sources.train.decoder, sources.train.setting
             if self.shelf is not None and decoder is not None:
                 stack.callback(self.shelf.close)
                 decoder.shelf = self.shelf
                 self.shelf.kept = 2 * max(setting.ahead, setting.workers)  # so many may be in preparation at once
-            whole = {"train_data": sources.train_data, "test_data": sources.test_data, "val_data": sources.val_data}
+            whole = {"train": sources.train, "test": sources.test, "val": sources.val}
             parts = {name: Together(part) for name, part in whole.items() if part is not None}
             for part in parts.values():
                 stack.callback(part.close)

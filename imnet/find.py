@@ -66,7 +66,7 @@ def lr(recipe: Recipe, options: RunOptions, picture: Path = PICTURE) -> str:
         plain = replace(recipe, ema_decay=None, ema_warmup=False)
         options = replace(options, compile=False, cuda_graphs=False)
         setup, step = prepare(plain, options, place, World(), threads)
-        batches = (batch for epoch in itertools.count() for batch in setup.train_data.epoch(epoch))
+        batches = (batch for epoch in itertools.count() for batch in setup.train.epoch(epoch))
         curve = range_test(step, batches, Mixing(plain, 0), options.micro_batch_images)
     write_atomic(picture, _picture(curve, recipe))
     tried = f"{len(curve.lrs)} steps of {recipe.data.batch_images} images, lr {curve.lrs[0]:.0e} to {curve.lrs[-1]:.2g}"

@@ -41,7 +41,7 @@ def load_sources(
     fits.check_fills(order)
     train, test, reason = build_pipelines(recipe, options, dataset, place, world, order, bands)
     val = None if dataset.val is None else pipelines.build(test.kind, dataset.val, test.setting)
-    return Sources(dataset=dataset, order=order, train_data=train, test_data=test, val_data=val, pipeline_reason=reason)
+    return Sources(dataset=dataset, order=order, train=train, test=test, val=val, pipeline_reason=reason)
 
 
 def prepare(

@@ -26,9 +26,9 @@ class Sources:
 
     dataset: DataSet
     order: Order
-    train_data: Pipeline
-    test_data: Pipeline
-    val_data: Pipeline | None
+    train: Pipeline
+    test: Pipeline
+    val: Pipeline | None
     """The images held out of the training set, if any."""
     pipeline_reason: str
 
@@ -65,7 +65,7 @@ class Setup(Sources):
     @property
     def chosen_on(self) -> str:
         """A name for the images that the best epoch is selected on."""
-        return "validation images" if self.val_data is not None else self.judged_on
+        return "validation images" if self.val is not None else self.judged_on
 
     @property
     def config_hash(self) -> str:

@@ -54,7 +54,7 @@ class Trainer:
             self.began = runfolder.check_same(folder.path, recipe, options, place.precision)
             saved = checkpoint.newest(folder.checkpoints) is not None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
-        self.order, self.train_data = self.setup.order, self.setup.train_data
+        self.order, self.train_data = self.setup.order, self.setup.train
         self.state = RunState(sums=torch.zeros(2, device=place.device), final=(self.began or {}).get("final"))
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()

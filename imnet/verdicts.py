@@ -48,7 +48,7 @@ class Verdicts:
         self.newest: Evaluation | None = None
         self.final: Evaluation | None = None
         """The evaluation at the end on a test set that is kept apart from the validation set."""
-        parts = (setup.train_data, setup.val_data, setup.test_data)
+        parts = (setup.train, setup.val, setup.test)
         self.decoders = [part.decoder for part in parts if part is not None and part.decoder is not None]
 
     @property
@@ -59,9 +59,9 @@ class Verdicts:
     def now(self) -> list[Judged]:
         """Evaluate on the images held out of train, if there are any, then on the part that every run is judged on."""
         s = self.setup
-        parts = [("eval", s.judged_on.split()[0], s.test_data)]
-        if s.val_data is not None:
-            parts.insert(0, ("val", "validation", s.val_data))
+        parts = [("eval", s.judged_on.split()[0], s.test)]
+        if s.val is not None:
+            parts.insert(0, ("val", "validation", s.val))
         found = []
         for kind, part, data in parts:
             start = time.perf_counter()
@@ -76,7 +76,7 @@ class Verdicts:
         s = self.setup
         if self.step_fn.ema is not None:
             assert self.newest is not None
-            raw = self._of(self.step_fn.net, s.test_data)
+            raw = self._of(self.step_fn.net, s.test)
             state.last_epoch = {"averaged": self.newest.figures(), "raw": raw.figures()}
         if s.dataset.final is None:
             return
@@ -131,6 +131,6 @@ def every_epochs(setup: Setup) -> int:
     evaluations per run, which take at most a tenth of its time if an image costs a third of a training image."""
     if setup.recipe.patience is not None:
         return setup.options.eval_every_epochs or 1
-    images = sum(len(data) for data in (setup.val_data, setup.test_data) if data is not None)
-    by_time = math.ceil(images / (0.3 * len(setup.train_data)))
+    images = sum(len(data) for data in (setup.val, setup.test) if data is not None)
+    by_time = math.ceil(images / (0.3 * len(setup.train)))
     return setup.options.eval_every_epochs or max(1, round(setup.recipe.epochs / 10), by_time)

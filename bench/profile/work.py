@@ -69,7 +69,7 @@ class Work:
 
     def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
         self.recipe, self.place, world = synthetic(recipe), device.resolve(options), World()
-        pipeline = load_sources(self.recipe, options, self.place, world).train_data
+        pipeline = load_sources(self.recipe, options, self.place, world).train
         self.step = make_step(recipe, options, self.place, world, RangedStep)
         self.step.nvtx = nvtx
         self.case = Case(self.recipe, self.place, pipeline, self.step, Mixing(recipe, 0))

@@ -205,10 +205,10 @@ def loaded(folders):
 def test_the_same_images(case, loaded):
     """Labels are equal, and test images up to rounding."""
     sources, _, labels, test_batch, test_labels = loaded(case)
-    assert torch.equal(sources.train_data.labels, labels)
-    assert torch.equal(sources.test_data.labels, test_labels)
+    assert torch.equal(sources.train.labels, labels)
+    assert torch.equal(sources.test.labels, test_labels)
     ids = torch.arange(0, len(test_labels), len(test_labels) // 50)
-    found, _ = next(sources.test_data.stream([ids], 0, train=False))
+    found, _ = next(sources.test.stream([ids], 0, train=False))
     # For Tiny ImageNet, one side resizes in integers and the other in fp32: at most one level apart.
     torch.testing.assert_close(
         found, test_batch(ids), rtol=1e-4, atol=1.01 / 255 if case.peer == "tiny_imagenet" else 1e-5
@@ -238,7 +238,7 @@ def test_the_same_random_choices(case, loaded):
     sources, batch, *_ = loaded(case)
     torch.manual_seed(0)
     random.seed(0)
-    ours = moments(lambda i: next(sources.train_data.stream([IDS], i, train=True))[0])
+    ours = moments(lambda i: next(sources.train.stream([IDS], i, train=True))[0])
     assert surprise(ours, moments(lambda i: batch(IDS))) < ALIKE
     # Negative control: the test must notice images that are shifted right by one pixel.
     assert surprise(ours, moments(lambda i: batch(IDS).roll(1, 3))) > ALIKE
