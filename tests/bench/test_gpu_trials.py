@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from imnet_kernels.batch_norm import _triton as batch_norm
 from imnet_kernels.sgd_ema import _triton as sgd_ema
 from imnet_kernels.tritonlib import compiled
 
@@ -42,6 +43,20 @@ def test_a_kernel_that_is_launched_early_waits_before_it_reads():
     assert "ld." not in before
     assert "ld.global" in after
     assert "griddepcontrol" not in compiled(build, 90)[0].asm["ptx"]
+
+
+def test_loads_ahead_are_copies_that_a_program_does_not_wait_for():
+    """Of a map's tiles; a join only reads before it sums, not after."""
+    builds = {build.name: build for build in batch_norm.builds()}
+    passes, join = builds["normalise_kernel *bf16"], builds["join_statistics_kernel *bf16"]
+    with trials.loads_ahead():
+        ahead = compiled(passes, 90)[0].asm["ptx"]
+        joins = compiled(join, 90)[0].asm["ptx"]
+    before = compiled(passes, 90)[0].asm["ptx"], compiled(join, 90)[0].asm["ptx"]
+    assert "cp.async.cg.shared.global" in ahead
+    assert "cp.async" not in before[0]
+    assert "ld.global" not in joins[joins.index("st.global") :]
+    assert "ld.global" in before[1][before[1].index("st.global") :]
 
 
 def test_a_trial_is_a_process_of_its_own(tmp_path):
