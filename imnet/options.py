@@ -197,7 +197,7 @@ def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]
             meant = canonical(name)
             hint = f"write {meant}" if meant in known else _flag_hint(name, known)
             raise UsageError(f"got unknown key {name}", file=f"{path}:{line}", hint=hint)
-        if name in seen:
+        if name in seen or (name.startswith("model_options.") and "model_options" in seen):
             raise UsageError(f"{name} is given twice", file=f"{path}:{line}", hint="leave one of them out")
         seen.add(name)
 

@@ -96,7 +96,7 @@ def _load(text: str, file: str | Path | None) -> tuple[Any, Any]:
 def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
     for key, value in node.value:
         name = f"{prefix}{key.value}"
-        if isinstance(value, yaml.MappingNode) and key.value != "model_options":
+        if isinstance(value, yaml.MappingNode):
             yield from _key_lines(value, f"{name}.")
         else:
             yield name, key.start_mark.line + 1

@@ -21,6 +21,8 @@ from imnet.run_options import RunOptions
         ("epochs: 3\nepochs: 4", "epochs is given twice"),
         ("optim: {lr: 1}\noptim.lr: 2", "wrong.yaml:2: optim.lr is given twice"),
         ("data: {batch_images: 4, batch_images: 5}", "batch_images is given twice"),
+        ("model_options: {width: 4}\nmodel_options.width: 8", "wrong.yaml:2: model_options.width is given twice"),
+        ("model_options: 5\nmodel_options.width: 8", "wrong.yaml:2: model_options.width is given twice"),
         ("epochs: &a [*a]", "not YAML of plain values"),
         ("data: &a {name: *a}", "not YAML of plain values"),
         ("epochs: !!int x", "not YAML of plain values"),
