@@ -189,7 +189,7 @@ def threads(options: RunOptions) -> Iterator[int]:
     are restored afterwards, since the caller may be a notebook.
     """
     before, flushed = torch.get_num_threads(), sys.float_info.min / 2 == 0
-    ranks = local_size() or options.procs or options.gpus or 1
+    ranks = local_size() or options.num_ranks
     torch.set_num_threads(options.threads or max(1, num_cores() // ranks))
     torch.set_flush_denormal(True)
     _mallopt(trim_threshold=2**31 - 1, mmap_max=0)

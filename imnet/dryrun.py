@@ -37,13 +37,12 @@ def text(recipe: Recipe, options: RunOptions) -> str:
     shape = (d.channels, recipe.input_px, recipe.input_px)
     with models.seeing(recipe.model, recipe.input_px):
         forward, both = flops(net, shape), flops(net, shape, backward=True)
-    ranks = options.gpus or options.procs or 1
     entered = partial(_entered, recipe, options, precision, net, folder)
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",
         f"network      {recipe.model}: {num_params(net):,} parameters",
         f"FLOPs        {forward / 1e9:.3f} GFLOP an image forward, {both / 1e9:.3f} forward and backward",
-        *_ensemble(recipe, bands, ranks, num_params(net), forward),
+        *_ensemble(recipe, bands, options.num_ranks, num_params(net), forward),
         *lacks,
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
@@ -53,7 +52,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands))), entered),
     ]
     # This comes last because it changes the network.
-    fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, ranks))
+    fits.check_parts(recipe, net, ensemble.ranks_a_band(bands, options.num_ranks))
     return "\n".join(lines)
 
 
@@ -103,7 +102,7 @@ def _memory(
     captured steps need more."""
     averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
     copies = 2 + averages + (recipe.ema_decay is not None)
-    d, ranks = recipe.data, options.gpus or options.procs or 1
+    d, ranks = recipe.data, options.num_ranks
     networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
     ranks = ensemble.ranks_a_band(bands, ranks)
     halves = precision != "fp32" and ranks == 1 and not options.compile
@@ -188,7 +187,7 @@ def _held_out(train: Items | Blocks, share: float) -> int:
 
 
 def _steps(recipe: Recipe, options: RunOptions, net: nn.Module, flops_per_image: int, train: int) -> list[str]:
-    d, bands, ranks = recipe.data, options.bands_of(recipe), options.gpus or options.procs or 1
+    d, bands, ranks = recipe.data, options.bands_of(recipe), options.num_ranks
     order = Order(train, d.batch_images, recipe.seed, drop_last=d.drop_last)
     fits.check_fills(order)
     fits.check_passes(recipe, net, order, ensemble.ranks_a_band(bands, ranks), options.micro_batch_images)

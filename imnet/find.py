@@ -195,7 +195,7 @@ def seconds(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -
 @contextlib.contextmanager
 def _alone(word: str, options: RunOptions) -> Iterator[tuple[device.Place, int]]:
     """The device of a single process and its number of threads, set for a block; UsageError for several ranks."""
-    if (options.gpus or options.procs or 1) > 1 or current_world().size > 1:
+    if options.num_ranks > 1 or current_world().size > 1:
         raise UsageError(f"got {word} with several ranks; allowed: one", hint="leave --gpus and --procs out")
     place = device.resolve(options)
     with device.threads(options) as threads:

@@ -275,8 +275,7 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     assert options.data_dir is not None
     seen = look(Path(options.data_dir))
     decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
-    ranks = options.gpus or options.procs or 1
-    rate = ranks / max(seconds, decoding)
+    rate = options.num_ranks / max(seconds, decoding)
     networks = max(1, len(bands))
     total = 1.1 * networks * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"

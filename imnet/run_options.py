@@ -167,6 +167,11 @@ class RunOptions:
         return tuple(wanted)
 
     @property
+    def num_ranks(self) -> int:
+        """How many ranks --gpus or --procs asks for; one if neither is given."""
+        return self.gpus or self.procs or 1
+
+    @property
     def logs(self) -> tuple[str, ...]:
         """The words of ``log``, each once."""
         return () if self.log is None else tuple(dict.fromkeys(self.log.split(",")))

@@ -36,11 +36,11 @@ def train(recipe: Recipe, options: RunOptions) -> tuple[int, Path]:
     path = check(recipe, options)[1]
     check_machine(options)
     options = dataclasses.replace(options, out=str(path))
-    code, num_ranks = 0, options.gpus or options.procs or 1
-    if num_ranks > 1 and launch.current_world(num_ranks).size == 1:
+    code = 0
+    if options.num_ranks > 1 and launch.current_world(options.num_ranks).size == 1:
         print(*(f"note       {told}\n" for told in device.crowded(options.procs)), end="", flush=True)
         environment = ensemble.RANKS_ENVIRONMENT if bands else None
-        code = run_ranks(_rank_entry, (recipe, options), num_ranks, options.max_restarts, environment)
+        code = run_ranks(_rank_entry, (recipe, options), options.num_ranks, options.max_restarts, environment)
     else:
         with launch.named_loss(launch.current_world()), _alone():
             _run_rank(recipe, options)
@@ -94,7 +94,7 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
     ``options`` must come from ``as_ran``. A dry run makes the same checks."""
     world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
     if bands:
-        ensemble.shares(bands, max(world.size, options.gpus or options.procs or 1))
+        ensemble.shares(bands, max(world.size, options.num_ranks))
     loggers.check(options.logs)
     optim.check_backend(options.optim_backend)
     if not models.known(recipe.model):
