@@ -172,7 +172,9 @@ def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -
     if ours is not None:
         raise UsageError(f"got {ours} in {what}, which the sweep sets", file=path, hint=f"use {OURS[ours]}")
     named = [canonical(str(key)) for key in value]
-    twice = next((name for i, name in enumerate(named) if name in named[:i]), None)
+    network = value.get("model_options")
+    leaves = [*named, *(f"model_options.{key}" for key in (network if isinstance(network, dict) else ()))]
+    twice = next((name for i, name in enumerate(leaves) if name in leaves[:i]), None)
     if twice is not None:
         raise UsageError(f"{twice} is given twice in {what}", file=path, hint="leave one of them out")
     return dict(zip(named, value.values(), strict=True))

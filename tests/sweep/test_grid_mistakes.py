@@ -32,6 +32,7 @@ MISTAKES = [
     ("an axis twice", "grid: {optim.lr: [0.1], optim.lr: [0.2]}", "optim.lr is given twice"),
     ("an axis under two names", "grid: {lr: [0.1], optim.lr: [0.2]}", "optim.lr is given twice"),
     ("one in base twice", "base: {batch-size: 8, data.batch_images: 9}", "data.batch_images is given twice"),
+    ("a width twice", "base: {model_options: {width: 4}, model_options.width: 8}", "width is given twice in base"),
     ("no configuration", "grid: {threads: [1, 2]}", "no part of a run's configuration"),
     ("a folder's bands", "base: {recipe: spectral/alexnet_sub4}\ngrid: {bands: [all, '0,1']}", "no part of a run's"),
     ("the same with no", "grid: {no-compile: [true, false]}", "no part of a run's configuration"),
