@@ -19,7 +19,7 @@ from imnet.errors import DataError, UsageError
 from imnet.files import check_output, write_atomic, write_json
 from imnet.report.read import read_json
 
-from .plan import Figures, Key, Row
+from .plan import BASELINE, Figures, Key, Row
 
 MARK = b'"benchmark": "gpu"'
 """Text that every result file contains, by which it is recognised before it is overwritten."""
@@ -104,12 +104,13 @@ def key_of(row: Figures) -> Key:
 
 
 def known() -> set[Key]:
-    """The keys of the rows that have figures in bench/results, of any card; checks by family and tier."""
+    """The keys of the rows that have figures in bench/results, of any card; checks by family and tier. Never those of
+    what trials are compared with, which belong to one sitting."""
     found: set[Key] = set()
     for path in sorted(RESULTS.glob("*.json")):
         values = json.loads(path.read_text())
         if values.get("benchmark") == "gpu":
-            found |= {key_of(row) for row in values["rows"] if "error" not in row}
+            found |= {key_of(row) for row in values["rows"] if "error" not in row and row["variant"] != BASELINE}
     return found
 
 

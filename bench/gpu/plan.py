@@ -16,6 +16,8 @@ Key = tuple[str, str, str]
 Figures = dict[str, Any]
 # What must be undisturbed while a row is measured: nothing (no times), the device, or the device and the processor.
 UNTIMED, DEVICE, HOST = 0, 1, 2
+BASELINE = "as it is"
+"""The variant that trials are compared with. Sittings differ, so that each measures it anew."""
 OVERRUN, OVERRUN_S = 4.0, 10.0
 """A row is ended after OVERRUN times its cost plus OVERRUN_S seconds; generous on purpose, not measured."""
 BREATH, BREATH_S = 1.25, 3.0

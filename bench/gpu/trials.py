@@ -24,7 +24,7 @@ from imnet import step
 from imnet.half_weights import HalfWeights
 from imnet.models import shake_shake
 
-from .plan import DEVICE, Figures, Row, Setting
+from .plan import BASELINE, DEVICE, Figures, Row, Setting
 from .processes import ERROR_CHARACTERS, ROOT, environment
 from .steps import DRY_NETS, NETS, VARIANTS, Variant, in_tier, measure, net_of
 
@@ -135,7 +135,7 @@ APART = dataclasses.replace(OURS, kernels="shake_batch_norm=reference")
 
 # In order of value, after the step that they are compared with.
 TRIALS = (
-    Trial("as it is", 20.0, models=("wrn36_5", "wrn28_10", *SHAKE)),
+    Trial(BASELINE, 20.0, models=("wrn36_5", "wrn28_10", *SHAKE)),
     Trial("last norms, mix and ReLU apart", 20.0, variant=APART, models=SHAKE),
     Trial("one stream", 20.0, one_stream, models=SHAKE),
     Trial("weights cast one by one", 20.0, cast_one_by_one, models=("wrn36_5", "wrn28_10", *SHAKE)),

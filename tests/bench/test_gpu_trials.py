@@ -8,7 +8,8 @@ from imnet_kernels.batch_norm import _triton as batch_norm
 from imnet_kernels.sgd_ema import _triton as sgd_ema
 from imnet_kernels.tritonlib import compiled
 
-from bench.gpu import steps, trials
+from bench.gpu import files, steps, trials
+from bench.gpu.__main__ import in_order
 from bench.gpu.plan import Setting
 from imnet import step
 from imnet.models import shake_shake
@@ -57,6 +58,14 @@ def test_loads_ahead_are_copies_that_a_program_does_not_wait_for():
     assert "cp.async" not in before[0]
     assert "ld.global" not in joins[joins.index("st.global") :]
     assert "ld.global" in before[1][before[1].index("st.global") :]
+
+
+def test_each_sitting_begins_with_what_its_trials_are_compared_with(tmp_path):
+    """Although bench/results has figures of it, of earlier sittings."""
+    rows = list(trials.trial_rows(Setting(dry=False, scratch=tmp_path)))
+    ordered = [row.variant for row in in_order(rows, files.ResultFile(tmp_path, False, {"device": "a card"}))]
+    assert ordered[:3] == ["as it is"] * 3
+    assert any(files.has_result(row, files.known()) for row in rows)
 
 
 def test_a_trial_is_a_process_of_its_own(tmp_path):
