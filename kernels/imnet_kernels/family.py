@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import tier
-from .implementations import tiers_of
+from .implementations import FAMILIES, tiers_of
 
 INTERPRETER_ERROR = {torch.bfloat16: 2.0**-7}
 """Added tolerance under Triton's interpreter, which truncates fp32 to bf16 where the hardware rounds to nearest: one
@@ -166,16 +167,7 @@ def _within(where: str, got: Sequence[Tensor], want: Sequence[Tensor], allowed: 
 
 def families() -> tuple[Family, ...]:
     """Every family, from <family>/cases.py. Imported lazily: only tests and benchmarks need the cases."""
-    from .augment import cases as augment
-    from .batch_norm import cases as batch_norm
-    from .dense_stage import cases as dense_stage
-    from .sgd_ema import cases as sgd_ema
-    from .shake_batch_norm import cases as shake_batch_norm
-    from .shake_shake import cases as shake_shake
-    from .spectral import cases as spectral
-
-    modules = augment, spectral, batch_norm, dense_stage, shake_shake, shake_batch_norm, sgd_ema
-    return tuple(module.FAMILY for module in modules)
+    return tuple(importlib.import_module(f".{name}.cases", __package__).FAMILY for name in FAMILIES)
 
 
 def error_ratio(got: Tensor, want: Tensor) -> float:

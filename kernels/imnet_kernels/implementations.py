@@ -1,11 +1,12 @@
 """The table of all kernel implementations: family, tier, device, and when and why `auto` chooses it.
 
 To add a tier to a family, write `<family>/_<tier>.py` with the functions of the family's reference.py, and list it
-here in the tier's modules and in IMPLEMENTATIONS. A new kind of tier also needs an entry in TIERS.
+in IMPLEMENTATIONS. A new kind of tier also needs an entry in TIERS.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -40,73 +41,11 @@ def find_host() -> ModuleType | None:
     return host
 
 
-Modules = dict[str, ModuleType]
-
-# Plain imports let a reader and an editor follow a call. They are inside functions because importing triton takes
-# seconds, which a run on another tier should not pay.
-
-
-def _reference_modules() -> Modules:
-    from .augment import reference as augment
-    from .batch_norm import reference as batch_norm
-    from .dense_stage import reference as dense_stage
-    from .sgd_ema import reference as sgd_ema
-    from .shake_batch_norm import reference as shake_batch_norm
-    from .shake_shake import reference as shake_shake
-    from .spectral import reference as spectral
-
-    return {
-        "augment": augment,
-        "batch_norm": batch_norm,
-        "dense_stage": dense_stage,
-        "sgd_ema": sgd_ema,
-        "shake_batch_norm": shake_batch_norm,
-        "shake_shake": shake_shake,
-        "spectral": spectral,
-    }
-
-
-def _host_modules() -> Modules:
-    from .augment import _host as augment
-    from .sgd_ema import _host as sgd_ema
-    from .shake_shake import _host as shake_shake
-    from .spectral import _host as spectral
-
-    return {"augment": augment, "sgd_ema": sgd_ema, "shake_shake": shake_shake, "spectral": spectral}
-
-
-def _triton_modules() -> Modules:
-    from .augment import _triton as augment
-    from .batch_norm import _triton as batch_norm
-    from .dense_stage import _triton as dense_stage
-    from .sgd_ema import _triton as sgd_ema
-    from .shake_batch_norm import _triton as shake_batch_norm
-    from .shake_shake import _triton as shake_shake
-    from .spectral import _triton as spectral
-
-    return {
-        "augment": augment,
-        "batch_norm": batch_norm,
-        "dense_stage": dense_stage,
-        "sgd_ema": sgd_ema,
-        "shake_batch_norm": shake_batch_norm,
-        "shake_shake": shake_shake,
-        "spectral": spectral,
-    }
-
-
-def _cuda_modules() -> Modules:
-    from .augment import _cuda as augment
-
-    return {"augment": augment}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """A kind of implementation: its modules by family, the device types it runs on (``runs_on`` in words for messages),
-    the remedy to print if it is missing, and whether it is installed."""
+    """A kind of implementation: the device types it runs on (``runs_on`` in words for messages), the remedy to print if
+    it is missing, and whether it is installed."""
 
-    modules: Callable[[], Modules]
     devices: Callable[[], tuple[str, ...]]
     runs_on: str
     remedy: str
@@ -115,28 +54,24 @@ class Tier:
 
 TIERS = {
     "reference": Tier(
-        modules=_reference_modules,
         devices=lambda: ("cpu", "cuda"),
         runs_on="all tensors",
         remedy="",
         installed=lambda: True,
     ),
     "host": Tier(
-        modules=_host_modules,
         devices=lambda: ("cpu",),
         runs_on="cpu tensors",
         remedy="install a C++ compiler and reinstall, or run `python -m imnet_kernels.build --host`",
         installed=lambda: find_host() is not None,
     ),
     "triton": Tier(
-        modules=_triton_modules,
         devices=lambda: ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",),
         runs_on="CUDA tensors (cpu ones with TRITON_INTERPRET=1)",
         remedy="install triton (it is in torch's CUDA builds for Linux) and gcc; on a CPU set TRITON_INTERPRET=1 too",
         installed=_has_triton,
     ),
     "cuda": Tier(
-        modules=_cuda_modules,
         devices=lambda: ("cuda",),
         runs_on="CUDA tensors",
         remedy="run `python -m imnet_kernels.build` where the CUDA toolkit is",
@@ -191,5 +126,7 @@ def tiers_of(family: str) -> tuple[str, ...]:
 
 @cache
 def module(family: str, tier: str) -> ModuleType:
-    """The module with a family's functions in one tier."""
-    return TIERS[tier].modules()[family]
+    """The module with a family's functions in one tier. It is imported here, because importing triton takes seconds,
+    which a run on another tier should not pay."""
+    name = tier if tier == "reference" else f"_{tier}"
+    return importlib.import_module(f".{family}.{name}", __package__)
