@@ -82,7 +82,7 @@ class Plain(Prepared):
         a = self.setting.augment
         if draws is not None:
             image = draws.crop_flip(image, i)
-        side = a.resize_px if draws is not None else a.resize_eval_px or a.resize_px
+        side = a.resize_px if draws is not None else a.test_px
         sized = self._sized(draws is not None)
         if side and not sized:
             # In fp32 as on the devices: torchvision's uint8 path has fixed-point weights.

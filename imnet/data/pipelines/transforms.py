@@ -24,7 +24,7 @@ def transform(images: Tensor, augment: Augment, key: Key, train: bool, sized: bo
 
     If ``sized``, the images already have the network's input size (see ``crop_scale``).
     """
-    side = augment.resize_px if train else augment.resize_eval_px or augment.resize_px
+    side = augment.resize_px if train else augment.test_px
     if side and not sized:
         images = resize(images, side)
     if augment.crop_px and not sized:
