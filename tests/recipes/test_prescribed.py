@@ -176,6 +176,7 @@ def test_only_what_was_changed_is_told_otherwise():
         "published",
     ]
     assert (plain["test images"], plain["loss"]) == ("as they are", "cross-entropy")
+    assert plain["options"] == "width 32, num_residuals 1, num_stages 3, last_residuals 0, pool_stem False"
     for words, lines in CHANGED.items():
         asked = parse(["--recipe", "quickstart", *words.split()])
         assert told(asked.recipe, asked.options.bands_of(asked.recipe)) == plain | lines, words

@@ -28,15 +28,19 @@ SMALL += ["--device", "cpu", "--threads", "1"]
 def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [*SMALL, "--lr", "0.3", "--micro-batch-images", "5", "--ema-decay", "0.9", "--out", "run"]
+    small += ["--lr-base-images", "32"]
     assert train_main(["--find-lr", *small]) == 0
     out = capsys.readouterr().out
     assert os.listdir(tmp_path) == ["find-lr.png"]
     assert Image.open("find-lr.png").size[0] > 500
     first, second, third = out.splitlines()
-    assert first.startswith("lr         0.3 in the recipe; the loss falls steepest at ")
+    assert first.startswith("lr         0.15 in the recipe; the loss falls steepest at ")
     assert second.startswith("try        --lr ")
     suggested = float(second.split()[2].rstrip(","))
-    assert find.FIRST_LR < suggested < find.LAST_LR
+    assert find.FIRST_LR < suggested / 2 < find.LAST_LR
+    assert suggested == pytest.approx(
+        2 * float(first.split(" at ")[1].split()[0]), rel=0.1
+    )  # of 32 images, tried on 16
     assert third == "picture    find-lr.png; no run is made, so run is left alone"
     options.parse(["--lr", str(suggested)])
 
@@ -74,6 +78,19 @@ def test_the_suggestion_is_where_the_loss_falls_fastest(middle):
     assert len(curve.lrs) == len(step.seen) - 1
     ratios = [b / a for a, b in zip(step.seen, step.seen[1:], strict=False)]
     assert max(ratios) == pytest.approx(min(ratios))
+    assert max(ratios) == pytest.approx((find.LAST_LR / find.FIRST_LR) ** (1 / (find.NUM_STEPS - 1)))
+    assert curve.losses[0] == pytest.approx(2, abs=0.02)  # of an image, not of the batch
+
+
+@pytest.mark.parametrize(("loss", "bad"), [(1.0, 1.0), (math.nan, 0.0), (math.inf, 0.0), (4.1, 0.0)])
+def test_it_ends_at_a_step_that_is_not_finite_or_diverges(loss, bad):
+    def step(pieces, images, number, rate):
+        return torch.tensor(images * (loss if number == 5 else 1.0)), torch.tensor(bad if number == 5 else 0.0)
+
+    batch = (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    curve = find.range_test(step, (batch for _ in range(1000)), Mixing(TINY, 0), None)
+    assert curve.losses == [1.0] * 5
+    assert len(curve.lrs) == 5
 
 
 def test_a_loss_that_never_falls_suggests_nothing():
