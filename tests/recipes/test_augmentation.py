@@ -38,7 +38,7 @@ FITTING = [
     ((32, 3), {"crop_pad_px": 31}, {"crop_pad_px": 32}, "under 32"),
     ((32, 3), CROPS | {"crop_pad_px": 19}, {"crop_pad_px": 20}, "under 20"),
     ((32, 3), {"crop_px": 20, "crop_pad_px": 31}, {"crop_pad_px": 32}, "under 32"),
-    ((32, 3), {"crop_px": 32}, {"crop_px": 33}, "at most 32, the side of the training images"),
+    ((31, 3), {"crop_px": 31}, {"crop_px": 32}, "at most 31, the side of the training images"),
     ((32, 3), {"crop_px": 40, "resize_px": 40}, {"resize_px": 39}, "at most 39, the side of the training images"),
     ((32, 3), {"crop_px": 30, "resize_eval_px": 30}, {"resize_eval_px": 29}, "at most 29, the side of the test images"),
     ((16, 3), CROPS | {"resize_eval_px": 20}, {"resize_eval_px": 19}, "at most 19, the side of the test images"),

@@ -46,6 +46,18 @@ def test_the_time_left_is_that_of_all_bands(capsys):
     assert "0:30 left" in line
 
 
+@pytest.mark.parametrize(("bands", "ranks", "each"), [
+    ((0, 1, 2, 3), 2, None), ((0, 1), 2, None), ((0, 1), 4, 2), ((2,), 3, 3), ((2,), 1, None),
+])  # fmt: skip
+def test_a_rank_runs_its_bands_as_a_launch_of_one_band_would(tmp_path, bands, ranks, each):
+    on_cpu, on_gpus = how(tmp_path, procs=ranks, device="auto"), how(tmp_path, gpus=ranks, device="auto")
+    assert ensemble.of_rank(on_cpu, bands) == dataclasses.replace(on_cpu, procs=each, device="cpu")
+    assert ensemble.of_rank(on_gpus, bands) == dataclasses.replace(on_gpus, gpus=each)
+    one = how(tmp_path)
+    assert ensemble.of_rank(one, bands) == one
+    assert ensemble.ranks_a_band((), ranks) == ranks
+
+
 class Steps:
     """A run at ``step`` of ten, which raises ``error`` at step ``at``. It writes its steps and its end to ``log``."""
 
