@@ -58,6 +58,13 @@ def test_a_rank_runs_its_bands_as_a_launch_of_one_band_would(tmp_path, bands, ra
     assert ensemble.ranks_a_band((), ranks) == ranks
 
 
+@pytest.mark.parametrize(("ranks", "where"), [
+    (1, ": 0 1 3"), (2, ", over 2 ranks: 0 | 1 3"), (3, ", over 3 ranks: 0 | 1 | 3"), (6, ", 2 ranks a band: 0 1 3"),
+])  # fmt: skip
+def test_the_first_line_says_which_rank_trains_what(ranks, where):
+    assert ensemble.told(BANDS, (0, 1, 3), ranks) == f"3 of 4 bands, a network each{where}"
+
+
 class Steps:
     """A run at ``step`` of ten, which raises ``error`` at step ``at``. It writes its steps and its end to ``log``."""
 
