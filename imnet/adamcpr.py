@@ -27,15 +27,13 @@ class BoundedAdam(PlainAdamW):
         self.warm_start_steps, self.kappa_update = warm_start_steps, kappa_update
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step, as in torch."""
-        loss = super().step(closure)
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().step()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None] if group["bounded"] else []
             if params:
                 self._pull(params, found_inf)
-        return loss
 
     def _pull(self, params: list[Tensor], found_inf: Tensor | None) -> None:
         for p in params:

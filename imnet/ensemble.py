@@ -130,11 +130,9 @@ class _Rank:
             parts = {name: Together(part) for name, part in whole.items() if part is not None}
             for part in parts.values():
                 stack.callback(part.close)
-            runs = {}
+            runs, lead = {}, iter([True] if leads else [])
             for number, band in enumerate(bands):
-                voice = Voice(
-                    band, number, len(bands), self.signals, leads=leads and not runs, enabled=self.world.is_main
-                )
+                voice = Voice(band, number, len(bands), self.signals, lead=lead, enabled=self.world.is_main)
                 own = replace(sources, **{name: OneBand(part, band) for name, part in parts.items()})
                 with named(band):
                     runs[band] = self._run(band, voice, own, stack)
@@ -187,12 +185,13 @@ def named(band: int) -> Iterator[None]:
 
 class Voice(Console):
     """The console of one band, ``number`` of ``num``. It prints the band's own lines under its name, taking turns with
-    the other bands. Lines that hold for all bands are printed only by the band that ``leads``."""
+    the other bands. Lines that hold for all bands are printed by the first one that asks ``lead``, which they share: a
+    band that is complete already prints none."""
 
-    def __init__(self, band: int, number: int, num: int, signals: Signals, *, leads: bool, enabled: bool):
+    def __init__(self, band: int, number: int, num: int, signals: Signals, *, lead: Iterator[bool], enabled: bool):
         super().__init__(enabled, EVERY_S * num, signals)
         self._rich = None  # the bars of several bands would overwrite each other
-        self.band, self.number, self.num, self.leads = band, number, num, leads
+        self.band, self.number, self.num, self.lead = band, number, num, lead
 
     def start(self, total_steps: int, done_steps: int) -> None:
         super().start(total_steps, done_steps)
@@ -203,7 +202,7 @@ class Voice(Console):
 
     def header(self, lines: list[str]) -> None:
         own = next(i for i, line in enumerate(lines) if line.startswith("run folder"))
-        for line in lines[:own] if self.leads else []:
+        for line in lines[:own] if next(self.lead, False) else []:
             super().say(line)
         for line in lines[own:]:
             self.say(line)

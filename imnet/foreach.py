@@ -54,7 +54,7 @@ class Foreach(Uncompiled):
     _step_supports_amp_scaling = True  # torch's GradScaler then leaves found_inf to this class
 
     def __init__(self, groups: list[dict[str, Any]], **defaults: Any):
-        super().__init__(groups, defaults | {"capturable": True})
+        super().__init__(groups, defaults)
         for group in self.param_groups:
             for p in group["params"]:
                 for name in self.names_in(group):
@@ -66,16 +66,14 @@ class Foreach(Uncompiled):
         return self.names
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step, as in torch; gradients must be unscaled already."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step; gradients must be unscaled already."""
         assert getattr(self, "grad_scale", None) is None, "call scaler.unscale_ first"
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 old, new = self.updated(group, params, [p.grad for p in params])
                 replace(old, new, getattr(self, "found_inf", None))
-        return loss
 
     def updated(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
@@ -89,13 +87,11 @@ class Foreach(Uncompiled):
 
 
 def replace(old: list[Tensor], new: list[Tensor], found_inf: Tensor | None) -> None:
-    """Copy ``new`` into ``old``, unless ``found_inf`` is 1."""
-    if found_inf is not None and found_inf.device.type == "cpu":
-        if not bool(found_inf):
-            torch._foreach_copy_(old, new)
-        return
-    keep = None if found_inf is None else found_inf.bool()
-    torch._foreach_copy_(old, new if keep is None else [o.where(keep, n) for o, n in zip(old, new, strict=True)])
+    """Copy ``new`` into ``old``, unless ``found_inf`` is 1. Values are selected, since NaN times 0 is NaN."""
+    if found_inf is not None:
+        keep = found_inf.bool()
+        new = [o.where(keep, n) for o, n in zip(old, new, strict=True)]
+    torch._foreach_copy_(old, new)
 
 
 def decayed(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -27,7 +27,7 @@ class HalfWeights:
         ours = type(net).__module__.startswith("imnet.models.")
         for module in net.modules() if ours and dtype is not None else ():
             weight = module.weight if type(module) in (nn.Conv2d, nn.Linear) else None
-            if isinstance(weight, nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32:
+            if isinstance(weight, nn.Parameter) and weight.requires_grad:
                 self.layers.append((module, weight))
                 self.copies.setdefault(weight, nn.Parameter(torch.empty_like(weight, dtype=dtype)))
 

@@ -180,11 +180,11 @@ class MergedSGD(foreach.PlainSGD):
         self.ema_decay = 0.0
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Same as torch's; the average is updated with the new weights."""
         if not self.averages:
-            return super().step(closure)
-        loss = None if closure is None else torch.enable_grad()(closure)()
+            super().step()
+            return
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             self._update(group, found_inf)
@@ -192,7 +192,6 @@ class MergedSGD(foreach.PlainSGD):
         still = [p for p in self.averages if skipped or p.grad is None]
         if still:
             torch._foreach_lerp_([self.averages[p] for p in still], still, 1 - self.ema_decay)
-        return loss
 
     def _update(self, group: dict[str, Any], found_inf: Tensor | None) -> None:
         params = [p for p in group["params"] if p.grad is not None]
@@ -242,8 +241,6 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             what = f"got optimiser state {key} of {tuple(value.shape)}; allowed: {tuple(param.shape)}, its parameter's"
             raise UsageError(what, hint="begin in another --out, or go on with the imnet that run.json names")
         like = torch.empty_like(param) if value.shape == param.shape else torch.empty_like(value, device=param.device)
-        if name == "step" and not any(g.get("capturable") or g.get("fused") for g in optimizer.param_groups):
-            like = torch.empty_like(value)
         optimizer.state[param][name] = like.copy_(value)
 
 

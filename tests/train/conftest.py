@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ assert "quickstart" in recipes
 def options(out, **changes):
     values = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every_steps": 2}
     return RunOptions(**(values | changes))
+
+
+def skip_if_ignored(number):
+    """Skip a test that sends ``number`` if the test run ignores it, as under nohup, which its processes inherit."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{signal.Signals(number).name} is ignored here, as under nohup")
 
 
 def run_in_process(recipe, run_options):

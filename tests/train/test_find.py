@@ -28,15 +28,19 @@ SMALL += ["--device", "cpu", "--threads", "1"]
 def test_the_whole_command_leaves_a_picture_and_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [*SMALL, "--lr", "0.3", "--micro-batch-images", "5", "--ema-decay", "0.9", "--out", "run"]
+    small += ["--lr-base-images", "32"]
     assert train_main(["--find-lr", *small]) == 0
     out = capsys.readouterr().out
     assert os.listdir(tmp_path) == ["find-lr.png"]
     assert Image.open("find-lr.png").size[0] > 500
     first, second, third = out.splitlines()
-    assert first.startswith("lr         0.3 in the recipe; the loss falls steepest at ")
+    assert first.startswith("lr         0.15 in the recipe; the loss falls steepest at ")
     assert second.startswith("try        --lr ")
     suggested = float(second.split()[2].rstrip(","))
-    assert find.FIRST_LR < suggested < find.LAST_LR
+    assert find.FIRST_LR < suggested / 2 < find.LAST_LR
+    assert suggested == pytest.approx(
+        2 * float(first.split(" at ")[1].split()[0]), rel=0.1
+    )  # of 32 images, tried on 16
     assert third == "picture    find-lr.png; no run is made, so run is left alone"
     options.parse(["--lr", str(suggested)])
 
@@ -47,6 +51,7 @@ def test_of_an_ensemble_one_band_is_tried_and_said(tmp_path, monkeypatch, capsys
     assert train_main(["--find-lr", "--bands", "2,3", *small]) == 0
     together = capsys.readouterr().out.splitlines()
     assert together[0] == "bands      2 alone was tried, one network of 2; --band K tries another"
+    assert together[-1] == "picture    find-lr.png"
     assert train_main(["--find-lr", "--band", "2", *small]) == 0
     assert capsys.readouterr().out.splitlines() == together[1:]
 
@@ -74,6 +79,20 @@ def test_the_suggestion_is_where_the_loss_falls_fastest(middle):
     assert len(curve.lrs) == len(step.seen) - 1
     ratios = [b / a for a, b in zip(step.seen, step.seen[1:], strict=False)]
     assert max(ratios) == pytest.approx(min(ratios))
+    assert max(ratios) == pytest.approx((find.LAST_LR / find.FIRST_LR) ** (1 / (find.NUM_STEPS - 1)))
+    assert curve.losses[0] == pytest.approx(2, abs=0.02)  # of an image, not of the batch
+
+
+@pytest.mark.parametrize(("loss", "bad"), [(1.0, 1.0), (math.nan, 0.0), (math.inf, 0.0), (4.1, 0.0)])
+def test_it_ends_at_a_step_that_is_not_finite_or_diverges(loss, bad):
+    def step(pieces, images, number, rate):
+        at = {0: 2.0, 5: loss}.get(number, 1.0)
+        return torch.tensor(images * at), torch.tensor(bad if number == 5 else 0.0)
+
+    batch = (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    curve = find.range_test(step, (batch for _ in range(1000)), Mixing(TINY, 0), None)
+    assert curve.losses == [2.0, 1.0, 1.0, 1.0, 1.0]
+    assert len(curve.lrs) == 5
 
 
 def test_a_loss_that_never_falls_suggests_nothing():
@@ -81,9 +100,23 @@ def test_a_loss_that_never_falls_suggests_nothing():
     assert find.Curve([1e-6, 1e-5], [1.0, 0.5]).suggested is None
 
 
+def test_a_test_that_suggests_nothing_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(find, "NUM_STEPS", find.WINDOW - 1)  # too few for a mean
+    assert train_main(["--find-lr", *SMALL]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "lr         the loss falls nowhere in 6 steps of 16 images, lr 1e-06 to 10"
+    assert second == "picture    find-lr.png"
+    assert os.listdir(tmp_path) == ["find-lr.png"]
+
+
 @pytest.mark.parametrize("word", ["--find-lr", "--find-batch-size"])
-def test_several_ranks_are_refused(word, capsys):
-    assert train_main([word, "--procs", "2"]) == 2
+@pytest.mark.parametrize("how", [["--procs", "2"], ["--gpus", "2"], []], ids=["procs", "gpus", "torchrun"])
+def test_several_ranks_are_refused(word, how, monkeypatch, capsys):
+    launch = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in launch.items() if not how else ():
+        monkeypatch.setenv(name, str(value))
+    assert train_main([word, *how]) == 2
     assert f"got {word} with several ranks; allowed: one" in capsys.readouterr().err
 
 
@@ -104,11 +137,13 @@ def test_batches_grow_until_one_does_not_fit(monkeypatch):
     def narrow(name, num_classes, channels, **_):
         return Narrow(nn.Flatten(), nn.Linear(channels * 256, num_classes))
 
+    measured = find.seconds
     monkeypatch.setattr(models, "build", narrow)
+    monkeypatch.setattr(find, "seconds", lambda *args: 0.5 if measured(*args) > 0 else 0.0)
     fits, failed = find.grow(TINY, Place(torch.device("cpu"), "fp32", "test"))
     assert [f.images for f in fits] == [2, 4, 8, 16]
     assert failed == 32
-    assert all(f.images_per_s > 0 for f in fits)
+    assert [f.images_per_s for f in fits] == [4, 8, 16, 32]
     assert find.grow(TINY, Place(torch.device("cpu"), "fp32", "test"), most=4)[1] is None
 
 

@@ -113,6 +113,13 @@ def test_layers_have_their_own_weights_again_after_an_error():
     assert all(after[name] is parameter for name, parameter in before.items())
 
 
+def test_a_frozen_weight_has_no_copy_and_no_gradient():
+    step = make_step("tied", None, "bf16")
+    step(batches(0), 8, 0, 0.05)
+    assert list(step.half_weights.copies) == [step.net.first.weight, step.net.unused.weight, step.net.head.weight]
+    assert step.net.still.weight.grad is None
+
+
 def test_a_hook_still_sees_its_gradient():
     step, seen = make_step("wrn10_1", None, "bf16"), []
     step.params[0].register_hook(lambda grad: seen.append(grad.dtype))

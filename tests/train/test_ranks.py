@@ -18,6 +18,7 @@ from imnet import runfolder
 from imnet.metrics import read_metrics
 from imnet.ranks import run_ranks
 from tests.train import ranks_script
+from tests.train.conftest import skip_if_ignored
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -83,6 +84,7 @@ def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_ranks_save_when_their_launcher_is_gone(tmp_path, number):
     """The launcher's pipe stays open as long as a rank lives, and the folder stays locked as long as rank 0 does."""
+    skip_if_ignored(number)
     words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--out", str(tmp_path)]
     process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

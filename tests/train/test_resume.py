@@ -15,7 +15,7 @@ from imnet.errors import IOFailure, UsageError
 from imnet.metrics import read_metrics
 from imnet.start import train
 
-from .conftest import options
+from .conftest import options, skip_if_ignored
 
 
 def digests(folder):
@@ -68,8 +68,7 @@ def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
 def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, as under nohup")
+    skip_if_ignored(number)
     recipe, expected, _ = uninterrupted
     process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
     wait_for_step(tmp_path, process)

@@ -38,6 +38,16 @@ def test_without_groups_it_is_what_the_machine_has(root):
     assert num_cores(root) == cores()
 
 
+def test_cores_that_are_taken_from_the_process_do_not_count():
+    """As by taskset, or by a Slurm job that binds its tasks."""
+    whole = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(whole)})
+    try:
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, whole)
+
+
 def test_without_proc_half_of_the_memory(tmp_path):
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert free_memory_bytes(tmp_path) == whole // 2
@@ -59,16 +69,30 @@ def test_a_job_whose_limit_is_on_a_group_above_its_own(root):
     assert num_cores(root) == 1
 
 
-def test_a_container_of_version_1_whose_path_is_that_of_its_host(root):
+@pytest.mark.parametrize(("quota", "most"), [(50000, 1), (150000, 2)])
+def test_a_container_of_version_1_whose_path_is_that_of_its_host(root, quota, most):
+    path = "/kubepods-pod7.slice:cri-containerd:0a1b"
     tree(root, **{
-        "proc/self/cgroup": "4:memory:/docker/0a1b\n3:cpuset:/docker/0a1b\n2:cpu,cpuacct:/docker/0a1b\n0::/\n",
-        "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
-        "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{3 * GIB}\n",
+        "proc/self/cgroup": f"4:memory:{path}\n3:cpuset:/other\n2:cpu,cpuacct:{path}\n0::/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{3 * GIB}\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{2 * GIB}\n",
         "sys/fs/cgroup/memory/memory.stat": f"total_active_file {GIB // 2}\n",
-        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": f"{quota}\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        # Groups of other processes.
+        "sys/fs/cgroup/memory/other/memory.limit_in_bytes": "1\n",
+        "sys/fs/cgroup/memory/other/memory.usage_in_bytes": "1\n",
+        "sys/fs/cgroup/cpu/other/cpu.cfs_quota_us": "1\n", "sys/fs/cgroup/cpu/other/cpu.cfs_period_us": "1\n",
+    })  # fmt: skip
+    assert free_memory_bytes(root) == 3 * GIB // 2
+    assert num_cores(root) == min(most, cores())
+
+
+def test_a_group_that_is_over_its_limit_has_nothing_free(root):
+    tree(root, **{
+        "proc/self/cgroup": "0::/job\n",
+        "sys/fs/cgroup/job/memory.max": f"{2 * GIB}\n", "sys/fs/cgroup/job/memory.current": f"{3 * GIB}\n",
     })  # fmt: skip
     assert free_memory_bytes(root) == 0
-    assert num_cores(root) == min(2, cores())
 
 
 def test_no_limit_in_either_version(root):
@@ -117,4 +141,6 @@ def test_a_real_group_of_half_a_core_and_256_mib():
 def test_the_processor_has_a_name():
     assert cpu_name()
     assert "\n" not in cpu_name()
+    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    assert not found or found[0].endswith(f": {cpu_name()}")
     assert cpu_field("no such field") == ""
