@@ -229,3 +229,22 @@ def test_an_exported_band_says_that_it_sees_a_band(run, tmp_path):
         assert set(about) == {"image_px", "mean", "std"} | wanted
     assert (about["image_px"], about["spectral_r"], about["spectral_band"]) == (8, 2, 1)
     assert about["spectral_std"] == [2.0, 0.5, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "name", "better"),
+    [
+        (export_main, "--to safetensors", "x.onnx", "x.safetensors"),
+        (export_main, "--to onnx", "x.PT2", "x.onnx"),
+        (export_main, "--to pt2", "x.pth", "x.pt2"),
+        (export_main, "--to safetensors", "x.png", "x.safetensors"),
+        (export_main, "--to timm", "x.safetensors", "x"),
+        (eval_main, "--no-flip", "x.json", "x.csv"),
+        (eval_main, "--no-flip", "x.html", "x.csv"),
+    ],
+)
+def test_a_file_is_not_written_under_the_name_of_another_kind(run, tmp_path, capsys, command, words, name, better):
+    there = sorted(tmp_path.iterdir())
+    assert command([str(run.path), *words.split(), "--out", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"; --out {tmp_path / better}\n")
+    assert sorted(tmp_path.iterdir()) == there
