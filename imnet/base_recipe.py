@@ -14,20 +14,16 @@ from imnet.recipe_json import KINDS, from_dict
 from imnet.recipes import by_model, by_name
 
 
-def of(first: dict[str, str | None], given: dict[str, Any], in_file: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe of --recipe, else of the file, else of --model, else quickstart, with the network and data set that
-    were asked for; and notes about what was left out of it.
+def of(told: dict[str, str | None], in_file: dict[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe asked for by name, else that of the network, else quickstart, with the network and data set that were
+    asked for; and notes about what was left out of it.
 
-    ``given`` has the values of the configuration file by dotted name, ``in_file`` as they are written."""
-    model = first["model"]
-    name = first["recipe"] or (None if model else in_file.get("recipe")) or in_file.get("name")
-    if isinstance(name, dict | list):  # run.json has the recipe itself there
-        hint = "the file of a run folder that can be read here is config.yaml"
-        raise UsageError(f"got recipe = {str(name)[:30]}...; allowed: its name", file=first["config"], hint=hint)
-    if name and str(name).startswith("own/") and not first["recipe"]:
-        base = _own(in_file, first["config"])
+    ``told`` has what the command line asks for, else the configuration file, whose values are ``in_file``."""
+    model, name = told["model"], named(told, in_file)
+    if name and name.startswith("own/"):
+        base = _own(in_file, told["config"])
     elif name:
-        base = by_name(str(name))
+        base = by_name(name)
     elif model:
         base = by_model(model)
         if base is None:
@@ -36,15 +32,30 @@ def of(first: dict[str, str | None], given: dict[str, Any], in_file: dict[str, A
         base = by_name("quickstart")
     notes: tuple[str, ...] = ()
     if model and model != base.model:
-        if first["model_options"] is not None or "model_options" in given:
+        if told["model_options"] is not None:
             base = replace(base, model=model, model_options={})
         else:
             base, notes = _with_model(base, model)
-    dataset = first["data.name"] or given.get("data.name")
+    dataset = told["data.name"]
     if dataset and dataset != base.data.name:
-        base, more = _with_data(base, str(dataset))
+        base, more = _with_data(base, dataset)
         notes += more
     return base, notes
+
+
+def named(told: dict[str, str | None], in_file: dict[str, Any]) -> str | None:
+    """The name of the recipe asked for, or None.
+
+    Raises UsageError if the file has every value of a recipe, as --print-config writes them, and another one is asked
+    for: nothing of that one would be used but its name and its published figure."""
+    whole, name, written = in_file.get("name"), told["recipe"], in_file.get("recipe")
+    if isinstance(written, dict | list):  # run.json has the recipe itself there
+        hint = "the file of a run folder that can be read here is config.yaml"
+        raise UsageError(f"got recipe = {str(written)[:30]}...; allowed: its name", file=told["config"], hint=hint)
+    if whole and name and name != str(whole):
+        what = f"got recipe {name}, but {told['config']} has all values of {whole}; allowed: one recipe"
+        raise UsageError(what, hint="leave the recipe out, or keep in the file only the values to change")
+    return name or (str(whole) if whole else None)
 
 
 def _own(in_file: dict[str, Any], file: str | None) -> Recipe:
@@ -55,13 +66,12 @@ def _own(in_file: dict[str, Any], file: str | None) -> Recipe:
         raise UsageError(str(error), file=file) from error
 
 
-def with_kinds(base: Recipe, first: dict[str, str | None], given: dict[str, Any]) -> Recipe:
+def with_kinds(base: Recipe, told: dict[str, str | None]) -> Recipe:
     """``base`` with the kinds of optimiser and schedule that were asked for."""
-    has_lr = first["optim.lr"] is not None or "optim.lr" in given
     for part in KINDS:
-        kind = first[f"{part}.kind"] or given.get(f"{part}.kind")
+        kind = told[f"{part}.kind"]
         if kind and kind != getattr(base, part).kind:
-            base = _with_kind(base, part, kind, has_lr)
+            base = _with_kind(base, part, kind, told["optim.lr"] is not None)
     return base
 
 
@@ -106,8 +116,8 @@ def _with_kind(base: Recipe, part: str, kind: str, has_lr: bool) -> Recipe:
     The learning rate is not kept, since SGD's 0.1 is a hundred times too much for AdamW: UsageError without ``has_lr``.
     """
     old, kinds = getattr(base, part), KINDS[part]
-    if not isinstance(kind, str) or kind not in kinds:
-        hint = suggest(str(kind), kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"
+    if kind not in kinds:
+        hint = suggest(kind, kinds) or f"give one of them: --{part}.kind {next(iter(kinds))}"
         raise UsageError(f"got --{part}.kind {kind}; allowed: {', '.join(kinds)}", hint=hint)
     if part == "optim" and not has_lr:
         what = f"got --optim.kind {kind} without a learning rate; {old.lr:g} is that of {old.kind} in {base.name}"

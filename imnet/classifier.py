@@ -27,7 +27,7 @@ from imnet import device, models
 from imnet.data.pipelines.batches import Batches
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
-from imnet.fields import COUNT, Range, about, check, check_ranges
+from imnet.fields import COUNT, Range, about, at_least_one, check, check_ranges
 from imnet.files import in_utf8
 from imnet.recipe import Augment
 from imnet.recipe_json import build_value, to_dict
@@ -149,6 +149,7 @@ class Classifier:
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Yield, in the order of ``pictures``, {"name": path or number, "top": [(class, probability), ...]} with the
         likeliest class first, or {"name", "error"} for a picture that cannot be read."""
+        at_least_one(top=top, batch=batch)
         one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
         if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # iterating would yield its letters or rows
             raise UsageError("got one picture; allowed: several, in a list", hint="write [picture]")
@@ -188,7 +189,7 @@ def _name(number: int, picture: Picture) -> str:
 
 def load(path: str | os.PathLike[str]) -> Classifier:
     """Load a file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other file."""
-    file, head = Path(path), {}
+    file, head = Path(path).expanduser(), {}
     if file.is_dir():
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
     if not file.exists():

@@ -23,7 +23,7 @@ from imnet.classifier import KEY, Card, Classifier, load
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import check_output, holds, in_utf8, temporary_of
+from imnet.files import check_kind, check_output, holds, in_utf8, temporary_of
 
 TOLERANCE = 1e-3
 """Allowed difference, relative to the largest logit (or to 1, if that is larger): what another order of additions may
@@ -93,8 +93,10 @@ def export(model: Classifier, to: str, out: Path) -> str:
 
 def _place(out: Path, to: str) -> Path:
     """Return ``out`` with links resolved. Raises UsageError if something lies there that is not an earlier export, such
-    as a folder, a device or the user's own file: it would be replaced, with everything in it."""
+    as a folder, a device or the user's own file: it would be replaced, with everything in it. Also raises UsageError if
+    the name is that of another format."""
     if not out.is_dir():
+        check_kind(out, "" if to == "timm" else f".{to}", f"--to {to} writes another kind of file")
         real = check_output(out, MARK)
         if real.exists() and not real.is_file():
             what = "got a device or a pipe for --out, which a file would replace"

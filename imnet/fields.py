@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from imnet.errors import UNSET
+from imnet.errors import UNSET, UsageError
 
 MANY = 10**9
 """Upper limit for counts that have no better one: anything larger is a typing error."""
@@ -84,7 +84,8 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     declared one. A Literal must be one of its words, and a bool must be a bool: the string "no" would be true.
 
     Some values are converted in place: numpy scalars, which neither JSON nor YAML can write, to Python numbers; lists
-    to tuples; and an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number.
+    to tuples; an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number; and a
+    whole float in an int field, such as 256 / 2, to an int, which torch wants and which is the same experiment.
     """
     for field in dataclasses.fields(value):
         kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
@@ -101,11 +102,21 @@ def check_ranges(value: Any, prefix: str = "") -> None:
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
 
 
+def at_least_one(**numbers: Any) -> None:
+    """UsageError for the first of the ``numbers``, by name, that is not a whole number of at least 1."""
+    for name, number in numbers.items():
+        if not (hasattr(number, "__index__") and number >= 1):
+            raise UsageError(f"got {name} {number!r}; allowed: 1 or more", hint=f"leave {name} out")
+
+
 def _converted(held: Any, kind: Any) -> Any:
     if getattr(held, "shape", None) == ():
         held = held.item()
-    if type(held) is int and str in union_members(kind):
+    kinds = union_members(kind)
+    if type(held) is int and str in kinds:
         return str(held)
+    if type(held) is float and int in kinds and float not in kinds and held % 1 == 0:
+        return int(held)
     return tuple(held) if isinstance(held, list) else held
 
 
@@ -144,7 +155,7 @@ def _fits(held: Any, kind: Any) -> bool:
         kinds = parts[:1] * len(held) if isinstance(held, list | tuple) and ... in parts else parts
         return isinstance(held, list | tuple) and len(held) == len(kinds) and all(map(_fits, held, kinds))
     if kind in (int, float):
-        return _is_number(held) and (kind is float or held % 1 == 0)  # 2.0 is an int too
+        return _is_number(held) and (kind is float or held % 1 == 0)
     if origin in (dict, Mapping):
         return isinstance(held, Mapping)
     if isinstance(kind, type) and (kind in (bool, str, types.NoneType) or dataclasses.is_dataclass(kind)):

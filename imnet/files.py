@@ -8,6 +8,7 @@ import fnmatch
 import glob
 import json
 import math
+import mimetypes
 import mmap
 import os
 import shutil
@@ -18,6 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import IOFailure, UsageError
+
+WEIGHTS = (".safetensors", ".onnx", ".pt2", ".pt", ".pth")
+"""Suffixes of files of networks, which mimetypes does not know."""
+
+
+def check_kind(out: Path, suffix: str, told: str) -> None:
+    """UsageError, with what is written (``told``), if ``out`` is the name of a file of another kind than ``suffix``
+    (report.pdf): its reader would take it for a damaged one. A name of no known kind is accepted."""
+
+    def kind(end: str) -> object:
+        return end if end in WEIGHTS else mimetypes.guess_type(f"x{end}")
+
+    if kind(out.suffix.lower()) not in (kind(suffix), (None, None)):
+        raise UsageError(f"got --out {out}; {told}", hint=f"--out {out.with_suffix(suffix)}")
 
 
 def temporary_of(path: Path) -> Path:

@@ -26,7 +26,7 @@ from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.fields import COUNT, flag
-from imnet.files import check_output, write_atomic, write_json
+from imnet.files import check_kind, check_output, write_atomic, write_json
 from imnet.launch import World, connected, current_world, named_loss
 from imnet.ranks import run_ranks
 from imnet.run import Run
@@ -57,6 +57,7 @@ def run(values: Namespace) -> int:
     if values.p is not None or values.baseline is not None:
         raise UsageError("got --p or --baseline for one network", hint="they are for the folder of an ensemble")
     if values.out is not None:
+        check_kind(values.out, ".csv", "the table is CSV")
         check_output(values.out, TABLE_HEAD.encode())
     if values.ten_crop:
         _check_ten_crop(values)

@@ -61,13 +61,13 @@ def parse(argv: list[str]) -> Request:
     first = _first_look(argv)
     in_file, lines = _read_config(first["config"]) if first["config"] else ({}, [])
     given = _flatten(in_file)
-    notes: tuple[str, ...] = ()
+    told = {name: _word(given.get(name)) if word is None else word for name, word in first.items()}
     reasons: tuple[str, ...] = ()
     if path:
-        base, reasons = place.recipe(path, first)
+        base, notes, reasons = place.recipe(path, told, in_file)
     else:
-        base, notes = base_recipe.of(first, given, in_file)
-    base = base_recipe.with_kinds(base, first, given)
+        base, notes = base_recipe.of(told, in_file)
+    base = base_recipe.with_kinds(base, told)
     parser = build_parser(base)
     try:
         known = _leaf_names(parser)
@@ -128,6 +128,11 @@ def _first_look(argv: list[str]) -> dict[str, str | None]:
             if not found[name]:
                 raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists all")
     return found
+
+
+def _word(value: Any) -> str | None:
+    """A value of the file as it would be written on the command line; None if it is not given."""
+    return None if value is None else str(value)
 
 
 def _read_config(path: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from imnet import base_recipe
 from imnet.command import at_home, nearest
 from imnet.errors import UNSET, UsageError
 from imnet.recipe import Recipe
-from imnet.recipes import RECIPES, by_name
+from imnet.recipes import RECIPES
 
 DECIDES = ("model", "weights", "device", "gpus", "procs")
 """Options on which the recipe for the user's data depends."""
@@ -33,6 +35,10 @@ def split(argv: list[str]) -> tuple[list[str], str | None]:
         raise UsageError(f"got {found[0]!r} and {found[1]!r}; allowed: one place of data", hint="name one folder")
     if not found:
         return rest, None
+    twice = next((word for word in rest if word.partition("=")[0] in ("--data.name", "--data_dir")), None)
+    if twice:
+        option = "--data" if twice.startswith("--data.name") else "--data-dir"
+        raise UsageError(f"got {found[0]!r} and {option}; allowed: one place of data", hint=f"leave {option} out")
     if not found[0]:
         raise UsageError("got '', an empty path, for the place of data", hint=UNSET)
     place = at_home(found[0])  # for direct callers of parse; the words of a command are expanded already
@@ -68,9 +74,11 @@ def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     )
 
 
-def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, ...]]:
-    """(recipe, lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
-    one chosen for it. ``first`` has the options that this depends on, with None for those not given."""
+def recipe(
+    path: str, told: dict[str, str | None], in_file: dict[str, Any]
+) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
+    """(recipe, notes, lines of reasons) for the data at ``path``: the recipe asked for by name, adapted to the data, or
+    one chosen for it. ``told`` and ``in_file`` are those of base_recipe.of."""
     from imnet import device, models, own
 
     place = Path(path)
@@ -86,13 +94,15 @@ def recipe(path: str, first: dict[str, str | None]) -> tuple[Recipe, tuple[str, 
     if (place / "run.json").is_file():
         hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
         raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
-    if first["recipe"]:
-        return own.with_data(by_name(first["recipe"]), place), ()
-    asked = first["gpus"] or first["device"] == "cuda"
-    gpu = bool(asked) or (first["device"] != "cpu" and not first["procs"] and device.num_gpus() > 0)
-    made, reasons = own.recipe(place, gpu=gpu, model=first["model"], start=first["weights"])
-    asked, held = first["data.channels"], made.data.channels
+    name = base_recipe.named(told, in_file)
+    if name and not name.startswith(own.PREFIX):
+        base, notes = base_recipe.of(told | {"data.name": None}, in_file)
+        return own.with_data(base, place), notes, ()
+    asked = told["gpus"] or told["device"] == "cuda"
+    gpu = bool(asked) or (told["device"] != "cpu" and not told["procs"] and device.num_gpus() > 0)
+    made, reasons = own.recipe(place, gpu=gpu, model=told["model"], start=told["weights"])
+    asked, held = told["data.channels"], made.data.channels
     if asked is not None and asked != str(held):
         what = f"got --data.channels {asked} for {path}, whose images have {held}"
         raise UsageError(what, hint="leave it out; grey pictures are read as colours that are equal")
-    return made, reasons
+    return made, (), reasons

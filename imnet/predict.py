@@ -12,7 +12,8 @@ from typing import Any
 
 from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
-from imnet.errors import DataError, UsageError, shown
+from imnet.errors import DataError, shown
+from imnet.fields import at_least_one
 from imnet.files import finite
 from imnet.fused import Ensemble
 from imnet.run import Run
@@ -23,10 +24,7 @@ from imnet.runfolder import bands_in
 def run(values: argparse.Namespace) -> int:
     """Print the predictions in the order of the pictures. Returns 65 if a picture cannot be read (the others are still
     printed), else 0."""
-    for name in ("top", "batch_size"):
-        if getattr(values, name) < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"got --{flag} {getattr(values, name)}; allowed: 1 or more", hint=f"leave --{flag} out")
+    at_least_one(**{"--top": values.top, "--batch-size": values.batch_size})
     model = _model(values.model)
     model.to(device.resolve(RunOptions(device=values.device)).device)
     write = _as_csv() if values.csv else _as_json if values.json else _as_text

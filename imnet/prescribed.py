@@ -58,6 +58,9 @@ def _optimiser(recipe: Recipe) -> str:
     if isinstance(o, Muon):
         how = f"momentum {o.momentum:g}, {o.ns_steps} Newton-Schulz steps, AdamW's {how}"
     body = f", body at {recipe.body_lr:g} of it" if recipe.body_lr != 1 else ""
+    if recipe.freeze:
+        what = "all but the head" if recipe.freeze == "all-but-head" else f"first {recipe.freeze} parts"
+        body += f", {what} frozen"
     clip = f", gradients clipped to norm {recipe.grad_clip:g}" if recipe.grad_clip else ""
     average = f", weights averaged with decay {recipe.ema_decay:g}" if recipe.ema_decay else ""
     return f"{o.kind} lr {recipe.scaled_lr:g}{body}, {how}, {_decay(recipe)}{clip}{average}"

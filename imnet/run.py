@@ -20,6 +20,7 @@ from imnet.data.order import Order
 from imnet.data.pipelines.batches import mean_image
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.evaluate import Evaluation, evaluate, evaluation_batch
+from imnet.fields import at_least_one
 from imnet.from_recipe import build_network, build_pipeline, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
@@ -35,7 +36,7 @@ class Run:
     """A run folder. Raises DataError if ``path`` is not one."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         info = read_run(self.path)
         if info is None and (bands := bands_in(self.path)):
             hint = f"give the folder of one band, e.g. {next(iter(bands.values()))}"
@@ -227,7 +228,8 @@ class Run:
         """Like ``evaluate``, on a loaded set and with every prediction; every rank of ``world`` must call it."""
         world = world or World()
         place = device.resolve(options, world.local_rank)
-        batch = batch_images or evaluation_batch(self.recipe.data.batch_images)
+        batch = evaluation_batch(self.recipe.data.batch_images) if batch_images is None else batch_images
+        at_least_one(batch_images=batch)
         with device.undisturbed(place), device.threads(options):
             data = build_pipeline(self.recipe, options, dataset, dataset.part(split), place)
             net = self.model(which).to(place.device)

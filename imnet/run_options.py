@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -123,8 +124,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        empty = next((name for name in ("out", "data_dir") if getattr(self, name) == ""), None)
-        check(empty is None, f"{empty} = ''", "a path", "is a variable of the shell not set?")
+        for name in ("out", "data_dir"):  # no shell has expanded the ~ of a file or of Python
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(path))
         clash = self.procs is not None and (self.gpus is not None or self.device == "cuda")
         check(not clash, "procs together with a GPU", "--device cpu --procs N, or --gpus N", "drop one of them")
         clash = self.gpus is not None and self.device == "cpu"

@@ -14,12 +14,11 @@ files of a run folder. Importing this module imports neither torch nor matplotli
 from __future__ import annotations
 
 import math
-import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 
 from imnet.errors import UsageError
-from imnet.files import check_output, holds, listed, write_atomic
+from imnet.files import check_kind, check_output, holds, listed, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
@@ -81,10 +80,8 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def _check_page(out: Path) -> None:
-    """Raise an error if ``out`` is no place for a page: as ``check_output``, and UsageError for the name of a file of
-    another kind (report.pdf). Its reader would take the page for a damaged PDF. A name of no known kind is taken."""
-    if mimetypes.guess_type(out.name) not in (("text/html", None), (None, None)):
-        raise UsageError(f"got --out {out}; the page is HTML", hint=f"--out {out.with_suffix('.html')}")
+    """Raise an error if ``out`` is no place for a page."""
+    check_kind(out, ".html", "the page is HTML")
     check_output(out, MARK.encode())
 
 

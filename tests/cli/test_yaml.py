@@ -152,3 +152,38 @@ def test_dotted_names_in_a_file_mean_what_nested_ones_do(tmp_path, values):
     nested, read = (parse(["--config", str(path)]) for path in (whole, dotted))
     assert read == nested
     assert nested != parse(["--recipe", values["recipe"]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: wrn36_2",  # the network's own recipe
+        "recipe: fashion-mnist/speedrun_long\nmodel: resnet18_64",  # which has no width
+        "recipe: quickstart\noptim.kind: adamw\noptim.lr: 0.001",
+    ],
+)
+def test_a_recipe_and_a_network_in_a_file_mean_what_they_mean_on_the_command_line(tmp_path, text):
+    path = tmp_path / "few.yaml"
+    path.write_text(text)
+    read = parse(["--config", str(path)])
+    typed = parse([f"--{name}={value}" for name, value in yaml_file.parse(text).items()])
+    assert (read.recipe, read.notes) == (typed.recipe, typed.notes)
+
+
+def test_a_network_on_the_command_line_goes_into_the_recipe_of_the_file(tmp_path):
+    (tmp_path / "few.yaml").write_text("recipe: fashion-mnist/speedrun\nepochs: 3")
+    found = parse(["--config", str(tmp_path / "few.yaml"), "--model", "wrn36_5"]).recipe
+    assert (found.name, found.model, found.epochs) == ("fashion-mnist/speedrun", "wrn36_5", 3)
+
+
+@pytest.mark.parametrize("by", ["option", "line", "own"])
+def test_a_whole_file_of_one_recipe_is_not_run_under_the_name_of_another(tmp_path, by):
+    """Every value of the file would win, and the report would compare them with the other's published figure."""
+    path, other = tmp_path / "whole.yaml", "fashion-mnist/wrn28_10"
+    own = replace(by_name("quickstart"), name="own/photos-123456") if by == "own" else by_name("quickstart")
+    text = dump_config(own, RunOptions())
+    path.write_text(text.replace("recipe: quickstart", f"recipe: {other}") if by == "line" else text)
+    with pytest.raises(UsageError, match=f"got recipe {other}, but .*whole.yaml has all values of {own.name}"):
+        parse(["--config", str(path), *([] if by == "line" else ["--recipe", other])])
+    if by != "line":
+        assert parse(["--config", str(path), "--model", "wrn10_1"]).recipe.model == "wrn10_1"

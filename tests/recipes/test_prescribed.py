@@ -6,6 +6,7 @@ from torch import nn
 
 from imnet import cli, models, prescribed, recipes
 from imnet.options import parse
+from imnet.recipe import replace
 
 # Recipe -> (name of the line, what the document states about it).
 TOLD = {
@@ -199,3 +200,12 @@ def test_a_change_on_the_command_line_is_told(capsys, tmp_path):
     assert lines["drops"] == "0.01 up to 0.1 at epoch 12.5, down to 0"
     assert cli.train_main([*argv, "--dry-run", "--data-dir", str(tmp_path)]) == 0
     assert lines["split"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("freeze", "told"), [("2", "first 2 parts frozen"), ("all-but-head", "all but the head frozen"), (None, "momentum")]
+)
+def test_what_is_not_trained_is_said(freeze, told):
+    recipe = replace(recipes["quickstart"], freeze=freeze, body_lr=0.1)
+    line = prescribed._optimiser(recipe)
+    assert line.startswith(f"sgd lr 0.2, body at 0.1 of it, {told}")

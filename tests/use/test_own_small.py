@@ -1,8 +1,11 @@
-"""Users are told if their pictures are much smaller than the network's input, to which a recipe enlarges them."""
+"""One's own pictures with values from elsewhere: much smaller than the network's input, beside another place of data,
+with a configuration file, and with a network that the named recipe does not have."""
 
 import pytest
 
 from imnet.cli import train_main
+from imnet.errors import UsageError
+from imnet.options import parse
 from tests.use.test_own import folder_of
 
 SMALL = "note       your pictures, about 16 px, are enlarged to {} px, which {} reads\n"
@@ -23,3 +26,36 @@ def test_pictures_of_less_than_half_the_side_are_said_to_be_enlarged(words, expe
     assert train_main([str(photos), *words, "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
     said = "".join(line for line in capfd.readouterr().out.splitlines(True) if "enlarged" in line)
     assert said == expected
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return str(folder_of(tmp_path_factory.mktemp("own") / "photos"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--data", "shapes"], ["--data=fashion-mnist"], ["--data-dir", "."], ["--data.name", "folder"]]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_place_of_data_is_refused(photos, words, first):
+    """Only one of them would be read, and nothing would say which."""
+    with pytest.raises(UsageError, match=r"photos' and --data(-dir)?; allowed: one place of data; leave --data"):
+        parse([photos, *words] if first else [*words, photos])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"recipe": "fashion-mnist/wrn28_10", "epochs": 3},
+        {"recipe": "fashion-mnist/speedrun_long", "model": "resnet18_64"},  # which has no width
+        {"model": "resnet18_64"},  # nor is it given that of the network that would be chosen
+        {"model": "wrn10_1", "device": "cpu", "epochs": 3},
+    ],
+)
+def test_a_file_and_options_choose_the_same_recipe_for_the_pictures(photos, tmp_path, values):
+    (tmp_path / "few.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
+    read = parse([photos, "--config", str(tmp_path / "few.yaml"), "--batch-size", "8"])
+    typed = parse([photos, *(f"--{name}={value}" for name, value in values.items()), "--batch-size", "8"])
+    assert (read.recipe, read.notes, read.reasons) == (typed.recipe, typed.notes, typed.reasons)
+    assert read.recipe.model == values.get("model", "wrn28_10")
+    assert values.get("recipe", "").replace("/", "-") in read.recipe.name

@@ -18,6 +18,8 @@ from imnet.classifier import Classifier
 from imnet.cli import eval_main, export_main
 from imnet.errors import DeviceError, UsageError
 from imnet.export import export
+from imnet.options import parse
+from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
 from imnet.schedules import OneCycle
 
@@ -44,6 +46,43 @@ def test_numbers_of_numpy_are_numbers(run):
     assert (again.seed, again.epochs, again.data.batch_images, again.optim.lr) == (3, 1, 16, 0.1)
     assert again == imnet.replace(TINY, seed=3, optim=imnet.replace(TINY.optim, lr=0.1))
     assert imnet.replace(TINY, epochs=torch.tensor(2)).epochs == 2
+
+
+def test_a_whole_number_of_division_is_the_whole_number(run, tmp_path):
+    """256 / 16 is 16.0, with which torch would fail, and the run would be another experiment."""
+    data = imnet.replace(TINY.data, batch_images=256 / 16, train_images=64.0, image_px=16.0)
+    halved = imnet.replace(TINY, seed=3.0, epochs=1.0, data=data, optim=imnet.replace(TINY.optim, lr=0.1))
+    assert config_hash(halved, "fp32") == run.info["config_hash"]
+    again = imnet.train(halved, out=run.path, threads=2 / 2, micro_batch_images=32 / 2, **ON_CPU)
+    assert again.info["config_hash"] == run.info["config_hash"]
+    assert str(RunOptions(procs=2.0).procs) == "2"  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"got epochs = 1\.5; allowed: a whole number"):
+        imnet.replace(TINY, epochs=1.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_tilde_is_home_where_no_shell_expands_it(run, tmp_path, monkeypatch):
+    """Else a folder called ~ would be made in the current one."""
+    monkeypatch.setenv("HOME", str(run.path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert imnet.train(run.recipe, out=f"~/{run.path.name}", **ON_CPU).path == run.path
+    assert imnet.load_run(f"~/{run.path.name}").path == run.path
+    (tmp_path / "c.yaml").write_text("out: ~/here\ndata_dir: ~/there\n")
+    read = parse(["--config", "c.yaml"]).options
+    assert (read.out, read.data_dir) == (str(run.path.parent / "here"), str(run.path.parent / "there"))
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize("number", [0, -1, "4", 1.5])
+def test_a_number_of_classes_or_images_is_at_least_one(run, number):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    for ask in (
+        lambda: run.predict([picture], top=number),
+        lambda: run.classifier().predict([picture], batch=number),
+        lambda: run.evaluate(batch_images=number),
+    ):
+        with pytest.raises(UsageError, match=r"got (top|batch|batch_images) .*; allowed: 1 or more; leave"):
+            ask()
+    assert len(run.predict([picture], top=np.int64(2))[0]["top"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -190,3 +229,22 @@ def test_an_exported_band_says_that_it_sees_a_band(run, tmp_path):
         assert set(about) == {"image_px", "mean", "std"} | wanted
     assert (about["image_px"], about["spectral_r"], about["spectral_band"]) == (8, 2, 1)
     assert about["spectral_std"] == [2.0, 0.5, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "name", "better"),
+    [
+        (export_main, "--to safetensors", "x.onnx", "x.safetensors"),
+        (export_main, "--to onnx", "x.PT2", "x.onnx"),
+        (export_main, "--to pt2", "x.pth", "x.pt2"),
+        (export_main, "--to safetensors", "x.png", "x.safetensors"),
+        (export_main, "--to timm", "x.safetensors", "x"),
+        (eval_main, "--no-flip", "x.json", "x.csv"),
+        (eval_main, "--no-flip", "x.html", "x.csv"),
+    ],
+)
+def test_a_file_is_not_written_under_the_name_of_another_kind(run, tmp_path, capsys, command, words, name, better):
+    there = sorted(tmp_path.iterdir())
+    assert command([str(run.path), *words.split(), "--out", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"; --out {tmp_path / better}\n")
+    assert sorted(tmp_path.iterdir()) == there
