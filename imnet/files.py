@@ -26,12 +26,15 @@ WEIGHTS = (".safetensors", ".onnx", ".pt2", ".pt", ".pth")
 
 def check_kind(out: Path, suffix: str, told: str) -> None:
     """UsageError, with what is written (``told``), if ``out`` is the name of a file of another kind than ``suffix``
-    (report.pdf): its reader would take it for a damaged one. A name of no known kind is accepted."""
+    (report.pdf): its reader would take it for a damaged one. A name of no known kind is accepted, and for what is not a
+    page also one of text or of plain bytes (.bin)."""
 
-    def kind(end: str) -> object:
-        return end if end in WEIGHTS else mimetypes.guess_type(f"x{end}")
+    def kind(end: str) -> tuple[str | None, str | None]:
+        return (end, None) if end in WEIGHTS else mimetypes.guess_type(f"x{end}")
 
-    if kind(out.suffix.lower()) not in (kind(suffix), (None, None)):
+    got = kind(out.suffix.lower())
+    plain = suffix != ".html" and (got[0] or "").startswith(("text/", "application/octet-stream"))
+    if got not in (kind(suffix), (None, None)) and not plain:
         raise UsageError(f"got --out {out}; {told}", hint=f"--out {out.with_suffix(suffix)}")
 
 

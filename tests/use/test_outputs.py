@@ -68,21 +68,21 @@ COMMANDS = [evaluated, exported, reported, of_system]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_imnet_did_not_write_is_kept_also_behind_a_link(command, run, tmp_path, capsys):
-    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine, link = tmp_path / "mine.html", tmp_path / "link.html"
     mine.write_bytes(MINE)
-    link.symlink_to("mine")
+    link.symlink_to("mine.html")
     for out in (mine, link):
         assert command(run, out) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert mine.read_bytes() == MINE
     assert link.is_symlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.html", "mine.html"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_the_same_command_wrote_is_replaced_unless_it_is_read_only(command, run, tmp_path, capsys):
-    real, link = tmp_path / "real", tmp_path / "link"
-    link.symlink_to("real")
+    real, link = tmp_path / "real.html", tmp_path / "link.html"
+    link.symlink_to("real.html")
     assert command(run, link) == 0
     assert link.is_symlink()
     assert command(run, link) == 0

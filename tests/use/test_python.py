@@ -240,7 +240,7 @@ def test_an_exported_band_says_that_it_sees_a_band(run, tmp_path):
         (export_main, "--to safetensors", "x.png", "x.safetensors"),
         (export_main, "--to timm", "x.safetensors", "x"),
         (eval_main, "--no-flip", "x.json", "x.csv"),
-        (eval_main, "--no-flip", "x.html", "x.csv"),
+        (eval_main, "--no-flip", "x.pdf", "x.csv"),
     ],
 )
 def test_a_file_is_not_written_under_the_name_of_another_kind(run, tmp_path, capsys, command, words, name, better):
