@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,18 +52,67 @@ def run_in_process(recipe, run_options):
     os._exit(code)
 
 
-@pytest.fixture(scope="session")
-def spawn():
-    """A function start(recipe, options) -> running process, forked from a server that has torch imported already."""
+def server():
+    """The context of processes that are forked from a server which has torch imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["imnet.trainer", "matplotlib.figure", "matplotlib.backends.backend_svg"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def spawn():
+    """A function start(recipe, options) -> running process, forked from ``server``."""
 
     def start(recipe, run_options):
-        process = context.Process(target=run_in_process, args=(recipe, run_options))
+        process = server().Process(target=run_in_process, args=(recipe, run_options))
         process.start()
         return process
 
     return start
+
+
+def _rank(main, arguments, environment):
+    """Runs main(*arguments) in its own process group, so that signals do not reach the tests."""
+    os.setsid()
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    code = main(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def start_ranks(main, *rows, **environment):
+    """Starts the processes of one launch as torchrun would, one for each row of arguments of ``main``.
+
+    They are forked from ``server``, so that no rank spends seconds on importing torch.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": len(rows), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if len(rows) > 1 else {}
+    ranks = []
+    for rank, row in enumerate(rows):
+        own = {"RANK": rank, "LOCAL_RANK": rank} if world else {}
+        ranks.append(server().Process(target=_rank, args=(main, row, world | own | environment)))
+        ranks[-1].start()
+    return ranks
+
+
+def command(main, words, errors=os.devnull, output=os.devnull):
+    """Runs ``main`` of imnet.cli on ``words`` as the command does, with the standard streams in these files."""
+    from imnet import cli
+
+    for number, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    sys.argv = [main, *words]
+    return getattr(cli, main)()
+
+
+def finished(processes):
+    """Waits for the processes; returns their exit codes."""
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture

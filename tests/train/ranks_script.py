@@ -1,8 +1,7 @@
-"""Run by test_ranks.py and test_balance.py: trains a network without BatchNorm.
+"""Used by test_ranks.py and test_balance.py: trains a network without BatchNorm.
 
-Every rank imports this file again, which registers the network there."""
+Every rank imports this file, which registers the network there."""
 
-import sys
 from dataclasses import replace
 
 from torch import nn
@@ -51,7 +50,3 @@ def trained(folder, procs, micro, data_dir=None, balanced=None):
         micro_batch_images=micro or None,
     )
     return train(recipe, options)[0]
-
-
-if __name__ == "__main__":
-    sys.exit(trained(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -26,8 +25,8 @@ from imnet.start import train
 from tests.data.making import picture
 from tests.data.test_pipeline import pictures, setting
 
-from .conftest import TINY, options
-from .test_ranks import ENV, SCRIPT
+from . import ranks_script
+from .conftest import TINY, finished, options, start_ranks
 from .test_resume import digests, wait_for_step
 from .test_step import batch, make_step
 
@@ -158,9 +157,8 @@ def test_ranks_give_the_one_rank_curve(uneven, tmp_path, what):
     found = []
     for procs, micro in ((1, 0), (2, 7)):
         out = tmp_path / str(procs)
-        command = [*SCRIPT, str(out), str(procs), str(micro), str(uneven), what]
-        env = ENV | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-        subprocess.run(command, check=True, env=env, capture_output=True, timeout=120)
+        rows = [(out, procs, micro, str(uneven), what)] * procs
+        assert set(finished(start_ranks(ranks_script.trained, *rows, XDG_CACHE_HOME=tmp_path / "cache"))) == {0}
         weights = load_file(sorted((out / "checkpoints").iterdir())[-1] / "model.safetensors")
         found.append(([row["loss"] for row in read_metrics(out / "metrics.jsonl")], weights))
     (losses, weights), (theirs, other) = found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,8 @@ from imnet.errors import UsageError
 from imnet.launch import World
 from imnet.recipe import SGD, Comm, Constant, Data, Recipe
 from imnet.step import TrainStep
+
+from .conftest import finished, start_ranks
 
 STEPS, IMAGES = 4, 9  # shards of 4 and 5
 KIB = 1 / 1024
@@ -172,6 +173,7 @@ def rank_main(rank, folder):
     found["infinite"] = infinite(World(rank, 2, rank))
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +182,7 @@ def ranks(tmp_path_factory):
     if not Path("/proc/self/io").exists():
         pytest.skip("no /proc/self/io to count bytes with")
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_main, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        process.kill()
-    assert [p.exitcode for p in processes] == [0, 0]
+    assert finished(start_ranks(rank_main, (0, folder), (1, folder))) == [0, 0]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -1,12 +1,10 @@
 """Spectral ensembles: a band ends with the same bytes as a run of it alone, however the bands are spread over ranks."""
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -23,8 +21,8 @@ from imnet.run import Run
 from imnet.runfolder import bands_in
 from imnet.start import train
 
-from .conftest import options
-from .test_kills import kill, run_rank
+from .conftest import finished, options, run_in_process, start_ranks
+from .test_kills import kill
 from .test_resume import digests
 
 BANDS = Recipe(
@@ -53,27 +51,12 @@ def of_bands(folder):
     return {band: digests(path) for band, path in bands_in(folder).items()}
 
 
-def start(folder, bands, ranks, spawn, recipe=BANDS, **changes):
-    """Starts the ranks of one launch as torchrun would; the ``spawn`` fixture has set up their fork server.
-
-    Without ``bands`` they train band 3 alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+def start(folder, bands, ranks, recipe=BANDS, **changes):
+    """Starts the ranks of one launch; without ``bands`` they train band 3 alone."""
     chosen = options(folder, bands=None, checkpoint_every_steps=4, **changes) if bands is None else (
         how(folder, bands, **changes))  # fmt: skip
     recipe = ensemble.of_band(BANDS, 3) if bands is None else recipe
-    processes = [context.Process(target=run_rank, args=(recipe, chosen, r, ranks, port)) for r in range(ranks)]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finished(processes):
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
+    return start_ranks(run_in_process, *[(recipe, chosen)] * ranks)
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +101,17 @@ def test_without_the_compiled_kernels_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("bands", "ranks"), [("all", 2), pytest.param("0,1,3", 2, marks=pytest.mark.slow)])
-def test_ranks_share_the_bands(together, tmp_path, spawn, bands, ranks):
-    assert finished(start(tmp_path, bands, ranks, spawn)) == [0] * ranks
+def test_ranks_share_the_bands(together, tmp_path, bands, ranks):
+    assert finished(start(tmp_path, bands, ranks)) == [0] * ranks
     whole = of_bands(together)
     assert of_bands(tmp_path) == {band: whole[band] for band in bands_in(tmp_path)}
     assert len(bands_in(tmp_path)) == (4 if bands == "all" else 3)
 
 
 @pytest.mark.slow
-def test_several_ranks_a_band_are_those_ranks_on_it_alone(tmp_path, spawn):
-    assert finished(start(tmp_path / "ensemble", "0,3", 4, spawn)) == [0] * 4
-    assert finished(start(tmp_path / "alone", None, 2, spawn)) == [0] * 2
+def test_several_ranks_a_band_are_those_ranks_on_it_alone(tmp_path):
+    assert finished(start(tmp_path / "ensemble", "0,3", 4)) == [0] * 4
+    assert finished(start(tmp_path / "alone", None, 2)) == [0] * 2
     assert digests(tmp_path / "ensemble" / "band-3") == digests(tmp_path / "alone")
     assert Run(tmp_path / "ensemble" / "band-0").info["num_ranks"] == 2
 
@@ -164,7 +147,7 @@ def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ranks_that_decode_for_each_other_change_nothing(tmp_path, spawn):
+def test_ranks_that_decode_for_each_other_change_nothing(tmp_path):
     """With encoded pictures and random crops, each of two ranks on one machine decodes half of each batch."""
     made = data.load("shapes", image_px=24, num_classes=4, train_images=64, test_images=16)
     for part, split in (("train", made.train), ("val", made.test)):
@@ -179,7 +162,7 @@ def test_ranks_that_decode_for_each_other_change_nothing(tmp_path, spawn):
     recipe = dataclasses.replace(BANDS, data=source, augment=crops)
     more = {"data_dir": str(tmp_path / "pictures"), "pipeline": "host", "workers": 2}
     train(recipe, how(tmp_path / "one", **more))
-    assert finished(start(tmp_path / "two", "all", 2, spawn, recipe, **more)) == [0, 0]
+    assert finished(start(tmp_path / "two", "all", 2, recipe, **more)) == [0, 0]
     assert of_bands(tmp_path / "two") == of_bands(tmp_path / "one")
     assert not list(Path("/dev/shm").glob("imnet-*"))
 
@@ -207,21 +190,21 @@ def test_a_band_goes_on_alone_and_with_others(together, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_no_kill_changes_the_weights(together, tmp_path, spawn, ranks):
+def test_no_kill_changes_the_weights(together, tmp_path, ranks):
     """An ensemble that is killed and stopped at random must end with the same weights, and each log line once."""
     numbers, hits, rng = [signal.SIGKILL, signal.SIGTERM], 0, random.Random()
     for number in numbers:
-        processes = start(tmp_path, "all", ranks, spawn)
+        processes = start(tmp_path, "all", ranks)
         while all(p.is_alive() for p in processes) and not list(tmp_path.glob("band-*/checkpoints/step-????????")):
             time.sleep(0.002)
         hits += kill(processes, number, rng.uniform(0, 0.3))
     assert hits or of_bands(tmp_path) == of_bands(together)
-    assert finished(start(tmp_path, "all", ranks, spawn)) == [0] * ranks
+    assert finished(start(tmp_path, "all", ranks)) == [0] * ranks
     assert of_bands(tmp_path) == of_bands(together)
 
 
-def test_a_stop_leaves_all_bands_at_most_a_step_apart(tmp_path, spawn):
-    (process,) = start(tmp_path, "all", 1, spawn)
+def test_a_stop_leaves_all_bands_at_most_a_step_apart(tmp_path):
+    (process,) = start(tmp_path, "all", 1)
     while process.is_alive() and not list(tmp_path.glob("band-0/checkpoints/step-????????")):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGTERM)

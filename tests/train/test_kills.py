@@ -2,12 +2,10 @@
 
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from imnet import load_run
 from imnet.recipe import SGD, Augment, Cosine, Data, Recipe
 
-from .conftest import options, run_in_process
+from .conftest import finished, options, run_in_process, start_ranks
 from .test_resume import digests
 
 PLAIN = Recipe(
@@ -43,27 +41,9 @@ SLOW = ("EMA", "mixup", "micro-batches")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def run_rank(recipe, run_options, rank, size, port):
-    """Runs one rank as torchrun would start it, in its own process group, so that signals do not reach the tests."""
-    os.setsid()
-    if size > 1:
-        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in values.items()})
-    run_in_process(recipe, run_options)
-
-
-def start(way, folder, spawn):
-    """Starts the processes of one launch; the ``spawn`` fixture has set up the fork server that they come from."""
+def start(way, folder):
     recipe, more, size = WAYS[way]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [(recipe, options(folder, checkpoint_every_steps=7, **more), rank, size, port) for rank in range(size)]
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=run_rank, args=row) for row in arguments]
-    for process in processes:
-        process.start()
-    return processes
+    return start_ranks(run_in_process, *[(recipe, options(folder, checkpoint_every_steps=7, **more))] * size)
 
 
 def listening(process):
@@ -96,11 +76,8 @@ def kill(processes, number, delay_s):
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
 # EMA and micro-batches are marked slow, since test_keep.py and test_resume.py kill such runs too.
 @pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in SLOW else w for w in WAYS])
-def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
-    whole = start(way, tmp_path / "whole", spawn)
-    for process in whole:
-        process.join(120)
-    assert {process.exitcode for process in whole} == {0}
+def test_no_kill_changes_the_weights(way, kills, tmp_path):
+    assert set(finished(start(way, tmp_path / "whole"))) == {0}
     took = load_run(tmp_path / "whole").info["seconds"]
     folder, hits, rng = tmp_path / "killed", 0, random.Random()
     numbers = itertools.cycle(SIGNALS)
@@ -110,14 +87,11 @@ def test_no_kill_changes_the_weights(way, kills, tmp_path, spawn):
         number = next(numbers)
         # Most delays are long enough for a new checkpoint; otherwise each launch would only repeat the one before.
         delay = rng.uniform(0.2, 0.8) if number == signal.SIGKILL else rng.uniform(0, 0.5)
-        if kill(start(way, folder, spawn), number, delay * took):
+        if kill(start(way, folder), number, delay * took):
             hits += 1
         else:
             assert digests(folder) == digests(tmp_path / "whole")
             shutil.rmtree(folder)
     assert hits == kills
-    last = start(way, folder, spawn)
-    for process in last:
-        process.join(120)
-    assert {process.exitcode for process in last} == {0}
+    assert set(finished(start(way, folder))) == {0}
     assert digests(folder) == digests(tmp_path / "whole")

@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from imnet import device, launch, meeting
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import DataError, DeviceError, UsageError
 from imnet.launch import current_world
+from imnet.ranks import run_ranks
 from imnet.resources import num_cores
 from imnet.run_options import RunOptions
+
+from . import slow_script
 
 WORLDS = [
     ({}, (0, 1, 0)),
@@ -185,19 +187,19 @@ def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "says"),
+    ("what", "error", "says"),
     [
-        ("prepared", 0, "2 processes"),
-        pytest.param("refused", 65, "nothing can be packed here", marks=pytest.mark.slow),
-        ("killed", 69, "rank 0 was killed"),
+        ("prepared", None, "2 processes"),
+        pytest.param("refused", DataError, "nothing can be packed here", marks=pytest.mark.slow),
+        ("killed", DeviceError, "rank 0 was killed"),
     ],
 )
-def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, what, code, says):
+def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, capfd, what, error, says):
     """Packing ImageNet takes longer than the ten minutes of a collective; a failure meanwhile must end all ranks."""
-    script = Path(__file__).with_name("slow_script.py")
-    root = script.parents[2]
-    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
-    words = [sys.executable, str(script), what, str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == code, done.stderr
-    assert says in done.stdout
+    launched = (slow_script.rank, (what, str(tmp_path / "run")), 2, 0)
+    if error is None:
+        assert run_ranks(*launched) == 0
+        assert says in capfd.readouterr().out
+    else:
+        with pytest.raises(error, match=says):
+            run_ranks(*launched)

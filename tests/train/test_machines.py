@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from imnet import fits, meeting, recipes
+from imnet import cli, fits, meeting, recipes
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.run_options import OF_ONE_MACHINE, RunOptions
+
+from .conftest import command, finished, start_ranks
 
 WORDS = ["--device", "cpu", "--epochs", "1", "--batch-size", "4", "--model", "speednet", "--threads", "1"]
 
@@ -43,56 +44,49 @@ def pictures(root, shade):
         ((0, 0), (1, 1), 0, ""),
     ],
 )
-def test_ranks_of_two_copies_are_refused_where_those_differ(shades, seeds, code, expected, tmp_path):
-    common = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+def test_ranks_of_two_copies_are_refused_where_those_differ(shades, seeds, code, expected, tmp_path, capsys):
     words = []
     for rank in range(2):
         photos = pictures(tmp_path / f"machine-{rank}" / "photos", shades[rank])
         words.append(["--config", str(tmp_path / "config.yaml"), "--data-dir", str(photos), "--seed", str(seeds[rank])])
         words[rank] += ["--out", str(tmp_path / f"machine-{rank}" / "run")]
         if rank == 0:
-            made = [sys.executable, "-m", "imnet.cli", str(photos), *WORDS, "--print-config"]
-            (tmp_path / "config.yaml").write_text(subprocess.run(made, capture_output=True, text=True).stdout)
-    codes, said = both(tmp_path, common, [[sys.executable, "-m", "imnet.cli", *own] for own in words])
+            assert cli.train_main([str(photos), *WORDS, "--print-config"]) == 0
+            (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    codes, said = both(tmp_path, "train_main", words)
     assert codes == [code, code], said
     assert all(expected in words for words in said), said
     assert not any("Traceback" in words for words in said), said
     if code == 0:
-        _judge_where_one_has_no_run(tmp_path, common)
-        _start_where_the_first_has_no_run(tmp_path, common, words[::-1])
+        _judge_where_one_has_no_run(tmp_path)
+        _start_where_the_first_has_no_run(tmp_path, words[::-1])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def both(folder, main, words):
+    """Runs a command on one list of words per rank, each with its own cache; returns (exit codes, standard errors)."""
+    caches, files = ([folder / f"machine-{rank}" / name for rank in range(2)] for name in ("cache", "errors"))
+    for file in files:
+        file.write_text("")
+    codes = finished(start_ranks(_on_machine, *zip(caches, [main] * 2, words, files, strict=True), LOCAL_RANK=0))
+    return codes, [file.read_text() for file in files]
 
 
-def both(folder, common, commands):
-    """Runs one command per rank, each with its own cache folder; returns (exit codes, standard errors)."""
-    ranks = []
-    for rank, command in enumerate(commands):
-        names = os.environ | {name: str(value) for name, value in (common | {"RANK": rank}).items()}
-        names |= {"XDG_CACHE_HOME": str(folder / f"machine-{rank}" / "cache")}
-        ranks.append(subprocess.Popen(command, env=names, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+def _on_machine(cache, *asked):
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    return command(*asked)
 
 
-def _judge_where_one_has_no_run(folder, common):
+def _judge_where_one_has_no_run(folder):
     """Only rank 0 has a run folder; when the other rank ended, imnet-eval on rank 0 must not print a traceback."""
-    asked = [sys.executable, "-c", "import sys; from imnet.cli import eval_main; sys.exit(eval_main())"]
-    machines = [str(folder / f"machine-{rank}" / "run") for rank in range(2)]
-    said = [
-        words.splitlines()[-1] for words in both(folder, common, [[*asked, m, "--device", "cpu"] for m in machines])[1]
-    ]
+    asked = [[str(folder / f"machine-{rank}" / "run"), "--device", "cpu"] for rank in range(2)]
+    said = [words.splitlines()[-1] for words in both(folder, "eval_main", asked)[1]]
     assert "rank 0 of 2 has lost its connection to another rank" in said[0]
     assert "machine-1/run: no run.json" in said[1]
 
 
-def _start_where_the_first_has_no_run(folder, common, words):
+def _start_where_the_first_has_no_run(folder, words):
     """The machines have swapped ranks: training must not start anew and ignore the run on the other machine."""
-    codes, said = both(folder, common, [[sys.executable, "-m", "imnet.cli", *own] for own in words])
+    codes, said = both(folder, "train_main", words)
     assert codes == [2, 2], said
     assert all("on its machine, rank 0 has no checkpoint; start rank 0, which alone" in w for w in said), said
     assert not (folder / "machine-1" / "run").exists()

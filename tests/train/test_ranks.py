@@ -14,23 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imnet import runfolder
+from imnet import cli, runfolder
 from imnet.metrics import read_metrics
 from imnet.ranks import run_ranks
 from tests.train import ranks_script
-from tests.train.conftest import skip_if_ignored
+from tests.train.conftest import command, finished, skip_if_ignored, start_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-SCRIPT = [sys.executable, str(Path(__file__).with_name("ranks_script.py"))]
 
 
 def run(folder, procs=1, micro=0):
     if procs == 1:
         assert ranks_script.trained(folder, procs, micro) == 0
     else:
-        words = [*SCRIPT, str(folder), str(procs), str(micro)]
-        subprocess.run(words, check=True, env=ENV, capture_output=True, timeout=120)
+        assert run_ranks(ranks_script.trained, (folder, procs, micro), procs, 0) == 0
     rows = read_metrics(folder / "metrics.jsonl")
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     return rows, load_file(newest / "model.safetensors")
@@ -60,7 +58,8 @@ def test_ranks_and_accumulation_give_the_one_rank_curve(alone, tmp_path, procs, 
     assert sum(row[0] for row in found["bins"]) == sum(found["support"]) == found["num_images"]
     assert sum(row[2] for row in found["bins"]) == _hits(found["confusion"])
     if (procs, micro) == (2, 0):  # the run is complete: every rank ends
-        assert run(tmp_path, procs)[0] == rows
+        assert finished(start_ranks(ranks_script.trained, *[(tmp_path, procs, micro)] * procs)) == [0, 0]
+        assert read_metrics(tmp_path / "metrics.jsonl") == rows
 
 
 def _hits(confusion):
@@ -152,18 +151,9 @@ def test_ctrl_c_saves_with_several_ranks(tmp_path, number):
     assert said.count("imnet-train:") == 1
 
 
-def failing(folder, *words):
-    started = time.monotonic()
-    done = subprocess.run(
-        [*TWO, "--out", str(folder), *words], env=ENV, capture_output=True, text=True, check=False, timeout=120
-    )
-    return done.returncode, done.stderr, time.monotonic() - started
-
-
-def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_path):
-    code, errors, _ = failing(tmp_path, "--data.image_px", "8")
-    assert code == 2
-    assert errors == "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
+def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_path, capfd):
+    assert cli.train_main([*TWO[3:], "--out", str(tmp_path), "--data.image_px", "8"]) == 2
+    assert capfd.readouterr().err == "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
 
 
 def test_an_output_that_cannot_be_written_is_one_line_of_several_ranks_too(tmp_path):
@@ -214,28 +204,35 @@ def test_the_same_of_ranks_that_were_started_here():
     assert run_ranks(abort_at_the_end, (), 2, 0) == 0
 
 
+def trained(folder, *words, size=2):
+    """Trains in ``folder``/run with that many ranks; returns their exit codes and all that they wrote to stderr."""
+    words = [*TWO[3:], "--procs", str(size), "--out", str(folder / "run"), *words]
+    codes = finished(start_ranks(command, *[("train_main", words, folder / "errors")] * size))
+    return codes, (folder / "errors").read_text()
+
+
 def test_ranks_may_be_more_than_test_images(tmp_path):
-    code, errors, _ = failing(tmp_path, "--data.test_images", "1", "--data.train_images", "64", "--epochs", "1")
-    assert code == 0, errors
+    few = ["--data.test_images", "1", "--data.train_images", "64", "--epochs", "1"]
+    assert trained(tmp_path, *few) == ([0, 0], "")
 
 
 @pytest.mark.slow
 def test_a_rank_without_images_takes_part_in_a_weighted_and_mixed_loss(tmp_path):
     """The last batch has two images for three ranks, but all must take part in the same collectives."""
-    few = ["--procs", "3", "--data.train_images", "18", "--data.image_px", "16", "--batch-size", "8"]
+    few = ["--data.train_images", "18", "--data.image_px", "16", "--batch-size", "8"]
     mixed = ["--no_data.drop_last", "--class-weights", "balanced", "--mixup-alpha", "0.2"]
-    code, errors, _ = failing(tmp_path, *few, *mixed)
-    assert code == 0, errors
+    assert trained(tmp_path, *few, *mixed, size=3) == ([0, 0, 0], "")
 
 
 @pytest.mark.parametrize("kind", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_left_out_by_all_ranks(tmp_path, kind):
     """Torch's fused optimisers skip a step only if the flag is 1; the sum of all ranks' flags did not stop them."""
     words = ["--optim.kind", kind, "--lr", "1e25", "--optim-backend", "torch", "--on-nonfinite", "skip:99"]
-    code, errors, _ = failing(tmp_path, *words, "--data.train_images", "128", "--batch-size", "32", "--epochs", "2")
-    assert code == 0, errors
-    assert json.loads((tmp_path / "run.json").read_text())["skipped_steps"] > 1
-    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    words += ["--data.train_images", "128", "--batch-size", "32", "--epochs", "2"]
+    codes, errors = trained(tmp_path, *words)
+    assert codes == [0, 0], errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_steps"] > 1
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     for name in ("model", "state"):
         values = load_file(newest / f"{name}.safetensors").items()
         assert [key for key, value in values if not value.isfinite().all()] == []
@@ -247,15 +244,15 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     base = ["--device", "cpu", "--procs", "2", "--precision", "fp32", "--threads", "1", "--epochs", "3"]
     base += ["--data.train_images", "256", "--data.test_images", "64", "--data.image_px", "16", "--batch-size", "32"]
     base += ["--checkpoint-every-steps", "2", "--max-restarts", "3"]
-    command = [sys.executable, "-m", "imnet.cli", *base]
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=ENV, timeout=120, capture_output=True)
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], env=ENV, stdout=subprocess.DEVNULL)
+    whole = start_ranks(command, *[("train_main", [*base, "--out", str(tmp_path / "whole")])] * 2)
+    words = [sys.executable, "-m", "imnet.cli", *base, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not list((tmp_path / "killed").glob("checkpoints/step-????????")) and time.monotonic() < deadline:
         time.sleep(0.02)
     ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
     ranks[-1].send_signal(signal.SIGKILL)
-    assert process.wait(120) == 0
+    assert (process.wait(120), finished(whole)) == (0, [0, 0])
     newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "killed")]
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "state.safetensors"):

@@ -1,8 +1,6 @@
 """Initial weights from elsewhere: kinds of source, what fits and is reported, freezing, rates, resuming without."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +18,8 @@ from imnet.optim import param_groups, set_lr
 from imnet.recipe import SGD, AdamW
 from imnet.run_options import RunOptions
 from imnet.start import train
+
+from .conftest import command, finished, start_ranks
 
 SMALL = {"train_images": 96, "test_images": 48, "image_px": 16, "batch_images": 32}
 
@@ -210,11 +210,9 @@ def test_ranks_start_from_the_same_weights(donor, tmp_path):
         words += [f"--data.{name}", str(value)]
     words += ["--augment.crop_pad_px", "1", "--augment.cutout_px", "0", "--epochs", "1", "--freeze", "all-but-head"]
     run = ["--procs", "2", "--device", "cpu", "--out", str(tmp_path / "run"), "--precision", "fp32"]
-    done = subprocess.run(
-        [sys.executable, "-m", "imnet.cli", *words, *run], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "weights    " in done.stdout
+    said = tmp_path / "said"
+    assert finished(start_ranks(command, *[("train_main", [*words, *run], said, said)] * 2)) == [0, 0], said.read_text()
+    assert "weights    " in said.read_text()
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["weights"]["loaded"] > 20
     mine = imnet.load_run(str(tmp_path / "run")).model().state_dict()

@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 
@@ -23,6 +20,7 @@ from imnet.errors import DataError
 from imnet.from_recipe import build_network
 from imnet.judge import judge_images
 from imnet.run_options import RunOptions
+from tests.train.conftest import command, finished, start_ranks
 from tests.use.judging import CPU, Plain, agrees, beside, evaluated
 
 
@@ -170,12 +168,6 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
     imnet.train(replace(run.recipe, epochs=4), out=later, **options)
     images = ["--data", str(folder)] if other else []
 
-    def started(path, rank, port):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", "from imnet.cli import eval_main; raise SystemExit(eval_main())", str(path)]
-        env = os.environ | {name: str(value) for name, value in env.items()}
-        return subprocess.Popen([*command, *images, *CPU], env=env, stdout=subprocess.PIPE, text=True)
-
     def figures(told):
         return [line for line in told.splitlines() if line.startswith(("top-1", "top-5", "loss", "flip"))]
 
@@ -184,13 +176,11 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
         assert eval_main([str(path), *images, *CPU]) == 0
         return figures(capsys.readouterr().out)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [started(path, rank, port) for rank, path in enumerate((first, later))]
-    told = ranks[0].communicate(timeout=120)[0]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
-    assert figures(told) == alone(first) != alone(later)
+    words = ([str(path), *images, *CPU] for path in (first, later))
+    files = [tmp_path / "told by the first", tmp_path / "told by the other"]
+    rows = [("eval_main", asked, os.devnull, told) for asked, told in zip(words, files, strict=True)]
+    assert finished(start_ranks(command, *rows)) == [0, 0]
+    assert figures(files[0].read_text()) == alone(first) != alone(later)
 
 
 def test_a_home_that_there_is_not_is_no_such_folder(run, capsys):
