@@ -109,9 +109,10 @@ def command(main, words, errors=os.devnull, output=os.devnull):
 
 
 def finished(processes):
-    """Waits for the processes; returns their exit codes."""
+    """Waits for the processes; returns their exit codes. One that hangs is killed, else pytest would wait for it."""
     for process in processes:
         process.join(120)
+        process.kill()
     return [process.exitcode for process in processes]
 
 
