@@ -189,7 +189,7 @@ def _name(number: int, picture: Picture) -> str:
 
 def load(path: str | os.PathLike[str]) -> Classifier:
     """Load a file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other file."""
-    file, head = Path(path).expanduser(), {}
+    file, head = Path(os.path.expanduser(path)), {}
     if file.is_dir():
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
     if not file.exists():

@@ -36,7 +36,7 @@ class Run:
     """A run folder. Raises DataError if ``path`` is not one."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))  # leaves a home that there is not as it is
         info = read_run(self.path)
         if info is None and (bands := bands_in(self.path)):
             hint = f"give the folder of one band, e.g. {next(iter(bands.values()))}"

@@ -16,7 +16,7 @@ import imnet
 from imnet.augmentation import Augment
 from imnet.classifier import Classifier
 from imnet.cli import eval_main, export_main
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import DeviceError, ImnetError, UsageError
 from imnet.export import export
 from imnet.options import parse
 from imnet.recipe_json import config_hash
@@ -70,6 +70,9 @@ def test_a_tilde_is_home_where_no_shell_expands_it(run, tmp_path, monkeypatch):
     read = parse(["--config", "c.yaml"]).options
     assert (read.out, read.data_dir) == (str(run.path.parent / "here"), str(run.path.parent / "there"))
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+    for load in (imnet.load_run, imnet.load):  # of a user that there is not
+        with pytest.raises(ImnetError, match="~nobodys/"):
+            load("~nobodys/x.safetensors")
 
 
 @pytest.mark.parametrize("number", [0, -1, "4", 1.5])
