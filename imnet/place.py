@@ -98,6 +98,9 @@ def recipe(
     if name and not name.startswith(own.PREFIX):
         base, notes = base_recipe.of(told | {"data.name": None}, in_file)
         return own.with_data(base, place), notes, ()
+    empty = next((option for option in DECIDES if told[option] == ""), None)
+    if empty:
+        raise UsageError(f"got {empty} = ''; allowed: a word, or null", hint=UNSET)
     asked = told["gpus"] or told["device"] == "cuda"
     gpu = bool(asked) or (told["device"] != "cpu" and not told["procs"] and device.num_gpus() > 0)
     made, reasons = own.recipe(place, gpu=gpu, model=told["model"], start=told["weights"])

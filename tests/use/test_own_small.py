@@ -59,3 +59,11 @@ def test_a_file_and_options_choose_the_same_recipe_for_the_pictures(photos, tmp_
     assert (read.recipe, read.notes, read.reasons) == (typed.recipe, typed.notes, typed.reasons)
     assert read.recipe.model == values.get("model", "wrn28_10")
     assert values.get("recipe", "").replace("/", "-") in read.recipe.name
+
+
+@pytest.mark.parametrize("name", ["weights", "model", "device"])
+def test_an_empty_word_in_a_file_is_said_for_pictures_too(photos, tmp_path, name):
+    (tmp_path / "few.yaml").write_text(f'{name}: ""\n')
+    for more in ([], ["--model", "wrn10_1"] if name == "weights" else []):
+        with pytest.raises(UsageError, match=f"got {name} = ''"):
+            parse([photos, "--config", str(tmp_path / "few.yaml"), *more])
