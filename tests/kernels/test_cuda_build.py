@@ -1,49 +1,23 @@
-"""The CUDA sources without a GPU: every .cu for sm_80 and sm_90 without spills; the library linked and loaded (slow:
-torch's headers alone take half a minute of processor time).
+"""Building the CUDA library without a GPU: linked and loaded (slow: torch's headers alone take half a minute of
+processor time), and what prevents it. test_sass.py compiles the kernels.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from imnet_kernels import build, implementations
 
-needs_nvcc = pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
 FAMILIES = [row.family for row in implementations.IMPLEMENTATIONS if row.tier == "cuda"]
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> dict[str, str]:
-    """Returns the ptxas report of every .cu, by its name, for both architectures; two compilers run at a time."""
-    folder = tmp_path_factory.mktemp("objects")
-    sources = sorted((build.csrc() / "cuda").glob("*.cu"))
-    with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda source: build.compile_cuda(source, folder / f"{source.stem}.o"), sources)
-        return {source.stem: report for source, report in zip(sources, found, strict=True)}
+def test_every_source_belongs_to_a_family():
+    assert sorted(source.stem for source in (build.csrc() / "cuda").glob("*.cu")) == sorted(FAMILIES)
 
 
-@needs_nvcc
-@pytest.mark.parametrize("family", FAMILIES)
-def test_compiles_for_both_architectures_without_spills(family, reports):
-    report = reports[family]
-    for architecture in build.CUDA_ARCHITECTURES:
-        assert f"sm_{architecture}" in report
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)]
-    assert spills
-    assert not any(spills), report
-    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 255
-
-
-@needs_nvcc
-def test_every_source_belongs_to_a_family(reports):
-    assert sorted(reports) == sorted(FAMILIES)
-
-
-@needs_nvcc
+@pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
 @pytest.mark.slow
 def test_library_builds_and_registers_its_ops(tmp_path):
     pytest.importorskip("torch.version", reason="torch is needed")

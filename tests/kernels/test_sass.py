@@ -63,7 +63,10 @@ def test_triton_kernels(family):
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
 def test_cuda_kernels():
-    found = {k.name: k for k in resources.cuda_kernels("augment", (90,))}
+    kernels = resources.cuda_kernels("augment")
+    assert {k.architecture for k in kernels} == set(resources.ARCHITECTURES)
+    assert all(0 < k.registers <= 255 and k.spill_bytes == 0 for k in kernels), kernels
+    found = {k.name: k for k in kernels if k.architecture == 90}
     _check(found, CUDA)
     # Pixels are loaded from global memory as 16-byte words, never byte by byte.
     assert all(k.code and k.code.load_bytes == 16 and k.code.byte_loads == 0 for k in found.values())

@@ -29,7 +29,15 @@ SLOW_STEPS = (
     r"tiny-imagenet/(resnet101|resnet152|resnet34|resnet50).*",
     r"spectral/(vgg16_|resnet50_(224|sub16|sub36|21k)|alexnet_(224|sub36)|resnet34_(224|sub16|21k_224)).*",
 )
-SLOW_DRY_RUNS = (r"tiny-imagenet/(resnet101|resnet152).*", r"imagenet64/davit_tiny", r".*densenet_bc100_12_as_run")
+# Recipes whose network is counted for another recipe of the same kind, and the largest networks.
+SLOW_DRY_RUNS = (
+    r"fashion-mnist/(densenet|shake_shake).*_(as_run|fast)",
+    r"imagenet64/(davit_tiny|wide_.*_reference)",
+    r"spectral/(resnet34|resnet50)_(sub36|21k_224)",
+    r"tiny-imagenet/(resnet101|resnet152).*",
+    r"tiny-imagenet/.*_augmented",
+    r"cifar10/.*96d_stem16",
+)
 # Listed networks that no recipe trains, because the stem-16 form and the form with BN are the published ones.
 WITHOUT_RECIPE = {"shake_shake26_2x32d", "vgg16_bn", "vgg16_112", "vgg16_56"}
 
