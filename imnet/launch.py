@@ -235,12 +235,6 @@ def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -
             dist.destroy_process_group()
 
 
-LOST = re.compile(r"gloo/transport/|closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
-"""Matches the errors of gloo and NCCL during an operation when another rank has ended or cannot be reached."""
-SILENT = re.compile(r"[Tt]imed out|No route to host|unreachable")
-"""Matches those errors, or the store's, when the other rank has not ended but does not answer."""
-
-
 @contextlib.contextmanager
 def named_loss(world: World):
     """Turn the errors that a rank gets because another rank has ended into a DeviceError of one line, so that the other
@@ -249,11 +243,10 @@ def named_loss(world: World):
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistNetworkError) or LOST.search(str(error))  # the store's, gloo's or NCCL's
-        if world.size == 1 or not lost:
+        if world.size == 1 or not meeting.is_lost(error):
             raise
         what, hint = "lost its connection to another rank", "what that one said is the cause"
-        if SILENT.search(str(error)):
+        if meeting.SILENT.search(str(error)):
             what = "had no answer from another rank in time"
             hint = "one stands still, or a machine or the network is down"
         what = f"rank {world.rank} of {world.size} has {what}"

@@ -25,6 +25,10 @@ INIT_TIMEOUT_S = 30
 COLLECTIVE_TIMEOUT_S = 600
 SIOCGIFADDR = 0x8915
 """Linux's ioctl request for the IPv4 address of a network interface."""
+LOST = re.compile(r"gloo/transport/|closed by peer|reset by peer|Broken pipe|Connection refused|remote process")
+"""Matches the errors of gloo and NCCL during an operation when another rank has ended or cannot be reached."""
+SILENT = re.compile(r"[Tt]ime(d )?out|No route to host|unreachable")
+"""Matches those errors, or the store's, when the other rank has not ended but does not answer."""
 
 
 def number(name: str) -> int | None:
@@ -60,10 +64,11 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
     """Create the process group and return the ranks' store. Its prefix names ``life``, the number of restarts, so that
     a restarted rank does not read addresses of a dead one.
 
-    Raises DeviceError if ranks do not arrive in time, and UsageError on every rank if their ``settings`` (name ->
-    number or text) differ: they would train with different arithmetic, or wait for each other for ever.
+    Raises DeviceError if ranks do not arrive in time, an error of ``is_lost`` if one of them ends after it has arrived,
+    and UsageError on every rank if their ``settings`` (name -> number or text) differ: they would train with different
+    arithmetic, or wait for each other for ever.
     """
-    host, port = master()
+    (host, port), store, met = master(), None, False
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
     try:
@@ -71,7 +76,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         _end_where_silent(port, INIT_TIMEOUT_S)
         store = dist.PrefixStore(f"imnet-life-{life}", store)
         mine = {"device": device.type, "torch": torch.__version__, **settings}
-        address = _agree(store, rank, size, mine, _address(host, port))
+        address, met = _agree(store, rank, size, mine, _address(host, port)), True
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "gloo":
             _choose_interface(address)
@@ -86,8 +91,15 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
             what = f"port {port} of {host} is in use, at which the ranks would meet"
             raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
+        if store and is_lost(error) and (met or not SILENT.search(str(error))):
+            raise  # a rank has ended after it had come, as it may in the middle of training
         what = f"rank {rank} of {size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
         raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether a rank got this error (the store's, gloo's, NCCL's) because another one has ended or is out of reach."""
+    return isinstance(error, dist.DistNetworkError | dist.DistStoreError) or LOST.search(str(error)) is not None
 
 
 def _end_where_silent(port: int, seconds: int) -> None:

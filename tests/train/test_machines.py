@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imnet import cli, fits, meeting, recipes
+from imnet import cli, fits, launch, meeting, recipes
 from imnet.device import Place
-from imnet.errors import UsageError
+from imnet.errors import DeviceError, UsageError
 from imnet.run_options import OF_ONE_MACHINE, RunOptions
 
 from .conftest import command, finished, start_ranks
@@ -230,3 +230,30 @@ def test_a_rank_whose_first_one_is_out_of_reach_ends_in_a_line(tmp_path, when):
     }
     assert done.stderr.startswith(f"script: {said[when]}")
     assert done.stderr.count("\n") == 1
+
+
+def _join(rank, gone, file):
+    """Joins the other rank; the rank ``gone`` ends as soon as it has met it."""
+    meeting.INIT_TIMEOUT_S = 3
+    if rank == gone:
+        meeting.dist.init_process_group = lambda *_, **__: os._exit(9)
+    try:
+        with launch.named_loss(launch.current_world()), launch.connected(torch.device("cpu")):
+            pass
+    except DeviceError as error:
+        file.write_text(str(error))
+        return error.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [(0, "rank 1 of 2 has lost its connection"), (1, "rank 0 of 2 has had no answer from another rank in time")],
+)
+def test_a_rank_that_ends_when_all_have_met_is_not_one_that_was_never_started(gone, said, tmp_path):
+    """The other one's message must not ask whether all are started. Rank 0 holds the store, so that its end is seen at
+    once; the end of another rank is seen by its silence."""
+    files = [tmp_path / "0", tmp_path / "1"]
+    codes = finished(start_ranks(_join, *[(rank, gone, files[rank]) for rank in range(2)]))
+    assert codes == [69, 9] if gone else codes == [9, 69]
+    assert files[1 - gone].read_text().startswith(said)
