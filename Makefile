@@ -23,14 +23,17 @@ bench: .venv/installed-dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { echo "imnet: needs Python >= 3.11 with venv (Debian: apt install python3-venv)"; exit 1; }
 
+# No file is compiled to bytecode in advance: that takes half a minute, and Python does it for those that it imports.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 SOURCES := pyproject.toml setup.py $(wildcard csrc/host/*)
 
 .venv/installed: .venv/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/installed-dev: .venv/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/installed
 
 clean:
