@@ -186,7 +186,12 @@ def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("quickstart", "[1]"), ("quickstart", "{a: 1}"), ("own/x", "[1]"), ("own/x", "[[{b: [2]}]]")],
+    [
+        ("quickstart", "{a: 1}"),
+        ("own/x", "[[{b: [2]}]]"),
+        pytest.param("quickstart", "[1]", marks=pytest.mark.slow),
+        pytest.param("own/x", "[1]", marks=pytest.mark.slow),
+    ],
 )
 def test_a_value_of_another_kind_anywhere_in_a_file_is_one_line(tmp_path, value, name):
     """Every key of a configuration in turn gets a list or a mapping, which few accept, and must not end in a traceback.
