@@ -90,6 +90,13 @@ def make_dir(path: Path) -> Path:
     return path
 
 
+def refuse_run(folder: Path) -> None:
+    """UsageError if data would be written into a run's folder, which would then be read both as data and as a run."""
+    if (folder / "run.json").exists():
+        what = "got the folder of a run as the target: data would lie beside the run's files"
+        raise UsageError(what, file=folder, hint="name another folder")
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait_s: float = 600.0) -> Iterator[int]:
     """Hold an exclusive lock on the file ``path`` (created if absent) and yield its descriptor.
