@@ -1,4 +1,4 @@
-"""One's own pictures with values from elsewhere: much smaller than the network's input, beside another place of data,
+"""One's own pictures with values from elsewhere: of another side than the network reads, beside another place of data,
 with a configuration file, and with a network that the named recipe does not have."""
 
 import pytest
@@ -26,6 +26,21 @@ def test_pictures_of_less_than_half_the_side_are_said_to_be_enlarged(words, expe
     assert train_main([str(photos), *words, "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
     said = "".join(line for line in capfd.readouterr().out.splitlines(True) if "enlarged" in line)
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        (24, "32 px: your pictures, about 24 px, scaled up to the smallest side that is chosen"),
+        (32, "32 px: as your pictures are"),
+        (44, "40 px: as your pictures are, in steps of 8"),
+        (100, "96 px: what a CPU does in minutes"),
+    ],
+)
+def test_the_line_of_the_side_says_what_becomes_of_the_pictures(side, said, tmp_path, capfd):
+    photos = folder_of(tmp_path / "photos", size=(side, side))
+    assert train_main([str(photos), "--model", "speednet", "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
+    assert f"images     {said}\n" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")
