@@ -101,11 +101,12 @@ def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
 
 
 def recipe(
-    path: Path, *, gpu: bool, model: str | None = None, start: str | None = None
+    path: Path, *, gpu: bool, model: str | None = None, start: str | None = None, side: int | None = None
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe for the data at ``path``, and lines that give the reasons for it.
 
-    ``model`` and ``start`` (weights) are used if given; a ``model`` without ``start`` gets random weights.
+    ``model``, ``start`` (weights) and ``side`` (of the network's input) are used if given; a ``model`` without
+    ``start`` gets random weights.
     """
     look.cache_clear()
     seen = look(path)
@@ -116,7 +117,10 @@ def recipe(
     else:
         start, why = first_weights(gpu)
     prepared = weights.preprocessing(start) if start else weights.Preprocessing()
-    side, why_side = _side(seen, gpu, start is not None)
+    if side is None or not seen.pictures:
+        side, why_side = _side(seen, gpu, start is not None)
+    else:
+        why_side = f"images     {side} px, as asked"
     small = seen.side_px <= SMALL_PX or not seen.pictures
     network, network_options = (model, {}) if model else _network(start, small, gpu)
     epochs, batch = _length(seen.train_images, gpu, start is not None)
