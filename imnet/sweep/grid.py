@@ -127,8 +127,8 @@ def read(path: Path) -> Grid:
     raw = _mapping(yaml_file.read(path)[0], "the file", PARTS, path)
     base = _mapping(raw.get("base"), "base", None, path)
     axes = _mapping(raw.get("grid"), "grid", None, path)
-    for name, value in base.items():
-        if isinstance(value, dict) and name != "model_options":
+    for name, value in (raw.get("base") or {}).items():
+        if isinstance(value, dict) and canonical(str(name)) != "model_options":
             inner = next(iter(value), "NAME")
             raise UsageError(f"base.{name} is a mapping", file=path, hint=f"write {name}.{inner}: VALUE")
     draws = _draws(_mapping(raw.get("random"), "random", RANDOM_PARTS, path), path)

@@ -16,6 +16,7 @@ MISTAKES = [
     ("unknown recipe", "base: {recipe: fashion-mnist/wrn}", "did you mean"),
     ("twice", "{base: {lr: 0.1}, grid: {optim.lr: [1]}}", "optim.lr is given twice"),
     ("nested", "base: {optim: {lr: 0.1}}", "write optim.lr: VALUE"),
+    ("nested under a short name", "base: {data: {train_images: 9}}", "write data.train_images: VALUE"),
     ("the folder", "base: {out: runs/x}", "--out of imnet-sweep"),
     ("the seed", "grid: {seed: [1, 2]}", "seeds: [1, 2, 3]"),
     ("seeds that are none", "seeds: [1.5]", "a seed is 1.5"),
