@@ -215,7 +215,7 @@ def _system(values: Namespace) -> int:
     out = values.out or Path(f"system-{name}.html")
     if out.suffix in (".md", ".csv"):
         raise UsageError(f"got --out {out}, which lies beside the page", hint=f"--out {out.with_suffix('.html')}")
-    for path in report.system(name, values.runs, out, sheets):
+    for path in report.system(name, values.runs, out, sheets, lambda line: print(f"note       {line}")):
         print(path)
     return 0
 

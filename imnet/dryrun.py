@@ -15,6 +15,7 @@ from imnet.data import AbsentError, DataSet, Unpacked
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
+from imnet.data.readers.headers import refusals
 from imnet.errors import DeviceError, ImnetError
 from imnet.from_recipe import choose_pipeline, load_data, num_cast, order_of
 from imnet.models.count import activation_bytes, flops, num_params
@@ -175,7 +176,7 @@ def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]])
     return [
         *steps(train),
         f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",
-        *(f"note         {note}" for note in todo.found.remarks()),
+        *(f"note         {note}" for note in [*todo.found.remarks(), *refusals(todo.found)]),
     ]
 
 

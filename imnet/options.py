@@ -35,6 +35,7 @@ FIRST = (
     "model_options",
     "data.name",
     "data.channels",
+    "data.image_px",
     "augment.spectral_band",
     "bands",
 )
@@ -83,6 +84,7 @@ def parse(argv: list[str]) -> Request:
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
+    notes += place.resized(request.recipe, first["data.image_px"])
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 

@@ -34,6 +34,8 @@ LOOKED_AT = 64
 """Number of pictures, evenly spaced, whose sizes are read."""
 SMALL_PX = 96
 """Pictures up to this side are packed as pixels; larger ones stay encoded, and are cropped when decoded."""
+LEAST_PX = 32
+"""The smallest side that is chosen: most networks halve it several times."""
 TUNED = ("timm:resnet18.a1_in1k", "torchvision:ResNet18_Weights.IMAGENET1K_V1")
 TUNED_GPU = ("timm:resnet50.a1_in1k", "torchvision:ResNet50_Weights.IMAGENET1K_V2")
 
@@ -99,11 +101,12 @@ def _sizes(train: Items | EncodedSplit, path: Path) -> tuple[int, float]:
 
 
 def recipe(
-    path: Path, *, gpu: bool, model: str | None = None, start: str | None = None
+    path: Path, *, gpu: bool, model: str | None = None, start: str | None = None, side: int | None = None
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe for the data at ``path``, and lines that give the reasons for it.
 
-    ``model`` and ``start`` (weights) are used if given; a ``model`` without ``start`` gets random weights.
+    ``model``, ``start`` (weights) and ``side`` (of the network's input) are used if given; a ``model`` without
+    ``start`` gets random weights.
     """
     look.cache_clear()
     seen = look(path)
@@ -114,7 +117,10 @@ def recipe(
     else:
         start, why = first_weights(gpu)
     prepared = weights.preprocessing(start) if start else weights.Preprocessing()
-    side, why_side = _side(seen, gpu, start is not None)
+    if side is None or not seen.pictures:
+        side, why_side = _side(seen, gpu, start is not None)
+    else:
+        why_side = f"images     {side} px, as asked"
     small = seen.side_px <= SMALL_PX or not seen.pictures
     network, network_options = (model, {}) if model else _network(start, small, gpu)
     epochs, batch = _length(seen.train_images, gpu, start is not None)
@@ -212,11 +218,14 @@ def _side(seen: Seen, gpu: bool, tuned: bool) -> tuple[int, str]:
     most = (224 if tuned else 160) if gpu else (128 if tuned else 96)
     if not seen.pictures:
         return seen.side_px, f"images     {seen.side_px} px, as they are"
-    side = min(most, max(32, seen.side_px // 8 * 8))
-    where = "a GPU" if gpu else "a CPU"
-    return side, f"images     {side} px: " + (
-        f"what {where} does in minutes" if side == most else "as your pictures are"
-    )
+    side = min(most, max(LEAST_PX, seen.side_px // 8 * 8))
+    if seen.side_px < LEAST_PX:
+        why = f"your pictures, about {seen.side_px} px, scaled up to the smallest side that is chosen"
+    elif side == most:
+        why = f"what {'a GPU' if gpu else 'a CPU'} does in minutes"
+    else:
+        why = "as your pictures are" + ", in steps of 8" * (side != seen.side_px)
+    return side, f"images     {side} px: {why}"
 
 
 def _length(train_images: int, gpu: bool, tuned: bool) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     )
 
 
+def resized(recipe: Recipe, asked_px: str | None) -> tuple[str, ...]:
+    """A line if a side of images is asked for, but the augmentation determines that of the network's input."""
+    a, reads = recipe.augment, recipe.input_px * (recipe.augment.spectral_r or 1)
+    if asked_px is None or (a.crop_px is None and a.resize_px is None) or reads == recipe.data.image_px:
+        return ()
+    option = "crop_px" if a.crop_px is not None else "resize_px"
+    kept = f"data.image_px = {recipe.data.image_px} is the side of the images as stored"
+    return (f"{kept}; the network reads {reads} px, as --augment.{option} says",)
+
+
 def recipe(
     path: str, told: dict[str, str | None], in_file: dict[str, Any]
 ) -> tuple[Recipe, tuple[str, ...], tuple[str, ...]]:
@@ -103,7 +114,9 @@ def recipe(
         raise UsageError(f"got {empty} = ''; allowed: a word, or null", hint=UNSET)
     asked = told["gpus"] or told["device"] == "cuda"
     gpu = bool(asked) or (told["device"] != "cpu" and not told["procs"] and device.num_gpus() > 0)
-    made, reasons = own.recipe(place, gpu=gpu, model=told["model"], start=told["weights"])
+    px = told["data.image_px"] or ""
+    side = int(px) if re.fullmatch(r"[1-9]\d{0,4}", px) else None  # the parser refuses other words
+    made, reasons = own.recipe(place, gpu=gpu, model=told["model"], start=told["weights"], side=side)
     asked, held = told["data.channels"], made.data.channels
     if asked is not None and asked != str(held):
         what = f"got --data.channels {asked} for {path}, whose images have {held}"

@@ -17,6 +17,7 @@ from imnet_kernels import tier
 from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, optim, runfolder
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
+from imnet.data.store import is_store
 from imnet.errors import DeviceError, UsageError
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
@@ -77,9 +78,14 @@ def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
 
 
 def _check_beside_data(path: Path, data_dir: str | None) -> None:
-    """UsageError if a new run's folder would be the data folder, or a folder in it that has data: the run would be read
-    as a class, or hide one. A separate run folder inside the data is fine, since the readers skip it."""
-    if data_dir is None or runfolder.read_run(path) is not None:
+    """UsageError if a new run's folder would be a packed store, the data folder, or a folder in it that has data: the
+    run would be read as a class, or hide one. A separate run folder inside the data is fine: the readers skip it."""
+    if runfolder.read_run(path) is not None:
+        return
+    if is_store(path):
+        raise UsageError("the folder is a packed store, beside which a run would lie", file=path,
+                         hint="choose another --out")  # fmt: skip
+    if data_dir is None:
         return
     place, out = Path(os.path.realpath(data_dir)), Path(os.path.realpath(path))
     inside = sorted(out.iterdir()) if place in out.parents and out.is_dir() else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import re
 import signal
 import subprocess
@@ -105,7 +104,9 @@ def _train(words: Sequence[str], env: dict[str, str], limit_s: float, kill_s: fl
 
 def _data_dir(setting: Setting) -> str | None:
     """The folder with Fashion-MNIST's files below --data-dir or $IMNET_DATA, or None; nothing is downloaded."""
-    wanted = setting.data_dir or os.environ.get("IMNET_DATA")
+    from imnet.data.files import environment_path
+
+    wanted = setting.data_dir or environment_path("IMNET_DATA")
     found = sorted(Path(wanted).rglob("train-images-idx3-ubyte*")) if wanted else []
     return str(found[0].parent) if found else None
 

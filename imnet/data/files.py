@@ -27,11 +27,18 @@ def without_locks() -> None:
 _ELSEWHERE = "set XDG_CACHE_HOME to a folder that may be written"
 
 
+def environment_path(name: str) -> Path | None:
+    """The path that the environment variable ``name`` holds, or None. Its ``~`` is expanded, which no shell has done
+    if it comes from an .env file or was set in quotes."""
+    text = os.environ.get(name)
+    return Path(os.path.expanduser(text)) if text else None
+
+
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/imnet`` or ``~/.cache/imnet``; does not create it."""
-    root = os.environ.get("XDG_CACHE_HOME")
+    root = environment_path("XDG_CACHE_HOME")
     try:
-        return (Path(root) if root else Path.home() / ".cache") / "imnet"
+        return (root or Path.home() / ".cache") / "imnet"
     except RuntimeError as error:  # the user has no entry in the password database, as in some containers
         raise UsageError("got no folder for what is kept: this user has no home", hint=_ELSEWHERE) from error
 
@@ -81,6 +88,13 @@ def make_dir(path: Path) -> Path:
     with io_errors(path, "create the folder"):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def refuse_run(folder: Path) -> None:
+    """UsageError if data would be written into a run's folder, which would then be read both as data and as a run."""
+    if (folder / "run.json").exists():
+        what = "got the folder of a run as the target: data would lie beside the run's files"
+        raise UsageError(what, file=folder, hint="name another folder")
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ import numpy as np
 
 from imnet.command import Parser, guarded
 from imnet.data.base import chunks
-from imnet.data.files import without_locks
+from imnet.data.files import refuse_run, without_locks
 from imnet.data.readers import Choice, recognise
 from imnet.data.readers.base import select
+from imnet.data.readers.headers import refusals
 from imnet.data.readers.picture import FILTERS, ResizeRule
 from imnet.data.sets.remote import remote_sets
 from imnet.data.store import Store, is_store, open_store, split_path
@@ -169,7 +170,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             for note in header.get("notes", []):
                 print(f"note: {note}")
         return 0
-    print("\n".join(recognise(path, _choice(arguments)).describe()))
+    found = recognise(path, _choice(arguments))
+    print("\n".join([*found.describe(), *(f"note: {line}" for line in refusals(found))]))
     return 0
 
 
@@ -211,6 +213,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> int:
+    refuse_run(arguments.target)
     url = arguments.url and arguments.url.rstrip("/") + "/"
     print(_REMOTE[arguments.name].download(arguments.target, url))
     return 0

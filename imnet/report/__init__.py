@@ -14,10 +14,10 @@ files of a run folder. Importing this module imports neither torch nor matplotli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from imnet.errors import UsageError
+from imnet.errors import UsageError, first_few
 from imnet.files import check_kind, check_output, holds, listed, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
@@ -115,12 +115,19 @@ def _beside_runs(place: Path) -> bool:
     return (place / "trial.json").is_file() and not (place / "run.json").exists()
 
 
-def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[str, bytes]] = ()) -> list[Path]:
+def system(
+    word: str,
+    places: Sequence[Path],
+    out: Path,
+    sheets: Sequence[tuple[str, bytes]] = (),
+    tell: Callable[[str], object] = lambda _: None,
+) -> list[Path]:
     """Write the page of a system, its Markdown and its CSV, and return their paths.
 
     The page has the table of the system's document with measurements from ``places``, which are folders as for
-    ``expand`` or JSON files of imnet-bench, and the pictures ``sheets``, (title, PNG) each. UsageError for an unknown
-    system or a run given twice, other errors as ``render``.
+    ``expand`` or JSON files of imnet-bench, and the pictures ``sheets``, (title, PNG) each. ``tell`` gets a line for
+    the runs and results that were left out. UsageError for an unknown system or a run given twice, other errors as
+    ``render``.
     """
     document = of_system(word)
     _check_page(out)
@@ -145,16 +152,33 @@ def system(word: str, places: Sequence[Path], out: Path, sheets: Sequence[tuple[
         *mistakes.best_confusion(drawn),
         *(mistakes.sheet(f"sheet{i}", title, data) for i, (title, data) in enumerate(sheets)),
     ]
-    left = len(runs) - len(drawn)
-    told = f"{len(drawn)} run folder(s)" + (f"; {left} of other systems left out" if left else "")
-    early = fused.count(None)
-    told += f"; {early} {measured.FUSION} left out, of weights that are not the last: imnet-eval again" if early else ""
+    left = _left_out(runs, drawn, found, mine, fused.count(None))
+    for line in left:
+        tell(line)
+    told = "; ".join([f"{len(drawn)} run folder(s)", *left])
     tables = {"The document": main, "Bands": bands, "Beside the document": beside}
     return [
         _write(out, page(document.title, told, body)),
         _write(out.with_suffix(".md"), documents.markdown(document, tables)),
         _write(out.with_suffix(".csv"), documents.as_csv([*main, *bands, *beside])),
     ]
+
+
+def _left_out(
+    runs: Sequence[RunLog], drawn: Sequence[RunLog], found: Sequence[measured.Measured], mine: set[int], early: int
+) -> list[str]:
+    """Lines about what was given and is in no row of the page: of other systems, unfinished, or fused too early."""
+    others = [run.path.name for run in runs if not any(run is one for one in drawn)]
+    waiting = [run.path.name for run in drawn if not run.finished or run.last is None]
+    ran = {id(run.recipe) for run in runs}
+    rows_left = sum(1 for m in found if id(m.recipe) not in mine | ran)
+    lines = [
+        (len(others), f"of other systems left out: {first_few(others)}"),
+        (len(waiting), f"not finished, in no row: {first_few(waiting)}"),
+        (rows_left, "recipe(s) of result files left out, of other systems"),
+        (early, f"{measured.FUSION} left out, of weights that are not the last: imnet-eval again"),
+    ]
+    return [f"{count} {what}" for count, what in lines if count]
 
 
 def _check_once(runs: Sequence[RunLog]) -> None:

@@ -127,8 +127,8 @@ def read(path: Path) -> Grid:
     raw = _mapping(yaml_file.read(path)[0], "the file", PARTS, path)
     base = _mapping(raw.get("base"), "base", None, path)
     axes = _mapping(raw.get("grid"), "grid", None, path)
-    for name, value in base.items():
-        if isinstance(value, dict) and name != "model_options":
+    for name, value in (raw.get("base") or {}).items():
+        if isinstance(value, dict) and canonical(str(name)) != "model_options":
             inner = next(iter(value), "NAME")
             raise UsageError(f"base.{name} is a mapping", file=path, hint=f"write {name}.{inner}: VALUE")
     draws = _draws(_mapping(raw.get("random"), "random", RANDOM_PARTS, path), path)
@@ -140,11 +140,22 @@ def read(path: Path) -> Grid:
     if count > MOST_TRIALS:
         raise UsageError(f"got {count:,} trials; allowed: {MOST_TRIALS:,}", file=path, hint="search at random instead")
     points = tuple({**dict(point), **draw} for draw in draws for point in itertools.product(*choices))
+    twice = next((name for point in points for name in _in_mapping(point) if name in base or name in point), None)
+    if twice is not None:
+        what = f"{twice} is given twice, of which one is in model_options"
+        raise UsageError(what, file=path, hint=f"make it an axis of its own: {twice}: [...]")
     seeds = _seeds(raw.get("seeds"), path)
     if not (base or any(points) or seeds):
         raise UsageError("names nothing to train", file=path, hint="imnet-sweep --help shows a grid file")
     _check_varied(points[0], path)
     return Grid(path, " ".join(str(raw.get("about", "")).split()), base, points, seeds)
+
+
+def _in_mapping(point: Mapping[str, Any]) -> list[str]:
+    """The network's options, by dotted name, that a point gives as a mapping. One that is given by its dotted name as
+    well would always win, so that the mapping's values would not be tried."""
+    network = point.get("model_options")
+    return [f"model_options.{key}" for key in network] if isinstance(network, dict) else []
 
 
 def _check_varied(axes: Iterable[str], path: Path) -> None:
@@ -238,7 +249,8 @@ def trials(grid: Grid, num_seeds: int | None = None, more: Sequence[str] = ()) -
     runs with its second.
     """
     names = {canonical(word.removeprefix("--").partition("=")[0]) for word in more if word.startswith("--")}
-    both = next((name for name in grid.points[0] if name in names), None)
+    varied = [*grid.points[0], *(name for point in grid.points for name in _in_mapping(point))]
+    both = next((name for name in varied if name in names), None)
     if both is not None or "seed" in names:
         hint = f"change {grid.path}" if both else "use --seeds N"
         raise UsageError(f"got --{both or 'seed'} for every trial, which the sweep varies", hint=hint)

@@ -54,13 +54,16 @@ def test_official_split_sizes_and_names(shared):
     assert data.class_names[9] == "Ankle boot"
 
 
-@pytest.mark.parametrize("where", ["folder", "parent", "environment", "cache", "torchvision"])
+@pytest.mark.parametrize("where", ["folder", "parent", "environment", "home", "cache", "home's cache", "torchvision"])
 def test_found_in_every_place(small, where, tmp_path, monkeypatch):
     data_dir = {"folder": small, "parent": small.parent}.get(where)
-    if where == "environment":
-        monkeypatch.setenv("IMNET_DATA", str(small.parent))
-    if where == "cache":
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if where in ("environment", "home"):
+        monkeypatch.setenv("IMNET_DATA", str(small.parent) if where == "environment" else "~/data")
+    if where in ("cache", "home's cache"):
         shutil.move(small.parent, tmp_path / "cache" / "imnet")
+    if where == "home's cache":
+        monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
     if where == "torchvision":
         shutil.move(small, tmp_path / "tv" / "FashionMNIST" / "raw")
         data_dir = tmp_path / "tv"

@@ -1,7 +1,9 @@
 """imnet-data as users call it: every command works, and every mistake gives one line and its exit code."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imnet.cli import train_main
 from imnet.data import sets
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
@@ -173,3 +176,35 @@ def test_sides_that_no_image_has_are_refused_before_a_store_is_begun(option, pix
     assert main([*asked, option, pixels]) == 2
     assert pixels in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["pack", "IN"], ["download", "fashion-mnist"], ["export", "STORE"]])
+def test_nothing_is_laid_into_the_folder_of_a_run(words, store, tmp_path, capsys):
+    run = making.write_tree(tmp_path / "run", {"run.json": b"{}", "config.yaml": b""})
+    words = [{"IN": str(tmp_path / "in"), "STORE": str(store)}.get(word, word) for word in words]
+    assert main([*words, str(run), *(["--url", "http://127.0.0.1:9"] if words[0] == "download" else [])]) in (2, 74)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "folder of a run as the target" in told or "exists already" in told
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "run.json"]
+
+
+def test_inspect_and_a_plan_say_what_will_be_refused(tmp_path, capsys):
+    wide = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(wide, "PNG")
+    files = {**making.class_files(), **making.class_files("val")}
+    clean = making.write_tree(tmp_path / "clean", files)
+    assert main(["inspect", str(clean)]) == 0
+    assert "refused" not in capsys.readouterr().out
+    bad = {"train/n01440764/x.png": wide.getvalue(), "val/n01440764/y.jpg": b"<html>", "val/n01440764/z.jpg": b""}
+    for source in (making.write_tree(tmp_path / "in", files | bad), making.write_zip(tmp_path / "in.zip", files | bad)):
+        plan = ["--recipe", "quickstart", str(source), "--dry-run", "--device", "cpu", "--batch-size", "4"]
+        for command in (lambda: main(["inspect", str(source)]), lambda: train_main(plan)):  # noqa: B023
+            assert command() == 0
+            told = capsys.readouterr().out
+            assert re.search(
+                r"train: 1 of 13 pictures will be refused, the first is .*x\.png\)?: picture mode is I;16", told
+            )
+            assert re.search(r"test: 2 of 14 pictures will be refused, the first is .*y\.jpg\)?: not a picture", told)
+        assert main(["pack", str(source), str(tmp_path / "out")]) == 65
+        assert "y.jpg" in capsys.readouterr().err

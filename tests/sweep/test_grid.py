@@ -50,6 +50,17 @@ def test_the_id_does_not_depend_on_how_a_value_is_written_or_where_it_runs(tmp_p
     assert read(tmp_path, base={"lr": 0.002})[0].name != a.name
 
 
+def test_an_axis_of_one_option_of_the_network_goes_before_the_base_and_mappings_are_an_axis_too(tmp_path):
+    base = {"recipe": "quickstart", "model_options": {"width": 4}}
+    found = read(tmp_path, base=base, grid={"model_options.width": [4, 8]})
+    assert [trial.recipe.model_options for trial in found] == [{"width": 4}, {"width": 8}]
+    assert [trial.label for trial in found] == ["model_options.width 4", "model_options.width 8"]
+    parts = {"base": {"recipe": "quickstart"}, "grid": {"model_options": [{"width": 4}, {"width": 8}]}}
+    assert [trial.recipe.model_options for trial in read(tmp_path, **parts)] == [{"width": 4}, {"width": 8}]
+    with pytest.raises(UsageError, match=r"got --model_options\.width for every trial"):
+        read(tmp_path, more=["--model_options.width", "16"], **parts)
+
+
 def test_seeds_of_the_file_and_of_the_command(tmp_path):
     def seeds(number, **parts):
         return [trial.recipe.seed for trial in read(tmp_path, number, **(TINY | parts))]

@@ -99,6 +99,14 @@ def test_no_run_begins_among_the_pictures(pictures, out, monkeypatch, capsys):
     assert content(pictures) == before
 
 
+def test_no_run_begins_in_a_packed_store(pictures, tmp_path, capsys):
+    assert data_main(["pack", str(pictures), str(tmp_path / "store"), "--size", "8"]) == 0
+    before = content(tmp_path / "store")
+    assert trained("--recipe", "quickstart", "--out", str(tmp_path / "store")) == 2
+    assert "the folder is a packed store" in capsys.readouterr().err
+    assert content(tmp_path / "store") == before
+
+
 def test_a_run_in_a_folder_of_its_own_within_the_pictures_is_not_read_as_some(pictures, monkeypatch, capsys):
     """``cd pictures; imnet-train .`` writes its run, with pictures, to runs/ below the data."""
     monkeypatch.chdir(pictures)

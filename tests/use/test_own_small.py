@@ -1,4 +1,4 @@
-"""One's own pictures with values from elsewhere: much smaller than the network's input, beside another place of data,
+"""One's own pictures with values from elsewhere: of another side than the network reads, beside another place of data,
 with a configuration file, and with a network that the named recipe does not have."""
 
 import pytest
@@ -26,6 +26,45 @@ def test_pictures_of_less_than_half_the_side_are_said_to_be_enlarged(words, expe
     assert train_main([str(photos), *words, "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
     said = "".join(line for line in capfd.readouterr().out.splitlines(True) if "enlarged" in line)
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        (24, "32 px: your pictures, about 24 px, scaled up to the smallest side that is chosen"),
+        (32, "32 px: as your pictures are"),
+        (44, "40 px: as your pictures are, in steps of 8"),
+        (100, "96 px: what a CPU does in minutes"),
+    ],
+)
+def test_the_line_of_the_side_says_what_becomes_of_the_pictures(side, said, tmp_path, capfd):
+    photos = folder_of(tmp_path / "photos", size=(side, side))
+    assert train_main([str(photos), "--model", "speednet", "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
+    assert f"images     {said}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("width", [24, 120])
+def test_a_side_that_is_asked_for_is_the_one_that_the_network_reads(width, tmp_path):
+    """Large pictures are cropped, so that the crops must have the side, too."""
+    photos = str(folder_of(tmp_path / "photos", size=(width, width)))
+    request = parse([photos, "--model", "speednet", "--data.image_px", "40", "--batch-size", "8", "--device", "cpu"])
+    assert (request.recipe.data.image_px, request.recipe.input_px) == (40, 40)
+    assert request.recipe.augment.resize_eval_px == (46 if width > 96 else None)
+    assert request.reasons[-1] == "images     40 px, as asked"
+    assert request.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("tiny-imagenet/resnet18_baseline", "the network reads 224 px, as --augment.resize_px says"),
+        ("spectral/resnet34_sub4", "the network reads 224 px, as --augment.crop_px says"),
+        ("quickstart", ""),
+    ],
+)
+def test_a_side_that_the_network_does_not_read_is_said_to_be_that_of_the_store(recipe, said):
+    notes = parse(["--recipe", recipe, "--data.image_px", "48"]).notes
+    assert notes == ((f"data.image_px = 48 is the side of the images as stored; {said}",) if said else ())
 
 
 @pytest.fixture(scope="module")

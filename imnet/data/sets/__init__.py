@@ -6,7 +6,6 @@ A set is a function with ``@dataset`` that takes a Request and returns a DataSet
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from imnet.data.base import DataSet
+from imnet.data.files import environment_path
 from imnet.data.readers.base import Found
 from imnet.errors import DataError, UsageError
 
@@ -80,8 +80,8 @@ def all_sets() -> dict[str, Source]:
 def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
     """The paths to search, in order: ``data_dir``, then ``$IMNET_DATA``, each followed by the ``names`` inside it."""
     roots = [Path(data_dir)] if data_dir is not None else []
-    if os.environ.get("IMNET_DATA"):
-        roots.append(Path(os.environ["IMNET_DATA"]))
+    if place := environment_path("IMNET_DATA"):
+        roots.append(place)
     found: list[Path] = []
     for root in roots:
         found += [path for path in (root, *(root / name for name in names)) if path not in found]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from imnet.data.files import locked, make_dir, reading
+from imnet.data.files import locked, make_dir, reading, refuse_run
 from imnet.data.readers import Blocks, Found, Items
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import FORMAT, SUFFIX, open_store, split_path
@@ -67,11 +67,12 @@ def pack(found: Found, target: Path, options: Options, origin: Origin | None = N
 
 
 def _check_target(found: Found, target: Path) -> None:
-    """Refuse the source itself as target, since the store would hide it, and a folder with another program's
-    source.json."""
+    """Refuse as target the source itself, which the store would hide, a run's folder, and a folder with another
+    program's source.json."""
     if os.path.realpath(target) == os.path.realpath(found.path):
         raise UsageError("got the source as the target: its store would be read in its place", file=target,
                          hint="name another folder")  # fmt: skip
+    refuse_run(target)
     path = target / "source.json"
     if path.exists() and Origin.read(target) is None and not any(target.glob(f"*{SUFFIX}")):
         raise IOFailure("a file of another program, which the store's own would replace", file=path,
