@@ -9,8 +9,8 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import ImnetError, shown
 
-MOST = 10_000
-"""Pictures of a split that are looked at, evenly spaced. All of ImageNet's would take minutes."""
+MOST = 2_000
+"""Pictures of a split that are looked at, evenly spaced. Those of ImageNet would take minutes, more on a server."""
 
 
 def refusals(found: Found) -> list[str]:
