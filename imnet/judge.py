@@ -19,6 +19,7 @@ from torch import Tensor
 from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
+from imnet.data import unread
 from imnet.data.judged import Images, images_at, matched, part_of
 from imnet.data.pipelines import Setting
 from imnet.data.pipelines.host import Prepared
@@ -116,6 +117,8 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     final = run.judge(dataset, options, "final", *images[1:], flip=False, world=world) if beside_test else None
     if not world.is_main:
         return
+    if told := unread(run.recipe.data.name, values.data_dir):
+        yield f"note       {told}"
     names = dataset.class_names
     if run.weights_id(values.checkpoint) != seen:  # then evaluation.json must not be replaced: it is newer, or will be
         step, mirrored, final = seen.partition(" ")[0], None, None

@@ -68,11 +68,10 @@ def notes(recipe: Recipe, path: str) -> tuple[str, ...]:
 
 def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     """A line for a folder of data that is given, and in which a set that is made on the spot looks for nothing."""
-    if data_dir is None or recipe.data.name not in ("shapes", "synthetic"):
-        return ()
-    return (
-        f"{recipe.data.name} reads nothing of --data-dir {data_dir}; imnet-train {data_dir} trains on what lies there",
-    )
+    from imnet import data
+
+    told = data.unread(recipe.data.name, data_dir)
+    return (f"{told}; imnet-train {data_dir} trains on what lies there",) if told else ()
 
 
 def resized(recipe: Recipe, asked_px: str | None) -> tuple[str, ...]:

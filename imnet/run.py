@@ -42,9 +42,8 @@ class Run:
             hint = f"give the folder of one band, e.g. {next(iter(bands.values()))}"
             raise DataError("an ensemble, not one run", file=self.path, hint=hint)
         if info is None:
-            raise DataError(
-                "no run.json: not a run folder", file=self.path, hint="give the folder of imnet-train --out"
-            )
+            what = "no run.json: not a run folder"
+            raise DataError(what, file=self.path, hint="give the folder of imnet-train --out")
         self.info: dict[str, Any] = info
         self.recipe: Recipe = recipe_of(info, self.path)
 
@@ -89,8 +88,7 @@ class Run:
 
     def weights_id(self, which: str | int = "last") -> str:
         """Identifies the weights that ``model`` returns by step and configuration. DataError if there are none."""
-        newest = which == "last"
-        found = checkpoint.newest(self._checkpoints, self._own) if newest else self._of_epoch(which)
+        found = checkpoint.newest(self._checkpoints, self._own) if which == "last" else self._of_epoch(which)
         if found is None:
             raise self._no_checkpoint()
         return f"{found.name} of {self.info['config_hash'][:8]}"
@@ -204,13 +202,17 @@ class Run:
     ) -> tuple[DataSet, RunOptions]:  # fmt: skip
         """The run's own data set and the options to evaluate on it. DataError if the data differ from the run's."""
         options = self.options(data_dir, device_name, precision)
+        hint = "give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one"
         try:
             dataset = load_data(self.recipe, options)
         except AbsentError as error:
             hint = "give the folder that it was trained on by --data-dir"
             raise AbsentError(f"the run's own data: {error.what}", file=error.file, hint=hint) from error
+        except (UsageError, DataError) as error:  # its hint may be an option of imnet-train, which is of no use here
+            if data_dir is None and isinstance(error, DataError):
+                raise
+            raise DataError(f"the run's own data: {error.what}", file=error.file or data_dir, hint=hint) from error
         if dataset.fingerprint != self.data["fingerprint"]:
-            hint = "give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one"
             raise DataError("the data differ from those of the run", file=options.data_dir, hint=hint)
         return dataset, options
 

@@ -20,6 +20,11 @@ __all__ = ["AbsentError", "DataSet", "Request", "Split", "Unpacked", "dataset", 
 GENERATED = ("shapes", "synthetic")
 
 
+def unread(name: str, data_dir: str | Path | None) -> str:
+    """The words for a folder of data that is given, and in which the set ``name`` looks for nothing; else empty."""
+    return f"{name} reads nothing of --data-dir {data_dir}" if data_dir is not None and name in GENERATED else ""
+
+
 def names() -> tuple[str, ...]:
     """The names of all data sets, sorted."""
     return tuple(sorted(all_sets()))

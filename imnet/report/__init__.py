@@ -131,7 +131,7 @@ def system(
     """
     document = of_system(word)
     _check_page(out)
-    check_output(out.with_suffix(".md"), documents.heading(document).encode())
+    check_output(out.with_suffix(".md"), documents.MARK.encode())
     check_output(out.with_suffix(".csv"), ",".join(documents.CSV_COLUMNS).encode())
     runs = [load(folder) for folder in expand([Path(place) for place in places if Path(place).suffix != ".json"])]
     _check_once(runs)

@@ -143,6 +143,8 @@ def _is_final(folder: Path, weights: str) -> bool:
 
 def of_results(path: Path) -> list[Measured]:
     """The trainings in a JSON file of imnet-bench (runs, or those of a GPU); DataError if there are none."""
+    if not path.exists():
+        raise DataError("no such file", file=path, hint="give a JSON file of imnet-bench, or a run folder")
     data = read_json(path)
     rows = [
         row for row in data.get("rows") or () if isinstance(row, dict) and {"epochs", "top1", "seconds"} <= set(row)

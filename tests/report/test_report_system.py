@@ -144,7 +144,7 @@ def test_the_terminal_says_what_is_in_no_row(tmp_path, capsys):
         ("fashion-mnist", "1 of other systems left out: elsewhere", "1 not finished, in no row: half"),
         ("imagenet64", "2 of other systems left out: half, whole", "2 recipe(s) of result files left out"),
     ):
-        out = str(tmp_path / f"{name}.html")
+        out = str(tmp_path / "page.html")  # the page of the other system is replaced, as a report is
         assert cli.report_main(["--system", name, str(tmp_path / "all"), results, "--out", out]) == 0
         told = capsys.readouterr().out
         assert told.count("note ") == 2
@@ -207,6 +207,8 @@ def test_the_measured_results_fill_the_page_of_fashion_mnist(tmp_path):
     assert float(cpu["top1"]) == pytest.approx(np.mean([row["top1"] for row in kept]))
     assert float(cpu["top1_deviation"]) == pytest.approx(np.std([row["top1"] for row in kept], ddof=1))
     assert float(cpu["hours"]) == pytest.approx(np.mean([row["seconds"] for row in kept]) / 3600)
+    with pytest.raises(imnet.ImnetError, match=r"none\.json: no such file; give a JSON file of imnet-bench"):
+        page_of(tmp_path, "fashion-mnist", [results / "none.json"])
     with pytest.raises(imnet.ImnetError, match="no row of a training"):
         page_of(tmp_path, "fashion-mnist", [results / "scaling-cpu.json"])
 

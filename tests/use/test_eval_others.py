@@ -19,6 +19,7 @@ from imnet.data.tool import main as data_main
 from imnet.errors import DataError
 from imnet.from_recipe import build_network
 from imnet.judge import judge_images
+from imnet.options import parse
 from imnet.run_options import RunOptions
 from tests.train.conftest import command, finished, start_ranks
 from tests.use.judging import CPU, Plain, agrees, beside, evaluated
@@ -186,3 +187,28 @@ def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder
 def test_a_home_that_there_is_not_is_no_such_folder(run, capsys):
     assert eval_main([str(run.path), "--data=~nobodys/pictures", *CPU]) == 65
     assert capsys.readouterr().err.startswith("imnet-eval: ~nobodys/pictures: no such file or folder")
+
+
+@pytest.mark.parametrize("there", ["with a test part", "of three classes"])
+def test_another_set_in_place_of_the_runs_own_is_told_apart_without_options_of_the_training(there, tmp_path, capsys):
+    """The hints of a training name options (--data.hold_out, --num-classes) that imnet-eval has not."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    kinds = {"with a test part": ("train/a", "train/b", "test/a", "test/b"), "of three classes": "abc"}
+    for root, classes in ((own, "ab"), (other, kinds[there])):
+        for name in classes:
+            (root / name).mkdir(parents=True)
+            for i in range(12):
+                Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(root / name / f"{i}.png")
+    recipe = parse([str(own), "--model", "speednet", "--model-options.width", "8", "--device", "cpu"]).recipe
+    data = replace(recipe.data, image_px=8, batch_images=8)
+    made = imnet.train(replace(recipe, data=data, epochs=1), data_dir=own, device="cpu", out=tmp_path / "run")
+    assert eval_main([str(made.path), *CPU, "--data-dir", str(other)]) == 65
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the run's own data: " in told
+    assert told.endswith("give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one")
+
+
+def test_a_folder_that_a_set_does_not_read_is_said(run, tmp_path, capsys):
+    said = f"note       shapes reads nothing of --data-dir {tmp_path}\n"
+    assert said in evaluated([run.path, *CPU, "--no-flip", "--data-dir", tmp_path], capsys)
+    assert "reads nothing" not in evaluated([run.path, *CPU, "--no-flip"], capsys)
