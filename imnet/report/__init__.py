@@ -156,7 +156,7 @@ def system(
     for line in left:
         tell(line)
     told = "; ".join([f"{len(drawn)} run folder(s)", *left])
-    tables = {"The document": main, "Bands": bands, "Beside the document": beside}
+    tables = {documents.MAIN_TITLE: main, "Bands": bands, "Beside the document": beside}
     return [
         _write(out, page(document.title, told, body)),
         _write(out.with_suffix(".md"), documents.markdown(document, tables)),

@@ -19,8 +19,9 @@ from imnet.report.markup import Markup, duration, html, percent, points, section
 from imnet.report.rows import Row
 
 NOT_RUN = "not run"
-MARK = " (document "
-"""In the first line of every Markdown file of this module, whatever the system."""
+MAIN_TITLE = "The document"
+MARK = f"## {MAIN_TITLE}\n\n| Row |"
+"""Text that every Markdown file of this module contains, whatever the system."""
 CSV_COLUMNS = (
     "row", "recipe", "band", "ensemble", "parameters", "mib", "networks", "epochs_published", "epochs",
     "top1_published", "references", "top1", "top1_deviation", "difference", "top1_best_epoch", "changed",
@@ -154,7 +155,7 @@ def _n(row: Row) -> str:
 
 def heading(document: Document) -> str:
     """The first line of the Markdown file."""
-    return f"# {document.title}{MARK}{document.number})"
+    return f"# {document.title} (document {document.number})"
 
 
 def markdown(document: Document, tables: Mapping[str, Sequence[Row]]) -> str:
