@@ -18,7 +18,7 @@ from imnet.data.readers import Blocks, Items
 from imnet.data.readers.headers import refusals
 from imnet.errors import DeviceError, ImnetError
 from imnet.from_recipe import choose_pipeline, load_data, num_cast, order_of
-from imnet.models.count import activation_bytes, flops, num_params
+from imnet.models.count import activation_bytes, num_params, passes
 from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
 from imnet.run_options import RunOptions
 
@@ -37,7 +37,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         net = models.build(recipe.model, recipe.num_outputs, d.channels, **recipe.model_options)
     shape = (d.channels, recipe.input_px, recipe.input_px)
     with models.seeing(recipe.model, recipe.input_px):
-        forward, both = flops(net, shape), flops(net, shape, backward=True)
+        forward, both = passes(net, shape)
     entered = partial(_entered, recipe, options, precision, net, folder)
     lines = [
         f"recipe       {recipe.name}: {recipe.source}",

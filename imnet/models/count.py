@@ -7,12 +7,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def num_params(network: nn.Module) -> int:
     """Number of parameters. Shared ones count once, buffers do not count."""
     return sum(p.numel() for p in network.parameters())
+
+
+class _NormsAreShapes(TorchFunctionMode):
+    """Batch norms on the meta device only give their output's shape and keep their input.
+
+    torch would take a norm apart into some thirty operations in Python, more than half of the time of counting a
+    network, although none of them is counted and what they keep besides does not depend on the number of images.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.batch_norm or not args[0].is_meta:
+            return func(*args, **(kwargs or {}))
+        named = dict(zip(("weight", "bias"), args[3:5], strict=False)) | (kwargs or {})
+        return _NormOfShapes.apply(args[0], named.get("weight"), named.get("bias"))
+
+
+class _NormOfShapes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *trained: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *trained)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        return tuple(None if kept is None else torch.empty_like(kept) for kept in ctx.saved_tensors)
 
 
 def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = False) -> int:
@@ -21,6 +48,12 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
     Counts the forward pass, or with ``backward`` both passes: three times as many, less the gradient of the images,
     which training does not compute. Works for networks on any device and does not change them.
     """
+    return passes(network, input_shape, backward=backward)[-1]
+
+
+def passes(network: nn.Module, input_shape: Sequence[int], *, backward: bool = True) -> tuple[int, int]:
+    """(FLOPs of the forward pass, of it and the backward pass) per image, as ``flops`` counts them; without
+    ``backward`` the forward pass twice."""
     # Imported here, because these imports take a tenth of a second, which plain training need not wait for.
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
@@ -31,10 +64,12 @@ def flops(network: nn.Module, input_shape: Sequence[int], *, backward: bool = Fa
     images = torch.empty(2, *input_shape, device="meta")
     mended: Any = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=mended) as counter, torch.set_grad_enabled(backward):
-        logits = functional_call(network, state, (images,))
+        with _NormsAreShapes():
+            logits = functional_call(network, state, (images,))
+        forward = counter.get_total_flops() // 2
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops() // 2
+    return forward, counter.get_total_flops() // 2
 
 
 def convolution_backward_flops(
@@ -102,6 +137,6 @@ def _saved_bytes(network: nn.Module, num_images: int, input_shape: Sequence[int]
         seen[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that an address means one storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), _NormsAreShapes():
         network(torch.empty(num_images, *input_shape, device="meta"))
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())

@@ -35,14 +35,13 @@ def test_every_kernel_compiles_to_a_cubin_without_spills(architecture, tmp_path,
         assert 0 < usage.registers <= 255, (name, usage)
 
 
-# Two child processes rather than one per file: each takes seconds to start.
-@pytest.mark.parametrize(("names", "least"), [(["contract"], 60), (["norms", "stage", "shake"], 40)])
-def test_under_the_interpreter(names, least):
-    files = [str(HERE / "interpreted" / f"{name}.py") for name in names]
+# One child process for all files, because each would take seconds to start.
+def test_under_the_interpreter():
+    files = [str(path) for path in sorted((HERE / "interpreted").glob("*.py")) if path.name != "conftest.py"]
     child = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(child, env=env, text=True, capture_output=True, check=False)
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("this Triton's interpreter is older than this numpy")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.count(".") >= least, done.stdout
+    assert done.stdout.count(".") >= 200, done.stdout

@@ -5,7 +5,7 @@ import torch
 
 from imnet.models import build
 from imnet.models.catalog import CATALOG
-from imnet.models.count import activation_bytes, flops, num_params
+from imnet.models.count import activation_bytes, flops, num_params, passes
 
 # Parameters as published, and of the same networks with other inputs; not taken from the catalogue.
 COUNTS = [
@@ -147,6 +147,16 @@ def test_networks_of_grouped_convolutions_train_for_three_times_their_forward(na
 def test_flops_of_a_plain_convolution_and_linear_by_hand():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 25, 7))
     assert flops(network, (3, 5, 5)) == 2 * (5 * 5 * 8 * 27) + 2 * (8 * 25 * 7)
+
+
+def test_norms_of_every_form_pass_both_passes_on(monkeypatch):
+    """A norm counts nothing, and is not taken apart on the meta device, which takes longer than all the rest."""
+    norms = [torch.nn.BatchNorm2d(4, **options) for options in ({"affine": False}, {"track_running_stats": False}, {})]
+    norms[2].requires_grad_(False)
+    layers = [layer for norm in norms for layer in (torch.nn.Conv2d(4, 4, 3, padding=1), norm)]
+    forward = 2 * 3 * (5 * 5 * 4 * 36)
+    monkeypatch.setattr(torch, "batch_norm", lambda *_: pytest.fail("torch took a norm apart"))
+    assert passes(torch.nn.Sequential(*layers), (4, 5, 5)) == (forward, 3 * forward - forward // 3)
 
 
 def test_counting_leaves_a_real_network_and_the_random_state_as_they_were():

@@ -117,17 +117,29 @@ def test_failed_write_keeps_the_old_report_and_leaves_nothing_partial(tmp_path):
     assert sorted(os.listdir(run)) == names
 
 
-@pytest.mark.parametrize("name", ["page.pdf", "figure.PNG", "table.md", "page.html.gz", "notes.txt"])
-@pytest.mark.parametrize("words", [["run"], ["run", "other"], ["run", "--system", "fashion-mnist"]], ids=len)
-def test_no_page_gets_the_name_of_another_kind_of_file(words, name, tmp_path, monkeypatch, capsys):
+WORDS = [["run"], ["run", "other"], ["run", "--system", "fashion-mnist"]]
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """Enters a folder that holds the runs ``run`` and ``other``."""
     make_run(tmp_path / "run")
     make_run(tmp_path / "other", seed=1)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "figure.PNG", "table.md", "page.html.gz", "notes.txt"])
+@pytest.mark.parametrize("words", WORDS, ids=len)
+def test_no_page_gets_the_name_of_another_kind_of_file(words, name, two_runs, capsys):
     assert report_main([*words, "--out", name]) == 2
     err = capsys.readouterr().err
     assert f"got --out {name}" in err
     assert err.count("\n") == 1
     assert sorted(os.listdir()) == ["other", "run"]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=len)
+def test_a_page_gets_any_name_that_is_none_of_another_kind_of_file(words, two_runs):
     for allowed in ("page", "PAGE.HTM", "runs.2026-11"):
         assert report_main([*words, "--out", allowed]) == 0
         assert Path(allowed).read_text().startswith("<!DOCTYPE html>")

@@ -1,6 +1,7 @@
 """Execution options that a run leaves open: decided from measurements, kept in run.json and overruled by the user."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -46,8 +47,14 @@ def an_h100(monkeypatch):
     monkeypatch.setattr(defaults, "rates", lambda place: defaults.RATES["H100"])
 
 
+@functools.cache
+def network(recipe):
+    """The network of a recipe, drawn once, since that takes up to a second and nothing here changes it."""
+    return build_network(recipes[recipe])
+
+
 def decide(recipe="quickstart", images=8000, world=None, kept=None, **asked):
-    net = build_network(recipes[recipe])
+    net = network(recipe)
     return defaults.decide(recipes[recipe], net, RunOptions(**asked), GPU, world or World(), images, kept)
 
 
@@ -82,7 +89,7 @@ MEASURED = {
 def test_predictions_are_near_what_was_measured(name):
     """Within a fifth, except for DenseNet, whose kernels are too small to reach the rate of a memory copy."""
     one_epoch = dataclasses.replace(recipes[name], epochs=1)
-    rate = 1 / defaults.seconds_of_training(one_epoch, build_network(one_epoch), GPU, 1)
+    rate = 1 / defaults.seconds_of_training(one_epoch, network(name), GPU, 1)
     assert rate / MEASURED[name] == pytest.approx(2.15 if "densenet" in name else 1.0, rel=0.2)
 
 

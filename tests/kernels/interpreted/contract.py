@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from imnet_kernels import tier
 from imnet_kernels.family import families
 
@@ -41,3 +43,18 @@ def test_an_id_out_of_range_reads_nothing(monkeypatch):
     assert out[1:].isnan().all()
     with pytest.raises(ValueError, match="ids span"):
         public(store, ids, seed=0, epoch=0, mean=0.0, std=1.0)
+
+
+@triton.jit
+def _combined(x_ptr, y_ptr, NAME: tl.constexpr):  # noqa: N803
+    x, y = tl.load(x_ptr + tl.arange(0, 2)), tl.load(y_ptr + tl.arange(0, 2))
+    tl.store(x_ptr + tl.arange(0, 2), x + y if NAME == "add" else x - y if NAME == "sub" else x * y)
+
+
+@pytest.mark.parametrize(("name", "other"), [("add", 2), ("sub", -2), ("mul", 3)])
+def test_an_offset_that_overflows_is_caught(name, other):
+    """An offset of int32 would overflow on a GPU without a word, and the kernel would read another place."""
+    largest, other = 2**31 - 2, torch.tensor([1, other], dtype=torch.int32)
+    _combined[(1,)](torch.tensor([9, largest // 3], dtype=torch.int32), other, name)
+    with pytest.raises(Exception, match="overflow"):
+        _combined[(1,)](torch.tensor([9, largest], dtype=torch.int32), other, name)

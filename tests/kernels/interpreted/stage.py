@@ -16,7 +16,7 @@ def _dense_step(spec, precision):
     """Returns state and loss after a step of a DenseNet whose features grow from 24 to 72 channels."""
     from imnet.models.densenet import DenseNetBC
 
-    return after_a_step(lambda: DenseNetBC(16, 12, 5), spec, precision, px=16)
+    return after_a_step(lambda: DenseNetBC(16, 12, 5), spec, precision, px=12)
 
 
 def test_a_densenets_step_is_the_same_with_it(monkeypatch):
