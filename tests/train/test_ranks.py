@@ -287,6 +287,7 @@ def test_of_ranks_that_others_started_one_that_loses_another_says_so_in_a_line(t
     assert "Traceback" not in errors[1]
 
 
+@pytest.mark.slow
 def test_ranks_of_a_machine_whose_name_has_no_address(tmp_path):
     """A laptop in a foreign network may be such a machine; gloo's warning, one per rank, must not reach stderr."""
     nameless = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh"]
