@@ -141,8 +141,7 @@ def test_the_operations_are_torchvisions():
 @pytest.mark.parametrize("space", [TrivialAugmentWide, RandAugment])
 def test_each_operation_is_torchvisions_at_every_strength(name, shape, space):
     """Equal to the bit, also for grey pictures, whose blends end exactly on a level. Only shears and rotations may
-    differ, where the exact value is midway between two levels: there the last bit of the coordinate, which is another
-    on another processor, decides the rounding."""
+    differ, midway between two levels: there the coordinate's last bit decides, which depends on the processor."""
     code, theirs = recolor.OPERATIONS.index(name), space(interpolation=BILINEAR)
     make, signed = theirs._AUGMENTATION_SPACE[name]
     table = make(31, *shape)
