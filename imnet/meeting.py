@@ -91,7 +91,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         if any(word in str(error) for word in ("EADDRINUSE", "ddress already in use")):
             what = f"port {port} of {host} is in use, at which the ranks would meet"
             raise DeviceError(what, hint="choose another MASTER_PORT, or end the run that has it") from error
-        if store and is_lost(error) and (met or not SILENT.search(str(error))):
+        if store is not None and is_lost(error) and (met or not SILENT.search(str(error))):
             raise  # a rank has ended after it had come, as it may in the middle of training
         what = f"rank {rank} of {size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
         raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
