@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if (getattr(sys.modules["__main__"], "__file__", None) or "").rpartition("/")[2].startswith(
@@ -48,15 +49,16 @@ def train(recipe: Recipe | str | None = None, **options: Any) -> Run:
     return train_run(recipe, options)
 
 
-def train_ensemble(recipe: Recipe | str, bands: str = "all", **options: Any) -> Ensemble:
-    """Train one network for each of the recipe's spectral ``bands`` ("all", or e.g. "0,3"), in one folder.
+def train_ensemble(recipe: Recipe | str, bands: str | Iterable[int] = "all", **options: Any) -> Ensemble:
+    """Train one network for each of the recipe's spectral ``bands`` ("all", or e.g. [0, 3]), in one folder.
 
     ``options`` are those of ``train``. Bands that are already complete in the folder are not trained again.
     """
     from imnet.fused import Ensemble
     from imnet.run import trained
 
-    return Ensemble(trained(recipe, options | {"bands": bands}))
+    words = bands if isinstance(bands, str) else ",".join(map(str, bands))
+    return Ensemble(trained(recipe, options | {"bands": words}))
 
 
 def load_run(path: str) -> Run:

@@ -7,11 +7,13 @@ import contextlib
 import datetime
 import json
 import os
+import queue
 import re
 import socket
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,8 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
     """
     (host, port), store, met = master(), None, False
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
     try:
-        store = dist.TCPStore(host, port, size, is_master=rank == 0 and not agent_store, timeout=timeout)
+        store = _open_store(host, port, size, rank == 0 and not agent_store)
         _end_where_silent(port, INIT_TIMEOUT_S)
         store = dist.PrefixStore(f"imnet-life-{life}", store)
         mine = {"device": device.type, "torch": torch.__version__, **settings}
@@ -81,6 +82,7 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         if backend == "gloo":
             _choose_interface(address)
         # All ranks are known to be there by now, so each joins at once or never.
+        timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         # torch 2.14 made this function public.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
@@ -94,12 +96,39 @@ def join(rank: int, size: int, life: int, device: torch.device, settings: Mappin
         if store is not None and is_lost(error) and (met or not SILENT.search(str(error))):
             raise  # a rank has ended after it had come, as it may in the middle of training
         what = f"rank {rank} of {size} could not join at {host}:{port} within {INIT_TIMEOUT_S} s"
-        raise DeviceError(what, hint="are all ranks started, and the port open between them?") from error
+        hint = "are all ranks started, and the port open between them? it may be another program's"
+        raise DeviceError(what, hint=hint) from error
 
 
 def is_lost(error: Exception) -> bool:
     """Whether a rank got this error (the store's, gloo's, NCCL's) because another one has ended or is out of reach."""
     return isinstance(error, dist.DistNetworkError | dist.DistStoreError) or LOST.search(str(error)) is not None
+
+
+def _open_store(host: str, port: int, size: int, is_master: bool) -> dist.Store:
+    """Open or join the store; DistStoreError if the other side does not answer within INIT_TIMEOUT_S.
+
+    torch's timeout ends when the connection stands; then it waits for an answer, for ever if another program has the
+    port and says nothing. So a thread waits, and is left behind.
+    """
+    found: queue.SimpleQueue[dist.Store | Exception] = queue.SimpleQueue()
+
+    def wait() -> None:
+        try:
+            timeout = datetime.timedelta(seconds=INIT_TIMEOUT_S)
+            found.put(dist.TCPStore(host, port, size, is_master=is_master, timeout=timeout))
+        except Exception as error:
+            found.put(error)
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        # Longer than torch's own timeout, whose message is the better one.
+        store = found.get(timeout=1.2 * INIT_TIMEOUT_S)
+    except queue.Empty as error:
+        raise dist.DistStoreError(f"no answer within {INIT_TIMEOUT_S} s") from error
+    if isinstance(store, Exception):
+        raise store
+    return store
 
 
 def _end_where_silent(port: int, seconds: int) -> None:

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -257,3 +259,19 @@ def test_a_rank_that_ends_when_all_have_met_is_not_one_that_was_never_started(go
     codes = finished(start_ranks(_join, *[(rank, gone, files[rank]) for rank in range(2)]))
     assert codes == [69, 9] if gone else codes == [9, 69]
     assert files[1 - gone].read_text().startswith(said)
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_a_port_of_another_program_that_says_nothing_ends_the_wait(accepts, monkeypatch):
+    """torch waits for an answer without end, once the connection stands."""
+    monkeypatch.setattr(meeting, "INIT_TIMEOUT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        names = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in names.items():
+            monkeypatch.setenv(name, str(value))
+        if accepts:
+            threading.Thread(target=lambda: other.accept()[0].recv(100), daemon=True).start()
+        could_not = "rank 1 of 2 could not join at .*another program"
+        with pytest.raises(DeviceError, match=could_not), launch.connected(torch.device("cpu")):
+            pass

@@ -271,3 +271,9 @@ def test_a_baseline_that_was_judged_on_other_images_is_refused(trained, tmp_path
     (tmp_path / "other" / "run.json").write_text(json.dumps(info))
     assert cli.eval_main([str(trained), "--device", "cpu", "--baseline", str(tmp_path / "other")]) == 65
     assert "(shapes 119 test set) than the ensemble (shapes 120 test set)" in capsys.readouterr().err
+
+
+def test_bands_may_be_given_as_numbers(trained):
+    imnet.train_ensemble(BANDS, [3, 0], out=trained, **HOW)
+    with pytest.raises(UsageError, match=r"bands = 0,9 of 4"):
+        imnet.train_ensemble(BANDS, (0, 9), out=trained, **HOW)
