@@ -59,4 +59,4 @@ def test_under_the_interpreter():
     if "only 0-dimensional arrays can be converted" in done.stdout:
         pytest.skip("this Triton's interpreter is older than this numpy")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.count(".") >= 200, done.stdout
+    assert done.stdout.count(".") >= 150, done.stdout
