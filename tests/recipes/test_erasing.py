@@ -1,5 +1,7 @@
 """Random erasing against torchvision's: the distribution of the drawn boxes, and the pixels that are erased."""
 
+import functools
+
 import pytest
 import scipy.stats
 import torch
@@ -14,6 +16,7 @@ def key(count, seed=3, epoch=1):
     return Key(torch.arange(count), seed, epoch)
 
 
+@functools.cache
 def theirs(height, width, count):
     """Returns torchvision's boxes for ``count`` images, (n, 4) as top, left, height, width; some images get none."""
     torch.manual_seed(0)
@@ -25,12 +28,12 @@ def theirs(height, width, count):
 @pytest.mark.parametrize("p", [1.0, 0.5])
 @pytest.mark.parametrize("size", [(40, 56), (60, 7), (5, 60), (64, 3)], ids=str)
 def test_boxes_are_distributed_as_torchvisions(size, p):
-    count = 8000
+    count = 4000
     wanted, boxes = theirs(*size, count), erasing.draw_boxes(*size, p, key(count))
     found = boxes[boxes[:, 2] > 0]
-    assert len(found) / count == pytest.approx(p * len(wanted) / count, abs=0.02)
+    assert len(found) / count == pytest.approx(p * len(wanted) / count, abs=0.03)
     for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
-        result = scipy.stats.ks_2samp(found[:, column].numpy(), wanted[:, column].numpy())
+        result = scipy.stats.ks_2samp(found[:, column].numpy(), wanted[:, column].numpy(), method="asymp")
         assert result.pvalue > 1e-3, name
     assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor(size)).all()
 
