@@ -3,7 +3,6 @@
 import functools
 
 import pytest
-import scipy.stats
 import torch
 from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2 import functional as tv
@@ -28,6 +27,8 @@ def theirs(height, width, count):
 @pytest.mark.parametrize("p", [1.0, 0.5])
 @pytest.mark.parametrize("size", [(40, 56), (60, 7), (5, 60), (64, 3)], ids=str)
 def test_boxes_are_distributed_as_torchvisions(size, p):
+    import scipy.stats  # which takes a second
+
     count = 4000
     wanted, boxes = theirs(*size, count), erasing.draw_boxes(*size, p, key(count))
     found = boxes[boxes[:, 2] > 0]
@@ -39,6 +40,8 @@ def test_boxes_are_distributed_as_torchvisions(size, p):
 
 
 def test_place_area_and_shape_of_a_box_say_nothing_of_each_other():
+    import scipy.stats
+
     top, left, height, width = erasing.draw_boxes(400, 400, 1.0, key(4000)).double().unbind(1)
     apart = torch.stack([top / (400 - height), left / (400 - width), height * width, height / width], 1)
     together = scipy.stats.spearmanr(apart.numpy()).statistic
