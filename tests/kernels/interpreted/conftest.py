@@ -67,26 +67,26 @@ def quick_overflow(monkeypatch):
         monkeypatch.setattr(known, "binary_op_sanitize_overflow_impl", check)
 
 
-def step_of(net, precision="fp32"):
-    """Returns the trainer's step for a network of five classes, and a batch of six images of 8 x 8 pixels."""
+def step_of(net, precision="fp32", px=8):
+    """Returns the trainer's step for a network of five classes, and a batch of six images of ``px`` x ``px`` pixels."""
     from imnet.device import Place
     from imnet.launch import World
     from imnet.recipe import SGD, Constant, Data, Recipe
     from imnet.step import TrainStep
 
-    data = Data(name="synthetic", image_px=8, num_classes=5, batch_images=6)
+    data = Data(name="synthetic", image_px=px, num_classes=5, batch_images=6)
     recipe = Recipe(name="t", model="wrn10_1", data=data, optim=SGD(lr=0.1), schedule=Constant(), epochs=1)
     place = Place(torch.device("cpu"), precision, "test")
     step = TrainStep(net, recipe, place, World(), compile=False, graphs=False, backend="torch")
-    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(6, 3, px, px, generator=torch.Generator().manual_seed(1))
     return step, (images.contiguous(memory_format=torch.channels_last), torch.arange(6) % 5)
 
 
-def after_a_step(make, spec, precision):
+def after_a_step(make, spec, precision, px=8):
     """Returns the state of the network that ``make`` builds, and the loss, after a step with the kernels ``spec``."""
     torch.manual_seed(0)
     net = make().to(memory_format=torch.channels_last)
-    step, batch = step_of(net, precision)
+    step, batch = step_of(net, precision, px)
     with tier.using(spec):
         loss = step([batch], 6, 0, 0.1)[0]
     return net.state_dict() | {"loss": loss}
