@@ -131,7 +131,8 @@ def jobs(wanted: set[str], setting: Setting) -> Iterator[tuple[str, list[str]]]:
 
 
 def in_tier(work: Any, net: Net, variant: Variant, setting: Setting, limit_s: float = 0.0) -> Figures:
-    torch._dynamo.reset()
+    if not setting.dry:  # a dry run need not translate the same network again for every row
+        torch._dynamo.reset()
     with tier.using(variant.kernels, captured=variant.graphs and not variant.compile):
         found = work(net, variant, setting)
         families = ("batch_norm", "dense_stage", "shake_shake", "shake_batch_norm")

@@ -1,6 +1,7 @@
 """Messages that advise an option: the option must exist, and a value given with it must be accepted."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -34,26 +35,28 @@ def strings(path):
             yield node.value
 
 
+@functools.cache
 def named():
-    """Yields (file, option with its value if it has one) for every option named in a string."""
+    """Returns (file, option with its value if it has one) of every option named in a string."""
+    names = []
     for path in FILES:
         for text in strings(path):
             # Options whose names an f-string fills in, such as "--{flag}", cannot be checked here.
             for found in OPTION.findall(re.sub(r"--[\w.]*\0[\w.]*", "", text)):
-                yield (
-                    str(path.relative_to(ROOT)),
-                    found.rstrip(".-:_").replace("--model_options.NAME", "--model_options"),
-                )
+                name = found.rstrip(".-:_").replace("--model_options.NAME", "--model_options")
+                names.append((str(path.relative_to(ROOT)), name))
+    return names
 
 
+@functools.cache
 def known_to_train():
     """Returns the options that imnet-train has with any kind of optimiser and schedule."""
     names = set(ALIASES)
-    for optim in KINDS["optim"]:
-        for schedule in KINDS["schedule"]:
-            words = ["--optim.kind", optim, "--schedule.kind", schedule, "--lr", "0.1", "--epochs", "200"]
+    for part, kinds in KINDS.items():
+        for kind in kinds:
+            words = [f"--{part}.kind", kind, "--lr", "0.1", "--epochs", "200"]
             names |= {action.dest for action in build_parser(options.parse(words).recipe)._actions}
-    return names
+    return frozenset(names)
 
 
 def known_to_others():

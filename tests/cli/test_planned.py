@@ -101,7 +101,7 @@ def test_a_plan_for_gpus_is_one_also_where_there_are_none(asked, tmp_path, monke
 def test_images_held_out_count_in_the_memory_that_the_pipeline_is_chosen_by(tmp_path, capsys):
     words = ["--data", "synthetic", "--data.image_px", "64", "--data.train_images", "1600", "--data.val_images", "800"]
     words += ["--data.test_images", "10", "--batch-size", "400", "--epochs", "1", "--device", "cpu"]
-    words += ["--model-options.width", "8"]
+    words += ["--model-options.width", "8", "--augment.crop_px", "16"]
     for more in (["--dry-run"], []):
         assert train_main([*words, "--out", str(tmp_path / "run"), *more]) == 0
         assert re.search(r"pipeline +resident \(0\.02 GiB fit cpu\)", capsys.readouterr().out)

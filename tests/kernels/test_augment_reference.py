@@ -7,7 +7,6 @@ import pytest
 import torch
 from imnet_kernels import augment
 from imnet_kernels.augment.reference import Spec, choices
-from scipy import stats
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 PLAIN = {"seed": 0, "epoch": 0, "mean": 0.0, "std": 1 / 255}
@@ -101,6 +100,8 @@ def test_alternating_flips_every_second_epoch():
 
 @pytest.mark.parametrize(("size", "cutout", "inside"), [(28, 16, False), (28, 16, True), (9, 5, False), (9, 5, True)])
 def test_cutout_positions_cover_the_documented_range(size, cutout, inside):
+    from scipy import stats
+
     drawn = choices(torch.arange(20000), size, size, Spec(1, 2, cutout_px=cutout, cutout_inside=inside))
     low = 0 if inside else -(cutout // 2)
     last = size - cutout if inside else (size if cutout % 2 == 0 else size - 1) - cutout // 2
@@ -110,6 +111,8 @@ def test_cutout_positions_cover_the_documented_range(size, cutout, inside):
 
 
 def test_choice_statistics():
+    from scipy import stats
+
     drawn = choices(torch.arange(40000), 32, 32, Spec(7, 1, pad_px=4, hflip="random", hflip_p=0.2, cutout_px=8))
     for offset in (drawn.dy, drawn.dx):
         assert stats.chisquare(torch.bincount(offset, minlength=9).numpy()).pvalue > 1e-4

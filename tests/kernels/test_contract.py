@@ -29,6 +29,8 @@ ROWS = [
 @pytest.fixture
 def poison(monkeypatch):
     """Fills what torch.empty returns with NaN, or 77 for integers, so that an element left unwritten is noticed."""
+    import torch._dynamo  # the ops import it, and it must not take the replacement for torch's function
+
     plain, plain_like = torch.empty, torch.empty_like
 
     def fill(tensor):

@@ -38,6 +38,7 @@ def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[floa
         assert code.store_bytes == store_bytes, (name, code)
     for name, kernel in found.items():
         assert kernel.code is not None, name
+        assert 0 < kernel.registers <= 255, (name, kernel)
         assert (kernel.code.local, kernel.code.byte_stores, kernel.spill_bytes) == (0, 0, 0), (name, kernel)
 
 
@@ -63,10 +64,8 @@ def test_triton_kernels(family):
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no CUDA toolkit (nvcc) here")
 def test_cuda_kernels():
-    kernels = resources.cuda_kernels("augment")
-    assert {k.architecture for k in kernels} == set(resources.ARCHITECTURES)
-    assert all(0 < k.registers <= 255 and k.spill_bytes == 0 for k in kernels), kernels
-    found = {k.name: k for k in kernels if k.architecture == 90}
+    """sm_80's, which take as long to compile, are looked at by a slow test of test_profile_kernels.py."""
+    found = {k.name: k for k in resources.cuda_kernels("augment", (90,))}
     _check(found, CUDA)
     # Pixels are loaded from global memory as 16-byte words, never byte by byte.
     assert all(k.code and k.code.load_bytes == 16 and k.code.byte_loads == 0 for k in found.values())

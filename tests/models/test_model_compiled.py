@@ -7,13 +7,8 @@ becomes 0 / 0. This does not happen on a CPU, but the graph that Inductor receiv
 
 import pytest
 import torch
-import torch._inductor.compile_fx
-import torch._inductor.lowering
-from functorch.compile import default_partition, make_boxed_func
 from test_model_properties import SMALL, gradients, small
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.decomposition import select_decomp_table
 
 from imnet.models import build, names
 from imnet.models.catalog import CATALOG
@@ -22,7 +17,14 @@ ORDER_STATISTICS = ("amax", "amin", "aminmax", "max", "min", "median", "nanmedia
 
 
 def joint_graph(network, images):
-    """Returns forward and backward of a training network as the one graph that is split and passed to Inductor."""
+    """Returns forward and backward of a training network as the one graph that is split and passed to Inductor, which
+    takes seconds to import."""
+    import torch._inductor.compile_fx
+    import torch._inductor.lowering
+    from functorch.compile import default_partition, make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
     kept = []
 
     def keep(module, inputs, **options):

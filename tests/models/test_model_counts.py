@@ -174,7 +174,7 @@ KEPT = [
     ("wrn10_1", 1, 8),
     ("densenet_bc100_12", 1, 8),
     ("resnet18", 3, 32),
-    ("vgg16_bn_56", 3, 56),
+    ("alexnet_56", 3, 56),
     ("davit_tiny_wrn_conv", 3, 32),
     ("timm:mixer_s32_224", 3, 224),
 ]

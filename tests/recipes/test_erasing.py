@@ -1,7 +1,8 @@
 """Random erasing against torchvision's: the distribution of the drawn boxes, and the pixels that are erased."""
 
+import functools
+
 import pytest
-import scipy.stats
 import torch
 from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2 import functional as tv
@@ -14,6 +15,7 @@ def key(count, seed=3, epoch=1):
     return Key(torch.arange(count), seed, epoch)
 
 
+@functools.cache
 def theirs(height, width, count):
     """Returns torchvision's boxes for ``count`` images, (n, 4) as top, left, height, width; some images get none."""
     torch.manual_seed(0)
@@ -25,17 +27,21 @@ def theirs(height, width, count):
 @pytest.mark.parametrize("p", [1.0, 0.5])
 @pytest.mark.parametrize("size", [(40, 56), (60, 7), (5, 60), (64, 3)], ids=str)
 def test_boxes_are_distributed_as_torchvisions(size, p):
-    count = 8000
+    import scipy.stats  # which takes a second
+
+    count = 4000
     wanted, boxes = theirs(*size, count), erasing.draw_boxes(*size, p, key(count))
     found = boxes[boxes[:, 2] > 0]
-    assert len(found) / count == pytest.approx(p * len(wanted) / count, abs=0.02)
+    assert len(found) / count == pytest.approx(p * len(wanted) / count, abs=0.03)
     for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
-        result = scipy.stats.ks_2samp(found[:, column].numpy(), wanted[:, column].numpy())
+        result = scipy.stats.ks_2samp(found[:, column].numpy(), wanted[:, column].numpy(), method="asymp")
         assert result.pvalue > 1e-3, name
     assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor(size)).all()
 
 
 def test_place_area_and_shape_of_a_box_say_nothing_of_each_other():
+    import scipy.stats
+
     top, left, height, width = erasing.draw_boxes(400, 400, 1.0, key(4000)).double().unbind(1)
     apart = torch.stack([top / (400 - height), left / (400 - width), height * width, height / width], 1)
     together = scipy.stats.spearmanr(apart.numpy()).statistic

@@ -53,6 +53,8 @@ def test_what_ran_otherwise_is_marked(tmp_path, parts):
     assert "against it" not in told(folder)
     text = Page(render(folder)).text["results"]
     assert f"Top-1 minus published changed: {parts}; not comparable" in text
+    if parts != "model, data":  # pages take a while: one of several runs shows that it is marked there, too
+        return
     other = run_of(WRN, tmp_path / "other")
     assert f"changed: {parts}; not comparable" in Page(compare([folder, other], tmp_path / "c.html")).text["groups"]
 
