@@ -8,10 +8,8 @@ quickstart: .venv/installed
 	$(BIN)/imnet-train
 
 # One process per core (at most 8), each with one thread, because the tests mostly wait for the runs that they start.
-# A run that takes all cores would keep them from the other processes while its threads wait for one another: such
-# tests take three times as long. With the policy its threads sleep.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
