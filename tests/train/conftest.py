@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,11 @@ def run_in_process(recipe, run_options):
 
 
 def server():
-    """The context of processes that are forked from a server which has torch imported already."""
+    """The context of processes that are forked from a server which has torch imported already, and what torch imports
+    for DistributedDataParallel."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imnet.trainer", "matplotlib.figure", "matplotlib.backends.backend_svg"])
+    drawing = ["matplotlib.figure", "matplotlib.backends.backend_svg"]
+    context.set_forkserver_preload(["imnet.trainer", "torch._dynamo", *drawing])
     return context
 
 
@@ -96,6 +99,34 @@ def start_ranks(main, *rows, **environment):
         ranks.append(server().Process(target=_rank, args=(main, row, world | own | environment)))
         ranks[-1].start()
     return ranks
+
+
+def start_launcher(words, errors=os.devnull, output=os.devnull, before=None):
+    """Starts imnet-train on ``words``, which ask for several ranks, as one process that starts them itself; it calls
+    ``before`` first. The ranks are forked from it, and it from ``server``, so that none of them imports torch: only
+    test_ranks.py's Ctrl-C, lost launcher and curve of two ranks are of ranks that are started in the product's way."""
+    process = server().Process(target=_launcher, args=(words, errors, output, before))
+    process.start()
+    return process
+
+
+def _launcher(words, errors, output, before):
+    os.setsid()
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda _: fork
+    if before is not None:
+        before()
+    code = command("train_main", words, errors, output)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def wait_for_save(folder, process):
+    """Waits until the run in ``folder`` has saved its first checkpoint or its process has ended."""
+    deadline = time.monotonic() + 100
+    while not list(folder.glob("checkpoints/step-????????")) and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def command(main, words, errors=os.devnull, output=os.devnull):
