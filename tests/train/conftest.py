@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,13 @@ def run_in_process(recipe, run_options):
 
 def server():
     """The context of processes that are forked from a server which has torch imported already, and what torch imports
-    for DistributedDataParallel."""
+    for DistributedDataParallel; torch's warnings are off there, as a command has them."""
     context = multiprocessing.get_context("forkserver")
     drawing = ["matplotlib.figure", "matplotlib.backends.backend_svg"]
     context.set_forkserver_preload(["imnet.trainer", "torch._dynamo", *drawing])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+        forkserver.ensure_running()
     return context
 
 
