@@ -67,7 +67,8 @@ def _hits(confusion):
 
 
 def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
-    process = start_launcher([*TWO[3:], "--epochs", "400", "--out", str(tmp_path / "run")], tmp_path / "errors")
+    words = [*TWO[3:], "--epochs", "4000", "--data.train_images", "64", "--out", str(tmp_path / "run")]
+    process = start_launcher(words, tmp_path / "errors")
     wait_for_save(tmp_path / "run", process)
     os.kill(process.pid, signal.SIGTERM)
     codes, errors = finished([process]), (tmp_path / "errors").read_text()
