@@ -116,14 +116,19 @@ def start_launcher(words, errors=os.devnull, output=os.devnull, before=None):
 
 def _launcher(words, errors, output, before):
     os.setsid()
-    fork = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda _: fork
+    fork_ranks()
     if before is not None:
         before()
     code = command("train_main", words, errors, output)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def fork_ranks():
+    """Lets this process, which ``server`` has forked, fork the ranks that it starts."""
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda _: fork
 
 
 def wait_for_save(folder, process):
@@ -137,8 +142,9 @@ def command(main, words, errors=os.devnull, output=os.devnull):
     """Runs ``main`` of imnet.cli on ``words`` as the command does, with the standard streams in these files."""
     from imnet import cli
 
-    for number, file in ((1, output), (2, errors)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    for number, name, file in ((1, "stdout", output), (2, "stderr", errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o666), number)
+        setattr(sys, name, open(number, "w", 1 if number == 2 else -1, closefd=False))  # noqa: SIM115
     sys.argv = [main, *words]
     return getattr(cli, main)()
 
