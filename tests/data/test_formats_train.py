@@ -66,7 +66,9 @@ def _encoded(root):
     return _store(root)
 
 
-FORMATS = [_idx, _cifar, _imagenet64, _npz, _tiny_zip, _folders, _tars, _pixels, _encoded]
+# The slow ones are read into the same arrays or encoded pictures as _imagenet64 and _folders.
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (_npz, _tiny_zip)]
+FORMATS = [_idx, _cifar, _imagenet64, _folders, _tars, _pixels, _encoded, *SLOW]
 SMALL = {_idx: {"train_images": 40, "test_images": 20}}
 
 

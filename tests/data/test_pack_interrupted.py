@@ -89,7 +89,7 @@ def test_another_source_does_not_continue_a_part_file(tmp_path):
                           making.expected(files["train/n01440764/n01440764_0.JPEG"], 16))  # fmt: skip
 
 
-@pytest.mark.parametrize("race", range(2))
+@pytest.mark.parametrize("race", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
     source = making.write_tree(tmp_path / "in", making.class_files(count=40))
     children = [subprocess.Popen(command(source, tmp_path / "out", "--size", "16"), stderr=subprocess.PIPE)

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -53,9 +55,14 @@ def run_in_process(recipe, run_options):
 
 
 def server():
-    """The context of processes that are forked from a server which has torch imported already."""
+    """The context of processes that are forked from a server which has torch imported already, and what torch imports
+    for DistributedDataParallel; torch's warnings are off there, as a command has them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imnet.trainer", "matplotlib.figure", "matplotlib.backends.backend_svg"])
+    drawing = ["matplotlib.figure", "matplotlib.backends.backend_svg"]
+    context.set_forkserver_preload(["imnet.trainer", "torch._dynamo", *drawing])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+        forkserver.ensure_running()
     return context
 
 
@@ -98,12 +105,46 @@ def start_ranks(main, *rows, **environment):
     return ranks
 
 
+def start_launcher(words, errors=os.devnull, output=os.devnull, before=None):
+    """Starts imnet-train on ``words``, which ask for several ranks, as one process that starts them itself; it calls
+    ``before`` first. The ranks are forked from it, and it from ``server``, so that none of them imports torch: only
+    test_ranks.py's Ctrl-C, lost launcher and curve of two ranks are of ranks that are started in the product's way."""
+    process = server().Process(target=_launcher, args=(words, errors, output, before))
+    process.start()
+    return process
+
+
+def _launcher(words, errors, output, before):
+    os.setsid()
+    fork_ranks()
+    if before is not None:
+        before()
+    code = command("train_main", words, errors, output)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fork_ranks():
+    """Lets this process, which ``server`` has forked, fork the ranks that it starts."""
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda _: fork
+
+
+def wait_for_save(folder, process):
+    """Waits until the run in ``folder`` has saved its first checkpoint or its process has ended."""
+    deadline = time.monotonic() + 100
+    while not list(folder.glob("checkpoints/step-????????")) and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def command(main, words, errors=os.devnull, output=os.devnull):
     """Runs ``main`` of imnet.cli on ``words`` as the command does, with the standard streams in these files."""
     from imnet import cli
 
-    for number, file in ((1, output), (2, errors)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    for number, name, file in ((1, "stdout", output), (2, "stderr", errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o666), number)
+        setattr(sys, name, open(number, "w", 1 if number == 2 else -1, closefd=False))  # noqa: SIM115
     sys.argv = [main, *words]
     return getattr(cli, main)()
 

@@ -170,7 +170,7 @@ def test_ranks_give_the_one_rank_curve(uneven, tmp_path, what):
 def test_a_kill_in_a_balanced_epoch(uneven, spawn, tmp_path):
     data = dataclasses.replace(TINY.data, name="folder", num_classes=3, sampler="balanced", batch_images=16)
     data = dataclasses.replace(data, train_images=None, test_images=None)
-    recipe = dataclasses.replace(TINY, data=data, epochs=8)
+    recipe = dataclasses.replace(TINY, data=data, epochs=5)
     common = {"checkpoint_every_steps": 3, "data_dir": str(uneven)}
     spawn(recipe, options(tmp_path / "whole", **common)).join(120)
     process = spawn(recipe, options(tmp_path / "killed", **common))

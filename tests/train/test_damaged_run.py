@@ -1,6 +1,7 @@
 """A damaged run.json, metrics.jsonl or checkpoint gives one line that names it, and nothing is trained or lost."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -15,6 +16,32 @@ from imnet.start import train
 from .conftest import TINY, options
 
 RUN = {"status": "complete", "config_hash": "0", "recipe": {}, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folders of two complete runs of the same network with different seeds."""
+    at = tmp_path_factory.mktemp("two")
+    other = dataclasses.replace(TINY, seed=8)
+    return train(TINY, options(at / "run"))[1], train(other, options(at / "other"))[1]
+
+
+@pytest.fixture
+def folder(two, tmp_path):
+    """A copy of the first of them."""
+    return shutil.copytree(two[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A function that returns the folder of a run of TINY with a change, trained for one epoch."""
+
+    @functools.cache
+    def trained(**change):
+        recipe = dataclasses.replace(TINY, epochs=1, **change)
+        return train(recipe, options(tmp_path_factory.mktemp("foreign")))[1]
+
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -58,8 +85,7 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path, holds, said):
 
 
 @pytest.mark.parametrize("where", ["recipe", "before"])
-def test_a_run_goes_on_with_a_change_only_from_a_recipe_that_can_be_read(tmp_path, where):
-    folder = train(TINY, options(tmp_path / "run"))[1]
+def test_a_run_goes_on_with_a_change_only_from_a_recipe_that_can_be_read(folder, where):
     path = folder / "run.json"
     info = json.loads(path.read_text())
     info["recipe"]["data"]["hold_out"] = 7
@@ -75,14 +101,11 @@ def test_a_run_goes_on_with_a_change_only_from_a_recipe_that_can_be_read(tmp_pat
 
 
 @pytest.mark.parametrize("change", [{"model": "wrn16_1"}, {"seed": 8}], ids=["another network", "another seed"])
-def test_the_weights_of_another_run_are_not_taken_for_the_runs_own(tmp_path, change):
-    folder = train(TINY, options(tmp_path / "run"))[1]
-    other = dataclasses.replace(TINY, **change)
-    foreign = train(other, options(tmp_path / "other"))[1]
+def test_the_weights_of_another_run_are_not_taken_for_the_runs_own(folder, foreign, change):
     shutil.rmtree(folder / "checkpoints")
-    shutil.copytree(foreign / "checkpoints", folder / "checkpoints")
-    for which in ("last", 3):
-        with pytest.raises(DataError, match=r"step-0+24: the checkpoint is of a configuration that run\.json does not"):
+    shutil.copytree(foreign(**change) / "checkpoints", folder / "checkpoints")
+    for which in ("last", 1):
+        with pytest.raises(DataError, match=r"step-0+8: the checkpoint is of a configuration that run\.json does not"):
             Run(folder).model(which)
 
 
@@ -95,8 +118,7 @@ def test_the_weights_of_another_run_are_not_taken_for_the_runs_own(tmp_path, cha
         ('{"kind": "eval"', "line 1 is not JSON"),
     ],
 )
-def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(tmp_path, line, said):
-    folder = train(TINY, options(tmp_path / "run"))[1]
+def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(folder, line, said):
     path = folder / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(f"{line}\n{whole}")
@@ -109,8 +131,7 @@ def test_a_damaged_line_of_the_metrics_is_named_and_none_after_it_is_lost(tmp_pa
 
 
 @pytest.mark.parametrize("left", [None, {}, {"name": "shapes", "fingerprint": "0"}])
-def test_a_run_json_that_does_not_say_of_its_data_is_one_line_wherever_that_is_asked(tmp_path, left):
-    folder = train(TINY, options(tmp_path / "run"))[1]
+def test_a_run_json_that_does_not_say_of_its_data_is_one_line_wherever_that_is_asked(folder, left):
     info = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(info | {"data": left}))
     longer = dataclasses.replace(TINY, epochs=TINY.epochs + 1)
@@ -136,18 +157,9 @@ def put(folder, kind, name, foreign):
         (at / "state.json").unlink()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folders of two complete runs of the same network with different seeds."""
-    at = tmp_path_factory.mktemp("two")
-    other = dataclasses.replace(TINY, seed=8)
-    return train(TINY, options(at / "run"))[1], train(other, options(at / "other"))[1]
-
-
 @pytest.mark.parametrize("kind", [EMPTY, HALF, FOREIGN])
-def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two, kind):
+def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(two, folder, kind):
     """The training command would save nothing more there, so the advice to run it again would help nobody."""
-    folder = shutil.copytree(two[0], tmp_path / "run")
     weights = Run(folder).model().state_dict()
     put(folder, kind, "step-00000999", two[1])
     for which in ("last", 3):
@@ -161,13 +173,11 @@ def test_what_lies_behind_a_complete_runs_last_step_is_not_missed(tmp_path, two,
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-@pytest.mark.parametrize("change", [{}, {"data": dataclasses.replace(TINY.data, val_images=32)}])
-def test_training_does_not_go_on_from_another_runs_checkpoint(tmp_path, two, allowed, change):
+@pytest.mark.parametrize("change", [{"seed": 8}, {"seed": 8, "data": dataclasses.replace(TINY.data, val_images=32)}])
+def test_training_does_not_go_on_from_another_runs_checkpoint(folder, foreign, allowed, change):
     """A DataError whatever else differs, because --allow-change would not help."""
-    foreign = train(dataclasses.replace(TINY, seed=9, **change), options(tmp_path / "other"))[1]
-    folder = shutil.copytree(two[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
-    shutil.copytree(foreign / "checkpoints", folder / "checkpoints")
+    shutil.copytree(foreign(**change) / "checkpoints", folder / "checkpoints")
     with pytest.raises(
         DataError, match=r"step-0+\d+: the checkpoint is of a configuration .*; put a copy of the run's"
     ):

@@ -35,12 +35,11 @@ BANDS = Recipe(
     augment=Augment(crop_pad_px=1, hflip="random", mean=(0.5,), spectral_r=2, spectral_std=(2.1, 0.2, 0.1, 0.2)),
     optim=SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
     schedule=Cosine(warmup_epochs=0.5),
-    epochs=3,
+    epochs=2,
     ema_decay=0.9,
     mixup_alpha=0.2,
     seed=5,
 )
-STEPS = 3 * 7
 
 
 def how(out, bands="all", **changes):

@@ -25,7 +25,7 @@ PLAIN = Recipe(
     augment=Augment(crop_pad_px=1, hflip="random", mean=(0.5,), std=(0.25,)),
     optim=SGD(lr=0.05, momentum=0.9, weight_decay=5e-4),
     schedule=Cosine(warmup_epochs=0.5),
-    epochs=5,
+    epochs=4,
     seed=11,
 )
 MIXED = dataclasses.replace(PLAIN, mixup_alpha=0.2, cutmix_alpha=1.0)
@@ -73,7 +73,7 @@ def kill(processes, number, delay_s):
     return hit and codes != {0}
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.nightly)])
 # EMA and micro-batches are marked slow, since test_keep.py and test_resume.py kill such runs too.
 @pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in SLOW else w for w in WAYS])
 def test_no_kill_changes_the_weights(way, kills, tmp_path):

@@ -1,5 +1,6 @@
 """How the number of ranks and their meeting point are decided, and what is refused before any rank starts."""
 
+import functools
 import json
 import os
 import signal
@@ -8,14 +9,14 @@ import sys
 
 import pytest
 
-from imnet import device, launch, meeting
-from imnet.errors import DataError, DeviceError, UsageError
+from imnet import cli, device, launch, meeting
+from imnet.errors import DeviceError, UsageError
 from imnet.launch import current_world
-from imnet.ranks import run_ranks
 from imnet.resources import num_cores
 from imnet.run_options import RunOptions
 
 from . import slow_script
+from .conftest import finished, start_launcher, start_ranks
 
 WORLDS = [
     ({}, (0, 1, 0)),
@@ -176,30 +177,50 @@ def test_tasks_of_slurm_that_are_not_bound_share_the_cores_of_the_step(environme
         assert threads == 16 // ranks
 
 
-def test_ranks_that_torchrun_starts_share_the_cores(tmp_path):
+@pytest.mark.parametrize("how", ["forked", pytest.param("by its command", marks=pytest.mark.slow)])
+def test_ranks_that_torchrun_starts_share_the_cores(tmp_path, how):
     """If each of 8 ranks took all 128 cores of a machine, it would run 1,024 threads, and as many that decode."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", "-m", "imnet.cli", "--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]
-    command += ["--data.image_px", "12", "--data.train_images", "128", "--data.test_images", "32"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert json.loads((tmp_path / "run.json").read_text())["threads"] == max(1, num_cores() // 2)
+    words = ["--device", "cpu", "--epochs", "1", "--out", str(tmp_path), "--model-options", '{"width": 8}']
+    words += ["--data.image_px", "12", "--data.train_images", "64", "--data.test_images", "16", "--batch-size", "16"]
+    if how == "forked":
+        assert finished(start_ranks(torchrun, (words,))) == [0]
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        command += ["--nproc-per-node", "2", "-m", "imnet.cli", *words]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["threads"], run["num_ranks"]) == (max(1, num_cores() // 2), 2)
+
+
+def torchrun(words):
+    """Starts two ranks by torchrun's agent, which forks them."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
+                          start_method="fork")  # fmt: skip
+    codes = elastic_launch(config, cli.train_main)(words)
+    return max(codes.values())
 
 
 @pytest.mark.parametrize(
-    ("what", "error", "says"),
+    ("what", "code", "says"),
     [
-        ("prepared", None, "2 processes"),
-        pytest.param("refused", DataError, "nothing can be packed here", marks=pytest.mark.slow),
-        ("killed", DeviceError, "rank 0 was killed"),
+        ("prepared", 0, ""),
+        pytest.param("refused", 65, "imnet-train: nothing can be packed here", marks=pytest.mark.slow),
+        ("killed", 69, "imnet-train: rank 0 was killed by SIGKILL"),
     ],
 )
-def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, capfd, what, error, says):
+def test_ranks_wait_for_the_first_ones_data_longer_than_a_collective_waits(tmp_path, what, code, says):
     """Packing ImageNet takes longer than the ten minutes of a collective; a failure meanwhile must end all ranks."""
-    launched = (slow_script.rank, (what, str(tmp_path / "run")), 2, 0)
-    if error is None:
-        assert run_ranks(*launched) == 0
-        assert says in capfd.readouterr().out
-    else:
-        with pytest.raises(error, match=says):
-            run_ranks(*launched)
+    words = ["--device", "cpu", "--procs", "2", "--data.name", "slow", "--data.image_px", "12", "--epochs", "1"]
+    words += ["--data.train_images", "64", "--data.test_images", "16", "--batch-size", "16", "--max-restarts", "0"]
+    words += ["--threads", "1", "--out", str(tmp_path / "run")]
+    before = functools.partial(slow_script.prepare, what)
+    launched = start_launcher(words, tmp_path / "errors", before=before)
+    codes, errors = finished([launched]), (tmp_path / "errors").read_text()
+    assert codes == [code], errors
+    assert errors.startswith(says)
+    assert errors.count("\n") == (code != 0)
+    if code == 0:
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["num_ranks"] == 2

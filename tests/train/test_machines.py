@@ -1,14 +1,15 @@
 """Ranks that were started on several machines, each with its own command line and its own copy of the data."""
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from imnet.device import Place
 from imnet.errors import DeviceError, UsageError
 from imnet.run_options import OF_ONE_MACHINE, RunOptions
 
+from . import silent_script
 from .conftest import command, finished, start_ranks
 
 WORDS = ["--device", "cpu", "--epochs", "1", "--batch-size", "4", "--model", "speednet", "--threads", "1"]
@@ -158,80 +160,86 @@ until [ "$(readlink /proc/$peer/ns/mnt)" != "$(readlink /proc/$$/ns/mnt)" ]; do 
 ip link add eth0 type veth peer name eth0 netns $peer
 ip link set lo up; ip address add 10.77.0.1/24 dev eth0; ip link set eth0 up
 $there ip link set lo up; $there ip address add 10.77.0.2/24 dev eth0; $there ip link set eth0 up
-hostname node-a; mount --bind "$FOLDER/a" /etc/hosts
-$there hostname node-b; $there mount --bind "$FOLDER/b" /etc/hosts
-$there mount -t tmpfs none "$FOLDER/private"
-[ $# = 0 ] && exit
-if [ "$SIGN" ]; then
-    RANK=1 $there "$@" & other=$!
-    RANK=0 "$@" & first=$!
-    until [ -e "$SIGN" ]; do sleep 0.05; done
-    sleep 1  # until the other waits
-    ip link set eth0 down
-    wait $other || code=$?
-    kill -9 $first
-    exit ${code:-0}
-fi
-for epochs in 1 2; do
-    RANK=1 $there "$@" --epochs $epochs & other=$!
-    RANK=0 "$@" --epochs $epochs
-    wait $other
-done
+hostname node-a; mount --bind "$1/a" /etc/hosts
+$there hostname node-b; $there mount --bind "$1/b" /etc/hosts
+$there mount -t tmpfs none "$1/private"
+echo $peer
+read word && ip link set eth0 down && echo down && read word
 """
 
 
-def on_two_machines(folder, hosts, command, timeout, **more):
-    """Runs ``command`` as two ranks in two network namespaces; ``hosts`` is the /etc/hosts text with their names."""
+@contextlib.contextmanager
+def two_machines(folder, hosts):
+    """Makes two network namespaces, in which ``hosts`` is the text of /etc/hosts with their names. Yields the process
+    that keeps them, which takes the network down at a word, and a process in each of them."""
     for name, other, far in (("a", "b", 2), ("b", "a", 1)):
         (folder / name).write_text("127.0.0.1 localhost\n" + hosts.format(own=name, other=other, far=far))
     (folder / "private").mkdir()
-    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node-a" if hosts else "10.77.0.1"}
-    machines = ["unshare", "--map-root-user", "--net", "--uts", "--mount", "bash", "-c", TWO_MACHINES, "-"]
-    meet |= {"MASTER_PORT": "29500", "FOLDER": str(folder)} | more
-    how = {"env": os.environ | meet, "capture_output": True}
-    if not shutil.which("ip") or subprocess.run(machines, check=False, **how).returncode:
-        pytest.skip("this user may not make a network of two machines (unshare, ip)")
-    return subprocess.run([*machines, *command], text=True, timeout=timeout, check=False, **how)
+    if not shutil.which("unshare"):
+        pytest.skip("this machine has no unshare")
+    words = ["unshare", "--map-root-user", "--net", "--uts", "--mount", "bash", "-c", TWO_MACHINES, "-", str(folder)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(words, text=True, **pipes) as keeper:
+        peer = keeper.stdout.readline()
+        if not peer:
+            pytest.skip("this user may not make a network of two machines (unshare, ip)")
+        yield keeper, (keeper.pid, int(peer))
+        keeper.communicate("")
+
+
+def start_on(machines, hosts, main, *rows):
+    """Starts a rank of ``main`` on each of the two machines."""
+    rows = [(machine, main, *row) for machine, row in zip(machines, rows, strict=True)]
+    first = "node-a" if hosts else "10.77.0.1"
+    return start_ranks(_inside, *rows, LOCAL_RANK=0, MASTER_ADDR=first, MASTER_PORT=29500)
+
+
+def _inside(machine, main, *arguments):
+    """Runs ``main`` in the namespaces of the process ``machine``."""
+    with contextlib.ExitStack() as stack:
+        kinds = ("user", "net", "uts", "mnt")
+        for file in [stack.enter_context(open(f"/proc/{machine}/ns/{kind}")) for kind in kinds]:
+            assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+    return main(*arguments)
 
 
 @pytest.mark.parametrize("hosts", [DEBIAN, pytest.param("", marks=pytest.mark.slow)], ids=["debian", "nameless"])
 def test_two_machines_with_a_network_between_them_and_no_folder_in_common(tmp_path, hosts):
     """Gloo must not take the address of the machine's own name, where the other machine cannot reach it; the second
     machine must resume from the first one's checkpoint and not look for it in its own folder."""
-    own = [
-        sys.executable,
-        "-m",
-        "imnet.cli",
-        "--device",
-        "cpu",
-        "--batch-size",
-        "4",
-        "--threads",
-        "1",
-        "--data.image_px",
-        "16",
-    ]
-    own += ["--data.train_images", "64", "--data.test_images", "16", "--allow-change"]
-    command = [*own, "--out", str(tmp_path / "private" / "run")]
-    done = on_two_machines(tmp_path, hosts, command, timeout=90)
-    assert done.returncode == 0, done.stderr
-    assert "resuming   at step 16" in done.stdout
-    assert "127.0" not in done.stderr
+    words = ["--device", "cpu", "--batch-size", "4", "--threads", "1", "--data.image_px", "12", "--allow-change"]
+    words += ["--data.train_images", "64", "--data.test_images", "16", "--out", str(tmp_path / "private" / "run")]
+    errors, output = tmp_path / "errors", tmp_path / "output"
+    with two_machines(tmp_path, hosts) as (_, machines):
+        for epochs in ("1", "2"):
+            row = ("train_main", [*words, "--epochs", epochs], errors, output)
+            assert finished(start_on(machines, hosts, command, row, row)) == [0, 0], errors.read_text()
+    assert "resuming   at step 16" in output.read_text()
+    assert "127.0" not in errors.read_text()
 
 
 @pytest.mark.parametrize("when", ["joining", "preparing"])
 def test_a_rank_whose_first_one_is_out_of_reach_ends_in_a_line(tmp_path, when):
     """The store waits for an answer as long as its connection lives: a quarter of an hour for a request, and forever
     for the word that the data are ready."""
-    sign, script = tmp_path / "sign", str(Path(__file__).with_name("silent_script.py"))
-    done = on_two_machines(tmp_path, "", [sys.executable, script, when, str(sign)], timeout=40, SIGN=str(sign))
-    assert done.returncode == 69, done.stderr
+    sign, errors = tmp_path / "sign", tmp_path / "errors"
+    with two_machines(tmp_path, "") as (keeper, machines):
+        ranks = start_on(machines, "", silent_script.rank, *[(when, sign, errors)] * 2)
+        while not sign.exists() and all(rank.is_alive() for rank in ranks):
+            time.sleep(0.05)
+        time.sleep(1)  # until the other waits
+        keeper.stdin.write("now\n")
+        keeper.stdin.flush()
+        assert keeper.stdout.readline() == "down\n"
+        (code,) = finished(ranks[1:])
+        ranks[0].kill()
     said = {
-        "joining": "rank 1 of 2 could not join at 10.77.0.1:29500 within 5 s",
+        "joining": "rank 1 of 2 could not join at 10.77.0.1:29500 within 3 s",
         "preparing": "rank 1 of 2 has had no",
     }
-    assert done.stderr.startswith(f"script: {said[when]}")
-    assert done.stderr.count("\n") == 1
+    assert errors.read_text().startswith(f"script: {said[when]}")
+    assert errors.read_text().count("\n") == 1
+    assert code == 69
 
 
 def _join(rank, gone, file):

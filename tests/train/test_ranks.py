@@ -1,10 +1,8 @@
 """Several gloo ranks on the CPU train as one rank does; signals, failures and lost ranks end cleanly in one line."""
 
-import atexit
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imnet import cli, runfolder
+from imnet import ranks as launcher
+from imnet import runfolder
 from imnet.metrics import read_metrics
 from imnet.ranks import run_ranks
+from imnet.trainer import Trainer
 from tests.train import ranks_script
-from tests.train.conftest import command, finished, skip_if_ignored, start_ranks
+from tests.train.conftest import command, finished, skip_if_ignored, start_launcher, start_ranks, wait_for_save
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
@@ -28,7 +28,7 @@ def run(folder, procs=1, micro=0):
     if procs == 1:
         assert ranks_script.trained(folder, procs, micro) == 0
     else:
-        assert run_ranks(ranks_script.trained, (folder, procs, micro), procs, 0) == 0
+        assert run_ranks(ranks_script.trained_and_aborting, (folder, procs, micro), procs, 0) == 0
     rows = read_metrics(folder / "metrics.jsonl")
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     return rows, load_file(newest / "model.safetensors")
@@ -67,15 +67,12 @@ def _hits(confusion):
 
 
 def test_a_signal_to_the_launcher_saves_and_exits_75(tmp_path):
-    command = [sys.executable, "-m", "imnet.cli", "--procs", "2", "--device", "cpu", "--out", str(tmp_path)]
-    small = ["--data.train_images", "512", "--data.test_images", "64", "--data.image_px", "16", "--epochs", "400"]
-    process = subprocess.Popen([*command, *small, "--batch-size", "64"], env=ENV, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("checkpoints/step-????????")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
+    words = [*TWO[3:], "--epochs", "4000", "--data.train_images", "64", "--out", str(tmp_path / "run")]
+    process = start_launcher(words, tmp_path / "errors")
+    wait_for_save(tmp_path / "run", process)
+    os.kill(process.pid, signal.SIGTERM)
+    codes, errors = finished([process]), (tmp_path / "errors").read_text()
+    assert codes == [75], errors
     assert errors.count("\n") == 1
     assert "SIGTERM: saved at step" in errors
 
@@ -101,27 +98,26 @@ def test_a_rank_that_stands_still_is_named_and_nobody_waits_for_it(tmp_path, num
     """A rank that is stopped for a shorter time is waited for."""
     import psutil
 
-    words = [*TWO, "--epochs", "4000", "--data.train_images", "64", "--max-restarts", "0", "--out", str(tmp_path)]
-    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("checkpoints/step-????????")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    ranks = [p for p in everyone if "spawn_main" in " ".join(p.cmdline())]
-    rank = next(p for p in ranks if p.environ()["RANK"] == str(number))
-    rank.suspend()
-    time.sleep(1.5)
-    rank.resume()
-    time.sleep(1.0)
-    rank.suspend()
+    words = [*TWO[3:], "--epochs", "4000", "--data.train_images", "64", "--max-restarts", "0"]
+    process = start_launcher([*words, "--out", str(tmp_path / "run")], tmp_path / "errors", before=be_less_patient)
+    wait_for_save(tmp_path / "run", process)
+    ranks = sorted(psutil.Process(process.pid).children(), key=lambda rank: rank.pid)
+    ranks[number].suspend()
+    time.sleep(1)
+    ranks[number].resume()
+    time.sleep(0.6)
+    ranks[number].suspend()
     began = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert 4.0 < time.monotonic() - began < 15.0  # 5 s of patience, 2 s for the other ranks, and a busy machine
-    assert process.returncode == 69
-    assert errors == (
-        f"imnet-train: rank {number} was stopped (SIGSTOP) and did not go on for 5 s; the same command goes on\n"
+    assert finished([process]) == [69]
+    assert time.monotonic() - began > 2.5  # it is waited for anew
+    assert (tmp_path / "errors").read_text() == (
+        f"imnet-train: rank {number} was stopped (SIGSTOP) and did not go on for 3 s; the same command goes on\n"
     )
-    assert not psutil.wait_procs(everyone, timeout=5)[1]
+    assert not psutil.wait_procs(ranks, timeout=5)[1]
+
+
+def be_less_patient():
+    launcher.FROZEN_S = 3
 
 
 SMALL = ["--data.train_images", "4000", "--data.test_images", "33", "--data.image_px", "12", "--batch-size", "4"]
@@ -151,57 +147,45 @@ def test_ctrl_c_saves_with_several_ranks(tmp_path, number):
     assert said.count("imnet-train:") == 1
 
 
-def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_path, capfd):
-    assert cli.train_main([*TWO[3:], "--out", str(tmp_path), "--data.image_px", "8"]) == 2
-    assert capfd.readouterr().err == "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
+def test_a_mistake_is_one_line_and_its_exit_code_whichever_rank_meets_it(tmp_path):
+    words = [*TWO[3:], "--out", str(tmp_path / "run"), "--data.image_px", "8"]
+    assert finished([start_launcher(words, tmp_path / "errors")]) == [2]
+    said = "imnet-train: image_px is 8 for data set shapes; allowed 12 or more\n"
+    assert (tmp_path / "errors").read_text() == said
 
 
 def test_an_output_that_cannot_be_written_is_one_line_of_several_ranks_too(tmp_path):
-    with open("/dev/full", "w") as full:
-        words = [*TWO, "--out", str(tmp_path)]
-        done = subprocess.run(words, env=ENV, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
-    assert done.stderr == "imnet-train: output not written: No space left on device; free some space there\n"
-    assert done.returncode == 74
+    process = start_launcher([*TWO[3:], "--out", str(tmp_path / "run")], tmp_path / "errors", "/dev/full")
+    codes, errors = finished([process]), (tmp_path / "errors").read_text()
+    assert errors == "imnet-train: output not written: No space left on device; free some space there\n"
+    assert codes == [74]
 
 
 def test_an_unexpected_error_shows_its_traceback_once(tmp_path):
-    script = [sys.executable, str(Path(__file__).with_name("failing_script.py")), *TWO[3:], "--out", str(tmp_path)]
-    done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)
-    code, errors = done.returncode, done.stderr
-    assert code == 1
+    process = start_launcher([*TWO[3:], "--out", str(tmp_path / "run")], tmp_path / "errors", before=have_a_fault)
+    codes, errors = finished([process]), (tmp_path / "errors").read_text()
+    assert codes == [1]
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("ZeroDivisionError: a fault of ours")
     assert "frame #" not in errors
 
 
-ABORTING = """import atexit, os
-from imnet.cli import train_main
-atexit.register(os.abort)
-train_main()
-"""
+def have_a_fault():
+    def fail(_):
+        raise ZeroDivisionError("a fault of ours")
+
+    Trainer.run = fail
 
 
 def test_what_happens_after_a_run_is_complete_does_not_make_it_fail(tmp_path):
-    """Torch's threads have been seen to abort an ending process; here every rank aborts at its end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    world = ENV | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    """Here every rank would abort at the end of its script. ``run`` has the same of ranks that were started here."""
     words = ["--device", "cpu", *SMALL, "--data.train_images", "64", "--epochs", "1", "--out", str(tmp_path)]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", ABORTING, *words], env=world | {"RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [process.wait(60) for process in ranks] == [0, 0]
+    assert finished(start_ranks(train_and_abort, (words,), (words,))) == [0, 0]
 
 
-def abort_at_the_end() -> int:
-    atexit.register(os.abort)
-    return 0
-
-
-def test_the_same_of_ranks_that_were_started_here():
-    assert run_ranks(abort_at_the_end, (), 2, 0) == 0
+def train_and_abort(words):
+    command("train_main", words)
+    os.abort()
 
 
 def trained(folder, *words, size=2):
@@ -241,18 +225,13 @@ def test_a_step_that_is_not_finite_is_left_out_by_all_ranks(tmp_path, kind):
 def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
     import psutil
 
-    base = ["--device", "cpu", "--procs", "2", "--precision", "fp32", "--threads", "1", "--epochs", "3"]
-    base += ["--data.train_images", "256", "--data.test_images", "64", "--data.image_px", "16", "--batch-size", "32"]
-    base += ["--checkpoint-every-steps", "2", "--max-restarts", "3"]
+    base = [*TWO[3:], "--data.train_images", "256", "--batch-size", "8", "--checkpoint-every-steps", "2"]
+    process = start_launcher([*base, "--max-restarts", "3", "--out", str(tmp_path / "killed")], tmp_path / "errors")
+    wait_for_save(tmp_path / "killed", process)
+    max(psutil.Process(process.pid).children(), key=lambda rank: rank.pid).kill()
     whole = start_ranks(command, *[("train_main", [*base, "--out", str(tmp_path / "whole")])] * 2)
-    words = [sys.executable, "-m", "imnet.cli", *base, "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not list((tmp_path / "killed").glob("checkpoints/step-????????")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    ranks[-1].send_signal(signal.SIGKILL)
-    assert (process.wait(120), finished(whole)) == (0, [0, 0])
+    assert finished([process, *whole]) == [0, 0, 0]
+    assert (tmp_path / "errors").read_text() == "imnet: rank 1 was killed by SIGKILL; all start again (1 of 3)\n"
     newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "killed")]
     assert newest[0].name == newest[1].name
     for name in ("model.safetensors", "state.safetensors"):
@@ -262,24 +241,16 @@ def test_a_killed_rank_is_restarted_and_ends_in_the_same_weights(tmp_path):
 @pytest.mark.parametrize("cause", ["refused", pytest.param("killed", marks=pytest.mark.slow)])
 def test_of_ranks_that_others_started_one_that_loses_another_says_so_in_a_line(tmp_path, cause):
     """Under torchrun or srun each rank prints its own error; that of rank 1 must refer to the other's as the cause."""
-    folder = tmp_path / "run"
+    folder, files = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     if cause == "refused":
         folder.touch()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    words = [*TWO[:5], *SMALL, "--epochs", "400", "--out", str(folder)]
-    ranks = [
-        subprocess.Popen(words, env=ENV | meet | {"RANK": str(n), "LOCAL_RANK": str(n)}, stderr=subprocess.PIPE)
-        for n in range(2)
-    ]
-    deadline = time.monotonic() + 100
-    while cause == "killed" and not (folder / "checkpoints").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    words = ["--device", "cpu", *SMALL, "--epochs", "400", "--out", str(folder)]
+    ranks = start_ranks(command, *[("train_main", words, file) for file in files])
     if cause == "killed":
+        wait_for_save(folder, ranks[0])
         ranks[0].kill()
-    errors = [(rank.communicate(timeout=60)[1] or b"").decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [74 if cause == "refused" else -signal.SIGKILL, 69], errors
+    codes, errors = finished(ranks), [file.read_text() for file in files]
+    assert codes == [74 if cause == "refused" else -signal.SIGKILL, 69], errors
     assert errors[1].splitlines()[-1] == (
         "imnet-train: rank 1 of 2 has lost its connection to another rank; what that one said is the cause; the same "
         "command goes on"

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import pytest
 
-from imnet import checkpoint
+from imnet import checkpoint, load_run
 from imnet.errors import IOFailure, UsageError
 from imnet.metrics import read_metrics
 from imnet.start import train
 
-from .conftest import options, skip_if_ignored
+from .conftest import TINY, options, skip_if_ignored, start_ranks
 
 
 def digests(folder):
@@ -37,8 +38,6 @@ def wait_for_step(folder, process):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, spawn):
-    from .conftest import TINY
-
     recipe = dataclasses.replace(TINY, epochs=6)
     folder = tmp_path_factory.mktemp("whole")
     started = time.monotonic()
@@ -51,9 +50,9 @@ def uninterrupted(tmp_path_factory, spawn):
 @pytest.mark.parametrize(("first", "then"), [
     pytest.param("host", "host", marks=pytest.mark.slow), pytest.param("torch", "torch", marks=pytest.mark.slow),
     ("host", "resident")])  # fmt: skip
-def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, tmp_path, first, then):
+def test_a_kill_under_another_pipeline_with_mixed_images(tiny, spawn, tmp_path, first, then):
     """With mixup, CutMix and accumulation; the host pipeline's batches equal the resident one's to the last bit."""
-    recipe = dataclasses.replace(uninterrupted[0], mixup_alpha=0.2, cutmix_alpha=1.0)
+    recipe = dataclasses.replace(tiny, mixup_alpha=0.2, cutmix_alpha=1.0)
     common = {"checkpoint_every_steps": 3, "micro_batch_images": 20, "workers": 2}
     spawn(recipe, options(tmp_path / "whole", pipeline=first, **common)).join(120)
     process = spawn(recipe, options(tmp_path / "killed", pipeline=first, **common))
@@ -66,7 +65,11 @@ def test_a_kill_under_another_pipeline_with_mixed_images(uninterrupted, spawn, t
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
+# SIGTERM and SIGINT are also among the signals of test_kills.py.
+OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, *OTHERS], ids=lambda s: s.name)
 def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
     skip_if_ignored(number)
     recipe, expected, _ = uninterrupted
@@ -75,23 +78,6 @@ def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, s
     os.kill(process.pid, number)
     process.join(30)
     assert process.exitcode == 75
-    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
-    process.join(120)
-    assert process.exitcode == 0
-    assert digests(tmp_path) == expected
-
-
-def test_a_run_of_the_first_version_goes_on(uninterrupted, spawn, tmp_path):
-    """The first version's run.json lacks how steps are executed; its folder and checkpoints are as today's."""
-    recipe, expected, _ = uninterrupted
-    process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
-    wait_for_step(tmp_path, process)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
-    run = json.loads((tmp_path / "run.json").read_text())
-    first = {key: value for key, value in run.items() if key not in ("execution", "warm_up_s")}
-    assert len(first) == len(run) - 2
-    (tmp_path / "run.json").write_text(json.dumps(first))
     process = spawn(recipe, options(tmp_path, checkpoint_every_steps=3))
     process.join(120)
     assert process.exitcode == 0
@@ -173,8 +159,6 @@ DAMAGE = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    from .conftest import TINY
-
     folder = tmp_path_factory.mktemp("finished")
     train(dataclasses.replace(TINY, epochs=2), options(folder))
     return folder
@@ -203,6 +187,20 @@ def test_resuming_from_the_older_checkpoint_ends_in_the_same_weights(finished, t
     train(dataclasses.replace(tiny, epochs=2), options(folder))
     assert "is damaged (sha256 differs)" in capsys.readouterr().out
     assert digests(folder) == expected
+
+
+def test_a_run_of_the_first_version_goes_on(finished, tiny, tmp_path):
+    """The first version's run.json lacks how steps are executed; its folder and checkpoints are as today's."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    (folder / "evaluation.json").unlink()
+    run = json.loads((folder / "run.json").read_text()) | {"status": "running"}
+    first = {key: value for key, value in run.items() if key not in ("execution", "warm_up_s")}
+    assert len(first) == len(run) - 2
+    (folder / "run.json").write_text(json.dumps(first))
+    train(dataclasses.replace(tiny, epochs=2), options(folder))
+    assert digests(folder) == digests(finished)
 
 
 @pytest.mark.parametrize("name", ["fsync", "rename", "mkdir"])
@@ -265,26 +263,17 @@ def test_other_threads_are_said(finished, tiny, tmp_path, capsys):
     assert f"were {run['threads'] + 3}: sums come in another order" in capsys.readouterr().out
 
 
-def test_no_pickle_is_opened_on_the_whole_path(tiny, tmp_path):
-    import subprocess
-    import sys
-
-    code = """
-import sys
-found = []
-sys.addaudithook(lambda name, args: found.append(args) if name == "pickle.find_class" else None)
-from imnet.start import train
-sys.path.insert(0, %r)
-from tests.train.conftest import TINY, options
-import dataclasses
-recipe = dataclasses.replace(TINY, epochs=1)
-train(recipe, options(%r))
-import imnet
-imnet.load_run(%r).model()
-assert not found, found[:3]
-""" % (os.getcwd(), str(tmp_path), str(tmp_path))  # noqa: UP031
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path_of_the_tree())
+def test_no_pickle_is_opened_on_the_whole_path(tmp_path):
+    (process,) = start_ranks(pickles, (tmp_path,))
+    process.join(120)
+    assert process.exitcode == 0
 
 
-def path_of_the_tree():
-    return {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.join(os.getcwd(), "kernels")])}
+def pickles(folder):
+    """The number of classes that pickle looks up while a run is trained and its network is loaded."""
+    found = []
+    sys.addaudithook(lambda name, args: found.append(args) if name == "pickle.find_class" else None)
+    train(dataclasses.replace(TINY, epochs=1), options(folder))
+    load_run(folder).model()
+    print(*found[:3])
+    return len(found)

@@ -3,22 +3,27 @@
 import dataclasses
 import errno
 import fcntl
+import logging
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import imnet
 from imnet import launch, weights
 from imnet.errors import DeviceError, IOFailure
 from imnet.export import export
 from imnet.run import Run
 from imnet.start import train
 
-from .conftest import options
+from .conftest import TINY, command, finished, fork_ranks, options, start_ranks
 from .test_ranks import ENV, SMALL
 
 TRAIN = [sys.executable, "-m", "imnet.cli", "--device", "cpu", *SMALL, "--data.train_images", "64", "--epochs", "1"]
@@ -38,12 +43,16 @@ def test_a_file_system_without_locks_is_said_and_there_is_a_way_round(tiny, tmp_
 
 def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     """A limit of 16 KiB per file is found only by allocating the room for a checkpoint."""
-    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *TRAIN, "--out", str(tmp_path)]
-    done = subprocess.run(limited, env=ENV, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 74
-    assert "no room for a checkpoint of 1 MiB: File too large" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    assert finished(start_ranks(limited, ([*TRAIN[3:], "--out", str(run)], errors))) == [74]
+    assert "no room for a checkpoint of 1 MiB: File too large" in errors.read_text()
+    assert errors.read_text().count("\n") == 1
+    assert not run.exists()
+
+
+def limited(words, errors):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, 16 << 10))
+    return command("train_main", words, errors)
 
 
 @pytest.mark.parametrize(("place", "said"), [("file", "File exists"), ("file/run", "Not a directory")])
@@ -96,21 +105,28 @@ def test_an_odd_locale_is_no_traceback(tmp_path, locale):
 @pytest.mark.parametrize("gone", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout", "terminal"))])
 def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
     """For example ``| head``, ``2>&1 | tee`` whose tee Ctrl-C ends at once, or a closed window under setsid."""
-    reader, writer = os.openpty() if gone == "terminal" else os.pipe()
-    errors = subprocess.PIPE if gone == "stdout" else writer
-    words = [*TRAIN, "--epochs", "500", "--out", str(tmp_path)]
-    with subprocess.Popen(words, env=ENV, stdout=writer, stderr=errors, start_new_session=True) as process:
-        os.close(writer)
-        said = b""
-        while b"warm-up" not in said:
-            said += os.read(reader, 4096)
-        os.close(reader)
-        told = process.communicate(timeout=60)[1]
-    assert process.returncode == 75
-    assert list(tmp_path.glob("checkpoints/step-????????"))
+    place, told = str(tmp_path / "pipe"), tmp_path / "told"
+    if gone == "terminal":
+        reader, writer = os.openpty()
+        place = os.ttyname(writer)
+    else:
+        os.mkfifo(place)
+    words = [*TRAIN[3:], "--epochs", "500", "--out", str(tmp_path / "run")]
+    ranks = start_ranks(command, ("train_main", words, told if gone == "stdout" else place, place))
+    if gone != "terminal":
+        reader = writer = os.open(place, os.O_RDONLY)
+    said = b""
+    while b"warm-up" not in said:
+        more = os.read(reader, 4096)
+        assert more, said
+        said += more
+    for end in {reader, writer}:
+        os.close(end)
+    assert finished(ranks) == [75]
+    assert list(tmp_path.glob("run/checkpoints/step-????????"))
     if gone == "stdout":
-        assert told.startswith(b"imnet-train: nobody reads the output: saved at step ")
-        assert told.count(b"\n") == 1
+        assert told.read_text().startswith("imnet-train: nobody reads the output: saved at step ")
+        assert told.read_text().count("\n") == 1
 
 
 SOME = [pytest.param(how, marks=pytest.mark.slow) for how in (">&-", "2>&-", "<&-")]
@@ -144,6 +160,23 @@ def test_a_folder_that_was_removed_under_the_shell_is_said(tmp_path):
 
 
 def test_the_caller_gets_everything_back(tmp_path):
-    script = [sys.executable, str(Path(__file__).with_name("leaks_script.py")), str(tmp_path)]
-    done = subprocess.run(script, env=ENV, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert finished(start_ranks(train_in_two_ways, (tmp_path,))) == [0]
+
+
+def surroundings():
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    levels = {name: logging.getLogger(name).level for name in ["", *logging.root.manager.loggerDict]}
+    streams = [(s.encoding, s.errors) for s in (sys.stdout, sys.stderr)]
+    return found, dict(os.environ), levels, list(warnings.filters), streams, signal.pthread_sigmask(0, ())
+
+
+def train_in_two_ways(folder):
+    """imnet.train() must leave its caller's handlers, environment and loggers as they were, also with two ranks."""
+    fork_ranks()
+    recipe = dataclasses.replace(TINY, epochs=1)
+    imnet.train(recipe, out=folder / "one", device="cpu", precision="fp32")  # imports all that it needs
+    before = surroundings()
+    imnet.train(recipe, out=folder / "two", device="cpu", procs=2, threads=1, precision="fp32")
+    for was, now in zip(before, surroundings(), strict=True):
+        assert was == now, (was, now)
+    return 0

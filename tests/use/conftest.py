@@ -1,5 +1,6 @@
 """A small run and its test images as files, for the tests of evaluation, prediction and export."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,19 @@ from imnet.from_recipe import load_data
 from imnet.run_options import RunOptions
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory):
     base = imnet.recipes["quickstart"]
     data = replace(base.data, train_images=128, test_images=64, image_px=16, batch_images=32)
     recipe = replace(base, data=data, augment=replace(base.augment, crop_pad_px=1, cutout_px=0), epochs=2)
     options = {"device": "cpu", "precision": "fp32", "threads": 1, "eval_every_epochs": 1}
-    return imnet.train(recipe, out=tmp_path_factory.mktemp("run") / "r", **options)
+    return imnet.train(recipe, out=tmp_path_factory.mktemp("run") / "r", **options).path
+
+
+@pytest.fixture(scope="module")
+def run(_trained, tmp_path_factory):
+    """A copy for each file of tests, since evaluations are written beside the run's own."""
+    return imnet.load_run(shutil.copytree(_trained, tmp_path_factory.mktemp("run") / "r"))
 
 
 @pytest.fixture(scope="module")

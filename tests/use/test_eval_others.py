@@ -189,20 +189,32 @@ def test_a_home_that_there_is_not_is_no_such_folder(run, capsys):
     assert capsys.readouterr().err.startswith("imnet-eval: ~nobodys/pictures: no such file or folder")
 
 
-@pytest.mark.parametrize("there", ["with a test part", "of three classes"])
-def test_another_set_in_place_of_the_runs_own_is_told_apart_without_options_of_the_training(there, tmp_path, capsys):
-    """The hints of a training name options (--data.hold_out, --num-classes) that imnet-eval has not."""
-    own, other = tmp_path / "own", tmp_path / "other"
-    kinds = {"with a test part": ("train/a", "train/b", "test/a", "test/b"), "of three classes": "abc"}
-    for root, classes in ((own, "ab"), (other, kinds[there])):
-        for name in classes:
-            (root / name).mkdir(parents=True)
-            for i in range(12):
-                Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(root / name / f"{i}.png")
+@pytest.fixture(scope="module")
+def of_two_classes(tmp_path_factory):
+    """The folder of a run on pictures of the classes a and b."""
+    own = coloured(tmp_path_factory.mktemp("own"), "ab")
     recipe = parse([str(own), "--model", "speednet", "--model-options.width", "8", "--device", "cpu"]).recipe
     data = replace(recipe.data, image_px=8, batch_images=8)
-    made = imnet.train(replace(recipe, data=data, epochs=1), data_dir=own, device="cpu", out=tmp_path / "run")
-    assert eval_main([str(made.path), *CPU, "--data-dir", str(other)]) == 65
+    out = tmp_path_factory.mktemp("of two") / "run"
+    return imnet.train(replace(recipe, data=data, epochs=1), data_dir=own, device="cpu", out=out).path
+
+
+def coloured(root, classes):
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("there", ["with a test part", "of three classes"])
+def test_another_set_in_place_of_the_runs_own_is_told_apart_without_options_of_the_training(
+    there, of_two_classes, tmp_path, capsys
+):
+    """The hints of a training name options (--data.hold_out, --num-classes) that imnet-eval has not."""
+    kinds = {"with a test part": ("train/a", "train/b", "test/a", "test/b"), "of three classes": "abc"}
+    other = coloured(tmp_path / "other", kinds[there])
+    assert eval_main([str(of_two_classes), *CPU, "--data-dir", str(other)]) == 65
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the run's own data: " in told
     assert told.endswith("give the set as it was by --data-dir; imnet-eval RUN --data PATH judges on another one")
