@@ -48,7 +48,8 @@ def resume(
         state.best = dict(NO_BEST)  # the old one was measured on other test images
     if setup.world.is_main:
         # Checkpoints of older versions do not have the second.
-        state.sums.copy_(torch.tensor([saved["loss_sum"], saved.get("right_sum", math.nan)]))
+        sums = (saved["loss_sum"], saved.get("right_sum", math.nan))
+        state.sums.copy_(torch.tensor(sums, dtype=torch.float64))
     return found, notes
 
 

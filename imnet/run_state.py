@@ -78,7 +78,8 @@ class RunState:
 
     sums: Tensor
     """(2,) on the device: sum of losses and number of correct predictions over this rank's images since the last log
-    line; the second is NaN if labels are mixed."""
+    line; the second is NaN if labels are mixed. In fp64, where the order of these sums cannot be seen: a checkpoint has
+    those of all ranks, so that a resumed run adds in another order."""
     loss_images: int = 0
     step: int = 0
     seconds: float = 0.0

@@ -55,7 +55,8 @@ class Trainer:
             saved = checkpoint.newest(folder.checkpoints) is not None
         self.setup, self.step_fn = prepare(recipe, options, place, world, threads, self.began, saved, sources)
         self.order, self.train_data = self.setup.order, self.setup.train
-        self.state = RunState(sums=torch.zeros(2, device=place.device), final=(self.began or {}).get("final"))
+        sums = torch.zeros(2, dtype=torch.float64, device=place.device)
+        self.state = RunState(sums=sums, final=(self.began or {}).get("final"))
         self.mixing = Mixing(recipe, world.rank)
         self.saver = Saver()
         self.log: MetricsLog | None = None  # at rank 0, while it trains

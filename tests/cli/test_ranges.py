@@ -64,7 +64,7 @@ def test_a_whole_number_too_large_for_a_float_is_one_line(name, in_file, tmp_pat
     assert "too large" in err or field in err.replace("-", "_")
 
 
-@pytest.mark.parametrize(("name", "number"), cases())
+@pytest.mark.parametrize(("name", "number"), list(cases()))
 def test_a_number_that_cannot_be_is_one_line(name, number, capsys):
     kinds, more = NUMERIC[name]
     more = [] if name in ("epochs", "optim.lr") else more

@@ -95,3 +95,19 @@ def test_no_kill_changes_the_weights(way, kills, tmp_path):
     assert hits == kills
     assert set(finished(start(way, folder))) == {0}
     assert digests(folder) == digests(tmp_path / "whole")
+
+
+def test_ranks_that_go_on_between_two_log_lines_write_the_lines_of_the_whole_run(tmp_path):
+    """The checkpoint has the sum of all ranks' losses, to which a resumed run adds each rank's next ones."""
+
+    def train(folder):
+        more = options(folder, checkpoint_every_steps=7, log_every_steps=32, keep="10")
+        assert set(finished(start_ranks(run_in_process, *[(dataclasses.replace(PLAIN, epochs=2), more)] * 2))) == {0}
+
+    train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for path in (tmp_path / "cut" / "checkpoints").glob("step-*"):
+        if path.name > "step-00000021":
+            shutil.rmtree(path)
+    train(tmp_path / "cut")
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
