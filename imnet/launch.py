@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -22,6 +23,10 @@ from imnet.resources import num_cores
 
 LONGEST_WAIT = datetime.timedelta(days=7)
 """How long ranks wait for work that rank 0 does alone."""
+GLOO_ENDS_S = 0.1
+"""How long the threads of gloo get to free the tensors of the last collective, for which they need Python's lock (the
+GIL). In torch 2.11 a group that is freed before waits for them for ever, since it holds the lock: of twelve runs of two
+ranks that a signal stopped, three hung so, and none of twelve with this pause."""
 connections = 0
 """Number of process groups that this process has joined."""
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
@@ -231,6 +236,8 @@ def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -
     try:
         yield replace(world, store=store)
     finally:
+        if device.type == "cpu":
+            time.sleep(GLOO_ENDS_S)
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
