@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Range:
     def holds(self, value: Any) -> bool:
         return (
             _is_number(value)
-            and -math.inf < value < math.inf  # math.isfinite fails at 10**400
+            and abs(value) <= sys.float_info.max  # not NaN, not infinite, and not the whole number 10**400
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -84,8 +84,9 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     declared one. A Literal must be one of its words, and a bool must be a bool: the string "no" would be true.
 
     Some values are converted in place: numpy scalars, which neither JSON nor YAML can write, to Python numbers; lists
-    to tuples; an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number; and a
-    whole float in an int field, such as 256 / 2, to an int, which torch wants and which is the same experiment.
+    to tuples; an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number; a whole
+    float in an int field, such as 256 / 2, to an int, which torch wants; and an int in a float field to a float, since
+    ``lr: 1`` in a file is the same experiment as ``--lr 1.0``, and must have the same hash.
     """
     for field in dataclasses.fields(value):
         kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
@@ -117,7 +118,14 @@ def _converted(held: Any, kind: Any) -> Any:
         return str(held)
     if type(held) is float and int in kinds and float not in kinds and held % 1 == 0:
         return int(held)
-    return tuple(held) if isinstance(held, list) else held
+    if type(held) is int and float in kinds and int not in kinds and abs(held) <= sys.float_info.max:
+        return float(held)
+    if isinstance(held, list | tuple):
+        part = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), None)
+        return tuple(_converted(each, part) for each in held)
+    if isinstance(held, Mapping):
+        return {name: each.item() if getattr(each, "shape", None) == () else each for name, each in held.items()}
+    return held
 
 
 def misfit(held: Any, kind: Any) -> str | None:

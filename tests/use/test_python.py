@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from imnet.export import export
 from imnet.options import parse
 from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
-from imnet.schedules import OneCycle
+from imnet.schedules import MultiStep, OneCycle
 
 QUICK = imnet.recipes["quickstart"]
 TINY = imnet.replace(
@@ -58,6 +59,30 @@ def test_a_whole_number_of_division_is_the_whole_number(run, tmp_path):
     assert str(RunOptions(procs=2.0).procs) == "2"  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"got epochs = 1\.5; allowed: a whole number"):
         imnet.replace(TINY, epochs=1.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_whole_number_in_the_place_of_a_fraction_is_the_same_experiment(tmp_path):
+    """``lr: 1`` in a file is ``--lr 1.0``: with another hash, it would be trained again in another folder."""
+
+    def told(lr: Any, mean: Any, milestones: Any, width: Any) -> imnet.Recipe:
+        optim, augment = imnet.replace(TINY.optim, lr=lr), imnet.replace(TINY.augment, mean=mean)
+        schedule = MultiStep(milestones_epochs=milestones, warmup_epochs=type(lr)(0))
+        parts = {"optim": optim, "augment": augment, "schedule": schedule, "model_options": {"width": width}}
+        return imnet.replace(TINY, **parts)
+
+    as_fractions = told(1.0, (0.0,), (1, 2), 8)
+    for again in (told(1, [0], (1.0, 2.0), np.int64(8)), told(np.float32(1), [np.float32(0)], [np.int8(1), 2], 8)):
+        assert repr(again) == repr(as_fractions)
+        assert config_hash(again, "fp32") == config_hash(as_fractions, "fp32")
+    (tmp_path / "c.yaml").write_text("optim:\n  lr: 1\n  weight_decay: 0\ngrad_clip: 2\n")
+    words = ["--lr", "1.0", "--optim.weight_decay", "0.0", "--grad-clip", "2.0"]
+    found = [parse(words).recipe, parse(["--config", str(tmp_path / "c.yaml")]).recipe]
+    assert repr(found[0]) == repr(found[1])
+
+
+def test_a_whole_number_that_no_float_can_hold_is_refused():
+    with pytest.raises(ValueError, match=r"got optim\.lr = 1000.*; allowed: a positive number"):
+        imnet.replace(TINY.optim, lr=10**400)
 
 
 def test_a_tilde_is_home_where_no_shell_expands_it(run, tmp_path, monkeypatch):
