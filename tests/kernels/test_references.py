@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.fft
 import torch
-from imnet_kernels import sgd_ema_, shake_shake, spectral
+from imnet_kernels import augment, sgd_ema_, shake_shake, spectral
 from imnet_kernels.spectral import inverse
 
 
@@ -115,3 +116,42 @@ def test_bad_input_is_named():
         sgd_ema_([x], [x], [x], [x[:1]], lr=0.1)
     with pytest.raises(ValueError, match="nesterov"):
         sgd_ema_([x], [x], [], [], lr=0.1, nesterov=True)
+    with pytest.raises(ValueError, match=r"emas\[0\] is torch\.bfloat16; allowed torch\.float32"):
+        sgd_ema_([x], [x], [x], [x.bfloat16()], lr=0.1, ema_decay=0.5)
+
+
+NAN, INF = float("nan"), float("inf")
+STORE, IDS = torch.zeros(3, 8, 8, 2, dtype=torch.uint8), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    "values", [{"std": 0.0}, {"std": [1.0, -1.0]}, {"std": NAN}, {"std": INF}, {"mean": NAN}, {"mean": [0.0, -INF]}]
+)
+def test_a_normalisation_that_makes_nan_or_infinity_is_refused(values):
+    (name,) = values
+    given: dict[str, Any] = {"mean": 0.5, "std": 0.2} | values
+    with pytest.raises(ValueError, match=f"^{name} = "):
+        spectral(torch.zeros(1, 2, 4, 4), 2, [0, 1], **values)
+    if name == "mean":
+        with pytest.raises(ValueError, match=r"^mean = "):
+            spectral(torch.zeros(1, 2, 4, 4), 2, [0, 1], mean=torch.tensor(values[name]))
+    with pytest.raises(ValueError, match=f"^{name} = "):
+        augment(STORE, IDS, seed=0, epoch=0, **given)
+
+
+@pytest.mark.parametrize("name", ["seed", "epoch", "pad_px", "cutout_px"])
+def test_whole_numbers_are_not_rounded(name):
+    """Of 1.7 the kernels would use 1, without a word."""
+    options: dict[str, Any] = {"seed": 1, "epoch": 1, "pad_px": 1, "cutout_px": 1}
+    with pytest.raises(ValueError, match=f"^{name} = 1.7; allowed whole numbers"):
+        augment(STORE, IDS, mean=0.5, std=0.2, **{**options, name: 1.7})
+    whole = augment(STORE, IDS, mean=np.float32(0.5), std=0.2, **{**options, name: np.float64(1)})
+    assert torch.equal(whole, augment(STORE, IDS, mean=0.5, std=0.2, **options))
+
+
+def test_bands_are_not_rounded():
+    x = torch.rand(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"bands = \(0, 1\.7\); allowed one or more of 0 \.\. 3"):
+        spectral(x, 2, [0, 1.7])  # pyright: ignore[reportArgumentType]
+    again: Any = (2.0, np.array([1, 2]))
+    assert torch.equal(spectral(x, *again), spectral(x, 2, [1, 2]))

@@ -6,7 +6,9 @@ read of the uint8 store. The eager form moves 30 to 45 bytes per element where 3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -55,7 +57,9 @@ def augment(
     out: a (B, C, H, W) channels_last tensor of ``dtype`` to write to and return, so that a loop can reuse its buffers.
     Raises TypeError or ValueError before any memory is touched.
     """
-    spec = Spec(int(seed), int(epoch), pad_px, pad_mode, hflip, float(hflip_p), cutout_px, bool(cutout_inside))
+    key = _whole("seed", seed), _whole("epoch", epoch)
+    pad, cutout = _whole("pad_px", pad_px), _whole("cutout_px", cutout_px)
+    spec = Spec(*key, pad, pad_mode, hflip, float(hflip_p), cutout, bool(cutout_inside))
     _check_tensors(store, ids, sample_ids)
     _check_spec(spec, store.shape[1], store.shape[2], dtype)
     call = (store, ids, ids if sample_ids is None else sample_ids, *_scale_shift(mean, std, store), spec, dtype)
@@ -98,6 +102,12 @@ def _check_tensors(store: Tensor, ids: Tensor, sample_ids: Tensor | None) -> Non
 
 def _host_checks() -> bool:
     return tier.choose("augment", "cpu") == "host"
+
+
+def _whole(name: str, value: int) -> int:
+    if value != int(value):
+        raise ValueError(f"{name} = {value}; allowed whole numbers; round it")
+    return int(value)
 
 
 def _check_spec(spec: Spec, height: int, width: int, dtype: torch.dtype) -> None:
@@ -143,11 +153,13 @@ def _mean_image_shift(mean: Tensor, scale: Tensor) -> Tensor:
 
 
 def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -> tuple[float, ...]:
-    values = (float(value),) * num_channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
+    values = (float(value),) * num_channels if isinstance(value, (int, float, Real)) else tuple(float(v) for v in value)
     if len(values) != num_channels:
         raise ValueError(f"{name} has {len(values)} numbers; allowed {num_channels}, one per channel; pass that many")
-    if name == "std" and any(not v > 0 for v in values):
+    if name == "std" and any(not 0 < v < math.inf for v in values):
         raise ValueError(f"std = {values}; allowed numbers above 0; pass the standard deviation of x / 255")
+    if not all(abs(v) < math.inf for v in values):
+        raise ValueError(f"mean = {values}; allowed finite numbers; pass the mean of x / 255")
     return values
 
 

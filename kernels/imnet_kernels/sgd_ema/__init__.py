@@ -40,6 +40,7 @@ def sgd_ema_(
     momenta or emas may be empty (no momentum; no average). lr and grad_scale (a factor on the gradients, for unscaling
     and clipping) are numbers, or 0-dim tensors on the device, which a captured CUDA graph reads anew in every replay.
     If the 0-dim tensor skip is not 0 (GradScaler's found_inf), nothing changes. Weight decay is coupled (L2).
+    An average has its param's dtype.
     Raises ValueError for other shapes, devices or ranges.
     """
     lists = Lists(list(params), list(grads), list(momenta), list(emas))
@@ -82,9 +83,12 @@ def _check(lists: Lists, momentum: float, nesterov: bool, weight_decay: float, e
                 raise ValueError(
                     f"{name}[{index}] is {got}; allowed {tuple(param.shape)} on {param.device}; match them"
                 )
-    if not 0.0 <= momentum < 1.0 or not 0.0 <= ema_decay <= 1.0 or weight_decay < 0.0:
+    if not 0.0 <= momentum < 1.0 or not 0.0 <= ema_decay <= 1.0 or not weight_decay >= 0.0:
         got = f"momentum {momentum}, ema_decay {ema_decay}, weight_decay {weight_decay}"
         raise ValueError(f"{got}; allowed 0 <= momentum < 1, 0 <= ema_decay <= 1, weight_decay >= 0; correct them")
+    for index, (param, ema) in enumerate(zip(params, emas, strict=False)):
+        if ema.dtype != param.dtype:
+            raise ValueError(f"emas[{index}] is {ema.dtype}; allowed {param.dtype}, like its param; convert it")
     if nesterov and params and not momenta:
         raise ValueError("nesterov without momenta; allowed with momenta only; pass zeros like params")
 

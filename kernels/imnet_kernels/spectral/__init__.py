@@ -8,6 +8,7 @@ University's (CU24166, listed as patent pending).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -39,14 +40,14 @@ def spectral(
     uint8). The result is stored band by band: out[:, k] is dense, and channels_last if images are. No gradient flows to
     images. Raises TypeError or ValueError before any memory is touched.
     """
-    wanted = _check(images, r, bands)
+    wanted, r = _check(images, r, bands), int(r)
     dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
     if dtype not in _OUT_DTYPES:
         raise TypeError(f"dtype = {dtype}; allowed {_OUT_DTYPES}; pass one of them")
     scale = shift = None
     with torch.no_grad():
         if mean is not None or std is not None:
-            given = (m if m is None or isinstance(m, (int, float, Tensor)) else tuple(m) for m in (mean, std))
+            given = (m if m is None or isinstance(m, (int, float, Real, Tensor)) else tuple(m) for m in (mean, std))
             scale, shift = calls.once(_scale_shift, *given, len(wanted), images.shape[1], images.device)
         if type(images) is Tensor and calls.unobserved():
             return tier.implementation("spectral", images.device.type).spectral(images, r, wanted, scale, shift, dtype)
@@ -64,10 +65,11 @@ def _check(images: Tensor, r: int, bands: Sequence[int] | None) -> tuple[int, ..
         raise ValueError(f"r = {r}; allowed 2, 4, 6; pass one of them")
     if images.shape[2] % r or images.shape[3] % r:
         raise ValueError(f"images are {tuple(images.shape[2:])} px; allowed multiples of r = {r}; crop or resize them")
-    wanted = tuple(range(r * r)) if bands is None else tuple(int(k) for k in bands)
-    if not wanted or any(not 0 <= k < r * r for k in wanted):
-        raise ValueError(f"bands = {wanted}; allowed one or more of 0 .. {r * r - 1}; pass those")
-    return wanted
+    there = range(int(r) ** 2)
+    wanted = tuple(there if bands is None else bands)
+    if not wanted or any(k not in there for k in wanted):
+        raise ValueError(f"bands = {wanted}; allowed one or more of 0 .. {there[-1]}; pass those")
+    return tuple(int(k) for k in wanted)
 
 
 def _scale_shift(
@@ -81,7 +83,13 @@ def _scale_shift(
 
 
 def _per_band(name: str, value: PerBand, shape: tuple[int, int], device: torch.device) -> Tensor:
-    given = torch.as_tensor(value, dtype=torch.float32, device=device)
+    given = torch.as_tensor(value, dtype=torch.float32)
+    # The values of a tensor on a GPU are not checked, since the host would have to wait for it.
+    if given.device.type == "cpu" and calls.unobserved():
+        usable = given.isfinite() & ((given > 0) | (name == "mean"))
+        if not usable.all():
+            raise ValueError(f"{name} = {value}; allowed finite numbers{', above 0' * (name == 'std')}; correct it")
+    given = given.to(device)
     if given.dim() == 1:
         given = given[:, None]
     if given.dim() > 2 or (given.dim() == 2 and (given.shape[0] != shape[0] or given.shape[1] not in (1, shape[1]))):
