@@ -168,6 +168,8 @@ def _export(argv: list[str]) -> int:
     run = Run(values.run)
     for note in run.unfinished:
         print(note, flush=True)
+    if values.data_dir is not None and run.recipe.augment.mean != "image":
+        print(f"note       a network without a mean image reads nothing of --data-dir {values.data_dir}", flush=True)
     print(export(run.classifier(data_dir=values.data_dir), values.to, out))
     return 0
 
