@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,16 @@ def train_flops(recipe: Recipe) -> int:
     return flops(net, (recipe.data.channels, recipe.input_px, recipe.input_px), backward=True)
 
 
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    """Turn the ValueError of a recipe or of options into a UsageError: their values come from the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+@checked()
 def find_recipe(
     recipe: str | None,
     model: str | None,
@@ -85,6 +96,7 @@ def find_recipe(
     return replace(found, data=replace(found.data, image_px=image_px), augment=whole)
 
 
+@checked()
 def with_batch(recipe: Recipe, batch_images: int) -> Recipe:
     return replace(recipe, data=replace(recipe.data, batch_images=batch_images))
 
@@ -105,6 +117,7 @@ def plain(model: str, px: int, channels: int, classes: int, batch_images: int) -
     return Recipe(name=name, model=model, data=data, optim=optim, schedule=Constant(), epochs=1)
 
 
+@checked()
 def synthetic(recipe: Recipe, num_ranks: int = 1) -> Recipe:
     """The recipe with its data set replaced by random images of the same shape."""
     d = recipe.data
@@ -124,14 +137,12 @@ def build(recipe: Recipe, options: RunOptions, world: World | None = None) -> Ca
     return Case(recipe, place, setup.train, step, Mixing(recipe, world.rank))
 
 
+@checked()
 def run_options(values: argparse.Namespace) -> RunOptions:
     """The command line's options as RunOptions; raises UsageError for invalid ones."""
     names = ("device", "gpus", "procs", "precision", "threads", "compile", "data_dir", "pipeline", "cuda_graphs")
     given = {name: value for name in names if (value := getattr(values, name, None)) is not None}
-    try:
-        return RunOptions(**given)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return RunOptions(**given)
 
 
 def make_step(

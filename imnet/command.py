@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
-from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
+from imnet.errors import UNSET, DeviceError, ImnetError, IOFailure, Preempted, UsageError
 
 PR_SET_PDEATHSIG = 1
 
@@ -211,13 +211,30 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     except KeyboardInterrupt:
         complain(f"{name}: interrupted")
         return 130
-    except (ImnetError, OSError) as error:
-        failure = error if isinstance(error, ImnetError) else output_failure(error) or _unusable(error)
+    except (ImnetError, OSError, MemoryError, RuntimeError) as error:
+        failure = error if isinstance(error, ImnetError) else failure_of(error)
         if failure is None:
             raise
         if not isinstance(error, BrokenPipeError):
             complain(f"{traceback.format_exc() if '--debug' in argv else ''}{name}: {failure}")
         return failure.exit_code
+
+
+def failure_of(error: Exception) -> ImnetError | None:
+    """The error for an exception that is no bug: of the output, of a path, or of the memory; None for others."""
+    if isinstance(error, OSError):
+        return output_failure(error) or _unusable(error)
+    size = lacking(error)
+    hint = "take fewer or smaller images at once, or a machine with more"
+    return None if size is None else DeviceError(f"out of memory{size}", hint=hint)
+
+
+def lacking(error: BaseException) -> str | None:
+    """Words for the memory of the host that Python, numpy or torch could not get, if ``error`` says that; else None."""
+    if isinstance(error, MemoryError):
+        return f": {error}" if str(error) else ""
+    asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
+    return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
 
 
 def _unusable(error: OSError) -> IOFailure | None:

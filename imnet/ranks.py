@@ -21,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from imnet.command import complain, die_with, output_failure, printable
+from imnet.command import complain, die_with, failure_of, printable
 from imnet.errors import DeviceError, ImnetError, Preempted
 from imnet.launch import handled, leave
 
@@ -218,7 +218,7 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
     except ImnetError as error:
         report, code = Report(time.monotonic(), error, traceback.format_exc()), error.exit_code
     except Exception as error:
-        known = output_failure(error) if isinstance(error, OSError) else None
+        known = failure_of(error)
         report, code = Report(time.monotonic(), known, traceback.format_exc()), known.exit_code if known else 1
     else:
         report = None

@@ -15,6 +15,7 @@ import torch
 from imnet_kernels import tier
 
 from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, optim, runfolder
+from imnet.command import lacking
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.data.store import is_store
@@ -174,8 +175,11 @@ def _run_rank(recipe: Recipe, options: RunOptions) -> None:
                 ensemble.train(recipe, options, place, signals, threads)
             else:
                 _run_alone(recipe, options, place, signals, threads)
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(recipe, options, ensemble.ranks_a_band(bands, world.size)) from error
+        except (RuntimeError, MemoryError) as error:
+            failure = _out_of_memory(error, recipe, options, ensemble.ranks_a_band(bands, world.size))
+            if failure is None:
+                raise
+            raise failure from error
 
 
 def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals: Signals, threads: int) -> None:
@@ -192,10 +196,17 @@ def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals
         Trainer(recipe, options, place, world, console, signals, threads, folder).run()
 
 
-def _out_of_memory(recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError:
+def _out_of_memory(error: Exception, recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError | None:
+    """The error if a GPU or the host has run out of memory; None for any other ``error``."""
+    size = lacking(error)
+    if size is not None and isinstance(error, MemoryError):
+        return DeviceError(f"out of memory{size}", hint="train on fewer or smaller images")
+    if isinstance(error, torch.OutOfMemoryError):
+        size = f": peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    if size is None:
+        return None
     mine = options.micro_batch_images or math.ceil(recipe.data.batch_images / ranks)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    what = f"out of memory with {mine} images at once (peak {peak:.1f} GiB)"
+    what = f"out of memory with {mine} images at once{size}"
     fewer = max(1, mine // 2)
     hint = f"try --micro-batch-images {fewer}: the same result in more passes, but for BatchNorm, which sees a pass"
     return DeviceError(what, hint=hint)

@@ -145,7 +145,11 @@ def _tier(name: str, family: str, kind: str) -> str:
     problem = tier.missing(name, kind)
     if problem:
         raise DeviceError(f"got --tier {name}: {problem}")
-    return name
+    try:
+        with tier.using(f"{family}={name}"):
+            return tier.choose(family, kind)
+    except RuntimeError as error:
+        raise UsageError(f"got --tier {name}: {error}") from error
 
 
 def text(found: dict[str, Any]) -> str:

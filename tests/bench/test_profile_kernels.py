@@ -165,6 +165,7 @@ def test_flops_of_spectral_are_those_of_a_folded_dct():
         (["augment", "--case", "empty_batch"], 2, "since they move something"),
         (["augment", "--tier", "hots"], 2, "did you mean host?"),
         (["augment", "--tier", "cuda"], 69, "runs on CUDA tensors"),
+        (["batch_norm", "--tier", "host"], 2, "there is no host tier of it; allowed reference, triton"),
         (["sgd_ema", "--dtype", "bf16"], 2, "allowed: fp32"),
     ],
 )

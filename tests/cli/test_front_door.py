@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from bench import cli as bench_cli
 from bench.profile import cli as profile_cli
@@ -66,6 +68,7 @@ def test_every_meaning_is_of_an_option_that_there_is():
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
         (BrokenPipeError(), 74, ""),
         (OSError(errno.ENOSPC, "No space left"), 74, "x: output not written: No space left; free some space there\n"),
+        (MemoryError(), 69, "x: out of memory; take fewer or smaller images at once, or a machine with more\n"),
     ],
 )
 def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):
@@ -79,6 +82,24 @@ def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capf
         os.dup2(kept, 1)
         os.close(kept)
     assert capfd.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("allocate", "said"),
+    [
+        (lambda: b"0" * (1 << 60), ""),
+        (lambda: np.empty(1 << 60, np.uint8), ": Unable to allocate 1.00 EiB for an array"),
+        (lambda: torch.empty(1 << 58, dtype=torch.uint8), ": a tensor of 268435456.0 GiB did not fit"),
+    ],
+    ids=["python", "numpy", "torch"],
+)  # fmt: skip
+def test_memory_that_there_is_not_is_one_line(allocate, said, capfd):
+    assert guarded("x", lambda _: allocate() is None, []) == 69
+    err = capfd.readouterr().err
+    assert err.startswith(f"x: out of memory{said}")
+    assert err.count("\n") == 1
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # no other error of torch is hidden
+        guarded("x", lambda _: int(torch.ones(2) @ torch.ones(3)), [])
 
 
 @pytest.mark.parametrize(

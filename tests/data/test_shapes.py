@@ -127,6 +127,14 @@ def test_synthetic_has_the_asked_shape_and_is_reproducible():
 
 
 @pytest.mark.parametrize("name", ["shapes", "synthetic"])
+@pytest.mark.parametrize("size", [{"train_images": 900_000_000}, {"test_images": 900_000_000}, {"image_px": 60_000}])
+def test_a_set_that_does_not_fit_in_memory_is_not_made(name, size):
+    """The system may promise the memory, and kill the process as it fills it."""
+    with pytest.raises(UsageError, match=rf"for data set {name}: [\d,.]+ GiB; allowed: [\d,.]+ GiB, the free memory"):
+        load(name, **size)
+
+
+@pytest.mark.parametrize("name", ["shapes", "synthetic"])
 def test_they_stand_in_for_any_recipe(name):
     data = load(name, image_px=28, channels=1, num_classes=10, split="custom", train_images=20, test_images=10)
     assert data.train.images.shape == (20, 28, 28, 1)

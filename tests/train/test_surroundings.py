@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -48,6 +49,24 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert "no room for a checkpoint of 1 MiB: File too large" in errors.read_text()
     assert errors.read_text().count("\n") == 1
     assert not run.exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_host_without_the_memory_for_a_batch_says_how_to_train_it(tmp_path, ranks):
+    """Some clusters limit the address space, where an allocation then fails; torch's error is a RuntimeError."""
+    words = [*TRAIN[3:], "--data", "synthetic", "--data.train_images", "2000", "--batch-size", "2000"]
+    words += ["--data.image_px", "64", "--model_options.width", "64", "--out", str(tmp_path / "run")]
+    words, errors = words + (["--procs", "2"] if ranks == 2 else []), tmp_path / "errors"
+    assert finished(start_ranks(with_a_gibibyte, (words, errors))) == [69]
+    told = rf"out of memory with {2000 // ranks} images at once: a tensor of [\d.]+ GiB did not fit; "
+    assert re.search(rf"{told}try --micro-batch-images {1000 // ranks}: .*\n$", errors.read_text())
+    assert errors.read_text().count("\n") == 1
+
+
+def with_a_gibibyte(words, errors):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, [pages * resource.getpagesize() + (1 << 30)] * 2)
+    return command("train_main", words, errors)
 
 
 def limited(words, errors):

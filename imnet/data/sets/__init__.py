@@ -6,6 +6,7 @@ A set is a function with ``@dataset`` that takes a Request and returns a DataSet
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from imnet.data.base import DataSet
 from imnet.data.files import environment_path
 from imnet.data.readers.base import Found
 from imnet.errors import DataError, UsageError
+from imnet.resources import free_memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,16 @@ def search_path(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
     for root in roots:
         found += [path for path in (root, *(root / name for name in names)) if path not in found]
     return found
+
+
+def require_memory(shape: tuple[int, ...], name: str) -> None:
+    """Raise UsageError if the uint8 images (N, H, W, C) that data set ``name`` makes do not fit in the free memory: the
+    system may promise the memory all the same, and kill the process when it is used."""
+    needed, free = (num / 2**30 for num in (math.prod(shape), free_memory_bytes()))
+    if needed > free:
+        what = f"got {shape[0]:,} images of {shape[1]} px for data set {name}: {needed:,.1f} GiB"
+        hint = "set fewer --data.train_images or --data.test_images, or a smaller --data.image_px"
+        raise UsageError(f"{what}; allowed: {free:,.1f} GiB, the free memory", hint=hint)
 
 
 def require(option: str, got: object, allowed: object, name: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imnet.data.base import DataSet, Split, make
-from imnet.data.sets import Request, dataset, require
+from imnet.data.sets import Request, dataset, require, require_memory
 from imnet.data.sets.shape_kinds import OUTLINES, TEXTURES, texture_mask
 from imnet.errors import UsageError
 
@@ -94,8 +94,10 @@ def _digits_used(num_classes: int) -> int:
 
 def render(count: int, image_px: int, num_classes: int, seed: int, stream: int, channels: int = 3) -> Split:
     """Draw ``count`` images, uint8 (count, image_px, image_px, channels); train and test have different ``stream``."""
+    shape = (count, image_px, image_px, channels)
+    require_memory(shape, "shapes")
     labels = np.arange(count, dtype=np.int64) % num_classes
-    images = np.empty((count, image_px, image_px, channels), dtype=np.uint8)
+    images = np.empty(shape, dtype=np.uint8)
     used = _digits_used(num_classes)
     for start in range(0, count, _CHUNK_IMAGES):
         stop = min(start + _CHUNK_IMAGES, count)

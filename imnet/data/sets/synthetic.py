@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from imnet.data.base import DataSet, Split, make
-from imnet.data.sets import Request, dataset, require
+from imnet.data.sets import Request, dataset, require, require_memory
 
 _DEFAULT_TRAIN_IMAGES = 4096
 _DEFAULT_TEST_IMAGES = 1024
@@ -26,6 +26,7 @@ def synthetic(request: Request) -> DataSet:
     ):
         generator = np.random.Generator(np.random.Philox(key=[request.seed & (2**64 - 1), stream]))
         shape = (count, image_px, image_px, channels)
+        require_memory(shape, "synthetic")
         pixels = np.frombuffer(generator.bytes(int(np.prod(shape, dtype=np.int64))), dtype=np.uint8).reshape(shape)
         splits.append(Split(pixels, generator.integers(0, num_classes, count, dtype=np.int64)))
     return make("synthetic", splits[0], splits[1], tuple(f"class_{i}" for i in range(num_classes)))
