@@ -83,9 +83,10 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     """Raise ValueError for the first field of a dataclass value whose number is out of range or whose type is not the
     declared one. A Literal must be one of its words, and a bool must be a bool: the string "no" would be true.
 
-    Some values are converted in place: numpy scalars, which neither JSON nor YAML can write, to Python numbers; lists
-    to tuples; an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number; and a
-    whole float in an int field, such as 256 / 2, to an int, which torch wants and which is the same experiment.
+    Some values are converted in place: numpy's and torch's, which neither JSON nor YAML can write, to Python's, also
+    within lists and mappings; lists to tuples; an int in a str field to a str, since YAML reads a word of digits
+    (``out: 2024``) as a number; and a whole float in an int field, such as 256 / 2, to an int, which torch wants and
+    which is the same experiment.
     """
     for field in dataclasses.fields(value):
         kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
@@ -110,14 +111,22 @@ def at_least_one(**numbers: Any) -> None:
 
 
 def _converted(held: Any, kind: Any) -> Any:
-    if getattr(held, "shape", None) == ():
-        held = held.item()
+    held = _plain(held)
     kinds = union_members(kind)
     if type(held) is int and str in kinds:
         return str(held)
     if type(held) is float and int in kinds and float not in kinds and held % 1 == 0:
         return int(held)
     return tuple(held) if isinstance(held, list) else held
+
+
+def _plain(held: Any) -> Any:
+    """``held`` with numpy's and torch's scalars and arrays as numbers and lists, also within lists and mappings."""
+    if isinstance(held, list | tuple):
+        return (list if isinstance(held, list) else tuple)(map(_plain, held))
+    if isinstance(held, dict):
+        return {name: _plain(one) for name, one in held.items()}
+    return held.tolist() if hasattr(held, "tolist") else held
 
 
 def misfit(held: Any, kind: Any) -> str | None:
