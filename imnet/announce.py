@@ -50,7 +50,7 @@ def header(
     lines += _balance(setup)
     lines += _norms(setup, math.ceil(per_rank / passes))
     if found is None:
-        return lines
+        return [*lines, *notes]
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
 

@@ -64,7 +64,7 @@ def enter(
     """
     found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run or None))
     if found is None:
-        return None, 0, []
+        return None, 0, _from_the_start(path, run)
     saved = found.state
     other_data = saved["data_fingerprint"] != new.fingerprint
     if saved["config_hash"] == config_hash(new.recipe, new.precision) and not other_data:
@@ -75,6 +75,14 @@ def enter(
         raise UsageError("the data differ from the checkpoint's", file=found.path, hint=f"add --allow-change{more}")
     step = plan(old, new, found.tensors, net)
     return found, step, notes(old, new, step)
+
+
+def _from_the_start(path: Path, run: Mapping[str, Any]) -> list[str]:
+    """Header lines of a run without a checkpoint. UsageError if it is complete, because training again would replace
+    its metrics, evaluation and report."""
+    if run.get("status") == "complete":
+        raise UsageError("the run is complete, and its checkpoints are gone", file=path, hint=ANEW)
+    return ["resuming   from the first step, since the folder has no checkpoint"] if run else []
 
 
 def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:

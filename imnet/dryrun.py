@@ -155,7 +155,7 @@ def _entered(
             return []
         found, step, notes = change.enter(folder, run, course, net.state_dict(), allowed=options.allow_change)
         if found is None:
-            return []
+            return [f"{line[:11]:13}{line[11:]}" for line in notes]
         skipped = [f"skipped    checkpoint {line}" for line in found.skipped]
         told = f"goes on    at step {step} of {course.num_steps} from {found.path}"
         if runfolder.is_complete(folder) and not (found.skipped or notes):

@@ -83,10 +83,10 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     """Raise ValueError for the first field of a dataclass value whose number is out of range or whose type is not the
     declared one. A Literal must be one of its words, and a bool must be a bool: the string "no" would be true.
 
-    Some values are converted in place: numpy scalars, which neither JSON nor YAML can write, to Python numbers; lists
-    to tuples; an int in a str field to a str, since YAML reads a word of digits (``out: 2024``) as a number; a whole
-    float in an int field, such as 256 / 2, to an int, which torch wants; and an int in a float field to a float, since
-    ``lr: 1`` in a file is the same experiment as ``--lr 1.0``, and must have the same hash.
+    Some values are converted in place: numpy's and torch's, which neither JSON nor YAML can write, to Python's, also
+    within lists and mappings; lists to tuples; an int in a str field to a str, since YAML reads a word of digits
+    (``out: 2024``) as a number; a whole float in an int field, such as 256 / 2, to an int, which torch wants; and an
+    int in a float field to a float, since ``lr: 1`` in a file is the experiment of ``--lr 1.0`` and must have its hash.
     """
     for field in dataclasses.fields(value):
         kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
@@ -111,8 +111,7 @@ def at_least_one(**numbers: Any) -> None:
 
 
 def _converted(held: Any, kind: Any) -> Any:
-    if getattr(held, "shape", None) == ():
-        held = held.item()
+    held = _plain(held)
     kinds = union_members(kind)
     if type(held) is int and str in kinds:
         return str(held)
@@ -123,9 +122,16 @@ def _converted(held: Any, kind: Any) -> Any:
     if isinstance(held, list | tuple):
         part = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), None)
         return tuple(_converted(each, part) for each in held)
-    if isinstance(held, Mapping):
-        return {name: each.item() if getattr(each, "shape", None) == () else each for name, each in held.items()}
     return held
+
+
+def _plain(held: Any) -> Any:
+    """``held`` with numpy's and torch's scalars and arrays as numbers and lists, also within lists and mappings."""
+    if isinstance(held, list | tuple):
+        return (list if isinstance(held, list) else tuple)(map(_plain, held))
+    if isinstance(held, dict):
+        return {name: _plain(one) for name, one in held.items()}
+    return held.tolist() if hasattr(held, "tolist") else held
 
 
 def misfit(held: Any, kind: Any) -> str | None:

@@ -18,7 +18,7 @@ from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, allowed, build_parser, canonical, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, LIST, allowed, build_parser, canonical, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
@@ -78,9 +78,7 @@ def parse(argv: list[str]) -> Request:
         values = parser.parse_args(argv)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
         text = _one_line(str(error), base)
-        word = re.fullmatch(r"got --\S+ (.*); allowed: (.*)", text)
-        close = suggest(word[1], word[2].split(", ")) if word else ""
-        raise UsageError(text, hint=close or "imnet-train --help lists every option") from error
+        raise UsageError(text, hint=_value_hint(text) or "imnet-train --help lists every option") from error
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
@@ -169,6 +167,16 @@ def _check_asked(asked: frozenset[str]) -> None:
     if len(words) > 1:
         told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
         raise UsageError(f"got {told}; allowed: one at a time", hint="leave one of them out")
+
+
+def _value_hint(text: str) -> str:
+    """What to write instead of the value that the error line ``text`` refuses, or an empty string."""
+    word = re.fullmatch(r"got --\S+ (.*); allowed: (.*)", text)
+    if word is None:
+        return ""
+    if LIST in word[2] and re.fullmatch(r"[-+.\d\se,]+", word[1]):
+        return f"write [{','.join(word[1].replace(',', ' ').split())}]"
+    return suggest(word[1], re.split(", | or ", word[2].replace(LIST, "")))
 
 
 def _flag_hint(name: str, known: list[str]) -> str:

@@ -20,6 +20,8 @@ from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
 KIND_HELP = {"optim": "optimiser", "schedule": "learning-rate schedule"}
+LIST = "[X, ...]"
+"""How --help and errors show a list of numbers."""
 FIXED = ("name", "source", "published", "ran")
 DESCRIPTION = """Train an image classifier from a recipe.
 
@@ -134,11 +136,13 @@ def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
 
 def _metavar(hint: Any) -> str:
     """The placeholder for the value in --help."""
+    if typing.get_origin(hint) is tuple:
+        return LIST
     members = [m for m in (typing.get_args(hint) or (hint,)) if m is not type(None)]
     short = {int: "N", float: "X", str: "NAME", dict: "{NAME: VALUE}"}
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(members) + "}"
-    return short.get(members[0], "[X, ...]")
+    return short.get(members[0], LIST)
 
 
 def allowed(base: Recipe, name: str) -> str:
@@ -151,7 +155,7 @@ def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return ", ".join(map(str, typing.get_args(hint)))
     words = {int: "a whole number", float: "a number", str: "a word", type(None): "null", bool: "true, false"}
-    return words.get(hint) or ("{NAME: VALUE}" if "Mapping" in str(hint) else "[X, ...]")
+    return words.get(hint) or ("{NAME: VALUE}" if "Mapping" in str(hint) else LIST)
 
 
 def help_text() -> str:

@@ -272,6 +272,8 @@ class Recipe:
         # A copy, because replace() would share the dict with the original recipe, and a change would reach both.
         object.__setattr__(self, "model_options", copy.deepcopy(dict(self.model_options)))
         for name in self.model_options:
+            ok = isinstance(name, str)  # YAML reads a bare on, no or 3 as something else
+            check(ok, f"model_options with the name {name!r}", "names of options", "put quotes around it")
             own = _GIVEN.get(name)
             check(own is None, f"model_options.{name}", "options that no other value gives", f"set --{own} instead")
         self.augment.check_fits(self.data.image_px, self.data.channels)

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from imnet.models.catalog import CATALOG
 from imnet.models.count import num_params
 from imnet.options import parse
 from imnet.recipe import Augment, Recipe, replace
-from imnet.recipe_json import config_hash, from_dict, to_dict
+from imnet.recipe_json import config_hash, dump_config, from_dict, to_dict
 from imnet.recipes import RECIPES, by_model
 from imnet.run_options import RunOptions
 from imnet.start import train
@@ -227,3 +228,13 @@ def test_a_change_of_one_recipes_network_options_reaches_no_other():
     assert made[1] == named
     assert made[2].model_options == {"width": 8, "strides": [1, 2]}
     assert pickle.loads(pickle.dumps(made[0])) == made[0]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+def test_numbers_of_numpy_and_torch_are_as_good_as_pythons_also_in_lists_and_network_options(kind):
+    base = recipes["quickstart"]
+    mean = kind([0.5]) if kind in (np.array, torch.tensor) else [kind(0.5)]
+    found = replace(base, augment=replace(base.augment, mean=mean), model_options={"width": np.int64(8)})
+    plain = replace(base, augment=replace(base.augment, mean=(0.5,)), model_options={"width": 8})
+    assert dump_config(found, RunOptions()) == dump_config(plain, RunOptions())
+    assert config_hash(found, "fp32") == config_hash(plain, "fp32")

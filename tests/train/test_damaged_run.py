@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from imnet.errors import DataError, IOFailure
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.recipe_json import to_dict
 from imnet.run import Run
 from imnet.start import train
@@ -182,3 +182,20 @@ def test_training_does_not_go_on_from_another_runs_checkpoint(folder, foreign, a
         DataError, match=r"step-0+\d+: the checkpoint is of a configuration .*; put a copy of the run's"
     ):
         train(TINY, options(folder, allow_change=allowed))
+
+
+@pytest.mark.parametrize("change", [{}, {"epochs": TINY.epochs + 1}])
+def test_a_complete_run_whose_checkpoints_are_gone_is_not_trained_anew_over_its_figures(folder, change):
+    shutil.rmtree(folder / "checkpoints")
+    kept = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(UsageError, match="the run is complete, and its checkpoints are gone; choose another --out"):
+        train(dataclasses.replace(TINY, **change), options(folder, allow_change=True))
+    assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_that_starts_again_because_it_has_no_checkpoint_says_so(folder, capfd):
+    """A run that was killed before its first checkpoint looks the same."""
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"complete"', '"running"'))
+    assert train(TINY, options(folder))[0] == 0
+    assert "resuming   from the first step, since the folder has no checkpoint" in capfd.readouterr().out
