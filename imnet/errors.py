@@ -77,7 +77,7 @@ class DataError(ImnetError):
 
 
 class DeviceError(ImnetError):
-    """A device or kernel tier that was asked for is missing, or the device ran out of memory."""
+    """A device or kernel tier that was asked for is missing, or the memory of the device or of the host ran out."""
 
     exit_code = 69
 
