@@ -9,15 +9,18 @@ from typing import Any
 import imnet_kernels.tier
 import torch
 
-from imnet import checkpoint, data, report
+from imnet import checkpoint, data, fits, models, report
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.data.pipelines.batches import as_tensor
 from imnet.environment import environment
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
+from imnet.launch import World
 from imnet.recipe_json import to_dict
+from imnet.resources import free_memory_bytes
 from imnet.run_state import RunState, Setup
+from imnet.step import divided
 
 
 def header(
@@ -49,6 +52,7 @@ def header(
         lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
     lines += _balance(setup)
     lines += _norms(setup, math.ceil(per_rank / passes))
+    lines += _memory(setup, math.ceil(per_rank / passes))
     if found is None:
         return [*lines, *notes]
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
@@ -86,6 +90,23 @@ def _norms(setup: Setup, images: int) -> list[str]:
     if images < batch:
         told += f" a pass, not of the batch's {batch}: not quite the experiment of one rank in one pass"
     return [told + (" over all ranks (--sync-bn)" if synced else "; --sync-bn takes all ranks'" if ranks > 1 else "")]
+
+
+def _memory(setup: Setup, images: int) -> list[str]:
+    """A line if the memory of a CPU's host will not suffice for ``images`` at once."""
+    r = setup.recipe
+    shape = (r.data.channels, r.input_px, r.input_px)
+    # No network of imnet keeps more than 8,500 times the bytes of its input, so most runs need no estimate.
+    if setup.place.device.type != "cpu" or 10_000 * 4 * images * math.prod(shape) < free_memory_bytes():
+        return []
+    try:
+        with torch.device("meta"):
+            net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
+            divided(net, r, setup.place, World())
+        needed = fits.memory(net, r, setup.options, images, setup.place.precision, setup.world.size)
+    except RuntimeError:
+        return []  # a network that reads values cannot run on the meta device, which has none
+    return [f"memory     {told}" for told in fits.beyond(needed, setup.options.procs or 1, 4 * setup.parameters)]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:

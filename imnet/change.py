@@ -78,9 +78,9 @@ def enter(
 
 
 def _from_the_start(path: Path, run: Mapping[str, Any]) -> list[str]:
-    """Header lines of a run without a checkpoint. UsageError if it is complete, because training again would replace
-    its metrics, evaluation and report."""
-    if run.get("status") == "complete":
+    """Header lines of a run without a checkpoint. UsageError if it is complete and its metrics are there, since
+    training again would replace them."""
+    if run.get("status") == "complete" and (path / "metrics.jsonl").exists():
         raise UsageError("the run is complete, and its checkpoints are gone", file=path, hint=ANEW)
     return ["resuming   from the first step, since the folder has no checkpoint"] if run else []
 

@@ -17,9 +17,9 @@ from imnet.data.order import Order
 from imnet.data.readers import Blocks, Items
 from imnet.data.readers.headers import refusals
 from imnet.errors import DeviceError, ImnetError
-from imnet.from_recipe import choose_pipeline, load_data, num_cast, order_of
-from imnet.models.count import activation_bytes, num_params, passes
-from imnet.recipe import AdamCPR, AdamW, Lamb, Recipe
+from imnet.from_recipe import choose_pipeline, load_data, order_of
+from imnet.models.count import num_params, passes
+from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -98,27 +98,18 @@ def _first_weights(recipe: Recipe, net: nn.Module, folders: list[Path]) -> list[
 def _memory(
     net: nn.Module, recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str
 ) -> list[str]:  # fmt: skip
-    """Estimate the memory of a rank: weights, gradients, optimiser state and EMA in fp32, half-precision copies, and
-    the activations that autograd keeps. For several bands per rank it counts the activations of one band at a time;
-    captured steps need more."""
-    averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
-    copies = 2 + averages + (recipe.ema_decay is not None)
-    d, ranks = recipe.data, options.num_ranks
-    networks = max(map(len, ensemble.shares(bands, ranks))) if bands else 1
-    ranks = ensemble.ranks_a_band(bands, ranks)
-    halves = precision != "fp32" and ranks == 1 and not options.compile
-    # Half-precision copies, if autocast does not cast: two bytes for each weight and two for its gradient.
-    cast = num_cast(net) * 4 * networks if halves else 0
-    fixed = copies * num_params(net) * 4 * networks
-    images = min(-(-d.batch_images // ranks), options.micro_batch_images or d.batch_images)
-    shape = (d.channels, recipe.input_px, recipe.input_px)
-    per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)
-    total = fixed + cast + images * per_image
+    networks = max(map(len, ensemble.shares(bands, options.num_ranks))) if bands else 1
+    ranks = ensemble.ranks_a_band(bands, options.num_ranks)
+    batch = recipe.data.batch_images
+    images = min(-(-batch // ranks), options.micro_batch_images or batch)
+    needed = fits.memory(net, recipe, options, images, precision, ranks, networks)
+    on_cpu = device.kind_of(options) == "cpu"
     return [
-        f"batch        {d.batch_images} images a step over {ranks} rank(s), {images} at once",
-        f"memory       about {total / 2**30:.2f} GiB a rank: {fixed / 2**30:.2f} weights and optimiser, "
-        f"{f'{cast / 2**30:.2f} copies in {precision}, ' if cast else ''}"
-        f"{images * per_image / 2**30:.2f} activations ({per_image / 2**20:.1f} MiB an image)",
+        f"batch        {batch} images a step over {ranks} rank(s), {images} at once",
+        f"memory       about {needed.total / 2**30:.2f} GiB a rank: {needed.fixed / 2**30:.2f} weights and optimiser, "
+        f"{f'{needed.cast / 2**30:.2f} copies in {precision}, ' if needed.cast else ''}"
+        f"{images * needed.per_image / 2**30:.2f} activations ({needed.per_image / 2**20:.1f} MiB an image)",
+        *(f"note         {told}" for told in fits.beyond(needed, options.procs or 1) if on_cpu),
     ]
 
 

@@ -16,7 +16,6 @@ from imnet.data.pipelines import Pipeline, Setting
 from imnet.data.pipelines.batches import as_tensor, mean_image
 from imnet.device import Place
 from imnet.errors import UsageError
-from imnet.half_weights import HalfWeights
 from imnet.launch import World
 from imnet.parallel import has_batch_norm
 from imnet.recipe import Recipe
@@ -226,8 +225,3 @@ def build_step(
         averaged.load_state_dict(net.state_dict())
         step.add_ema(averaged, recipe.ema_decay)
     return step
-
-
-def num_cast(net: torch.nn.Module) -> int:
-    """Number of weight elements of which a step of ``net`` in half precision keeps copies."""
-    return sum(copy.numel() for copy in HalfWeights(net, torch.bfloat16).copies.values())

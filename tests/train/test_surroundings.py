@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import imnet
-from imnet import launch, weights
+from imnet import announce, dryrun, fits, launch, models, weights
 from imnet.errors import DeviceError, IOFailure
 from imnet.export import export
 from imnet.run import Run
@@ -67,6 +68,36 @@ def with_a_gibibyte(words, errors):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, [pages * resource.getpagesize() + (1 << 30)] * 2)
     return command("train_main", words, errors)
+
+
+@pytest.mark.parametrize(("free_kib", "most"), [(6000, None), (4096, 16), (1229, 2), (800, 0)])
+def test_a_run_beyond_the_memory_of_the_host_is_told_so_before_its_first_step(
+    tiny, tmp_path, monkeypatch, capsys, free_kib, most
+):
+    """The system kills such a process without a word. 32 images of this network at once take 5.8 MiB."""
+    for module in (fits, announce):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: free_kib << 10)
+    train(dataclasses.replace(tiny, epochs=1), options(tmp_path / "run"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory ")]
+    smaller = f"; --micro-batch-images {most} may fit" if most else ""
+    told = f"memory     about 0.0 GiB needed, 0.0 GiB free: the system may kill the run{smaller}"
+    assert lines == ([] if most is None else [told])
+    planned = dryrun.text(tiny, options(tmp_path / "other", micro_batch_images=8))
+    assert ("the system may kill the run" in planned) == (free_kib < 2000)
+
+
+class Reader(nn.Sequential):
+    """A network that reads a value in its forward pass, which it has not on the meta device."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 if float(x.detach().sum()) else 2)
+
+
+def test_a_network_whose_memory_cannot_be_estimated_is_trained(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(announce, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(models, "build", lambda *_, **__: Reader(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)))
+    train(dataclasses.replace(tiny, epochs=1), options(tmp_path / "run"))
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def limited(words, errors):
