@@ -191,6 +191,10 @@ def test_a_complete_run_whose_checkpoints_are_gone_is_not_trained_anew_over_its_
     with pytest.raises(UsageError, match="the run is complete, and its checkpoints are gone; choose another --out"):
         train(dataclasses.replace(TINY, **change), options(folder, allow_change=True))
     assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    started = dataclasses.replace(TINY, weights=str(folder))
+    for ask in (Run(folder).model, lambda: train(started, options(folder / "new"))):
+        with pytest.raises(DataError, match="the run is complete, and its checkpoints are gone; put a copy back"):
+            ask()
 
 
 def test_a_run_that_starts_again_because_it_has_no_checkpoint_says_so(folder, capfd):
