@@ -203,3 +203,14 @@ def test_a_run_that_starts_again_because_it_has_no_checkpoint_says_so(folder, ca
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"complete"', '"running"'))
     assert train(TINY, options(folder))[0] == 0
     assert "resuming   from the first step, since the folder has no checkpoint" in capfd.readouterr().out
+
+
+def test_a_damaged_evaluation_is_written_again_as_its_error_says(folder):
+    path = folder / "evaluation.json"
+    whole = path.read_text()
+    path.write_text(whole[:30])
+    with pytest.raises(DataError, match=r"evaluation\.json: is not JSON .*; remove it: the training's command or"):
+        train(TINY, options(folder))
+    path.unlink()
+    assert train(TINY, options(folder))[0] == 0
+    assert path.read_text() == whole
