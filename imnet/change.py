@@ -19,7 +19,7 @@ from imnet.data.order import Order
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash, to_dict
-from imnet.runfolder import data_of, difference, recipe_of
+from imnet.runfolder import data_of, difference, is_complete, recipe_of
 
 ANEW = "choose another --out to start anew"
 EDGE = "let the old command reach the end of an epoch first, or choose another --out"
@@ -78,9 +78,9 @@ def enter(
 
 
 def _from_the_start(path: Path, run: Mapping[str, Any]) -> list[str]:
-    """Header lines of a run without a checkpoint. UsageError if it is complete and its metrics are there, since
-    training again would replace them."""
-    if run.get("status") == "complete" and (path / "metrics.jsonl").exists():
+    """Header lines of a run without a checkpoint. UsageError if it is complete and evaluated, because training again
+    would replace its metrics, evaluation and report."""
+    if is_complete(path):
         raise UsageError("the run is complete, and its checkpoints are gone", file=path, hint=ANEW)
     return ["resuming   from the first step, since the folder has no checkpoint"] if run else []
 

@@ -152,6 +152,13 @@ def _load(path: Path, own: Sequence[str], skipped: tuple[str, ...] = ()) -> Chec
     return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")), skipped)
 
 
+def absent(run: Mapping[str, Any], folder: Path) -> DataError:
+    """The error for the run in ``folder``, with this run.json, which has no checkpoint."""
+    if run.get("status") == "complete":
+        return DataError("the run is complete, and its checkpoints are gone", file=folder, hint="put a copy back")
+    return DataError("no checkpoint yet", file=folder, hint="let the run reach its first checkpoint")
+
+
 def verified(path: Path, own: Sequence[str] = ()) -> Checkpoint:
     """Load exactly this checkpoint. Raises DataError if it is damaged, or does not belong to the run whose
     configurations are ``own``."""

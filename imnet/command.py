@@ -203,6 +203,7 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     if "--debug" not in argv:
         # Set before torch is imported: its warnings, with C++ frames, would repeat the one-line error.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib fails at a name that it does not know, e.g. Qt4Agg in an old profile
     try:
         _check_current_folder()
         code = command(argv)

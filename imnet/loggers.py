@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import secrets
 import time
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from imnet.errors import IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import write_atomic
 from imnet.metrics import MetricsLog, read_metrics
 from imnet.run_options import LOGS
@@ -50,10 +51,20 @@ def open_log(folder: Path, resume_at: int, kinds: Sequence[str], config: Mapping
 def opened(kinds: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
     """One logger for each kind, which has received the lines that metrics.jsonl of ``folder`` already holds; ``config``
     is for W&B."""
-    rows = read_metrics(folder / "metrics.jsonl") if kinds else []
+    rows = _whole_rows(folder / "metrics.jsonl") if kinds else []
     makers = {"csv": Csv, "tensorboard": TensorBoard, "wandb": WandB}
     assert tuple(makers) == LOGS
     return [makers[kind](folder, rows, config) for kind in kinds]
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; DataError for one without the values that every logger needs."""
+    rows = read_metrics(path)
+    for row in rows:
+        if not {"kind", "step"} <= set(row) or not isinstance(row.get("seconds"), int | float):
+            what = f"a line is without kind, step or seconds: {json.dumps(row):.80}"
+            raise DataError(what, file=path, hint="remove it, or leave --log out")
+    return rows
 
 
 class Csv:
@@ -88,6 +99,10 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         place = folder / "tensorboard"
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise IOFailure(f"cannot be a folder: {error.strerror}", file=place, hint="move it away") from error
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
         self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from imnet import base_recipe, place, yaml_file
+from imnet import base_recipe, idle, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> Request:
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
-    notes += place.resized(request.recipe, first["data.image_px"])
+    notes += place.resized(request.recipe, first["data.image_px"]) + idle.notes(argv, request.recipe, options)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 

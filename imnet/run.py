@@ -90,20 +90,17 @@ class Run:
         """Identifies the weights that ``model`` returns by step and configuration. DataError if there are none."""
         found = checkpoint.newest(self._checkpoints, self._own) if which == "last" else self._of_epoch(which)
         if found is None:
-            raise self._no_checkpoint()
+            raise checkpoint.absent(self.info, self.path)
         return f"{found.name} of {self.info['config_hash'][:8]}"
 
     @property
     def _checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def _no_checkpoint(self) -> DataError:
-        return DataError("no checkpoint yet", file=self.path, hint="let the run reach its first checkpoint")
-
     def _newest(self) -> checkpoint.Checkpoint:
         found = checkpoint.load(self._checkpoints, self._own)
         if found is None:
-            raise self._no_checkpoint()
+            raise checkpoint.absent(self.info, self.path)
         again = "imnet-train goes on from the one before: run the training's command again"
         last = next((line["step"] for line in reversed(self.metrics) if "step" in line), 0)
         complete = self.info["status"] == "complete"

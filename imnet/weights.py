@@ -180,7 +180,7 @@ def _from_run(source: str, path: Path) -> Weights:
         raise UsageError(f"got --weights {source}: a folder without run.json", hint="give a run folder or a file")
     found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run))
     if found is None:
-        raise DataError("no checkpoint yet", file=path, hint="let the run reach its first checkpoint")
+        raise checkpoint.absent(run, path)
     if found.skipped:
         hint = f"run that training's command again, or give --weights {found.path / 'model.safetensors'}"
         raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=path, hint=hint)

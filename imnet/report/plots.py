@@ -84,7 +84,7 @@ def curves_svg(
         _dress(axes, x_label, y_label, log_y, any(curve.label for curve in curves))
         _place(figure, axes)
         out = io.StringIO()
-        figure.savefig(out, format="svg")
+        figure.savefig(out, format="svg", metadata={"Date": None})  # a date would be read from $SOURCE_DATE_EPOCH
     return _inline(out.getvalue(), name, f"{y_label} against {x_label}")
 
 
@@ -140,7 +140,7 @@ def _place(figure: Any, axes: Any) -> None:
 def _inline(svg: str, name: str, label: str) -> Markup:
     """The ``<svg>`` element alone, with unique ids and the page's colours.
 
-    Metadata is removed because it has the date, and the style element because its ``*`` would style the whole page.
+    Metadata is removed because the page needs none, and the style element because its ``*`` would style all of it.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)

@@ -36,7 +36,11 @@ def load(run_dir: Path) -> RunLog:
         notes.append(f"{told[0].upper()}{told[1:]} left out: loss or gradient was not finite (--on-nonfinite skip).")
     evaluation = None
     if (run_dir / "evaluation.json").exists():
-        evaluation = _evaluation(run_dir / "evaluation.json")
+        try:
+            evaluation = _evaluation(run_dir / "evaluation.json")
+        except DataError as error:
+            error.hint = "remove it: the training's command or imnet-eval writes it again"
+            raise
         notes += _disagreements(evaluation, evals)
     notes += _copied(info.get("data"), run_dir / "run.json")
     config = read_yaml(run_dir / "config.yaml")

@@ -84,6 +84,8 @@ def _sweep(argv: list[str]) -> int:
         return 0
     if twice:
         print(f"note       {twice} configuration(s) came twice: each is run once")
+    for told in dict.fromkeys(note for trial in chosen for note in trial.notes):
+        print(f"note       {told}")
     _check(chosen, out)
     if values.dry_run:
         _list(chosen, out)

@@ -56,6 +56,7 @@ class Trial:
     words: tuple[str, ...]
     recipe: Recipe
     options: RunOptions
+    notes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -272,7 +273,7 @@ def _trial(number: int, grid: Grid, point: Mapping[str, Any], turn: int, seeded:
         seed = first[turn] if turn < len(first) else max(first) + 1 + turn - len(first)
         values, words = values | {"seed": seed}, [*words, f"--seed={seed}"]
     request = _parse(words, grid, number, values)
-    return Trial(number, values, tuple(words), request.recipe, request.options)
+    return Trial(number, values, tuple(words), request.recipe, request.options, request.notes)
 
 
 def _word(name: str, value: Any) -> str:

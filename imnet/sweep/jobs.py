@@ -217,7 +217,7 @@ def _last_words(log: Path, code: int) -> str:
         hint = "was the folder moved? the same command with --out of its new place goes on"
         raise IOFailure(f"cannot be read: {error.strerror}", file=log, hint=hint) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.startswith("imnet-train: ")), lines[-1] if lines else "")
+    said = next((line for line in reversed(lines) if line.startswith("imnet-train: ")), (lines or ["nothing said"])[-1])
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}: {said.removeprefix('imnet-train: ')}"

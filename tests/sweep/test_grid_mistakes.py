@@ -123,3 +123,16 @@ def test_a_damaged_trial_json_is_one_line(tmp_path, text, capsys):
     assert "trial.json: cannot be read: " in err
     assert err.endswith("; remove it\n")
     assert err.count("\n") == 1
+
+
+def test_an_option_of_the_trials_that_has_no_effect_is_said_once(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("grid: {augment.cutout_inside: [true, false]}")
+    assert sweep.main([str(path), "--out", str(tmp_path / "out"), "--seeds", "3", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("note       --augment.cutout_inside has no effect here: it needs --augment.cutout_px\n") == 1
+
+
+def test_a_trial_that_ended_without_a_word_is_said_to(tmp_path):
+    (tmp_path / "trial.log").touch()
+    assert sweep.jobs._last_words(tmp_path / "trial.log", 75) == "exit code 75: nothing said"

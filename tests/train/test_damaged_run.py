@@ -191,6 +191,10 @@ def test_a_complete_run_whose_checkpoints_are_gone_is_not_trained_anew_over_its_
     with pytest.raises(UsageError, match="the run is complete, and its checkpoints are gone; choose another --out"):
         train(dataclasses.replace(TINY, **change), options(folder, allow_change=True))
     assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    started = dataclasses.replace(TINY, weights=str(folder))
+    for ask in (Run(folder).model, lambda: train(started, options(folder / "new"))):
+        with pytest.raises(DataError, match="the run is complete, and its checkpoints are gone; put a copy back"):
+            ask()
 
 
 def test_a_run_that_starts_again_because_it_has_no_checkpoint_says_so(folder, capfd):
@@ -199,3 +203,14 @@ def test_a_run_that_starts_again_because_it_has_no_checkpoint_says_so(folder, ca
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"complete"', '"running"'))
     assert train(TINY, options(folder))[0] == 0
     assert "resuming   from the first step, since the folder has no checkpoint" in capfd.readouterr().out
+
+
+def test_a_damaged_evaluation_is_written_again_as_its_error_says(folder):
+    path = folder / "evaluation.json"
+    whole = path.read_text()
+    path.write_text(whole[:30])
+    with pytest.raises(DataError, match=r"evaluation\.json: is not JSON .*; remove it: the training's command or"):
+        train(TINY, options(folder))
+    path.unlink()
+    assert train(TINY, options(folder))[0] == 0
+    assert path.read_text() == whole

@@ -15,7 +15,7 @@ import pytest
 
 from imnet import loggers, options
 from imnet.cli import train_main
-from imnet.errors import IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError
 from imnet.metrics import read_metrics
 from imnet.start import train
 
@@ -131,6 +131,21 @@ def test_a_run_that_is_complete_is_handed_on_when_asked_for(tmp_path):
     train(HELD, conftest.options(tmp_path, log="csv"))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [in_csv(row) for row in read_metrics(tmp_path / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("gone", ["kind", "step", "seconds"])
+def test_a_damaged_line_that_is_to_be_handed_on_is_one_line(gone, tmp_path):
+    row = {"kind": "train", "step": 1, "seconds": 0.1, "loss": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({k: row[k] for k in row if k != gone}) + "\n")
+    with pytest.raises(DataError, match=r"without kind, step or seconds: .*; remove it, or leave --log out"):
+        loggers.opened(BOTH.split(","), tmp_path, {})
+
+
+def test_a_file_in_the_place_of_tensorboards_folder_is_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(IOFailure, match="tensorboard: cannot be a folder: File exists; move it away"):
+        loggers.opened(["tensorboard"], tmp_path, {})
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])

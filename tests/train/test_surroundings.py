@@ -152,6 +152,15 @@ def test_an_odd_locale_is_no_traceback(tmp_path, locale):
     assert b"Traceback" not in done.stderr
 
 
+def test_what_the_shell_says_to_matplotlib_does_not_end_a_run_at_its_report(tmp_path):
+    """Profiles keep backends that matplotlib no longer has, and it refuses some values of both variables."""
+    variables = {"MPLBACKEND": "Qt4Agg", "SOURCE_DATE_EPOCH": "yesterday"}
+    words = [*TRAIN, "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, env=ENV | variables, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/report.html").is_file()
+
+
 @pytest.mark.parametrize("gone", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout", "terminal"))])
 def test_a_run_that_nobody_reads_any_more_saves_first(tmp_path, gone):
     """For example ``| head``, ``2>&1 | tee`` whose tee Ctrl-C ends at once, or a closed window under setsid."""
