@@ -72,6 +72,18 @@ def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
     state(source)
 
 
+@pytest.mark.parametrize("name", ["in.zip", "in.tar", "in"])
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    writer = os.open(tmp_path / name, os.O_RDWR)  # without it and its bytes, a reader would wait for ever
+    try:
+        os.write(writer, bytes(1000))
+        with pytest.raises(DataError, match="a pipe or a device; allowed: a file or a folder"):
+            recognise(tmp_path / name)
+    finally:
+        os.close(writer)
+
+
 def test_pictures_to_judge_are_found_as_those_to_learn_from(tmp_path):
     source = layouts.tree(tmp_path, "", extra={"cat/.hidden.jpg": b"x", "__MACOSX/a.jpg": b"x", "notes.txt": b"x"})
     os.symlink(source / "cat", source / "linked")
