@@ -215,6 +215,12 @@ def backslashes(folder):
     return making.write_zip(folder / "in.zip", {k.replace("/", "\\"): v for k, v in files("train", "val").items()})
 
 
+@layout("a zip of which some names begin with `./`", train=6, test=6)
+def dotted(folder):
+    made = {f"{'./' * ('_0' in name)}{name}": data for name, data in files("train", "val").items()}
+    return making.write_zip(folder / "in.zip", made)
+
+
 @layout("`train.zip` and `val.zip`", train=6, test=6)
 def two_zips(folder):
     for part in ("train", "val"):
