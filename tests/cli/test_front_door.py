@@ -84,6 +84,7 @@ def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capf
 @pytest.mark.parametrize(
     ("main", "argv"),
     [(cli.train_main, [""]), (cli.train_main, ["--data", ""]), (cli.train_main, ["--data="]),
+     (cli.train_main, ["--data", "packed:", "--dry-run"]),
      (cli.train_main, ["--data-dir", ""]), (cli.train_main, ["--out="]), (cli.eval_main, [""]),
      (cli.eval_main, ["run", "--data", ""]), (cli.predict_main, ["", "a.jpg"]), (cli.predict_main, ["run", ""]),
      (cli.export_main, ["run", "--to", "onnx", "--out", ""]), (cli.report_main, [""]), (tool.main, ["inspect", ""]),
