@@ -129,7 +129,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
     if not listing.is_file():
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
-    for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(listing.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         parts = line.split()
         if not parts:
             continue
