@@ -64,6 +64,21 @@ def test_links_that_lead_back_up_are_left_out(tmp_path, target):
     assert state(source) == state(source)
 
 
+def test_folders_as_deep_as_a_copy_into_itself_are_walked(tmp_path, monkeypatch):
+    source = layouts.tree(tmp_path, "")
+    monkeypatch.chdir(source / "cat")
+    for _ in range(500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.jpg").write_bytes(making.picture(1))
+    assert len(recognise(source).splits["train"]) == len(list(classifier.pictures_in([source]))) == 7
+    state(source)
+    while Path.cwd().name == "d":  # pytest removes folders by recursion
+        for file in os.listdir():
+            (os.rmdir if os.path.isdir(file) else os.remove)(file)
+        os.chdir("..")
+
+
 def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
     source = layouts.tree(tmp_path, "train")
     os.symlink("loop.jpg", source / "train" / "cat" / "loop.jpg")
