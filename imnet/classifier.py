@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from imnet import device, models
 from imnet.data.pipelines.batches import Batches
+from imnet.data.readers.items import MAX_IMAGE_BYTES
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
 from imnet.fields import COUNT, Range, about, at_least_one, check, check_ranges
@@ -123,11 +124,12 @@ class Classifier:
                 return picture  # resizing would change nothing
             picture = Image.fromarray(picture.squeeze(2) if grey else picture)
         if isinstance(picture, Image.Image):
+            if 0 in picture.size:  # as a crop beyond the border is
+                raise BadPictureError("picture is {} x {} pixels; allowed 1 x 1 or more".format(*picture.size))
             buffer = io.BytesIO()
             (picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr") else picture).save(buffer, "PNG")
             picture = buffer.getvalue()
-        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        return decode(data, self.card.rule)
+        return decode(picture if isinstance(picture, bytes) else _contents(picture), self.card.rule)
 
     def images(self, pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
         """Turn uint8 pixels (B, side, side, C) into the network's input, (B, C, h, w) channels_last on its device."""
@@ -175,6 +177,15 @@ class Classifier:
                 values, ids = next(shares).topk(min(top, len(names)))
                 row["top"] = [(names[i], float(v)) for v, i in zip(values.tolist(), ids.tolist(), strict=True)]
             yield row
+
+
+def _contents(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; BadPictureError if they are more than a picture has, as those of an archive or a device."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadPictureError(f"file has more than {MAX_IMAGE_BYTES} bytes, the most of a picture")
+    return data
 
 
 def _name(number: int, picture: Picture) -> str:

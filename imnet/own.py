@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from imnet import device, find, hubs, runfolder, weights
+from imnet import device, find, hubs, models, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
@@ -161,7 +161,7 @@ def _augment(seen: Seen, side: int, small: bool, prepared: weights.Preprocessing
     picture is lower for a network that starts from random weights."""
     mean, std = ((0.5,), (0.25,)) if seen.channels == 1 else (prepared.mean, prepared.std)
     if small:
-        return Augment(hflip="random", mean=mean, std=std, crop_pad_px=max(1, side // 16))
+        return Augment(hflip="random", mean=mean, std=std, crop_pad_px=min(max(1, side // 16), side - 1))
     scale = (0.35 if tuned else 0.2, 1.0)
     whole_px = round(side * 8 / 7)
     return Augment(hflip="random", mean=mean, std=std, crop_scale=scale, crop_px=side, resize_eval_px=whole_px)
@@ -277,7 +277,7 @@ def expected(recipe: Recipe, options: RunOptions) -> str:
     out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision, bands)
     if all(map(runfolder.is_complete, runfolder.runs_of(out, bands))):
         return ""
-    with device.threads(options) as threads:
+    with device.threads(options) as threads, models.seeing(recipe.model, recipe.input_px):
         net = build_network(recipe, place)
         step = build_step(recipe, net, place, World(), compile=False, graphs=False)
         seconds = find.seconds(step, recipe, batch, place) / batch

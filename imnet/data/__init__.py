@@ -13,7 +13,7 @@ from imnet.data import copies
 from imnet.data.base import AnySplit, DataSet, EncodedSplit, Split, hold_out_images, make, subset
 from imnet.data.files import without_locks
 from imnet.data.sets import AbsentError, Request, Unpacked, all_sets, dataset
-from imnet.errors import UsageError
+from imnet.errors import UNSET, UsageError
 
 __all__ = ["AbsentError", "DataSet", "Request", "Split", "Unpacked", "dataset", "load", "names", "without_locks"]
 
@@ -66,6 +66,8 @@ def load(
     """
     if name.startswith("packed:"):
         name, data_dir = "packed", name.removeprefix("packed:")
+        if not data_dir:  # as a path it would be the current folder
+            raise UsageError("got packed: without a folder", hint=UNSET)
     request = Request(
         data_dir=Path(data_dir) if data_dir is not None else None, image_px=image_px, split=split or None,
         num_classes=num_classes, seed=seed, train_images=train_images, test_images=test_images, channels=channels,

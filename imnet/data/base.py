@@ -230,9 +230,11 @@ def combine_digests(train: str, test: str, class_names: tuple[str, ...]) -> str:
 
 
 def make(name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> DataSet:
-    """Return a data set with its fingerprint; DataError if a label is outside the class names."""
+    """Return a data set with its fingerprint; DataError if a part is empty or a label is outside the class names."""
     for where, split in (("train", train), ("test", test)):
-        if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(class_names):
+        if not len(split):
+            raise DataError(f"{name}: its {where} part has 0 images", hint="get it again")
+        if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(class_names):
             got = f"{int(split.labels.min())}..{int(split.labels.max())}"
             raise DataError(f"{name}: {where} labels are {got}; allowed 0..{len(class_names) - 1}")
     fingerprint = combine_digests(train.digest(), test.digest(), class_names)

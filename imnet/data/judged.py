@@ -38,7 +38,7 @@ class Images:
 def images_at(path: Path, split: str | None = None) -> Images:
     """Open a packed store, or any data that ``recognise`` supports; ``split`` is train, test (or val) or final.
 
-    Raises UsageError if there is no such split, DataError if it is empty, and the errors of the readers.
+    Raises UsageError if there is no such split, and the errors of the readers.
     """
     stores = {name: split_path(path, name) for name in SPLITS} if path.is_dir() else {}
     stores = {name: file for name, file in stores.items() if file.is_file()}
@@ -50,11 +50,9 @@ def images_at(path: Path, split: str | None = None) -> Images:
     found = recognise(path)
     name = chosen(split, tuple(found.splits), path)
     part = found.splits[name]
-    made = _of_items(path, name, found.class_names, part) if isinstance(part, Items) else (
-        _of_blocks(path, name, found.class_names, part))  # fmt: skip
-    if not len(made):
-        raise DataError(f"no image in its {name} part", file=path, hint="imnet-data inspect says what there is")
-    return made
+    if isinstance(part, Items):
+        return _of_items(path, name, found.class_names, part)
+    return _of_blocks(path, name, found.class_names, part)
 
 
 def chosen(asked: str | None, there: tuple[str, ...], path: Path | None) -> str:

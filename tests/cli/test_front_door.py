@@ -105,6 +105,7 @@ def test_memory_that_there_is_not_is_one_line(allocate, said, capfd):
 @pytest.mark.parametrize(
     ("main", "argv"),
     [(cli.train_main, [""]), (cli.train_main, ["--data", ""]), (cli.train_main, ["--data="]),
+     (cli.train_main, ["--data", "packed:", "--dry-run"]),
      (cli.train_main, ["--data-dir", ""]), (cli.train_main, ["--out="]), (cli.eval_main, [""]),
      (cli.eval_main, ["run", "--data", ""]), (cli.predict_main, ["", "a.jpg"]), (cli.predict_main, ["run", ""]),
      (cli.export_main, ["run", "--to", "onnx", "--out", ""]), (cli.report_main, [""]), (tool.main, ["inspect", ""]),

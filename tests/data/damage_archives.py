@@ -173,6 +173,17 @@ def tar_device(folder):
     return shard(folder, tar_with(tarfile.CHRTYPE))
 
 
+@case(r"tar member is sparse; allowed regular files; make the tar without --sparse", shown=SHARD)
+def tar_sparse(folder):
+    """A tar as GNU tar -S writes it in the pax format, where a sparse file has the type of a regular one."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("GNUSparseFile.1/0.jpg")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.jpg"}
+        archive.addfile(info)
+    return shard(folder, out.getvalue())
+
+
 @case(r"points outside", shown="../../evil.jpg")
 def tar_traversal(folder):
     return shard(folder, making.tar_bytes({"../../evil.jpg": b"x", "../../evil.cls": b"0"}))

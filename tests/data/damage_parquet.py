@@ -91,7 +91,7 @@ def parquet_of_texts(folder):
     return folder
 
 
-@case(r"no column label .*of integers or words", shown=FILE)
+@case(r"no column label .*of integers or words; it has image: struct.*, label: double", shown=FILE)
 def parquet_float_labels(folder):
     made = table([making.picture(0)], [0]).drop_columns(["label"])
     write(folder / FILE, made.append_column("label", [[0.5]]))

@@ -158,6 +158,14 @@ def parts_in_classes(folder):
                                              for s in ("train", "val") for i in range(2)})  # fmt: skip
 
 
+@layout(
+    "`data/train/<class>/` beside another folder of pictures",
+    refused="two ways to read it: data has train in it, and lies beside docs",
+)
+def train_beside_pictures(folder):
+    return tree(folder, "data/train", extra={"docs/screen.png": making.picture(1, 8, 8, form="PNG")})
+
+
 @layout("val and test without train", refused="without a training part beside it")
 def no_train(folder):
     return tree(folder, "val", "test")
@@ -215,6 +223,12 @@ def backslashes(folder):
     return making.write_zip(folder / "in.zip", {k.replace("/", "\\"): v for k, v in files("train", "val").items()})
 
 
+@layout("a zip of which some names begin with `./`", train=6, test=6)
+def dotted(folder):
+    made = {f"{'./' * ('_0' in name)}{name}": data for name, data in files("train", "val").items()}
+    return making.write_zip(folder / "in.zip", made)
+
+
 @layout("`train.zip` and `val.zip`", train=6, test=6)
 def two_zips(folder):
     for part in ("train", "val"):
@@ -266,6 +280,11 @@ def empty_class(folder):
 @layout("test pictures without labels", train=6, test=6, left="left out: 2 files (unlabelled 2)")
 def flat_test(folder):
     return tree(folder, "train", "val", extra={f"test/{i}.jpg": making.picture(i, 8, 8) for i in range(2)})
+
+
+@layout("pictures beside the class folders of val", train=6, test=6, left="left out: 2 files (unlabelled 2)")
+def flat_beside_classes(folder):
+    return tree(folder, "train", "val", extra={f"val/{i}.jpg": making.picture(i, 8, 8) for i in range(2)})
 
 
 @layout("links to files that are not there (git-annex, DVC)", refused="1 links point at files that are not there")

@@ -25,7 +25,8 @@ def files(form):
         rows[name] = rng.integers(0, 256, (6, form.label_bytes + 3072), dtype=np.uint8)
         rows[name][:, : form.label_bytes] = rng.integers(0, 10, (6, form.label_bytes))
         raw[name] = rows[name].tobytes()
-    raw[form.names_file] = "\n".join(f"name{i}" for i in range(10 if form.name == "cifar10" else 100)).encode()
+    names = "\n".join(f"name{i}" for i in range(10 if form.name == "cifar10" else 100))
+    raw[form.names_file] = names.encode("utf-8-sig")  # with a byte order mark, as Notepad writes it
     return raw, rows
 
 
@@ -47,7 +48,7 @@ def test_read(form, where, tmp_path):
     assert np.array_equal(data.train.labels, wanted[:, form.label_bytes - 1])
     planar = wanted[:, form.label_bytes :].reshape(-1, 3, 1024)
     assert np.array_equal(data.train.images.reshape(-1, 1024, 3).transpose(0, 2, 1), planar)
-    assert (len(data.test), data.class_names[3]) == (6, "name3")
+    assert (len(data.test), data.class_names[0], data.class_names[3]) == (6, "name0", "name3")
 
 
 def test_pack_and_load_again(form, tmp_path):

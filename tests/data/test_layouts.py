@@ -40,6 +40,10 @@ def test_labels_of_class_folders_follow_the_class_not_the_part(tmp_path):
         assert [found.class_names[items.label(i)] in items.name(i) for i in range(len(items))] == [True] * len(items)
 
 
+def test_a_val_that_has_class_folders_is_not_said_to_have_none(tmp_path):
+    assert recognise(layouts.flat_beside_classes(tmp_path)).notes == []
+
+
 def test_image_key_chooses(tmp_path):
     path = layouts.two_pictures(tmp_path)
     for key, form in (("jpg", b"\xff\xd8"), ("depth.png", b"\x89P")):

@@ -64,12 +64,39 @@ def test_links_that_lead_back_up_are_left_out(tmp_path, target):
     assert state(source) == state(source)
 
 
+def test_folders_as_deep_as_a_copy_into_itself_are_walked(tmp_path, monkeypatch):
+    source = layouts.tree(tmp_path, "")
+    monkeypatch.chdir(source / "cat")
+    for _ in range(500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.jpg").write_bytes(making.picture(1))
+    assert len(recognise(source).splits["train"]) == len(list(classifier.pictures_in([source]))) == 7
+    state(source)
+    while Path.cwd().name == "d":  # pytest removes folders by recursion
+        for file in os.listdir():
+            (os.rmdir if os.path.isdir(file) else os.remove)(file)
+        os.chdir("..")
+
+
 def test_a_link_to_itself_is_a_file_that_is_not_there(tmp_path):
     source = layouts.tree(tmp_path, "train")
     os.symlink("loop.jpg", source / "train" / "cat" / "loop.jpg")
     with pytest.raises(DataError, match=r"loop\.jpg: 1 links point at files that are not there"):
         recognise(source)
     state(source)
+
+
+@pytest.mark.parametrize("name", ["in.zip", "in.tar", "in"])
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    writer = os.open(tmp_path / name, os.O_RDWR)  # without it and its bytes, a reader would wait for ever
+    try:
+        os.write(writer, bytes(1000))
+        with pytest.raises(DataError, match="a pipe or a device; allowed: a file or a folder"):
+            recognise(tmp_path / name)
+    finally:
+        os.close(writer)
 
 
 def test_pictures_to_judge_are_found_as_those_to_learn_from(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,28 @@ def test_kill_9_at_random_costs_only_time(tmp_path, options):
     assert killed.header == whole.header
     assert killed.verify() == whole.verify()
     assert sorted(os.listdir(tmp_path / "killed")) == WHOLE
+
+
+def test_a_packing_that_skipped_a_picture_is_not_finished_by_one_that_must_not(tmp_path, monkeypatch):
+    """It would be a whole store of fewer pictures, made by a command that promises to stop at a bad one."""
+    files = {f"train/a/{i:03}.png": making.picture(i % 5, 9, 8, form="PNG") if i != 3 else b"?" for i in range(130)}
+    source, whole = making.write_tree(tmp_path / "in", files), Options(ResizeRule(8), workers=1, quiet=True)
+    monkeypatch.setattr("imnet.data.store.pack.Progress.update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pack(recognise(source), tmp_path / "out", replace(whole, on_bad="skip"))
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "out" / "train.imnet.part.json").read_text())["bad"] == [3]
+    with pytest.raises(DataError, match=r"003\.png: not a picture"):
+        pack(recognise(source), tmp_path / "out", whole)
+    assert pack(recognise(source), tmp_path / "out", replace(whole, on_bad="skip"))["train"]["left_out"] == 1
+
+
+def test_a_part_of_which_every_picture_is_bad_is_not_packed(tmp_path):
+    files = {f"{part}/a/{i}.jpg": making.picture(i) for part, count in (("train", 3), ("val", 1)) for i in range(count)}
+    source = making.write_tree(tmp_path / "in", files | {"val/a/0.jpg": b"?"})
+    with pytest.raises(DataError, match=r"val/a/0\.jpg: all pictures of the part are bad \(1, this one first\)"):
+        pack(recognise(source), tmp_path / "out", Options(ResizeRule(8), on_bad="skip", workers=1, quiet=True))
+    assert not list((tmp_path / "out").glob("*.imnet"))
 
 
 def done_in(journal):

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -101,11 +102,11 @@ def test_imagenet64_npz(tmp_path):
     assert np.array_equal(store.labels, labels)
 
 
-@pytest.mark.parametrize("npz", [False, True])
-def test_imagenet64_zips(tmp_path, npz):
+@pytest.mark.parametrize(("npz", "inside"), [(False, ""), (True, ""), (False, "./"), (True, "batches\\")])
+def test_imagenet64_zips(tmp_path, npz, inside):
     make, suffix = (making.npz_bytes, ".npz") if npz else (making.batch_bytes, "")
     folder = making.imagenet64_folder(tmp_path / "loose", 16, make, suffix)
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = {inside + file.name: file.read_bytes() for file in folder.iterdir()}
     (tmp_path / "in").mkdir()
     tail = "_npz.zip" if npz else ".zip"
     first = {name: data for name, data in files.items() if "train" in name and "_10" not in name}
@@ -121,12 +122,40 @@ def test_imagenet64_zips(tmp_path, npz):
     assert len(data.test) == 20
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"labels": [1] * 29 + [10**30]}, f"label {10**30} of image 29; allowed 1..1000"),
+     ({"data": np.asfortranarray(making.rows(30, 16)[0])}, "data: array is in Fortran order; expected C order")],
+    ids=["label", "order"],
+)  # fmt: skip
+def test_imagenet64_pickles_with_a_huge_label_or_another_order(tmp_path, changed, said):
+    batch = dict(zip(("data", "labels"), making.rows(30, 16), strict=True)) | changed
+    folder = making.imagenet64_folder(tmp_path / "in")
+    (folder / "train_data_batch_1").write_bytes(pickle.dumps(batch, protocol=4))
+    with pytest.raises(DataError, match=re.escape(said)):
+        packed(tmp_path / "in", tmp_path / "out", AS_IS)
+
+
+@pytest.mark.parametrize("train", [(8, 28, 28), (8, 0, 28)])
+def test_a_part_without_images_or_pixels_is_refused(tmp_path, train):
+    test = (0, *train[1:])
+    for part, shape in (("train", train), ("t10k", test)):
+        making.write_idx(np.zeros(shape, np.uint8), tmp_path / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.zeros(shape[0], np.uint8), tmp_path / f"{part}-labels-idx1-ubyte")
+    said = "test part has 0 images of 28x28x1" if all(train) else "train part has 8 images of 0x28x1"
+    with pytest.raises(DataError, match=said):
+        recognise(tmp_path)
+    if all(train):
+        with pytest.raises(DataError, match="test part has 0 images"):
+            load("fashion-mnist", tmp_path, split="official")
+
+
 def test_imagenet64_names_come_from_map_clsloc(tmp_path):
     making.imagenet64_folder(tmp_path)
     lines = [f"n{i:08d} {i} name_{i}" for i in range(1, 1001)]
-    (tmp_path / "map_clsloc.txt").write_text("\n".join(reversed(lines)))
+    (tmp_path / "map_clsloc.txt").write_text("\n".join(reversed(lines)), encoding="utf-8-sig")  # as Notepad writes it
     found = recognise(tmp_path)
-    assert found.class_names[:2] == ("n00000001 name_1", "n00000002 name_2")
+    assert found.class_names[::999] == ("n00000001 name_1", "n00001000 name_1000")
     assert not found.notes
 
 

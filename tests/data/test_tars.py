@@ -121,6 +121,10 @@ def test_kaggle_layout_with_flat_validation(tmp_path):
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows[:2]]))
     with pytest.raises(DataError, match="2 validation labels do not cover it"):
         recognise(source)
+    twice = [*rows, rows[1].replace(making.WNIDS[2], making.WNIDS[1])]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *twice]))
+    with pytest.raises(DataError, match=r"line 5.*: n01530575 for a picture that is n01601694 on a line above"):
+        recognise(source)
 
 
 def test_long_names_in_tars(tmp_path):

@@ -77,6 +77,7 @@ def test_export_and_back_gives_the_same_set(store, tmp_path, capsys):
 
 
 def test_export_names_stay_inside_and_sort_like_the_labels():
+    assert folder_names(("Thumbs.db", "cat")) == ["0 Thumbs.db", "1 cat"]  # by its own name it would be left out again
     names = folder_names(("T-shirt/top", "../evil", "..", "b", "a", "a"))
     assert names == sorted(names)
     assert len(set(names)) == 6

@@ -1,11 +1,13 @@
 """One's own pictures with values from elsewhere: of another side than the network reads, beside another place of data,
 with a configuration file, and with a network that the named recipe does not have."""
 
+import numpy as np
 import pytest
 
 from imnet.cli import train_main
 from imnet.errors import UsageError
 from imnet.options import parse
+from tests.data.making import write_idx
 from tests.use.test_own import folder_of
 
 SMALL = "note       your pictures, about 16 px, are enlarged to {} px, which {} reads\n"
@@ -41,6 +43,16 @@ def test_the_line_of_the_side_says_what_becomes_of_the_pictures(side, said, tmp_
     photos = folder_of(tmp_path / "photos", size=(side, side))
     assert train_main([str(photos), "--model", "speednet", "--batch-size", "8", "--device", "cpu", "--dry-run"]) == 0
     assert f"images     {said}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("side", [1, 4])
+def test_pixels_that_the_chosen_network_cannot_see_are_one_line(side, tmp_path, capfd):
+    for part in ("train", "t10k"):
+        write_idx(np.zeros((8, side, side), np.uint8), tmp_path / f"{part}-images-idx3-ubyte")
+        write_idx(np.arange(8, dtype=np.uint8) % 2, tmp_path / f"{part}-labels-idx1-ubyte")
+    assert train_main([str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"speednet cannot see images of {side} px" in line
 
 
 @pytest.mark.parametrize("width", [24, 120])

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +50,16 @@ def test_a_folder_in_every_form(run, pictures, capsys, batch):
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(table) == 6 * 2 + 1
     assert float(table[0]["probability"]) == pytest.approx(rows[0]["top"][0]["probability"], abs=1e-6)
+
+
+def test_an_archive_and_a_crop_without_pixels_are_rows_with_a_reason(run, pictures, tmp_path):
+    """Of a file of gigabytes that was named by mistake only as much is read as a picture may have."""
+    with open(tmp_path / "set.tar", "wb") as file:
+        file.truncate(1 << 40)
+    empty = [Image.open(pictures / "0.png").crop((9, 9, 9, 20)), np.zeros((0, 8, 3), np.uint8)]
+    found = run.predict([tmp_path / "set.tar", *empty, pictures / "0.png"], top=1)
+    said = ["file has more than", "picture is 0 x 11 pixels", "picture is 8 x 0 pixels", "None"]
+    assert [words in str(row.get("error")) for words, row in zip(said, found, strict=True)] == [True] * 4
 
 
 class Stdin:

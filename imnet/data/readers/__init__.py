@@ -33,15 +33,26 @@ def recognise(path: Path, choice: Choice | None = None) -> Found:
     path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise DataError("no such file or folder", file=path, hint="check the path")
+    if not (path.is_dir() or path.is_file()):  # opening a pipe would wait for a writer
+        raise DataError("a pipe or a device; allowed: a file or a folder", file=path, hint="write its data to a file")
     with reading(path):
         found = _in_folder(path, choice) if path.is_dir() else _in_file(path, choice)
     if found is None or not found.splits:
         seen = _seen(path)
         hint = "docs/data.md has the layouts that are read" if seen else f"known: {_KNOWN}"
         raise DataError(f"no known data set here{seen}", file=path, hint=hint)
+    _refuse_empty(found)
     if choice.image_key and found.name not in ("webdataset", "parquet"):
         raise DataError("no sample here has several pictures", file=path, hint="leave out --image-key")
     return found
+
+
+def _refuse_empty(found: Found) -> None:
+    """Raise DataError for a part without images, or with images without pixels: a run would fail on it later."""
+    for split, content in found.splits.items():
+        if not len(content) or (isinstance(content, Blocks) and not all(content.shape)):
+            shape = f" of {'x'.join(map(str, content.shape))}" if isinstance(content, Blocks) else ""
+            raise DataError(f"its {split} part has {len(content)} images{shape}", file=found.path, hint="get it again")
 
 
 def _in_file(path: Path, choice: Choice) -> Found | None:

@@ -27,6 +27,8 @@ _TAIL_BYTES = _UNPACK_BYTES = 1 << 20
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
+_NO_HOLES = "make the tar without --sparse (-S)"
+_HINTS = dict.fromkeys((b"1", b"2"), "tar -h --hard-dereference puts files in the place of links") | {b"S": _NO_HOLES}
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
 # Path of a gzipped tar -> (its state, the unpacked file). Forked workers share the files, so they read with pread only.
 _UNPACKED: dict[str, tuple[FileState, BinaryIO]] = {}
@@ -79,21 +81,21 @@ def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
     if packed > end:
         raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
     named = by_name(members, path)
-    return named, {_zip_name(info, path).rstrip("/") for info in infos if info.filename.endswith(("/", "\\"))}
+    return named, {zip_name(info, path) for info in infos if info.filename.endswith(("/", "\\"))} - {""}
 
 
-def _zip_name(info: zipfile.ZipInfo, path: Path) -> str:
-    """The member's name with ``/``, which some Windows programs write as ``\\``. It is read as UTF-8 even if it is not
-    marked as such."""
+def zip_name(info: zipfile.ZipInfo, path: Path) -> str:
+    """The member's name with ``/``, which some Windows programs write as ``\\``, and without a ``./`` in front. It is
+    read as UTF-8 even if it is not marked as such."""
     name = info.filename
     if not info.flag_bits & _UTF8_FLAG:
         with suppress(UnicodeEncodeError):
             name = os.fsdecode(name.encode("cp437"))
-    return check_name(name, path).replace("\\", "/")
+    return _plain(check_name(name, path).replace("\\", "/"))
 
 
 def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
-    name = _zip_name(info, path)
+    name = zip_name(info, path)
     if not 0 <= info.header_offset <= end - info.compress_size:
         raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
     if info.flag_bits & 1:
@@ -147,9 +149,8 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         if kind == b"5":
             continue
         if kind not in (b"0", b"\0", b"7"):
-            hint = "tar -h --hard-dereference puts files in the place of links" if kind in b"12" else None
             what = f"tar member is of type {kind!r}; allowed regular files"
-            raise DataError(what, file=path, offset=name[:200], hint=hint)
+            raise DataError(what, file=path, offset=name[:200], hint=_HINTS.get(kind))
         count += 1
         if count > MAX_MEMBERS:
             raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
@@ -176,7 +177,7 @@ def _is_header(head: bytes, path: Path, at: int) -> bool:
 
 
 def _plain(name: str) -> str:
-    """``./cat//1.jpg`` -> ``cat/1.jpg``; tars made with ``tar -C folder .`` have names that begin with ``./``."""
+    """``./cat//1.jpg`` -> ``cat/1.jpg``; archives of a folder ``.`` have names that begin with ``./``."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
@@ -210,6 +211,8 @@ def _extension(
     if kind != b"x":
         return name, full
     for key, value in _pax_records(data, path, body):
+        if key.startswith(b"GNU.sparse."):  # GNU tar gives such a member the type of a regular file
+            raise DataError("tar member is sparse; allowed regular files", file=path, offset=body, hint=_NO_HOLES)
         if key == b"path":
             name = os.fsdecode(value)
         if key == b"size":

@@ -106,7 +106,7 @@ def read(form: Form, place: Path) -> tuple[Split, Split, tuple[str, ...]]:
 def _class_names(form: Form, listed: bytes, place: Path) -> tuple[str, ...]:
     """The class names in ``listed``, one per line and class; if it is empty, CIFAR-10's usual names or numbers."""
     usual = _CIFAR10_NAMES if form.name == "cifar10" else tuple(f"class_{i}" for i in range(100))
-    names = tuple(line.strip() for line in listed.decode(errors="replace").split("\n") if line.strip())
+    names = tuple(line.strip() for line in listed.decode("utf-8-sig", errors="replace").split("\n") if line.strip())
     if names and len(names) != len(usual):
         what = f"{len(names)} class names, {form.name} has {len(usual)}"
         raise DataError(what, file=place, offset=form.names_file, hint="get the set again, or remove that file")

@@ -148,7 +148,7 @@ def _held(reading: _Reading, part: str, is_tiny: bool) -> Items:
             raise DataError(f"{join(folder, ANNOTATIONS)} is missing", file=reading.source.path)
         reading.used.update(flat)
         reading.left["unlabelled"] += len(flat)
-        if part == VAL:
+        if part == VAL and not named:
             reading.notes.append(f"{shown(folder)}/ has no class folders; for ImageNet put {LABEL_FILES} beside it")
     items = Items(reading.source.path)
     for name in sorted(named, key=lambda name: name.replace("/", "\0")):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imnet.data.files import file_state, io_errors, reading
-from imnet.data.readers.archive import list_zip
+from imnet.data.readers.archive import list_zip, zip_name
 from imnet.data.readers.base import Block, Blocks, Found
 from imnet.data.readers.npz import NpzBatch
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
@@ -129,7 +129,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
     if not listing.is_file():
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
-    for number, line in enumerate(listing.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(listing.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         parts = line.split()
         if not parts:
             continue
@@ -183,7 +183,7 @@ def _opened(one: _Batch) -> Iterator[_PickleBatch | NpzBatch]:
 def _extract(one: _Batch, target: Path) -> None:
     try:
         with reading(one.file), zipfile.ZipFile(one.file) as archive:
-            info = archive.getinfo(one.member or "")
+            info = {zip_name(info, one.file): info for info in archive.infolist()}[one.member or ""]
             if info.file_size > _MAX_BATCH_BYTES:
                 raise DataError(f"batch has {info.file_size} bytes; allowed {_MAX_BATCH_BYTES}", **one.place)
             with archive.open(info) as source, io_errors(target, "write"), open(target, "xb") as copy:
@@ -229,11 +229,11 @@ class _PickleBatch:
         return Latin1(file) if place["text"] else file
 
     def labels(self) -> np.ndarray:
-        """The labels, int64 (n,), from a list or an array of integers (a vector, or one row or column); empty for any
-        other array."""
+        """The labels, integers (n,), from a list or an array of integers (a vector, or one row or column); empty for
+        any other array."""
         place = self._labels
         if isinstance(place, list):
-            return np.array(place, dtype=np.int64)
+            return np.array(place, dtype=object)  # Python's integers, which may be of any size
         count = int(np.prod(place["shape"], dtype=object))
         if place["dtype"] not in ("i8", "i4", "i2", "u1", "u2") or count != max(place["shape"], default=0):
             return np.empty(0, dtype=np.int64)
@@ -244,13 +244,13 @@ class _PickleBatch:
 
 
 def zero_based(labels: np.ndarray, count: int, batch: _Batch) -> np.ndarray:
-    """Labels 0..999 from 1..1000; DataError unless there are ``count`` of them, all in range."""
+    """Labels 0..999, int64, from 1..1000; DataError unless there are ``count`` of them, all in range."""
     if labels.shape != (count,):
         raise DataError(f"{labels.shape} labels for {count} images", **batch.place)
     wrong = np.flatnonzero((labels < 1) | (labels > NUM_CLASSES))
     if len(wrong):
         raise DataError(f"label {labels[wrong[0]]} of image {wrong[0]}; allowed 1..{NUM_CLASSES}", **batch.place)
-    return labels - 1
+    return labels.astype(np.int64) - 1
 
 
 def interleaved(rows: np.ndarray, side: int) -> np.ndarray:

@@ -121,8 +121,9 @@ def _solution(source: Tree, name: str) -> dict[int, str]:
         if match is None and row > 1:
             got = f"got {line[:60]!r}; expected ILSVRC2012_val_########,n######## ..."
             raise DataError(got, file=source.path / name, offset=f"line {row}")
-        if match is not None:
-            out[int(match[1])] = match[2]
+        if match is not None and out.setdefault(int(match[1]), match[2]) != match[2]:
+            what = f"{match[2]} for a picture that is {out[int(match[1])]} on a line above"
+            raise DataError(what, file=source.path / name, offset=f"line {row}", hint="get the file again")
     return out
 
 

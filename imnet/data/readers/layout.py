@@ -109,11 +109,13 @@ def _class_level(folders: Folders, base: str, known: set[str] | frozenset[str] =
 
 
 def _refuse_parts_below(folders: Folders, root: str, path: Path) -> None:
-    """Raise DataError for cat/train, cat/val, dog/train ..., where one could only guess which level has the classes."""
+    """Raise DataError for cat/train, cat/val, dog/train ..., and for data/train/cat beside docs, where one could only
+    guess which level has the classes."""
     for name in folders.inside(root):
         base = join(root, name)
         parts = parts_among(folders.inside(base))
-        if TRAIN in parts and (VAL in parts or TEST in parts):
+        classes = any(folders.inside(join(base, part)) for part in parts.get(TRAIN, ()))
+        if TRAIN in parts and (VAL in parts or TEST in parts or classes):
             others = ", ".join(shown(other) for other in folders.inside(root) if other != name)
             within = ", ".join(sorted(shown(part) for part_names in parts.values() for part in part_names))
             what = f"two ways to read it: {shown(name)} has {within} in it, and lies beside {others}"

@@ -21,8 +21,8 @@ def image_column(schema: Any, file: str, wanted: str | None = None) -> tuple[str
         got = ", ".join(columns) or ", ".join(schema.names)
         raise DataError(f"no column of pictures {wanted!r}; it has {got[:200]}", file=file)
     if not columns:
-        got = ", ".join(f"{f.name}: {str(f.type)[:40]}" for f in schema)[:200]
-        raise DataError(f"no column of pictures (image: struct<bytes, path> or binary); it has {got}", file=file)
+        what = f"no column of pictures (image: struct<bytes, path> or binary); it has {_types(schema)}"
+        raise DataError(what, file=file)
     usual = [name for name in columns if name in _IMAGES]
     chosen = [wanted] if wanted is not None else list(columns) if len(columns) == 1 else usual
     if len(chosen) != 1:
@@ -60,8 +60,12 @@ def label_column(schema: Any, file: str) -> tuple[str, list[str]]:
             found.append(name)
     if found:
         return found[0], found[1:]
-    what = f"no column {' or '.join(_LABELS[:3])} of integers or words; it has {', '.join(schema.names)[:200]}"
+    what = f"no column {' or '.join(_LABELS[:3])} of integers or words; it has {_types(schema)}"
     raise DataError(what, file=file)
+
+
+def _types(schema: Any) -> str:
+    return ", ".join(f"{field.name}: {str(field.type)[:40]}" for field in schema)[:200]
 
 
 def class_names(schema: Any, label: str) -> tuple[str, ...]:

@@ -50,7 +50,9 @@ class Array:
         """The array's description for JSON; ValueError unless dtype and shape account for every byte."""
         data = self.data
         got = len(data) if not isinstance(data, Span) or data.latin1 is None else data.latin1
-        if self.dtype not in _DTYPES or self.fortran or math.prod(self.shape) * _DTYPES[self.dtype] != got:
+        if self.fortran:
+            raise ValueError("array is in Fortran order; expected C order")
+        if self.dtype not in _DTYPES or math.prod(self.shape) * _DTYPES[self.dtype] != got:
             raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {got} bytes")
         out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
         if isinstance(data, Span):

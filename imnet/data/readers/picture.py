@@ -32,9 +32,9 @@ _MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "LA", "1", "RGBX")
 
 # The errors that Pillow raises for damaged pictures.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, RuntimeError)
-# Every picture with an EXIF orientation contains one of these. Without them EXIF is not read, which would take as long
-# as decoding a small picture.
-_EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif")
+# Every picture with an EXIF orientation contains one of these (AVIF: a rotation or a mirror, which Pillow reports as an
+# orientation). Without them EXIF is not read, which would take as long as decoding a small picture.
+_EXIF = (b"Exif", b"eXIf", b"EXIF", b"exif", b"irot", b"imir")
 
 
 class BadPictureError(ValueError):

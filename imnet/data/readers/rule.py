@@ -147,8 +147,8 @@ def split_in(stem: str) -> set[str]:
 def parts_among(folders: Iterable[str]) -> dict[str, list[str]]:
     """{part: folders with such a name} among folders side by side.
 
-    ``seg_train`` beside ``seg_test`` counts, because the rest of the two names is equal; ``bullet_train`` alone does
-    not, since it is a class.
+    ``seg_train`` beside ``seg_test`` counts, because the rest of the two names is equal, and so does ``trainA`` beside
+    ``testA``; ``bullet_train`` alone does not, since it is a class.
     """
     names = sorted(folders)
     plain: dict[str, list[str]] = {}
@@ -161,11 +161,12 @@ def parts_among(folders: Iterable[str]) -> dict[str, list[str]]:
 def _decorated(names: list[str]) -> dict[str, list[str]]:
     by_rest: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name in names:
-        words = next(iter(_words(name)))
-        meanings = [meaning for word in words if (meaning := _meaning(word))]
-        if len(meanings) == 1:
-            rest = tuple(word for word in words if not _meaning(word))
-            by_rest.setdefault(rest, {}).setdefault(meanings[0], []).append(name)
+        for words in _words(name):
+            meanings = [meaning for word in words if (meaning := _meaning(word))]
+            if len(meanings) == 1:
+                rest = tuple(word for word in words if not _meaning(word))
+                by_rest.setdefault(rest, {}).setdefault(meanings[0], []).append(name)
+                break
     return next((parts for parts in by_rest.values() if TRAIN in parts and len(parts) > 1), {})
 
 

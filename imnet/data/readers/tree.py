@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -61,20 +60,23 @@ class FolderTree:
 
     def walk(self) -> None:
         """Walk the folder to fill ``names``, ``folders``, and ``absent``, the links to missing files."""
-        self.names, self.folders = _without_runs(list(self._walk("", ())), self.folders, self.left)
+        names: list[str] = []
+        waiting: list[tuple[str, Links]] = [("", ())]  # no recursion, since a copy into itself is hundreds deep
+        while waiting:
+            inside, links = waiting.pop()
+            for entry in _entries(self.path / inside):
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                reason, kind = junk(entry.name), kind_of(entry)
+                if kind == "folder":
+                    waiting += self._folder(entry, name, reason, links)
+                elif reason or not kind:
+                    self._other(entry, name, reason)
+                else:
+                    names.append(name)
+        self.names, self.folders = _without_runs(names, self.folders, self.left)
 
-    def _walk(self, inside: str, links: Links) -> Iterator[str]:
-        for entry in _entries(self.path / inside):
-            name = f"{inside}/{entry.name}" if inside else entry.name
-            reason, kind = junk(entry.name), kind_of(entry)
-            if kind == "folder":
-                yield from self._folder(entry, name, reason, links)
-            elif reason or not kind:
-                self._other(entry, name, reason)
-            else:
-                yield name
-
-    def _folder(self, entry: os.DirEntry, name: str, reason: str | None, links: Links) -> Iterator[str]:
+    def _folder(self, entry: os.DirEntry, name: str, reason: str | None, links: Links) -> list[tuple[str, Links]]:
+        """The folder as what is to be walked; none if it is junk, or a link that is not followed."""
         if reason:
             count = 1 if entry.is_symlink() else sum(len(files) for _, _, files in os.walk(entry.path))
             self.left.update({reason: count} if count else {})
@@ -82,7 +84,8 @@ class FolderTree:
             self.left["linked folder"] += 1
         else:
             self.folders.add(name)
-            yield from self._walk(name, deeper)
+            return [(name, deeper)]
+        return []
 
     def _other(self, entry: os.DirEntry, name: str, reason: str | None) -> None:
         """Record an entry that is junk, a link to nothing (or to itself), or a pipe."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imnet.data.files import io_errors, make_dir
 from imnet.data.readers.picture import opened
-from imnet.data.readers.rule import split_of
+from imnet.data.readers.rule import junk, split_of
 from imnet.data.store import Store
 from imnet.errors import IOFailure
 
@@ -60,9 +60,10 @@ def export(store: Store, target: Path) -> int:
 
 
 def folder_names(class_names: tuple[str, ...]) -> list[str]:
-    """One safe and unique folder name per class, which sort in label order; they get a number in front if needed."""
+    """One safe and unique folder name per class, which sort in label order and which a reader does not take for junk;
+    they get a number in front if needed."""
     plain = [re.sub(r"[^\w .,()-]", "_", name).strip(" .")[:100] or "_" for name in class_names]
-    if plain == sorted(set(plain)):
+    if plain == sorted(set(plain)) and not any(map(junk, plain)):
         return plain
     digits = len(str(len(plain) - 1))
     return [f"{i:0{digits}d} {name}" for i, name in enumerate(plain)]

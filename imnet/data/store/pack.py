@@ -126,7 +126,7 @@ class _Job:
         (self.final.parent / "source.json").unlink(missing_ok=True)
         table = Table.of(content, self.found.path)
         shape = content.shape if isinstance(content, Blocks) else self.rule and self.rule.shape
-        writer = Writer(part, descriptor, self.key, shape)
+        writer = Writer(part, descriptor, self.key, shape, options.allowed_bad(len(content)))
         shown = Progress(self.split, len(content), writer.done, options.quiet)
         try:
             with reading(self.found.path):
@@ -260,7 +260,12 @@ def _write_items(
         else:
             writer.pixels(chunk.body, taken, numbers, chunk.turned)
         shown.update(writer.done)
-    return np.delete(content.labels(), writer.bad), crcs
+    labels = np.delete(content.labels(), writer.bad)
+    if not len(labels):
+        file, member = content.where(0)
+        what = f"all pictures of the part are bad ({len(content)}, this one first): none is left to pack"
+        raise DataError(what, file=file, offset=member, hint="mend them")
+    return labels, crcs
 
 
 def _judge(content: Items, writer: Writer, bad: list[tuple[int, str]], options: Options) -> None:

@@ -30,11 +30,14 @@ class Writer:
     """Appends the images of one split in order; ``finish`` takes the labels.
 
     ``descriptor`` is the locked ``part`` file. ``key`` identifies source and rule: if the part file's journal has the
-    same key, writing goes on where it ended, otherwise it starts again. ``done`` is the number of source images used,
-    ``bad`` are those of them left out, and ``turned`` is the number of images with an EXIF rotation.
+    same key, and no more bad images than ``most_bad``, writing goes on where it ended, otherwise it starts again.
+    ``done`` is the number of source images used, ``bad`` are those of them left out, and ``turned`` is the number of
+    images with an EXIF rotation.
     """
 
-    def __init__(self, part: Path, descriptor: int, key: str, shape: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self, part: Path, descriptor: int, key: str, shape: tuple[int, int, int] | None, most_bad: int = 0
+    ) -> None:
         self._part, self._fd, self._key, self._shape = part, descriptor, key, shape
         self._journal_path = part.with_name(part.name + ".json")
         self.done = 0
@@ -43,15 +46,16 @@ class Writer:
         # The next write's offset, and the end of the last complete append; they differ after a failed write.
         self._at = self._whole = PAGE
         self._index = array("Q")
-        self._resume()
+        self._resume(most_bad)
         self._journal_time = time.monotonic()
 
-    def _resume(self) -> None:
+    def _resume(self, most_bad: int) -> None:
         """Go on from the state in the journal; anything in the file beyond it is cut off."""
         try:
             journal = json.loads(self._journal_path.read_text())
             sound = journal["key"] == self._key and os.fstat(self._fd).st_size >= journal["end"] >= PAGE
             done, bad, turned, end = (journal[name] for name in ("done", "bad", "turned", "end"))
+            sound = sound and len(bad) <= most_bad
         except (OSError, ValueError, KeyError, TypeError):
             sound, done, bad, turned, end = False, 0, [], 0, PAGE
         if sound:
