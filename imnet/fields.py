@@ -11,7 +11,7 @@ import functools
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imnet.errors import UNSET, UsageError
@@ -91,7 +91,6 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     for field in dataclasses.fields(value):
         kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
         held = _converted(getattr(value, field.name), kind)
-        object.__setattr__(value, field.name, held)
         numbers: Range | None = field.metadata.get("range")
         word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. augment.mean = "image"
         if numbers is not None and held is not None and not word:
@@ -101,6 +100,8 @@ def check_ranges(value: Any, prefix: str = "") -> None:
         # An empty string comes from an unset shell variable; as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
         check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
+        # Last, so that the errors show the number that was given.
+        object.__setattr__(value, field.name, _with_fractions(held, kind))
 
 
 def at_least_one(**numbers: Any) -> None:
@@ -117,12 +118,21 @@ def _converted(held: Any, kind: Any) -> Any:
         return str(held)
     if type(held) is float and int in kinds and float not in kinds and held % 1 == 0:
         return int(held)
-    if type(held) is int and float in kinds and int not in kinds and abs(held) <= sys.float_info.max:
-        return float(held)
-    if isinstance(held, list | tuple):
-        part = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), None)
-        return tuple(_converted(each, part) for each in held)
-    return held
+    return tuple(_converted(each, _part(kinds)) for each in held) if isinstance(held, list | tuple) else held
+
+
+def _with_fractions(held: Any, kind: Any) -> Any:
+    """``held`` with a float in the place of an int where ``kind`` wants one, also in a tuple."""
+    kinds = union_members(kind)
+    if isinstance(held, tuple):
+        return tuple(_with_fractions(each, _part(kinds)) for each in held)
+    wanted = type(held) is int and float in kinds and int not in kinds
+    return float(held) if wanted and abs(held) <= sys.float_info.max else held
+
+
+def _part(kinds: Sequence[Any]) -> Any:
+    """The type of the elements, if one of ``kinds`` is a tuple's."""
+    return next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple), None)
 
 
 def _plain(held: Any) -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from imnet import base_recipe, idle, place, yaml_file
+from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
@@ -40,6 +41,23 @@ FIRST = (
     "bands",
 )
 """The options whose values determine which options exist, and their defaults."""
+
+_NEEDS: dict[str, tuple[str, Callable[[Recipe, RunOptions], bool]]] = {
+    "augment.crop_pad_mode": ("--augment.crop_pad_px", lambda r, _: r.augment.crop_pad_px > 0),
+    "augment.hflip_p": ("--augment.hflip random", lambda r, _: r.augment.hflip != "none"),
+    "augment.cutout_inside": ("--augment.cutout_px", lambda r, _: r.augment.cutout_px > 0),
+    "augment.spectral_band": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
+    "augment.spectral_std": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
+    "data.split": ("a set with several splits", lambda r, _: _has_splits(r.data.name)),
+    "data.val_seed": ("--data.val_images", lambda r, _: r.data.val_images is not None),
+    "data.val_stratified": ("--data.val_images", lambda r, _: r.data.val_images is not None),
+    "optim.decay_biases": ("--optim.decay_norms", lambda r, _: r.optim.decay_norms),
+    "body_lr": ("a body that is not frozen", lambda r, _: r.freeze != "all-but-head"),
+    "max_restarts": ("--gpus N or --procs N", lambda _, o: o.num_ranks > 1),
+    "tf32": ("fp32 on a GPU", lambda _, o: o.precision in ("auto", "fp32") and o.device != "cpu" and o.procs is None),
+    "workers": ("another --pipeline than resident", lambda _, o: o.pipeline != "resident"),
+}
+"""Option -> (what it needs to have an effect, in words; whether that is there)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ def parse(argv: list[str]) -> Request:
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
-    notes += place.resized(request.recipe, first["data.image_px"]) + idle.notes(argv, request.recipe, options)
+    notes += place.resized(request.recipe, first["data.image_px"]) + _without_effect(argv, request.recipe, options)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 
@@ -167,6 +185,23 @@ def _check_asked(asked: frozenset[str]) -> None:
     if len(words) > 1:
         told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
         raise UsageError(f"got {told}; allowed: one at a time", hint="leave one of them out")
+
+
+def _has_splits(name: str) -> bool:
+    from imnet.data import GENERATED  # imports numpy; the sets that are read refuse a split that they do not have
+
+    return name not in GENERATED
+
+
+def _without_effect(argv: list[str], recipe: Recipe, options: RunOptions) -> tuple[str, ...]:
+    """A line for each option in ``argv``, in the parser's spelling, that has no effect. Those of a configuration file
+    are not looked at, since it lists every value."""
+    given = {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
+    return tuple(
+        f"--{flag(name)} has no effect here: it needs {needs}"
+        for name, (needs, is_there) in _NEEDS.items()
+        if name in given and not is_there(recipe, options)
+    )
 
 
 def _value_hint(text: str) -> str:

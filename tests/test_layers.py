@@ -30,7 +30,7 @@ ROOMS = {
         "bandsheet",
         "ground recipes machine data models folder run kernels",
     ),
-    "words": ("cli options base_recipe place idle parser sweep", "ground recipes machine data models folder run ask"),
+    "words": ("cli options base_recipe place parser sweep", "ground recipes machine data models folder run ask"),
     "bench": ("imnet_bench", "ground recipes machine data models step folder run kernels"),
 }
 ROOM_OF = {module: room for room, (modules, _) in ROOMS.items() for module in modules.split()}

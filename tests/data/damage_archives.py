@@ -173,7 +173,7 @@ def tar_device(folder):
     return shard(folder, tar_with(tarfile.CHRTYPE))
 
 
-@case(r"tar member is sparse; allowed regular files; make the tar without --sparse", shown=SHARD)
+@case(r"tar member is sparse; allowed regular files; make the tar without tar's option -S", shown=SHARD)
 def tar_sparse(folder):
     """A tar as GNU tar -S writes it in the pax format, where a sparse file has the type of a regular one."""
     out = io.BytesIO()

@@ -27,7 +27,7 @@ _TAIL_BYTES = _UNPACK_BYTES = 1 << 20
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
 _UTF8_FLAG = 0x800
-_NO_HOLES = "make the tar without --sparse (-S)"
+_NO_HOLES = "make the tar without tar's option -S"
 _HINTS = dict.fromkeys((b"1", b"2"), "tar -h --hard-dereference puts files in the place of links") | {b"S": _NO_HOLES}
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
 # Path of a gzipped tar -> (its state, the unpacked file). Forked workers share the files, so they read with pread only.
