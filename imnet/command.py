@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from imnet.errors import UNSET, DeviceError, ImnetError, IOFailure, Preempted, UsageError
+from imnet.resources import lacking
 
 PR_SET_PDEATHSIG = 1
 
@@ -222,34 +223,16 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
 
 
 def failure_of(error: Exception) -> ImnetError | None:
-    """The error for an exception that is no bug: of the output, of a path, or of the memory; None for others."""
-    if isinstance(error, OSError):
-        return output_failure(error) or _unusable(error)
-    size = lacking(error)
-    hint = "take fewer or smaller images at once, or a machine with more"
-    return None if size is None else DeviceError(f"out of memory{size}", hint=hint)
-
-
-def lacking(error: BaseException) -> str | None:
-    """Words for the memory of the host that Python, numpy or torch could not get, if ``error`` says that; else None."""
-    if isinstance(error, MemoryError):
-        return f": {error}" if str(error) else ""
-    asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
-    return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
-
-
-def _unusable(error: OSError) -> IOFailure | None:
-    """The error for a path that cannot even be examined: too long, a circle of links, or no permission; else None."""
-    if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM) or error.filename is None:
+    """The error for an exception that is no bug, else None: the memory did not suffice, a path cannot even be examined
+    (too long, a circle of links, or no permission), or printing failed, because the reader is gone (| head) or the disk
+    of > FILE is full. Output is then discarded, since Python would report the error again when it exits."""
+    if (size := lacking(error)) is not None:
+        return DeviceError(f"out of memory{size}", hint="take fewer or smaller images at once, or a machine with more")
+    if not isinstance(error, OSError):
         return None
-    return IOFailure(f"cannot be used: {error.strerror}", file=os.fsdecode(error.filename), hint="choose another path")
-
-
-def output_failure(error: OSError) -> IOFailure | None:
-    """The error if printing has failed: the reader is gone (| head), or the disk of > FILE is full; None for others.
-
-    Buffered output is discarded, since Python would otherwise report the error again when it exits.
-    """
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM) and error.filename is not None:
+        file = os.fsdecode(error.filename)
+        return IOFailure(f"cannot be used: {error.strerror}", file=file, hint="choose another path")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
     if not (full or isinstance(error, BrokenPipeError)):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def free_memory_bytes(root: Path = ROOT) -> int:
                 cache = sum(_number(group / "memory.stat", key) for key in cached)
                 free = min(free, max(0, int(most[0]) - int(now[0]) + cache))
     return free
+
+
+def lacking(error: BaseException) -> str | None:
+    """Words for the memory of the host that Python, numpy or torch could not get, if ``error`` says that; else None."""
+    if isinstance(error, MemoryError):
+        return f": {error}" if str(error) else ""
+    asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
+    return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
 
 
 def cpu_name() -> str:

@@ -15,13 +15,13 @@ import torch
 from imnet_kernels import tier
 
 from imnet import data, defaults, device, ensemble, fits, launch, loggers, models, optim, runfolder
-from imnet.command import lacking
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.data.store import is_store
 from imnet.errors import DeviceError, UsageError
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
+from imnet.resources import lacking
 from imnet.run_options import RunOptions
 from imnet.trainer import Trainer
 from imnet.watch import SIGNALS, Signals
