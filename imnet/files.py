@@ -11,6 +11,7 @@ import math
 import mimetypes
 import mmap
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -56,6 +57,13 @@ def _is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text file. ``str.splitlines`` would also end a line at characters that names may contain, such as
+    U+0085 (an ellipsis of Windows that was read as Latin-1) and U+2028, and shift all names behind it."""
+    rows = re.split("\r\n|\n|\r", text)
+    return rows if rows[-1] else rows[:-1]
 
 
 def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:

@@ -14,7 +14,7 @@ from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import DataError, shown
 from imnet.fields import at_least_one
-from imnet.files import finite
+from imnet.files import finite, lines
 from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -64,7 +64,7 @@ def _from_stdin() -> Iterator[classifier.Picture]:
     if b"\0" in data or _is_picture(data):
         yield data
     else:
-        names = [line for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+        names = [line for line in lines(data.decode("utf-8", "surrogateescape")) if line.strip()]
         yield from classifier.pictures_in([Path(name) for name in names])
 
 

@@ -79,6 +79,15 @@ def test_lists_of_class_names_have_no_holes_and_agree(tmp_path):
         recognise(source)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_only_a_line_end_ends_a_class_name(tmp_path, odd, end):
+    """Python's splitlines ends a line at these characters, too: U+0085 is an ellipsis of Windows, read as Latin-1."""
+    source = shards(tmp_path, ["0", "1", "2"])
+    (source / "classes.txt").write_bytes(end.join(["cat", f"dog{odd}and so on", "owl", ""]).encode())
+    assert recognise(source).class_names == ("cat", f"dog{odd}and so on", "owl")
+
+
 def test_of_several_columns_of_labels_the_others_are_said(tmp_path):
     write(tmp_path / "train.parquet", table([making.picture(0)] * 2, [0, 1], cls=[5, 6]))
     assert "labels of column label; left out: cls" in recognise(tmp_path).notes

@@ -67,7 +67,7 @@ class Stdin:
         self.buffer = io.BytesIO(data)
 
 
-def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch):
+def test_standard_input_is_a_picture_or_names(run, pictures, tmp_path, capsys, monkeypatch):
     argv = [str(run.path), "-", "--json", "--top", "1"]
     monkeypatch.setattr(sys, "stdin", Stdin((pictures / "1.png").read_bytes()))
     assert predict_main(argv) == 0
@@ -76,6 +76,10 @@ def test_standard_input_is_a_picture_or_names(run, pictures, capsys, monkeypatch
     assert predict_main(argv) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [rows[0]["top"], len(rows)] == [one["top"], 3]
+    (odd := tmp_path / "a\u2028b\x85c.png").write_bytes((pictures / "1.png").read_bytes())
+    monkeypatch.setattr(sys, "stdin", Stdin(f"{odd}\n".encode()))
+    assert predict_main(argv) == 0  # only a line end ends a name
+    assert json.loads(capsys.readouterr().out)["top"] == one["top"]
     for data in (b"\0\0\0\x18ftypheic", b"1.png\0" + b"more\0", b"II*\0cut"):  # bytes that are not file names
         monkeypatch.setattr(sys, "stdin", Stdin(data))
         assert predict_main(argv) == 65

@@ -25,6 +25,7 @@ from imnet.data.readers.rule import (
 )
 from imnet.data.readers.tree import LeftOut, Tree, text
 from imnet.errors import DataError, first_few, shown
+from imnet.files import lines
 
 TINY = "tiny-imagenet-200"
 
@@ -254,7 +255,7 @@ def _tiny_names(reading: _Reading, wnids: list[str]) -> tuple[str, ...]:
     """Class names such as ``n02119789 kit_fox``, with the first meaning from ``words.txt`` if it has one."""
     words, listing = {}, join(reading.layout.root, "words.txt")
     if listing in reading.source.names:
-        rows = (line.partition("\t") for line in text(reading.source, listing).splitlines())
+        rows = (line.partition("\t") for line in lines(text(reading.source, listing)))
         words = {wnid: meaning.split(",")[0].strip() for wnid, _, meaning in rows}
         reading.used.add(listing)
     return tuple(f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids)

@@ -28,6 +28,7 @@ from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
 from imnet.data.readers.tree import FolderTree
 from imnet.errors import DataError
+from imnet.files import lines
 
 NUM_CLASSES = 1000
 CLSLOC = "map_clsloc.txt"
@@ -129,7 +130,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
     if not listing.is_file():
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    for number, line in enumerate(lines(listing.read_text(encoding="utf-8-sig", errors="replace")), 1):
         parts = line.split()
         if not parts:
             continue

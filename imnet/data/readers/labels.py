@@ -18,6 +18,7 @@ import numpy as np
 
 from imnet.data.readers.tree import ArchiveTree, FolderTree, Tree, text
 from imnet.errors import DataError
+from imnet.files import lines
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
 ANNOTATIONS = "val_annotations.txt"
@@ -80,7 +81,7 @@ def beside(folders: list[Path]) -> Listed | None:
 def _annotations(source: Tree, listing: str, known: Container[str]) -> dict[str, str]:
     """{file name: wnid} from ``val_annotations.txt``, which has name, wnid and a box, separated by tabs."""
     labels: dict[str, str] = {}
-    for row, line in enumerate(text(source, listing).splitlines(), 1):
+    for row, line in enumerate(lines(text(source, listing)), 1):
         parts = line.split("\t")
         if len(parts) < 2 or parts[1] not in known or parts[0] in labels:
             got = f"got {line[:60]!r}; expected a new file name, a wnid of wnids.txt, and a box"
@@ -116,7 +117,7 @@ def _numbered(wnids: dict[int, str], *files: str) -> Listed:
 
 def _solution(source: Tree, name: str) -> dict[int, str]:
     out: dict[int, str] = {}
-    for row, line in enumerate(text(source, name).splitlines(), 1):
+    for row, line in enumerate(lines(text(source, name)), 1):
         match = re.match(r"ILSVRC2012_val_(\d{8}),(n\d{8}) ", line)
         if match is None and row > 1:
             got = f"got {line[:60]!r}; expected ILSVRC2012_val_########,n######## ..."
@@ -141,7 +142,7 @@ def _devkit(source: Tree, listing: str, truth: str) -> dict[int, str]:
 def _class_numbers(source: Tree, listing: str) -> dict[str, str]:
     """{number: wnid} from ``map_clsloc.txt`` or ``meta.mat``."""
     if listing.endswith(_CLSLOC):
-        rows = (line.split() for line in text(source, listing).splitlines())
+        rows = (line.split() for line in lines(text(source, listing)))
         return {row[1]: row[0] for row in rows if len(row) >= 2}
     try:
         return _of_meta(source.read(listing))
