@@ -51,7 +51,7 @@ def memory(
     """Estimate the memory of one of the ``ranks`` of a network, which sees ``images`` at once. ``net`` is on the meta
     device. Of several ``networks`` of a rank, those of bands, one at a time has activations; captured steps need more.
 
-    A CPU takes 10 to 25 % more (WRN-28-10, DenseNet-BC, Shake-Shake and a ViT, an Intel Xeon, 2026-11-28).
+    A CPU took 9 to 27 % more (WRN-28-10, DenseNet-BC, Shake-Shake, a ViT; n = 1 each, an Intel Xeon, 2026-11-28).
     """
     averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
     copies = 2 + averages + (recipe.ema_decay is not None)
