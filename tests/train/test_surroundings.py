@@ -22,10 +22,12 @@ import imnet
 from imnet import announce, dryrun, fits, launch, models, weights
 from imnet.errors import DeviceError, IOFailure
 from imnet.export import export
+from imnet.models.count import num_params
 from imnet.run import Run
 from imnet.start import train
 
 from .conftest import TINY, command, finished, fork_ranks, options, start_ranks
+from .test_ensemble import BANDS
 from .test_ranks import ENV, SMALL
 
 TRAIN = [sys.executable, "-m", "imnet.cli", "--device", "cpu", *SMALL, "--data.train_images", "64", "--epochs", "1"]
@@ -84,6 +86,40 @@ def test_a_run_beyond_the_memory_of_the_host_is_told_so_before_its_first_step(
     assert lines == ([] if most is None else [told])
     planned = dryrun.text(tiny, options(tmp_path / "other", micro_batch_images=8))
     assert ("the system may kill the run" in planned) == (free_kib < 2000)
+
+
+def test_the_memory_of_all_ranks_of_the_host_counts(tiny, tmp_path, monkeypatch, capsys):
+    """torchrun says their number by a variable, as imnet does to the processes of --procs."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for module in (fits, announce):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: 6000 << 10)
+    train(dataclasses.replace(tiny, epochs=1), options(tmp_path / "run"))
+    assert "the system may kill the run; --micro-batch-images 8 may fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("bands", "told"), [("3", 0), ("all", 1)])
+def test_the_networks_of_all_bands_of_a_rank_count(tmp_path, monkeypatch, capsys, bands, told):
+    net, how = on_meta(BANDS), options(tmp_path, bands=bands)
+    free = fits.memory(net, BANDS, how, BANDS.data.batch_images, "fp32", 1).total
+    for module in (fits, announce):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: free)
+    train(dataclasses.replace(BANDS, epochs=1), how)
+    assert capsys.readouterr().out.count("the system may kill the run") == told
+
+
+def test_what_is_frozen_needs_the_memory_of_its_weights_alone(tiny, tmp_path):
+    frozen, net = dataclasses.replace(tiny, freeze="all-but-head"), on_meta(tiny)
+    whole, less = (fits.memory(net, recipe, options(tmp_path), 32, "fp32", 1) for recipe in (tiny, frozen))
+    head = 64 * 4 + 4
+    assert whole.fixed == 4 * 4 * num_params(net)
+    assert less.fixed == 4 * 2 * num_params(net) + 4 * 2 * head
+    assert less.per_image < whole.per_image / 100
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def on_meta(recipe):
+    with torch.device("meta"):
+        return models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
 
 
 class Reader(nn.Sequential):
