@@ -9,7 +9,7 @@ from typing import Any
 import imnet_kernels.tier
 import torch
 
-from imnet import checkpoint, data, fits, models, report
+from imnet import checkpoint, data, fits, report
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.data.pipelines.batches import as_tensor
@@ -101,9 +101,7 @@ def _memory(setup: Setup, images: int) -> list[str]:
     if setup.place.device.type != "cpu" or most < free_memory_bytes():
         return []
     try:
-        with torch.device("meta"):
-            net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
-        needed = fits.memory(net, r, o, images, setup.place.precision, setup.world.size, networks)
+        needed = fits.memory(r, o, images, setup.place.precision, setup.world.size, networks)
     except RuntimeError:
         return []  # a network that reads values cannot run on the meta device, which has none
     return [f"memory     {told}" for told in fits.beyond(needed, ranks, 4 * networks * setup.parameters)]

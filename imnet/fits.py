@@ -5,7 +5,6 @@ Networks may be on the meta device, so that a dry run refuses whatever the run w
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,22 +46,23 @@ class Memory:
 
 
 def memory(
-    net: nn.Module, recipe: Recipe, options: RunOptions, images: int, precision: str, ranks: int, networks: int = 1
-) -> Memory:
-    """Estimate the memory of one of the ``ranks`` of a network, which sees ``images`` at once. ``net`` is on the meta
-    device. Of several ``networks`` of a rank, those of bands, one at a time has activations; captured steps need more.
-    What the recipe freezes has neither gradients nor optimiser state, and keeps no activations.
+    recipe: Recipe, options: RunOptions, images: int, precision: str, ranks: int, networks: int = 1
+) -> Memory:  # fmt: skip
+    """Estimate the memory of one of the ``ranks`` of a network, which sees ``images`` at once. Nothing is computed.
 
+    Of several ``networks`` of a rank, those of bands, one at a time has activations; captured steps need more. What the
+    recipe freezes has neither gradients nor optimiser state, and keeps no activations.
     A CPU takes 10 to 25 % more (WRN-28-10, DenseNet-BC, Shake-Shake and a ViT, an Intel Xeon, 2026-11-28).
     """
     averages = 2 if isinstance(recipe.optim, AdamW | AdamCPR | Lamb) else int(getattr(recipe.optim, "momentum", 1) > 0)
-    net = copy.deepcopy(net)
+    with torch.device("meta"):
+        net = models.build(recipe.model, recipe.num_outputs, recipe.data.channels, **recipe.model_options)
     divided(net, recipe, Place(torch.device("cpu"), precision, ""), World())
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     fixed = num_params(net) * (1 + (recipe.ema_decay is not None)) + trained * (1 + averages)
     halves = precision != "fp32" and ranks == 1 and not options.compile
     # Half-precision copies, if autocast does not cast: two bytes for each weight and two for its gradient.
-    cast = sum(half.numel() for half in HalfWeights(net, torch.bfloat16).copies.values()) * 4 if halves else 0
+    cast = sum(copy.numel() for copy in HalfWeights(net, torch.bfloat16).copies.values()) * 4 if halves else 0
     shape = (recipe.data.channels, recipe.input_px, recipe.input_px)
     per_image = activation_bytes(net, shape) // (1 if precision == "fp32" else 2)
     return Memory(fixed * 4 * networks, cast * networks, images, per_image)
