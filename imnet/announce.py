@@ -9,18 +9,17 @@ from typing import Any
 import imnet_kernels.tier
 import torch
 
-from imnet import checkpoint, data, fits, models, report
+from imnet import checkpoint, data, fits, report
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.data.pipelines.batches import as_tensor
 from imnet.environment import environment
 from imnet.evaluate import Evaluation
 from imnet.files import write_atomic, write_json
-from imnet.launch import World
+from imnet.launch import local_size
 from imnet.recipe_json import to_dict
 from imnet.resources import free_memory_bytes
 from imnet.run_state import RunState, Setup
-from imnet.step import divided
 
 
 def header(
@@ -46,13 +45,13 @@ def header(
         *_scaled_lr(setup),
         f"step       {setup.execution.reason}",
         f"kernels    {tiers}",
+        *_memory(setup, math.ceil(per_rank / passes)),
         f"run folder {folder}",
     ]
     if setup.weights is not None:
         lines.insert(1, f"weights    {setup.weights['source']}: {setup.weights['text']}")
     lines += _balance(setup)
     lines += _norms(setup, math.ceil(per_rank / passes))
-    lines += _memory(setup, math.ceil(per_rank / passes))
     if found is None:
         return [*lines, *notes]
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
@@ -93,20 +92,19 @@ def _norms(setup: Setup, images: int) -> list[str]:
 
 
 def _memory(setup: Setup, images: int) -> list[str]:
-    """A line if the memory of a CPU's host will not suffice for ``images`` at once."""
-    r = setup.recipe
-    shape = (r.data.channels, r.input_px, r.input_px)
-    # No network of imnet keeps more than 8,500 times the bytes of its input, so most runs need no estimate.
-    if setup.place.device.type != "cpu" or 10_000 * 4 * images * math.prod(shape) < free_memory_bytes():
+    """A line if the memory of a CPU's host will not suffice for ``images`` at once on each of its ranks."""
+    r, o, ranks = setup.recipe, setup.options, local_size() or setup.options.num_ranks
+    networks, shape = max(1, len(setup.train.setting.bands)), (r.data.channels, r.input_px, r.input_px)
+    # No network of imnet keeps more than 8,500 times the bytes of its input, and a weight takes at most 24 bytes (five
+    # fp32 values and two halves), so most runs need no estimate.
+    most = ranks * (24 * networks * setup.parameters + 10_000 * 4 * images * math.prod(shape))
+    if setup.place.device.type != "cpu" or most < free_memory_bytes():
         return []
     try:
-        with torch.device("meta"):
-            net = models.build(r.model, r.num_outputs, r.data.channels, **r.model_options)
-            divided(net, r, setup.place, World())
-        needed = fits.memory(net, r, setup.options, images, setup.place.precision, setup.world.size)
+        needed = fits.memory(r, o, images, setup.place.precision, setup.world.size, networks)
     except RuntimeError:
         return []  # a network that reads values cannot run on the meta device, which has none
-    return [f"memory     {told}" for told in fits.beyond(needed, setup.options.procs or 1, 4 * setup.parameters)]
+    return [f"memory     {told}" for told in fits.beyond(needed, ranks, 4 * networks * setup.parameters)]
 
 
 def _tiers(setup: Setup) -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ step counter counts batches of the old size, so it is converted by the number of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,13 @@ def enter(
     found = checkpoint.load(path / "checkpoints", checkpoint.of_run(run or None))
     if found is None:
         return None, 0, _from_the_start(path, run)
-    saved = found.state
+    saved, wanted = found.state, config_hash(new.recipe, new.precision)
     other_data = saved["data_fingerprint"] != new.fingerprint
-    if saved["config_hash"] == config_hash(new.recipe, new.precision) and not other_data:
+    if saved["config_hash"] == wanted and not other_data:
         return found, saved["step"], []
     old = origin(found, run, path)
+    if config_hash(old.recipe, old.precision) == wanted and not other_data:  # see runfolder.check_same
+        return replace(found, state={**saved, "config_hash": wanted}), saved["step"], []
     if other_data and not allowed:
         more = "" if old.position[0] < new.recipe.epochs else " and more --epochs"
         raise UsageError("the data differ from the checkpoint's", file=found.path, hint=f"add --allow-change{more}")

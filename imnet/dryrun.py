@@ -48,7 +48,7 @@ def text(recipe: Recipe, options: RunOptions) -> str:
         f"precision    {precision} ({why})",
         *prescribed.lines(recipe, net, bands),
         *_first_weights(recipe, net, runfolder.runs_of(folder, bands)),
-        *_memory(net, recipe, options, bands, precision),
+        *_memory(recipe, options, bands, precision),
         f"run folder   {_folder(folder, bands)}",
         *_data(recipe, options, partial(_steps, recipe, options, net, both * max(1, len(bands))), entered),
     ]
@@ -95,14 +95,12 @@ def _first_weights(recipe: Recipe, net: nn.Module, folders: list[Path]) -> list[
         return [f"begins with  {source}: {weights.put(net, weights.read(source))}"]
 
 
-def _memory(
-    net: nn.Module, recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str
-) -> list[str]:  # fmt: skip
+def _memory(recipe: Recipe, options: RunOptions, bands: tuple[int, ...], precision: str) -> list[str]:
     networks = max(map(len, ensemble.shares(bands, options.num_ranks))) if bands else 1
     ranks = ensemble.ranks_a_band(bands, options.num_ranks)
     batch = recipe.data.batch_images
     images = min(-(-batch // ranks), options.micro_batch_images or batch)
-    needed = fits.memory(net, recipe, options, images, precision, ranks, networks)
+    needed = fits.memory(recipe, options, images, precision, ranks, networks)
     on_cpu = device.kind_of(options) == "cpu"
     return [
         f"batch        {batch} images a step over {ranks} rank(s), {images} at once",

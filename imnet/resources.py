@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
@@ -47,6 +48,8 @@ def lacking(error: BaseException) -> str | None:
     """Words for the memory of the host that Python, numpy or torch could not get, if ``error`` says that; else None."""
     if isinstance(error, MemoryError):
         return f": {error}" if str(error) else ""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # a file that cannot be mapped, or a fork
+        return ""
     asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
     return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
 

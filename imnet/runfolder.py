@@ -187,9 +187,12 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
         return None
     if options.resume == "never":
         raise UsageError("the folder already holds a run", file=path, hint="choose another --out")
-    if run["config_hash"] == config_hash(recipe, precision) or options.allow_change:
+    wanted = config_hash(recipe, precision)
+    if run["config_hash"] == wanted or options.allow_change:
         return run
     old = recipe_of(run, path)
+    if config_hash(old, run["precision"]) == wanted:  # older versions had another hash for lr: 1 than for lr: 1.0
+        return run
     changed = difference(*(to_dict(r) | {"precision": p} for r, p in ((old, run["precision"]), (recipe, precision))))
     what = f"the folder holds a run of another configuration ({changed})"
     longer = changed == f"epochs was {old.epochs}, is {recipe.epochs}" and recipe.epochs > old.epochs

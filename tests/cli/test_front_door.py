@@ -69,6 +69,11 @@ def test_every_meaning_is_of_an_option_that_there_is():
         (BrokenPipeError(), 74, ""),
         (OSError(errno.ENOSPC, "No space left"), 74, "x: output not written: No space left; free some space there\n"),
         (MemoryError(), 69, "x: out of memory; take fewer or smaller images at once, or a machine with more\n"),
+        (
+            OSError(errno.ENOMEM, ""),
+            69,
+            "x: out of memory; take fewer or smaller images at once, or a machine with more\n",
+        ),
     ],
 )
 def test_the_guard_gives_every_error_its_line_and_code(raised, code, words, capfd):

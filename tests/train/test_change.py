@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
-from imnet import load_run
+from imnet import fields, load_run
 from imnet.errors import UsageError
 from imnet.metrics import read_metrics
 from imnet.recipe import SGD, AdamW, Augment, Constant, Data, Recipe
+from imnet.recipe_json import config_hash
 from imnet.start import train
 
 from .conftest import options
@@ -88,6 +89,21 @@ def test_a_change_that_cannot_be_leaves_the_folder_as_it_was(folder, kind, capsy
 def test_without_the_flag_a_longer_run_is_refused_with_the_way_to_extend_it(folder):
     with pytest.raises(UsageError, match=r"epochs was 2, is 4.*or extend it: --allow-change"):
         train(LONGER, options(folder))
+
+
+def test_a_run_of_a_version_that_hashed_whole_numbers_otherwise_goes_on(tmp_path, monkeypatch, capsys):
+    """Older versions kept the 1 of ``lr: 1`` as it is, whose hash is not that of 1.0."""
+    with monkeypatch.context() as older:
+        older.setattr(fields, "_with_fractions", lambda held, _: held)
+        train(changed(BASE, part="optim", lr=1), options(tmp_path))
+    now = changed(BASE, part="optim", lr=1)
+    train(now, options(tmp_path))
+    assert "complete already" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000016")
+    (tmp_path / "evaluation.json").unlink()
+    train(now, options(tmp_path))
+    assert "resuming   at step 8 of 16" in capsys.readouterr().out
+    assert load_run(tmp_path).info["config_hash"] == config_hash(now, "fp32")
 
 
 def test_an_extended_run_is_the_longer_run(folder, tmp_path, capsys):

@@ -26,6 +26,7 @@ from imnet.run import Run
 from imnet.start import train
 
 from .conftest import TINY, command, finished, fork_ranks, options, start_ranks
+from .test_ensemble import BANDS
 from .test_ranks import ENV, SMALL
 
 TRAIN = [sys.executable, "-m", "imnet.cli", "--device", "cpu", *SMALL, "--data.train_images", "64", "--epochs", "1"]
@@ -84,6 +85,34 @@ def test_a_run_beyond_the_memory_of_the_host_is_told_so_before_its_first_step(
     assert lines == ([] if most is None else [told])
     planned = dryrun.text(tiny, options(tmp_path / "other", micro_batch_images=8))
     assert ("the system may kill the run" in planned) == (free_kib < 2000)
+
+
+def test_the_memory_of_all_ranks_of_the_host_counts(tiny, tmp_path, monkeypatch, capsys):
+    """torchrun says their number by a variable, as imnet does to the processes of --procs."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for module in (fits, announce):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: 6000 << 10)
+    train(dataclasses.replace(tiny, epochs=1), options(tmp_path / "run"))
+    assert "the system may kill the run; --micro-batch-images 8 may fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("bands", "told"), [("3", 0), ("all", 1)])
+def test_the_networks_of_all_bands_of_a_rank_count(tmp_path, monkeypatch, capsys, bands, told):
+    how = options(tmp_path, bands=bands)
+    free = fits.memory(BANDS, how, BANDS.data.batch_images, "fp32", 1).total
+    for module in (fits, announce):
+        monkeypatch.setattr(module, "free_memory_bytes", lambda: free)
+    train(dataclasses.replace(BANDS, epochs=1), how)
+    assert capsys.readouterr().out.count("the system may kill the run") == told
+
+
+def test_what_is_frozen_needs_the_memory_of_its_weights_alone(tiny, tmp_path):
+    frozen = dataclasses.replace(tiny, freeze="all-but-head")
+    whole, less = (fits.memory(recipe, options(tmp_path), 32, "fp32", 1) for recipe in (tiny, frozen))
+    head, parameters = 64 * 4 + 4, 77_460
+    assert whole.fixed == 4 * 4 * parameters
+    assert less.fixed == 4 * 2 * parameters + 4 * 2 * head
+    assert less.per_image < whole.per_image / 100
 
 
 class Reader(nn.Sequential):
