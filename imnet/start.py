@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,6 +96,14 @@ def _check_beside_data(path: Path, data_dir: str | None) -> None:
         raise UsageError(what, file=path, hint="choose another --out, outside of them")
 
 
+def _check_begun(path: Path, bands: Sequence[int]) -> None:
+    """UsageError if --allow-change would start a new run: the name of the folder follows from the configuration, so
+    another configuration without --out has a folder of its own. Asked on rank 0 alone, where the run folder is."""
+    if not any((run / "run.json").exists() for run in runfolder.runs_of(path, bands)):
+        what = f"got --allow-change without --out, and there is no run yet in {path}, the folder of this configuration"
+        raise UsageError(what, hint="name the folder of the run that goes on: --out RUN")
+
+
 def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
     """Check what can be checked before any process or file is created; returns (resolved precision, run folder).
     ``options`` must come from ``as_ran``. A dry run makes the same checks."""
@@ -112,6 +120,8 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
     path = Path(options.out or runfolder.default_path(recipe, precision, bands))
     _check_folder(path, bands)
     _check_beside_data(path, options.data_dir)
+    if options.allow_change and options.out is None and world.rank == 0:
+        _check_begun(path, bands)
     return precision, path
 
 

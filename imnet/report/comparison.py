@@ -217,6 +217,7 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
         )
         loss += _pair(run.train_loss, [(line.epoch, line.loss) for line in judged], color, dash)
     several = len(group(runs)) > 1
+    part = " and ".join(dict.fromkeys(run.part for run in runs)).capitalize()
     both = f"Thin: training. Bold: {_judged(runs)}."
     return grid(
         [
@@ -224,8 +225,8 @@ def overlays(runs: Sequence[RunLog]) -> Markup:
                 "both-accuracy", "Accuracy, training and validation", accuracy, "epoch", "top-1, %", several, both
             ),
             _overlay("both-loss", "Loss, training and validation", loss, "epoch", "loss", several, both),
-            _overlay("accuracy", "Test top-1 by epoch", by_epoch, "epoch", "top-1, %", several),
-            _overlay("time", "Test top-1 by time", by_time, "minutes, evaluations included", "top-1, %", several),
+            _overlay("accuracy", f"{part} top-1 by epoch", by_epoch, "epoch", "top-1, %", several),
+            _overlay("time", f"{part} top-1 by time", by_time, "minutes, evaluations included", "top-1, %", several),
             _overlay("loss", "Training loss", losses, "epoch", "loss, running mean", several),
             _overlay("throughput", "Throughput", rates, "epoch", "images/s", several),
         ]
@@ -245,7 +246,7 @@ def _pair(train: Points, judged: Points, color: int, dash: int) -> list[Curve]:
 
 def _judged(runs: Sequence[RunLog]) -> str:
     """The images that the plots show as validation, in words."""
-    without = sum(not run.vals for run in runs)
+    without = sum(not run.vals and run.part == "test" for run in runs)
     if not without:
         return "the images held out of train"
     test = "the test set, since nothing was held out of train"

@@ -131,6 +131,11 @@ class RunLog:
         return str((data if isinstance(data, Mapping) else {}).get("judged_on", "test set"))
 
     @property
+    def part(self) -> str:
+        """``judged_on`` in one word, for titles and legends: test, validation or held-out."""
+        return self.judged_on.split()[0]
+
+    @property
     def raw_top1(self) -> float:
         """Top-1 of the raw weights at the last epoch if the run evaluates their average (EMA), else NaN."""
         compared = self.info.get("last_epoch")

@@ -35,6 +35,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 14px}
 .tile b{display:block;font-size:1.3rem;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.82rem}
 figure{margin:0}figcaption{margin-top:6px}figure svg,figure img{display:block;width:100%;height:auto}
+figure svg{max-width:540px}
 figure.natural img{width:auto;max-width:100%}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}

@@ -83,7 +83,7 @@ def _pairs(evaluation: Evaluation) -> Sequence[Markup]:
         for count, true, column in sorted(pairs)[:CONFUSED_PAIRS]
     ]
     if not rows:
-        return [soft("No image of the test set is confused.")]
+        return [soft("No image is confused.")]
     said = soft(f"The {len(rows)} most confused of {len(names)} x {len(names) - 1} ordered pairs of classes.")
     return [said, table(("True class", "Predicted as", "Images", "Share of the true class"), rows)]
 
@@ -100,7 +100,7 @@ def worst(run: RunLog) -> Markup:
     ]
     headers = ("Image", "True class", "Predicted as", "Probability of the true class", "Loss")
     listed = table(headers, rows) if rows else soft("evaluation.json lists no worst images.")
-    said = soft(f"The {len(rows)} test images with the largest loss; a wrong label in the data also shows here.")
+    said = soft(f"The {len(rows)} {run.part} images with the largest loss; a wrong label in the data also shows here.")
     return section("worst", title, said, grid([_sheet(run), Markup(f"<div>{listed}</div>")]))
 
 

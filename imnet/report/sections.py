@@ -30,7 +30,7 @@ def headline(run: RunLog) -> Markup:
     return tiles(
         [
             *([("test top-1, judged at the end", percent(run.final_top1))] if run.final_told else []),
-            (f"{run.judged_on.split()[0]} top-1, {when}", percent(run.last_top1)),
+            (f"{run.part} top-1, {when}", percent(run.last_top1)),
             (f"best epoch (selected on the {run.chosen_on})", percent(run.best_top1)),
             ("published top-1" + (" (not comparable)" if run.changed else ""), percent(run.published_top1, "none")),
             ("images/s, median", rate(run.images_per_s)),
@@ -160,7 +160,7 @@ def _loss(run: RunLog) -> Markup:
     caption = f"Training loss as optimised, {len(losses):,} logged values" + (drawn_how and f" ({drawn_how})")
     test = [line.loss for line in run.evals]
     if any(map(math.isfinite, test)):
-        drawn.append(Curve(x=[line.epoch for line in run.evals], y=test, label="test", color=0))
+        drawn.append(Curve(x=[line.epoch for line in run.evals], y=test, label=run.part, color=0))
     val = [line.loss for line in run.vals]
     if any(map(math.isfinite, val)):
         drawn.append(Curve(x=[line.epoch for line in run.vals], y=val, label="validation", color=2))
@@ -173,7 +173,7 @@ def _loss(run: RunLog) -> Markup:
 
 
 def _accuracy(run: RunLog) -> Markup:
-    epochs = [line.epoch for line in run.evals]
+    title, epochs = f"{run.part.capitalize()} accuracy", [line.epoch for line in run.evals]
     named = [("top-1", [100 * line.top1 for line in run.evals]), ("top-5", [100 * line.top5 for line in run.evals])]
     drawn = [
         Curve(x=epochs, y=values, label=label, color=color)
@@ -181,7 +181,7 @@ def _accuracy(run: RunLog) -> Markup:
         if any(map(math.isfinite, values))
     ]
     if not drawn:
-        return section("accuracy", "Test accuracy", f"Test accuracy: {NOT_MEASURED}.")
+        return section("accuracy", title, f"{title}: {NOT_MEASURED}.")
     missing = "" if len(drawn) == 2 else f" {'Top-1' if drawn[0].label == 'top-5' else 'Top-5'}: {NOT_MEASURED}."
     for label, color, points in (
         ("validation top-1", 2, [(line.epoch, line.top1) for line in run.vals]),
@@ -192,7 +192,7 @@ def _accuracy(run: RunLog) -> Markup:
     level = None if math.isnan(run.published_top1) or run.changed else (100 * run.published_top1, "published top-1")
     drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
     caption = f"{len(epochs)} evaluations on the {run.judged_on}.{missing}"
-    return section("accuracy", "Test accuracy", figure(drawing, caption))
+    return section("accuracy", title, figure(drawing, caption))
 
 
 def _learning_rate(run: RunLog) -> Markup:

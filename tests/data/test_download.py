@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from imnet import cli
 from imnet.data.sets.remote import Patience, Remote, fetch
 from imnet.errors import IOFailure
 from tests.data.conftest import send
@@ -188,3 +189,17 @@ def test_four_at_once_download_once(server, tmp_path):
     assert [child.wait(30) for child in children] == [0] * 4
     assert len(server.requests) == 1
     assert os.listdir(tmp_path) == ["file.bin"]
+
+
+@pytest.mark.parametrize("look", [[], ["--dry-run"]])
+def test_a_file_in_place_of_the_folder_is_called_a_file(tmp_path, monkeypatch, capsys, look):
+    """It was said not to exist, and the hint named a folder inside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    archive = tmp_path / "pictures.zip"
+    archive.write_bytes(b"PK")
+    words = ["--recipe", "fashion-mnist/speedrun", "--data-dir", str(archive), "--device", "cpu"]
+    code = cli.train_main([*words, "--out", str(tmp_path / "run"), *look])
+    said = "".join(capsys.readouterr())
+    assert code == (0 if look else 65)
+    assert f"{archive} is a file, and --data-dir is the folder of these files" in said
+    assert f"into {tmp_path / 'cache' / 'imnet' / 'fashion-mnist'}" in said

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from run_folders import SECTIONS, Page, confusion_of, evaluation_of, make_run, metric_lines
 
-from imnet.report import render, summary
+from imnet.report import compare, render, summary
 
 
 def test_page_has_every_section_and_stands_alone(page):
@@ -43,6 +43,27 @@ def test_svgs_are_well_formed_and_follow_the_page_colours(page):
         assert root.get("aria-label")
         assert "var(--ink)" in drawing
         assert "#0a0b" not in drawing
+
+
+def test_a_drawing_that_is_alone_in_its_card_is_no_wider_than_those_side_by_side(page):
+    """Without a limit, the calibration curve filled the page, with letters twice as large as in the other drawings."""
+    assert re.search(r"figure svg\{max-width:\d+px\}", page.source)
+
+
+@pytest.mark.parametrize(("judged_on", "part"), [("held-out images", "Held-out"), ("validation set", "Validation")])
+def test_images_that_are_no_test_set_are_not_called_one(tmp_path, judged_on, part):
+    runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        info = json.loads((run / "run.json").read_text())
+        info["data"]["judged_on"] = judged_on
+        (run / "run.json").write_text(json.dumps(info))
+    one, both = Page(render(runs[0])).text, Page(compare(runs, tmp_path / "both.html")).text
+    assert one["accuracy"].startswith(f"{part} accuracy")
+    assert part.lower() in one["loss"]
+    assert f"{part.lower()} images with the largest loss" in one["worst"]
+    assert both["accuracy"].startswith(f"{part} top-1 by epoch")
+    assert "the images held out of train" in both["both-loss"]
+    assert "test" not in one["loss"] + one["accuracy"] + one["worst"] + both["both-loss"] + both["time"].lower()
 
 
 def test_last_epoch_comes_before_the_best_and_the_best_is_named(page):

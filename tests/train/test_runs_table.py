@@ -41,3 +41,34 @@ def test_a_row(kept, tmp_path, capsys, words, answer, said):
         assert err.count("\n") == 1
         assert content(folder) == before
         assert cli.train_main([*BASE, *HOW, "--out", str(folder)]) == 0
+
+
+def test_the_commands_of_the_page_share_a_folder():
+    """Without --out, every row with another configuration would be a new run in a folder of its own."""
+    assert "--out" in BASE
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_change_without_the_name_of_its_run_is_refused(tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "--data.train_images",
+        "32",
+        "--data.test_images",
+        "20",
+        "--batch-size",
+        "16",
+        "--data.image_px",
+        "12",
+        *HOW,
+    ]
+    assert cli.train_main([*small, "--epochs", "1"]) == 0
+    before = content(tmp_path)
+    capsys.readouterr()
+    assert cli.train_main([*small, "--epochs", "2", "--allow-change", *more]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "got --allow-change without --out" in error
+    assert "--out RUN" in error
+    assert content(tmp_path) == before
+    assert cli.train_main([*small, "--epochs", "1", "--allow-change", *more]) == 0

@@ -119,8 +119,11 @@ class RemoteSet:
         for, where, and what to do."""
         total = sum(size for size, _ in self.files.values())
         why = f"a download would be {total / 1e6:,.1f} MB" if request.look else "no download asked"
-        target = (request.data_dir or cache_dir()) / self.name
-        if request.data_dir is not None and not request.data_dir.is_dir() and not request.look:
+        is_file = request.data_dir is not None and request.data_dir.is_file()
+        target = (cache_dir() if is_file or request.data_dir is None else request.data_dir) / self.name
+        if is_file:
+            why = f"{request.data_dir} is a file, and --data-dir is the folder of these files"
+        elif request.data_dir is not None and not request.data_dir.is_dir() and not request.look:
             why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
         elif request.download and not request.look:
             try:
