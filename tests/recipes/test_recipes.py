@@ -15,7 +15,7 @@ from imnet.errors import UsageError
 from imnet.models.catalog import CATALOG
 from imnet.models.count import num_params
 from imnet.options import parse
-from imnet.recipe import Augment, Recipe, replace
+from imnet.recipe import Augment, Comm, Recipe, replace
 from imnet.recipe_json import config_hash, dump_config, from_dict, to_dict
 from imnet.recipes import RECIPES, by_model
 from imnet.run_options import RunOptions
@@ -238,3 +238,9 @@ def test_numbers_of_numpy_and_torch_are_as_good_as_pythons_also_in_lists_and_net
     plain = replace(base, augment=replace(base.augment, mean=(0.5,)), model_options={"width": 8})
     assert dump_config(found, RunOptions()) == dump_config(plain, RunOptions())
     assert config_hash(found, "fp32") == config_hash(plain, "fp32")
+
+
+@pytest.mark.parametrize("name", ["bucket_mb", "first_bucket_mb"])
+def test_sizes_are_positive(name):
+    with pytest.raises(ValueError, match=f"comm.{name} = 0; allowed: a positive number; set --comm.{name}"):
+        Comm(**{name: 0})

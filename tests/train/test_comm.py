@@ -300,9 +300,3 @@ def test_sync_bn_is_the_batch_norm_of_one_rank(ranks, alone):
                 torch.testing.assert_close(rank["synced norms"][kind][key], value, rtol=1e-4, atol=1e-6, msg=key)
     own = ranks[0]["own norms"]
     assert not all(torch.allclose(own["weights"][k], v, rtol=1e-2, atol=1e-4) for k, v in wanted["weights"].items())
-
-
-@pytest.mark.parametrize("name", ["bucket_mb", "first_bucket_mb"])
-def test_sizes_are_positive(name):
-    with pytest.raises(ValueError, match=f"comm.{name} = 0; allowed: a positive number; set --comm.{name}"):
-        Comm(**{name: 0})

@@ -224,3 +224,11 @@ def test_a_folder_that_a_set_does_not_read_is_said(run, tmp_path, capsys):
     said = f"note       shapes reads nothing of --data-dir {tmp_path}\n"
     assert said in evaluated([run.path, *CPU, "--no-flip", "--data-dir", tmp_path], capsys)
     assert "reads nothing" not in evaluated([run.path, *CPU, "--no-flip"], capsys)
+
+
+def test_an_export_says_if_it_reads_nothing_of_the_data(run, tmp_path, capsys):
+    args = [str(run.path), "--to", "safetensors", "--out", str(tmp_path / "x.safetensors")]
+    assert export_main([*args, "--data-dir", "elsewhere"]) == 0
+    assert "note       a network without a mean image reads nothing of --data-dir elsewhere" in capsys.readouterr().out
+    assert export_main(args) == 0
+    assert "note" not in capsys.readouterr().out

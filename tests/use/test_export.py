@@ -201,14 +201,6 @@ def test_the_whole_picture_is_cut_as_in_evaluation(run):
     assert model.logits(pixels[None]).shape == (1, len(card.class_names))
 
 
-def test_an_export_says_if_it_reads_nothing_of_the_data(run, tmp_path, capsys):
-    args = [str(run.path), "--to", "safetensors", "--out", str(tmp_path / "x.safetensors")]
-    assert export_main([*args, "--data-dir", "elsewhere"]) == 0
-    assert "note       a network without a mean image reads nothing of --data-dir elsewhere" in capsys.readouterr().out
-    assert export_main(args) == 0
-    assert "note" not in capsys.readouterr().out
-
-
 def test_load_refuses_what_is_absent(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load(tmp_path / "none.safetensors")
