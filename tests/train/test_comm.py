@@ -4,8 +4,6 @@ All cases run in one pair of processes and record what a step sent: /proc/self/i
 to its sockets, torch's profiler counts the all-reduces, and DistributedDataParallel reports its buckets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 from pathlib import Path
