@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import quantiles
+from typing import Any
 
 from imnet.report.data import NAN, EvalLine, RunLog, as_figure
 from imnet.report.markup import (
@@ -157,7 +159,8 @@ def _loss(run: RunLog) -> Markup:
     if not any(map(math.isfinite, losses)):
         return section("loss", "Loss", f"Training loss: {NOT_MEASURED}.")
     drawn, drawn_how = smoothed(epochs, losses, "train", 1)
-    caption = f"Training loss as optimised, {len(losses):,} logged values" + (drawn_how and f" ({drawn_how})")
+    caption = f"Training loss as optimised, {len(losses):,} logged value{'s' * (len(losses) > 1)}"
+    caption += drawn_how and f" ({drawn_how})"
     test = [line.loss for line in run.evals]
     if any(map(math.isfinite, test)):
         drawn.append(Curve(x=[line.epoch for line in run.evals], y=test, label=run.part, color=0))
@@ -168,8 +171,8 @@ def _loss(run: RunLog) -> Markup:
     caption += "." if bad is None else "; the dotted line marks the first one that is not finite."
     finite = [loss for loss in (*losses, *test, *val) if math.isfinite(loss)]
     log_y = min(finite) > 0 and max(finite) / min(finite) > 50
-    drawing = curves_svg("loss", drawn, x_label="epoch", y_label="loss", log_y=log_y, mark_x=bad)
-    return section("loss", "Loss", figure(drawing, caption + (" Logarithmic scale." if log_y else "")))
+    caption += " Logarithmic scale." if log_y else ""
+    return section("loss", "Loss", _drawn("loss", drawn, caption, y_label="loss", log_y=log_y, mark_x=bad))
 
 
 def _accuracy(run: RunLog) -> Markup:
@@ -190,9 +193,8 @@ def _accuracy(run: RunLog) -> Markup:
         if points:
             drawn.append(Curve(x=[x for x, _ in points], y=[100 * y for _, y in points], label=label, color=color))
     level = None if math.isnan(run.published_top1) or run.changed else (100 * run.published_top1, "published top-1")
-    drawing = curves_svg("accuracy", drawn, x_label="epoch", y_label="accuracy, %", level=level)
-    caption = f"{len(epochs)} evaluations on the {run.judged_on}.{missing}"
-    return section("accuracy", title, figure(drawing, caption))
+    caption = f"{len(epochs)} evaluation{'s' * (len(epochs) > 1)} on the {run.judged_on}.{missing}"
+    return section("accuracy", title, _drawn("accuracy", drawn, caption, y_label="accuracy, %", level=level))
 
 
 def _learning_rate(run: RunLog) -> Markup:
@@ -200,7 +202,7 @@ def _learning_rate(run: RunLog) -> Markup:
     if not any(map(math.isfinite, rates)):
         return section("lr", "Learning rate", f"Learning rate: {NOT_MEASURED}.")
     curve = Curve(x=[line.epoch for line in run.train], y=rates, color=3)
-    return section("lr", "Learning rate", curves_svg("lr", [curve], x_label="epoch", y_label="learning rate"))
+    return section("lr", "Learning rate", _drawn("lr", [curve], "", y_label="learning rate"))
 
 
 def _throughput(run: RunLog) -> Markup:
@@ -209,14 +211,24 @@ def _throughput(run: RunLog) -> Markup:
     if not finite:
         return section("throughput", "Throughput", f"Throughput: {NOT_MEASURED}.")
     drawn, drawn_how = smoothed([line.epoch for line in run.train], rates, "", 2)
-    drawing = curves_svg("throughput", drawn, x_label="epoch", y_label="images/s")
     spread = ""
     if len(finite) >= 4:
         low, _, high = quantiles(finite, n=4)
         spread = f", middle half {rate(low)} to {rate(high)}"
-    counted = f"{len(finite):,} logged intervals" + (drawn_how and f"; {drawn_how}")
+    counted = f"{len(finite):,} logged interval{'s' * (len(finite) > 1)}" + (drawn_how and f"; {drawn_how}")
     caption = f"Median {rate(run.images_per_s)} images/s{spread} ({counted}) on {run.hardware}."
-    return section("throughput", "Throughput", figure(drawing, caption))
+    return section("throughput", "Throughput", _drawn("throughput", drawn, caption, y_label="images/s"))
+
+
+def _drawn(name: str, curves: Sequence[Curve], caption: str, *, y_label: str, **how: Any) -> Markup:
+    """The curves against the epoch, above their caption. Where each is a single point, an empty frame around it would
+    tell less than a sentence, which takes the place of the drawing."""
+    if any(sum(map(math.isfinite, curve.y)) > 1 for curve in curves):
+        drawing = curves_svg(name, curves, x_label="epoch", y_label=y_label, **how)
+        return figure(drawing, caption) if caption else drawing
+    points = [(curve.label, x, y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)]
+    said = "; ".join(f"{label} {y:.4g} at epoch {_epoch(x)}".strip() for label, x, y in points if math.isfinite(y))
+    return soft(f"{y_label[0].upper()}{y_label[1:]}: {said}. {caption}".strip())
 
 
 def recipe(run: RunLog) -> Markup:

@@ -200,6 +200,18 @@ def test_two_evaluations_of_one_set_are_told_apart(tmp_path):
     assert "mine, test, checkpoint best, fp32:" in text
 
 
+def test_a_drawing_of_single_points_is_a_sentence_instead(tmp_path):
+    lines = metric_lines(1, [0.75])
+    page = Page(render(make_run(tmp_path / "run", epochs=1, lines=[lines[0], lines[-1]])))
+    assert "Loss: train 2.125 at epoch 0.08; test 0.4 at epoch 1." in page.text["loss"]
+    assert "Accuracy, %: top-1 75 at epoch 1; top-5 99 at epoch 1. 1 evaluation on" in page.text["accuracy"]
+    assert "Learning rate: 0.09824 at epoch 0.08." in page.text["lr"]
+    assert "1 logged interval)" in page.text["throughput"]
+    assert page.source.count("<svg") == 1  # the calibration's
+    two = Page(render(make_run(tmp_path / "two", epochs=1, lines=[*lines[:2], lines[-1]])))
+    assert two.source.count("<svg") == 4
+
+
 def test_disagreeing_files_are_said(tmp_path):
     evaluation = evaluation_of(10, top1=0.91) | {"num_images": 39_999}
     notes = Page(render(make_run(tmp_path / "run", evaluation=evaluation))).text["notes"]
