@@ -69,9 +69,12 @@ def test_each_sitting_begins_with_what_its_trials_are_compared_with(tmp_path):
 
 
 def test_a_trial_is_a_process_of_its_own(tmp_path):
-    setting = Setting(dry=True, scratch=tmp_path)
-    label = steps.DRY_NETS[0].label
-    found = trials.apart("every algorithm of cuDNN", label, setting, 100.0)
-    assert found["batch"] == steps.DRY_NETS[0].batch
+    net = steps.DRY_NETS[0]
+    found = trials.apart("every algorithm of cuDNN", net.label, Setting(dry=True, scratch=tmp_path), 100.0)
+    assert found["batch"] == net.batch
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_told_by_its_last_line(tmp_path):
     with pytest.raises(RuntimeError, match="StopIteration"):
-        trials.apart("no such trial", label, setting, 100.0)
+        trials.apart("no such trial", steps.DRY_NETS[0].label, Setting(dry=True, scratch=tmp_path), 100.0)

@@ -191,7 +191,7 @@ def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("quickstart", "{a: 1}"),
+        pytest.param("quickstart", "{a: 1}", marks=pytest.mark.slow),
         ("own/x", "[[{b: [2]}]]"),
         pytest.param("quickstart", "[1]", marks=pytest.mark.slow),
         pytest.param("own/x", "[1]", marks=pytest.mark.slow),

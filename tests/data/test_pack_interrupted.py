@@ -244,7 +244,7 @@ def swapped(tmp_path, name, old, new, part_bytes):
     return call, child.communicate()[1].decode(), child.returncode
 
 
-@pytest.mark.parametrize("name", ["train.tar", "val.tar"])
+@pytest.mark.parametrize("name", [pytest.param("train.tar", marks=pytest.mark.slow), "val.tar"])
 def test_an_archive_that_changes_while_it_is_packed_makes_no_store_of_both(tmp_path, name):
     """This holds also for an archive that is packed later, because its members were listed before the change."""
     making.write_tree(tmp_path / "in", {f"{part}.tar": making.tar_bytes(bitmaps(part, 6000 if part == "val" else 20,

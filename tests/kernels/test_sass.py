@@ -47,8 +47,7 @@ def _check(found: dict[str, resources.Resources], expected: dict[str, tuple[floa
     "family",
     [
         "augment",
-        "spectral",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch_norm", "shake_batch_norm")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("spectral", "batch_norm", "shake_batch_norm")),
     ],
 )
 def test_triton_kernels(family):

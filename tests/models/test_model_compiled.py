@@ -83,9 +83,7 @@ def test_the_search_passes_what_looks_positions_up():
 
 
 # speednet is the network that once failed; the graphs of most others take seconds each, so they are slow tests.
-@pytest.mark.parametrize(
-    "name", [n if n in ("speednet", "wrn") else pytest.param(n, marks=pytest.mark.slow) for n in SMALL]
-)
+@pytest.mark.parametrize("name", [n if n == "speednet" else pytest.param(n, marks=pytest.mark.slow) for n in SMALL])
 def test_no_gradient_compares_with_a_maximum(name):
     network, images = small(name)
     graph = joint_graph(network, images)

@@ -31,8 +31,10 @@ SMALL = {
     "vgg": (lambda: build("vgg16_bn_56", 5), 56),
     "davit": (lambda: build("davit_tiny", 5), 32),
 }
-# Networks of other libraries take seconds to trace and are tested there, so here they are slow tests.
-TRACED = [pytest.param(n, marks=pytest.mark.slow) if n in ("alexnet", "vgg", "davit") else n for n in SMALL]
+# Networks of other libraries take seconds to trace and are tested there, so here they are slow tests, as is a second
+# form of a network of ours.
+LATER = ("alexnet", "vgg", "davit", "resnet", "speednet_deep")
+TRACED = [pytest.param(n, marks=pytest.mark.slow) if n in LATER else n for n in SMALL]
 VGG_SLOW = [pytest.param(n, marks=pytest.mark.slow) if n == "vgg" else n for n in SMALL]
 DAVIT_SLOW = [pytest.param(n, marks=pytest.mark.slow) if n in ("vgg", "davit") else n for n in SMALL]
 RESIDUAL = ("wrn", "dpn", "shake_shake", "resnet")

@@ -157,11 +157,11 @@ def test_steps_from_the_same_weights_end_in_the_same_weights(case, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("imagenet64", {"decay": 5e-4}),
+        pytest.param("imagenet64", {"decay": 5e-4}, marks=pytest.mark.slow),
         ("wrn", {"nesterov": False}),
         ("wrn", {"weight_decay": 0.0}),
         ("shake", {"weight_decay": 5e-4}),
-        ("spectral", {"momentum": 0.85}),
+        pytest.param("spectral", {"momentum": 0.85}, marks=pytest.mark.slow),
     ],
 )
 def test_another_optimiser_ends_elsewhere(name, changes, monkeypatch):

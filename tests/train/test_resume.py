@@ -66,10 +66,10 @@ def test_a_kill_under_another_pipeline_with_mixed_images(tiny, spawn, tmp_path, 
 
 
 # SIGTERM and SIGINT are also among the signals of test_kills.py.
-OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT)]
+OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, *OTHERS], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, *OTHERS], ids=lambda s: s.name)
 def test_a_signal_saves_and_exits_75_and_the_next_start_goes_on(uninterrupted, spawn, tmp_path, number):
     skip_if_ignored(number)
     recipe, expected, _ = uninterrupted

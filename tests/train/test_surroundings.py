@@ -53,7 +53,7 @@ def test_a_full_disk_is_found_before_the_first_epoch(tmp_path):
     assert not run.exists()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_host_without_the_memory_for_a_batch_says_how_to_train_it(tmp_path, ranks):
     """Some clusters limit the address space, where an allocation then fails; torch's error is a RuntimeError."""
     words = [*TRAIN[3:], "--data", "synthetic", "--data.train_images", "2000", "--batch-size", "2000"]

@@ -45,7 +45,7 @@ def agree(result, want):
     assert result.loss == pytest.approx(want[2], rel=1e-4)
 
 
-@pytest.mark.parametrize("resized", [None, 20])
+@pytest.mark.parametrize("resized", [pytest.param(None, marks=pytest.mark.slow), 20])
 def test_a_run_on_stored_pixels_and_its_command(resized, tmp_path, capsys):
     augment = Augment(crop_px=12, resize_eval_px=resized, hflip="random", mean=(MEAN,), std=(STD,))
     more = dataclasses.replace(TINY.data, num_classes=8)  # more classes than the five of top-5

@@ -159,7 +159,7 @@ def test_names_that_two_classes_share_are_matched_by_the_whole_list_alone(run, f
     assert sum(found.support) == len(images)
 
 
-@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("other", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ranks_that_find_other_weights_judge_with_those_of_the_first(run, folder, other, tmp_path, capsys):
     """A run may save between the looks of two ranks, which would then evaluate their shares with different weights."""
     first, later = tmp_path / "first", tmp_path / "later"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.data.making import imagenet64_folder
@@ -43,6 +44,7 @@ def test_two_ranks_train_and_their_run_can_be_used(tmp_path):
     assert "loss" in said.partition("judging\n")[2]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_jobs(tmp_path):
     base = {"recipe": "quickstart", "device": "cpu", "epochs": 1, "data.image_px": 12, "data.train_images": 256}
     base |= {"data.test_images": 64, "model_options": {"width": 8}}

@@ -160,6 +160,7 @@ def test_such_a_network_in_bf16_is_as_near_to_fp32_as_the_reference(name, additi
     assert (ours - exact).norm() <= 1.5 * (eager - exact).norm()
 
 
+@pytest.mark.slow
 def test_such_a_network_compiles_as_one_graph(additions):
     torch._dynamo.reset()
     torch.manual_seed(0)
