@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
+LOOK_S = 0.03
+"""How long each of three looks at the use of the cores takes: three units of what Linux counts in."""
 
 
 def num_cores(root: Path = ROOT) -> int:
     """Number of cores that this process may run on, or the CPU quota of its container or job if that is less: threads
     beyond the quota would be stopped for most of each period."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(_cores())
     for group in _groups("cpu", root):
         # Quota and period are in one file, or in two in version 1. "max" and -1 mean no limit.
         both = _words(group / "cpu.max") or [
@@ -25,6 +29,33 @@ def num_cores(root: Path = ROOT) -> int:
         if len(both) == 2 and both[0].isdecimal():
             cores = min(cores, math.ceil(int(both[0]) / int(both[1])))
     return max(1, cores)
+
+
+def idle_cores(root: Path = ROOT) -> float:
+    """Number of cores that this process may run on and that no other process is using just now; all of them if the
+    system does not say (macOS). Call it while this process waits for nothing.
+
+    It is the most of three looks, so that a short burst of another program does not count. Programs that yield to
+    others (``nice``) do not count either: they took next to nothing from a run.
+    """
+    looks = [_core_seconds(root)]
+    for _ in range(3):
+        time.sleep(LOOK_S)
+        looks.append(_core_seconds(root))
+    spans = [(idle - idle0, total - total0) for (idle0, total0), (idle, total) in itertools.pairwise(looks)]
+    cores = num_cores(root)
+    return min(cores, max(len(_cores()) * idle / total if total > 0 else cores for idle, total in spans))
+
+
+def _core_seconds(root: Path) -> tuple[float, float]:
+    """Seconds that the cores of this process have been idle, or worked for it or for ``nice`` programs; and in all."""
+    rows = [row.split() for row in _lines(root / "proc/stat")]
+    mine = [[int(word) for word in row[1:9]] for row in rows if row and row[0] in {f"cpu{n}" for n in _cores()}]
+    if not mine or len(mine[0]) < 8:
+        return 0.0, 0.0
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    hertz, own = os.sysconf("SC_CLK_TCK"), time.process_time()
+    return sum(row[1] + row[3] + row[4] for row in mine) / hertz + own, sum(map(sum, mine)) / hertz
 
 
 def free_memory_bytes(root: Path = ROOT) -> int:
@@ -52,6 +83,13 @@ def lacking(error: BaseException) -> str | None:
         return ""
     asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
     return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
+
+
+def _cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def cpu_name() -> str:

@@ -96,6 +96,19 @@ def test_the_memory_of_all_ranks_of_the_host_counts(tiny, tmp_path, monkeypatch,
     assert "the system may kill the run; --micro-batch-images 8 may fit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("threads", "variables", "told"), [(2, {}, 1), (1, {}, 0), (2, {"LOCAL_WORLD_SIZE": "2"}, 0)])
+def test_a_run_beside_other_programs_is_told_to_take_fewer_threads(
+    busy, tiny, tmp_path, monkeypatch, capsys, threads, variables, told
+):
+    """Not a run whose other ranks are the other programs, nor one whose only thread waits for no other."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    short = dataclasses.replace(tiny, epochs=1)
+    train(short, options(tmp_path / "run", threads=threads))
+    said = re.findall("note .* other programs leave .* 2 threads wait .*: --threads 1 may", capsys.readouterr().out)
+    assert len(said) == told
+
+
 @pytest.mark.parametrize(("bands", "told"), [("3", 0), ("all", 1)])
 def test_the_networks_of_all_bands_of_a_rank_count(tmp_path, monkeypatch, capsys, bands, told):
     how = options(tmp_path, bands=bands)
