@@ -213,8 +213,8 @@ def _out_of_memory(error: Exception, recipe: Recipe, options: RunOptions, ranks:
     frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     if size is not None and (isinstance(error, MemoryError) or Trainer.steps.__code__ not in frames):
         # It was the data, or the network: a batch is only made when the trainer goes through its steps.
-        off = ", or keep them off the GPU: --pipeline host" if isinstance(error, torch.OutOfMemoryError) else ""
-        return DeviceError(f"out of memory{size}", hint=f"train a smaller network, or on fewer or smaller images{off}")
+        off = "; --pipeline host keeps the images off the GPU" if isinstance(error, torch.OutOfMemoryError) else ""
+        return DeviceError(f"out of memory{size}", hint=f"train on fewer or smaller images, or a smaller network{off}")
     if isinstance(error, torch.OutOfMemoryError):
         size = f": peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     if size is None:

@@ -65,6 +65,15 @@ def test_a_host_without_the_memory_for_a_batch_says_how_to_train_it(tmp_path, ra
     assert errors.read_text().count("\n") == 1
 
 
+def test_a_network_that_does_not_fit_is_not_answered_with_smaller_batches(tmp_path):
+    words, errors = [*TRAIN[3:], "--model_options.width", "4096", "--out", str(tmp_path / "run")], tmp_path / "errors"
+    assert finished(start_ranks(with_a_gibibyte, (words, errors))) == [69]
+    told = (
+        r"out of memory: a tensor of [\d.]+ GiB did not fit; train on fewer or smaller images, or a smaller network\n$"
+    )
+    assert re.search(told, errors.read_text())
+
+
 def with_a_gibibyte(words, errors):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, [pages * resource.getpagesize() + (1 << 30)] * 2)
