@@ -19,6 +19,8 @@ from imnet.command import Parser, guarded
 from imnet.errors import IOFailure, UsageError
 from imnet.files import check_output
 
+FEWER = "take a smaller --batch-size, --recipe or --model, where the part has them"
+"""The hint for memory."""
 FAIL_UNDER = 0.97
 FAMILIES = ("augment", "spectral", "shake_shake", "sgd_ema")
 _OF_RANKS = ("recipe", "procs", "gpus", "steps", "threads", "compile", "device", "precision")
@@ -27,7 +29,7 @@ GATED = ("throughput", "kernels", "data", "step", "all")
 
 def main(argv: list[str] | None = None) -> int:
     """Run imnet-bench; returns the exit code: 1 if the gate failed, else those of imnet/errors.py."""
-    return guarded("imnet-bench", _main, argv)
+    return guarded("imnet-bench", _main, argv, FEWER)
 
 
 def _main(argv: list[str]) -> int:

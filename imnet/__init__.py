@@ -24,13 +24,17 @@ if sys.platform == "win32":  # runs depend on POSIX locks, signals and forks
     raise ImportError("imnet runs on Linux and macOS; on Windows, under WSL")
 
 from imnet.errors import ImnetError
-from imnet.recipe import Recipe, replace
+from imnet.recipe import Recipe
 from imnet.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from dataclasses import replace
+
     from imnet.classifier import Classifier
     from imnet.fused import Ensemble
     from imnet.run import Run
+else:
+    from imnet.fields import replace
 
 recipes = RECIPES
 

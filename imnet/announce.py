@@ -9,7 +9,7 @@ from typing import Any
 import imnet_kernels.tier
 import torch
 
-from imnet import checkpoint, data, fits, report
+from imnet import checkpoint, data, device, fits, report
 from imnet.data.base import EncodedSplit
 from imnet.data.order import micro_batches
 from imnet.data.pipelines.batches import as_tensor
@@ -41,6 +41,7 @@ def header(
         *(f"note       {note}" for note in setup.dataset.notes),
         f"pipeline   {setup.train.kind} ({setup.pipeline_reason}): {setup.train.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",
+        *_contended(setup),
         f"batch      {r.data.batch_images} images a step: {shares}",
         *_scaled_lr(setup),
         f"step       {setup.execution.reason}",
@@ -56,6 +57,13 @@ def header(
         return [*lines, *notes]
     lines += [f"skipped    checkpoint {line}" for line in found.skipped]
     return [*lines, *notes, f"resuming   at step {state.step} of {setup.num_steps} from {found.path.name}"]
+
+
+def _contended(setup: Setup) -> list[str]:
+    """A line about other programs on the cores of a run on a CPU; the run's other ranks are none."""
+    if setup.place.device.type != "cpu" or (local_size() or setup.world.size) > 1:
+        return []
+    return [f"note       {told}" for told in device.contended(setup.threads)]
 
 
 def _scaled_lr(setup: Setup) -> list[str]:

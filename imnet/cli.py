@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imnet.command import Parser, guarded
 from imnet.errors import UsageError
+from imnet.resources import FEWER
 
 _BEGAN = time.perf_counter()
 
@@ -24,7 +25,7 @@ def train_main(argv: list[str] | None = None) -> int:
 
 def eval_main(argv: list[str] | None = None) -> int:
     """imnet-eval RUN."""
-    return guarded("imnet-eval", _evaluate, argv)
+    return guarded("imnet-eval", _evaluate, argv, FEWER)
 
 
 def report_main(argv: list[str] | None = None) -> int:
@@ -127,7 +128,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def predict_main(argv: list[str] | None = None) -> int:
     """imnet-predict RUN PICTURE ..."""
-    return guarded("imnet-predict", _predict, argv)
+    return guarded("imnet-predict", _predict, argv, FEWER)
 
 
 def _predict(argv: list[str]) -> int:

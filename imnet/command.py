@@ -21,8 +21,8 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
-from imnet.errors import UNSET, DeviceError, ImnetError, IOFailure, Preempted, UsageError
-from imnet.resources import lacking
+from imnet.errors import UNSET, ImnetError, IOFailure, Preempted, UsageError
+from imnet.resources import FULL, exhausted
 
 PR_SET_PDEATHSIG = 1
 
@@ -191,8 +191,9 @@ def at_home(word: str) -> str:
     return option + os.path.expanduser(place)
 
 
-def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None) -> int:
-    """Run a command on ``argv`` (by default this process's arguments); returns its exit code.
+def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | None, *fewer: str) -> int:
+    """Run a command on ``argv`` (by default this process's arguments); returns its exit code. ``fewer`` says how it
+    takes less memory.
 
     A known error is printed to stderr as one line, with its traceback if ``--debug`` is given. Any other error is a bug
     and is raised, so that Python prints its traceback.
@@ -213,8 +214,8 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
     except KeyboardInterrupt:
         complain(f"{name}: interrupted")
         return 130
-    except (ImnetError, OSError, MemoryError, RuntimeError) as error:
-        failure = error if isinstance(error, ImnetError) else failure_of(error)
+    except (ImnetError, ImportError, OSError, MemoryError, RuntimeError) as error:
+        failure = error if isinstance(error, ImnetError) else failure_of(error, *fewer)
         if failure is None:
             raise
         if not isinstance(error, BrokenPipeError):
@@ -222,18 +223,18 @@ def guarded(name: str, command: Callable[[list[str]], int], argv: list[str] | No
         return failure.exit_code
 
 
-def failure_of(error: Exception) -> ImnetError | None:
-    """The error for an exception that is no bug, else None: the memory did not suffice, a path cannot even be examined
-    (too long, a circle of links, or no permission), or printing failed, because the reader is gone (| head) or the disk
-    of > FILE is full. Output is then discarded, since Python would report the error again when it exits."""
-    if (size := lacking(error)) is not None:
-        return DeviceError(f"out of memory{size}", hint="take fewer or smaller images at once, or a machine with more")
-    if not isinstance(error, OSError):
-        return None
+def failure_of(error: Exception, *fewer: str) -> ImnetError | None:
+    """The error for an exception that is no bug, else None: the system is exhausted (for ``fewer`` see there), a path
+    cannot even be examined (too long, a circle of links, or no permission), or printing failed, because the reader is
+    gone (| head) or the disk of > FILE is full. Output is then discarded, since Python would report the error again
+    when it exits."""
+    failure = exhausted(error, *fewer)
+    if failure is not None or not isinstance(error, OSError):
+        return failure
     if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM) and error.filename is not None:
         file = os.fsdecode(error.filename)
         return IOFailure(f"cannot be used: {error.strerror}", file=file, hint="choose another path")
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
+    full = error.errno in FULL and error.filename is None
     if not (full or isinstance(error, BrokenPipeError)):
         return None
     into_nothing(sys.stdout)

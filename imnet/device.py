@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 
 from imnet.errors import DeviceError, UsageError
 from imnet.launch import local_size
-from imnet.resources import cpu_field, num_cores
+from imnet.resources import cpu_field, idle_cores, num_cores
 from imnet.run_options import RunOptions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,6 +68,20 @@ def crowded(procs: int | None) -> list[str]:
     cores = num_cores()
     told = f"{procs} processes take turns on {cores} core(s), each with its own memory; --procs {cores} uses them all"
     return [told] if (procs or 0) > cores else []
+
+
+def contended(threads: int) -> list[str]:
+    """A note if other programs leave this process, the only one of its run, fewer cores than it has ``threads``.
+
+    torch's threads wait for each other at the end of every operator, so that one which has to share its core holds up
+    all: on two cores, quickstart took 22 s, and 181 s beside another busy program, but 26 s there with one thread
+    (n = 1 each, an Intel Xeon, 2026-11-29). The number is only told: another one would change the order of sums.
+    """
+    cores = num_cores()
+    if threads == 1 or (idle := idle_cores()) >= min(threads, cores) - 0.5:
+        return []
+    told = f"other programs leave {idle:.1f} of {cores} cores idle, so that {threads} threads wait for each other"
+    return [f"{told}: --threads {max(1, math.ceil(idle - 0.5))} may be several times faster"]
 
 
 def resolve(options: RunOptions, local_rank: int = 0) -> Place:

@@ -220,5 +220,8 @@ class Voice(Console):
 
 def closing(path: Path, bands: Sequence[int]) -> str:
     """The last line that the command prints."""
+    there = runfolder.bands_in(path)
     done = sum(map(runfolder.is_complete, runfolder.runs_of(path, bands)))
-    return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete; imnet-eval {path} fuses them"
+    others = [runfolder.is_complete(folder) for band, folder in there.items() if band not in bands]
+    more = f", and {sum(others)} of the {len(others)} others there" if others else ""
+    return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete{more}; imnet-eval {path} fuses them"

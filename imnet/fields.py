@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imnet.command import suggest
 from imnet.errors import UNSET, UsageError
 
 MANY = 10**9
@@ -199,6 +200,16 @@ def _words(kind: Any) -> str:
         return "a mapping of names to values"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "null"}
     return names.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+def replace(value: Any, /, **changes: Any) -> Any:
+    """``dataclasses.replace``, but a field that there is not is a UsageError with the nearest one."""
+    known = [field.name for field in dataclasses.fields(value)]
+    unknown = next((name for name in changes if name not in known), None)
+    if unknown is not None:
+        what = f"got unknown field {unknown} of {type(value).__name__}"
+        raise UsageError(what, hint=suggest(unknown, known) or f"allowed: {', '.join(known)}")
+    return dataclasses.replace(value, **changes)
 
 
 def flag(name: str) -> str:

@@ -167,7 +167,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             # If stdout is redirected to a file, opening /dev/stdout again would overwrite that file from its beginning.
             sys.stdout.flush()
             own = next((fd for fd in (1, 2) if os.path.samestat(os.fstat(fd), path.stat())), None)
-            with open(path if own is None else os.dup(own), "ab" if own is None else "wb") as f:
+            # A pipe that nobody reads is refused so (ENXIO); without O_NONBLOCK this would wait for a reader.
+            number = os.dup(own) if own is not None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            if own is None:
+                os.set_blocking(number, True)
+            with open(number, "wb") as f:
                 f.write(data)
             return
         if real.is_dir() or real.is_symlink():  # realpath leaves a link only if links form a loop

@@ -46,8 +46,12 @@ class SGD(_Optimiser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ok = self.momentum > 0 or not self.nesterov
-        check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
+        _check_nesterov(self)
+
+
+def _check_nesterov(optim: SGD | Muon) -> None:
+    ok = optim.momentum > 0 or not optim.nesterov
+    check(ok, "optim.nesterov without momentum", "momentum > 0", "set one of both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,10 @@ class Muon(_Optimiser):
     eps: float = field(default=1e-8, metadata=about("AdamW's, for the other parameters", POSITIVE))
     weight_decay: float = field(default=0.1, metadata=about("decoupled: lr times this per step", NOT_NEGATIVE))
     decay_norms: bool = field(default=False, metadata=about("also decay norms, biases and other vectors"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_nesterov(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from imnet.command import complain, die_with, failure_of, printable
 from imnet.errors import DeviceError, ImnetError, Preempted
 from imnet.launch import handled, leave
+from imnet.resources import FEWER
 
 POLL_S = 0.2
 REPORTS_S = 0.5
@@ -218,7 +219,7 @@ def _rank(entry: Callable[..., int], args: tuple[Any, ...], pipe: Connection) ->
     except ImnetError as error:
         report, code = Report(time.monotonic(), error, traceback.format_exc()), error.exit_code
     except Exception as error:
-        known = failure_of(error)
+        known = failure_of(error, FEWER)
         report, code = Report(time.monotonic(), known, traceback.format_exc()), known.exit_code if known else 1
     else:
         report = None

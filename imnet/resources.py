@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from imnet.errors import DeviceError, ImnetError, IOFailure
+
 ROOT = Path("/")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of the errors of a disk, a quota or a limit of a file's size."""
+FEWER = "take a smaller --batch-size"
+"""The hint for memory in commands that have this option."""
+LOOK_S = 0.03
+"""How long each of three looks at the use of the cores takes: three units of what Linux counts in."""
 
 
 def num_cores(root: Path = ROOT) -> int:
     """Number of cores that this process may run on, or the CPU quota of its container or job if that is less: threads
     beyond the quota would be stopped for most of each period."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(_cores())
     for group in _groups("cpu", root):
         # Quota and period are in one file, or in two in version 1. "max" and -1 mean no limit.
         both = _words(group / "cpu.max") or [
@@ -25,6 +35,33 @@ def num_cores(root: Path = ROOT) -> int:
         if len(both) == 2 and both[0].isdecimal():
             cores = min(cores, math.ceil(int(both[0]) / int(both[1])))
     return max(1, cores)
+
+
+def idle_cores(root: Path = ROOT) -> float:
+    """Number of cores that this process may run on and that no other process is using just now; all of them if the
+    system does not say (macOS). Call it while this process waits for nothing.
+
+    It is the most of three looks, so that a short burst of another program does not count. Programs that yield to
+    others (``nice``) do not count either: they took next to nothing from a run.
+    """
+    looks = [_core_seconds(root)]
+    for _ in range(3):
+        time.sleep(LOOK_S)
+        looks.append(_core_seconds(root))
+    spans = [(idle - idle0, total - total0) for (idle0, total0), (idle, total) in itertools.pairwise(looks)]
+    cores = num_cores(root)
+    return min(cores, max(len(_cores()) * idle / total if total > 0 else cores for idle, total in spans))
+
+
+def _core_seconds(root: Path) -> tuple[float, float]:
+    """Seconds that the cores of this process have been idle, or worked for it or for ``nice`` programs; and in all."""
+    rows = [row.split() for row in _lines(root / "proc/stat")]
+    mine = [[int(word) for word in row[1:9]] for row in rows if row and row[0] in {f"cpu{n}" for n in _cores()}]
+    if not mine or len(mine[0]) < 8:
+        return 0.0, 0.0
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    hertz, own = os.sysconf("SC_CLK_TCK"), time.process_time()
+    return sum(row[1] + row[3] + row[4] for row in mine) / hertz + own, sum(map(sum, mine)) / hertz
 
 
 def free_memory_bytes(root: Path = ROOT) -> int:
@@ -44,14 +81,58 @@ def free_memory_bytes(root: Path = ROOT) -> int:
     return free
 
 
+def exhausted(error: BaseException, fewer: str = "take fewer or smaller images at once") -> ImnetError | None:
+    """The error for what the system could not give: memory, a thread or process, an open file, or the room for a named
+    file; else None. ``fewer`` is the hint for memory."""
+    if (size := lacking(error)) is not None:
+        return DeviceError(f"out of memory{size}", hint=f"{fewer}, or a machine with more")
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    name = os.fsdecode(file) if isinstance(file, str | bytes) else None
+    # A terminal or pipe that takes no more just now has this number too, but other words.
+    forked = number == errno.EAGAIN and file is None and os.strerror(errno.EAGAIN) in str(error)
+    if forked or str(error) == "can't start new thread":
+        hint = "raise their limit (ulimit -u, or the container's), or take fewer (--threads, --workers, --procs)"
+        return DeviceError("no more threads or processes can be started here", hint=hint)
+    if number in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(error):
+        return IOFailure("too many open files", file=name, hint="raise their limit: ulimit -n 4096")
+    if number in FULL and name is not None:
+        return IOFailure(f"not written: {os.strerror(number)}", file=name, hint="free some space there")
+    # The compiler of torch.compile tells it among its warnings.
+    full = None if isinstance(error, OSError) else re.search(rf"(\S+): {os.strerror(errno.ENOSPC)}", str(error))
+    if full:
+        return IOFailure(
+            f"not written: {os.strerror(errno.ENOSPC)}", file=full[1], hint="free some space, or set TMPDIR"
+        )
+    return None
+
+
 def lacking(error: BaseException) -> str | None:
-    """Words for the memory of the host that Python, numpy or torch could not get, if ``error`` says that; else None."""
+    """Words for the memory that Python, numpy or torch could not get, if ``error`` says that; else None."""
     if isinstance(error, MemoryError):
         return f": {error}" if str(error) else ""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # a file that cannot be mapped, or a fork
         return ""
-    asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", str(error))
-    return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit" if asked else None
+    text = str(error)
+    asked = re.search(r"DefaultCPUAllocator: .* memory: you tried to allocate (\d+) bytes", text)
+    if asked:
+        return f": a tensor of {int(asked[1]) / 2**30:.1f} GiB did not fit"
+    mapped = re.search(r"unable to mmap (\d+) bytes from file .*: Cannot allocate memory", text)
+    if mapped:
+        return f": a file of {int(mapped[1]) / 2**30:.1f} GiB could not be mapped"
+    if isinstance(error, ImportError) and text.endswith("failed to map segment from shared object"):
+        return f": {text.partition(':')[0]} could not be loaded"
+    # The first is torch.OutOfMemoryError; CUDA and its libraries allocate without torch too.
+    if re.search("CUDA out of memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED", text):
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        return f": {asked[1]} more did not fit on the GPU" if asked else " on the GPU"
+    return None
+
+
+def _cores() -> set[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def cpu_name() -> str:

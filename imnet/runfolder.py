@@ -185,6 +185,9 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
     if run is None:
         _check_unused(path)
         return None
+    for other in (path / name for name in WRITTEN if "." in name):
+        if other.exists() and not other.is_file():  # a pipe would be waited for without end
+            raise IOFailure("is no file, and a run would write one", file=other, hint="move it away")
     if options.resume == "never":
         raise UsageError("the folder already holds a run", file=path, hint="choose another --out")
     wanted = config_hash(recipe, precision)
@@ -195,13 +198,12 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
         return run
     changed = difference(*(to_dict(r) | {"precision": p} for r, p in ((old, run["precision"]), (recipe, precision))))
     what = f"the folder holds a run of another configuration ({changed})"
-    longer = changed == f"epochs was {old.epochs}, is {recipe.epochs}" and recipe.epochs > old.epochs
-    do = "extend it" if longer else "go on with it all the same"
+    longer = recipe.epochs > old.epochs and changed == f"epochs was {old.epochs}, is {recipe.epochs}"
     spent = run["status"] == "complete" and not run.get("stopped") and recipe.epochs <= old.epochs
-    hint = f"choose another --out, or {do}: --allow-change" + (" and more --epochs" if spent else "")
+    how = ("extend it" if longer else "go on with it all the same") + ": --allow-change" + " and more --epochs" * spent
     if changed == f"name was {old.name}, is {recipe.name}" and recipe.name.startswith("own/"):
-        hint += f"; were the pictures moved: --config {path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
-    raise UsageError(what, file=path, hint=hint)
+        how += f"; were the pictures moved: --config {path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
+    raise UsageError(what, file=path, hint=f"choose another --out, or {how}")
 
 
 def _check_unused(path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -209,8 +210,11 @@ def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals
 def _out_of_memory(error: Exception, recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError | None:
     """The error if a GPU or the host has run out of memory; None for any other ``error``."""
     size = lacking(error)
-    if size is not None and isinstance(error, MemoryError):
-        return DeviceError(f"out of memory{size}", hint="train on fewer or smaller images")
+    frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if size is not None and (isinstance(error, MemoryError) or Trainer.steps.__code__ not in frames):
+        # It was the data, or the network: a batch is only made when the trainer goes through its steps.
+        off = "; --pipeline host keeps the images off the GPU" if isinstance(error, torch.OutOfMemoryError) else ""
+        return DeviceError(f"out of memory{size}", hint=f"train on fewer or smaller images, or a smaller network{off}")
     if isinstance(error, torch.OutOfMemoryError):
         size = f": peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     if size is None:

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import subprocess
+
+import pytest
 
 # A run that takes all cores would keep them from the other processes while its threads wait for one another: such tests
 # take three times as long. With this policy, which torch reads when it is imported, its threads sleep.
@@ -14,3 +17,16 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 100)
+
+
+@pytest.fixture
+def busy():
+    """Keeps every core of this process busy with another program."""
+    words = ["sh", "-c", "echo; while :; do :; done"]
+    others = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in os.sched_getaffinity(0)]
+    for other in others:
+        other.stdout.readline()
+    yield
+    for other in others:
+        other.kill()
+        other.communicate()

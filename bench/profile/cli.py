@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from imnet.command import Parser, guarded
 from imnet.errors import IOFailure
 
-from ..cli import FAMILIES, add_run, count
+from ..cli import FAMILIES, FEWER, add_run, count
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ _OUT = Path("runs") / "profile"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2 usage, 65 data, 69 device, 74 files)."""
-    return guarded("imnet-profile", _run, argv)
+    return guarded("imnet-profile", _run, argv, FEWER)
 
 
 def _run(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..command import suggest
 from ..errors import UsageError
 from ..fields import misfit
+from ..resources import lacking
 from .catalog import CATALOG
 from .registry import MODELS, keyword_options, keyword_types, model, signed, too_small
 
@@ -62,7 +63,7 @@ def build(name: str, num_classes: int, in_channels: int = 3, **kwargs: Any) -> n
     try:
         return _ours(name, num_classes, in_channels, kwargs)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        if not kwargs:
+        if not kwargs or lacking(error) is not None:
             raise
         told = ", ".join(f"{key} = {value!r}" for key, value in kwargs.items())
         raise UsageError(f"model {name!r} refused {told}: {error}", hint="check --model-options") from error

@@ -130,7 +130,7 @@ def test_the_launcher_starts_ranks_and_says_what_to_do_next(together, tmp_path, 
     assert {b: f[1] for b, f in found.items()} == {b: f[1] for b, f in whole.items()}
 
 
-def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch):
+def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch, capsys):
     calls = []
 
     def counted(images, r, bands, **more):
@@ -143,6 +143,8 @@ def test_an_image_is_made_once_for_all_bands(tmp_path, monkeypatch):
     train(recipe, how(tmp_path, "0,1,3"))
     assert calls.count((0, 1, 3)) == 9  # the warm-up reuses the first of the nine batches
     assert {c for c in calls if len(c) == 1} == {(0,), (1,), (3,)}  # evaluation is per band
+    train(recipe, how(tmp_path, "2"))
+    assert "1 of 1 bands complete, and 3 of the 3 others there; imnet-eval" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from imnet import foreach, models, optim, options
+from imnet import foreach, models, optim, options, recipe
 from imnet.errors import UsageError
 from imnet.recipe import AdamW, Constant, Lamb, Lion, Muon
 from imnet.run_options import RunOptions
@@ -262,3 +262,9 @@ def test_adamw_is_what_it_was():
     step = make_step(dataclasses.replace(TINY, optim=AdamW(lr=0.01)))
     step([batch(0)], 8, 0, 0.01)
     assert {k.partition(".")[2] for k in step.tensors()["state"]} == {"exp_avg", "exp_avg_sq", "step"}
+
+
+@pytest.mark.parametrize("kind", [recipe.SGD, Muon])
+def test_nesterov_without_momentum_is_refused(kind):
+    with pytest.raises(ValueError, match=r"got optim\.nesterov without momentum"):
+        kind(lr=0.1, momentum=0, nesterov=True)

@@ -14,7 +14,10 @@ import pytest
 
 from imnet.cli import predict_main, train_main
 from imnet.errors import IOFailure
-from imnet.runfolder import RunFolder, writer
+from imnet.recipe_json import config_hash
+from imnet.runfolder import RunFolder, check_same, writer
+
+from .conftest import options
 
 REFUSED = {
     "no data": ["--data", "fashion-mnist", "--data-dir", "absent"],
@@ -41,6 +44,16 @@ def test_what_was_there_stays(tmp_path):
     with contextlib.closing(RunFolder(tmp_path)):
         pass
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {".lock": "mine", "notes.txt": "mine"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", ["report.html", "metrics.jsonl", "config.yaml", "evaluation.json"])
+def test_what_is_no_file_in_the_place_of_a_runs_file_is_one_line(tiny, tmp_path, name, make):
+    (tmp_path / "run.json").write_text(json.dumps({"status": "running", "config_hash": config_hash(tiny, "fp32"),
+                                                   "recipe": {}, "precision": "fp32", "device": "cpu"}))  # fmt: skip
+    make(tmp_path / name)
+    with pytest.raises(IOFailure, match=f"{name}: is no file, and a run would write one; move it away"):
+        check_same(tmp_path, tiny, options(tmp_path), "fp32")
 
 
 def test_the_lock_of_a_run_that_has_begun_stays(tmp_path):

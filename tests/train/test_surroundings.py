@@ -65,6 +65,15 @@ def test_a_host_without_the_memory_for_a_batch_says_how_to_train_it(tmp_path, ra
     assert errors.read_text().count("\n") == 1
 
 
+def test_a_network_that_does_not_fit_is_not_answered_with_smaller_batches(tmp_path):
+    words, errors = [*TRAIN[3:], "--model_options.width", "4096", "--out", str(tmp_path / "run")], tmp_path / "errors"
+    assert finished(start_ranks(with_a_gibibyte, (words, errors))) == [69]
+    told = (
+        r"out of memory: a tensor of [\d.]+ GiB did not fit; train on fewer or smaller images, or a smaller network\n$"
+    )
+    assert re.search(told, errors.read_text())
+
+
 def with_a_gibibyte(words, errors):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, [pages * resource.getpagesize() + (1 << 30)] * 2)
@@ -94,6 +103,19 @@ def test_the_memory_of_all_ranks_of_the_host_counts(tiny, tmp_path, monkeypatch,
         monkeypatch.setattr(module, "free_memory_bytes", lambda: 6000 << 10)
     train(dataclasses.replace(tiny, epochs=1), options(tmp_path / "run"))
     assert "the system may kill the run; --micro-batch-images 8 may fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("threads", "variables", "told"), [(2, {}, 1), (1, {}, 0), (2, {"LOCAL_WORLD_SIZE": "2"}, 0)])
+def test_a_run_beside_other_programs_is_told_to_take_fewer_threads(
+    busy, tiny, tmp_path, monkeypatch, capsys, threads, variables, told
+):
+    """Not a run whose other ranks are the other programs, nor one whose only thread waits for no other."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    short = dataclasses.replace(tiny, epochs=1)
+    train(short, options(tmp_path / "run", threads=threads))
+    said = re.findall("note .* other programs leave .* 2 threads wait .*: --threads 1 may", capsys.readouterr().out)
+    assert len(said) == told
 
 
 @pytest.mark.parametrize(("bands", "told"), [("3", 0), ("all", 1)])

@@ -276,3 +276,8 @@ def test_a_file_is_not_written_under_the_name_of_another_kind(run, tmp_path, cap
     assert command([str(run.path), *words.split(), "--out", str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.endswith(f"; --out {tmp_path / better}\n")
     assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_field_that_there_is_not_is_answered_with_the_nearest():
+    with pytest.raises(ImnetError, match=r"got unknown field epoch of Recipe; did you mean epochs\?"):
+        imnet.replace(TINY, epoch=3)  # pyright: ignore[reportCallIssue]

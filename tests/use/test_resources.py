@@ -2,14 +2,17 @@
 version 1 and version 2, and real groups if they can be made here."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from imnet.resources import cpu_field, cpu_name, free_memory_bytes, num_cores
+from imnet.resources import cpu_field, cpu_name, free_memory_bytes, idle_cores, num_cores
 
 GIB = 2**30
 ASK = "from imnet.resources import *; print(num_cores(), free_memory_bytes())"
@@ -136,6 +139,32 @@ def test_a_real_group_of_half_a_core_and_256_mib():
     num, free = map(int, found.stdout.split())
     assert num == 1
     assert 2**26 < free < 2**28
+
+
+def test_cores_that_others_use_are_not_idle(busy):
+    assert idle_cores() < cores() / 2
+
+
+def test_this_process_is_none_of_the_others():
+    """Its threads may still wait actively for their next work. Here one of them takes the only core of the process."""
+    whole, stop = os.sched_getaffinity(0), threading.Event()
+    os.sched_setaffinity(0, {min(whole)})
+    spinning = threading.Thread(target=lambda: all(not stop.is_set() for _ in itertools.count()))
+    spinning.start()
+    try:
+        began, used = time.perf_counter(), time.process_time()
+        idle = idle_cores()
+        assert idle > 0.5 * (time.process_time() - used) / (time.perf_counter() - began)
+    finally:
+        stop.set()
+        spinning.join()
+        os.sched_setaffinity(0, whole)
+
+
+@pytest.mark.parametrize("text", ["", "cpu0 0 0 0 0 0 0 0 0\n", "cpu0 7\n", "cpu0 9 9 9 9 9 9 9 9 0 0\n"])
+def test_where_nothing_counts_the_time_of_the_cores_all_are_idle(tmp_path, text):
+    """Some sandboxes show only zeros, and macOS has no such file."""
+    assert idle_cores(tree(tmp_path, **{"proc/stat": text} if text else {})) == num_cores(tmp_path)
 
 
 def test_the_processor_has_a_name():

@@ -55,6 +55,7 @@ def decoded(content: Items, starts: range, rule: ResizeRule | None, workers: int
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("fork"), initializer=_worker, initargs=(os.getpid(),)
     )
+    before = multiprocessing.active_children()
     try:
         waiting: deque[Future[Chunk]] = deque()
         for start in starts:
@@ -68,6 +69,10 @@ def decoded(content: Items, starts: range, rule: ResizeRule | None, workers: int
         raise IOFailure("a decoding process was killed (out of memory?)", hint=hint) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        # If the system lets only some workers start, the pool forgets those, and Python would wait for them at its end.
+        for worker in set(multiprocessing.active_children()).difference(before):
+            worker.kill()
+            worker.join()
 
 
 def _worker(parent: int) -> None:
