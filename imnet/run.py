@@ -121,7 +121,7 @@ class Run:
             lines = [line for line in self.metrics if line.get("kind") in ("val", "eval") and line["top1"] is not None]
             logged = [line for line in lines if line.get("kind") == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
-        elif which.isdigit():
+        elif which.isdecimal():
             epoch = int(which)
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")
