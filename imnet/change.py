@@ -18,7 +18,7 @@ from imnet.checkpoint import Checkpoint
 from imnet.data.order import Order
 from imnet.errors import UsageError
 from imnet.recipe import Recipe
-from imnet.recipe_json import config_hash, to_dict
+from imnet.recipe_json import check_hash, config_hash, to_dict
 from imnet.runfolder import data_of, difference, is_complete, recipe_of
 
 ANEW = "choose another --out to start anew"
@@ -93,6 +93,7 @@ def origin(found: Checkpoint, run: Mapping[str, Any], folder: Path) -> Origin:
     saved = found.state
     entry = next(e for e in (entry_of(run), *(run.get("before") or ())) if e["config_hash"] == saved["config_hash"])
     recipe = recipe_of(entry, folder)
+    check_hash(entry, recipe, folder)
     d, images = recipe.data, saved.get("train_images", entry["train_images"])
     order = Order(images, d.batch_images, recipe.seed, drop_last=d.drop_last)
     return Origin(recipe, entry["precision"], order, saved["data_fingerprint"], saved["step"])

@@ -177,7 +177,7 @@ def _marks(run: Run, values: Namespace) -> list[str]:
     """Words for the file's name that distinguish an evaluation from the run's own."""
     which = values.checkpoint
     other = values.precision not in (None, run.info["precision"])
-    return [f"epoch{which}" if which.isdigit() else which] * (which != "last") + [values.precision] * other
+    return [f"epoch{which}" if which.isdecimal() else which] * (which != "last") + [values.precision] * other
 
 
 def judge_images(

@@ -263,7 +263,7 @@ class Recipe:
         head, classes = self.head_outputs, self.data.num_classes
         check(head is None or head >= classes, f"head_outputs = {head}", f"{classes} or more", "null means one a class")
         frozen = self.freeze
-        ok = frozen in (None, "all-but-head") or (str(frozen).isdigit() and int(frozen) > 0)
+        ok = frozen in (None, "all-but-head") or (str(frozen).isdecimal() and int(frozen) > 0)
         check(ok, f"freeze = {frozen}", "all-but-head, or a number from 1, or null", "null means all is trained")
         ok = self.ema_decay is not None or not self.ema_warmup
         check(ok, "ema_warmup without ema_decay", "both, or neither", "set --ema-decay")

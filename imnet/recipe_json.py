@@ -7,8 +7,10 @@ import hashlib
 import json
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from imnet.errors import DataError
 from imnet.fields import union_members
 from imnet.optimisers import Optim
 from imnet.recipe import Recipe
@@ -87,11 +89,33 @@ def config_hash(recipe: Recipe, precision: str) -> str:
     A field that was added to recipes later (``metadata={"later": True}``) is left out while it has its default, so that
     a new option does not send an old command to a new folder.
     """
-    body = to_dict(recipe, unset=False)
-    for provenance in PROVENANCE:
-        body.pop(provenance)
-    text = json.dumps({"recipe": body, "precision": precision}, sort_keys=True)
+    return _hash(to_dict(recipe, unset=False), precision)
+
+
+def _hash(body: dict[str, Any], precision: str) -> str:
+    named = {key: value for key, value in body.items() if key not in PROVENANCE}
+    text = json.dumps({"recipe": named, "precision": precision}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_hash(entry: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
+    """Raise DataError if ``recipe``, which was read from ``entry`` of the run.json in ``path``, does not have the hash
+    beside it: one of its values is damaged or was edited, and images prepared by it would be judged wrongly.
+
+    The values are hashed as they are written, since older versions kept the 1 of ``lr: 1``, where 1.0 is read now.
+    """
+    if _hash(_written(entry["recipe"], recipe), entry["precision"]) != entry["config_hash"]:
+        what = "the recipe in run.json is not the one that was trained: its hash is not config_hash"
+        raise DataError(what, file=path, hint="put a copy back, or take another folder")
+
+
+def _written(raw: Mapping[str, Any], value: Any) -> dict[str, Any]:
+    """``raw``, from which ``value`` was read, without the fields that ``to_dict`` leaves out without ``unset``."""
+    left = {
+        f.name for f in dataclasses.fields(value) if f.metadata.get("later") and getattr(value, f.name) == f.default
+    }
+    parts = ((key, held, getattr(value, key, None)) for key, held in raw.items() if key not in left)
+    return {key: _written(held, part) if dataclasses.is_dataclass(part) else held for key, held, part in parts}
 
 
 def config_dict(recipe: Recipe, options: RunOptions) -> dict[str, Any]:

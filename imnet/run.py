@@ -25,6 +25,7 @@ from imnet.from_recipe import build_network, build_pipeline, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
+from imnet.recipe_json import check_hash
 from imnet.recipes import by_name
 from imnet.report.read import read_yaml
 from imnet.run_options import RunOptions
@@ -77,6 +78,7 @@ class Run:
         checkpoint is damaged, or is missing from a complete run, rather than silently returning an older one.
         """
         found = self._newest() if which == "last" else checkpoint.verified(self._of_epoch(which), self._own)
+        check_hash(self.info, self.recipe, self.path)
         net = build_network(self.recipe)
         averaged = self.recipe.ema_decay is not None and "ema" in found.tensors
         net.load_state_dict(found.tensors["ema" if averaged else "model"])
@@ -119,7 +121,7 @@ class Run:
             lines = [line for line in self.metrics if line.get("kind") in ("val", "eval") and line["top1"] is not None]
             logged = [line for line in lines if line.get("kind") == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
-        elif which.isdigit():
+        elif which.isdecimal():
             epoch = int(which)
         else:
             raise UsageError(f"got --checkpoint {which}; allowed: best, last, or the number of an epoch")

@@ -61,7 +61,9 @@ def is_complete(path: Path) -> bool:
 def bands_in(path: Path) -> dict[int, Path]:
     """Band -> run folder of the ensemble in ``path``; empty if it is not an ensemble."""
     found = {p.name.removeprefix("band-"): p for p in listed(path, "band-*") if listed(p, "run.json")}
-    return {int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdigit()}
+    return {
+        int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdecimal()
+    }
 
 
 class RunFolder:

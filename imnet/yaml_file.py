@@ -22,6 +22,7 @@ NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers that YAML 1.1, and so PyYAML, reads as text, since it requires a point and a sign in the exponent."""
 
+_MOST_VALUES = 1_000_000
 WHOLE = re.compile(r"-?(0|[1-9]\d*)$")
 """Whole numbers, as in JSON."""
 
@@ -85,12 +86,24 @@ def _load(text: str, file: str | Path | None) -> tuple[Any, Any]:
     try:
         loader = _Plain(text)
         node = loader.get_single_node()
+        if node is not None and _size(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES} values")
         value = None if node is None else loader.construct_document(node)
         json.dumps(value)  # fails for a value that contains itself
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         why = " ".join(str(error).split()).replace('"<unicode string>", ', "")
         raise UsageError(f"not YAML of plain values: {why}", file=file) from error
     return value, node
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """The number of values in a YAML node, each as often as aliases repeat it: a few lines can stand for billions."""
+    if id(node) not in known:
+        known[id(node)] = 1  # counted once if the node contains itself, which is refused later
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = (part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] += sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:

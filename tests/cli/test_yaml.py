@@ -2,6 +2,7 @@
 
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -187,3 +188,16 @@ def test_a_whole_file_of_one_recipe_is_not_run_under_the_name_of_another(tmp_pat
         parse(["--config", str(path), *([] if by == "line" else ["--recipe", other])])
     if by != "line":
         assert parse(["--config", str(path), "--model", "wrn10_1"]).recipe.model == "wrn10_1"
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused_at_once():
+    lines = ["a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise("abcdefghijklmnop")]
+    with pytest.raises(UsageError, match=r"not YAML of plain values: its aliases stand for more than 1000000 values"):
+        yaml_file.parse("\n".join(lines))
+    assert yaml_file.parse("\n".join(lines[:3]))["c"][0][0] == [*range(1, 10)]
+
+
+def test_a_raised_digit_is_no_number_of_layers():
+    with pytest.raises(ValueError, match="got freeze = \u00b2; allowed: all-but-head"):
+        replace(by_name("quickstart"), freeze="\u00b2")

@@ -92,6 +92,28 @@ def zip_member_deflate(folder):
     return path
 
 
+@case(r"not a readable zip: 11 members, its end says 12", shown="in.zip")
+def zip_member_swallowed(folder):
+    """A zip of which one directory entry has become part of the name of the entry before."""
+    path = zip_of(folder, making.class_files())
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"PK\x01\x02")
+    length = raw.index(b"PK\x01\x02", first + 4) - first
+    raw[first + 28] += length
+    path.write_bytes(raw)
+    return path
+
+
+@case(r"its header has another name: train/n01440764/n01440764_0.JPEG", shown="train/n01530575/n01440764_0.JPEG")
+def zip_directory_names_another_class(folder):
+    path = zip_of(folder, making.class_files())
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"n01440764/", raw.index(b"PK\x01\x02"))
+    raw[at : at + 9] = b"n01530575"
+    path.write_bytes(raw)
+    return path
+
+
 @case(r"overlap", shown="in.zip")
 def zip_overlapping_members(folder):
     """A zip with two directory entries for one compressed member, as non-recursive zip bombs have."""

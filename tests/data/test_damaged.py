@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from imnet.data.readers import recognise
 from imnet.data.tool import main
-from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # noqa: F401  (they fill the table)
+from imnet.errors import DataError
+from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures, making  # noqa: F401  (they fill the table)
 from tests.data.damage_table import CASES
 
 
@@ -42,3 +44,27 @@ def cpu_s():
     """CPU seconds of this process and of its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def test_a_damaged_npz_is_a_short_line(tmp_path, capsys):
+    """zipfile repeats what it found in place of a member's name, up to 64 KiB of it."""
+    raw = bytearray(making.npz_bytes(5, 64))
+    raw[27] = 0xFF  # the upper byte of the length of the first name
+    (tmp_path / "train_data_batch_1.npz").write_bytes(raw)
+    assert main(["inspect", str(tmp_path)]) == 65
+    error = capsys.readouterr().err
+    assert "(data.npy): zip member is damaged: File name in directory" in error
+    assert len(error) < 600
+
+
+def test_parquet_whose_pages_have_checksums(tmp_path):
+    """A changed label is a label too, so that only a checksum can tell; the datasets library writes none."""
+    made = damage_parquet.table([b"x" * 2000] * 3, [0, 1, 0])
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    path = damage_parquet.write(tmp_path / "train.parquet", made, **options)
+    raw = bytearray(path.read_bytes())
+    labels = b"".join(number.to_bytes(8, "little") for number in (0, 1, 0))
+    raw[raw.index(labels) + 8] = 2
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"Parquet is damaged: .*checksum"):
+        recognise(tmp_path)

@@ -135,3 +135,17 @@ def test_a_shard_that_came_twice(tmp_path, name):
         recognise(source)
     shards(tmp_path, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"])
     assert len(recognise(source).splits["train"]) == 14
+
+
+def test_batches_of_imagenet64_that_are_missing_are_said(tmp_path):
+    making.imagenet64_folder(tmp_path, 8)
+    for number, said in ((10, "(3 batches)"), (1, "(2 batches, of train only 2)")):
+        (tmp_path / f"train_data_batch_{number}").unlink()
+        assert recognise(tmp_path).kind == f"ImageNet-8 {said}"
+
+
+def test_a_raised_digit_is_no_class_number(tmp_path):
+    making.imagenet64_folder(tmp_path, 8)
+    (tmp_path / "map_clsloc.txt").write_text("n01440764 \u00b2 tench\n")
+    with pytest.raises(DataError, match=r"line 1\): got .*; expected wnid, a new number"):
+        recognise(tmp_path)

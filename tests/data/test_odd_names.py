@@ -144,3 +144,11 @@ def test_dots_stand_for_names_that_are_left_out_alone(tmp_path, count, said):
     with pytest.raises(DataError) as caught:
         recognise(making.write_tree(tmp_path / "set", files))
     assert str(caught.value).endswith(said)
+
+
+def test_inspect_says_one_line_of_each_thing(tmp_path, capsys):
+    source = making.write_tree(tmp_path / "a\nb", {"train/cat/1.jpg": making.picture(1), "train/cat/x.t\nt": b"x"})
+    assert main(["inspect", str(source)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [rf"{tmp_path}/a\nb: class folders", "classes: 1 (cat)", "train: 1 pictures",
+                     r"note: left out: 1 file (.t\nt 1)"]  # fmt: skip

@@ -1,6 +1,7 @@
 """ImageNet tars, the Kaggle layout and WebDataset shards against plain Pillow and tarfile."""
 
 import gzip
+import io
 import os
 import resource
 import tarfile
@@ -179,3 +180,49 @@ def test_more_gzipped_shards_than_files_may_be_open_at_first(tmp_path):
         assert {items.read(i) for i in range(80)} == {making.picture(1, 4, 4)}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("twice", ["n01440764_0.JPEG", "n01440764.tar", "ILSVRC2012_val_00000001.JPEG"])
+def test_a_member_of_an_official_tar_that_came_twice(tmp_path, twice):
+    """It would count twice: ``tar -r`` appends a file again without a word."""
+    imagenet_tars(tmp_path / "in")
+    (tmp_path / "in" / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(making.WNIDS * 2))
+    path = tmp_path / "in" / f"ILSVRC2012_img_{'val' if 'val' in twice else 'train'}.tar"
+    with tarfile.open(path) as archive:
+        members = [(one.name, archive.extractfile(one).read()) for one in archive]
+    if twice == "n01440764_0.JPEG":
+        inner = making.tar_bytes({twice: making.picture(1)}).rstrip(b"\0")
+        inner += bytes(-len(inner) % 512)
+        members = [(name, inner + data if name == "n01440764.tar" else data) for name, data in members]
+    else:
+        members += [one for one in members if one[0] == twice]
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(DataError, match=rf"{path.name} \({twice}\): two members have this name"):
+        recognise(tmp_path / "in")
+
+
+def test_two_class_tars_of_one_class_in_the_official_tar(tmp_path):
+    inner = making.tar_bytes({"n01440764_0.JPEG": making.picture(1)})
+    path = tmp_path / "ILSVRC2012_img_train.tar"
+    path.write_bytes(making.tar_bytes({"n01440764.tar": inner, "more/n01440764.tar": inner}))
+    with pytest.raises(DataError, match=r"\(n01440764\.tar\): two tars of one class"):
+        recognise(path)
+
+
+@pytest.mark.parametrize("truth", ["synsets", "devkit"])
+def test_a_label_too_many_for_imagenets_validation_pictures(tmp_path, truth):
+    """The pictures behind the additional line would have the labels of others."""
+    imagenet_tars(tmp_path / "in")
+    if truth == "devkit":
+        kit = making.devkit({wnid: number for number, wnid in enumerate(making.WNIDS, 1)}, [])
+        kit["ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"] = b"1\n" * 50_001
+        making.write_tree(tmp_path / "in", kit)
+    else:
+        labels = f"{making.WNIDS[0]}\n" * 50_001
+        (tmp_path / "in" / "imagenet_2012_validation_synset_labels.txt").write_text(labels)
+    with pytest.raises(DataError, match=r"50001 labels; allowed 50000, one for each validation picture"):
+        recognise(tmp_path / "in")

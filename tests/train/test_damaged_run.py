@@ -214,3 +214,19 @@ def test_a_damaged_evaluation_is_written_again_as_its_error_says(folder):
     path.unlink()
     assert train(TINY, options(folder))[0] == 0
     assert path.read_text() == whole
+
+
+@pytest.mark.parametrize(("part", "value"), [("augment", {"mean": [0.6]}), ("seed", 8)])
+def test_a_value_of_the_recipe_that_is_not_the_one_trained_with_judges_no_image(folder, part, value):
+    """It reads well, but images prepared by it would be judged wrongly, and an order by it would not be the run's."""
+    path = folder / "run.json"
+    info = json.loads(path.read_text())
+    info["recipe"][part] = info["recipe"][part] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(info))
+    longer = dataclasses.replace(TINY, epochs=TINY.epochs + 1)
+    uses = (Run(folder).model, Run(folder).evaluate, lambda: train(longer, options(folder, allow_change=True)))
+    for use in uses:
+        with pytest.raises(DataError, match=r"recipe in run\.json is not the one that was trained: its hash is not"):
+            use()
+    path.write_text(json.dumps(info | {"recipe": to_dict(TINY)}))
+    assert Run(folder).model() is not None

@@ -21,8 +21,7 @@ from imnet.errors import DataError, IOFailure
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 20_000_000
 _BLOCK = 512
-_MAX_LONG_NAME_BYTES = 1 << 16
-_TAIL_BYTES = _UNPACK_BYTES = 1 << 20
+_MAX_LONG_NAME_BYTES, _TAIL_BYTES, _UNPACK_BYTES = 1 << 16, 1 << 20, 1 << 20
 # A member that inflates further than this is not an image: photographs do not compress at all, zeros reach 1032.
 _MAX_RATIO = 200
 _RATIO_MATTERS_BYTES = 1 << 20
@@ -63,12 +62,12 @@ def by_name(members: Iterable[Member], path: Path) -> dict[str, Member]:
 
 
 def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
-    """The regular members of a zip by name, and its folder entries; DataError for damage, encryption, links, path
-    traversal and zip bombs."""
+    """The regular members of a zip by name, and its folder entries; DataError for damaged and hostile zips."""
     with reading(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
+            _refuse_lost(path, len(infos))
         except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
             with open(path, "rb") as file:
                 refuse_pointer(file, path)
@@ -80,8 +79,18 @@ def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
     packed = sum(member.size for member in members)
     if packed > end:
         raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
-    named = by_name(members, path)
-    return named, {zip_name(info, path) for info in infos if info.filename.endswith(("/", "\\"))} - {""}
+    folders = {zip_name(info, path) for info in infos if info.filename.endswith(("/", "\\"))}
+    return by_name(members, path), folders - {""}
+
+
+def _refuse_lost(path: Path, found: int) -> None:
+    """Raise BadZipFile if the end record counts other members, since damage may hide some. Its 16 bits are all set in
+    zip64."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - (1 << 16) - 22))
+        count = int.from_bytes(file.read().rpartition(b"PK\5\6")[2][6:8], "little")
+    if count not in (found & 0xFFFF, 0xFFFF):
+        raise zipfile.BadZipFile(f"{found} members, its end says {count}")
 
 
 def zip_name(info: zipfile.ZipInfo, path: Path) -> str:
@@ -91,7 +100,7 @@ def zip_name(info: zipfile.ZipInfo, path: Path) -> str:
     if not info.flag_bits & _UTF8_FLAG:
         with suppress(UnicodeEncodeError):
             name = os.fsdecode(name.encode("cp437"))
-    return _plain(check_name(name, path).replace("\\", "/"))
+    return plain(check_name(name, path).replace("\\", "/"))
 
 
 def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
@@ -154,7 +163,7 @@ def list_tar(file: BinaryIO, path: Path, start: int = 0, length: int | None = No
         count += 1
         if count > MAX_MEMBERS:
             raise DataError(f"tar has more than {MAX_MEMBERS} members", file=path, offset=body)
-        yield Member(_plain(check_name(name, path)), body, size, size)
+        yield Member(plain(check_name(name, path)), body, size, size)
 
 
 def _refuse_second(fd: int, path: Path, at: int, end: int) -> None:
@@ -176,7 +185,7 @@ def _is_header(head: bytes, path: Path, at: int) -> bool:
     return False
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """``./cat//1.jpg`` -> ``cat/1.jpg``; archives of a folder ``.`` have names that begin with ``./``."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 

@@ -17,7 +17,7 @@ from imnet.data.base import Split
 from imnet.data.files import FileState, refuse_changed
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
-from imnet.errors import DataError, UsageError, first_few
+from imnet.errors import DataError, UsageError, first_few, shown
 
 # images uint8 (n, H, W, C) and labels int64 (n,)
 Block = tuple[np.ndarray, np.ndarray]
@@ -78,7 +78,8 @@ class Found:
 
     def describe(self) -> list[str]:
         """Lines for ``imnet-data inspect``."""
-        lines = [f"{self.path}: {self.kind}", f"classes: {len(self.class_names)} ({first_few(self.class_names)})"]
+        classes = f"classes: {len(self.class_names)} ({first_few(self.class_names)})"
+        lines = [f"{shown(str(self.path))}: {self.kind}", classes]
         for split, content in self.splits.items():
             what = "pictures" if isinstance(content, Items) else "images of {}x{}x{}".format(*content.shape)
             lines.append(f"{split}: {len(content)} {what}")

@@ -97,9 +97,9 @@ def find(source: FolderTree) -> Found | None:
 
 
 def _gaps(batches: list[_Batch]) -> str:
-    """The numbers of the training batches if some between them are missing, else an empty string."""
+    """The numbers of the training batches if some from the first on are missing, else an empty string."""
     numbers = sorted(one.number for one in batches if one.split == "train")
-    whole = not numbers or numbers[-1] - numbers[0] + 1 == len(numbers)
+    whole = numbers == list(range(1, len(numbers) + 1))
     return "" if whole else f", of train only {', '.join(map(str, numbers))}"
 
 
@@ -134,10 +134,11 @@ def class_names(listing: Path) -> tuple[str, ...]:
         parts = line.split()
         if not parts:
             continue
-        if len(parts) < 2 or not parts[1].isdigit() or not 1 <= int(parts[1]) <= NUM_CLASSES or int(parts[1]) in names:
+        place = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+        if not 1 <= place <= NUM_CLASSES or place in names:
             raise DataError(f"got {line[:60]!r}; expected wnid, a new number 1..1000, name", file=listing,
                             offset=f"line {number}")  # fmt: skip
-        names[int(parts[1])] = " ".join([parts[0], *parts[2:]])
+        names[place] = " ".join([parts[0], *parts[2:]])
     if len(names) != NUM_CLASSES:
         raise DataError(f"{len(names)} classes, expected {NUM_CLASSES}", file=listing)
     return tuple(names[i] for i in range(1, NUM_CLASSES + 1))

@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from imnet.data.files import FileState, file_state, reading, refuse_changed
-from imnet.data.readers.archive import DEFLATED, Member, open_tar
-from imnet.errors import DataError
+from imnet.data.readers.archive import DEFLATED, Member, open_tar, plain
+from imnet.errors import DataError, shown
 
 # The largest ImageNet-1K file has 15 MB; a larger "picture" than this is an attack or a mistake.
 MAX_IMAGE_BYTES = 64 << 20
@@ -167,12 +167,18 @@ class Items:
 
 
 def _zip_data_offset(file: BinaryIO, offset: int, path: str, member: str) -> int:
-    """The offset of a member's data, from its local header, whose name and extra lengths may differ from the
-    directory's."""
+    """The offset of a member's data, from its local header, whose extra length may differ from the directory's.
+
+    DataError if its name differs too: one of the two is damaged, and the name says the class. Names that are not ASCII
+    are not compared, since the two may be in different encodings.
+    """
     head = os.pread(file.fileno(), 30, offset)
     if len(head) < 30 or head[:4] != b"PK\x03\x04":
         raise DataError(f"no zip member header at byte {offset}", file=path, offset=member)
     name_bytes, extra_bytes = struct.unpack("<HH", head[26:30])
+    name = os.fsdecode(os.pread(file.fileno(), name_bytes, offset + 30))
+    if name.isascii() and member.isascii() and plain(name.replace("\\", "/")) != member:
+        raise DataError(f"its header has another name: {shown(name)[:200]}", file=path, offset=member)
     return offset + 30 + name_bytes + extra_bytes
 
 

@@ -26,6 +26,7 @@ _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SOLUTION = "LOC_val_solution.csv"
 _CLSLOC, _META = "map_clsloc.txt", "meta.mat"
+_PICTURES = 50_000
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _IN_DEVKIT = f"{_DEVKIT}/data/"
 # Names of all lists that are looked for beside or above the given path.
@@ -95,7 +96,7 @@ def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
     devkit, packed or not, whose class numbers are those of ``map_clsloc.txt`` or its own ``meta.mat``."""
     for name in _SYNSETS:
         if prefix + name in names:
-            return _numbered(dict(enumerate(text(source, prefix + name).split(), 1)), prefix + name)
+            return _numbered(dict(enumerate(_in_order(source, prefix + name), 1)), prefix + name)
     if prefix + _SOLUTION in names:
         return _numbered(_solution(source, prefix + _SOLUTION), prefix + _SOLUTION)
     for folder in (prefix, prefix + _IN_DEVKIT):
@@ -109,6 +110,16 @@ def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
     inside = ArchiveTree(source.path / packed)
     found = _imagenet(inside, set(inside.names), "")
     return found and Listed(found.wnids, (packed,))
+
+
+def _in_order(source: Tree, name: str) -> list[str]:
+    """The labels of a list that has one per picture, in the order of the pictures' numbers. DataError if they are more
+    than ImageNet-1K has pictures: with one line too many, all pictures behind it would have the label of another."""
+    labels = text(source, name).split()
+    if len(labels) > _PICTURES:
+        what = f"{len(labels)} labels; allowed {_PICTURES}, one for each validation picture"
+        raise DataError(what, file=source.path / name, hint="get the file again")
+    return labels
 
 
 def _numbered(wnids: dict[int, str], *files: str) -> Listed:
@@ -131,7 +142,7 @@ def _solution(source: Tree, name: str) -> dict[int, str]:
 def _devkit(source: Tree, listing: str, truth: str) -> dict[int, str]:
     wnid = _class_numbers(source, listing)
     out: dict[int, str] = {}
-    for line, number in enumerate(text(source, truth).split(), 1):
+    for line, number in enumerate(_in_order(source, truth), 1):
         if number not in wnid:
             what = f"class {number[:20]!r} is not in {listing.rpartition('/')[2]}"
             raise DataError(what, file=source.path / truth, offset=f"line {line}")

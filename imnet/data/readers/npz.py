@@ -102,4 +102,4 @@ def _opened(path: Path, member: str, shown: Path) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             yield stream
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"zip member is damaged: {error}", file=shown, offset=member) from error
+        raise DataError(f"zip member is damaged: {str(error)[:200]}", file=shown, offset=member) from error

@@ -143,7 +143,7 @@ def _opened(file: str) -> Any:
         got = f"footer of {footer} bytes in a file of {size}; allowed {_MAX_FOOTER_BYTES}"
         raise DataError(got, file=file, offset=size - 8)
     with _damage(file):
-        return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20,
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True,
                               thrift_string_size_limit=_MAX_FOOTER_BYTES)  # fmt: skip
 
 

@@ -56,9 +56,9 @@ class LeftOut(Counter[str]):
         if not total:
             return ""
         ranked = sorted(self.items(), key=lambda entry: (-entry[1], entry[0]))
-        shown = [f"{reason} {count}" for reason, count in ranked[:_SHOWN_REASONS]]
+        reasons = [f"{shown(reason)} {count}" for reason, count in ranked[:_SHOWN_REASONS]]
         rest = sum(count for _, count in ranked[_SHOWN_REASONS:])
-        return f"left out: {total} file{'s' * (total > 1)} ({', '.join(shown + [f'other {rest}'] * bool(rest))})"
+        return f"left out: {total} file{'s' * (total > 1)} ({', '.join(reasons + [f'other {rest}'] * bool(rest))})"
 
 
 def junk(part: str) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
-from imnet.data.readers.archive import Member, list_tar, open_tar
+from imnet.data.readers.archive import Member, by_name, list_tar, open_tar
 from imnet.data.readers.base import Choice, Found
 from imnet.data.readers.folders import find_folders
 from imnet.data.readers.items import Items
@@ -98,7 +98,7 @@ def _class_tars(source: FolderTree, tars: list[str], choice: Choice) -> Found:
 def _add_tar(items: Items, tar: Path, label: int, left: LeftOut, start: int = 0, length: int | None = None) -> None:
     """Add every picture of a class tar, which may itself be inside ``tar`` (``length`` bytes from ``start``)."""
     number = items.file_number(str(tar))
-    for member in _members(tar, start, length):
+    for member in by_name(_members(tar, start, length), tar).values():
         reason = junk_path(member.name) or (None if is_picture(member.name) else suffix_reason(member.name))
         if reason:
             left[reason] += 1
@@ -124,13 +124,16 @@ def _imagenet(source: FolderTree, kinds: dict[str, str]) -> Found:
 def _training(folder: Path, train: Path, left: LeftOut) -> tuple[Items, tuple[str, ...]]:
     items, inner = Items(folder), []
     items.file_number(str(train))
-    for member in _members(train):
+    for member in by_name(_members(train), train).values():
         match = _CLASS_TAR.fullmatch(member.name)
         if match is None or junk_path(member.name):
             left[junk_path(member.name) or suffix_reason(member.name)] += 1
         else:
             inner.append((match[1], member))
     inner.sort(key=lambda entry: entry[0])
+    twin = next((one[0] for one, other in pairwise(inner) if one[0] == other[0]), None)
+    if twin is not None:
+        raise DataError("two tars of one class", file=train, offset=f"{twin}.tar")
     for label, (_, member) in enumerate(inner):
         _add_tar(items, train, label, left, member.offset, member.size)
     return items, tuple(wnid for wnid, _ in inner)
@@ -144,7 +147,7 @@ def _validation(folder: Path, val: Path, wnids: tuple[str, ...], left: LeftOut) 
     number = {wnid: i for i, wnid in enumerate(wnids)}
     items = Items(folder)
     file = items.file_number(str(val))
-    for member in _members(val):
+    for member in by_name(_members(val), val).values():
         if VAL_PICTURE.fullmatch(member.name) is None or junk_path(member.name):
             left[junk_path(member.name) or suffix_reason(member.name)] += 1
             continue
