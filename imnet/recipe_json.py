@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, type]] = {
 """The classes that these parts of a recipe may have, by their ``kind``."""
 PROVENANCE = ("source", "published", "ran")
 """The fields of a recipe that only say where it comes from."""
+RESTORE = "put a copy back, or take another folder"
+"""The hint for a damaged run.json."""
 
 
 def to_dict(value: Any, *, unset: bool = True) -> Any:
@@ -106,7 +108,7 @@ def check_hash(entry: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
     """
     if _hash(_written(entry["recipe"], recipe), entry["precision"]) != entry["config_hash"]:
         what = "the recipe in run.json is not the one that was trained: its hash is not config_hash"
-        raise DataError(what, file=path, hint="put a copy back, or take another folder")
+        raise DataError(what, file=path, hint=RESTORE)
 
 
 def _written(raw: Mapping[str, Any], value: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from imnet.from_recipe import build_network, build_pipeline, load_data
 from imnet.launch import World
 from imnet.metrics import read_metrics
 from imnet.recipe import Recipe
-from imnet.recipe_json import check_hash
+from imnet.recipe_json import RESTORE, check_hash
 from imnet.recipes import by_name
 from imnet.report.read import read_yaml
 from imnet.run_options import RunOptions
@@ -171,7 +171,7 @@ class Run:
             )
         except (KeyError, ValueError) as error:
             what = f"run.json does not say of its network what classifying needs: {error}"
-            raise DataError(what, file=self.path, hint="put a copy back, or take another folder") from error
+            raise DataError(what, file=self.path, hint=RESTORE) from error
 
     def predict(self, pictures: Iterable[Picture], top: int = 5) -> list[dict[str, Any]]:
         """Classify pictures (paths, bytes, PIL pictures or uint8 arrays); see ``Classifier.stream``."""

@@ -24,7 +24,7 @@ from imnet.errors import DataError, IOFailure, UsageError
 from imnet.files import check_folder, listed, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
-from imnet.recipe_json import PROVENANCE, config_hash, from_dict, to_dict
+from imnet.recipe_json import PROVENANCE, RESTORE, config_hash, from_dict, to_dict
 from imnet.run_options import RunOptions
 
 LOCK = ".lock"
@@ -60,10 +60,8 @@ def is_complete(path: Path) -> bool:
 
 def bands_in(path: Path) -> dict[int, Path]:
     """Band -> run folder of the ensemble in ``path``; empty if it is not an ensemble."""
-    found = {p.name.removeprefix("band-"): p for p in listed(path, "band-*") if listed(p, "run.json")}
-    return {
-        int(word): folder for word, folder in sorted(found.items(), key=lambda f: f[0].zfill(4)) if word.isdecimal()
-    }
+    folders = {p.name.removeprefix("band-"): p for p in listed(path, "band-*") if listed(p, "run.json")}
+    return dict(sorted((int(number), folder) for number, folder in folders.items() if number.isdecimal()))
 
 
 class RunFolder:
@@ -241,6 +239,8 @@ def read_run(path: Path) -> dict[str, Any] | None:
     """The contents of run.json of a run folder, or None if there is none; IOFailure if it is unreadable or a value has
     the wrong type."""
     try:
+        if (path / "run.json").is_fifo():
+            raise ValueError("it is a pipe")
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(run, dict):
             raise ValueError(f"it holds a {type(run).__name__}, must be an object")
@@ -254,8 +254,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        hint = "put a copy back, or take another folder"
-        raise IOFailure(f"run.json is unreadable: {error}", file=path, hint=hint) from error
+        raise IOFailure(f"run.json is unreadable: {error}", file=path, hint=RESTORE) from error
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], prefix: str = "") -> None:
@@ -269,8 +268,7 @@ def data_of(run: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
     data = run.get("data") or {}
     gone = ", ".join(key for key in ("name", "fingerprint", "train_images") if key not in data)
     if gone:
-        what = f"run.json does not say of its data: {gone}"
-        raise DataError(what, file=path, hint="put a copy back, or take another folder")
+        raise DataError(f"run.json does not say of its data: {gone}", file=path, hint=RESTORE)
     return data
 
 
@@ -280,8 +278,7 @@ def recipe_of(entry: Mapping[str, Any], path: Path) -> Recipe:
     try:
         return from_dict(entry.get("recipe", {}))
     except ValueError as error:
-        what = f"the recipe in run.json cannot be read: {error}"
-        raise DataError(what, file=path, hint="put a copy back, or take another folder") from error
+        raise DataError(f"the recipe in run.json cannot be read: {error}", file=path, hint=RESTORE) from error
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:

@@ -56,6 +56,12 @@ def test_what_is_no_file_in_the_place_of_a_runs_file_is_one_line(tiny, tmp_path,
         check_same(tmp_path, tiny, options(tmp_path), "fp32")
 
 
+def test_a_pipe_in_the_place_of_run_json_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "run.json")
+    assert train_main(["--device", "cpu", "--epochs", "1", "--out", str(tmp_path)]) == 74
+    assert f"{tmp_path}: run.json is unreadable: it is a pipe; put a copy back" in capsys.readouterr().err
+
+
 def test_the_lock_of_a_run_that_has_begun_stays(tmp_path):
     with contextlib.closing(RunFolder(tmp_path / "run")) as folder:
         folder.write_run({})
