@@ -28,7 +28,7 @@ from imnet.recipe import Recipe
 from imnet.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from dataclasses import replace
+    from dataclasses import replace  # of which an editor knows that it takes the fields
 
     from imnet.classifier import Classifier
     from imnet.fused import Ensemble

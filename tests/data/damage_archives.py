@@ -1,5 +1,6 @@
 """Cases of the damage table: damaged and hostile zip and tar archives."""
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -12,6 +13,14 @@ from tests.data.damage_table import case
 
 def zip_of(folder, files, method=zipfile.ZIP_DEFLATED):
     return making.write_zip(folder / "in.zip", files, method)
+
+
+@contextlib.contextmanager
+def edited(path):
+    """The bytes of ``path``, which are written back as they are left."""
+    raw = bytearray(path.read_bytes())
+    yield raw
+    path.write_bytes(raw)
 
 
 @case(r"not a readable zip", shown="in.zip")
@@ -50,9 +59,8 @@ def zip_symlink(folder):
 @case(r"encrypted", shown="train/a/x.jpg")
 def zip_encrypted(folder):
     path = zip_of(folder, {"train/a/x.jpg": making.picture(1)})
-    raw = bytearray(path.read_bytes())
-    raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
     return path
 
 
@@ -77,18 +85,16 @@ def zip_method(folder):
 @case(r"crc is .*expected", shown="train/a/x.jpg")
 def zip_member_crc(folder):
     path = zip_of(folder, {"train/a/x.jpg": making.picture(1)}, zipfile.ZIP_STORED)
-    raw = bytearray(path.read_bytes())
-    raw[200] ^= 1
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        raw[200] ^= 1
     return path
 
 
 @case(r"deflate stream is damaged|inflates to", shown="train/a/x.jpg")
 def zip_member_deflate(folder):
     path = zip_of(folder, {"train/a/x.jpg": making.picture(1)})
-    raw = bytearray(path.read_bytes())
-    raw[43:60] = b"\xff" * 17
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        raw[43:60] = b"\xff" * 17
     return path
 
 
@@ -96,21 +102,19 @@ def zip_member_deflate(folder):
 def zip_member_swallowed(folder):
     """A zip of which one directory entry has become part of the name of the entry before."""
     path = zip_of(folder, making.class_files())
-    raw = bytearray(path.read_bytes())
-    first = raw.index(b"PK\x01\x02")
-    length = raw.index(b"PK\x01\x02", first + 4) - first
-    raw[first + 28] += length
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        first = raw.index(b"PK\x01\x02")
+        length = raw.index(b"PK\x01\x02", first + 4) - first
+        raw[first + 28] += length
     return path
 
 
 @case(r"its header has another name: train/n01440764/n01440764_0.JPEG", shown="train/n01530575/n01440764_0.JPEG")
 def zip_directory_names_another_class(folder):
     path = zip_of(folder, making.class_files())
-    raw = bytearray(path.read_bytes())
-    at = raw.index(b"n01440764/", raw.index(b"PK\x01\x02"))
-    raw[at : at + 9] = b"n01530575"
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        at = raw.index(b"n01440764/", raw.index(b"PK\x01\x02"))
+        raw[at : at + 9] = b"n01530575"
     return path
 
 
@@ -118,12 +122,11 @@ def zip_directory_names_another_class(folder):
 def zip_overlapping_members(folder):
     """A zip with two directory entries for one compressed member, as non-recursive zip bombs have."""
     path = zip_of(folder, {"train/a/x.jpg": making.picture(1), "train/a/y.jpg": b"1"}, zipfile.ZIP_STORED)
-    raw = bytearray(path.read_bytes())
-    first = raw.index(b"PK\x01\x02")
-    second = raw.index(b"PK\x01\x02", first + 4)
-    for start, length in ((10, 18), (42, 4)):
-        raw[second + start : second + start + length] = raw[first + start : first + start + length]
-    path.write_bytes(raw)
+    with edited(path) as raw:
+        first = raw.index(b"PK\x01\x02")
+        second = raw.index(b"PK\x01\x02", first + 4)
+        for start, length in ((10, 18), (42, 4)):
+            raw[second + start : second + start + length] = raw[first + start : first + start + length]
     return path
 
 

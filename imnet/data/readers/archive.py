@@ -1,4 +1,5 @@
-"""Reads zips and tars without extracting them: regular members only, bounded in number and size, names checked."""
+"""Reads archives without extracting them: regular members only, bounded in number and size, names checked. Tars are
+listed here, zips in zips.py."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import gzip
 import os
 import resource
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +21,11 @@ from imnet.errors import DataError, IOFailure
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 20_000_000
 _BLOCK = 512
-_MAX_LONG_NAME_BYTES, _TAIL_BYTES, _UNPACK_BYTES = 1 << 16, 1 << 20, 1 << 20
+_MAX_LONG_NAME_BYTES = 1 << 16
+_TAIL_BYTES = _UNPACK_BYTES = 1 << 20
 # A member that inflates further than this is not an image: photographs do not compress at all, zeros reach 1032.
-_MAX_RATIO = 200
-_RATIO_MATTERS_BYTES = 1 << 20
-_UTF8_FLAG = 0x800
+MAX_RATIO = 200
+RATIO_MATTERS_BYTES = 1 << 20
 _NO_HOLES = "make the tar without tar's option -S"
 _HINTS = dict.fromkeys((b"1", b"2"), "tar -h --hard-dereference puts files in the place of links") | {b"S": _NO_HOLES}
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/": "zstd"}
@@ -59,65 +59,6 @@ def by_name(members: Iterable[Member], path: Path) -> dict[str, Member]:
         if found.setdefault(member.name, member) is not member:
             raise DataError("two members have this name", file=path, offset=member.name)
     return found
-
-
-def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
-    """The regular members of a zip by name, and its folder entries; DataError for damaged and hostile zips."""
-    with reading(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-            _refuse_lost(path, len(infos))
-        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError) as error:
-            with open(path, "rb") as file:
-                refuse_pointer(file, path)
-            raise DataError(f"not a readable zip: {error}", file=path, hint="get the file again") from error
-    if len(infos) > MAX_MEMBERS:
-        raise DataError(f"zip has {len(infos)} members; allowed {MAX_MEMBERS}", file=path)
-    end = os.path.getsize(path)
-    members = [_zip_member(info, path, end) for info in infos if not info.filename.endswith(("/", "\\"))]
-    packed = sum(member.size for member in members)
-    if packed > end:
-        raise DataError(f"members overlap: {packed} packed bytes in a {end} byte file", file=path)
-    folders = {zip_name(info, path) for info in infos if info.filename.endswith(("/", "\\"))}
-    return by_name(members, path), folders - {""}
-
-
-def _refuse_lost(path: Path, found: int) -> None:
-    """Raise BadZipFile if the end record counts other members, since damage may hide some. Its 16 bits are all set in
-    zip64."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - (1 << 16) - 22))
-        count = int.from_bytes(file.read().rpartition(b"PK\5\6")[2][6:8], "little")
-    if count not in (found & 0xFFFF, 0xFFFF):
-        raise zipfile.BadZipFile(f"{found} members, its end says {count}")
-
-
-def zip_name(info: zipfile.ZipInfo, path: Path) -> str:
-    """The member's name with ``/``, which some Windows programs write as ``\\``, and without a ``./`` in front. It is
-    read as UTF-8 even if it is not marked as such."""
-    name = info.filename
-    if not info.flag_bits & _UTF8_FLAG:
-        with suppress(UnicodeEncodeError):
-            name = os.fsdecode(name.encode("cp437"))
-    return plain(check_name(name, path).replace("\\", "/"))
-
-
-def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
-    name = zip_name(info, path)
-    if not 0 <= info.header_offset <= end - info.compress_size:
-        raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
-    if info.flag_bits & 1:
-        raise DataError("zip member is encrypted", file=path, offset=name, hint="unpack it with its password first")
-    kind = (info.external_attr >> 16) & 0o170000
-    if kind not in (0, 0o100000):
-        raise DataError("zip member is a link or device; allowed regular files", file=path, offset=name)
-    if info.compress_type not in (STORED, DEFLATED):
-        raise DataError(f"zip method is {info.compress_type}; allowed 0 (stored), 8 (deflate)", file=path, offset=name)
-    if info.file_size > max(_RATIO_MATTERS_BYTES, _MAX_RATIO * info.compress_size):
-        got = f"{info.compress_size} bytes claim to inflate to {info.file_size}"
-        raise DataError(f"zip bomb: {got}; allowed {_MAX_RATIO} times", file=path, offset=name)
-    return Member(name, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
 
 
 def check_name(name: str, path: Path) -> str:
@@ -280,7 +221,7 @@ def gzip_errors(path: Path | str) -> Iterator[None]:
 
 def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
     state = file_state(path)
-    limit = max(_RATIO_MATTERS_BYTES, _MAX_RATIO * state[0])
+    limit = max(RATIO_MATTERS_BYTES, MAX_RATIO * state[0])
     file.seek(0)
     _allow_open_files()
     try:
@@ -288,7 +229,7 @@ def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
         with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
             while block := stream.read(_UNPACK_BYTES):
                 if out.tell() + len(block) > limit:
-                    raise DataError(f"tar bomb: it unpacks to more than {_MAX_RATIO} times its size", file=path)
+                    raise DataError(f"tar bomb: it unpacks to more than {MAX_RATIO} times its size", file=path)
                 out.write(block)
     except OSError as error:
         what = f"cannot unpack it: {error.strerror or error}"

@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imnet.data.files import file_state, io_errors, reading
-from imnet.data.readers.archive import list_zip, zip_name
 from imnet.data.readers.base import Block, Blocks, Found
 from imnet.data.readers.npz import NpzBatch
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
 from imnet.data.readers.tree import FolderTree
+from imnet.data.readers.zips import list_zip, zip_name
 from imnet.errors import DataError
 from imnet.files import lines
 

@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from imnet.data.readers.archive import list_zip
+from imnet.data.readers.zips import list_zip
 from imnet.errors import DataError
 
 _MAX_LABELS = 8 << 20

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from imnet.data.files import file_state, io_errors, reading
-from imnet.data.readers.archive import Member, by_name, list_tar, list_zip, open_tar
+from imnet.data.readers.archive import Member, by_name, list_tar, open_tar
 from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
+from imnet.data.readers.zips import list_zip
 from imnet.errors import DataError, shown
 
 _MAX_TEXT_BYTES = 16 << 20
