@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
-from imnet.files import in_utf8, listed
+from imnet.files import exists, in_utf8, is_dir, listed
 
 KEEP = (2, False)
 """Keep the newest two, and not the best one; see ``RunOptions.keeps``."""
@@ -65,9 +65,9 @@ def save(
     temporary, replaced = folder / f"step-{step:08d}.tmp", folder / f"step-{step:08d}.old.tmp"
     try:
         folder.mkdir(exist_ok=True)  # without parents: the run folder may have been moved away
-        if temporary.exists():
+        if exists(temporary):
             shutil.rmtree(temporary)
-        if final.exists() and _problem(final) is None and _config_hash(final) == state.get("config_hash"):
+        if exists(final) and _problem(final) is None and _config_hash(final) == state.get("config_hash"):
             return final
         temporary.mkdir()
         for stem, named in tensors.items():
@@ -75,14 +75,14 @@ def save(
             save_file(plain, temporary / f"{stem}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         _write_manifest(temporary)
-        if final.exists():  # it is damaged, of an earlier configuration (--allow-change), or of another run
+        if exists(final):  # it is damaged, of an earlier configuration (--allow-change), or of another run
             final.rename(replaced if _is_own(final, own) else _aside(final))
         temporary.rename(final)
         _fsync(folder)
     except (OSError, SafetensorError) as error:
         # safetensors reports a full disk as its own error type.
         shutil.rmtree(temporary, ignore_errors=True)
-        if replaced.exists() and not final.exists():
+        if exists(replaced) and not exists(final):
             replaced.rename(final)
         reason = getattr(error, "strerror", None) or str(error)
         raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder)) from error
@@ -115,7 +115,7 @@ def _is_own(path: Path, own: Sequence[str]) -> bool:
 def _aside(final: Path) -> Path:
     """An unused path beside ``final`` whose name is not that of a checkpoint."""
     aside, number = final.with_name(f"foreign-{final.name}"), 1
-    while aside.exists():
+    while exists(aside):
         number += 1
         aside = final.with_name(f"foreign-{final.name}-{number}")
     return aside
@@ -194,7 +194,7 @@ def _newest_first(folder: Path, own: Sequence[str]) -> list[Path]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    return [p for p in listed(folder, "step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return [p for p in listed(folder, "step-*") if is_dir(p) and p.name[5:].isdigit()]
 
 
 def _state(path: Path) -> dict[str, Any] | None:

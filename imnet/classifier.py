@@ -29,7 +29,7 @@ from imnet.data.readers.items import MAX_IMAGE_BYTES
 from imnet.data.readers.picture import BadPictureError, ResizeRule, decode
 from imnet.errors import DataError, UsageError
 from imnet.fields import COUNT, Range, about, at_least_one, check, check_ranges
-from imnet.files import in_utf8
+from imnet.files import exists, in_utf8, is_dir
 from imnet.recipe import Augment
 from imnet.recipe_json import build_value, to_dict
 
@@ -201,9 +201,9 @@ def _name(number: int, picture: Picture) -> str:
 def load(path: str | os.PathLike[str]) -> Classifier:
     """Load a file that ``imnet-export --to safetensors`` wrote. Raises DataError for any other file."""
     file, head = Path(os.path.expanduser(path)), {}
-    if file.is_dir():
+    if is_dir(file):
         raise UsageError("got a folder for a file", file=file, hint="of a run: imnet.load_run(FOLDER).classifier()")
-    if not file.exists():
+    if not exists(file):
         hint = "give a run folder, or a file of imnet-export RUN --to safetensors"
         raise DataError("No such file or folder", file=file, hint=hint)
     try:
@@ -233,7 +233,7 @@ def pictures_in(paths: Sequence[Path]) -> Iterator[Path]:
     from imnet.data.readers.tree import FolderTree, in_order
 
     for path in paths:
-        if not path.is_dir():
+        if not is_dir(path):
             yield path
             continue
         tree = FolderTree(path)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from imnet.files import exists
 from imnet.resources import cpu_name, num_cores
 
 
@@ -46,7 +47,7 @@ def version(package: str) -> str | None:
 def _git_sha() -> str | None:
     """The commit of this source tree, with ``+`` if tracked files have changes; None outside of a git checkout."""
     here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
+    if not exists(here / ".git"):
         return None
     try:
         # Name the tree, because GIT_DIR in the environment, e.g. in a hook, may point to another one.

@@ -23,7 +23,7 @@ from imnet.classifier import KEY, Card, Classifier, load
 from imnet.data.pipelines import transforms
 from imnet.data.pipelines.draws import Key
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import check_kind, check_output, holds, in_utf8, temporary_of
+from imnet.files import check_kind, check_output, exists, holds, in_utf8, is_dir, is_file, temporary_of
 
 TOLERANCE = 1e-3
 """Allowed difference, relative to the largest logit (or to 1, if that is larger): what another order of additions may
@@ -76,9 +76,9 @@ def export(model: Classifier, to: str, out: Path) -> str:
         if not error <= TOLERANCE:
             what = f"what was written is {error:.1e} away from the run's logits; allowed {TOLERANCE:.0e}"
             raise DataError(what, file=out, hint="nothing is kept; choose another --to, and report it")
-        if real.is_dir():
+        if is_dir(real):
             shutil.rmtree(real)
-        if temporary.is_file():
+        if is_file(temporary):
             temporary.chmod(0o666 & ~_umask())  # some writers make files that other users cannot read
         os.replace(temporary, real)
     except OSError as error:
@@ -95,10 +95,10 @@ def _place(out: Path, to: str) -> Path:
     """Return ``out`` with links resolved. Raises UsageError if something lies there that is not an earlier export, such
     as a folder, a device or the user's own file: it would be replaced, with everything in it. Also raises UsageError if
     the name is that of another format."""
-    if not out.is_dir():
+    if not is_dir(out):
         check_kind(out, "" if to == "timm" else f".{to}", f"--to {to} writes another kind of file")
         real = check_output(out, MARK)
-        if real.exists() and not real.is_file():
+        if exists(real) and not is_file(real):
             what = "got a device or a pipe for --out, which a file would replace"
             raise UsageError(what, file=out, hint="give a file")
         return real

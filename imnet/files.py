@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,39 @@ from imnet.errors import IOFailure, UsageError
 
 WEIGHTS = (".safetensors", ".onnx", ".pt2", ".pt", ".pth")
 """Suffixes of files of networks, which mimetypes does not know."""
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What lies at ``path`` or at the end of its links; None if nothing does. Any other OSError is raised.
+
+    Since Python 3.14 pathlib answers False also for a path that cannot be looked at: for lack of permission, or because
+    a network disk does not answer. A run or a list of labels there would be taken for absent.
+    """
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies at ``path``; raises OSError if that cannot be told."""
+    return _status(path) is not None
+
+
+def is_dir(path: Path) -> bool:
+    """Whether ``path`` is or leads to a folder; raises OSError if that cannot be told."""
+    found = _status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is or leads to a regular file; raises OSError if that cannot be told."""
+    found = _status(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def check_kind(out: Path, suffix: str, told: str) -> None:
@@ -45,7 +79,7 @@ def temporary_of(path: Path) -> Path:
         pid = left.name.split(".")[-2]
         if pid.isdigit() and not _is_alive(int(pid)):
             with contextlib.suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(left) if is_dir(left) else left.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -72,12 +106,12 @@ def check_output(path: Path, mark: bytes, option: str = "--out") -> Path:
     Raises UsageError for a folder, and for a file without ``mark``, which all of imnet's files of that kind contain:
     it is the user's. Raises IOFailure for a read-only file. An empty file, a device or a pipe may be written.
     """
-    if path.is_dir():
+    if is_dir(path):
         raise UsageError(f"got a folder for {option}", file=path, hint="name a file in it")
     if _is_stream(path):
         return path
     real = Path(os.path.realpath(path))
-    if not real.is_file() or not real.stat().st_size:
+    if not is_file(real) or not real.stat().st_size:
         return real
     # Whoever made it read-only wants to keep it. A rename would ignore that, and root may write anything.
     if not (real.stat().st_mode & 0o222 and os.access(real, os.W_OK)):
@@ -92,7 +126,7 @@ def check_folder(path: Path) -> None:
     """Raise OSError if the folder ``path`` can neither be written nor created. Leaves nothing behind: it tries an
     unnamed file in the nearest existing folder."""
     there = next(p for p in (path, *path.parents) if _is_there(p))
-    if not there.is_dir():
+    if not is_dir(there):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     if max(len(os.fsencode(part)) for part in (".", *path.parts)) > os.pathconf(there, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -144,7 +178,7 @@ def _is_stream(path: Path) -> bool:
     """Whether ``path`` is a device, a pipe, or like /dev/stdout, which may lead to a file that others hold open."""
     inside = os.path.realpath(path.parent)
     named = inside == "/dev" or inside.startswith("/proc/")
-    return path.exists() and (named or not (path.is_file() or path.is_dir()))
+    return exists(path) and (named or not (is_file(path) or is_dir(path)))
 
 
 def holds(path: Path, mark: bytes) -> bool:
@@ -174,15 +208,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with open(number, "wb") as f:
                 f.write(data)
             return
-        if real.is_dir() or real.is_symlink():  # realpath leaves a link only if links form a loop
-            number = errno.EISDIR if real.is_dir() else errno.ELOOP
+        if is_dir(real) or real.is_symlink():  # realpath leaves a link only if links form a loop
+            number = errno.EISDIR if is_dir(real) else errno.ELOOP
             raise OSError(number, os.strerror(number))
         temporary = temporary_of(real)
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        if real.is_file():
+        if is_file(real):
             shutil.copymode(real, temporary)
         temporary.rename(real)
     except OSError as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imnet.errors import IOFailure, UsageError
+from imnet.files import exists
 from imnet.models import external
 
 PREFIXES = ("timm:", "torchvision:")
@@ -22,7 +23,7 @@ def is_here(source: str) -> bool:
     """Whether the weights are in the cache of this machine; also False if the library is not installed."""
     library, _, name = source.partition(":")
     try:
-        return _cached(timm_config(name)) is not None if library == "timm" else _place(name).exists()
+        return _cached(timm_config(name)) is not None if library == "timm" else exists(_place(name))
     except (UsageError, ImportError):
         return False
 
@@ -80,7 +81,7 @@ def torchvision_weights(name: str) -> Any:
 def torchvision_file(name: str) -> Path:
     """Return the path of the weights; they are downloaded if they are not in the cache."""
     found, file = torchvision_weights(name), _place(name)
-    if not file.exists():
+    if not exists(file):
         fetch = f"fetch {found.url} and put it into {file.parent}"
         _check_reachable(found.url, f"torchvision:{name}", fetch)
         try:

@@ -27,7 +27,7 @@ from imnet.data.readers.picture import BadPictureError
 from imnet.errors import DataError, UsageError
 from imnet.evaluate import Evaluation, evaluate
 from imnet.fields import COUNT, flag
-from imnet.files import check_kind, check_output, write_atomic, write_json
+from imnet.files import check_kind, check_output, is_dir, write_atomic, write_json
 from imnet.launch import World, connected, current_world, named_loss
 from imnet.ranks import run_ranks
 from imnet.run import Run
@@ -102,7 +102,7 @@ def _check_ten_crop(values: Namespace) -> None:
 def _own(values: Namespace, world: World) -> Iterator[str]:
     """Evaluate on a split of the run's own set and yield the lines to print. Figures are printed before they are
     written, in case writing fails."""
-    if not values.run.is_dir() and values.run.suffix:
+    if not is_dir(values.run) and values.run.suffix:
         what = "got a file, which has no images of its own"
         raise UsageError(what, file=values.run, hint="add --data PATH, or give a run folder")
     run = Run(values.run)
@@ -143,7 +143,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
 
 def _other(values: Namespace, world: World) -> Iterator[str]:
     """Evaluate a run, or a file that imnet-export wrote, on another set, and yield the lines to print."""
-    run = Run(values.run) if values.run.is_dir() else None
+    run = Run(values.run) if is_dir(values.run) else None
     if run is None and values.checkpoint != "last":
         raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")
     if run is None:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from imnet.errors import DeviceError, UsageError
+from imnet.files import exists
 
 INIT_TIMEOUT_S = 30
 COLLECTIVE_TIMEOUT_S = 600
@@ -212,7 +213,7 @@ def _addresses(interface: str) -> list[str]:
 
     found = []
     table = Path("/proc/net/if_inet6")
-    for words in (line.split() for line in (table.read_text().splitlines() if table.exists() else [])):
+    for words in (line.split() for line in (table.read_text().splitlines() if exists(table) else [])):
         if words[-1] == interface:
             found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0])))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -23,6 +23,7 @@ from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.data.store import is_store, load_store, split_path
 from imnet.errors import DataError, ImnetError, UsageError
+from imnet.files import is_file
 from imnet.from_recipe import build_network, build_step
 from imnet.launch import World
 from imnet.recipe import SGD, AdamW, Augment, Cosine, Data, OneCycle, Recipe, replace
@@ -66,7 +67,7 @@ def look(path: Path) -> Seen:
     """Inspect the data set at ``path``; cached for ``expected``, since listing a million files takes seconds. Raises
     the errors of reading the set, and DataError if it cannot be trained on."""
     if is_store(path):
-        has_test = split_path(path, "test").is_file()
+        has_test = is_file(split_path(path, "test"))
         found = load_store(path, SMALL_PX, 0.0 if has_test else HOLD_OUT)
         train, test = found.train, len(found.test) if has_test else None
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from imnet import base_recipe
 from imnet.command import at_home, nearest
 from imnet.errors import UNSET, UsageError
+from imnet.files import exists, is_file
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES
 
@@ -50,7 +51,7 @@ def is_path(word: str) -> bool:
     """Whether a word after --data is a path rather than the name of a data set (``packed:FOLDER`` is a name)."""
     if word.startswith("packed:"):
         return False
-    return word.startswith((".", "/", "~")) or "/" in word or (Path(word).exists() and word not in _set_names())
+    return word.startswith((".", "/", "~")) or "/" in word or (exists(Path(word)) and word not in _set_names())
 
 
 def _set_names() -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def recipe(
     from imnet import device, models, own
 
     place = Path(path)
-    if not place.exists():
+    if not exists(place):
         named = {"data": _set_names(), "model": models.CATALOG, "recipe": RECIPES}
         option_of = {name: option for option, names in named.items() for name in names}
         # A mistyped folder is like some name as well, but not very.
@@ -101,7 +102,7 @@ def recipe(
         other = f"did you mean {meant}?" if meant else "by name: --recipe NAME, --data NAME"
         hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
-    if (place / "run.json").is_file():
+    if is_file(place / "run.json"):
         hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
         raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
     name = base_recipe.named(told, in_file)

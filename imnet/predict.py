@@ -14,7 +14,7 @@ from imnet import classifier, device
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.errors import DataError, shown
 from imnet.fields import at_least_one
-from imnet.files import finite, lines
+from imnet.files import finite, is_dir, lines
 from imnet.fused import Ensemble
 from imnet.run import Run
 from imnet.run_options import RunOptions
@@ -40,7 +40,7 @@ def run(values: argparse.Namespace) -> int:
 
 def _model(path: Path) -> classifier.Classifier:
     """The classifier of a run folder, an ensemble's folder, or a file. Notes on unfinished runs go to stderr."""
-    if not path.is_dir():
+    if not is_dir(path):
         return classifier.load(path)
     model = Ensemble(path) if bands_in(path) else Run(path)
     runs = model.bands.values() if isinstance(model, Ensemble) else [model]

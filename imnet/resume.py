@@ -10,6 +10,7 @@ import torch
 
 from imnet import change, checkpoint
 from imnet.errors import UsageError
+from imnet.files import exists
 from imnet.run_state import NO_BEST, RunState, Setup
 from imnet.runfolder import RunFolder
 from imnet.step import TrainStep
@@ -87,6 +88,6 @@ def _other_threads(setup: Setup, run: dict[str, Any]) -> list[str]:
 
 def _lost_lines(folder: RunFolder, known: int) -> list[str]:
     """A header line if metrics.jsonl is shorter than it was when the checkpoint was saved."""
-    left = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+    left = folder.metrics.stat().st_size if exists(folder.metrics) else 0
     lost = f"metrics    {known - left:,} bytes of metrics.jsonl are gone: curves and the best epoch are of what is left"
     return [lost] if left < known else []

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import check_folder, listed, write_atomic, write_json
+from imnet.files import check_folder, exists, is_dir, is_file, listed, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
 from imnet.recipe_json import PROVENANCE, RESTORE, config_hash, from_dict, to_dict
@@ -55,7 +55,7 @@ def runs_of(path: Path, bands: Sequence[int]) -> list[Path]:
 
 def is_complete(path: Path) -> bool:
     """Whether the run in ``path`` is complete and evaluated. IOFailure if its run.json is unreadable."""
-    return (read_run(path) or {}).get("status") == "complete" and (path / "evaluation.json").is_file()
+    return (read_run(path) or {}).get("status") == "complete" and is_file(path / "evaluation.json")
 
 
 def bands_in(path: Path) -> dict[int, Path]:
@@ -72,7 +72,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         check_writable(path)
-        self._made = [made for made in (path / LOCK, path, *path.parents) if not made.exists()]
+        self._made = [made for made in (path / LOCK, path, *path.parents) if not exists(made)]
         self._is_locked = lock
         try:
             self._lock = self._open_lock()
@@ -114,7 +114,7 @@ class RunFolder:
         lock = self.path / LOCK
         with contextlib.suppress(OSError):
             # Removed while it is still locked: a process about to lock the same file then finds it gone (``try_lock``).
-            unused = self._is_locked and is_at(self._lock.fileno(), lock) and not (self.path / "run.json").exists()
+            unused = self._is_locked and is_at(self._lock.fileno(), lock) and not exists(self.path / "run.json")
             if unused and lock in self._made:
                 lock.unlink()
         with contextlib.suppress(OSError):  # closing flushes the buffer, for which a full disk has no room
@@ -164,7 +164,7 @@ def check_writable(path: Path) -> None:
     """IOFailure if a run folder cannot be created at ``path`` or written to. Leaves nothing there."""
     try:
         check_folder(path)
-        if (path / LOCK).exists():
+        if exists(path / LOCK):
             (path / LOCK).open("a+").close()
     except OSError as error:
         raise _unwritable(error, path) from error
@@ -178,7 +178,7 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
     """The run.json of the run that is to be resumed in the folder, or None for a new run. UsageError if the folder
     holds a run of another configuration, a run that may not be resumed, or other files."""
     checkpoints = path / "checkpoints"
-    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+    if os.path.lexists(checkpoints) and not is_dir(checkpoints):
         what = "there is something in the place of its checkpoints that is no folder"
         raise IOFailure(what, file=checkpoints, hint="move it away, or choose another --out")
     run = read_run(path)
@@ -186,7 +186,7 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
         _check_unused(path)
         return None
     for other in (path / name for name in WRITTEN if "." in name):
-        if other.exists() and not other.is_file():  # a pipe would be waited for without end
+        if exists(other) and not is_file(other):  # a pipe would be waited for without end
             raise IOFailure("is no file, and a run would write one", file=other, hint="move it away")
     if options.resume == "never":
         raise UsageError("the folder already holds a run", file=path, hint="choose another --out")

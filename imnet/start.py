@@ -20,6 +20,7 @@ from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.data.store import is_store
 from imnet.errors import DeviceError, UsageError
+from imnet.files import exists, is_dir
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
 from imnet.resources import lacking
@@ -90,9 +91,9 @@ def _check_beside_data(path: Path, data_dir: str | None) -> None:
     if data_dir is None:
         return
     place, out = Path(os.path.realpath(data_dir)), Path(os.path.realpath(path))
-    inside = sorted(out.iterdir()) if place in out.parents and out.is_dir() else []
+    inside = sorted(out.iterdir()) if place in out.parents and is_dir(out) else []
     hidden = [p for p in inside if p.name.startswith((".", "band-"))]
-    if place == out or any(p.is_dir() or is_picture(p.name) for p in inside if p not in hidden):
+    if place == out or any(is_dir(p) or is_picture(p.name) for p in inside if p not in hidden):
         what = "the run would lie among the data that it trains on"
         raise UsageError(what, file=path, hint="choose another --out, outside of them")
 
@@ -100,7 +101,7 @@ def _check_beside_data(path: Path, data_dir: str | None) -> None:
 def _check_begun(path: Path, bands: Sequence[int]) -> None:
     """UsageError if --allow-change would start a new run: the name of the folder follows from the configuration, so
     another configuration without --out has a folder of its own. Asked on rank 0 alone, where the run folder is."""
-    if not any((run / "run.json").exists() for run in runfolder.runs_of(path, bands)):
+    if not any(exists(run / "run.json") for run in runfolder.runs_of(path, bands)):
         what = f"got --allow-change without --out, and there is no run yet in {path}, the folder of this configuration"
         raise UsageError(what, hint="name the folder of the run that goes on: --out RUN")
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from imnet import checkpoint, hubs
 from imnet.errors import DataError, IOFailure, UsageError, first_few
-from imnet.files import in_utf8
+from imnet.files import exists, in_utf8, is_dir, is_file
 from imnet.runfolder import read_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -94,14 +94,14 @@ def read(source: str) -> Weights:
         file = hubs.torchvision_file(name)
         return Weights(source, _plain(_tensors_of(file), file), "BSD-3-Clause (torchvision)")
     path = _existing(source)
-    if path.is_dir():
+    if is_dir(path):
         return _from_run(source, path)
     return Weights(source, _plain(_tensors_of(path), path), _header(path).get("licence"))
 
 
 def _existing(source: str) -> Path:
     """``source`` as a path; UsageError if there is nothing at it."""
-    if not Path(source).exists():
+    if not exists(Path(source)):
         hint = "allowed: timm:NAME, torchvision:WEIGHTS, a .safetensors or .pth file, a run folder"
         raise UsageError(f"got --weights {source}: no such file or folder", hint=hint)
     return Path(source)
@@ -118,7 +118,7 @@ def preprocessing(source: str) -> Preprocessing:
         made: Any = hubs.torchvision_weights(name).transforms()
         return Preprocessing(made.crop_size[0], tuple(made.mean), tuple(made.std))
     path = Path(source)
-    run = read_run(path) if path.is_dir() else None
+    run = read_run(path) if is_dir(path) else None
     if run is not None:
         augment, px = run["recipe"]["augment"], run["recipe"]["data"]["image_px"]
         if augment["mean"] != "image":
@@ -238,7 +238,7 @@ def _holds_tensors(mapping: Mapping[Any, Any]) -> bool:
 
 def _header(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file; empty for other files."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or not is_file(path):
         return {}
     with contextlib.suppress(SafetensorError, OSError), in_utf8(path) as name, safe_open(name, "pt") as file:
         return file.metadata() or {}
@@ -248,7 +248,7 @@ def _header(path: Path) -> dict[str, str]:
 def network_of(source: str) -> tuple[str, dict[str, Any]] | None:
     """(network's name, its options) of a run folder or an exported file; None for files that do not state them."""
     path = _existing(source)
-    run = read_run(path) if path.is_dir() else None
+    run = read_run(path) if is_dir(path) else None
     if run is not None:
         return run["recipe"]["model"], run["recipe"]["model_options"]
     card = _told(path, "imnet")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from imnet.errors import UsageError
+from imnet.files import is_file
 
 NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 """YAML types that no option takes."""
@@ -73,7 +74,7 @@ def read(path: str | Path) -> tuple[Any, list[tuple[str, int]]]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         inside = Path(path) / "config.yaml"  # as a run folder has it
-        hint = f"give the file in it: {inside}" if inside.is_file() else "give a readable YAML file"
+        hint = f"give the file in it: {inside}" if is_file(inside) else "give a readable YAML file"
         raise UsageError(f"cannot be read: {error.strerror}", file=path, hint=hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"not YAML: {error}", file=path, hint="write it in UTF-8") from error

@@ -122,6 +122,15 @@ def test_files_fit_on_a_few_screens(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_a_path_that_cannot_be_looked_at_is_not_taken_for_absent():
+    """pathlib's exists, is_dir and is_file answer False there since Python 3.14; those of imnet/files.py raise."""
+    for path in sorted((ROOT / "imnet").rglob("*.py")):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and not n.args]
+        methods = [f for f in calls if isinstance(f, ast.Attribute) and f.attr in ("exists", "is_dir", "is_file")]
+        # The entries of os.scandir have methods of these names, which raise in every version.
+        assert [f.lineno for f in methods if ast.unparse(f.value) != "entry"] == [], path
+
+
 def test_contributing_shows_this_table():
     assert picture() in (ROOT / "CONTRIBUTING.md").read_text(), f"put this into CONTRIBUTING.md:\n{picture()}"
 

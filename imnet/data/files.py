@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import exists
 from imnet.locks import is_at, try_lock
 
 # An environment variable, because a child process packs the data for a run.
@@ -92,7 +93,7 @@ def make_dir(path: Path) -> Path:
 
 def refuse_run(folder: Path) -> None:
     """UsageError if data would be written into a run's folder, which would then be read both as data and as a run."""
-    if (folder / "run.json").exists():
+    if exists(folder / "run.json"):
         what = "got the folder of a run as the target: data would lie beside the run's files"
         raise UsageError(what, file=folder, hint="name another folder")
 

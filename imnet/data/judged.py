@@ -14,6 +14,7 @@ from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.rule import same_name, split_of
 from imnet.data.store import SUFFIX, Store, open_store, split_path
 from imnet.errors import DataError, UsageError
+from imnet.files import is_dir, is_file
 
 SPLITS = ("test", "final", "train")
 """If no split is asked for, the first of these that exists is taken; final is the test set beside a validation set."""
@@ -40,9 +41,9 @@ def images_at(path: Path, split: str | None = None) -> Images:
 
     Raises UsageError if there is no such split, and the errors of the readers.
     """
-    stores = {name: split_path(path, name) for name in SPLITS} if path.is_dir() else {}
-    stores = {name: file for name, file in stores.items() if file.is_file()}
-    if path.suffix == SUFFIX and path.is_file():
+    stores = {name: split_path(path, name) for name in SPLITS} if is_dir(path) else {}
+    stores = {name: file for name, file in stores.items() if is_file(file)}
+    if path.suffix == SUFFIX and is_file(path):
         stores = {path.stem: path}
     if stores:
         name = chosen(split, tuple(stores), path)

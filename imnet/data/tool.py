@@ -24,7 +24,7 @@ from imnet.data.store.export import check_free, export
 from imnet.data.store.pack import Options, pack, unchanged
 from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, Preempted, UsageError
-from imnet.files import check_output, listed, write_atomic
+from imnet.files import check_output, exists, is_file, listed, write_atomic
 
 _REMOTE = remote_sets()
 
@@ -126,7 +126,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     options = Options(rule, arguments.on_bad_image, arguments.workers, max_bad=arguments.max_bad)
     asked = (arguments.name, arguments.min_images, arguments.hold_out, _choice(arguments))
     request = request_values(rule, *asked, arguments.on_bad_image, arguments.max_bad)
-    origin = Origin.of(arguments.source, request) if arguments.source.exists() else None
+    origin = Origin.of(arguments.source, request) if exists(arguments.source) else None
     if origin is not None and unchanged(target, origin):
         headers = {store.header["split"]: store.header for store in _stores(target)}
     else:
@@ -153,7 +153,7 @@ def _rule(arguments: argparse.Namespace) -> ResizeRule | None:
 
 def _stores(path: Path) -> list[Store]:
     """The stores of a packed folder, one per split, or the one store at ``path``."""
-    files = [path] if path.is_file() else listed(path, "*.imnet")[::-1]
+    files = [path] if is_file(path) else listed(path, "*.imnet")[::-1]
     if not files:
         raise DataError("no packed store here", file=path, hint="make one: imnet-data pack SOURCE TARGET --size 64")
     return [open_store(file) for file in files]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imnet.errors import UsageError, first_few
-from imnet.files import check_kind, check_output, holds, listed, write_atomic
+from imnet.files import check_kind, check_output, exists, holds, is_file, listed, write_atomic
 from imnet.recipes.documents import of_system
 from imnet.report import comparison, measured, mistakes, quality, rows, search, sections
 from imnet.report import system as documents
@@ -110,9 +110,9 @@ def _runs_in(place: Path, depth: int) -> list[Path]:
 def _beside_runs(place: Path) -> bool:
     """Whether ``place`` is a page, a table written beside a page, or the folder of a sweep's trial without a run."""
     page_of = place.with_suffix(".html")
-    if place.is_file() and page_of.is_file():
+    if is_file(place) and is_file(page_of):
         return holds(page_of, MARK.encode())
-    return (place / "trial.json").is_file() and not (place / "run.json").exists()
+    return is_file(place / "trial.json") and not exists(place / "run.json")
 
 
 def system(
@@ -225,7 +225,7 @@ def summary(run_dir: Path) -> str:
         ("published", _published(run)),
         ("images/s, median", rate(run.images_per_s)),
         ("training time", f"{duration(run.total_seconds)} on {run.hardware}"),
-        ("report", str(report) if report.is_file() else "not written yet"),
+        ("report", str(report) if is_file(report) else "not written yet"),
         *(("note", note) for note in run.notes),
     ]
     return "\n".join(f"{name:<18} {text}" for name, text in lines)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError
+from imnet.files import exists
 from imnet.recipe_json import to_dict
 from imnet.recipes import RECIPES
 from imnet.report.comparison import group
@@ -77,7 +78,7 @@ def read_fusion(folder: Path) -> dict[str, Any] | None:
     """The fusion.json that imnet-eval wrote for an ensemble: ``rules``, ``costs`` and the weights of its ``bands``.
     None if the ensemble was not evaluated, DataError if the file is damaged."""
     path = folder / FUSION
-    if not path.exists():
+    if not exists(path):
         return None
     data = read_json(path)
     rules, costs, bands = data.get("rules"), data.get("costs"), data.get("bands")
@@ -135,7 +136,7 @@ def of_ensemble(folder: Path, band: RunLog) -> list[Measured] | None:
 
 def _is_final(folder: Path, weights: str) -> bool:
     """Whether ``weights`` are the last weights of a finished run (see ``Run.weights_id``)."""
-    run = load(folder) if (folder / "run.json").exists() else None
+    run = load(folder) if exists(folder / "run.json") else None
     if run is None or run.last is None or not run.finished:
         return False
     return weights == f"step-{int(run.last.step):08d} of {run.info.get('config_hash', '')[:8]}"
@@ -143,7 +144,7 @@ def _is_final(folder: Path, weights: str) -> bool:
 
 def of_results(path: Path) -> list[Measured]:
     """The trainings in a JSON file of imnet-bench (runs, or those of a GPU); DataError if there are none."""
-    if not path.exists():
+    if not exists(path):
         raise DataError("no such file", file=path, hint="give a JSON file of imnet-bench, or a run folder")
     data = read_json(path)
     rows = [

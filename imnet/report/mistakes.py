@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from imnet.errors import DataError
+from imnet.files import exists
 from imnet.report.data import Evaluation, RunLog, Worst
 from imnet.report.markup import NOT_MEASURED, Markup, grid, html, section, soft, table
 from imnet.report.read import read_bytes
@@ -117,7 +118,7 @@ def _share(probability: float) -> str:
 
 def _sheet(run: RunLog) -> Markup:
     path = run.path / "worst.png"
-    if not path.exists():
+    if not exists(path):
         return soft("The run folder holds no worst.png.")
     data = read_bytes(path)
     if not data.startswith(PNG_SIGNATURE):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError, IOFailure, UsageError
-from imnet.files import listed
+from imnet.files import exists, is_dir, listed
 from imnet.metrics import parse
 from imnet.report.data import NAN, EvalLine, Evaluation, RunLog, TrainLine, Worst
 from imnet.scores import Confusion
@@ -21,7 +21,7 @@ NOT_A_RUN = "give the folder that imnet-train wrote (its --out)"
 def load(run_dir: Path) -> RunLog:
     """Read ``run_dir``; DataError if a file is missing or damaged, IOFailure if it cannot be read."""
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
+    if not is_dir(run_dir):
         raise DataError("no such run folder", file=run_dir, hint=NOT_A_RUN)
     info = read_json(run_dir / "run.json")
     if not isinstance(info.get("recipe"), dict):
@@ -35,7 +35,7 @@ def load(run_dir: Path) -> RunLog:
         told = "an optimiser step was" if skipped == 1 else f"{skipped:,} optimiser steps were"
         notes.append(f"{told[0].upper()}{told[1:]} left out: loss or gradient was not finite (--on-nonfinite skip).")
     evaluation = None
-    if (run_dir / "evaluation.json").exists():
+    if exists(run_dir / "evaluation.json"):
         try:
             evaluation = _evaluation(run_dir / "evaluation.json")
         except DataError as error:
@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]], list[str]]:
     """(training lines, {"eval": lines, "val": lines}, notes) from metrics.jsonl."""
     evals: dict[str, list[EvalLine]] = {"eval": [], "val": []}
-    if not path.exists():
+    if not exists(path):
         return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
     train: list[TrainLine] = []
     data = read_bytes(path)

@@ -16,6 +16,7 @@ from imnet import options, yaml_file
 from imnet.command import suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
+from imnet.files import is_file
 from imnet.parser import ASK, canonical
 from imnet.recipe import Recipe
 from imnet.recipe_json import config_hash
@@ -115,7 +116,7 @@ def names() -> list[str]:
 
 def find(word: str) -> Path:
     """The file of ``word``, a path or the name of a grid that comes with imnet. UsageError if there is none."""
-    if Path(word).is_file():
+    if is_file(Path(word)):
         return Path(word)
     if word not in names():
         hint = suggest(word, names()) or "give a YAML file; imnet-sweep --list shows the grids that come with imnet"

@@ -22,7 +22,7 @@ from typing import Any
 
 from imnet.command import die_with
 from imnet.errors import DataError, DeviceError, IOFailure, Preempted
-from imnet.files import write_json
+from imnet.files import exists, write_json
 from imnet.resources import num_cores
 from imnet.runfolder import BUSY, is_complete, runs_of, writer
 from imnet.sweep.grid import Trial, needs
@@ -47,7 +47,7 @@ def state(trial: Trial, out: Path) -> str:
         return "running"
     code = outcome(folder).get("code")
     if code in (None, 0, Preempted.exit_code):  # 0: an ensemble was complete with fewer bands than are wanted now
-        return "stopped" if folder.exists() else "not run"
+        return "stopped" if exists(folder) else "not run"
     return "failed"
 
 

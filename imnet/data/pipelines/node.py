@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from imnet.data.order import shard
+from imnet.files import exists, is_dir
 
 MEMORY = Path("/dev/shm")
 PATIENCE_S = 2.0
@@ -89,7 +90,7 @@ class Shelf:
     def _get(self, key: str, number: int) -> Crops | None:
         path = self._path(key, number)
         end = time.monotonic() + (0 if number in self._absent else PATIENCE_S)
-        while not path.exists():
+        while not exists(path):
             if time.monotonic() >= end:
                 self._absent.add(number)
                 return None
@@ -105,10 +106,10 @@ class Shelf:
 def shelf_for(run: Path, number: int, count: int, part: int) -> Shelf | None:
     """The shelf of rank ``number`` of the ``count`` ranks of this machine that train in the folder ``run`` on one
     ``part`` of its batches; None if there is no other rank or no shared memory."""
-    if count < 2 or not MEMORY.is_dir():
+    if count < 2 or not is_dir(MEMORY):
         return None
     name = hashlib.blake2b(str(run.resolve()).encode(errors="surrogateescape"), digest_size=8).hexdigest()
     folder = MEMORY / f"imnet-{name}-{part}"
-    if folder.exists() and folder.stat().st_uid != os.getuid():
+    if exists(folder) and folder.stat().st_uid != os.getuid():
         return None  # it belongs to another user, whose pictures cannot be trusted
     return Shelf(folder, number, count)

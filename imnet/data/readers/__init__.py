@@ -17,6 +17,7 @@ from imnet.data.readers.rule import is_picture, suffix_reason
 from imnet.data.readers.tars import find_tars, is_tar
 from imnet.data.readers.tree import ArchiveTree, FolderTree, archives
 from imnet.errors import DataError, shown
+from imnet.files import exists, is_dir, is_file
 
 __all__ = ["Block", "Blocks", "Choice", "Found", "Items", "recognise"]
 
@@ -31,12 +32,12 @@ def recognise(path: Path, choice: Choice | None = None) -> Found:
     """The data set at ``path``. Raises DataError if it is not a known format, is ambiguous or damaged, and IOFailure if
     it cannot be read. ``choice`` settles what a source leaves open."""
     path, choice = Path(path), choice or Choice()
-    if not path.exists():
+    if not exists(path):
         raise DataError("no such file or folder", file=path, hint="check the path")
-    if not (path.is_dir() or path.is_file()):  # opening a pipe would wait for a writer
+    if not (is_dir(path) or is_file(path)):  # opening a pipe would wait for a writer
         raise DataError("a pipe or a device; allowed: a file or a folder", file=path, hint="write its data to a file")
     with reading(path):
-        found = _in_folder(path, choice) if path.is_dir() else _in_file(path, choice)
+        found = _in_folder(path, choice) if is_dir(path) else _in_file(path, choice)
     if found is None or not found.splits:
         seen = _seen(path)
         hint = "docs/data.md has the layouts that are read" if seen else f"known: {_KNOWN}"
@@ -84,7 +85,7 @@ def _in_folder(path: Path, choice: Choice) -> Found | None:
 
 def _seen(path: Path) -> str:
     """The files in a folder that was not recognised: ``; seen: 3 .parquet files two folders down``."""
-    if not path.is_dir():
+    if not is_dir(path):
         return ""
     source = FolderTree.walked(path)
     kinds: Counter[tuple[str, int]] = Counter((suffix_reason(name), name.count("/")) for name in source.names)

@@ -19,6 +19,7 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError
+from imnet.files import is_dir, is_file
 
 _PIXEL_BYTES = 3072
 _MAX_FILE_BYTES = 512 << 20
@@ -62,7 +63,7 @@ def find_cifar(source: Tree) -> Found | None:
         raise DataError(f"two sets: {seen}", file=source.path, hint="give the folder of one")
     form, inside = places[0]
     folder = source.path / inside
-    files = [name for name in (*form.train, *form.test, form.names_file) if (folder / name).is_file()]
+    files = [name for name in (*form.train, *form.test, form.names_file) if is_file(folder / name)]
     states = {folder / name: file_state(folder / name) for name in files}
     train, test, class_names = read(form, folder)
     splits: dict[str, Items | Blocks] = {"train": Blocks.of(train, states), "test": Blocks.of(test, states)}
@@ -85,15 +86,15 @@ def _refuse_pickles(source: Tree) -> None:
 def place(form: Form, root: Path) -> Path | None:
     """The folder of binary files, which is ``root`` or a folder in it, or else the archive in ``root``."""
     for folder in (root, root / form.folder):
-        if (folder / form.train[0]).is_file() and (folder / form.test[0]).is_file():
+        if is_file(folder / form.train[0]) and is_file(folder / form.test[0]):
             return folder
-    return root / form.archive if (root / form.archive).is_file() else None
+    return root / form.archive if is_file(root / form.archive) else None
 
 
 def read(form: Form, place: Path) -> tuple[Split, Split, tuple[str, ...]]:
     """(train, test, class names) from the folder or the archive; DataError with file and offset on damage."""
     names = (*form.train, *form.test, form.names_file)
-    raw = _from_folder(place, names) if place.is_dir() else _from_archive(place, names)
+    raw = _from_folder(place, names) if is_dir(place) else _from_archive(place, names)
     missing = [name for name in (*form.train, *form.test) if name not in raw]
     if missing:
         raise DataError(f"{missing[0]} is missing", file=place, hint="get the set again")
@@ -115,7 +116,7 @@ def _class_names(form: Form, listed: bytes, place: Path) -> tuple[str, ...]:
 
 def _from_folder(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     with reading(place):
-        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+        return {name: (place / name).read_bytes() for name in names if is_file(place / name)}
 
 
 def _from_archive(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:

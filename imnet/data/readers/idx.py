@@ -29,6 +29,7 @@ from imnet.data.readers.rule import LeftOut
 from imnet.data.readers.shards import note_absent
 from imnet.data.readers.tree import Tree
 from imnet.errors import DataError
+from imnet.files import is_dir
 
 _UINT8 = 0x08
 _BLOCK_BYTES = 1 << 20
@@ -176,7 +177,7 @@ def _digest(split: Split) -> str:
 
 def holds_idx(folder: Path) -> bool:
     """Whether any of the four files is directly in ``folder``."""
-    return folder.is_dir() and any(_NAME.fullmatch(name) for name in os.listdir(folder))
+    return is_dir(folder) and any(_NAME.fullmatch(name) for name in os.listdir(folder))
 
 
 def read_official(folder: Path) -> tuple[Split, Split]:

@@ -28,7 +28,7 @@ from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
 from imnet.data.readers.tree import FolderTree
 from imnet.data.readers.zips import list_zip, zip_name
 from imnet.errors import DataError
-from imnet.files import lines
+from imnet.files import is_file, lines
 
 NUM_CLASSES = 1000
 CLSLOC = "map_clsloc.txt"
@@ -127,7 +127,7 @@ def _refuse_twins(batches: list[_Batch], folder: Path, path: Path) -> None:
 
 def class_names(listing: Path) -> tuple[str, ...]:
     """``n02119789 kit_fox`` ... in label order from ``map_clsloc.txt``, or else ``class_0001`` ..."""
-    if not listing.is_file():
+    if not is_file(listing):
         return tuple(f"class_{i:04d}" for i in range(1, NUM_CLASSES + 1))
     names: dict[int, str] = {}
     for number, line in enumerate(lines(listing.read_text(encoding="utf-8-sig", errors="replace")), 1):

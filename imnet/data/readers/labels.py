@@ -18,7 +18,7 @@ import numpy as np
 
 from imnet.data.readers.tree import ArchiveTree, FolderTree, Tree, text
 from imnet.errors import DataError
-from imnet.files import lines
+from imnet.files import is_dir, is_file, lines
 
 VAL_PICTURE = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
 ANNOTATIONS = "val_annotations.txt"
@@ -63,16 +63,16 @@ def listed_labels(source: Tree, part: str, known: Container[str]) -> Listed | No
         if found is not None or not folder:
             break
         folder = folder.rpartition("/")[0]
-    if found is None and source.path.is_dir():
+    if found is None and is_dir(source.path):
         found = beside(list(source.path.resolve().parents)[:3])
-    return found or (beside([source.path.resolve().parent]) if source.path.is_file() else None)
+    return found or (beside([source.path.resolve().parent]) if is_file(source.path) else None)
 
 
 def beside(folders: list[Path]) -> Listed | None:
     """ImageNet-1K's validation labels from the first of ``folders`` that has any; ``files`` stays empty, because these
     files are outside the tree."""
     for folder in folders:
-        there = {name for name in LIST_FILES if (folder / name).is_file()}
+        there = {name for name in LIST_FILES if is_file(folder / name)}
         found = _imagenet(FolderTree(folder), there, "")
         if found is not None:
             return Listed(found.wnids)
@@ -105,7 +105,7 @@ def _imagenet(source: Tree, names: set[str], prefix: str) -> Listed | None:
             if {truth, listing} <= names:
                 return _numbered(_devkit(source, listing, truth), listing, truth)
     packed = f"{prefix}{_DEVKIT}.tar.gz"
-    if packed not in names or not (source.path / packed).is_file():
+    if packed not in names or not is_file(source.path / packed):
         return None
     inside = ArchiveTree(source.path / packed)
     found = _imagenet(inside, set(inside.names), "")

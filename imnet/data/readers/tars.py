@@ -18,6 +18,7 @@ from imnet.data.readers.shards import files_by_split
 from imnet.data.readers.tree import FolderTree, archives
 from imnet.data.readers.webdataset import find_webdataset, is_label, sample_key
 from imnet.errors import DataError, shown
+from imnet.files import is_dir, is_file
 
 # Suffixes of tars. Those compressed with bzip2, xz or zstd are included, so that opening one gives an error about its
 # compression instead of about an unknown file.
@@ -36,10 +37,10 @@ def find_tars(source: FolderTree, choice: Choice) -> Found | None:
     """The set in a tar or in the tars of a folder; None if there is no tar."""
     path, folder = source.path, source.root
     # ImageNet's devkit, which is often beside its tars, has lists but no pictures.
-    tars = [name for name in source.names if is_tar(name) and (path.is_file() or "devkit" not in name)]
+    tars = [name for name in source.names if is_tar(name) and (is_file(path) or "devkit" not in name)]
     if not tars:
         return None
-    if path.is_dir() and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
+    if is_dir(path) and all(_CLASS_TAR.fullmatch(tar) for tar in tars):
         return _class_tars(source, tars, choice)
     kinds = {tar: _kind(folder / tar) for tar in tars}
     if {"train", "val"} & set(kinds.values()):

@@ -14,6 +14,7 @@ from imnet.data.readers.items import Items
 from imnet.data.readers.rule import LeftOut, junk, junk_path, runs_among
 from imnet.data.readers.zips import list_zip
 from imnet.errors import DataError, shown
+from imnet.files import is_file
 
 _MAX_TEXT_BYTES = 16 << 20
 _ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.gz)?)$", re.IGNORECASE)
@@ -44,9 +45,9 @@ class FolderTree:
 
     def __init__(self, path: Path) -> None:
         self.path, self.left, self.folders = path, LeftOut(), set[str]()
-        is_file = path.is_file()
-        self.root = path.parent if is_file else path  # names are relative to it
-        self.names: list[str] = [path.name] if is_file else []
+        alone = is_file(path)
+        self.root = path.parent if alone else path  # names are relative to it
+        self.names: list[str] = [path.name] if alone else []
         self.absent: list[str] = []
 
     @classmethod

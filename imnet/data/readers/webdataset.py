@@ -16,7 +16,7 @@ from imnet.data.readers.rule import LeftOut, is_picture, junk_path, suffix_reaso
 from imnet.data.readers.shards import Labels, check_label, files_by_split
 from imnet.data.readers.tree import FolderTree, text
 from imnet.errors import DataError, shown
-from imnet.files import lines
+from imnet.files import is_file, lines
 
 LABELS = ("cls", "cls.txt", "json")
 _MAX_LABEL_BYTES = 1 << 16
@@ -166,7 +166,7 @@ def _field(record: object) -> int | str | None:
 
 def _class_names(folder: Path) -> tuple[tuple[str, ...], list[str]]:
     """(class names, files that list them) from beside the shards; the files have one name per line, in label order."""
-    files = [name for name in NAME_FILES if (folder / name).is_file()]
+    files = [name for name in NAME_FILES if is_file(folder / name)]
     lists = [lines(text(FolderTree(folder), name).rstrip()) for name in files]
     for name, names in zip(files, lists, strict=True):
         empty = next((row for row, line in enumerate(names, 1) if not line.strip()), None)

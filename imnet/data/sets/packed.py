@@ -18,6 +18,7 @@ from imnet.data.store import FORMAT, is_store, load_store
 from imnet.data.store.pack import unchanged
 from imnet.data.store.sources import Origin, request_values
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import is_dir, is_file
 
 _IMAGENET_SIDES = (8, 16, 32, 64)
 
@@ -95,7 +96,7 @@ def _named(store: Path, name: str, request: Request) -> DataSet:
 
 def _holds(place: Path) -> bool:
     """Whether ``place`` is a file or a folder that is not empty."""
-    return place.is_file() or (place.is_dir() and any(place.iterdir()))
+    return is_file(place) or (is_dir(place) and any(place.iterdir()))
 
 
 def _pack_once(source: Path, name: str, size: int | None, request: Request) -> Path:

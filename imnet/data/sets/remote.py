@@ -21,6 +21,7 @@ from imnet.data.files import cache_dir, io_errors, locked, make_dir, publish
 from imnet.data.sets import AbsentError, Request, all_sets, require, search_path
 from imnet.data.store import is_store, load_store
 from imnet.errors import IOFailure, UsageError
+from imnet.files import exists, is_dir, is_file
 
 if TYPE_CHECKING:  # imported where it is used: http and ssl are a third of the time to import imnet.data
     import http.client
@@ -119,11 +120,11 @@ class RemoteSet:
         for, where, and what to do."""
         total = sum(size for size, _ in self.files.values())
         why = f"a download would be {total / 1e6:,.1f} MB" if request.look else "no download asked"
-        is_file = request.data_dir is not None and request.data_dir.is_file()
-        target = (cache_dir() if is_file or request.data_dir is None else request.data_dir) / self.name
-        if is_file:
+        in_a_file = request.data_dir is not None and is_file(request.data_dir)
+        target = (cache_dir() if in_a_file or request.data_dir is None else request.data_dir) / self.name
+        if in_a_file:
             why = f"{request.data_dir} is a file, and --data-dir is the folder of these files"
-        elif request.data_dir is not None and not request.data_dir.is_dir() and not request.look:
+        elif request.data_dir is not None and not is_dir(request.data_dir) and not request.look:
             why = f"the folder {request.data_dir} does not exist, so nothing was downloaded into it"
         elif request.download and not request.look:
             try:
@@ -155,13 +156,13 @@ def fetch(remote: Remote, final: Path, patience: Patience | None = None) -> Path
     Raises IOFailure if the server cannot be reached, announces wrong sizes, redirects endlessly, is too slow, or sends
     wrong bytes.
     """
-    if final.exists():
+    if exists(final):
         return final
     patience = patience or Patience()
     make_dir(final.parent)
     part = final.with_name(final.name + ".part")
     with locked(part) as descriptor:
-        if not final.exists():
+        if not exists(final):
             _Download(remote, part, descriptor, patience).run()
             publish(part, final, descriptor)
             return final

@@ -41,6 +41,7 @@ from imnet.data.base import (
 from imnet.data.files import reading
 from imnet.data.held import Held
 from imnet.errors import DataError
+from imnet.files import exists, is_file
 
 MAGIC, END, PAGE, BLOCK_BYTES, FORMAT = b"IMNETPK1", b"IMNETEND", 4096, 1 << 20, 1
 PREAMBLE = struct.Struct("<8sQQI")
@@ -224,7 +225,7 @@ def split_path(folder: Path, split: str) -> Path:
 
 def is_store(folder: Path) -> bool:
     """Whether a folder holds a packed training split."""
-    return split_path(folder, "train").is_file()
+    return is_file(split_path(folder, "train"))
 
 
 def load_store(
@@ -235,7 +236,7 @@ def load_store(
     In a store without a test part, ``held_share`` of each class, chosen by ``seed``, becomes it. DataError if the store
     holds another set than ``name``, except for ``folder``, which may be packed from anything.
     """
-    if any(folder.glob(f"*{SUFFIX}.part")) and not (folder / "source.json").exists():
+    if any(folder.glob(f"*{SUFFIX}.part")) and not exists(folder / "source.json"):
         hint = "wait for it, or run the same imnet-data pack again"
         raise DataError("packing has not ended here: parts may be of two states of the source", file=folder, hint=hint)
     train = open_store(split_path(folder, "train"))
@@ -244,7 +245,7 @@ def load_store(
         raise DataError(f"this packed store holds {held}, not {name}", file=folder, hint=f"--data packed:{folder}")
     name = name or held
     files = {split: split_path(folder, split) for split in ("test", "final")}
-    stores = {split: open_store(file) for split, file in files.items() if file.is_file()}
+    stores = {split: open_store(file) for split, file in files.items() if is_file(file)}
     if "test" in stores:
         check_no_test(held_share)
     if held_share:

@@ -13,6 +13,7 @@ from imnet.data.readers.picture import opened
 from imnet.data.readers.rule import junk, split_of
 from imnet.data.store import Store
 from imnet.errors import IOFailure
+from imnet.files import is_dir
 
 # Phones write MPO: a JPEG followed by more pictures.
 _SUFFIX = {
@@ -25,9 +26,9 @@ def check_free(store: Store, target: Path) -> None:
     """Raise IOFailure if ``target`` holds anything but other splits of an export: a reader would later mix the new
     pictures with the user's own, or take them instead."""
     top = _top(store, target)
-    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    there = sorted(path.name for path in target.iterdir()) if is_dir(target) else []
     taken = [name for name in there if not name.startswith(".") and split_of(name) is None and target / name != top]
-    if taken or (top.is_dir() and any(top.iterdir())):
+    if taken or (is_dir(top) and any(top.iterdir())):
         raise IOFailure("exists already", file=target / taken[0] if taken else top, hint="export into an empty folder")
 
 

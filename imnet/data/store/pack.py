@@ -23,6 +23,7 @@ from imnet.data.store.decode import CHUNK_IMAGES, decoded
 from imnet.data.store.sources import UNKNOWN, Origin, Table, compare, file_crc, told
 from imnet.data.store.write import Progress, Writer
 from imnet.errors import DataError, IOFailure, UsageError
+from imnet.files import exists, is_file
 
 _BAD_SHARE = 1000
 
@@ -74,14 +75,14 @@ def _check_target(found: Found, target: Path) -> None:
                          hint="name another folder")  # fmt: skip
     refuse_run(target)
     path = target / "source.json"
-    if path.exists() and Origin.read(target) is None and not any(target.glob(f"*{SUFFIX}")):
+    if exists(path) and Origin.read(target) is None and not any(target.glob(f"*{SUFFIX}")):
         raise IOFailure("a file of another program, which the store's own would replace", file=path,
                         hint="choose another folder")  # fmt: skip
 
 
 def unchanged(target: Path, origin: Origin) -> bool:
     """Whether ``target`` is a complete store of ``origin``: the same request and the same state of the source."""
-    return split_path(target, "train").is_file() and Origin.read(target) == origin
+    return is_file(split_path(target, "train")) and Origin.read(target) == origin
 
 
 class _Job:
@@ -108,8 +109,8 @@ class _Job:
             height, width, _ = content.shape
             what = f"--size is {rule.size_px}; {self.found.kind} holds pixels of {height} x {width}"
             raise UsageError(what, hint="leave out --size")
-        if self.final.exists() and self._is_same(header := open_store(self.final).header):
-            if not self.listed.exists():  # packing ended between the store and its list
+        if exists(self.final) and self._is_same(header := open_store(self.final).header):
+            if not exists(self.listed):  # packing ended between the store and its list
                 Table.of(content, self.found.path).write(self.listed)
             return header
         part = self.final.with_name(self.final.name + ".part")
@@ -158,7 +159,7 @@ class _Job:
     def _present(self) -> dict | None:
         """The header of a finished split of the same source and rule; None if there is none or it must be packed again;
         IOFailure if it has another source or rule."""
-        if not self.final.exists():
+        if not exists(self.final):
             return None
         header = open_store(self.final).header
         if self._is_same(header):

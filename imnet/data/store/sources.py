@@ -25,7 +25,7 @@ from imnet.data.readers.picture import ResizeRule
 from imnet.data.readers.tree import Links, kind_of, through
 from imnet.data.readers.webdataset import NAME_FILES
 from imnet.errors import DataError, IOFailure, shown
-from imnet.files import temporary_of, write_atomic
+from imnet.files import is_dir, is_file, temporary_of, write_atomic
 
 _BLOCK_BYTES = 1 << 20
 UNKNOWN = -1
@@ -35,10 +35,10 @@ def state(source: Path) -> str:
     """sha256 (hex) over names, sizes and times of all files at ``source``, and of lists of labels in folders above."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(source)))
     listed = [parent / name for parent in list(source.resolve().parents)[:3] for name in (*LIST_FILES, *NAME_FILES)]
-    for file in [source, *listed] if source.is_file() else listed:
+    for file in [source, *listed] if is_file(source) else listed:
         with suppress(IOFailure):
             digest.update(f"{file_state(file)}".encode())
-    folders: list[tuple[str, Links]] = [(os.fspath(source), ())] if source.is_dir() else []
+    folders: list[tuple[str, Links]] = [(os.fspath(source), ())] if is_dir(source) else []
     while folders:
         _walk(*folders.pop(), folders, digest)
     return digest.hexdigest()
