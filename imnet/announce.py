@@ -36,7 +36,7 @@ def header(
     faster = [f"{name} {tier}" for name, (tier, _) in _tiers(setup).items() if tier != "reference"]
     tiers = f"{', '.join(faster)}; all else is torch's own" if faster else "torch's own"
     lines = [
-        f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epochs",
+        f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epoch{'s' * (r.epochs != 1)}",
         f"data       {r.data.name}: {sizes}",
         *(f"note       {note}" for note in setup.dataset.notes),
         f"pipeline   {setup.train.kind} ({setup.pipeline_reason}): {setup.train.where}",

@@ -189,8 +189,8 @@ def notes(old: Origin, course: Course, step: int) -> list[str]:
     if rates[0] != rates[1] or old.recipe.epochs != new.epochs:
         last = old.recipe.lr_at(old.step - 1, old.order.steps_per_epoch)
         lines.append(
-            f"schedule   {new.schedule.kind} over {new.epochs} epochs, entered at epoch {epoch:g}: "
-            f"lr {rates[1]:.4g} from here (the last step had {last:.4g})"
+            f"schedule   {new.schedule.kind} over {new.epochs} epoch{'s' * (new.epochs != 1)}, "
+            f"entered at epoch {epoch:g}: lr {rates[1]:.4g} from here (the last step had {last:.4g})"
         )
     if new.ema_decay is not None and old.recipe.ema_decay is None:
         lines.append("average    EMA begins at the weights of this moment")

@@ -205,5 +205,7 @@ def _schedule(recipe: Recipe, steps_per_epoch: int | None) -> list[str]:
     rates = [recipe.lr_at(int(i * (steps - 1) / 59), per_epoch) for i in range(60)]
     top = max(rates)
     bars = "".join(_BARS[min(7, int(8 * r / top))] for r in rates)
-    length = f"{recipe.epochs} epochs" + (f" of {steps_per_epoch} steps" if steps_per_epoch else "")
+    length = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}" + (
+        f" of {steps_per_epoch} steps" if steps_per_epoch else ""
+    )
     return [f"schedule     {recipe.schedule.kind}, {length}", f"lr           {bars}  largest {top:.4g}"]

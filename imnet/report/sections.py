@@ -47,7 +47,7 @@ def status(run: RunLog) -> str:
     seed = f"seed {run.seed}" if run.seed is not None else "seed not recorded"
     if run.finished:
         early = f" of {_epoch(run.epochs)}, stopped by --patience {run.recipe.get('patience')}" if run.stopped else ""
-        return f"Finished: {_epoch(run.reached_epoch)} epochs{early}, {model}, {seed}."
+        return f"Finished: {_epoch(run.reached_epoch)} epoch{'s' * (run.reached_epoch != 1)}{early}, {model}, {seed}."
     planned = "an unknown number of" if math.isnan(run.epochs) else _epoch(run.epochs)
     return f"Not finished: epoch {_epoch(run.reached_epoch)} of {planned}, {model}, {seed}."
 
