@@ -29,6 +29,7 @@ from torch import Tensor
 
 from imnet.errors import DataError, IOFailure
 from imnet.files import exists, in_utf8, is_dir, listed
+from imnet.resources import FULL, exhausted
 
 KEEP = (2, False)
 """Keep the newest two, and not the best one; see ``RunOptions.keeps``."""
@@ -85,7 +86,7 @@ def save(
         if exists(replaced) and not exists(final):
             replaced.rename(final)
         reason = getattr(error, "strerror", None) or str(error)
-        raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder)) from error
+        raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder, error)) from error
     problem = _problem(final)
     if problem is not None:
         raise IOFailure(f"checkpoint does not read back: {problem}", file=final, hint="check the disk")
@@ -93,12 +94,15 @@ def save(
     return final
 
 
-def _hint(folder: Path) -> str:
+def _hint(folder: Path, error: OSError | SafetensorError) -> str:
+    kept = "the older checkpoints are untouched"
+    if getattr(error, "errno", None) not in FULL and (known := exhausted(error)) is not None:
+        return f"{kept}; {known.hint}"  # room would not help
     try:
         free_mib = shutil.disk_usage(folder).free >> 20
     except OSError:
-        return "the older checkpoints are untouched"
-    return f"{free_mib} MiB free; the older checkpoints are untouched; make room and run the same command again"
+        return kept
+    return f"{free_mib} MiB free; {kept}; make room and run the same command again"
 
 
 def of_run(run: Mapping[str, Any] | None) -> tuple[str, ...]:

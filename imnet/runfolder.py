@@ -248,8 +248,9 @@ def read_run(path: Path) -> dict[str, Any] | None:
         _check_kinds(run, _ALWAYS | there)
         for i, entry in enumerate(run.get("before") or ()):
             _check_kinds(entry if isinstance(entry, dict) else {}, _BEFORE, f"before[{i}].")
-        data = run.get("data") or {}
-        _check_kinds(data, {key: kind for key, kind in _DATA.items() if key in data}, "data.")
+        for key, kinds in (("data", _DATA), ("kernels", dict.fromkeys(run.get("kernels") or (), dict))):
+            there = run.get(key) or {}
+            _check_kinds(there, {name: kind for name, kind in kinds.items() if name in there}, f"{key}.")
         return run
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -54,6 +54,7 @@ def foreign(tmp_path_factory):
         (RUN | {"weights": 3}, "weights is missing or no object"),
         (RUN | {"before": {}}, "before is missing or no list"),
         (RUN | {"before": [3]}, r"before\[0\]\.config_hash is missing or no text"),
+        (RUN | {"kernels": {"augment": "host"}}, "kernels.augment is missing or no object"),
         (RUN | {"num_ranks": "two"}, "num_ranks is missing or no whole number"),
         (
             RUN | {"data": {"class_names": {}}},

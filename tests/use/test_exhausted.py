@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from bench import cli as bench_cli
-from imnet import cli
+from imnet import checkpoint, cli
 from imnet.command import guarded
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store.decode import decoded
+from imnet.errors import IOFailure
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 3.90 GiB"
 BATCH = "take a smaller --batch-size"
@@ -117,6 +118,30 @@ def test_a_pool_of_which_only_some_workers_could_start_leaves_none(folder):
             break
     assert more > 6
     assert chunks == 2
+
+
+def test_a_checkpoint_for_which_there_are_no_more_files_is_not_a_matter_of_room(tmp_path):
+    """Whichever of its files is the one too many: the limit is named, and what was there stays."""
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(tmp_path / "checkpoints", 1, {"model": {"w": torch.zeros(3)}}, {"config_hash": "a"})
+    first = os.dup(0)
+    os.close(first)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    errors = []
+    for more in range(20):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + more, hard))
+        try:
+            checkpoint.save(tmp_path / "checkpoints", 2, {"model": {"w": torch.ones(3)}}, {"config_hash": "a"})
+            break
+        except IOFailure as error:
+            errors.append(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert errors
+    for error in errors:
+        assert "Too many open files" in str(error)
+        assert error.hint == "the older checkpoints are untouched; raise their limit: ulimit -n 4096"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
 
 
 def test_a_file_that_the_memory_does_not_hold_is_one_line(tmp_path, capfd):
