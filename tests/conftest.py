@@ -1,10 +1,14 @@
 """Settings of the whole test run."""
 
+import functools
 import gc
 import os
+import pickle
 import subprocess
 
 import pytest
+
+from imnet.report import comparison, plots, quality, sections
 
 # A run that takes all cores would keep them from the other processes while its threads wait for one another: such tests
 # take three times as long. With this policy, which torch reads when it is imported, its threads sleep.
@@ -17,6 +21,25 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 100)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def drawn_once():
+    """Draws equal curves once, because a drawing depends on its arguments alone and most of the tests' runs have the
+    same losses and learning rates. Drawing all of them took a fifth of the processor time of the tests' runs."""
+    drawings = {}
+
+    @functools.wraps(plots.curves_svg)
+    def curves_svg(*curves, **how):
+        key = pickle.dumps((curves, how))
+        if key not in drawings:
+            drawings[key] = plots.curves_svg(*curves, **how)
+        return drawings[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for drawing in (comparison, quality, sections):
+            patch.setattr(drawing, "curves_svg", curves_svg)
+        yield
 
 
 @pytest.fixture
