@@ -113,6 +113,7 @@ def one_core():
     os.sched_setaffinity(0, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_core")
 def test_two_real_ranks_scale_weakly_and_strongly_beside_the_model(tmp_path, capsys):
     """Unless such rows are marked, a user reads the efficiency of two ranks on one core as that of two cores."""

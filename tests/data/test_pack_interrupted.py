@@ -37,7 +37,10 @@ def command(source, target, *more):
     return [sys.executable, "-c", PACK, "pack", str(source), str(target), "--workers", "2", *more]
 
 
-@pytest.mark.parametrize("options", [("--size", "32"), ()], ids=["pixels", "encoded"])
+ENCODED = pytest.param((), id="encoded", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [pytest.param(("--size", "32"), id="pixels"), ENCODED])
 def test_kill_9_at_random_costs_only_time(tmp_path, options):
     picture = [making.picture(i, 600, 500) for i in range(5)]
     files = {f"train/{c}/{i:03d}.jpg": picture[(i + c) % 5] for c in range(2) for i in range(300)}

@@ -152,7 +152,8 @@ def test_pipelines_agree_and_a_second_draw_of_an_image_is_cropped_anew(kind, enc
     assert len(torch.unique(images[rare].flatten(1), dim=0)) >= 4
 
 
-@pytest.mark.parametrize("what", ["class_weights", pytest.param("sampler", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["class_weights", "sampler"])
 def test_ranks_give_the_one_rank_curve(uneven, tmp_path, what):
     found = []
     for procs, micro in ((1, 0), (2, 7)):

@@ -58,7 +58,7 @@ NETS = [("wrn10_1", None), ("speednet", Muon(lr=1e-3)), ("tied", None), *((model
 @pytest.mark.parametrize(
     ("model", "optim", "precision"),
     [*((*net, "bf16") for net in NETS),
-     *(pytest.param(*net, "fp16", marks=[pytest.mark.slow] if net[0] in DEEP else []) for net in NETS)],
+     *(pytest.param(*net, "fp16", marks=[pytest.mark.slow] if net[0] in (*DEEP, "wrn10_1") else []) for net in NETS)],
 )  # fmt: skip
 def test_training_is_autocasts_to_the_bit(model, optim, precision):
     ours, autocasts = make_step(model, optim, precision), make_step(model, optim, precision)

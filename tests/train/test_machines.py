@@ -218,7 +218,8 @@ def test_two_machines_with_a_network_between_them_and_no_folder_in_common(tmp_pa
     assert "127.0" not in errors.read_text()
 
 
-@pytest.mark.parametrize("when", [pytest.param("joining", marks=pytest.mark.slow), "preparing"])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["joining", "preparing"])
 def test_a_rank_whose_first_one_is_out_of_reach_ends_in_a_line(tmp_path, when):
     """The store waits for an answer as long as its connection lives: a quarter of an hour for a request, and forever
     for the word that the data are ready."""

@@ -246,6 +246,7 @@ def test_the_state_of_other_groups_is_refused():
         optim.load_state_tensors(other, optim.state_tensors(optimizer))
 
 
+@pytest.mark.slow
 def test_no_optimiser_brings_torchs_compiler():
     code = (
         "import sys, torch; from imnet import models, optim\n"

@@ -234,6 +234,7 @@ def test_parts_and_epochs(run):
         assert torch.equal(mine, last)
 
 
+@pytest.mark.slow
 def test_ranks_that_import_the_script_that_starts_them_say_so(tmp_path):
     """Without its guard, a script would start the training again in every rank, and the ranks would wait forever."""
     script = tmp_path / "unguarded.py"
