@@ -8,14 +8,12 @@ import fnmatch
 import glob
 import json
 import math
-import mimetypes
 import mmap
 import os
 import re
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +61,7 @@ def check_kind(out: Path, suffix: str, told: str) -> None:
     """UsageError, with what is written (``told``), if ``out`` is the name of a file of another kind than ``suffix``
     (report.pdf): its reader would take it for a damaged one. A name of no known kind is accepted, and for what is not a
     page also one of text or of plain bytes (.bin)."""
+    import mimetypes  # here, and tempfile below, because every command imports this module before it can answer --help
 
     def kind(end: str) -> tuple[str | None, str | None]:
         return (end, None) if end in WEIGHTS else mimetypes.guess_type(f"x{end}")
@@ -130,6 +129,8 @@ def check_folder(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     if max(len(os.fsencode(part)) for part in (".", *path.parts)) > os.pathconf(there, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    import tempfile
+
     with tempfile.TemporaryFile(dir=there) as probe:
         probe.write(b"imnet")
 
