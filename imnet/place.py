@@ -105,6 +105,8 @@ def recipe(
     if is_file(place / "run.json"):
         hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
         raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
+    if place.suffix.lower() in (".yaml", ".yml"):
+        raise UsageError(f"got {path!r}, a YAML file, for the place of data", hint=f"--config {path} reads it")
     name = base_recipe.named(told, in_file)
     if name and not name.startswith(own.PREFIX):
         base, notes = base_recipe.of(told | {"data.name": None}, in_file)

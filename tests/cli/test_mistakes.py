@@ -186,6 +186,10 @@ def test_a_run_folder_for_a_configuration_file_is_told_which_file_of_it(tmp_path
     assert "'model'...; allowed: its name; the file of a run folder that" in capsys.readouterr().err
     assert cli.train_main([str(tmp_path)]) == 2
     assert f"a run folder, for the place of data; --config {tmp_path}/config.yaml goes on" in capsys.readouterr().err
+    assert cli.train_main([str(tmp_path / "config.yaml")]) == 2
+    assert f"a YAML file, for the place of data; --config {tmp_path}/config.yaml reads it\n" in capsys.readouterr().err
+    assert cli.train_main(["--recipe", "my.yml"]) == 2
+    assert "got unknown recipe 'my.yml'; --config my.yml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
