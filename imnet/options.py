@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, LIST, allowed, build_parser, canonical, choose_bands
+from imnet.parser import ALIASES, ASK, FIXED, LIST, allowed, build_parser, canonical, check_numbers, choose_bands
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
@@ -94,6 +94,7 @@ def parse(argv: list[str]) -> Request:
         _check_keys(first["config"], lines, known)
         parser.set_defaults({name: value for name, value in given.items() if name.split(".")[0] not in FIXED})
         values = parser.parse_args(argv)
+        check_numbers([*given.items(), *_words(argv)], values, base)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
         text = _one_line(str(error), base)
         raise UsageError(text, hint=_value_hint(text) or "imnet-train --help lists every option") from error
@@ -117,35 +118,48 @@ def _canonical(word: str) -> str:
 
 def _split_network_options(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
     """(rest of argv, {NAME: value}) with every ``--model_options.NAME VALUE`` taken out. VALUE is parsed as YAML, since
-    its type is only known to the network."""
+    its type is only known to the network. A whole mapping stays, and is only looked at for names given twice, of which
+    jsonargparse takes the last."""
     rest: list[str] = []
     found: dict[str, Any] = {}
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if not name.startswith("--model_options."):
+        if name.partition(".")[0] != "--model_options":
             rest.append(word)
             continue
         text = value if equals else next(words, None)
         if text is None:
             raise UsageError(f"got {name} without a value", hint=f"e.g. {name} 8")
         try:
-            found[name.removeprefix("--model_options.")] = yaml_file.parse(text)
+            read = yaml_file.parse(text)
         except UsageError as error:
-            raise UsageError(f"got {name} {text}: not a YAML value", hint="quote brackets and colons") from error
+            why = error.args[0].replace("not YAML of plain values", "not a YAML value")
+            raise UsageError(f"got {name} {text}: {why}", hint="quote brackets and colons") from error
+        if name == "--model_options":
+            rest += [name, text]
+        else:
+            found[name.removeprefix("--model_options.")] = read
     return rest, found
 
 
 def _first_look(argv: list[str]) -> dict[str, str | None]:
     """The values in ``argv`` of the options FIRST, which determine the other options; None for absent ones."""
     found: dict[str, str | None] = dict.fromkeys(FIRST)
-    for i, word in enumerate(argv):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in found:
-            found[name] = value if equals else "".join(argv[i + 1 : i + 2])
-            if not found[name]:
+    for name, value in _words(argv):
+        if name in found:
+            found[name] = value
+            if not value:
                 raise UsageError(f"got --{flag(name)} without a value", hint="imnet-train --help lists all")
     return found
+
+
+def _words(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """(name, the word that follows, or an empty one) of every option in ``argv``."""
+    for i, word in enumerate(argv):
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            yield name, value if equals else "".join(argv[i + 1 : i + 2])
 
 
 def _word(value: Any) -> str | None:
@@ -196,7 +210,7 @@ def _has_splits(name: str) -> bool:
 def _without_effect(argv: list[str], recipe: Recipe, options: RunOptions) -> tuple[str, ...]:
     """A line for each option in ``argv``, in the parser's spelling, that has no effect. Those of a configuration file
     are not looked at, since it lists every value."""
-    given = {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
+    given = {name for name, _ in _words(argv)}
     return tuple(
         f"--{flag(name)} has no effect here: it needs {needs}"
         for name, (needs, is_there) in _NEEDS.items()

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from imnet.errors import UsageError
-from imnet.fields import union_members
+from imnet.fields import flag, union_members
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
@@ -149,6 +149,16 @@ def allowed(base: Recipe, name: str) -> str:
     """The allowed values of an option, in words; empty for a name that is not a leaf."""
     hint = next((hint for value in (RunOptions(), base) for leaf, hint, *_ in leaves(value) if leaf == name), None)
     return "" if hint is None else " or ".join(map(_in_words, union_members(hint)))
+
+
+def check_numbers(words: list[tuple[str, Any]], values: Namespace, base: Recipe) -> None:
+    """Raise UsageError for a word like 1:30 as a number: jsonargparse takes it for 90, as YAML 1.1 does."""
+    for name, word in words:
+        read = values.get(name)
+        numbers = read if isinstance(read, list | tuple) else [read]
+        if ":" in str(word) and all(type(number) in (int, float) for number in numbers):
+            text = f"got --{flag(name)} {word}; allowed: {allowed(base, name)}"
+            raise UsageError(text, hint="imnet-train --help lists every option")
 
 
 def _in_words(hint: Any) -> str:

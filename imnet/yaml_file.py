@@ -1,8 +1,8 @@
 """Reads and writes YAML: configuration files, grids, values on a command line. Only plain values, as in JSON.
 
 Duplicate names, values that contain themselves and invalid YAML are a UsageError of one line. A date stays text, since
-no option takes a date; so do 007, 1_000, 0x10 and 12:30, which YAML 1.1 would read as whole numbers. ``1e-3`` is a
-number, as in JSON and in YAML 1.2.
+no option takes a date; so do 007, 1_000, 0x10 and 12:30, which YAML 1.1 would read as numbers. ``1e-3`` is a number, as in JSON and in YAML
+1.2.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from imnet.files import is_file
 
 NOT_PLAIN = ("timestamp", "binary", "set", "omap", "pairs")
 """YAML types that no option takes."""
-EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-"""Numbers that YAML 1.1, and so PyYAML, reads as text, since it requires a point and a sign in the exponent."""
+FRACTION = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
+"""Fractions. YAML 1.1, and so PyYAML, requires a point and a sign in the exponent, and takes 1:30.5 for 90.5."""
 
 _MOST_VALUES = 1_000_000
 WHOLE = re.compile(r"-?(0|[1-9]\d*)$")
@@ -37,7 +37,7 @@ class _Plain(yaml.SafeLoader):
         if str(tag).rpartition(":")[2] not in NOT_PLAIN
     }
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
-        first: [row for row in rows if not row[0].endswith((":timestamp", ":int"))]
+        first: [row for row in rows if not row[0].endswith((":timestamp", ":int", ":float"))]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -55,7 +55,7 @@ class _Writer(yaml.SafeDumper):
 
 _Plain.add_implicit_resolver("tag:yaml.org,2002:int", WHOLE, list("-0123456789"))
 for kind in (_Plain, _Writer):
-    kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", FRACTION, list("-+.0123456789"))
 
 
 def parse(text: str, file: str | Path | None = None) -> Any:

@@ -14,8 +14,9 @@ class _Recipes(dict[str, Recipe]):
     """Name -> recipe; an unknown name is a UsageError with a suggestion."""
 
     def __missing__(self, name: object) -> Recipe:
-        file = str(name).lower().endswith((".yaml", ".yml"))
-        hint = f"--config {name}" if file else suggest(str(name), list(self)) or "imnet-train --list recipes shows them all"
+        hint = suggest(str(name), list(self)) or "imnet-train --list recipes shows them all"
+        if str(name).lower().endswith((".yaml", ".yml")):
+            hint = f"--config {name}"
         raise UsageError(f"got unknown recipe {name!r}", hint=hint)
 
 

@@ -78,12 +78,46 @@ def test_a_date_is_its_text_and_merged_mappings_may_be_overridden():
         parse(["--model_options.width", "2026: ["])
 
 
+@pytest.mark.parametrize("words", [["--model-options", "{width: 8, width: 16}"], ['--model-options={"a":1,"a":1}']])
+def test_a_mapping_with_a_name_twice_is_refused_as_in_a_file(words):
+    with pytest.raises(UsageError, match="is given twice in one mapping"):
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("epochs", "1:30"),
+        ("epochs", "1:30:00"),
+        ("optim.lr", "1:30.5"),
+        ("seed", "10:05"),
+        ("augment.mean", "[1:30,2,3]"),
+    ],
+)
+def test_a_clocks_time_is_no_number(tmp_path, name, text):
+    """YAML 1.1, and with it jsonargparse, reads 1:30 as 90."""
+    (tmp_path / "c.yaml").write_text(f"{name}: {text}\n")
+    for words in ([f"--{name}", text], [f"--{name}={text}"], ["--config", str(tmp_path / "c.yaml")]):
+        with pytest.raises(UsageError, match="allowed: "):
+            parse(words)
+
+
+def test_a_colon_elsewhere_is_none_of_a_number(tmp_path):
+    (tmp_path / "12:30").mkdir()
+    assert parse(["--out", "12:30", "--dry-run"]).options.out == "12:30"
+    assert parse(["--epochs", "3", "--dry-run", "--data", "packed:a:b"]).recipe.data.name == "packed:a:b"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
         ("1e-3", 1e-3),
         ("1E5", 1e5),
         ("+2.e1", 20.0),
+        ("1:30.5", "1:30.5"),
+        ("1.5", 1.5),
+        ("-.5", -0.5),
+        (".inf", float("inf")),
         ("-.5e+1", -5.0),
         ("1.0e10", 1e10),
         ('"1e-3"', "1e-3"),
