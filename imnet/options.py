@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,18 @@ from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
 from imnet.errors import UsageError
 from imnet.fields import flag
-from imnet.parser import ALIASES, ASK, FIXED, LIST, allowed, build_parser, canonical, check_numbers, choose_bands
+from imnet.parser import (
+    ALIASES,
+    ASK,
+    FIXED,
+    LIST,
+    allowed,
+    build_parser,
+    canonical,
+    check_numbers,
+    choose_bands,
+    without_effect,
+)
 from imnet.recipe import Recipe
 from imnet.recipe_json import KINDS, config_dict, dump_config, from_dict, to_dict
 from imnet.run_options import RunOptions
@@ -41,23 +52,6 @@ FIRST = (
     "bands",
 )
 """The options whose values determine which options exist, and their defaults."""
-
-_NEEDS: dict[str, tuple[str, Callable[[Recipe, RunOptions], bool]]] = {
-    "augment.crop_pad_mode": ("--augment.crop_pad_px", lambda r, _: r.augment.crop_pad_px > 0),
-    "augment.hflip_p": ("--augment.hflip random", lambda r, _: r.augment.hflip != "none"),
-    "augment.cutout_inside": ("--augment.cutout_px", lambda r, _: r.augment.cutout_px > 0),
-    "augment.spectral_band": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
-    "augment.spectral_std": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
-    "data.split": ("a set with several splits", lambda r, _: _has_splits(r.data.name)),
-    "data.val_seed": ("--data.val_images", lambda r, _: r.data.val_images is not None),
-    "data.val_stratified": ("--data.val_images", lambda r, _: r.data.val_images is not None),
-    "optim.decay_biases": ("--optim.decay_norms", lambda r, _: r.optim.decay_norms),
-    "body_lr": ("a body that is not frozen", lambda r, _: r.freeze != "all-but-head"),
-    "max_restarts": ("--gpus N or --procs N", lambda _, o: o.num_ranks > 1),
-    "tf32": ("fp32 on a GPU", lambda _, o: o.precision in ("auto", "fp32") and o.device != "cpu" and o.procs is None),
-    "workers": ("another --pipeline than resident", lambda _, o: o.pipeline != "resident"),
-}
-"""Option -> (what it needs to have an effect, in words; whether that is there)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,9 @@ def parse(argv: list[str]) -> Request:
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
-    notes += place.resized(request.recipe, first["data.image_px"]) + _without_effect(argv, request.recipe, options)
+    notes += place.resized(request.recipe, first["data.image_px"]) + without_effect(
+        {name for name, _ in _words(argv)}, request.recipe, options
+    )
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 
@@ -199,23 +195,6 @@ def _check_asked(asked: frozenset[str]) -> None:
     if len(words) > 1:
         told = " and ".join(f"--{word}" for word in words).replace("show-config", "print-config")
         raise UsageError(f"got {told}; allowed: one at a time", hint="leave one of them out")
-
-
-def _has_splits(name: str) -> bool:
-    from imnet.data import GENERATED  # imports numpy; the sets that are read refuse a split that they do not have
-
-    return name not in GENERATED
-
-
-def _without_effect(argv: list[str], recipe: Recipe, options: RunOptions) -> tuple[str, ...]:
-    """A line for each option in ``argv``, in the parser's spelling, that has no effect. Those of a configuration file
-    are not looked at, since it lists every value."""
-    given = {name for name, _ in _words(argv)}
-    return tuple(
-        f"--{flag(name)} has no effect here: it needs {needs}"
-        for name, (needs, is_there) in _NEEDS.items()
-        if name in given and not is_there(recipe, options)
-    )
 
 
 def _value_hint(text: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from imnet.errors import UsageError
 from imnet.fields import flag, union_members
-from imnet.recipe import Recipe
+from imnet.recipe import Comm, Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
 from imnet.run_options import RunOptions
+from imnet.schedules import MultiStep, Step
 
 KIND_HELP = {"optim": "optimiser", "schedule": "learning-rate schedule"}
 LIST = "[X, ...]"
@@ -50,6 +52,26 @@ ALIASES = {
     "band": "augment.spectral_band",
     "print_config": "show_config",
 }
+
+_NEEDS: dict[str, tuple[str, Callable[[Recipe, RunOptions], bool]]] = {
+    "augment.crop_pad_mode": ("--augment.crop_pad_px", lambda r, _: r.augment.crop_pad_px > 0),
+    "augment.hflip_p": ("--augment.hflip random", lambda r, _: r.augment.hflip != "none"),
+    "augment.cutout_inside": ("--augment.cutout_px", lambda r, _: r.augment.cutout_px > 0),
+    "augment.spectral_band": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
+    "augment.spectral_std": ("--augment.spectral_r", lambda r, _: r.augment.spectral_r is not None),
+    "data.split": ("a set with several splits", lambda r, _: _has_splits(r.data.name)),
+    "data.val_seed": ("--data.val_images", lambda r, _: r.data.val_images is not None),
+    "data.val_stratified": ("--data.val_images", lambda r, _: r.data.val_images is not None),
+    "optim.decay_biases": ("--optim.decay_norms", lambda r, _: r.optim.decay_norms),
+    "body_lr": ("a body that is not frozen", lambda r, _: r.freeze != "all-but-head"),
+    "schedule.every_epochs": ("more --epochs than that", lambda r, _: _first_drop(r) < r.epochs),
+    "schedule.milestones_epochs": ("more --epochs than the first", lambda r, _: _first_drop(r) < r.epochs),
+    "max_restarts": ("--gpus N or --procs N", lambda _, o: o.num_ranks > 1),
+    **{f"comm.{f.name}": ("several ranks, e.g. --gpus 2", lambda _, o: _several(o)) for f in dataclasses.fields(Comm)},
+    "tf32": ("fp32 on a GPU", lambda _, o: o.precision in ("auto", "fp32") and o.device != "cpu" and o.procs is None),
+    "workers": ("another --pipeline than resident", lambda _, o: o.pipeline != "resident"),
+}
+"""Option -> (what it needs to have an effect, in words; whether that is there)."""
 
 
 def canonical(name: str) -> str:
@@ -166,6 +188,35 @@ def _in_words(hint: Any) -> str:
         return ", ".join(map(str, typing.get_args(hint)))
     words = {int: "a whole number", float: "a number", str: "a word", type(None): "null", bool: "true, false"}
     return words.get(hint) or ("{NAME: VALUE}" if "Mapping" in str(hint) else LIST)
+
+
+def _has_splits(name: str) -> bool:
+    from imnet.data import GENERATED  # imports numpy; the sets that are read refuse a split that they do not have
+
+    return name not in GENERATED
+
+
+def _first_drop(recipe: Recipe) -> int:
+    """The epoch at which the learning rate falls for the first time; 0 if the schedule has no such steps."""
+    s = recipe.schedule
+    if isinstance(s, Step):
+        return s.every_epochs
+    return min(s.milestones_epochs, default=0) if isinstance(s, MultiStep) else 0
+
+
+def _several(options: RunOptions) -> bool:
+    """Whether there are several ranks: asked for, or started by torchrun or srun."""
+    return options.num_ranks > 1 or any(name in os.environ for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
+def without_effect(given: Collection[str], recipe: Recipe, options: RunOptions) -> tuple[str, ...]:
+    """A line for each option ``given`` on the command line, in the parser's spelling, that has no effect. Those of a
+    configuration file are not looked at, since it lists every value."""
+    return tuple(
+        f"--{flag(name)} has no effect here: it needs {needs}"
+        for name, (needs, is_there) in _NEEDS.items()
+        if name in given and not is_there(recipe, options)
+    )
 
 
 def help_text() -> str:

@@ -1,8 +1,8 @@
 """Reads and writes YAML: configuration files, grids, values on a command line. Only plain values, as in JSON.
 
 Duplicate names, values that contain themselves and invalid YAML are a UsageError of one line. A date stays text, since
-no option takes a date; so do 007, 1_000, 0x10 and 12:30, which YAML 1.1 would read as numbers. ``1e-3`` is a number, as in JSON and in YAML
-1.2.
+no option takes a date; so do 007, 1_000, 0x10 and 12:30, which YAML 1.1 would read as numbers. ``1e-3`` is a number, as
+in JSON and in YAML 1.2.
 """
 
 from __future__ import annotations

@@ -17,6 +17,10 @@ IDLE = {
     "--body-lr 0.5": "--freeze all-but-head",
     "--max-restarts 3": "",
     "--tf32": "--precision bf16",
+    "--schedule.every_epochs 6": "--schedule.kind step",
+    "--schedule.milestones_epochs [9,30]": "--schedule.kind multistep",
+    "--comm.sync_bn": "",
+    "--comm.bucket_mb 5": "--procs 1",
     "--workers 2": "--pipeline resident",
 }
 
@@ -35,6 +39,14 @@ def test_an_option_that_has_an_effect_is_not_said_to_have_none(tmp_path):
     assert options.parse(["--tf32", "--precision", "fp32", "--gpus", "2"]).notes == ()
     words = ["--recipe", "fashion-mnist/wrn28_10", "--data.split", "official"]
     assert options.parse(words).notes == ()
+    for words in ("step --schedule.every_epochs 5", "multistep --schedule.milestones_epochs [5,9]"):
+        assert options.parse(f"--schedule.kind {words} --sync-bn --procs 2".split()).notes == ()
     request = options.parse([])
     (tmp_path / "all.yaml").write_text(options.dump_config(request.recipe, request.options))
     assert options.parse(["--config", str(tmp_path / "all.yaml")]).notes == ()  # it lists every value
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_how_ranks_exchange_gradients_has_an_effect_under_a_launcher(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    assert options.parse(["--comm.sync_bn"]).notes == ()
