@@ -28,6 +28,7 @@ from imnet.parser import (
     build_parser,
     canonical,
     check_numbers,
+    check_tags,
     choose_bands,
     without_effect,
 )
@@ -87,8 +88,10 @@ def parse(argv: list[str]) -> Request:
         _check_words(argv, known, {spelling for action in parser._actions for spelling in action.option_strings})
         _check_keys(first["config"], lines, known)
         parser.set_defaults({name: value for name, value in given.items() if name.split(".")[0] not in FIXED})
+        words = [*given.items(), *_words(argv)]
+        check_tags(words)
         values = parser.parse_args(argv)
-        check_numbers([*given.items(), *_words(argv)], values, base)
+        check_numbers(words, values, base)
     except (argparse.ArgumentError, OverflowError) as error:  # YAML has whole numbers of any length
         text = _one_line(str(error), base)
         raise UsageError(text, hint=_value_hint(text) or "imnet-train --help lists every option") from error

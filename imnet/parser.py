@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -173,7 +173,15 @@ def allowed(base: Recipe, name: str) -> str:
     return "" if hint is None else " or ".join(map(_in_words, union_members(hint)))
 
 
-def check_numbers(words: list[tuple[str, Any]], values: Namespace, base: Recipe) -> None:
+def check_tags(words: Iterable[tuple[str, Any]]) -> None:
+    """Raise UsageError for a word with a type of YAML, such as !!int, for which jsonargparse would fail."""
+    for name, word in words:
+        if re.match(r"\s*(!|[\[{].*!)", str(word)):
+            what = f"got --{flag(name)} {word}; allowed: a value without a type of YAML (!)"
+            raise UsageError(what, hint="leave the type out; for a folder of such a name write ./NAME")
+
+
+def check_numbers(words: Iterable[tuple[str, Any]], values: Namespace, base: Recipe) -> None:
     """Raise UsageError for a word like 1:30 as a number: jsonargparse takes it for 90, as YAML 1.1 does."""
     for name, word in words:
         read = values.get(name)

@@ -91,8 +91,9 @@ def _load(text: str, file: str | Path | None) -> tuple[Any, Any]:
             raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES} values")
         value = None if node is None else loader.construct_document(node)
         json.dumps(value)  # fails for a value that contains itself
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        why = " ".join(str(error).split()).replace('"<unicode string>", ', "")
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
+        told = "a value does not fit its type (!!)" if isinstance(error, LookupError) else str(error)
+        why = " ".join(told.split()).replace('"<unicode string>", ', "")
         raise UsageError(f"not YAML of plain values: {why}", file=file) from error
     return value, node
 

@@ -102,6 +102,19 @@ def test_a_clocks_time_is_no_number(tmp_path, name, text):
             parse(words)
 
 
+@pytest.mark.parametrize("text", ["!!int", "!!bool x", "!!float", "[!!int , 2]", '"!!int"', "!!bool ''", "!x 3"])
+def test_a_type_of_yaml_that_does_not_fit_is_one_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"epochs: {text}\n")
+    for words in (["--epochs", text], ["--config", str(tmp_path / "c.yaml")], [f"--augment.mean={text}"]):
+        with pytest.raises(UsageError, match=r"; allowed: |not YAML of plain values"):
+            parse(words)
+    with pytest.raises(UsageError):
+        yaml_file.parse(text if "'" in text else f"[{text.strip(chr(34))}]")
+    with pytest.raises(UsageError, match=r"got --out !!int; .* write \./NAME"):
+        parse(["--out", "!!int"])
+    assert parse(["--out", "wow!!"]).options.out == "wow!!"
+
+
 def test_a_colon_elsewhere_is_none_of_a_number(tmp_path):
     (tmp_path / "12:30").mkdir()
     assert parse(["--out", "12:30", "--dry-run"]).options.out == "12:30"
