@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from . import reference
 from ._host import fitting
 from .reference import Lists, Step
@@ -101,7 +101,8 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
     scale = _constant(1.0, device) if step.grad_scale is None else step.grad_scale
     skip = _constant(0.0, device) if step.skip is None else step.skip
     numbers = (float(step.momentum), float(step.weight_decay), 1.0 - step.ema_decay)
-    sgd_ema_kernel[(chunks.shape[0],)](
+    launch = on_own_device(sgd_ema_kernel[(chunks.shape[0],)])
+    launch(
         table, chunks, step.lr, scale, skip, len(params), *numbers,
         MOMENTA=bool(lists.momenta), EMAS=bool(lists.emas), NESTEROV=step.nesterov, CHUNK=CHUNK, BLOCK=BLOCK
     )  # fmt: skip

@@ -34,6 +34,32 @@ def test_triton_agrees_with_the_reference(family, case, dtype):
     family.check(case, dtype, "triton")
 
 
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_every_kernel_starts_on_the_device_of_its_tensors(family, monkeypatch):
+    """Triton takes the current device: with tensors on cuda:1 a kernel would run on cuda:0, where it cannot read them,
+    or where nothing orders it behind the work that makes them."""
+    from triton.runtime import interpreter
+
+    guards, starts, launch = [], [], interpreter.GridExecutor.__call__
+
+    class Guard(torch.cuda.device_of):
+        def __enter__(self):
+            guards.append(self)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            guards.pop()
+            return super().__exit__(*error)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    monkeypatch.setattr(
+        interpreter.GridExecutor, "__call__", lambda *a, **k: starts.append(len(guards)) or launch(*a, **k)
+    )
+    family.check(next(case for case in family.contract if not case.real), torch.float32, "triton")
+    assert starts
+    assert all(starts)
+
+
 def test_an_id_out_of_range_reads_nothing(monkeypatch):
     from imnet_kernels import augment as public
     from imnet_kernels.augment import _triton
