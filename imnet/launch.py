@@ -60,7 +60,10 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier(self.group)
+            # Else torch chooses the GPU of a first barrier and warns of it. Documented is number rank % GPUs, which is
+            # not this rank's if a second machine has more GPUs than ranks.
+            mine = [torch.cuda.current_device()] if dist.get_backend(self.group) == "nccl" else None
+            dist.barrier(self.group, device_ids=mine)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:

@@ -203,6 +203,17 @@ def torchrun(words):
     return max(codes.values())
 
 
+@pytest.mark.parametrize(("backend", "gpu"), [("nccl", [1]), ("gloo", None)])
+def test_a_barrier_of_gpus_names_the_rank_s_own(backend, gpu, monkeypatch):
+    """Rank 5 of two machines with eight GPUs each, of which four are used, has GPU 1; torch would take GPU 5."""
+    given = []
+    monkeypatch.setattr(launch.dist, "get_backend", lambda group: backend)
+    monkeypatch.setattr(launch.dist, "barrier", lambda group, **named: given.append(named))
+    monkeypatch.setattr(launch.torch.cuda, "current_device", lambda: 1)
+    launch.World(rank=5, size=8, local_rank=1).barrier()
+    assert given == [{"device_ids": gpu}]
+
+
 @pytest.mark.parametrize(
     ("what", "code", "says"),
     [
