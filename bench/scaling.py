@@ -52,7 +52,9 @@ def rows(recipe: Recipe, options: RunOptions, ranks: list[int], steps: int = STE
     first: dict[str, dict[str, Any]] = {}
     for num in ranks:
         batches = {"weak": recipe.data.batch_images * num, "strong": recipe.data.batch_images}
-        where: dict[str, Any] = {"device": "cuda", "gpus": num} if on_gpu else {"device": "cpu", "procs": num}
+        where: dict[str, Any] = {"device": "cpu", "procs": num}
+        if on_gpu:  # not captured, as is the default on several ranks: efficiency is that of one kind of step
+            where = {"device": "cuda", "gpus": num, "cuda_graphs": False}
         taken = _run(recipe, num, sorted(set(batches.values())), dataclasses.replace(options, **where), steps)
         for kind, batch in batches.items():
             about = {"kind": kind, "ranks": num, "batch_images": batch, "oversubscribed": num > most}

@@ -55,19 +55,19 @@ class CapturedStep:
         optimisers.set_lr(self.step.optimizer, 0.0)
         try:
             self._record()
+        except BaseException:
+            self.step.forget_gradients()  # the run may go on without a graph, and would add to them
+            raise
         finally:
             self._restore(before)
             self.step.scaler.load_state_dict(scale)
 
     def _record(self) -> None:
-        side = self.stream or torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with on_stream(self.stream or torch.cuda.Stream()):
             for _ in range(DDP_WARM_UPS if self.step.world.reduces else 2):
                 self.step.compute(self.static, self.num_images)
             with repeatable():
                 self.step.compute(self.static, self.num_images)
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # "thread_local", because meanwhile other threads may page-lock memory for the next batches, and NCCL's own
         # thread may query its events.
@@ -83,7 +83,9 @@ class CapturedStep:
                 value.zero_() if old is None else value.copy_(old)
 
     def fits(self, batches: list[Batch], num_images: int) -> bool:
-        """Whether the graph was recorded for batches of these shapes; an odd last batch is computed without it."""
+        """Whether there is a graph for batches of these shapes; an odd last batch is computed without one."""
+        if self.graph is None:
+            return False
         mine = [images.shape for images, _ in self.static]
         return num_images == self.num_images and [images.shape for images, _ in batches] == mine
 
@@ -96,6 +98,32 @@ class CapturedStep:
         self.step.told = self.told.clone()
         bad, total, _ = self.step.told
         return total, bad
+
+    def release(self) -> None:
+        """Destroy the recording; steps are computed without it from then on.
+
+        NCCL does not close a communicator as long as a graph holds one of its collectives: destroy_process_group would
+        wait for ever (pytorch issue 115388).
+        """
+        if self.graph is not None:
+            self.graph.reset()
+            self.graph = None
+
+
+@contextlib.contextmanager
+def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Run the block on ``stream`` (None: on the current stream), after the work that the current stream has, and before
+    the work that it gets later. That also holds if the block fails, since its work on the device goes on then."""
+    if stream is None:
+        yield
+        return
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
 
 
 @contextlib.contextmanager

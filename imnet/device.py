@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,12 +92,34 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     asked = f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
     check_gpus(max(options.gpus or 1, local_rank + 1), asked)
     torch.cuda.set_device(local_rank)
+    _check_code(local_rank)
     precision, reason = resolve_precision(options.precision, "cuda")
     torch.backends.cudnn.benchmark = True
     # Beside half precision, what is left in fp32 may use TF32. A run in fp32 does so only with --tf32.
     fast = options.tf32 or precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     return Place(torch.device("cuda", local_rank), precision, reason)
+
+
+def _check_code(index: int) -> None:
+    """Raise DeviceError for a GPU that is too old or too new for the installed torch, which counts it all the same: its
+    first operator would fail with a traceback."""
+    (major, minor), known = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
+    if not has_code((major, minor), known):
+        name = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+        what = f"got a GPU for which this torch has no code, {name}; allowed: {', '.join(known)}"
+        raise DeviceError(what, hint="use --device cpu, or install a torch that supports this GPU")
+
+
+def has_code(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether a GPU of this compute capability runs code that was built for these architectures.
+
+    Code for sm_80 runs on 8.0 and on later cards of the same generation; compute_80 is translated at run time for any
+    later card. Other names, such as those of ROCm, are not judged.
+    """
+    found = [(kind, divmod(int(number), 10)) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for))]
+    runs = (at <= capability and (kind == "compute" or at[0] == capability[0]) for kind, at in found)
+    return not found or any(runs)
 
 
 def resolve_precision(precision: str, kind: str) -> tuple[str, str]:

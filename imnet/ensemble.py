@@ -146,7 +146,9 @@ class _Rank:
         if self.world.is_main:
             folder = stack.enter_context(contextlib.closing(runfolder.RunFolder(path, options.lock)))
         recipe = of_band(self.recipe, band)
-        return Trainer(recipe, options, self.place, self.world, voice, self.signals, self.threads, folder, sources)
+        run = Trainer(recipe, options, self.place, self.world, voice, self.signals, self.threads, folder, sources)
+        stack.callback(run.step_fn.release)
+        return run
 
 
 def in_step(runs: dict[int, Trainer]) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ GLOO_ENDS_S = 0.1
 """How long the threads of gloo get to free the tensors of the last collective, for which they need Python's lock (the
 GIL). In torch 2.11 a group that is freed before waits for them for ever, since it holds the lock: of twelve runs of two
 ranks that a signal stopped, three hung so, and none of twelve with this pause."""
+NCCL_ENDS_S = 5.0
+"""How long a rank that fails waits for its NCCL group to be destroyed. Its process is about to end anyway."""
 connections = 0
 """Number of process groups that this process has joined."""
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
@@ -60,7 +63,10 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier(self.group)
+            # Else torch chooses the GPU of a first barrier and warns of it. Documented is number rank % GPUs, which is
+            # not this rank's if a second machine has more GPUs than ranks.
+            mine = [torch.cuda.current_device()] if dist.get_backend(self.group) == "nccl" else None
+            dist.barrier(self.group, device_ids=mine)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -233,13 +239,33 @@ def connected(device: torch.device, settings: Mapping[str, Any] | None = None) -
     global connections
     connections += 1
     store = meeting.join(world.rank, world.size, world.life, device, settings or {})
+    failed = True
     try:
         yield replace(world, store=store)
+        failed = False
     finally:
         if device.type == "cpu":
             time.sleep(GLOO_ENDS_S)
+        _disconnect(NCCL_ENDS_S if failed and device.type == "cuda" else None)
+
+
+def _disconnect(patience_s: float | None) -> None:
+    """Destroy the process group, but wait for that at most ``patience_s``, or without a limit if that is None.
+
+    NCCL wants all ranks of a machine to destroy a group together. If only this rank has failed, the others may wait for
+    it in an all-reduce meanwhile; then it must end first, and say why.
+    """
+
+    def destroy() -> None:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+    if patience_s is None:
+        destroy()
+        return
+    thread = threading.Thread(target=destroy, daemon=True)
+    thread.start()
+    thread.join(patience_s)
 
 
 @contextlib.contextmanager

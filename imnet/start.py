@@ -205,7 +205,9 @@ def _run_alone(recipe: Recipe, options: RunOptions, place: device.Place, signals
         stack.callback(console.stop)
         if world.is_main:
             folder = stack.enter_context(contextlib.closing(runfolder.RunFolder(Path(options.out), options.lock)))
-        Trainer(recipe, options, place, world, console, signals, threads, folder).run()
+        trainer = Trainer(recipe, options, place, world, console, signals, threads, folder)
+        stack.callback(trainer.step_fn.release)
+        trainer.run()
 
 
 def _out_of_memory(error: Exception, recipe: Recipe, options: RunOptions, ranks: int) -> DeviceError | None:

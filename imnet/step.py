@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from imnet import optim as optimisers
-from imnet.capture import UNCAPTURED, CapturedStep, NotCapturableError
+from imnet.capture import UNCAPTURED, CapturedStep, NotCapturableError, on_stream
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.half_weights import HalfWeights
@@ -42,7 +42,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self.ema: optimisers.Ema | None = None
         stream = torch.cuda.Stream(place.device) if graphs and world.reduces else None
-        with torch.cuda.stream(stream):
+        with on_stream(stream):  # what it sends are the weights, which the current stream writes before and after
             self.parallel = parallel(net, recipe.comm, place, world)
         self.forward: Any = torch.compile(self.parallel) if compile else self.parallel
         self.params = [p for p in net.parameters() if p.requires_grad]
@@ -202,6 +202,16 @@ class TrainStep:
         if self.graph is not None:
             # No loss may be alive here: its autograd nodes belong to this stream and would end the capture.
             self.graph.capture(batches, num_images)
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients that a step has left which failed halfway."""
+        for tensor in (*self.params, *self.half_weights.copies.values()):
+            tensor.grad = None
+
+    def release(self) -> None:
+        """Destroy the recorded graph, if there is one; to be called before the process group ends."""
+        if self.graph is not None:
+            self.graph.release()
 
     def _check_used(self) -> None:
         """UsageError if a parameter got no gradient, for which several ranks would wait for ever."""

@@ -156,13 +156,22 @@ Shape shape_of(const AugmentLaunch& a, int vector) {
   return {rows_each, stage_rows, lanes_x, (stage_rows * row_bytes + 32) / 16 * 16, parts};
 }
 
+// The most shared memory that a block may ask for on the current device: 64 KB on Turing, kMostShared on newer cards.
+int most_shared() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  return std::min(most, kMostShared);
+}
+
 template <class T, int CHANNELS, int V, bool PER_PIXEL>
 cudaError_t launch_shaped(const AugmentLaunch& a, cudaStream_t stream) {
   const Shape shape = shape_of(a, V);
-  const int shared = kWarps * shape.stage_bytes;
-  if (shared > kMostShared) return cudaErrorInvalidValue;  // rows of more than 24 KB
+  const int shared = kWarps * shape.stage_bytes, most = most_shared();
+  if (shared > most) return cudaErrorInvalidValue;  // rows of more than 24 KB, on Turing of 16 KB
   const auto kernel = augment_kernel<T, CHANNELS, V, PER_PIXEL>;
-  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
+  // Always the most, since another thread may set a smaller size between this call and the launch.
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (status != cudaSuccess) return status;
   const dim3 grid(unsigned((a.batch + kWarps - 1) / kWarps), unsigned(shape.parts));
   kernel<<<grid, kThreads, shared, stream>>>(a, shape);

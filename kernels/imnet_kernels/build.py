@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent
 HOST_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-Wall"]
 SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-lineinfo"]
-CUDA_ARCHITECTURES = ("80", "90")
+CUDA_ARCHITECTURES = ("75", "80", "90")  # from Turing on, like torch's wheels for CUDA 13; newer cards use 90's PTX
 CUDA_MODULE = "_C.torch{}.so"  # named after the torch version that it was built with; no other version may load it
 
 

@@ -1,13 +1,16 @@
-"""Helpers of the Triton tiers: int32 arguments, the Philox generator, and compiling kernels without a GPU."""
+"""Helpers of the Triton tiers: int32 arguments, the Philox generator, the device of a launch, and compiling kernels
+without a GPU."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import torch
 import triton
 import triton.language as tl
 
@@ -47,6 +50,22 @@ def philox(sample, seed_low, seed_high, epoch, stream: tl.constexpr):
 def below(word, n: tl.constexpr):
     """A uint32 word -> an int32 in 0 .. n - 1 by multiply-high."""
     return ((word.to(tl.uint64) * n) >> 32).to(tl.int32)
+
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def on_own_device(launch: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Let ``launch`` start its kernels on the device of its first tensor, and on the current stream of that device, as
+    torch's operators do. Triton itself takes the current device, whatever device the tensors are on."""
+
+    @wraps(launch)
+    def guarded(*given: Given.args, **named: Given.kwargs) -> Made:
+        with torch.cuda.device_of(next(tensor for tensor in given if isinstance(tensor, torch.Tensor))):
+            return launch(*given, **named)
+
+    return guarded
 
 
 class Build(NamedTuple):

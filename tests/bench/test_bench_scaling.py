@@ -10,6 +10,8 @@ import pytest
 from bench import scaling as model
 from bench.cli import main
 from bench.scaling import Cluster, Job, all_reduce_s, strong, weak
+from imnet import recipes
+from imnet.run_options import RunOptions
 
 # Published speed-ups, from the reference documents. hysts/pytorch_image_classification: WRN-28-10 on V100s, 754 img/s
 # on one and 1,244 / 2,732 / 4,902 on 2 / 4 / 8, 128 images per step (assumed). MXNet and PyTorch AMP: ResNet-50,
@@ -63,6 +65,16 @@ def test_limits_of_the_formula():
     assert all_reduce_s(FP32, quiet, 64) == pytest.approx(2 * all_reduce_s(model.WRN36_5, quiet, 64))
     efficiencies = [strong(model.WRN36_5, model.H200, 2**i, 8192)["efficiency"] for i in range(11)]
     assert efficiencies == sorted(efficiencies, reverse=True)
+
+
+def test_one_gpu_runs_the_same_step_as_several(monkeypatch):
+    """By default only one GPU captures its step: it would be compared with ranks that do other work, and this
+    measurement records nothing anyway."""
+    asked, taken = [], {"step_s": 0.1, "all_reduce_s": 0.0}
+    monkeypatch.setattr(model, "_run", lambda _, num, batches, options, steps: asked.append(options) or
+                        {str(batch): taken for batch in batches})  # fmt: skip
+    assert len(list(model.rows(recipes["quickstart"], RunOptions(device="cuda"), [1, 2]))) == 4
+    assert [(options.gpus, options.cuda_graphs) for options in asked] == [(1, False), (2, False)]
 
 
 def test_the_command_predicts_four_curves_up_to_the_number_asked_for(tmp_path, capsys):

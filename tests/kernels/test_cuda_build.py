@@ -4,6 +4,7 @@ processor time), and what prevents it. test_sass.py compiles the kernels.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,17 @@ def test_library_builds_and_registers_its_ops(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("imnet_cuda::") == 1
+
+
+def test_every_card_that_torch_runs_on_has_a_kernel():
+    """`auto` takes the CUDA tier wherever it was built, and a launch without code for the card ends the run."""
+    import torch
+
+    known = [int(number) for number in re.findall(r"sm_(\d+)", torch._C._cuda_getArchFlags() or "")]
+    if not known:
+        pytest.skip("this torch is a CPU build")
+    assert min(map(int, build.CUDA_ARCHITECTURES)) <= max(75, min(known))
+    assert max(build.CUDA_ARCHITECTURES, key=int) == build.CUDA_ARCHITECTURES[-1]  # its PTX is kept, for newer cards
 
 
 def test_a_library_for_another_torch_is_one_clear_line(tmp_path):

@@ -10,6 +10,7 @@ import dataclasses
 import pytest
 import torch
 from imnet_kernels import augment, tier
+from imnet_kernels.family import families
 
 from imnet import models
 from imnet.device import Place, resolve
@@ -254,6 +255,15 @@ def test_views_that_start_at_odd_addresses():
     with tier.using("triton"):
         torch.testing.assert_close(shake_shake(*x, alpha, alpha), want)
         torch.testing.assert_close(shake_shake(*big, alpha, alpha), wide)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_tensors_of_another_device_than_the_current_one(family):
+    assert torch.cuda.current_device() == 0
+    for name in family.tiers("cuda"):
+        family.check(family.contract[0], torch.float32, name, "cuda:1")
+    assert torch.cuda.current_device() == 0
 
 
 @pytest.mark.parametrize(("asked", "fast"), [({}, False), ({"tf32": True}, True), ({"precision": "bf16"}, True)])

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
 
 from imnet import cli, device, launch, meeting
 from imnet.errors import DeviceError, UsageError
@@ -201,6 +203,41 @@ def torchrun(words):
                           start_method="fork")  # fmt: skip
     codes = elastic_launch(config, cli.train_main)(words)
     return max(codes.values())
+
+
+@pytest.mark.parametrize(("backend", "gpu"), [("nccl", [1]), ("gloo", None)])
+def test_a_barrier_of_gpus_names_the_rank_s_own(backend, gpu, monkeypatch):
+    """Rank 5 of two machines with eight GPUs each, of which four are used, has GPU 1; torch would take GPU 5."""
+    given = []
+    monkeypatch.setattr(launch.dist, "get_backend", lambda group: backend)
+    monkeypatch.setattr(launch.dist, "barrier", lambda group, **named: given.append(named))
+    monkeypatch.setattr(launch.torch.cuda, "current_device", lambda: 1)
+    launch.World(rank=5, size=8, local_rank=1).barrier()
+    assert given == [{"device_ids": gpu}]
+
+
+def test_a_rank_that_fails_does_not_wait_for_the_others_to_end_the_group(monkeypatch):
+    """They may wait for this rank; nobody would hear of its error until NCCL gives up after ten minutes."""
+    heard, ended, done = threading.Event(), [], threading.Event()
+
+    def destroy():  # as NCCL does it: it returns when the other ranks have come, here when they have heard of the error
+        ended.append(heard.wait(30.0))
+        done.set()
+
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(meeting, "join", lambda *_: None)
+    monkeypatch.setattr(launch, "NCCL_ENDS_S", 0.1)
+    monkeypatch.setattr(launch.dist, "destroy_process_group", destroy)
+    with pytest.raises(DeviceError, match="of this rank"), launch.connected(torch.device("cuda")):
+        raise DeviceError("an error of this rank")
+    heard.set()
+    assert done.wait(30.0)
+    with launch.connected(torch.device("cuda")):
+        heard.clear()
+        threading.Timer(0.3, heard.set).start()
+    assert ended == [True, True]  # without an error it waits, however long that takes
 
 
 @pytest.mark.parametrize(

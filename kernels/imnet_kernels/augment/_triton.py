@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tritonlib import Build, below, philox, signed32
+from ..tritonlib import Build, below, on_own_device, philox, signed32
 from .reference import FLIPS, Spec, empty_batch
 
 # All five were chosen from the SASS of sm_90 on 2026-11-26, not measured.
@@ -193,6 +193,7 @@ def _constants(spec: Spec, shape: tuple[int, int, int], per_pixel: bool, itemsiz
     return {**sizes, **crop, **box, **tile}
 
 
+@on_own_device
 def augment(
     store: Tensor,
     ids: Tensor,

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from ._triton_kernels import (
     gradient_kernel,
     join_statistics_kernel,
@@ -93,6 +93,7 @@ class Plan:
         return d_weight, d_bias, means
 
 
+@on_own_device
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -121,6 +122,7 @@ def forward(
     return y, mean, inverse, total if sums else x.new_empty(0)
 
 
+@on_own_device
 def backward(
     grad: Tensor,
     x: Tensor,

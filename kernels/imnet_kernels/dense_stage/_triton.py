@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from ..batch_norm import _triton as norms
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from ._triton_kernels import SIZES, append_kernel, gradient_kernel, project_kernel, reduce_kernel
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class _Stage:
         return list(zip(matrices, kernels, strict=True))
 
 
+@on_own_device
 def forward(x: Tensor, layers: Sequence[Layer], momentum: float, eps: float) -> tuple[Tensor, list[Tensor]]:
     """Return (the map (B, C, H, W) with every layer's features, the other tensors that ``backward`` needs)."""
     (inner, first), new = layers[0].conv1.shape[:2], layers[0].conv2.shape[0]
@@ -165,6 +166,7 @@ def _move(layers: Sequence[Layer], statistics: Tensor, momentum: float) -> None:
         torch._foreach_lerp_(running, [found[: len(r)] for r in running], momentum)
 
 
+@on_own_device
 def backward(
     grad: Tensor, features: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:

@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from . import reference
 from ._host import fitting
 from .reference import Lists, Step
@@ -57,15 +58,26 @@ def sgd_ema_kernel(
             tl.store(e_ptr + at, e + (p - e) * ema_weight, mask=live)
 
 
-@lru_cache(maxsize=16)
-def _table(
-    addresses: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The kernel's table and chunks on the device, cached as long as the tensors keep their addresses, as they do under
-    a CUDA graph."""
-    rows = torch.tensor([*addresses, sizes], dtype=torch.int64)
-    chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
-    return rows.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
+MOST_TABLES = 16
+"""The most tables of one list of parameters that are kept. Where gradients move in every step, each is used once."""
+_tables = WeakTensorKeyDictionary()
+"""The first parameter of a list -> {(addresses, sizes): (table, chunks)}."""
+
+
+def _table(params: list[Tensor], addresses: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
+    """The kernel's table and chunks on the device, cached as long as the tensors keep their addresses.
+
+    They do under a CUDA graph, which reads its table in every replay. So the tables belong to their parameters: one
+    cache for all would forget those of the first networks of an ensemble.
+    """
+    mine, sizes, device = _tables.setdefault(params[0], {}), tuple(p.numel() for p in params), params[0].device
+    if (addresses, sizes) not in mine:
+        if len(mine) >= MOST_TABLES:
+            mine.pop(next(iter(mine)))
+        rows = torch.tensor([*addresses, sizes], dtype=torch.int64)
+        chunks = [(t, first) for t, size in enumerate(sizes) for first in range(0, size, CHUNK)]
+        mine[addresses, sizes] = rows.to(device), torch.tensor(chunks, dtype=torch.int64).view(-1, 2).to(device)
+    return mine[addresses, sizes]
 
 
 @lru_cache(maxsize=16)
@@ -82,14 +94,15 @@ def sgd_ema_(lists: Lists, step: Step) -> None:
     params, device = lists.params, lists.params[0].device
     # For an empty list the parameters' addresses fill the table's row, and the kernel is compiled not to use them.
     addresses = tuple(tuple(t.data_ptr() for t in (items or params)) for items in lists)
-    table, chunks = _table(addresses, tuple(p.numel() for p in params), device)
+    table, chunks = _table(params, addresses)
     if chunks.shape[0] == 0:
         return
     # Device tensors, because a captured graph reads their values anew in every replay.
     scale = _constant(1.0, device) if step.grad_scale is None else step.grad_scale
     skip = _constant(0.0, device) if step.skip is None else step.skip
     numbers = (float(step.momentum), float(step.weight_decay), 1.0 - step.ema_decay)
-    sgd_ema_kernel[(chunks.shape[0],)](
+    launch = on_own_device(sgd_ema_kernel[(chunks.shape[0],)])
+    launch(
         table, chunks, step.lr, scale, skip, len(params), *numbers,
         MOMENTA=bool(lists.momenta), EMAS=bool(lists.emas), NESTEROV=step.nesterov, CHUNK=CHUNK, BLOCK=BLOCK
     )  # fmt: skip

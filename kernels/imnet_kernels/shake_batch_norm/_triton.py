@@ -21,7 +21,7 @@ from ..batch_norm import Norm
 from ..batch_norm import _triton as norms
 from ..batch_norm._triton_kernels import SIZES as NORM_SIZES
 from ..batch_norm._triton_kernels import columns, load, statistics_kernel, written
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 
 ROWS, DEPTH = 16, 4
 """Rows per tile, and tiles per program of a pass without sums. Chosen by register use, so that two programs share a
@@ -173,6 +173,7 @@ class _Shared:
         self.constants: dict[str, Any] = self.plan.tile | {"GROUP": self.plan.group, "ROWS": ROWS}
 
 
+@on_own_device
 def forward(
     x1: Tensor, x2: Tensor, residual: Tensor, norm1: Norm, norm2: Norm, alpha: Tensor, momentum: float, eps: float
 ) -> tuple[Tensor, ...]:
@@ -191,6 +192,7 @@ def forward(
     return y, activated, *found
 
 
+@on_own_device
 def backward(
     grad: Tensor | None, grads: Sequence[Tensor], activated: Tensor, x1: Tensor, x2: Tensor, weight1: Tensor,
     weight2: Tensor, beta: Tensor, *found: Tensor,

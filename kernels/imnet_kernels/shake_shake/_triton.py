@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import native
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from . import reference
 
 BLOCK = 1024
@@ -55,6 +55,7 @@ def _sizes(x: Tensor, coefficient: Tensor) -> tuple[int, tuple[int, int], int]:
     return n, (x.shape[0], triton.cdiv(n, BLOCK)), int(coefficient.numel() > 1)
 
 
+@on_own_device
 def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """See reference.combine, which computes fp64."""
     if x1.dtype == torch.float64:
@@ -67,6 +68,7 @@ def combine(x1: Tensor, x2: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     return out
 
 
+@on_own_device
 def combine_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.combine_backward, which computes fp64."""
     if grad.dtype == torch.float64:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tritonlib import Build
+from ..tritonlib import Build, on_own_device
 from . import reference
 
 # Both were chosen from the SASS of sm_90 on 2026-11-26, not measured.
@@ -133,6 +133,7 @@ def _constants(
     return {**sizes, **strides, **layout, "BLOCK": WARPS * 32 * ELEMENTS[r]}
 
 
+@on_own_device
 def spectral(
     images: Tensor, r: int, bands: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

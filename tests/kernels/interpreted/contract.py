@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import triton
@@ -32,6 +34,32 @@ def test_triton_agrees_with_the_reference(family, case, dtype):
     family.check(case, dtype, "triton")
 
 
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_every_kernel_starts_on_the_device_of_its_tensors(family, monkeypatch):
+    """Triton takes the current device: with tensors on cuda:1 a kernel would run on cuda:0, where it cannot read them,
+    or where nothing orders it behind the work that makes them."""
+    from triton.runtime import interpreter
+
+    guards, starts, launch = [], [], interpreter.GridExecutor.__call__
+
+    class Guard(torch.cuda.device_of):
+        def __enter__(self):
+            guards.append(self)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            guards.pop()
+            return super().__exit__(*error)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    monkeypatch.setattr(
+        interpreter.GridExecutor, "__call__", lambda *a, **k: starts.append(len(guards)) or launch(*a, **k)
+    )
+    family.check(next(case for case in family.contract if not case.real), torch.float32, "triton")
+    assert starts
+    assert all(starts)
+
+
 def test_an_id_out_of_range_reads_nothing(monkeypatch):
     from imnet_kernels import augment as public
     from imnet_kernels.augment import _triton
@@ -59,3 +87,25 @@ def test_an_offset_that_overflows_is_caught(name, other):
     _combined[(1,)](torch.tensor([9, largest // 3], dtype=torch.int32), other, name)
     with pytest.raises(Exception, match="overflow"):
         _combined[(1,)](torch.tensor([9, largest], dtype=torch.int32), other, name)
+
+
+def test_the_table_of_addresses_stays_as_long_as_its_parameters(monkeypatch):
+    """A CUDA graph reads its table in every replay, and a process may hold a graph for each network of an ensemble."""
+    from imnet_kernels import sgd_ema_
+    from imnet_kernels.sgd_ema import _triton
+
+    kernel, tables = _triton.sgd_ema_kernel, []
+
+    class Seen:
+        def __getitem__(self, grid):
+            return lambda *given, **named: tables.append(weakref.ref(given[0])) or kernel[grid](*given, **named)
+
+    monkeypatch.setattr(_triton, "sgd_ema_kernel", Seen())
+    networks = [[torch.zeros(3)] for _ in range(36)]
+    grads, momenta = [torch.ones(3)], [torch.zeros(3)]
+    with tier.using("sgd_ema=triton"):
+        for number in range(72):
+            sgd_ema_(networks[number % 36], grads, momenta, [], lr=0.1)
+    assert all(one() is again() is not None for one, again in zip(tables[:36], tables[36:], strict=True))
+    networks.clear()
+    assert all(table() is None for table in tables)
