@@ -22,12 +22,39 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 @dataclass(frozen=True)
+class GpuSettings:
+    """torch's settings that ``resolve`` changes on a GPU, for the whole process."""
+
+    index: int
+    """The current GPU."""
+    benchmark: bool
+    matmul_tf32: bool
+    cudnn_tf32: bool
+
+    @classmethod
+    def now(cls) -> GpuSettings:
+        """Today's settings. RuntimeError if they were made through ``fp32_precision``, which torch does not mix."""
+        cudnn = torch.backends.cudnn
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        return cls(index, bool(cudnn.benchmark), bool(torch.backends.cuda.matmul.allow_tf32), bool(cudnn.allow_tf32))
+
+    def restore(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(self.index)
+        torch.backends.cudnn.benchmark = self.benchmark
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+
+
+@dataclass(frozen=True)
 class Place:
     """A device and the precision of matrix products on it: the dtype of autocast, or fp32 for no autocast."""
 
     device: torch.device
     precision: str
     reason: str
+    before: GpuSettings | None = None
+    """The settings that were changed for this place and that ``undisturbed`` puts back."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,6 +118,9 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
         return Place(torch.device("cpu"), *resolve_precision(options.precision, "cpu"))
     asked = f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
     check_gpus(max(options.gpus or 1, local_rank + 1), asked)
+    before = None
+    with contextlib.suppress(RuntimeError):
+        before = GpuSettings.now()
     torch.cuda.set_device(local_rank)
     _check_code(local_rank)
     precision, reason = resolve_precision(options.precision, "cuda")
@@ -98,7 +128,7 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     # Beside half precision, what is left in fp32 may use TF32. A run in fp32 does so only with --tf32.
     fast = options.tf32 or precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
-    return Place(torch.device("cuda", local_rank), precision, reason)
+    return Place(torch.device("cuda", local_rank), precision, reason, before)
 
 
 def _check_code(index: int) -> None:
@@ -183,6 +213,8 @@ def undisturbed(place: Place | None = None) -> Iterator[None]:
     """
     dtype, gpus = torch.get_default_dtype(), [place.device] if place and place.device.type == "cuda" else []
     with contextlib.ExitStack() as stack:
+        if place and place.before:
+            stack.callback(place.before.restore)
         stack.enter_context(torch.random.fork_rng(gpus))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

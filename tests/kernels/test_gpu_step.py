@@ -13,7 +13,7 @@ from imnet_kernels import augment, tier
 from imnet_kernels.family import families
 
 from imnet import models
-from imnet.device import Place, resolve
+from imnet.device import Place, resolve, undisturbed
 from imnet.launch import World
 from imnet.recipe import SGD, AdamCPR, AdamW, Constant, Data, Lamb, Lion, Muon, Recipe
 from imnet.run_options import RunOptions
@@ -271,3 +271,17 @@ def test_fp32_is_fp32_unless_tf32_is_asked_for(asked, fast):
     resolve(RunOptions(**({"precision": "fp32"} | asked)))
     assert torch.backends.cuda.matmul.allow_tf32 == fast
     assert torch.backends.cudnn.allow_tf32 == fast
+
+
+def test_a_notebook_gets_its_own_settings_back():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        for own in (False, True):
+            matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = own
+            for options in (RunOptions(precision="bf16"), RunOptions(precision="fp32")):
+                with undisturbed(resolve(options)):
+                    assert matmul.allow_tf32 == (options.precision == "bf16")
+                assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (own,) * 3
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -1,6 +1,9 @@
 """GPUs that torch counts, but has no code for."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from imnet import device
 from imnet.errors import DeviceError
@@ -32,12 +35,38 @@ def test_which_gpus_code_runs_on(capability, built_for, runs):
     assert device.has_code(capability, built_for) == runs
 
 
-def test_a_gpu_without_code_is_refused_in_one_line(monkeypatch):
-    """No machine of ours has such a card, so torch's answers are replaced."""
-    monkeypatch.setattr(device, "num_gpus", lambda: 1)
-    monkeypatch.setattr("torch.cuda.set_device", lambda index: None)
-    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: WHEEL)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (6, 1))
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA GeForce GTX 1080 Ti")
+@pytest.fixture
+def card(monkeypatch):
+    """A GPU of a given compute capability. No machine of ours has such ones, so torch's answers are replaced."""
+
+    def found(capability, name):
+        monkeypatch.setattr(device, "num_gpus", lambda: 1)
+        monkeypatch.setattr("torch.cuda.set_device", lambda index: None)
+        monkeypatch.setattr("torch.cuda.get_arch_list", lambda: WHEEL)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: capability)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda index: name)
+
+    return found
+
+
+def test_a_gpu_without_code_is_refused_in_one_line(card):
+    card((6, 1), "NVIDIA GeForce GTX 1080 Ti")
     with pytest.raises(DeviceError, match=r"no code, NVIDIA GeForce GTX 1080 Ti \(sm_61\); allowed: sm_75.*device cpu"):
         device.resolve(RunOptions())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_a_gpu_gives_its_caller_the_settings_back(card, precision):
+    """A notebook that computes in fp32 would go on in TF32. test_gpu_step.py has the same on a GPU."""
+    card((9, 0), "NVIDIA H100")
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    own, before = precision == "fp32", device.GpuSettings.now()
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = own
+        place = dataclasses.replace(device.resolve(RunOptions(precision=precision)), device=torch.device("cpu"))
+        with device.undisturbed(place):
+            assert matmul.allow_tf32 == cudnn.allow_tf32 == (not own)
+            assert cudnn.benchmark
+        assert matmul.allow_tf32 == cudnn.allow_tf32 == cudnn.benchmark == own
+    finally:
+        before.restore()
