@@ -17,8 +17,9 @@ from bench import whole
 from bench.gpu import __main__ as gpu
 from bench.gpu import commands, files, processes
 from bench.gpu.files import ResultFile
-from bench.gpu.plan import Row, Setting
+from bench.gpu.plan import Row, Setting, UnfinishedError
 from bench.gpu.steps import NETS
+from imnet.cli import train_main
 from imnet.errors import DataError, UsageError
 from imnet.models.catalog import CATALOG
 
@@ -33,9 +34,11 @@ def row(part="kernels", name="row", variant="eager", cost_s=1.0, **changes):
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    """One dry run of every part except "tests", whose tests (marked gpu) pytest collects anyway."""
+    """One dry run of every part except "tests", whose tests (marked gpu) pytest collects anyway, and "recipes", whose
+    training is that of "commands"."""
     out = tmp_path_factory.mktemp("gpu") / "out"
-    command = [sys.executable, "-m", "bench.gpu", "--dry", "--skip", "tests", "--budget", "6m", "--out", str(out)]
+    command = [sys.executable, "-m", "bench.gpu", "--dry", "--budget", "6m", "--out", str(out)]
+    command += ["--skip", "tests", "--skip", "recipes"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (path,) = out.glob("*.json")
@@ -44,7 +47,7 @@ def dry(tmp_path_factory):
 
 def test_every_part_runs_dry_and_reports_no_time(dry):
     _, rows, printed = dry
-    assert {r["part"] for r in rows} == {*gpu.PARTS, "build"} - {"tests"}
+    assert {r["part"] for r in rows} == {*gpu.PARTS, "build"} - {"tests", "recipes"}
     # In some Triton releases the interpreter fails with the newest numpy; no other failure is allowed.
     failed = [r for r in rows if "error" in r and "only 0-dimensional arrays" not in r["error"]]
     assert not failed
@@ -54,6 +57,23 @@ def test_every_part_runs_dry_and_reports_no_time(dry):
         assert not any(r.get(k) for k in ("us", "gb_per_s", "images_per_s", "mfu", "seconds", "wall_s", "step_ms")), r
     assert "## On a GPU: CPU, dry run: no GPU figure" in printed
     assert "not measured" in printed
+
+
+def test_a_dry_run_has_a_row_of_a_whole_recipe(tmp_path, monkeypatch):
+    """The training itself runs here; that of "commands" is a process of its own."""
+
+    def train(words, env, limit_s, kill_s):
+        assert (env["TRITON_INTERPRET"], limit_s, kill_s) == ("1", 58.0, 59.0)
+        return train_main(words), "", ""
+
+    monkeypatch.setattr(commands, "_train", train)
+    (row,) = commands.recipe_rows(Setting(dry=True, scratch=tmp_path))
+    assert row.key == ("recipes", "quickstart", "in full")
+    found = row.work(60.0)
+    assert (found["recipe"], found["epochs"], len(found["curve"])) == ("quickstart", 1, 1)
+    monkeypatch.setattr(commands, "_train", lambda *given: (commands.REQUEUE, "", "saved"))
+    with pytest.raises(UnfinishedError, match="saved"):
+        row.work(60.0)
 
 
 def test_dry_rows_hold_every_family_tier_and_variant(dry):
