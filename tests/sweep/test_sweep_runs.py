@@ -31,9 +31,9 @@ BASE = {
 }
 
 
-def write(folder, **grid):
+def write(folder, base=BASE, **grid):
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"base": BASE, "grid": grid}))
+    path.write_text(yaml.safe_dump({"base": base, "grid": grid}))
     return path
 
 
@@ -78,7 +78,8 @@ def stamps(out, names):
 
 
 def test_a_killed_sweep_goes_on_and_a_trial_that_fails_stops_no_other(tmp_path, capsys):
-    path, out = write(tmp_path, **{"optim.lr": [0.1, 1e30, 0.05]}), tmp_path / "out"
+    base = BASE | {"data.train_images": 544, "epochs": 2}
+    path, out = write(tmp_path, base, **{"optim.lr": [0.1, 1e30, 0.05]}), tmp_path / "out"
     kill_after(start(path, out), out, 8)
     assert len(list(out.iterdir())) == 1
     assert not complete(out)

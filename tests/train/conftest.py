@@ -108,7 +108,7 @@ def start_ranks(main, *rows, **environment):
 def start_launcher(words, errors=os.devnull, output=os.devnull, before=None):
     """Starts imnet-train on ``words``, which ask for several ranks, as one process that starts them itself; it calls
     ``before`` first. The ranks are forked from it, and it from ``server``, so that none of them imports torch: only
-    test_ranks.py's Ctrl-C, lost launcher and curve of two ranks are of ranks that are started in the product's way."""
+    test_ranks.py's Ctrl-C and curve of two ranks are of ranks that are started in the product's way."""
     process = server().Process(target=_launcher, args=(words, errors, output, before))
     process.start()
     return process
