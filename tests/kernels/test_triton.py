@@ -24,9 +24,10 @@ def _builds(families=tier.FAMILIES):
 
 
 def _most_used():
-    """The kernels for bf16, which training on a GPU takes, of the families that no other test compiles."""
+    """The kernels for bf16, which training on a GPU takes, of the families that no other test compiles. Of DenseNet's
+    those of its first stage, whose loads are the widest."""
     builds = _builds(family for family in tier.FAMILIES if family not in SEEN_ELSEWHERE)
-    return (build for build in builds if "*fp32" not in build.name)
+    return (build for build in builds if "*fp32" not in build.name and " by 2," not in build.name)
 
 
 @pytest.mark.parametrize(
