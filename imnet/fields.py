@@ -90,7 +90,7 @@ def check_ranges(value: Any, prefix: str = "") -> None:
     int in a float field to a float, since ``lr: 1`` in a file is the experiment of ``--lr 1.0`` and must have its hash.
     """
     for field in dataclasses.fields(value):
-        kind, name = _types(type(value))[field.name], f"{prefix}{field.name}"
+        kind, name = types_of(type(value))[field.name], f"{prefix}{field.name}"
         held = _converted(getattr(value, field.name), kind)
         numbers: Range | None = field.metadata.get("range")
         word = isinstance(held, str) and "Literal" in str(field.type)  # e.g. augment.mean = "image"
@@ -100,7 +100,8 @@ def check_ranges(value: Any, prefix: str = "") -> None:
                 check(numbers.holds(number), f"{name} = {number!r}", f"{numbers}{null}", f"set --{flag(name)}")
         # An empty string comes from an unset shell variable; as a folder it would mean the current one.
         fits = _fits(held, kind) and (held != "" or field.default == "")
-        check(fits, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
+        if not fits:
+            check(False, f"{name} = {held!r}", _words(kind), UNSET if held == "" else f"set --{flag(name)}")
         # Last, so that the errors show the number that was given.
         object.__setattr__(value, field.name, _with_fractions(held, kind))
 
@@ -155,7 +156,8 @@ def misfit(held: Any, kind: Any) -> str | None:
 
 
 @functools.cache
-def _types(cls: type) -> dict[str, Any]:
+def types_of(cls: type) -> dict[str, Any]:
+    """The types of the fields of ``cls``. Each class is looked at once, since Python compiles every annotation."""
     return typing.get_type_hints(cls)
 
 

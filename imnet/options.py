@@ -10,10 +10,10 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from imnet import base_recipe, place, yaml_file
 from imnet.command import option_hint, suggest
@@ -30,6 +30,7 @@ from imnet.parser import (
     check_numbers,
     check_tags,
     choose_bands,
+    declared,
     without_effect,
 )
 from imnet.recipe import Recipe
@@ -82,11 +83,14 @@ def parse(argv: list[str]) -> Request:
     else:
         base, notes = base_recipe.of(told, in_file)
     base = base_recipe.with_kinds(base, told)
-    parser = build_parser(base)
+    known = list(declared(base))
+    names = [option.name for option in known]
+    _check_words(argv, ["help", *names], {spelling for option in known for spelling in option.spellings})
+    _check_keys(first["config"], lines, names)
+    # The parser has the options that are given, since checking the recipe's own values as well takes 0.1 s.
+    asked = {f"--{name}" for name, _ in _words(argv)}
+    parser = build_parser(base, [o for o in known if o.name in given or not asked.isdisjoint(o.spellings)])
     try:
-        known = _leaf_names(parser)
-        _check_words(argv, known, {spelling for action in parser._actions for spelling in action.option_strings})
-        _check_keys(first["config"], lines, known)
         parser.set_defaults({name: value for name, value in given.items() if name.split(".")[0] not in FIXED})
         words = [*given.items(), *_words(argv)]
         check_tags(words)
@@ -174,10 +178,6 @@ def _read_config(path: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
     return values, lines
 
 
-def _leaf_names(parser: ArgumentParser) -> list[str]:
-    return [a.dest for a in parser._actions]
-
-
 def _check_words(argv: list[str], known: list[str], spellings: set[str]) -> None:
     """Raise a UsageError with a suggestion for an unknown flag, before any other error is found."""
     for word in argv:
@@ -249,19 +249,21 @@ def _check_keys(path: str | None, lines: list[tuple[str, int]], known: list[str]
 
 
 def _to_request(values: Namespace, base: Recipe, network_options: dict[str, Any]) -> Request:
+    """The request for ``base`` with the ``values`` that are given."""
     raw = values.as_dict()
-    given = {} if raw["model_options"] is None else raw["model_options"]
+    given = raw.get("model_options", base.model_options)
+    given = {} if given is None else given
     if not isinstance(given, dict):
         hint = "name each: --model_options.NAME VALUE"
         raise UsageError(f"got model_options {given!r:.80}; allowed: a mapping of names to values", hint=hint)
     raw["model_options"] = given | network_options
-    asked = frozenset(name for name in ASK if raw.pop(name)) | ({f"list:{raw['list']}"} if raw["list"] else set())
+    asked = frozenset(name for name in ASK if raw.get(name)) | ({f"list:{raw['list']}"} if raw.get("list") else set())
     names = {f.name for f in dataclasses.fields(RunOptions)}
     try:
-        options = RunOptions(**{k: raw[k] for k in names})
-        fixed = {k: v for k, v in to_dict(base).items() if k in FIXED}
-        recipe_fields = {f.name for f in dataclasses.fields(Recipe)}
-        recipe = from_dict(fixed | {k: v for k, v in raw.items() if k in recipe_fields})
+        options = RunOptions(**{k: v for k, v in raw.items() if k in names})
+        whole = to_dict(base)
+        changed = {k: whole[k] | v if is_dataclass(getattr(base, k)) else v for k, v in raw.items() if k in whole}
+        recipe = from_dict(whole | changed)
         options.as_ran(recipe)  # refuses combinations of options and recipe that are not allowed
     except ValueError as error:
         raise UsageError(_one_line(str(error), base)) from error

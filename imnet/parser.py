@@ -8,13 +8,13 @@ import os
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from imnet.errors import UsageError
-from imnet.fields import flag, union_members
+from imnet.fields import flag, types_of, union_members
 from imnet.recipe import Comm, Recipe
 from imnet.recipe_json import KINDS
 from imnet.recipes import by_name
@@ -80,9 +80,23 @@ def canonical(name: str) -> str:
     return ALIASES.get(plain, plain)
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option before a parser has it, which takes a hundred times longer. ``how``: the words of add_argument."""
+
+    name: str
+    group: str
+    how: dict[str, Any]
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        yes_or_no = isinstance(self.how.get("action"), ActionYesNo)
+        return (f"--{self.name}", f"--no_{self.name}") if yes_or_no else (f"--{self.name}",)
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
     """(dotted name, type, value, help) of every leaf of a dataclass instance."""
-    hints = typing.get_type_hints(type(value))
+    hints = types_of(type(value))
     for f in dataclasses.fields(value):
         inner = getattr(value, f.name)
         if dataclasses.is_dataclass(inner):
@@ -91,8 +105,29 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
             yield prefix + f.name, hints[f.name], inner, f.metadata.get("help", "")
 
 
-def build_parser(base: Recipe) -> ArgumentParser:
-    """Build the parser, with the values of ``base`` as defaults."""
+def declared(base: Recipe) -> Iterator[Option]:
+    """All options, with the values of ``base`` as defaults, in the order of --help."""
+    told = "recipe by name; --list recipes shows them"
+    yield Option("recipe", "what to train", {"type": str | None, "default": None, "help": told})
+    told = "configuration file (YAML), e.g. a run folder's config.yaml; flags win over it"
+    yield Option("config", "what to train", {"type": str | None, "default": None, "help": told})
+    for name, hint, value, text in leaves(RunOptions()):
+        yield Option(name, "how and where", _how(hint, value, text))
+    group = f"values of the recipe (here: {base.name})"
+    for name, hint, value, text in leaves(base):
+        if name.split(".")[0] not in FIXED:
+            yield Option(name, group, _how(hint, value, text))
+    for part, kinds in KINDS.items():
+        kind = getattr(base, part).kind
+        yield Option(f"{part}.kind", group, {"type": Literal[tuple(kinds)], "default": kind, "help": KIND_HELP[part]})
+    for name, text in ASK.items():
+        yield Option(name, "ask instead of training", {"action": "store_true", "help": text})
+    told = {"metavar": "{recipes,models,data}", "const": "recipes", "help": "list recipes, models, data sets"}
+    yield Option("list", "ask instead of training", {"nargs": "?", **told})
+
+
+def build_parser(base: Recipe, only: Iterable[Option] | None = None) -> ArgumentParser:
+    """Build the parser, with the values of ``base`` as defaults; it has the options ``only``, or all."""
     parser = ArgumentParser(
         prog="imnet-train",
         usage="imnet-train [--recipe NAME | --model NAME] [options]",
@@ -100,26 +135,11 @@ def build_parser(base: Recipe) -> ArgumentParser:
         exit_on_error=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what to train")
-    told = "recipe by name; --list recipes shows them"
-    what.add_argument("--recipe", type=typing.Optional[str], default=None, help=told)  # noqa: UP045
-    told = "configuration file (YAML), e.g. a run folder's config.yaml; flags win over it"
-    what.add_argument("--config", type=typing.Optional[str], default=None, help=told)  # noqa: UP045
-    run = parser.add_argument_group("how and where")
-    for name, hint, value, text in leaves(RunOptions()):
-        _add(run, name, hint, value, text)
-    values = parser.add_argument_group(f"values of the recipe (here: {base.name})")
-    for name, hint, value, text in leaves(base):
-        if name.split(".")[0] not in FIXED:
-            _add(values, name, hint, value, text)
-    for part, kinds in KINDS.items():
-        kind = getattr(base, part).kind
-        values.add_argument(f"--{part}.kind", type=Literal[tuple(kinds)], default=kind, help=KIND_HELP[part])
-    ask = parser.add_argument_group("ask instead of training")
-    for name, text in ASK.items():
-        ask.add_argument(f"--{name}", action="store_true", help=text)
-    told = "list recipes, models, data sets"
-    ask.add_argument("--list", metavar="{recipes,models,data}", nargs="?", const="recipes", help=told)
+    groups: dict[str, Any] = {}
+    for option in declared(base) if only is None else only:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        groups[option.group].add_argument(f"--{option.name}", **option.how)
     return parser
 
 
@@ -143,17 +163,17 @@ def choose_bands(
     return options
 
 
-def _add(group: Any, name: str, hint: Any, value: Any, text: str) -> None:
+def _how(hint: Any, value: Any, text: str) -> dict[str, Any]:
+    """What the parser is told of a leaf."""
     if hint is bool or hint == bool | None:
         action = ActionYesNo(yes_prefix="", no_prefix="no_")
-        group.add_argument(f"--{name}", action=action, nargs="?", default=value, help=text)
-        return
+        return {"action": action, "nargs": "?", "default": value, "help": text}
     if typing.get_origin(hint) is Mapping:
         hint, value = dict, dict(value)
     metavar = _metavar(hint)
     if hint in (str, str | None):  # a number in a file may stand for a word of digits (see check_ranges)
         hint = str | int if hint is str else str | int | None
-    group.add_argument(f"--{name}", type=hint, default=value, help=text, metavar=metavar)
+    return {"type": hint, "default": value, "help": text, "metavar": metavar}
 
 
 def _metavar(hint: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imnet.errors import DataError
-from imnet.fields import union_members
+from imnet.fields import types_of, union_members
 from imnet.optimisers import Optim
 from imnet.recipe import Recipe
 from imnet.run_options import RunOptions
@@ -74,7 +74,7 @@ def _build_dataclass(options: list[Any], raw: dict[str, Any], path: str) -> Any:
         if not isinstance(kind, str) or kind not in by_kind:
             raise ValueError(f"got {path}.kind = {kind!r}; allowed: {', '.join(by_kind)}; set --{path}.kind")
         cls = by_kind[kind]
-    hints = typing.get_type_hints(cls)
+    hints = types_of(cls)
     names = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(raw) - names)
     if unknown:
