@@ -6,15 +6,18 @@ import contextlib
 import io
 import itertools
 import math
+import multiprocessing
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imnet import device, ensemble
+from imnet import device, ensemble, models
 from imnet.data.order import micro_batches
 from imnet.errors import DeviceError, UsageError
 from imnet.files import check_output, write_atomic
@@ -24,6 +27,7 @@ from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.report.plots import running_mean
 from imnet.run_options import RunOptions
+from imnet.start import memory_freed
 from imnet.step import TrainStep
 
 FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
@@ -33,6 +37,8 @@ lowest loss at which the test ends (fastai's number)."""
 PICTURE = Path("find-lr.png")
 DRAWN_BY = {"Software": "imnet --find-lr"}
 STEPS_TIMED = 4
+IMAGES_TIMED = 64
+"""The most images at once of the steps from which the time of a training is estimated."""
 NEAR = 0.95
 """Share of the best images/s that counts as fast."""
 
@@ -190,6 +196,29 @@ def seconds(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -
         float(step([(x, y)], images, 0, 1e-9)[0])  # waits
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+def seconds_an_image(recipe: Recipe, options: RunOptions) -> float:
+    """The time of an image in a few steps of the network, neither compiled nor captured; no memory stays in use.
+
+    A process that will start ranks on GPUs leaves the measurement to another one: CUDA never gives back all memory of a
+    process, here of the first rank's GPU, and a GPU in exclusive mode is for one process only.
+    """
+    if device.kind_of(options) == "cpu" or options.num_ranks == 1 or current_world().size > 1:
+        with memory_freed():
+            return _seconds_an_image(recipe, options)
+    device.check_gpus(options.num_ranks)
+    spawn, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(1, spawn, signal.signal, quiet) as other:
+        return other.submit(_seconds_an_image, recipe, options).result()
+
+
+def _seconds_an_image(recipe: Recipe, options: RunOptions) -> float:
+    place = device.resolve(options, current_world().local_rank)
+    images = min(recipe.data.batch_images, options.micro_batch_images or IMAGES_TIMED, IMAGES_TIMED)
+    with device.threads(options), models.seeing(recipe.model, recipe.input_px):
+        step = build_step(recipe, build_network(recipe, place), place, World(), compile=False, graphs=False)
+        return seconds(step, recipe, images, place) / images
 
 
 @contextlib.contextmanager

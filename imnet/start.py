@@ -72,7 +72,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_freed() -> Iterator[None]:
-    """Free the memory of a training in the block, however it ends: its process, a notebook, goes on and may train again.
+    """Free the memory of a training in the block, however it ends: a notebook goes on afterwards, and may train again.
 
     A trainer and its parts refer to each other, and would stay, with all that they hold on a GPU, until Python happens
     to collect them. The frames of an error, which a notebook keeps, refer to them too. Those of a bug are left alone,
