@@ -1,11 +1,11 @@
-"""GPUs that torch counts, but has no code for."""
+"""What is known of a GPU by its name and numbers, and GPUs that torch counts, but has no code for."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from imnet import device
+from imnet import defaults, device
 from imnet.errors import DeviceError
 from imnet.run_options import RunOptions
 
@@ -33,6 +33,22 @@ WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 )
 def test_which_gpus_code_runs_on(capability, built_for, runs):
     assert device.has_code(capability, built_for) == runs
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+    ],
+)
+def test_only_the_very_cards_that_were_measured_are_not_timed_again(name, card):
+    """A seventh of an H200 was taken for a whole one, and its runs for seven times too short to pay for kernels."""
+    assert defaults.known_rates(name) == defaults.RATES.get(card)
 
 
 @pytest.fixture
