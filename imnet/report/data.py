@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -231,7 +232,8 @@ class RunLog:
             return device
         gpus = machine.get("gpus") or []
         if device.startswith("cuda") and gpus:
-            return f"{ranks} x {gpus[0]}"
+            used = Counter(gpus[:ranks])
+            return ", ".join(f"{ranks if len(used) == 1 else n} x {name}" for name, n in used.items())
         processes = "" if ranks == 1 else f", {ranks} processes"
         return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
 
