@@ -26,6 +26,7 @@ from imnet.launch import World, current_world
 from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.report.plots import running_mean
+from imnet.resources import lacking
 from imnet.run_options import RunOptions
 from imnet.start import memory_freed
 from imnet.step import TrainStep
@@ -171,7 +172,10 @@ def grow(recipe: Recipe, place: device.Place, most: int = 1 << 16) -> tuple[list
     for images in (1 << i for i in range(1, most.bit_length())):
         try:
             fits.append(_fit(step, recipe, images, place))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            # cuDNN, in its search for the fastest algorithm, says of those without room for their memory only this.
+            if lacking(error) is None and not (fits and "unable to find an engine to execute" in str(error)):
+                raise
             return fits, images
     return fits, None
 
