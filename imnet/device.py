@@ -83,7 +83,9 @@ def check_gpus(wanted: int, asked: str | None = None) -> None:
     found = num_gpus()
     if wanted <= found:
         return
-    if found == 0:
+    if (asked or "").startswith("LOCAL_RANK"):
+        do = "start one process for each GPU here; where every process sees one GPU of its own, LOCAL_RANK is 0"
+    elif found == 0:
         do = "leave it out to train on the CPU (--device cpu --procs N for several processes)"
     else:
         do = f"use --gpus {found}; the batch size stays the recipe's"

@@ -1,12 +1,14 @@
 """What is known of a GPU by its name and numbers, and GPUs that torch counts, but has no code for."""
 
+import argparse
 import dataclasses
+import types
 
 import pytest
 import torch
 
-from imnet import defaults, device
-from imnet.errors import DeviceError
+from imnet import defaults, device, predict
+from imnet.errors import DataError, DeviceError
 from imnet.run_options import RunOptions
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -86,3 +88,28 @@ def test_a_run_on_a_gpu_gives_its_caller_the_settings_back(card, precision):
         assert matmul.allow_tf32 == cudnn.allow_tf32 == cudnn.benchmark == own
     finally:
         before.restore()
+
+
+def test_pictures_are_classified_in_fp32_on_a_gpu_too(card, monkeypatch):
+    """As on a CPU, and as the classifier says: in TF32 a product keeps 10 bits of the mantissa."""
+    card((9, 0), "NVIDIA H100")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    seen, before = [], device.GpuSettings.now()
+    model = types.SimpleNamespace(
+        to=lambda place: seen.append((place.type, torch.backends.cudnn.allow_tf32)), stream=lambda *_: iter(())
+    )
+    monkeypatch.setattr(predict, "_model", lambda _: model)
+    words = {"model": None, "pictures": ["a.png"], "top": 1, "batch_size": 1, "csv": False, "json": False}
+    try:
+        with pytest.raises(DataError, match="no picture there"):
+            predict.run(argparse.Namespace(**words, device="auto"))
+    finally:
+        before.restore()
+    assert seen == [("cuda", False)]
+
+
+def test_a_launch_of_more_processes_than_gpus_is_told_what_to_start(card):
+    """As of torchrun, or of a script for srun that gives each task one GPU and LOCAL_RANK=$SLURM_LOCALID."""
+    card((9, 0), "NVIDIA H100")
+    with pytest.raises(DeviceError, match="got LOCAL_RANK=3, found 1 usable GPU; start one process for each GPU here"):
+        device.resolve(RunOptions(), local_rank=3)
