@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import math
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -78,12 +79,12 @@ def memory_freed() -> Iterator[None]:
     to collect them. The frames of an error, which a notebook keeps, refer to them too. Those of a bug are left alone,
     to be looked at. A rank of a launch frees nothing: its GPU may be waiting for a rank that is lost, and it would too.
     """
-    alone = launch.current_world().size == 1
+    alone, callers = launch.current_world().size == 1, sys.exception()
     try:
         yield
     except ImnetError as error:
         cause: BaseException | None = error if alone else None
-        while cause is not None:
+        while cause is not None and cause is not callers:
             traceback.clear_frames(cause.__traceback__)
             cause = cause.__cause__ or cause.__context__
         raise

@@ -69,3 +69,23 @@ def test_nothing_is_left_of_one_whose_error_is_kept(case, error, left, tmp_path,
         imnet.train(recipe, out=tmp_path, **ON_CPU)
     assert left() == []
     assert kept.value.__traceback__ is not None
+
+
+def failing():
+    own = "kept"
+    raise KeyError(own)
+
+
+def trained_instead(out):
+    try:
+        failing()
+    except KeyError:
+        imnet.train(DIVERGES, out=out, **ON_CPU)
+
+
+def test_an_error_of_the_callers_keeps_its_variables(tmp_path):
+    """One that the caller handles by a training, which fails as well."""
+    with pytest.raises(DataError) as kept:
+        trained_instead(tmp_path)
+    frame = kept.value.__context__.__traceback__.tb_next.tb_frame
+    assert frame.f_locals == {"own": "kept"}
