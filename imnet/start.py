@@ -157,7 +157,7 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
 def check_machine(options: RunOptions) -> None:
     """DeviceError if the options need a device that this machine lacks, UsageError if no machine could satisfy them."""
     if options.gpus or options.device == "cuda":
-        device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
+        device.check_gpus(device.gpus_here(options), None if options.gpus else "--device cuda")
     if options.cuda_graphs and device.kind_of(options) == "cpu":
         raise DeviceError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
     with tier.using("auto"):

@@ -10,6 +10,7 @@ import torch
 from imnet import defaults, device, predict
 from imnet.errors import DataError, DeviceError
 from imnet.run_options import RunOptions
+from imnet.start import check_machine
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -113,3 +114,20 @@ def test_a_launch_of_more_processes_than_gpus_is_told_what_to_start(card):
     card((9, 0), "NVIDIA H100")
     with pytest.raises(DeviceError, match="got LOCAL_RANK=3, found 1 usable GPU; start one process for each GPU here"):
         device.resolve(RunOptions(), local_rank=3)
+
+
+def test_gpus_of_a_launch_are_those_of_all_its_machines(card, monkeypatch):
+    """--gpus 16 says no more than that there are 16 ranks; this machine has the GPUs of eight of them."""
+    card((9, 0), "NVIDIA H100")
+    monkeypatch.setattr(device, "num_gpus", lambda: 8)
+    launch = {"RANK": 15, "LOCAL_RANK": 7, "WORLD_SIZE": 16, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
+    options, before = RunOptions(gpus=16, precision="bf16"), device.GpuSettings.now()
+    try:
+        check_machine(options)
+        assert device.resolve(options, local_rank=7).device == torch.device("cuda", 7)
+        with pytest.raises(DeviceError, match="got LOCAL_RANK=8, found 8 usable GPUs"):
+            device.resolve(options, local_rank=8)
+    finally:
+        before.restore()
