@@ -7,17 +7,20 @@ import io
 import itertools
 import math
 import multiprocessing
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from imnet import device, ensemble, models
+from imnet.command import die_with
 from imnet.data.order import micro_batches
 from imnet.errors import DeviceError, UsageError
 from imnet.files import check_output, write_atomic
@@ -31,6 +34,7 @@ from imnet.run_options import RunOptions
 from imnet.start import memory_freed
 from imnet.step import TrainStep
 
+T = TypeVar("T")
 FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
 WINDOW, DIVERGED = 7, 4.0
 """The number of steps over which a loss is averaged, centred so that the mean does not lag; and the multiple of the
@@ -212,9 +216,19 @@ def seconds_an_image(recipe: Recipe, options: RunOptions) -> float:
         with memory_freed():
             return _seconds_an_image(recipe, options)
     device.check_gpus(options.num_ranks)
-    spawn, quiet = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(1, spawn, signal.signal, quiet) as other:
-        return other.submit(_seconds_an_image, recipe, options).result()
+    return apart(_seconds_an_image, recipe, options)
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)``, computed by a process of its own, which ends with this one."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _only_help, (os.getpid(),)) as other:
+        return other.submit(function, *arguments).result()
+
+
+def _only_help(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's
+    die_with(parent)()
 
 
 def _seconds_an_image(recipe: Recipe, options: RunOptions) -> float:

@@ -1,6 +1,10 @@
 """The estimate of the time of a training on one's own pictures: which process measures it, and on how many images."""
 
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +55,30 @@ def test_a_process_that_will_start_ranks_on_gpus_measures_in_another_one(estimat
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
     with pytest.raises(DeviceError, match="got --gpus 2, found 0 usable GPUs"):
         estimate(gpus=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_other_process_ends_with_the_one_that_was_killed(tmp_path):
+    """Else it would keep the GPU."""
+    told = tmp_path / "child"
+    write = f"__import__('pathlib').Path({str(told)!r}).write_text(str(__import__('os').getpid())); import time"
+    script = f"from imnet import find; find.apart(exec, {write + '; time.sleep(600)'!r})"
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        while not (told.exists() and told.read_text()) and parent.poll() is None:
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    child, deadline = Path("/proc") / told.read_text(), time.monotonic() + 60
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def running(process):
+    """Whether it has not ended; one that nobody has waited for yet is a zombie."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
