@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imnet import defaults, device, predict
+from imnet.data import pipelines
 from imnet.errors import DataError, DeviceError
 from imnet.run_options import RunOptions
 from imnet.start import check_machine
@@ -131,3 +132,10 @@ def test_gpus_of_a_launch_are_those_of_all_its_machines(card, monkeypatch):
             device.resolve(options, local_rank=8)
     finally:
         before.restore()
+
+
+def test_memory_that_torch_keeps_unused_is_free_for_the_images_of_a_run(monkeypatch):
+    """test_gpu_runs.py has the same on a GPU. In numbers: 40 GiB are free, and torch has 30, of which it uses 10."""
+    for name, gib in {"mem_get_info": (40, 80), "memory_reserved": 30, "memory_allocated": 10}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda _, gib=gib: gib)
+    assert pipelines.free_bytes(torch.device("cuda", 0)) == 60
