@@ -136,7 +136,8 @@ def _throughput(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", metavar="NAME", help="a network: its first recipe, or a plain one")
     part.add_argument("--data-dir", metavar="DIR", help="the recipe's own data; default random images of their shape")
     part.add_argument("--pipeline", default="auto", metavar="KIND", help="auto | resident | host | dali | torch")
-    part.add_argument("--cuda-graphs", action="store_true", help="the whole step in one CUDA graph")
+    told = "the whole step in one CUDA graph (default: on a GPU, as training)"
+    part.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, help=told)
     part.add_argument("--seconds", type=float, default=20.0, help="measuring time per recipe (20)")
     part.add_argument("--against", metavar="CARD", help='published figures of a card, e.g. "GTX 1080 Ti"')
     part.add_argument("--models", metavar="A,B", help="with --against: these networks only")

@@ -85,21 +85,30 @@ def _cpu_mhz() -> float | None:
 
 
 def _nvidia() -> dict[str, Any]:
-    """Driver, clocks in MHz, power limit in W and capability of the first GPU; {"driver": None} without nvidia-smi."""
+    """Driver, clocks in MHz, power limit in W and capability of the first GPU; {"driver": None} without nvidia-smi.
+
+    nvidia-smi counts all GPUs in the order of their slots, CUDA only the visible ones, perhaps in another order. So the
+    row of torch's first GPU is found by its UUID. A slice (MIG) has no row, and gets the driver alone.
+    """
     fields = {
+        "uuid": "uuid",
         "driver": "driver_version",
         "sm_mhz": "clocks.sm",
         "sm_max_mhz": "clocks.max.sm",
         "memory_mhz": "clocks.mem",
         "power_limit_w": "power.limit",
     }
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits", "--id=0"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits"]
     try:
-        line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return {"driver": None}
-    values = dict(zip(fields, (part.strip() for part in line.split(",")), strict=False))
-    return values | {"capability": ".".join(map(str, torch.cuda.get_device_capability()))}
+    rows = [dict(zip(fields, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    driver = {"uuid": uuid, "driver": rows[0].get("driver") if rows else None}
+    values = next((row for row in rows if row["uuid"] == uuid), driver)
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return {name: value for name, value in values.items() if name != "uuid"} | {"capability": capability}
 
 
 def forget_peak() -> None:

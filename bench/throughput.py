@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imnet.capture import NotCapturableError
 from imnet.command import suggest
 from imnet.data.pipelines import Batch
 from imnet.errors import UsageError
@@ -51,7 +52,7 @@ def measure(
     machine.forget_peak()
     loader, both = case.batches(), case.batches()
     batch = next(loader)
-    first_s = _first_step(case, batch)
+    first_s = _first_step(case, batch, options.cuda_graphs)
     calls: dict[str, Call] = {
         "loader": lambda: next(loader),
         "model": lambda: case.train(batch),
@@ -89,10 +90,16 @@ def _about(case: Case, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _first_step(case: Case, batch: Batch) -> float:
-    """Seconds of the warm-up and the first step: compilation, allocation, capture."""
+def _first_step(case: Case, batch: Batch, graphs: bool | None) -> float:
+    """Seconds of the warm-up and the first step: compilation, allocation, capture. As in training, a step that cannot
+    be captured runs without a CUDA graph, unless ``graphs`` asks for one."""
     start = time.perf_counter()
-    case.step.warm_up([batch], case.batch_images)
+    try:
+        case.step.warm_up([batch], case.batch_images)
+    except NotCapturableError:
+        if graphs:
+            raise
+        case.step.graph = None
     case.train(batch)
     wait(case.place.device)
     return time.perf_counter() - start

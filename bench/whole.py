@@ -127,7 +127,7 @@ def run_rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for folder in folders:
         found = figures(folder, curve=False)
         run, evaluation = read_json(folder / "run.json"), read_json(folder / "evaluation.json")
-        about = {key: run[key] for key in ("parameters", "hardware", "versions", "git_sha")}
+        about = {key: run[key] for key in ("parameters", "device", "num_ranks", "hardware", "versions", "git_sha")}
         about |= {"published": run["recipe"]["published"], "test_images": evaluation["num_images"]}
         about |= {"experiment": experiment(load(folder))[:8]}
         yield found | about | {"top1_flip": evaluation["top1_flip"]}

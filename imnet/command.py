@@ -117,8 +117,9 @@ def _plain(word: str) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """``did you mean NAME?`` for a mistyped name, or an empty string."""
-    close = nearest(word, known)
-    return f"did you mean {close}?" if close else ""
+    if (gpu := re.fullmatch(r"cuda:(\d+)", word)) and "cuda" in known:  # which cuda alone would not mean
+        return f"give cuda, with CUDA_VISIBLE_DEVICES={gpu[1]} in the environment"
+    return f"did you mean {close}?" if (close := nearest(word, known)) else ""
 
 
 def option_hint(name: str, known: Sequence[str], prog: str) -> str:

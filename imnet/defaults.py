@@ -45,6 +45,8 @@ BYTES_PER_ELEMENT = 40
 wide networks are predicted within 20 %, DenseNet, whose kernels are small, at twice its measured rate."""
 RATES = {"H100": (780e12, 3.0e12), "H200": (790e12, 4.3e12)}
 """(bf16 matrix product FLOP/s, copy bytes/s) of the cards that were measured (2026-11-26, 2026-10-28)."""
+CARDS = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
+"""Their whole names. A slice of one (MIG) or another form (PCIe, NVL, GH200) has other rates, and is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +187,17 @@ def seconds_of_training(recipe: Recipe, net: nn.Module, place: device.Place, tra
 
 def rates(place: device.Place) -> tuple[float, float]:
     """(matrix product FLOP/s, copy bytes/s): from RATES, else measured now, in well under a second."""
-    name = torch.cuda.get_device_name(place.device)
-    known = next((value for card, value in RATES.items() if card in name), None)
+    known = known_rates(torch.cuda.get_device_name(place.device))
     if known is not None and place.precision != "fp32":
         return known
     a = torch.randn(4096, 4096, device=place.device).to(place.dtype)
     copied = torch.empty(1 << 28, dtype=torch.uint8, device=place.device).random_()
     return 2 * 4096**3 / _seconds(lambda: a @ a), 2 * copied.numel() / _seconds(lambda: copied.clone())
+
+
+def known_rates(name: str) -> tuple[float, float] | None:
+    """The measured rates of the card that torch calls ``name``, or None."""
+    return RATES.get(CARDS.get(name, ""))
 
 
 def _seconds(call: Callable[[], object], calls: int = 10) -> float:

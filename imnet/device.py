@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from imnet.errors import DeviceError, UsageError
-from imnet.launch import local_size
+from imnet.launch import current_world, local_size
 from imnet.resources import cpu_field, idle_cores, num_cores
 from imnet.run_options import RunOptions
 
@@ -83,12 +83,20 @@ def check_gpus(wanted: int, asked: str | None = None) -> None:
     found = num_gpus()
     if wanted <= found:
         return
-    if found == 0:
+    if (asked or "").startswith("LOCAL_RANK"):
+        do = "start one process for each GPU here; where every process sees one GPU of its own, LOCAL_RANK is 0"
+    elif found == 0:
         do = "leave it out to train on the CPU (--device cpu --procs N for several processes)"
     else:
         do = f"use --gpus {found}; the batch size stays the recipe's"
     what = f"got {asked or f'--gpus {wanted}'}, found {found} usable GPU{'' if found == 1 else 's'}"
     raise DeviceError(what, hint=do)
+
+
+def gpus_here(options: RunOptions) -> int:
+    """The number of GPUs that this process has to find: within a launch, whose --gpus may be those of several machines,
+    or of tasks that see one each, only its own."""
+    return 1 if current_world().size > 1 else options.gpus or 1
 
 
 def crowded(procs: int | None) -> list[str]:
@@ -116,8 +124,8 @@ def resolve(options: RunOptions, local_rank: int = 0) -> Place:
     """Return the device of this process and the precision that ``--precision`` means on it."""
     if kind_of(options) == "cpu":
         return Place(torch.device("cpu"), *resolve_precision(options.precision, "cpu"))
-    asked = f"--gpus {options.gpus}" if options.gpus else f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
-    check_gpus(max(options.gpus or 1, local_rank + 1), asked)
+    here, asked = gpus_here(options), f"LOCAL_RANK={local_rank}" if local_rank else "--device cuda"
+    check_gpus(max(here, local_rank + 1), f"--gpus {options.gpus}" if options.gpus and here > local_rank else asked)
     before = None
     with contextlib.suppress(RuntimeError):
         before = GpuSettings.now()

@@ -6,15 +6,21 @@ import contextlib
 import io
 import itertools
 import math
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from imnet import device, ensemble
+from imnet import device, ensemble, models
+from imnet.command import die_with
 from imnet.data.order import micro_batches
 from imnet.errors import DeviceError, UsageError
 from imnet.files import check_output, write_atomic
@@ -23,9 +29,12 @@ from imnet.launch import World, current_world
 from imnet.mixing import Mixing
 from imnet.recipe import Recipe
 from imnet.report.plots import running_mean
+from imnet.resources import lacking
 from imnet.run_options import RunOptions
+from imnet.start import memory_freed
 from imnet.step import TrainStep
 
+T = TypeVar("T")
 FIRST_LR, LAST_LR, NUM_STEPS = 1e-6, 10.0, 100
 WINDOW, DIVERGED = 7, 4.0
 """The number of steps over which a loss is averaged, centred so that the mean does not lag; and the multiple of the
@@ -33,6 +42,8 @@ lowest loss at which the test ends (fastai's number)."""
 PICTURE = Path("find-lr.png")
 DRAWN_BY = {"Software": "imnet --find-lr"}
 STEPS_TIMED = 4
+IMAGES_TIMED = 64
+"""The most images at once of the steps from which the time of a training is estimated."""
 NEAR = 0.95
 """Share of the best images/s that counts as fast."""
 
@@ -165,7 +176,10 @@ def grow(recipe: Recipe, place: device.Place, most: int = 1 << 16) -> tuple[list
     for images in (1 << i for i in range(1, most.bit_length())):
         try:
             fits.append(_fit(step, recipe, images, place))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            # cuDNN, in its search for the fastest algorithm, says of those without room for their memory only this.
+            if lacking(error) is None and not (fits and "unable to find an engine to execute" in str(error)):
+                raise
             return fits, images
     return fits, None
 
@@ -190,6 +204,39 @@ def seconds(step: TrainStep, recipe: Recipe, images: int, place: device.Place) -
         float(step([(x, y)], images, 0, 1e-9)[0])  # waits
         taken.append(time.perf_counter() - start)
     return min(taken)
+
+
+def seconds_an_image(recipe: Recipe, options: RunOptions) -> float:
+    """The time of an image in a few steps of the network, neither compiled nor captured; no memory stays in use.
+
+    A process that will start ranks on GPUs leaves the measurement to another one: CUDA never gives back all memory of a
+    process, here of the first rank's GPU, and a GPU in exclusive mode is for one process only.
+    """
+    if device.kind_of(options) == "cpu" or options.num_ranks == 1 or current_world().size > 1:
+        with memory_freed():
+            return _seconds_an_image(recipe, options)
+    device.check_gpus(options.num_ranks)
+    return apart(_seconds_an_image, recipe, options)
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)``, computed by a process of its own, which ends with this one."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _only_help, (os.getpid(),)) as other:
+        return other.submit(function, *arguments).result()
+
+
+def _only_help(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's
+    die_with(parent)()
+
+
+def _seconds_an_image(recipe: Recipe, options: RunOptions) -> float:
+    place = device.resolve(options, current_world().local_rank)
+    images = min(recipe.data.batch_images, options.micro_batch_images or IMAGES_TIMED, IMAGES_TIMED)
+    with device.threads(options), models.seeing(recipe.model, recipe.input_px):
+        step = build_step(recipe, build_network(recipe, place), place, World(), compile=False, graphs=False)
+        return seconds(step, recipe, images, place) / images
 
 
 @contextlib.contextmanager

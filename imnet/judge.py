@@ -64,7 +64,7 @@ def run(values: Namespace) -> int:
         _check_ten_crop(values)
     ranks = values.gpus or values.procs or 1
     if values.gpus:
-        device.check_gpus(values.gpus)
+        device.check_gpus(device.gpus_here(RunOptions(gpus=values.gpus)))
     if ranks > 1 and current_world(ranks).size == 1:
         print(*(f"note       {told}\n" for told in device.crowded(values.procs)), end="", flush=True)
         return run_ranks(_rank, (values,), ranks, 0)

@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from imnet import device, find, hubs, models, runfolder, weights
+from imnet import device, find, hubs, runfolder, weights
 from imnet.data.base import EncodedSplit
 from imnet.data.readers import Blocks, Items, recognise
 from imnet.data.readers.picture import BadPictureError, opened
 from imnet.data.store import is_store, load_store, split_path
 from imnet.errors import DataError, ImnetError, UsageError
 from imnet.files import is_file
-from imnet.from_recipe import build_network, build_step
-from imnet.launch import World
+from imnet.launch import current_world
 from imnet.recipe import SGD, AdamW, Augment, Cosine, Data, OneCycle, Recipe, replace
 from imnet.run_options import RunOptions
 
@@ -273,19 +272,16 @@ def enlarged(recipe: Recipe, path: Path) -> tuple[str, ...]:
 def expected(recipe: Recipe, options: RunOptions) -> str:
     """A line that estimates the training time, from a few steps timed here and a few pictures decoded; empty if the run
     is complete already."""
-    place, batch = device.resolve(options), min(recipe.data.batch_images, 64)
-    bands = options.bands_of(recipe)
-    out = Path(options.out) if options.out else runfolder.default_path(recipe, place.precision, bands)
+    bands, precision = options.bands_of(recipe), device.resolve_precision(options.precision, device.kind_of(options))[0]
+    out = Path(options.out) if options.out else runfolder.default_path(recipe, precision, bands)
     if all(map(runfolder.is_complete, runfolder.runs_of(out, bands))):
         return ""
-    with device.threads(options) as threads, models.seeing(recipe.model, recipe.input_px):
-        net = build_network(recipe, place)
-        step = build_step(recipe, net, place, World(), compile=False, graphs=False)
-        seconds = find.seconds(step, recipe, batch, place) / batch
+    seconds = find.seconds_an_image(recipe, options)
     assert options.data_dir is not None
     seen = look(Path(options.data_dir))
-    decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
-    rate = options.num_ranks / max(seconds, decoding)
+    with device.threads(options) as threads:
+        decoding = seen.decode_s / threads if recipe.augment.crop_scale else 0.0
+    rate = max(options.num_ranks, current_world().size) / max(seconds, decoding)
     networks = max(1, len(bands))
     total = 1.1 * networks * recipe.epochs * seen.train_images / rate  # a tenth more for evaluations
     what = "decoding pictures" if decoding > seconds else "the step"

@@ -26,7 +26,8 @@ def run(values: argparse.Namespace) -> int:
     printed), else 0."""
     at_least_one(**{"--top": values.top, "--batch-size": values.batch_size})
     model = _model(values.model)
-    model.to(device.resolve(RunOptions(device=values.device)).device)
+    # A classifier computes in fp32. With bf16, as auto would mean, TF32 would be allowed in its convolutions.
+    model.to(device.resolve(RunOptions(device=values.device, precision="fp32")).device)
     write = _as_csv() if values.csv else _as_json if values.json else _as_text
     bad = num = 0
     with device.threads(RunOptions()):

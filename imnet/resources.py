@@ -82,10 +82,13 @@ def free_memory_bytes(root: Path = ROOT) -> int:
 
 
 def exhausted(error: BaseException, fewer: str = "take fewer or smaller images at once") -> ImnetError | None:
-    """The error for what the system could not give: memory, a thread or process, an open file, or the room for a named
-    file; else None. ``fewer`` is the hint for memory."""
+    """The error for what the system could not give: memory, a GPU, a thread or process, an open file, or the room for a
+    named file; else None. ``fewer`` is the hint for memory."""
     if (size := lacking(error)) is not None:
         return DeviceError(f"out of memory{size}", hint=f"{fewer}, or a machine with more")
+    if re.search(r"CUDA-capable device\S* (is/are|are) busy or unavailable", str(error)):
+        hint = "another program has it for itself (exclusive mode): nvidia-smi shows which; or use --device cpu"
+        return DeviceError("the GPU is busy or unavailable", hint=hint)
     number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     name = os.fsdecode(file) if isinstance(file, str | bytes) else None
     # A terminal or pipe that takes no more just now has this number too, but other words.

@@ -30,7 +30,7 @@ from imnet.recipes import by_name
 from imnet.report.read import read_yaml
 from imnet.run_options import RunOptions
 from imnet.runfolder import bands_in, data_of, read_run, recipe_of
-from imnet.start import train
+from imnet.start import memory_freed, train
 
 
 class Run:
@@ -276,7 +276,8 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
         raise UsageError(f"got unknown option {unknown[0]}", hint=_hint(unknown[0], value))
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.items()}
     try:
-        code, path = train(value, RunOptions(**plain))
+        with memory_freed():
+            code, path = train(value, RunOptions(**plain))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if code:

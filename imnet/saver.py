@@ -71,7 +71,8 @@ def _in_host_memory(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, di
     """Copies on the host, which later steps do not change. From a GPU they go to pinned memory, which is ten times as
     fast as pageable memory."""
     copies = {stem: {name: _copy(t) for name, t in named.items()} for stem, named in tensors.items()}
-    if torch.cuda.is_initialized():
+    # Nothing is asked of a GPU that the run does not use: the first call would take its memory, or fail if it is busy.
+    if any(t.is_cuda for named in tensors.values() for t in named.values()):
         torch.cuda.current_stream().synchronize()
     return copies
 

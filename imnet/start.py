@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,7 @@ from imnet import data, defaults, device, ensemble, fits, launch, loggers, model
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.data.store import is_store
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import DeviceError, ImnetError, UsageError
 from imnet.files import exists, is_dir
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
@@ -67,6 +69,31 @@ def _alone() -> Iterator[None]:
         yield
     finally:
         _TRAINING.release()
+
+
+@contextlib.contextmanager
+def memory_freed() -> Iterator[None]:
+    """Free the memory of a training in the block, however it ends: a notebook goes on afterwards, and may train again.
+
+    A trainer and its parts refer to each other, and would stay, with all that they hold on a GPU, until Python happens
+    to collect them. The frames of an error, which a notebook keeps, refer to them too. Those of a bug are left alone,
+    to be looked at. A rank of a launch frees nothing: its GPU may be waiting for a rank that is lost, and it would too.
+    """
+    alone, callers = launch.current_world().size == 1, sys.exception()
+    try:
+        yield
+    except ImnetError as error:
+        cause: BaseException | None = error if alone else None
+        while cause is not None and cause is not callers:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        raise
+    finally:
+        if alone:
+            gc.collect()
+            if torch.cuda.is_initialized():
+                with contextlib.suppress(RuntimeError):  # of a GPU that has failed, which the run has told
+                    torch.cuda.empty_cache()
 
 
 def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
@@ -130,7 +157,7 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
 def check_machine(options: RunOptions) -> None:
     """DeviceError if the options need a device that this machine lacks, UsageError if no machine could satisfy them."""
     if options.gpus or options.device == "cuda":
-        device.check_gpus(options.gpus or 1, None if options.gpus else "--device cuda")
+        device.check_gpus(device.gpus_here(options), None if options.gpus else "--device cuda")
     if options.cuda_graphs and device.kind_of(options) == "cpu":
         raise DeviceError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
     with tier.using("auto"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -229,11 +230,17 @@ class RunLog:
         device = str(self.info.get("device") or "device not recorded")
         if not isinstance(machine, Mapping):
             return device
-        gpus = machine.get("gpus") or []
-        if device.startswith("cuda") and gpus:
-            return f"{ranks} x {gpus[0]}"
-        processes = "" if ranks == 1 else f", {ranks} processes"
-        return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
+        return hardware_of(machine, device, ranks)
+
+
+def hardware_of(machine: Mapping[str, Any], device: str, ranks: int) -> str:
+    """Words for what ``ranks`` on this kind of ``device`` used of a machine."""
+    gpus = machine.get("gpus") or []
+    if device.startswith("cuda") and gpus:
+        used = Counter(gpus[:ranks])
+        return ", ".join(f"{ranks if len(used) == 1 else n} x {name}" for name, n in used.items())
+    processes = "" if ranks == 1 else f", {ranks} processes"
+    return f"{machine.get('cpu', device)}, {machine.get('cores', '?')} cores{processes}"
 
 
 def as_figure(figures: Any, name: str = "top1") -> float:

@@ -14,7 +14,7 @@ from imnet.files import exists
 from imnet.recipe_json import to_dict
 from imnet.recipes import RECIPES
 from imnet.report.comparison import group
-from imnet.report.data import NAN, RunLog
+from imnet.report.data import NAN, RunLog, hardware_of
 from imnet.report.read import as_fraction, as_number, load, read_json
 from imnet.runfolder import band_folder
 
@@ -181,7 +181,8 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], hardware: str, path: Path) -> Me
 def _hardware(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """The hardware in the form of a run's own report."""
     machine = row.get("hardware") or data.get("fingerprint") or {}
-    gpus = machine.get("gpus") if isinstance(machine.get("gpus"), list) else [machine.get("gpu")]
-    if gpus and gpus[0]:
-        return f"1 x {gpus[0]}"
-    return f"{machine.get('cpu', 'not recorded')}, {machine.get('cores', '?')} cores"
+    names = machine.get("gpus") if isinstance(machine.get("gpus"), list) else [machine.get("gpu")]
+    gpus, ranks = [name for name in names or () if name], row.get("num_ranks")
+    # Rows of before have neither: they are of one rank, and on a GPU if the machine had one.
+    device = str(row.get("device") or ("cuda" if gpus else "not recorded"))
+    return hardware_of({**machine, "gpus": gpus}, device, ranks if isinstance(ranks, int) else 1)

@@ -88,11 +88,18 @@ def slots(jobs: int | None, needed: Sequence[Trial]) -> list[Slot]:
     if devices and not chunks:
         raise DeviceError(f"a trial asks for {each} GPUs, and {len(devices)} are visible", hint="lower --gpus")
     if chunks:
-        return [Slot(chunks[i % len(chunks)]) for i in range(jobs or len(chunks))]
-    jobs = jobs or 1
-    share = max(1, num_cores() // (jobs * ranks))
-    chosen = any(trial.options.threads for trial in needed) or jobs == 1
-    return [Slot(None, () if chosen else (f"--threads={share}",))] * jobs
+        gpus = [chunks[i % len(chunks)] for i in range(jobs or len(chunks))]
+        words = _shared(needed, min(len(gpus), len(needed)), each)
+        return [Slot(visible, words) for visible in gpus]
+    return [Slot(None, _shared(needed, jobs or 1, ranks))] * (jobs or 1)
+
+
+def _shared(needed: Sequence[Trial], at_once: int, ranks: int) -> tuple[str, ...]:
+    """The words with which each of several trials ``at_once`` takes its share of the cores: by themselves its ``ranks``
+    would take all, on GPUs for threads that decode pictures, each of which keeps a batch in page-locked memory."""
+    if at_once == 1 or any(trial.options.threads for trial in needed):
+        return ()
+    return (f"--threads={max(1, num_cores() // (at_once * ranks))}",)
 
 
 def _visible() -> list[str]:

@@ -8,6 +8,8 @@ import imnet
 from bench import results, tables, whole
 from bench.form import short
 from bench.tables import SECTIONS, shown
+from imnet.report.measured import of_results
+from imnet.report.read import load
 
 MACHINE = {
     "cpu": "Z80",
@@ -173,3 +175,25 @@ def test_runs_of_one_recipe_that_are_several_experiments_are_not_averaged(tmp_pa
     assert [line[6] for line in (one, other)] == ["2 (seeds 0, 1)", "1 (seeds 0)"]
     assert one[0] != other[0]
     assert [line[0] for line in tables._runs(rows[:2])] == ["quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "said"),
+    [
+        ("cuda", 8, "8 x NVIDIA H200"),
+        ("cpu", 1, "EPYC, 64 cores"),
+        ("cpu", 2, "EPYC, 64 cores, 2 processes"),
+    ],
+)
+def test_the_hardware_of_a_run_is_the_same_on_a_systems_page_as_in_its_report(device, ranks, said, tmp_path):
+    """Of a run on a machine with GPUs, whichever of them it used."""
+    tiny = imnet.replace(imnet.recipes["quickstart"], epochs=1, model_options={"width": 8})
+    tiny = imnet.replace(tiny, data=imnet.replace(tiny.data, train_images=32, test_images=16, batch_images=16))
+    run = imnet.train(tiny, out=tmp_path / "run", device="cpu", threads=1)
+    here = {"cpu": "EPYC", "cores": 64, "gpus": ["NVIDIA H200"] * 8}
+    told = run.info | {"device": device, "num_ranks": ranks, "hardware": here}
+    (run.path / "run.json").write_text(json.dumps(told))
+    rows = {"benchmark": "runs", "fingerprint": MACHINE, "rows": list(whole.run_rows([run.path]))}
+    (tmp_path / "runs.json").write_text(json.dumps(rows))
+    assert load(run.path).hardware == said
+    assert [one.hardware for one in of_results(tmp_path / "runs.json")] == [said]

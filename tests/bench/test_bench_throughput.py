@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bench import commands, machine, scaling, step, throughput
-from bench.case import build, find_recipe, synthetic
+from bench.case import build, find_recipe, run_options, synthetic
 from bench.cli import GATED, main, parser
 from bench.clock import Timing, Window
 from imnet import device
+from imnet.capture import NotCapturableError
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
@@ -34,6 +35,28 @@ def test_a_cpus_roof_is_its_best_call(monkeypatch):
     monkeypatch.setattr(machine, "on_device", lambda make, num_bytes, device: Timing(0.5, 2.0, 1.0, 9))
     assert machine.copy_bytes_per_s("cpu", 1 << 10) == 2 * (1 << 10) / 0.5
     assert machine.matmul_flops_per_s("cpu", torch.float32, 16) == 2 * 16**3 / 0.5
+
+
+@pytest.mark.parametrize(("words", "graphs"), [([], None), (["--cuda-graphs"], True), (["--no-cuda-graphs"], False)])
+def test_a_step_is_captured_where_training_captures_it_unless_told_otherwise(words, graphs):
+    """None leaves it to the rules of a training: on one GPU the step is captured."""
+    assert run_options(parser().parse_args(["throughput", *words])).cuda_graphs is graphs
+
+
+def test_a_step_that_cannot_be_captured_is_measured_as_it_is(monkeypatch):
+    """There may be no GPU here, so the warm-up says what it would say of such a network there."""
+    case = build(synthetic(find_recipe("quickstart", None, batch_images=32)), RunOptions(device="cpu", threads=1))
+    batch = next(case.batches())
+
+    def fail(*_):
+        raise NotCapturableError("the step waits for the device", hint="")
+
+    monkeypatch.setattr(case.step, "warm_up", fail)
+    case.step.graph = object()
+    with pytest.raises(NotCapturableError):
+        throughput._first_step(case, batch, True)
+    assert throughput._first_step(case, batch, None) > 0
+    assert case.step.graph is None
 
 
 def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path, capsys, one_thread):

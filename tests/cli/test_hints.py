@@ -5,7 +5,10 @@ import functools
 import re
 from pathlib import Path
 
+import pytest
+
 from imnet import options
+from imnet.cli import eval_main, predict_main, train_main
 from imnet.parser import ALIASES, build_parser
 from imnet.recipe_json import KINDS
 
@@ -89,3 +92,10 @@ def test_every_value_that_a_message_gives_is_taken():
         if ALIASES.get(dest, dest) in train and dest not in ("list", "config"):
             options.parse([name, value])
     assert "--comm.static_graph true" in given
+
+
+@pytest.mark.parametrize(("main", "words"), [(train_main, []), (predict_main, ["run", "a.png"]), (eval_main, ["run"])])
+def test_a_gpu_by_its_number_is_told_how_it_is_chosen(main, words, capsys):
+    """ "did you mean cuda?" would have taken another one, the first."""
+    assert main([*words, "--device", "cuda:2"]) == 2
+    assert capsys.readouterr().err.endswith("; give cuda, with CUDA_VISIBLE_DEVICES=2 in the environment\n")

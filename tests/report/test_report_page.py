@@ -229,7 +229,12 @@ def test_a_head_wider_than_the_data_set_may_predict_beyond_the_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "ranks", "gpus", "said"),
-    [("cuda", 2, ["NVIDIA H200"] * 8, "2 x NVIDIA H200"), ("cpu", 2, ["NVIDIA H200"], "EPYC, 2 cores, 2 processes")],
+    [
+        ("cuda", 2, ["NVIDIA H200"] * 8, "2 x NVIDIA H200"),
+        ("cuda", 16, ["NVIDIA H200"] * 8, "16 x NVIDIA H200"),  # two machines; the first one's are recorded
+        ("cuda", 2, ["NVIDIA H200", "NVIDIA L4", "Tesla T4"], "1 x NVIDIA H200, 1 x NVIDIA L4"),
+        ("cpu", 2, ["NVIDIA H200"], "EPYC, 2 cores, 2 processes"),
+    ],
 )
 def test_hardware_is_what_the_run_used_not_what_the_machine_has(tmp_path, device, ranks, gpus, said):
     run = make_run(tmp_path / "run")

@@ -231,6 +231,9 @@ def test_trials_share_the_cores_and_five_gpus_of_four_are_refused(tmp_path, monk
     assert jobs.slots(None, on_cpu) == [jobs.Slot(None)]
     chosen = read(tmp_path, more=["--device", "cpu", "--threads", "5"], **TINY)
     assert jobs.slots(3, chosen) == [jobs.Slot(None)] * 3
+    on_gpus = read(tmp_path, more=["--gpus", "2"], base=TINY["base"], grid={"optim.lr": [0.1, 0.2, 0.3]})
+    assert jobs.slots(None, on_gpus) == [jobs.Slot(gpus, ("--threads=2",)) for gpus in ("0,1", "2,3")]
+    assert jobs.slots(None, on_gpus[:1]) == [jobs.Slot(gpus) for gpus in ("0,1", "2,3")]
 
 
 def finish(folder):

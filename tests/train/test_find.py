@@ -125,13 +125,22 @@ def test_a_batch_size_is_not_probed_on_a_cpu(capsys):
     assert "--dry-run estimates the memory" in capsys.readouterr().err
 
 
-def test_batches_grow_until_one_does_not_fit(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+    ],
+)
+def test_batches_grow_until_one_does_not_fit(error, monkeypatch):
     class Narrow(nn.Sequential):
         """A network that runs out of memory for more than 20 images."""
 
         def forward(self, x):
             if len(x) > 20:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return super().forward(x)
 
     def narrow(name, num_classes, channels, **_):

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import imnet
 from imnet import recipes
+from imnet.data.pipelines import free_bytes
 from imnet.device import Place
 from imnet.errors import UsageError
 from imnet.from_recipe import build_network, build_step
@@ -46,6 +48,26 @@ def on_gpu(out, **changes):
 
 def execution(folder):
     return json.loads((folder / "run.json").read_text())["execution"]
+
+
+def test_memory_that_torch_keeps_unused_is_free_for_the_images_of_a_run():
+    device = torch.device("cuda", 0)
+    torch.cuda.empty_cache()
+    before = free_bytes(device)
+    held = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    assert before - free_bytes(device) > 1 << 29
+    del held
+    assert torch.cuda.memory_reserved(device) >= 1 << 30
+    assert abs(before - free_bytes(device)) < 1 << 28
+
+
+def test_a_training_from_python_gives_its_memory_back(tmp_path):
+    """cuBLAS keeps some tens of MiB for its workspaces; of a batch of 2,048 images a step keeps GiBs."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, data = torch.cuda.memory_reserved(), dataclasses.replace(QUICK.data, batch_images=2048)
+    imnet.train(dataclasses.replace(QUICK, data=data), out=tmp_path, device="cuda", threads=2)
+    assert torch.cuda.memory_reserved() - before < (torch.cuda.max_memory_reserved() - before) / 4
 
 
 def test_the_default_run_is_captured_and_learns(tmp_path):

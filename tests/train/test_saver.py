@@ -73,3 +73,15 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(short, tmp_path, monk
     assert len(list((folder / "checkpoints").iterdir())) == min(epoch - 1, 2)
     train(short, options(folder))
     assert digests(folder) == digests(tmp_path / "whole")
+
+
+def test_a_run_on_a_cpu_asks_nothing_of_a_gpu_when_it_saves(short, tmp_path, monkeypatch):
+    """CUDA is initialised by then, for run.json tells the names of the GPUs. There is none here, or it may be busy."""
+
+    def asked():
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_stream", asked)
+    train(short, options(tmp_path / "run"))
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

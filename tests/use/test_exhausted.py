@@ -175,6 +175,19 @@ def test_a_full_disk_under_a_library_is_one_line(raised, said, capfd):
     assert capfd.readouterr().err == said
 
 
+@pytest.mark.parametrize("which", ["CUDA-capable device(s) is/are", "all CUDA-capable devices are"])
+def test_a_gpu_that_another_program_has_for_itself_is_one_line(which, capfd):
+    """In the words of CUDA 13 and of versions before; there may be no GPU here to ask for them."""
+
+    def fail(_):
+        raise RuntimeError(f"CUDA error: {which} busy or unavailable\nSearch for `cudaErrorDevicesUnavailable'")
+
+    assert guarded("x", fail, []) == 69
+    err = capfd.readouterr().err
+    assert err.startswith("x: the GPU is busy or unavailable; another program has it for itself (exclusive mode)")
+    assert err.count("\n") == 1
+
+
 def test_a_library_that_the_memory_does_not_hold_is_one_line(tmp_path):
     """As on a cluster's login node that limits the address space: torch itself cannot be loaded."""
     begun = f"ulimit -v 900000; exec {sys.executable} -m imnet.cli --dry-run --device cpu"

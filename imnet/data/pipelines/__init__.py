@@ -182,9 +182,11 @@ def too_large(num_bytes: int, device: torch.device) -> str | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free bytes in the memory of a GPU, or of this machine."""
+    """Free bytes in the memory of a GPU, with those that torch keeps there unused for this process, as after an earlier
+    evaluation in a notebook; or free bytes of this machine."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return free_memory_bytes()
 
 
