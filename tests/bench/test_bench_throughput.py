@@ -8,15 +8,17 @@ import sys
 import pytest
 import torch
 
+import imnet
 from bench import commands, machine, scaling, step, throughput
 from bench.case import build, find_recipe, run_options, synthetic
 from bench.cli import GATED, main, parser
 from bench.clock import Timing, Window
-from imnet import device
+from imnet import defaults, device
 from imnet.capture import NotCapturableError
 from imnet.errors import UsageError
 from imnet.models import build as build_model
 from imnet.models.count import num_params
+from imnet.recipes import by_name
 from imnet.run_options import RunOptions
 
 SMALL = ["--recipe", "quickstart", "--batch-size", "32"]
@@ -57,6 +59,25 @@ def test_a_step_that_cannot_be_captured_is_measured_as_it_is(monkeypatch):
         throughput._first_step(case, batch, True)
     assert throughput._first_step(case, batch, None) > 0
     assert case.step.graph is None
+
+
+@pytest.mark.parametrize(("name", "images"), [("fashion-mnist/wrn28_10", 30_000), ("imagenet64/wrn36_5", 1_281_167)])
+def test_what_decides_how_steps_run_sees_a_training_as_long_as_the_recipes(monkeypatch, name, images):
+    """On a GPU our kernels are used from half a minute of training, and the random images are far fewer than the set's.
+    Here the decision is listened to, and the network is replaced by a small one."""
+    seen, decide = [], defaults.decide
+
+    def listening(recipe, net, options, place, world, train_images, *rest):
+        seen.append(recipe.epochs * train_images)
+        return decide(recipe, net, options, place, world, train_images, *rest)
+
+    monkeypatch.setattr(defaults, "decide", listening)
+    recipe = imnet.replace(by_name(name), model="speednet", model_options={"width": 8})
+    recipe = imnet.replace(recipe, data=imnet.replace(recipe.data, batch_images=8))
+    options = RunOptions(device="cpu", threads=1, precision="fp32")
+    throughput.measure(recipe, options, seconds=0.01, parts=("model",))
+    whole = recipe.epochs * images
+    assert [whole <= taken < 1.05 * whole for taken in seen] == [True]
 
 
 def test_throughput_measures_loader_model_and_both_and_says_what_bounds(tmp_path, capsys, one_thread):
