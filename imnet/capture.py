@@ -103,7 +103,7 @@ class CapturedStep:
         """Destroy the recording; steps are computed without it from then on.
 
         NCCL does not close a communicator as long as a graph holds one of its collectives: destroy_process_group would
-        wait for ever (pytorch issue 115388).
+        wait for ever (pytorch/pytorch#115388).
         """
         if self.graph is not None:
             self.graph.reset()
