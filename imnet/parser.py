@@ -234,7 +234,9 @@ def _first_drop(recipe: Recipe) -> int:
 
 def _several(options: RunOptions) -> bool:
     """Whether there are several ranks: asked for, or started by torchrun or srun."""
-    return options.num_ranks > 1 or any(name in os.environ for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return options.num_ranks > 1 or any(
+        os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    )
 
 
 def without_effect(given: Collection[str], recipe: Recipe, options: RunOptions) -> tuple[str, ...]:

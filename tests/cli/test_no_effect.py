@@ -50,3 +50,5 @@ def test_an_option_that_has_an_effect_is_not_said_to_have_none(tmp_path):
 def test_how_ranks_exchange_gradients_has_an_effect_under_a_launcher(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     assert options.parse(["--comm.sync_bn"]).notes == ()
+    monkeypatch.setenv(name, "1")
+    assert len(options.parse(["--comm.sync_bn"]).notes) == 1

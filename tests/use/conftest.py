@@ -10,6 +10,15 @@ import imnet
 from imnet.from_recipe import load_data
 from imnet.run_options import RunOptions
 
+QUICK = imnet.recipes["quickstart"]
+TINY = imnet.replace(
+    QUICK,
+    epochs=1,
+    model_options={"width": 8},
+    data=imnet.replace(QUICK.data, train_images=64, test_images=20, image_px=16, batch_images=16),
+)
+"""A training of a few steps."""
+
 
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory):

@@ -13,14 +13,8 @@ from imnet.data.pipelines.resident import Resident
 from imnet.errors import DataError, DeviceError, Preempted
 from imnet.step import TrainStep
 from imnet.trainer import Trainer
+from tests.use.conftest import TINY
 
-QUICK = imnet.recipes["quickstart"]
-TINY = imnet.replace(
-    QUICK,
-    epochs=1,
-    model_options={"width": 8},
-    data=imnet.replace(QUICK.data, train_images=64, test_images=20, image_px=16, batch_images=16),
-)
 DIVERGES = imnet.replace(TINY, optim=imnet.replace(TINY.optim, lr=1e30))
 ON_CPU = {"device": "cpu", "precision": "fp32", "threads": 1}
 

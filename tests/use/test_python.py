@@ -23,14 +23,8 @@ from imnet.options import parse
 from imnet.recipe_json import config_hash
 from imnet.run_options import RunOptions
 from imnet.schedules import MultiStep, OneCycle
+from tests.use.conftest import TINY
 
-QUICK = imnet.recipes["quickstart"]
-TINY = imnet.replace(
-    QUICK,
-    epochs=1,
-    model_options={"width": 8},
-    data=imnet.replace(QUICK.data, train_images=64, test_images=20, image_px=16, batch_images=16),
-)
 ON_CPU = {"device": "cpu", "precision": "fp32"}
 
 
