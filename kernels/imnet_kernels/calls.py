@@ -1,8 +1,9 @@
-"""Helpers of the families' public functions: detecting tracers and dispatch modes, and caching small tensors."""
+"""Helpers of the families' public functions: detecting tracers and dispatch modes, caching small tensors, full fp32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -63,3 +64,21 @@ def constant(make: Callable[Given, Made]) -> Callable[Given, Made]:
 
     call._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
     return call
+
+
+@contextmanager
+def full_fp32(tensor: Tensor) -> Iterator[None]:
+    """Multiply matrices on the tensor's GPU in fp32, also where training in half precision has allowed TF32: with its
+    ten bits of mantissa some pixels would be others than on a CPU.
+
+    On a CPU nothing is done, since there is no TF32, and since the threads that prepare images share this setting.
+    """
+    if not tensor.is_cuda or torch.compiler.is_compiling():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from imnet_kernels import spectral, tier
+from imnet_kernels import calls, spectral, tier
 from imnet_kernels.philox import uniform_below
 from torch import Tensor
 from torch.nn import functional as F
@@ -108,8 +108,9 @@ def resized_crop(images: Tensor, box: Tensor, side_px: int) -> Tensor:
     down = _bilinear(at[:, 0], at[:, 2], images.shape[1], side_px)
     across = _bilinear(at[:, 1], at[:, 3], images.shape[2], side_px)
     count, height, width, channels = images.shape
-    x = torch.bmm(down, images.float().view(count, height, width * channels)).view(count, side_px, width, channels)
-    x = torch.einsum("bow,bhwc->bhoc", across, x)
+    with calls.full_fp32(images):
+        x = torch.bmm(down, images.float().view(count, height, width * channels)).view(count, side_px, width, channels)
+        x = torch.einsum("bow,bhwc->bhoc", across, x)
     return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 

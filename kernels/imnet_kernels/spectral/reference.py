@@ -39,7 +39,8 @@ def spectral(
     compute = torch.float64 if images.dtype == torch.float64 else torch.float32
     split = phases(images, r).to(compute)
     batch, s, channels, height, width = split.shape
-    out = torch.matmul(matrix(r, bands, compute, images.device), split.reshape(batch, s, channels * height * width))
+    with calls.full_fp32(images):
+        out = torch.matmul(matrix(r, bands, compute, images.device), split.reshape(batch, s, channels * height * width))
     out = out.view(batch, len(bands), channels, height, width)
     if scale is not None and shift is not None:
         out = out * scale.to(compute)[:, :, None, None] + shift.to(compute)[:, :, None, None]
