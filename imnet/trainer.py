@@ -296,5 +296,6 @@ class Trainer:
         self._report(self.folder)
 
     def _report(self, folder: runfolder.RunFolder) -> None:
-        report.render(folder.path)
-        self.console.summary(report.summary(folder.path))
+        run = report.load(folder.path)
+        report.render(run)
+        self.console.summary(report.summary(run))

@@ -27,19 +27,20 @@ from imnet.report.markup import MARK, duration, page, percent, points, rate
 from imnet.report.plots import contact_sheet
 from imnet.report.read import load
 
-__all__ = ["compare", "contact_sheet", "expand", "ranking", "render", "summary", "system"]
+__all__ = ["compare", "contact_sheet", "expand", "load", "ranking", "render", "summary", "system"]
 
 REPORT_NAME = "report.html"
 BESIDE = "Recipes of the same system that are no row of the document."
 
 
-def render(run_dir: Path, out: Path | None = None) -> Path:
+def render(run_dir: Path | RunLog, out: Path | None = None) -> Path:
     """Write ``run_dir/report.html`` (or ``out``) atomically and return its path; works while the run is in progress.
+    ``run_dir`` may also be what ``load`` has read, since a long run's log takes seconds.
 
     DataError if the folder is not a run or a file in it is damaged, IOFailure if the page cannot be written (a previous
     report is then unchanged), UsageError if ``out`` names another kind of file, e.g. a PDF.
     """
-    run = load(Path(run_dir))
+    run = _read(run_dir)
     if out is not None:
         _check_page(Path(out))
     body = [
@@ -207,9 +208,13 @@ def ranking(run_dirs: Sequence[Path], labels: Sequence[str]) -> str:
     return search.ranking([load(Path(run_dir)) for run_dir in run_dirs], labels)
 
 
-def summary(run_dir: Path) -> str:
-    """The few plain lines printed at the end of a run, without a final newline. Errors as ``load``."""
-    run = load(Path(run_dir))
+def _read(run: Path | RunLog) -> RunLog:
+    return run if isinstance(run, RunLog) else load(Path(run))
+
+
+def summary(run_dir: Path | RunLog) -> str:
+    """The few plain lines printed at the end of a run, without a final newline. Input and errors as ``render``."""
+    run = _read(run_dir)
     best = run.best
     best_at = f" at epoch {best.epoch:g} (selected on the {run.chosen_on})" if best else ""
     report = run.path / REPORT_NAME
