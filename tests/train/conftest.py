@@ -58,7 +58,7 @@ def server():
     """The context of processes that are forked from a server which has torch imported already, and what torch imports
     for DistributedDataParallel; torch's warnings are off there, as a command has them."""
     context = multiprocessing.get_context("forkserver")
-    drawing = ["matplotlib.figure", "matplotlib.backends.backend_svg"]
+    drawing = ["matplotlib.figure", "matplotlib.backends.backend_svg", "tests.drawings"]
     context.set_forkserver_preload(["imnet.trainer", "torch._dynamo", *drawing])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
