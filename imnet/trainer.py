@@ -296,6 +296,5 @@ class Trainer:
         self._report(self.folder)
 
     def _report(self, folder: runfolder.RunFolder) -> None:
-        run = report.load(folder.path)
-        report.render(run)
+        report.render(run := report.load(folder.path))
         self.console.summary(report.summary(run))
