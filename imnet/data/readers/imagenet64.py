@@ -22,7 +22,7 @@ import numpy as np
 
 from imnet.data.files import file_state, io_errors, reading
 from imnet.data.readers.base import Block, Blocks, Found
-from imnet.data.readers.npz import NpzBatch
+from imnet.data.readers.npz import LABEL_TYPES, NpzBatch
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
 from imnet.data.readers.tree import FolderTree
@@ -34,7 +34,7 @@ NUM_CLASSES = 1000
 CLSLOC = "map_clsloc.txt"
 _SIDES = {3 * side * side: side for side in (8, 16, 32, 64)}
 _BLOCK_ROWS = 2048
-_BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
+_BATCH = re.compile(r"(train_data_batch_(\d{1,9})|val_data)(\.npz)?")
 _ZIP = re.compile(r"Imagenet\d+_\w+\.zip", re.IGNORECASE)
 _MAX_BATCH_BYTES = 4 << 30
 
@@ -231,14 +231,14 @@ class _PickleBatch:
         return Latin1(file) if place["text"] else file
 
     def labels(self) -> np.ndarray:
-        """The labels, integers (n,), from a list or an array of integers (a vector, or one row or column); empty for
-        any other array."""
+        """The labels, integers (n,), from a list or an array of integers (a vector, or one row or column)."""
         place = self._labels
         if isinstance(place, list):
             return np.array(place, dtype=object)  # Python's integers, which may be of any size
         count = int(np.prod(place["shape"], dtype=object))
-        if place["dtype"] not in ("i8", "i4", "i2", "u1", "u2") or count != max(place["shape"], default=0):
-            return np.empty(0, dtype=np.int64)
+        if place["dtype"] not in LABEL_TYPES or count != max(place["shape"], default=0):
+            got = f"labels are {place['dtype']} {place['shape']}; expected integers ({self.shape[0]},)"
+            raise DataError(got, **self._place)
         kind = np.dtype("<" + place["dtype"])
         with self._at(place) as file:
             raw = file.read(count * kind.itemsize)
