@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imnet.data.files import file_state, io_errors, reading
+from imnet.data.files import file_state, reading
+from imnet.data.readers.archive import unpacking
 from imnet.data.readers.base import Block, Blocks, Found
 from imnet.data.readers.npz import LABEL_TYPES, NpzBatch
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
@@ -175,7 +176,8 @@ def _opened(one: _Batch) -> Iterator[_PickleBatch | NpzBatch]:
     with ExitStack() as stack:
         path = one.file
         if one.member is not None:
-            folder = tempfile.TemporaryDirectory(prefix="imnet-batch-", ignore_cleanup_errors=True)
+            with unpacking(one.file):
+                folder = tempfile.TemporaryDirectory(prefix="imnet-batch-", ignore_cleanup_errors=True)
             path = Path(stack.enter_context(folder)) / "batch"
             _extract(one, path)
         is_npz = (one.member or one.file.name).endswith(".npz")
@@ -188,7 +190,7 @@ def _extract(one: _Batch, target: Path) -> None:
             info = {zip_name(info, one.file): info for info in archive.infolist()}[one.member or ""]
             if info.file_size > _MAX_BATCH_BYTES:
                 raise DataError(f"batch has {info.file_size} bytes; allowed {_MAX_BATCH_BYTES}", **one.place)
-            with archive.open(info) as source, io_errors(target, "write"), open(target, "xb") as copy:
+            with archive.open(info) as source, unpacking(one.file), open(target, "xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise DataError(f"zip is damaged: {error}", **one.place) from error
