@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.data import making
 from tests.data.damage_archives import SHARD, edited, shard, shard_files
-from tests.data.damage_arrays import BATCH, IMAGES, batch, dumped, idx_set
+from tests.data.damage_arrays import BATCH, IMAGES, batch, dumped, idx_set, npz
 from tests.data.damage_parquet import case as parquet_case
 from tests.data.damage_parquet import table, write
 from tests.data.damage_table import case
@@ -58,6 +58,14 @@ def pickle_in_a_damaged_zip(folder):
 def pickle_with_a_number_too_long(folder):
     """Python refuses to read a number of so many digits."""
     making.write_zip(folder / "Imagenet8_train.zip", {f"train_data_batch_{'9' * 5000}": dumped()})
+    return folder
+
+
+@case(r"\(labels\.npy\): zip member is encrypted", shown=f"{BATCH}.npz")
+def npz_flag_of_strong_encryption(folder):
+    npz(folder, making.npz_bytes(5, 8))
+    with edited(folder / f"{BATCH}.npz") as raw:
+        raw[raw.index(b"PK\1\2", raw.index(b"PK\1\2") + 4) + 8] |= 0x40
     return folder
 
 
