@@ -161,6 +161,13 @@ def test_webdataset(tmp_path):
     assert np.array_equal(data.train.images[4], making.expected(making.picture(11), 16))
 
 
+def test_a_json_beside_a_label_may_be_large(tmp_path):
+    outline = b'{"outline": [' + b"0.5, " * 20_000 + b"0.5]}"
+    files = {"0.jpg": making.picture(0), "0.cls": b"2", "0.json": outline}
+    (tmp_path / "train.tar").write_bytes(making.tar_bytes(files))
+    assert recognise(tmp_path).splits["train"].labels().tolist() == [2]
+
+
 def test_a_tar_of_ones_own_may_be_called_devkit(tmp_path):
     files = {f"{part}/cat/{i}.png": making.picture(i) for i, part in enumerate(("train", "val"))}
     tar = tmp_path / "pets-devkit.tar"
