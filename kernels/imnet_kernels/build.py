@@ -110,8 +110,7 @@ def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CU
     """Compile a .cu file to an object for the architectures, with PTX for the last; returns ptxas' report of registers
     and spills."""
     compiler = nvcc()
-    if compiler is None:
-        raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
+    assert compiler is not None  # the callers have looked for it
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     return _run([compiler, *CUDA_FLAGS, *codes, "-Xptxas", "-v", "-c", str(source), "-o", str(target)])
