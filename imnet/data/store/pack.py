@@ -137,7 +137,7 @@ class _Job:
                 )  # fmt: skip
         except BaseException as error:
             writer.pause()
-            if isinstance(error, DataError | IOFailure):
+            if isinstance(error, Exception):
                 content.refuse_changed()  # a changed source explains the error better
             raise
         content.refuse_changed()
