@@ -61,6 +61,12 @@ def pickle_with_a_number_too_long(folder):
     return folder
 
 
+@case(r"line 1\): got 'n00000001 9{50}'; expected wnid, a new number 1..1000", shown="map_clsloc.txt")
+def clsloc_number_too_long(folder):
+    (folder / "map_clsloc.txt").write_text(f"n00000001 {'9' * 5000} x")
+    return batch(folder, dumped())
+
+
 @case(r"\(labels\.npy\): zip member is encrypted", shown=f"{BATCH}.npz")
 def npz_flag_of_strong_encryption(folder):
     npz(folder, making.npz_bytes(5, 8))

@@ -135,7 +135,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
         parts = line.split()
         if not parts:
             continue
-        place = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+        place = int(parts[1]) if len(parts) > 1 and re.fullmatch(r"\d{1,9}", parts[1]) else 0
         if not 1 <= place <= NUM_CLASSES or place in names:
             raise DataError(f"got {line[:60]!r}; expected wnid, a new number 1..1000, name", file=listing,
                             offset=f"line {number}")  # fmt: skip
