@@ -140,10 +140,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _set_in_channels(network: nn.Module, in_channels: int) -> None:
     """Replace the first convolution in place by one with ``in_channels``, initialised as in ``replace_conv``."""
-    found = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None:
-        raise UsageError(f"{type(network).__name__} has no convolution to read {in_channels} channels", hint="use 3")
-    replace_conv(network, found[0], in_channels=in_channels)
+    first = next(path for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    replace_conv(network, first, in_channels=in_channels)
 
 
 def replace_conv(network: nn.Module, path: str, **changes: Any) -> nn.Conv2d:

@@ -53,7 +53,7 @@ def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -
     except ImportError as error:
         raise SystemExit("the host module needs pybind11, which is not installed; pip install pybind11") from error
     compiler = _host_compiler()
-    target = (out_dir or PACKAGE) / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = _place(out_dir) / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     flags = [*HOST_FLAGS, *extra_flags, "-fPIC"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -66,6 +66,16 @@ def build_host(out_dir: Path | None = None, extra_flags: tuple[str, ...] = ()) -
         objects = _at_once([lambda s=source: to_object(s) for source in host_sources()])
         _run([*compiler, *flags, "-shared", *objects, "-o", str(target)])
     return target
+
+
+def _place(out_dir: Path | None) -> Path:
+    """The folder to write to. It is made before anything is compiled: the linker would miss it, a minute later."""
+    place = out_dir or PACKAGE
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"cannot make the folder {place}: {error.strerror}; give another --out") from error
+    return place
 
 
 def _at_once(works: Iterable[Callable[[], str]]) -> list[str]:
@@ -110,8 +120,7 @@ def compile_cuda(source: Path, target: Path, architectures: tuple[str, ...] = CU
     """Compile a .cu file to an object for the architectures, with PTX for the last; returns ptxas' report of registers
     and spills."""
     compiler = nvcc()
-    if compiler is None:
-        raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
+    assert compiler is not None  # the callers have looked for it
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     return _run([compiler, *CUDA_FLAGS, *codes, "-Xptxas", "-v", "-c", str(source), "-o", str(target)])
@@ -129,7 +138,7 @@ def build_cuda(out_dir: Path | None = None) -> Path:
     if compiler is None:
         raise SystemExit("no nvcc in $CUDA_HOME, on the path or in /usr/local/cuda; install the CUDA toolkit")
     includes, libraries = _torch_folders(toolkit(compiler))
-    target, host = (out_dir or PACKAGE) / CUDA_MODULE.format(torch.__version__), _host_compiler()
+    target, host = _place(out_dir) / CUDA_MODULE.format(torch.__version__), _host_compiler()
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     with tempfile.TemporaryDirectory() as scratch:
         folder, bound = Path(scratch), str(Path(scratch) / "bind.o")

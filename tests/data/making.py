@@ -22,6 +22,13 @@ def picture(seed, width=40, height=30, mode="RGB", form="JPEG"):
     return out.getvalue()
 
 
+def plain(level):
+    """Returns a PNG of 8 x 8 pixels of one grey ``level``."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (level,) * 3).save(out, "PNG")
+    return out.getvalue()
+
+
 def expected(data, size, mode="RGB"):
     """The picture as the ImageNet-64 authors' script resizes it: to RGB, then with BOX straight to size x size."""
     image = Image.open(io.BytesIO(data))

@@ -8,7 +8,14 @@ import pytest
 from imnet.data.readers import recognise
 from imnet.data.tool import main
 from imnet.errors import DataError
-from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures, making  # noqa: F401  (they fill the table)
+from tests.data import (  # noqa: F401  (the modules of cases fill the table)
+    damage_archives,
+    damage_arrays,
+    damage_doubt,
+    damage_parquet,
+    damage_pictures,
+    making,
+)
 from tests.data.damage_table import CASES
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from imnet.data.readers import Choice, recognise
+from imnet.data.store import open_store
 from imnet.data.tool import main
 from imnet.errors import DataError
 from tests.data import layouts, making
@@ -95,3 +96,19 @@ def test_hold_out_that_empties_a_class_is_refused(tmp_path, capsys):
     assert "--hold-out 1 leaves nothing of 1 of 4 classes (n09)" in capsys.readouterr().err
     assert main([*call, "--min-images", "2"]) == 0
     assert "left out: 1 file (in a class that is too small 1)" in capsys.readouterr().out
+
+
+def test_a_class_that_is_dropped_takes_its_test_pictures_along(tmp_path, capsys):
+    """Each picture has the colour of its class."""
+    counts = {"train": {"a": 1, "b": 3, "c": 4}, "val": {"a": 2, "b": 1, "c": 2}}
+    made = making.write_tree(tmp_path / "in", {f"{part}/{name}/{i}.png": making.plain("abc".index(name))
+                             for part, of in counts.items() for name, n in of.items() for i in range(n)})  # fmt: skip
+    call = ["pack", str(made), str(tmp_path / "out"), "--size", "8", "--workers", "1", "--min-images", "3"]
+    assert main(call) == 0
+    out = capsys.readouterr().out
+    assert "2 of 3 classes kept\n" in out
+    assert "left out: 3 files (in a class that is too small 3)" in out
+    for part in ("train", "test"):
+        store = open_store(tmp_path / "out" / f"{part}.imnet")
+        assert store.class_names == ("b", "c")
+        assert store.labels.tolist() == [int(image[0, 0, 0]) - 1 for image in store.images()]

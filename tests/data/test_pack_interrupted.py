@@ -127,6 +127,19 @@ def test_four_packs_to_one_folder_have_one_winner(tmp_path, race):
     open_store(tmp_path / "out" / "train.imnet").verify()
 
 
+def test_encoded_pictures_go_on_behind_those_already_written(tmp_path):
+    """A bad picture ends the first pack behind its first 64 pictures, and is left out in the second."""
+    files = {f"train/{c}/{i:02d}.png": making.picture(i, 8, 8, form="PNG") for c in "ab" for i in range(40)}
+    source = making.write_tree(tmp_path / "in", {**files, "train/b/30.png": b"no picture"})
+    words = ["pack", str(source), str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 65
+    assert json.loads((tmp_path / "out" / "train.imnet.part.json").read_text())["done"] == 64
+    for target in ("out", "fresh"):
+        assert main([*words[:2], str(tmp_path / target), *words[3:], "--on-bad-image", "skip"]) == 0
+    whole = (tmp_path / "fresh" / "train.imnet").read_bytes()
+    assert (tmp_path / "out" / "train.imnet").read_bytes() == whole
+
+
 @pytest.mark.parametrize("room", [60_000, 60])
 def test_no_room_is_one_line_and_nothing_under_the_final_name(tmp_path, room):
     """A limit of 60 bytes does not even leave room for the journal."""

@@ -13,10 +13,14 @@ def test_same_bytes_on_every_platform():
     # Pinned: only IEEE-exact operations and raw Philox words reach the pixels, so another digest is a defect.
     assert render(600, 32, 10, 0, 0).digest() == PINNED_10
     assert render(300, 20, 1000, 7, 1).digest() == PINNED_1000
+    assert render(90, 20, 2000, 0, 0).digest() == PINNED_2000
+    assert render(90, 20, MAX_CLASSES, 0, 0).digest() == PINNED_MOST
 
 
 PINNED_10 = "1c1706fb0823aacf46e9595554a25507196a6afb61022fafc55b984d97e304f0"
 PINNED_1000 = "1e973f0b2606a38c6983a3d1f2d64947eeb5f13889408efb984f8d95f9874e18"
+PINNED_2000 = "ef9e69a416643582826f60d033d065bc776b28a37ef408bcc92d39bbd0c424ae"
+PINNED_MOST = "9956b3d86ba5bd8ad055d69f6c14db5c45d7562ffc1f5b678f73cd948b00682f"
 
 
 def test_image_i_does_not_depend_on_how_many_are_drawn():

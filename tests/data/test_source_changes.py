@@ -122,6 +122,22 @@ def test_it_ends_with_one_line_and_leaves_no_store(tmp_path, monkeypatch, form, 
     assert form == "folder" or not list(tmp_path.glob("out/*.imnet"))
 
 
+def test_a_batch_replaced_by_one_of_another_size(tmp_path, monkeypatch):
+    form = {"make": making.npz_bytes, "suffix": ".npz"}
+    source = making.imagenet64_folder(tmp_path / "in", SIDE, **form)
+    found = recognise(source)
+    del found.splits["test"]
+
+    def put(self, body, put=Writer._put):
+        put(self, body)
+        making.imagenet64_folder(source, 8, **form)
+
+    monkeypatch.setattr(Writer, "_put", put)
+    with pytest.raises(DataError, match="changed while it was read"):
+        pack(found, tmp_path / "out", Options(workers=1, quiet=True))
+    assert not list(tmp_path.glob("out/train.imnet"))
+
+
 def test_labels_of_one_state_and_pictures_of_another_are_no_set(tmp_path):
     """A shard is rewritten between listing and packing, with every picture at the same offset but other labels."""
     source = shards(tmp_path)

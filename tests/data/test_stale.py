@@ -80,6 +80,19 @@ def test_another_source_is_refused(source, tmp_path, capsys):
     assert f"already packed from another source or with another rule ({source})" in capsys.readouterr().err
 
 
+def test_a_damaged_list_of_a_source_that_changed(source, tmp_path, capsys):
+    assert pack(source, tmp_path / "out") == 0
+    (source / NAME).write_bytes(making.picture(900))
+    listed = tmp_path / "out" / "train.source.npz"
+    whole = listed.read_bytes()
+    for damaged in (b"", whole[:200], whole.replace(b"size.npy", b"side.npy"), b"html"):
+        listed.write_bytes(damaged)
+        assert pack(source, tmp_path / "out") == 74
+    lines = capsys.readouterr().err.splitlines()[2:]
+    assert len(lines) == 4
+    assert all("already packed, and the list of its source is missing or damaged" in line for line in lines)
+
+
 @pytest.mark.parametrize("form", ["zip", "tar"])
 def test_a_member_replaced_in_an_archive(tmp_path, form):
     path = tmp_path / f"in.{form}"

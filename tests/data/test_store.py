@@ -14,6 +14,7 @@ import pytest
 from imnet.data import load
 from imnet.data.base import Split
 from imnet.data.files import locked
+from imnet.data.judged import images_at
 from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import BLOCK_BYTES, PAGE, load_store, open_store, split_path
@@ -247,3 +248,15 @@ def test_an_old_store_opens_and_is_written_the_same_today(tmp_path, text):
         assert np.array_equal(store.images(), images)
     again = write(tmp_path / "again", images, [1, 0], about={**ABOUT, "class_names": ["a", "b"]})
     assert again.read_bytes() == old
+
+
+def test_pixels_to_judge_are_those_that_are_packed(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 9), ("t10k", 5)):
+        making.write_idx(rng.integers(0, 256, (count, 4, 6), dtype=np.uint8), tmp_path / f"{part}-images-idx3-ubyte")
+        making.write_idx(np.arange(count, dtype=np.uint8) % 3, tmp_path / f"{part}-labels-idx1-ubyte")
+    pack(recognise(tmp_path), tmp_path / "out", Options(quiet=True))
+    for split in ("train", "test"):
+        read, stored = images_at(tmp_path, split), images_at(tmp_path / "out", split)
+        assert np.array_equal(read.labels, stored.labels)
+        assert all(np.array_equal(read.read(i), stored.read(i)) for i in range(len(stored)))

@@ -13,6 +13,7 @@ from imnet.data.readers import recognise
 from imnet.data.readers.picture import ResizeRule
 from imnet.data.store import load_store
 from imnet.data.store.pack import Options, pack
+from imnet.data.tool import main
 from imnet.errors import DataError
 from tests.data import making
 
@@ -160,11 +161,36 @@ def test_webdataset(tmp_path):
     assert np.array_equal(data.train.images[4], making.expected(making.picture(11), 16))
 
 
+def test_a_json_beside_a_label_may_be_large(tmp_path):
+    outline = b'{"outline": [' + b"0.5, " * 20_000 + b"0.5]}"
+    files = {"0.jpg": making.picture(0), "0.cls": b"2", "0.json": outline}
+    (tmp_path / "train.tar").write_bytes(making.tar_bytes(files))
+    assert recognise(tmp_path).splits["train"].labels().tolist() == [2]
+
+
 def test_a_tar_of_ones_own_may_be_called_devkit(tmp_path):
     files = {f"{part}/cat/{i}.png": making.picture(i) for i, part in enumerate(("train", "val"))}
     tar = tmp_path / "pets-devkit.tar"
     tar.write_bytes(making.tar_bytes(files))
     assert {split: len(items) for split, items in recognise(tar).splits.items()} == {"train": 1, "test": 1}
+
+
+@pytest.mark.parametrize("name", ["in.tar.gz", "Imagenet8_train.zip"])
+def test_no_room_to_unpack_says_where_it_is_needed(tmp_path, name, capsys):
+    """The room is short by less than the buffer of a file, so that the last write fails."""
+    if name == "in.tar.gz":
+        inside = making.tar_bytes(making.class_files())
+        (tmp_path / name).write_bytes(gzip.compress(inside))
+    else:
+        inside = making.batch_bytes(5, 8)
+        making.write_zip(tmp_path / name, {"train_data_batch_1": inside})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(inside) - 1000, limits[1]))
+    try:
+        assert main(["inspect", str(tmp_path / name)]) == 74
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{name}: cannot unpack it: File too large; make room in" in capsys.readouterr().err
 
 
 def test_more_gzipped_shards_than_files_may_be_open_at_first(tmp_path):

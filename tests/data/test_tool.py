@@ -114,6 +114,8 @@ def test_download_command(shared, server, tmp_path, capsys):
         (["pck", "a", "b"], "did you mean pack?"),
         (["pack", "a"], "required: target"),
         (["pack", "a", "b", "--size", "0"], "'0' is not a whole number"),
+        (["pack", "a", "b", "--size", "9" * 5000], f"'{'9' * 40}' is not a whole number from 1 to 1,000,000,000"),
+        (["pack", "a", "b", "--max-bad", "\u00b2"], "'\u00b2' is not a whole number"),
         (["pack", "a", "b", "--filter", "box"], "--filter without --size does nothing"),
         (["pack", "a", "b", "--size", "64", "--filter", "bx"], "did you mean box?"),
         (["pack", "a", "b", "--size", "64", "--shorter", "32"], "--shorter is 32; allowed 64"),

@@ -67,3 +67,12 @@ def test_no_compiler_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="no C\\+\\+ compiler"):
         build.build_host(tmp_path)
+
+
+def test_the_folder_to_build_into_is_made_before_anything_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "true")  # compiles nothing, at once
+    build.main(["--host", "--out", str(tmp_path / "new" / "folder")])
+    assert (tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^cannot make the folder .*file: File exists; give another --out"):
+        build.main(["--host", "--out", str(tmp_path / "file")])

@@ -7,6 +7,7 @@ import torchvision
 
 from imnet.models import build
 from imnet.models.densenet import DenseNetBC
+from imnet.models.external import EvenPool
 
 THEIRS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
@@ -111,3 +112,9 @@ def test_the_classifier_reads_the_whole_map(name, px):
 def test_single_channel_input(name):
     network = build(name, 7, in_channels=1)
     assert network(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [3, 2, (6, None), (4, 5), 12])
+def test_pooling_of_even_windows_is_adaptive_pooling(size):
+    images = torch.randn(2, 3, 6, 9)
+    torch.testing.assert_close(EvenPool(size)(images), torch.nn.AdaptiveAvgPool2d(size)(images))

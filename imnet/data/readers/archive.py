@@ -219,23 +219,31 @@ def gzip_errors(path: Path | str) -> Iterator[None]:
         raise DataError(f"gzip stream is damaged: {error}", file=path, hint="get the file again") from error
 
 
+@contextmanager
+def unpacking(path: Path | str) -> Iterator[None]:
+    """Turn an OSError of unpacking into a temporary file into an IOFailure that says where it needs room."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot unpack it: {error.strerror or error}"
+        # None if no folder for temporary files can be written.
+        hint = f"make room in {tempfile.tempdir} or set TMPDIR" if tempfile.tempdir else "set TMPDIR"
+        hint = "raise ulimit -n, or unpack them to .tar" if error.errno == errno.EMFILE else hint
+        raise IOFailure(what, file=path, hint=hint) from error
+
+
 def _unpacked(path: Path | str, file: BinaryIO) -> BinaryIO:
     state = file_state(path)
     limit = max(RATIO_MATTERS_BYTES, MAX_RATIO * state[0])
     file.seek(0)
     _allow_open_files()
-    try:
+    with unpacking(path):
         out = tempfile.TemporaryFile(prefix="imnet-tar-")  # noqa: SIM115  (it stays open)
         with gzip_errors(path), gzip.GzipFile(fileobj=file) as stream:
             while block := stream.read(_UNPACK_BYTES):
                 if out.tell() + len(block) > limit:
                     raise DataError(f"tar bomb: it unpacks to more than {MAX_RATIO} times its size", file=path)
                 out.write(block)
-    except OSError as error:
-        what = f"cannot unpack it: {error.strerror or error}"
-        hint = f"make room in {tempfile.gettempdir()} or set TMPDIR"
-        hint = "raise ulimit -n, or unpack them to .tar" if error.errno == errno.EMFILE else hint
-        raise IOFailure(what, file=path, hint=hint) from error
-    out.flush()
+        out.flush()
     _UNPACKED[os.fspath(path)] = (state, out)
     return out

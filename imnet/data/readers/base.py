@@ -98,10 +98,11 @@ def with_labels(splits: dict[str, Part]) -> dict[str, Part]:
 
 
 def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
-    """Keep the classes with at least ``min_images`` training pictures, and make ``hold_out`` of each the test split.
+    """Keep, in every split, the classes with at least ``min_images`` training pictures, and make ``hold_out`` pictures
+    of each the test split.
 
     Those whose names have the smallest sha256 are held out, so that the choice does not depend on the order or on other
-    pictures. UsageError if the set holds pixels, or has a test split already.
+    pictures. UsageError if the set holds pixels, or has a test split already and is to get one.
     """
     if not min_images and not hold_out:
         return found
@@ -120,16 +121,24 @@ def select(found: Found, min_images: int = 0, hold_out: int = 0) -> Found:
     renumbered = np.full(len(counts), -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
     held = _held_out(train, labels, renumbered, hold_out)
-    rest = np.flatnonzero((renumbered[labels] >= 0) & ~held)
-    splits: dict = {"train": train.take(rest, renumbered[labels[rest]])}
+    splits, dropped = {}, 0
+    for split, items in found.splits.items():
+        assert isinstance(items, Items)  # since those of train are pictures
+        fits = renumbered[items.labels()] >= 0
+        splits[split] = _renumbered(items, fits & ~held if split == "train" else fits, renumbered)
+        dropped += int((~fits).sum())
     if hold_out:
-        rows = np.flatnonzero(held)
-        splits["test"] = train.take(rows, renumbered[labels[rows]])
+        splits["test"] = _renumbered(train, held, renumbered)
     names = tuple(found.class_names[i] for i in kept)
-    notes = [*found.notes, f"{len(kept)} of {len(counts)} classes kept, {hold_out} pictures of each held out"]
-    dropped = {"in a class that is too small": int((renumbered[labels] < 0).sum())}
-    left = LeftOut(found.left) + LeftOut(dropped)
-    return replace(found, class_names=names, splits={**found.splits, **splits}, notes=notes, left=LeftOut(left))
+    told = f", {hold_out} pictures of each held out" if hold_out else ""
+    notes = [*found.notes, f"{len(kept)} of {len(counts)} classes kept{told}"]
+    left = LeftOut(LeftOut(found.left) + LeftOut({"in a class that is too small": dropped}))
+    return replace(found, class_names=names, splits=dict(with_labels(splits)), notes=notes, left=left)
+
+
+def _renumbered(items: Items, taken: np.ndarray, renumbered: np.ndarray) -> Items:
+    rows = np.flatnonzero(taken)
+    return items.take(rows, renumbered[items.labels()[rows]])
 
 
 def _refuse_emptied(found: Found, counts: np.ndarray, hold_out: int) -> None:

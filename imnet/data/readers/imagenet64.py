@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imnet.data.files import file_state, io_errors, reading
+from imnet.data.files import file_state, reading
+from imnet.data.readers.archive import unpacking
 from imnet.data.readers.base import Block, Blocks, Found
-from imnet.data.readers.npz import NpzBatch
+from imnet.data.readers.npz import LABEL_TYPES, NpzBatch
 from imnet.data.readers.pickles import Latin1, RefusedError, run_child
 from imnet.data.readers.rule import LeftOut, junk_path, suffix_reason
 from imnet.data.readers.tree import FolderTree
@@ -34,7 +35,7 @@ NUM_CLASSES = 1000
 CLSLOC = "map_clsloc.txt"
 _SIDES = {3 * side * side: side for side in (8, 16, 32, 64)}
 _BLOCK_ROWS = 2048
-_BATCH = re.compile(r"(train_data_batch_(\d+)|val_data)(\.npz)?")
+_BATCH = re.compile(r"(train_data_batch_(\d{1,9})|val_data)(\.npz)?")
 _ZIP = re.compile(r"Imagenet\d+_\w+\.zip", re.IGNORECASE)
 _MAX_BATCH_BYTES = 4 << 30
 
@@ -134,7 +135,7 @@ def class_names(listing: Path) -> tuple[str, ...]:
         parts = line.split()
         if not parts:
             continue
-        place = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+        place = int(parts[1]) if len(parts) > 1 and re.fullmatch(r"\d{1,9}", parts[1]) else 0
         if not 1 <= place <= NUM_CLASSES or place in names:
             raise DataError(f"got {line[:60]!r}; expected wnid, a new number 1..1000, name", file=listing,
                             offset=f"line {number}")  # fmt: skip
@@ -175,7 +176,8 @@ def _opened(one: _Batch) -> Iterator[_PickleBatch | NpzBatch]:
     with ExitStack() as stack:
         path = one.file
         if one.member is not None:
-            folder = tempfile.TemporaryDirectory(prefix="imnet-batch-", ignore_cleanup_errors=True)
+            with unpacking(one.file):
+                folder = tempfile.TemporaryDirectory(prefix="imnet-batch-", ignore_cleanup_errors=True)
             path = Path(stack.enter_context(folder)) / "batch"
             _extract(one, path)
         is_npz = (one.member or one.file.name).endswith(".npz")
@@ -188,7 +190,7 @@ def _extract(one: _Batch, target: Path) -> None:
             info = {zip_name(info, one.file): info for info in archive.infolist()}[one.member or ""]
             if info.file_size > _MAX_BATCH_BYTES:
                 raise DataError(f"batch has {info.file_size} bytes; allowed {_MAX_BATCH_BYTES}", **one.place)
-            with archive.open(info) as source, io_errors(target, "write"), open(target, "xb") as copy:
+            with archive.open(info) as source, unpacking(one.file), open(target, "xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise DataError(f"zip is damaged: {error}", **one.place) from error
@@ -231,14 +233,14 @@ class _PickleBatch:
         return Latin1(file) if place["text"] else file
 
     def labels(self) -> np.ndarray:
-        """The labels, integers (n,), from a list or an array of integers (a vector, or one row or column); empty for
-        any other array."""
+        """The labels, integers (n,), from a list or an array of integers (a vector, or one row or column)."""
         place = self._labels
         if isinstance(place, list):
             return np.array(place, dtype=object)  # Python's integers, which may be of any size
         count = int(np.prod(place["shape"], dtype=object))
-        if place["dtype"] not in ("i8", "i4", "i2", "u1", "u2") or count != max(place["shape"], default=0):
-            return np.empty(0, dtype=np.int64)
+        if place["dtype"] not in LABEL_TYPES or count != max(place["shape"], default=0):
+            got = f"labels are {place['dtype']} {place['shape']}; expected integers ({self.shape[0]},)"
+            raise DataError(got, **self._place)
         kind = np.dtype("<" + place["dtype"])
         with self._at(place) as file:
             raw = file.read(count * kind.itemsize)

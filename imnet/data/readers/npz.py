@@ -15,8 +15,8 @@ import numpy as np
 from imnet.data.readers.zips import list_zip
 from imnet.errors import DataError
 
+LABEL_TYPES = ("i8", "i4", "i2", "u2", "u1", "u8", "u4")
 _MAX_LABELS = 8 << 20
-_LABEL_TYPES = ("i8", "i4", "i2", "u2", "u1", "u8", "u4")
 _DATA, _LABELS = "data.npy", "labels.npy"
 
 
@@ -45,7 +45,7 @@ class NpzBatch:
         shape, dtype, offset = _announced(self._path, _LABELS, self._shown)
         count = self.shape[0]
         flat = shape if len(shape) == 1 else tuple(size for size in shape if size != 1) or (1,)
-        if dtype[1:] not in _LABEL_TYPES or flat != (count,):
+        if dtype[1:] not in LABEL_TYPES or flat != (count,):
             what = f"array is {dtype} {shape}; expected integers ({count},)"
             raise DataError(what, file=self._shown, offset=_LABELS)
         if count > _MAX_LABELS:

@@ -15,7 +15,7 @@ _MARK = object()
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy")
 _CODEC = ("_codecs", "encode")
 GLOBALS = frozenset([*((m, n) for m in _NUMPY for n in ("_reconstruct", "ndarray", "dtype", "_frombuffer")), _CODEC])
-_DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1, "i2": 2, "u2": 2}
+_DTYPES = {"u1": 1, "i8": 8, "f8": 8, "i4": 4, "f4": 4, "b1": 1, "i2": 2, "u2": 2, "u4": 4, "u8": 8}
 
 
 class Span(bytes):
@@ -52,7 +52,9 @@ class Array:
         got = len(data) if not isinstance(data, Span) or data.latin1 is None else data.latin1
         if self.fortran:
             raise ValueError("array is in Fortran order; expected C order")
-        if self.dtype not in _DTYPES or math.prod(self.shape) * _DTYPES[self.dtype] != got:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"array of type {self.dtype[:20]!r}; allowed {', '.join(_DTYPES)}")
+        if math.prod(self.shape) * _DTYPES[self.dtype] != got:
             raise ValueError(f"array {self.dtype!r} {self.shape} does not fit its {got} bytes")
         out: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
         if isinstance(data, Span):

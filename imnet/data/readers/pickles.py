@@ -140,14 +140,14 @@ class Latin1:
 
 
 def read_batch(path: Path) -> dict[str, Any]:
-    """{"data": place, "labels": [int] or place, "mean": place} of a batch file; RefusedError if it is not one."""
+    """{"data": place, "labels": [int] or place} of a batch file; RefusedError if it is not one."""
     batch = read_structure(path)
     if type(batch) is not dict or not {"data", "labels"} <= set(batch):
         keys = sorted(batch)[:8] if type(batch) is dict else type(batch).__name__
         raise RefusedError(f"holds {keys}, expected a dict with data and labels", 0)
     out: dict[str, Any] = {}
-    for key in ("data", "labels", "mean"):
-        value = batch.get(key)
+    for key in ("data", "labels"):
+        value = batch[key]
         if type(value) is Array:
             try:
                 out[key] = value.place()
@@ -155,7 +155,7 @@ def read_batch(path: Path) -> dict[str, Any]:
                 raise RefusedError(f"{key}: {error}", 0) from error
         elif key == "labels" and isinstance(value, list | tuple) and all(type(label) is int for label in value):
             out[key] = list(value)
-        elif value is not None:
+        else:
             raise RefusedError(f"{key} is {type(value).__name__}, expected an array", 0)
     return out
 

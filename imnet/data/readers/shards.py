@@ -20,6 +20,7 @@ _NUMBERED = re.compile(r"(|.*?[-_/a-z])(\d+)(\.\D.*)", re.IGNORECASE)
 _NO_INTEGER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?|\+\d+", re.IGNORECASE)
 _COPY = re.compile(r"( \(\d+\)| copy( \d+)?| - Copy( \(\d+\))?)(?=\.[^/]*$)")
 _MAX_CLASSES = 1_000_000
+_MAX_ABSENT = 100_000
 
 
 @dataclass
@@ -143,11 +144,11 @@ def _refuse_missing(files: list[str], path: Path, choice: Choice, notes: list[st
             announced[match[1], match[3], re.sub(r"-[0-9a-f]{8,}", "", match[4])].add(int(match[2]))
     absent = []
     for (before, total, after), there in announced.items():
+        if int(total) > len(there) + _MAX_ABSENT:  # refused before their names are made, of which there may be 10^11
+            raise DataError(f"{shown(before)}...-of-{total}: more shards are announced than can be", file=path)
         first = 0 if 0 in there or int(total) not in there else 1
         absent += [f"{before}{i:0{len(total)}d}-of-{total}{after}" for i in range(first, first + int(total))
                    if i not in there]  # fmt: skip
-        if len(absent) > 100_000:
-            raise DataError(f"{before}...-of-{total}: more shards are announced than can be", file=path)
     if absent and not choice.allow_missing:
         what = f"{len(absent)} shards are missing, the first is {shown(absent[0])}"
         raise DataError(what, file=path, hint="get them, or go on without by imnet-data pack --allow-missing")

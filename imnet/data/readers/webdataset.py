@@ -19,7 +19,8 @@ from imnet.errors import DataError, shown
 from imnet.files import is_file, lines
 
 LABELS = ("cls", "cls.txt", "json")
-_MAX_LABEL_BYTES = 1 << 16
+# A .json may hold much more than the label, such as the outlines of what the picture shows.
+_MAX_LABEL_BYTES = 16 << 20
 NAME_FILES = ("classnames.txt", "classes.txt")
 
 

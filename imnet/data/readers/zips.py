@@ -23,6 +23,8 @@ from imnet.data.readers.archive import (
 from imnet.errors import DataError
 
 _UTF8_FLAG = 0x800
+# Encryption in its weak and its strong form, and patches of other files: zipfile opens none of such members.
+_ENCRYPTED = 0x61
 
 
 def list_zip(path: Path) -> tuple[dict[str, Member], set[str]]:
@@ -72,7 +74,7 @@ def _zip_member(info: zipfile.ZipInfo, path: Path, end: int) -> Member:
     name = zip_name(info, path)
     if not 0 <= info.header_offset <= end - info.compress_size:
         raise DataError(f"member lies at byte {info.header_offset} of {end}: zip is damaged", file=path, offset=name)
-    if info.flag_bits & 1:
+    if info.flag_bits & _ENCRYPTED:
         raise DataError("zip member is encrypted", file=path, offset=name, hint="unpack it with its password first")
     kind = (info.external_attr >> 16) & 0o170000
     if kind not in (0, 0o100000):

@@ -137,7 +137,7 @@ class _Job:
                 )  # fmt: skip
         except BaseException as error:
             writer.pause()
-            if isinstance(error, DataError | IOFailure):
+            if isinstance(error, Exception):
                 content.refuse_changed()  # a changed source explains the error better
             raise
         content.refuse_changed()
@@ -182,7 +182,8 @@ class _Job:
         source or rule."""
         old, hint = Table.read(self.listed), "choose another folder or remove it"
         if old is None:
-            raise IOFailure("already packed, and no list of its source lies beside it", file=self.final, hint=hint)
+            what = "already packed, and the list of its source is missing or damaged"
+            raise IOFailure(what, file=self.final, hint=hint)
         change, new = compare(old, self.content, self.found.path)
         renamed = header["class_names"] != list(self.found.class_names)
         same_rule = header["resize"] == self.resize

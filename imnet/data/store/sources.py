@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 import zlib
 from array import array
 from contextlib import suppress
@@ -106,7 +107,7 @@ class Table:
             with np.load(path, allow_pickle=False) as arrays:
                 columns = {key: arrays[key] for key in ("size", "modified", "changed", "label", "crc")}
                 root, *names = os.fsdecode(arrays["names"].tobytes()).split("\0")
-        except (OSError, ValueError, KeyError, EOFError, zlib.error):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             return None
         sound = all(column.shape == (len(names),) for column in columns.values())
         return cls(root, names, columns) if sound else None

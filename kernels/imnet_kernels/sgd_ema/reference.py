@@ -37,10 +37,8 @@ class Step(NamedTuple):
 
 
 def sgd_ema_(lists: Lists, step: Step) -> None:
-    """Update params, momenta and emas in place."""
+    """Update params, of which there is at least one, momenta and emas in place."""
     params, grads, momenta, emas = lists
-    if not params:
-        return
     skip, momentum = step.skip, step.momentum
     before = [[t.clone() for t in tensors] for tensors in (params, momenta, emas)] if skip is not None else []
     update = [g.to(p.dtype) for g, p in zip(grads, params, strict=True)]
