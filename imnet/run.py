@@ -128,9 +128,11 @@ class Run:
         there, own = (checkpoint.states(self._checkpoints, hashes) for hashes in ((), self._own))
         # The run's own checkpoint takes precedence over a foreign one, which ``model`` refuses.
         kept = {self._epoch(state): path for path, state in [*there.items(), *own.items()]}
+        if not kept:
+            raise checkpoint.absent(self.info, self.path)
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
-            told = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
+            told = ", ".join(f"{n:g}" for n in sorted(kept))
             raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {told}")
         return kept[epoch]
 
