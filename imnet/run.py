@@ -283,9 +283,7 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if code:
-        error = ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
-        error.exit_code = code
-        raise error
+        raise ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
     return path
 
 
