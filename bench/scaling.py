@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from imnet import device, launch
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import DeviceError
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
 from imnet.resources import num_cores
@@ -142,8 +142,6 @@ def _all_reduce_s(gradients: torch.Tensor, world: launch.World) -> float:
 
 def parse_ranks(most: int) -> list[int]:
     """1, 2, 4, ... up to ``most``, which is always included."""
-    if most < 1:
-        raise UsageError(f"got {most} ranks; allowed: 1 or more", hint="e.g. --procs 2")
     ranks = [1]
     while ranks[-1] * 2 < most:
         ranks.append(ranks[-1] * 2)
