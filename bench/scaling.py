@@ -223,9 +223,9 @@ def predict(job: Job, cluster: Cluster, gpus: int, images_per_gpu: float, one_gp
     return found | {"images_per_s": rate, "efficiency": rate / (gpus * alone)}
 
 
-def weak(job: Job, cluster: Cluster, gpus: int, images_per_gpu: int = WEAK_IMAGES) -> dict[str, float]:
+def weak(job: Job, cluster: Cluster, gpus: int) -> dict[str, float]:
     """The prediction for weak scaling: the global batch grows with the number of GPUs."""
-    return predict(job, cluster, gpus, images_per_gpu, images_per_gpu)
+    return predict(job, cluster, gpus, WEAK_IMAGES, WEAK_IMAGES)
 
 
 def strong(job: Job, cluster: Cluster, gpus: int, global_batch: int) -> dict[str, float]:
