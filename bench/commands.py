@@ -80,15 +80,20 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
         raise UsageError("got --against with --recipe or --model", hint="choose networks with --models a,b")
     card = throughput.find_card(values.against)
     chosen = throughput.references(card, values.models.split(",") if values.models else None)
+    scored = [one for one in chosen if one.has_schedule]
+    if not scored and (values.save or values.compare):
+        gate_option = "--save" if values.save else "--compare"
+        raise UsageError(f"got {gate_option} for networks without a recipe, which have no scores", hint="leave it out")
     on_cpu = options.device == "cpu" or not device.num_gpus()
 
-    def measured(one: throughput.Reference) -> Row:
-        recipe = one.recipe
+    def sized(recipe: Recipe) -> Recipe:
         if values.batch_size:
-            recipe = with_batch(recipe, values.batch_size)
-        elif on_cpu:
-            recipe = throughput.smaller_for_cpu(recipe)
-        return throughput.compared(one, throughput.measure(recipe, options, values.seconds, parts=("end to end",)))
+            return with_batch(recipe, values.batch_size)
+        return throughput.smaller_for_cpu(recipe) if on_cpu else recipe
+
+    def measured(one: throughput.Reference) -> Row:
+        row = throughput.measure(sized(one.recipe), options, values.seconds, parts=("end to end",))
+        return throughput.compared(one, row)
 
     found = report("reference", map(measured, chosen), options=options, about=lambda: {"card": card})
     machine = found["fingerprint"]
@@ -98,7 +103,7 @@ def _against(values: argparse.Namespace, options: RunOptions) -> Result:
 
         pictures.bars(values.picture, found["rows"], machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores")
         print(f"picture: {values.picture}")
-    return found, _probes([one.recipe for one in chosen if one.has_schedule])
+    return found, _probes([sized(one.recipe) for one in scored])
 
 
 def _probes(recipes: list[Recipe], parts: tuple[str, ...] = gate.PARTS) -> Measure:
@@ -109,7 +114,7 @@ def _probes(recipes: list[Recipe], parts: tuple[str, ...] = gate.PARTS) -> Measu
         for recipe in recipes:
             wanted = tuple(p for p in parts if names is None or f"{p} {recipe.name}" in names)
             if wanted:
-                found |= gate.probe(recipe.name, recipe.data.batch_images, wanted)
+                found |= gate.probe(recipe, wanted)
         return found
 
     return measure

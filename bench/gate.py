@@ -6,7 +6,7 @@ score is the median of ``SAVE_ATTEMPTS`` measurements; the threshold ("line") is
 what the saved code itself reached is no regression; and a score below the line is measured again, up to ``ATTEMPTS``
 times in all, and the best counts. Slower code is slower every time. Files of other machines are refused.
 
-    python -m bench.gate --recipe NAME [--batch-size N] [--parts loader,model]
+    python -m bench.gate --recipe NAME | --model NAME [--batch-size N] [--parts loader,model]
 
 is the process of a probe. It has one thread, because threads that wait for each other use processor time while another
 process has the core, and an allocator that never returns memory to the system (``ALLOCATOR``), because the cost of page
@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,8 +34,10 @@ import torch
 from torch.nn import functional as F
 
 from imnet import device
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, DeviceError, IOFailure, UsageError
 from imnet.files import write_json
+from imnet.recipe import Recipe
+from imnet.recipes import RECIPES
 from imnet.run_options import RunOptions
 
 from .case import build, find_recipe, synthetic
@@ -186,10 +189,15 @@ def table(verdicts: list[Verdict], fail_under: float) -> str:
     return f"{aligned(['score', 'old', 'new', 'ratio', 'line', ''], cells)}\ngate: {verdict}"
 
 
-def probe(recipe: str, batch_images: int, parts: tuple[str, ...]) -> dict[str, float]:
-    """{``<part> <recipe>``: score}, measured in a new process; raises RuntimeError with its last line if it fails."""
-    words = ["--recipe", recipe, "--batch-size", str(batch_images), "--parts", ",".join(parts)]
-    return scores_of([sys.executable, "-m", f"{__package__}.gate", *words])
+def probe(recipe: Recipe, parts: tuple[str, ...]) -> dict[str, float]:
+    """{``<part> <recipe>``: score}, measured in a new process; raises DeviceError with its last line if it fails."""
+    return scores_of([sys.executable, "-m", f"{__package__}.gate", *words_of(recipe, parts)])
+
+
+def words_of(recipe: Recipe, parts: tuple[str, ...]) -> list[str]:
+    """The options of a probe. A network that no recipe has is measured in the plain one that ``find_recipe`` makes."""
+    which = ["--recipe", recipe.name] if recipe.name in RECIPES else ["--model", recipe.model]
+    return [*which, "--batch-size", str(recipe.data.batch_images), "--parts", ",".join(parts)]
 
 
 def scores_of(command: list[str]) -> dict[str, float]:
@@ -203,13 +211,14 @@ def scores_of(command: list[str]) -> dict[str, float]:
     }
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the probe failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DeviceError(f"the probe failed: {said}", hint=f"its own command says more: {shlex.join(command)}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def scores(recipe_name: str, batch_images: int, parts: tuple[str, ...], rounds: int = ROUNDS) -> dict[str, float]:
+def scores(recipe: Recipe, parts: Sequence[str], rounds: int) -> dict[str, float]:
     """As ``probe``, measured in this process."""
-    recipe, found = find_recipe(recipe_name, None, batch_images=batch_images), {}
+    found: dict[str, float] = {}
     with device.threads(RunOptions(threads=1)):
         case = build(synthetic(recipe), RunOptions(threads=1, compile=False))
         batches = case.batches()
@@ -250,14 +259,21 @@ def _loading(device: torch.device, dtype: torch.dtype) -> Call:
     return lambda: images[ids].float().mul_(1 / 255).add_(0.5).clamp_(0, 1).to(dtype)
 
 
-def main() -> int:
+def asked(argv: list[str] | None = None) -> tuple[Recipe, list[str], int]:
+    """(recipe, parts, rounds) of a probe's options."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--recipe")
+    parser.add_argument("--model")
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    values = parser.parse_args()
-    print(json.dumps(scores(values.recipe, values.batch_size, tuple(values.parts.split(",")), values.rounds)))
+    values = parser.parse_args(argv)
+    recipe = find_recipe(values.recipe, values.model, batch_images=values.batch_size)
+    return recipe, values.parts.split(","), values.rounds
+
+
+def main() -> int:
+    print(json.dumps(scores(*asked())))
     return 0
 
 

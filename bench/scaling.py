@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from imnet import device, launch
-from imnet.errors import DeviceError, UsageError
+from imnet.errors import DeviceError
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
 from imnet.resources import num_cores
@@ -142,8 +142,6 @@ def _all_reduce_s(gradients: torch.Tensor, world: launch.World) -> float:
 
 def parse_ranks(most: int) -> list[int]:
     """1, 2, 4, ... up to ``most``, which is always included."""
-    if most < 1:
-        raise UsageError(f"got {most} ranks; allowed: 1 or more", hint="e.g. --procs 2")
     ranks = [1]
     while ranks[-1] * 2 < most:
         ranks.append(ranks[-1] * 2)
@@ -225,9 +223,9 @@ def predict(job: Job, cluster: Cluster, gpus: int, images_per_gpu: float, one_gp
     return found | {"images_per_s": rate, "efficiency": rate / (gpus * alone)}
 
 
-def weak(job: Job, cluster: Cluster, gpus: int, images_per_gpu: int = WEAK_IMAGES) -> dict[str, float]:
+def weak(job: Job, cluster: Cluster, gpus: int) -> dict[str, float]:
     """The prediction for weak scaling: the global batch grows with the number of GPUs."""
-    return predict(job, cluster, gpus, images_per_gpu, images_per_gpu)
+    return predict(job, cluster, gpus, WEAK_IMAGES, WEAK_IMAGES)
 
 
 def strong(job: Job, cluster: Cluster, gpus: int, global_batch: int) -> dict[str, float]:

@@ -103,6 +103,8 @@ def figures(folder: Path, curve: bool = True) -> dict[str, Any]:
         raise DataError(f"the run is {run['status']}, not complete", file=folder, hint="go on with it first")
     rows = read_metrics(folder / "metrics.jsonl")
     evals, recipe = [r for r in rows if r["kind"] == "eval"], run["recipe"]
+    if not evals:
+        raise DataError("has no evaluation", file=folder / "metrics.jsonl", hint="put a copy of it back")
     rates = [r["images_per_s"] for r in rows if r["kind"] == "train"]
     published = recipe.get("published") or {}
     found = {

@@ -131,11 +131,7 @@ def _compile(
     ours: bool,
     kept: Mapping[str, Any],
 ) -> tuple[bool, str]:
-    synced = recipe.comm.sync_bn and world.size > 1
-    if synced and options.compile and place.device.type == "cpu":
-        what = "got --compile with --sync-bn on CPU ranks, whose norms the compiler cannot follow"
-        raise UsageError(what, hint="leave one of them out")
-    if synced and options.compile is None:
+    if recipe.comm.sync_bn and world.size > 1 and options.compile is None:
         return False, "not compiled: --sync-bn, at whose norms compiled code would break off"
     lacks = compiler_missing(place)
     if options.compile and lacks:

@@ -74,8 +74,8 @@ def look(path: Path) -> Seen:
         train, test = found.splits.get("train"), len(found.splits["test"]) if "test" in found.splits else None
         if train is None:
             raise DataError("no training part here", file=path, hint="imnet-data inspect says what there is")
-        if len(found.class_names) < 2:
-            raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
+    if len(found.class_names) < 2:
+        raise DataError(f"one class only ({', '.join(found.class_names)})", file=path, hint="one folder a class")
     if isinstance(train, Items | EncodedSplit):
         side, decode_s = _sizes(train, path)
         return Seen(path, found.class_names, len(train), test, side, 3, True, decode_s)

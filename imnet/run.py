@@ -128,9 +128,11 @@ class Run:
         there, own = (checkpoint.states(self._checkpoints, hashes) for hashes in ((), self._own))
         # The run's own checkpoint takes precedence over a foreign one, which ``model`` refuses.
         kept = {self._epoch(state): path for path, state in [*there.items(), *own.items()]}
+        if not kept:
+            raise checkpoint.absent(self.info, self.path)
         if epoch not in kept:
             what = f"no checkpoint of {'the best, ' * (which == 'best')}epoch {epoch} is kept"
-            told = ", ".join(f"{n:g}" for n in sorted(kept)) or "none"
+            told = ", ".join(f"{n:g}" for n in sorted(kept))
             raise DataError(what, file=self.path, hint=f"give the epoch of one that is: {told}")
         return kept[epoch]
 
@@ -281,9 +283,7 @@ def trained(recipe: Recipe | str | None, options: dict[str, Any]) -> Path:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if code:
-        error = ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
-        error.exit_code = code
-        raise error
+        raise ImnetError(f"training ended with exit code {code}", file=path, hint="its line above says why")
     return path
 
 

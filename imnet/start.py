@@ -137,8 +137,13 @@ def check(recipe: Recipe, options: RunOptions) -> tuple[str, Path]:
     """Check what can be checked before any process or file is created; returns (resolved precision, run folder).
     ``options`` must come from ``as_ran``. A dry run makes the same checks."""
     world, bands = launch.current_world(options.gpus or options.procs), options.bands_of(recipe)
+    ranks = max(world.size, options.num_ranks)
     if bands:
-        ensemble.shares(bands, max(world.size, options.num_ranks))
+        ensemble.shares(bands, ranks)
+    synced = recipe.comm.sync_bn and ensemble.ranks_a_band(bands, ranks) > 1
+    if synced and options.compile and device.kind_of(options) == "cpu":
+        what = "got --compile with --sync-bn on CPU ranks, whose norms the compiler cannot follow"
+        raise UsageError(what, hint="leave one of them out")
     loggers.check(options.logs)
     optim.check_backend(options.optim_backend)
     if not models.known(recipe.model):

@@ -39,13 +39,13 @@ def environment(dry: bool, cache: Path | None = None) -> dict[str, str]:
     return found
 
 
-def end(process: subprocess.Popen[Any], patience_s: float = 1.0) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """End a process and all that it has started, so that none keeps the device or a core."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
+            process.wait(1.0)
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from imnet.command import Parser, guarded
 from imnet.errors import IOFailure
+from imnet.files import check_folder
 
 from ..cli import FAMILIES, FEWER, add_run, count
 
@@ -74,12 +75,9 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def usable_folder(path: Path) -> Path:
-    """Make the folder if it does not exist; raises IOFailure unless files can be written to it."""
+    """``path``, which need not exist yet; raises IOFailure unless files can be written to it. Makes nothing."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}"
-        probe.write_bytes(b"imnet")
-        probe.unlink()
+        check_folder(path)
     except OSError as error:
         what = f"not writable: {error.strerror}"
         raise IOFailure(what, file=path, hint="choose another --out") from error

@@ -53,6 +53,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
     found |= {"device": where, "copy_bytes_per_s": copy, "matmul_flops_per_s": product, "cases": timed}
     compiled, missing = ([], []) if values.no_resources else resources.of_family(family.name, _short(dtype))
     found |= {"torch": torch.__version__, "resources": [r.as_dict() for r in compiled], "missing": missing}
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", found)
     print(text(found))
     title = f"{family.name}, {chosen}, {_short(dtype)}, {where}, {plural(threads, 'thread')}"

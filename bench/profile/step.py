@@ -51,6 +51,7 @@ def run(values: argparse.Namespace, arguments: Sequence[str]) -> None:
                 _ranges_only(work, values.steps)
                 return
             bare_s = work.seconds_per_step(values.steps)
+            folder.mkdir(parents=True, exist_ok=True)
             found = _about(work) | {"warm_up_s": warm_s, "seconds_without_profiler": bare_s}
             found |= _profiled(work, values.steps, values.by_shape, folder / "step-trace.json")
             found["peak_bytes"] = _peak_bytes(work)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from imnet import device
+from imnet.fits import check_passes
 from imnet.from_recipe import load_sources
 from imnet.launch import World
 from imnet.mixing import Mixing
@@ -69,10 +70,11 @@ class Work:
 
     def __init__(self, recipe: Recipe, options: RunOptions, nvtx: bool = False):
         self.recipe, self.place, world = synthetic(recipe), device.resolve(options), World()
-        pipeline = load_sources(self.recipe, options, self.place, world).train
+        sources = load_sources(self.recipe, options, self.place, world)
         self.step = make_step(recipe, options, self.place, world, RangedStep)
+        check_passes(recipe, self.step.net, sources.order, world.size, None)
         self.step.nvtx = nvtx
-        self.case = Case(self.recipe, self.place, pipeline, self.step, Mixing(recipe, 0))
+        self.case = Case(self.recipe, self.place, sources.train, self.step, Mixing(recipe, 0))
         self.batches = self.case.batches()
 
     def once(self, number: int = 0) -> None:

@@ -129,7 +129,7 @@ def _read_metrics(path: Path) -> tuple[list[TrainLine], dict[str, list[EvalLine]
     """(training lines, {"eval": lines, "val": lines}, notes) from metrics.jsonl."""
     evals: dict[str, list[EvalLine]] = {"eval": [], "val": []}
     if not exists(path):
-        return [], evals, ["metrics.jsonl is absent: nothing has been logged yet."]
+        return [], evals, ["metrics.jsonl is absent: nothing was logged yet, or the file is gone."]
     train: list[TrainLine] = []
     data = read_bytes(path)
     rows, torn = parse(data, path)

@@ -185,6 +185,8 @@ def _mapping(value: Any, what: str, allowed: Sequence[str] | None, path: Path) -
     if ours is not None:
         raise UsageError(f"got {ours} in {what}, which the sweep sets", file=path, hint=f"use {OURS[ours]}")
     named = [canonical(str(key)) for key in value]
+    if idle := next((name for name in named if name in ASK), None):
+        raise UsageError(f"got {idle} in {what}, which is no setting of a run", file=path, hint="leave it out")
     network = value.get("model_options")
     leaves = [*named, *(f"model_options.{key}" for key in (network if isinstance(network, dict) else ()))]
     twice = next((name for i, name in enumerate(leaves) if name in leaves[:i]), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import gate
+from bench.case import find_recipe
 from bench.cli import main
 from bench.machine import differences, fingerprint
 from imnet.errors import UsageError
@@ -160,6 +161,21 @@ def test_a_file_that_is_none_of_ours_is_one_line_before_anything_is_measured(tmp
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert says in lines[0]
+
+
+@pytest.mark.parametrize("words", [{"recipe": "quickstart", "model": None}, {"recipe": None, "model": "timm:resnet18"}])
+def test_a_probe_measures_the_recipe_that_was_measured(words):
+    """Also the plain one of a network that no recipe has, whose name is no word of a command."""
+    recipe = find_recipe(**words, batch_images=8)
+    assert gate.asked(gate.words_of(recipe, ("model",))) == (recipe, ["model"], gate.ROUNDS)
+
+
+def test_networks_without_scores_are_refused_before_they_are_measured(tmp_path, capsys):
+    words = ["--against", "RTX 3090", "--models", "resnet18", "--save", str(tmp_path / "base.json")]
+    assert main(["throughput", *words]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "got --save for networks without a recipe" in told.err
 
 
 def scores(*, slowed=None, monkeypatch=None, parts="loader,model", rounds=8):

@@ -6,6 +6,7 @@ import pytest
 
 import imnet
 from bench import results, tables, whole
+from bench.cli import main
 from bench.form import short
 from bench.tables import SECTIONS, shown
 from imnet.report.measured import of_results
@@ -175,6 +176,14 @@ def test_runs_of_one_recipe_that_are_several_experiments_are_not_averaged(tmp_pa
     assert [line[6] for line in (one, other)] == ["2 (seeds 0, 1)", "1 (seeds 0)"]
     assert one[0] != other[0]
     assert [line[0] for line in tables._runs(rows[:2])] == ["quickstart"]
+
+
+def test_a_complete_run_whose_log_is_gone_is_one_line(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"status": "complete", "recipe": {}}')
+    assert main(["runs", str(tmp_path)]) == 65
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "metrics.jsonl: has no evaluation" in told.err
 
 
 @pytest.mark.parametrize(

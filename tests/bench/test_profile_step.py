@@ -233,6 +233,7 @@ def test_flops_of_known_operators():
         (["--image-px", "1"], 2, "got augment.crop_pad_px = 2; allowed: under 1"),
         (["--image-px", "65537"], 2, "got data.image_px = 65537; allowed: 1 to 65,536"),
         (["--batch-size", "1000000001"], 2, "got data.batch_images = 1000000001"),
+        (["--batch-size", "1", "--image-px", "8"], 2, "got batches of which a pass has one image"),
         (["--steps", "0"], 2, "a whole number from 1"),
         (["--precision", "fp61"], 2, "did you mean fp16"),
         (["--out", __file__ + "/below"], 74, "choose another --out"),

@@ -45,6 +45,7 @@ def test_the_same_line_as_the_run(words, expected, tmp_path, capsys):
     [
         (["--sync-bn", "--procs", "2", "--micro-batch-images", "4", "--no-data.drop_last", "--data.train_images", "25"],
          "got --sync-bn with micro-batches of 4 images"),
+        (["--sync-bn", "--procs", "2", "--compile"], "got --compile with --sync-bn on CPU ranks"),
         (["--procs", "16", "--recipe", "quickstart", "--model", "torchvision:resnet18", "--data.image_px", "16"],
          "got batches of which a pass has one image"),
     ],

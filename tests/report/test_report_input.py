@@ -96,6 +96,14 @@ def test_a_whole_matrix_as_earlier_versions_wrote_it_is_read(tmp_path):
     assert load(run).evaluation.confusion.rows(10) == whole
 
 
+def test_a_page_without_the_log_says_so_and_leaves_out_no_more_than_its_curves(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    page = render(run).read_text()
+    assert "metrics.jsonl is absent: nothing was logged yet, or the file is gone." in page
+    assert "Confusion matrix" in page
+
+
 def test_no_folder_is_data_error(tmp_path):
     with pytest.raises(DataError, match="no such run folder"):
         summary(tmp_path / "absent")

@@ -26,6 +26,7 @@ MISTAKES = [
     ("draws of nothing", "random: {draws: 3}", "random.values is absent"),
     ("no draws", "random: {draws: 0, values: {optim.lr: [1]}}", "random.draws is 0"),
     ("what trains nothing", "base: {dry_run: true}", "dry"),
+    ("a question", "base: {find-lr: true}", "got find_lr in base, which is no setting of a run"),
     ("too many", "grid: {lr: &a [1,2,3,4,5,6,7,8,9,10,11], epochs: *a, batch_size: *a, threads: *a}", "14,641"),
     ("nothing at all", "", "names nothing to train"),
     ("nothing but its name", "about: mine\ngrid: {}\nbase:", "names nothing to train"),

@@ -193,7 +193,8 @@ def test_a_complete_run_whose_checkpoints_are_gone_is_not_trained_anew_over_its_
         train(dataclasses.replace(TINY, **change), options(folder, allow_change=True))
     assert kept == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     started = dataclasses.replace(TINY, weights=str(folder))
-    for ask in (Run(folder).model, lambda: train(started, options(folder / "new"))):
+    run = Run(folder)
+    for ask in (run.model, lambda: run.model("best"), lambda: train(started, options(folder / "new"))):
         with pytest.raises(DataError, match="the run is complete, and its checkpoints are gone; put a copy back"):
             ask()
 

@@ -209,6 +209,15 @@ def test_pixels_that_are_not_square_are_refused_with_what_helps(tmp_path, capsys
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_class_alone_is_refused(tmp_path, capsys, packed):
+    for i in range(2):
+        draw(tmp_path / "in" / "train" / "cat" / f"{i}.png", i, (8, 8))
+    assert not packed or data_main(["pack", "in", "store"]) == 0
+    assert train_main(["store" if packed else "in", "--device", "cpu", "--dry-run"]) == 65
+    assert "one class only (cat)" in capsys.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert train_main(["photos", "--device", "cpu", "--dry-run"]) == 0
