@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # noqa: F401  (they fill the table)
+from tests.data import damage_archives, damage_arrays, damage_doubt, damage_parquet, damage_pictures  # noqa: F401  (fill it)
 from tests.data.damage_table import CASES
 
 CHILD = """
@@ -14,11 +14,14 @@ import json, os, sys, tempfile
 from PIL import Image
 from pathlib import Path
 from imnet.data.tool import main
-from tests.data import damage_archives, damage_arrays, damage_parquet, damage_pictures  # they fill the table
+from tests.data import damage_archives, damage_arrays, damage_doubt, damage_parquet, damage_pictures  # fill it
 from tests.data.damage_table import CASES
 
 Image.init()  # its plugins define namedtuples by exec
-events, inside, watching, temporary = [], None, False, tempfile.gettempdir()
+temporary = tempfile.mkdtemp()
+tempfile.tempdir = temporary
+events, inside, watching = [], None, False
+members = temporary + "/imnet-batch-"  # the folders of members of zips while they are read
 
 def hook(event, args):
     if not watching:
@@ -32,11 +35,13 @@ def hook(event, args):
         events.append([current, event, repr(args)[:200]])
     if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"):
         path, flags = args[0], args[2] if event == "open" else os.O_WRONLY
+        if event in ("os.remove", "os.rmdir") and args[1] >= 0:  # a name in an open folder
+            path = os.path.join(os.readlink(f"/proc/self/fd/{args[1]}"), path)
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         # A file without a name is opened as its folder, which nothing else can be written to.
         nameless = path == temporary
         if writes and isinstance(path, (str, bytes)) and not nameless and not os.fsdecode(path).startswith(
-            (inside, "/dev/null")
+            (inside, "/dev/null", members)
         ):
             events.append([current, event, repr(args)[:200]])
 
@@ -55,7 +60,10 @@ for current, (build, _, _) in CASES.items():
         watching = False
         if sorted(map(str, (Path(top) / "source").rglob("*"))) != before or set(os.listdir(top)) - {"source", "out"}:
             events.append([current, "stray file", ""])
+        if os.listdir(temporary) != [os.path.basename(top)]:
+            events.append([current, "stray temporary file", ""])
         os.chdir("/")
+os.rmdir(temporary)
 print(json.dumps([codes, events]))
 """
 
