@@ -150,7 +150,7 @@ class Classifier:
 
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Yield, in the order of ``pictures``, {"name": path or number, "top": [(class, probability), ...]} with the
-        likeliest class first, or {"name", "error"} for a picture that cannot be read."""
+        likeliest class first, or {"name", "error"} for a picture that cannot be read or whose scores are NaN."""
         at_least_one(top=top, batch=batch)
         one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
         if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # iterating would yield its letters or rows
@@ -173,8 +173,10 @@ class Classifier:
         shares = iter(self.logits(np.stack(good)).softmax(1) if good else ())
         names = self.card.class_names
         for row in rows:
-            if "error" not in row:
-                values, ids = next(shares).topk(min(top, len(names)))
+            if "error" not in row and (share := next(shares)).isnan().any():
+                row["error"] = "the network's answer is not a number (NaN): its weights have diverged or are damaged"
+            elif "error" not in row:
+                values, ids = share.topk(min(top, len(names)))
                 row["top"] = [(names[i], float(v)) for v, i in zip(values.tolist(), ids.tolist(), strict=True)]
             yield row
 

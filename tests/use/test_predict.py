@@ -3,14 +3,17 @@
 import csv
 import io
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from imnet.cli import predict_main
+from imnet.cli import export_main, predict_main
 from imnet.errors import UsageError
 from tests.use.judging import logits_of
 
@@ -50,6 +53,19 @@ def test_a_folder_in_every_form(run, pictures, capsys, batch):
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(table) == 6 * 2 + 1
     assert float(table[0]["probability"]) == pytest.approx(rows[0]["top"][0]["probability"], abs=1e-6)
+
+
+def test_answers_that_are_no_numbers_are_an_error(run, pictures, tmp_path, capsys):
+    """A class with "nan%" and exit code 0 would pass for a prediction."""
+    file = tmp_path / "net.safetensors"
+    assert export_main([str(run.path), "--to", "safetensors", "--out", str(file)]) == 0
+    with safe_open(file, "pt") as opened:
+        head = opened.metadata()
+    tensors = load_file(file)
+    list(tensors.values())[-1].view(-1)[0] = math.nan
+    save_file(tensors, file, head)
+    assert predict_main([str(file), str(pictures / "0.png"), "--device", "cpu"]) == 65
+    assert "0.png: the network's answer is not a number (NaN)" in capsys.readouterr().out
 
 
 def test_an_archive_and_a_crop_without_pixels_are_rows_with_a_reason(run, pictures, tmp_path):
