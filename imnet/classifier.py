@@ -173,9 +173,10 @@ class Classifier:
         shares = iter(self.logits(np.stack(good)).softmax(1) if good else ())
         names = self.card.class_names
         for row in rows:
-            if "error" not in row and (share := next(shares)).isnan().any():
+            share = None if "error" in row else next(shares)
+            if share is not None and share.isnan().any():
                 row["error"] = "the network's answer is not a number (NaN): its weights have diverged or are damaged"
-            elif "error" not in row:
+            elif share is not None:
                 values, ids = share.topk(min(top, len(names)))
                 row["top"] = [(names[i], float(v)) for v, i in zip(values.tolist(), ids.tolist(), strict=True)]
             yield row
