@@ -48,19 +48,26 @@ class Timing:
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None) -> dict[str, Timing]:
-    """Time every call once per round, after two warm-up rounds; a sample averages the calls that fill ``slice_s``."""
-    found = samples(calls, rounds, slice_s=slice_s)
+    """Time every call once per round, after two warm-up rounds; a sample averages the calls that fill ``slice_s``. The
+    calls run on the CPU."""
+    found = samples(calls, rounds, slice_s=slice_s, on_gpu=False)
     return {name: Timing.of(values) for name, values in found.items()}
 
 
 def samples(
-    calls: Mapping[str, Call], rounds: int, *, slice_s: float | None = None, children: bool = False
+    calls: Mapping[str, Call],
+    rounds: int,
+    *,
+    slice_s: float | None = None,
+    children: bool = False,
+    on_gpu: bool | None = None,
 ) -> dict[str, list[float]]:
     """The samples behind ``interleaved``: seconds per call, one per round. Samples of a round are neighbours in time.
 
-    ``children`` adds the processor time of child processes that have ended, for peers with workers.
+    ``children`` adds the processor time of child processes that have ended, for peers with workers. ``on_gpu`` as for
+    ``windows``.
     """
-    found = windows(calls, rounds, slice_s=slice_s, children=children)
+    found = windows(calls, rounds, slice_s=slice_s, children=children, on_gpu=on_gpu)
     return {name: [w.seconds for w in taken] for name, taken in found.items()}
 
 
@@ -86,13 +93,16 @@ def windows(
     slice_s: float | None = None,
     children: bool = False,
     budget_s: float | None = None,
+    on_gpu: bool | None = None,
 ) -> dict[str, list[Window]]:
     """``rounds`` windows of every call, alternating, after the warm-up. After ``budget_s`` seconds no new round begins,
-    but ``MIN_ROUNDS`` are always taken."""
+    but ``MIN_ROUNDS`` are always taken. ``on_gpu``: whether the calls run on a GPU; by default if this process has
+    initialised CUDA, which a benchmark of the CPU may find done by another one before it."""
+    on_gpu = torch.cuda.is_initialized() if on_gpu is None else on_gpu
     counts = dict.fromkeys(calls, inner)
     start = time.perf_counter()
     for name, call in calls.items():
-        taken = [_window(call, 1, children) for _ in range(WARM_UP_ROUNDS)][-1]
+        taken = [_window(call, 1, children, on_gpu) for _ in range(WARM_UP_ROUNDS)][-1]
         if slice_s is not None:
             counts[name] = max(1, round(slice_s / max(taken.wall_s, 1e-7)))
     found: dict[str, list[Window]] = {name: [] for name in calls}
@@ -100,13 +110,11 @@ def windows(
         if budget_s is not None and i >= MIN_ROUNDS and time.perf_counter() - start > budget_s:
             break
         for name, call in calls.items():
-            found[name].append(_window(call, counts[name], children))
+            found[name].append(_window(call, counts[name], children, on_gpu))
     return found
 
 
-def _window(call: Call, inner: int, children: bool) -> Window:
-    """One window of ``inner`` calls. It counts as a GPU window if this process has initialised CUDA."""
-    on_gpu = torch.cuda.is_initialized()
+def _window(call: Call, inner: int, children: bool, on_gpu: bool) -> Window:
     wait()
     wall, cpu = time.perf_counter(), cpu_seconds(children)
     for _ in range(inner):

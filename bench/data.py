@@ -38,7 +38,7 @@ _READ_BATCHES = 40
 
 def compared(row: str, images: int, ours: Call, others: Mapping[str, Call], rounds: int, **how: Any) -> Iterator[Row]:
     """A row per peer; ours and all peers are timed alternately. ``how`` is passed to ``clock.samples``."""
-    taken = samples({"": ours, **others}, rounds, **how)
+    taken = samples({"": ours, **others}, rounds, on_gpu=False, **how)
     mine = taken.pop("")
     for name, values in taken.items():
         sides = {"ours": Timing.of(mine).as_dict(), "theirs": Timing.of(values).as_dict()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import clock
+from bench import clock, data
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processor time is the clock of a CPU only")
 
@@ -66,6 +66,17 @@ def test_the_time_of_ended_children_counts_where_asked():
     subprocess.run([sys.executable, "-c", code], check=True)
     assert clock.cpu_seconds(children=True) - before[0] > 0.29
     assert clock.cpu_seconds() - before[1] < 0.2
+
+
+def test_work_on_the_cpu_is_in_its_time_also_after_a_benchmark_of_the_gpu(monkeypatch):
+    """`imnet-bench all` measures both in one process. Without a GPU, torch is made to say that CUDA is in use."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    nap = {"nap": lambda: time.sleep(0.02)}
+    assert clock.interleaved(nap, rounds=2)["nap"].best_s < 0.01
+    (row,) = data.compared("nap", 1, nap["nap"], nap, rounds=2)
+    assert row["ours"]["best_s"] < 0.01
+    assert clock.samples(nap, rounds=2)["nap"][0] >= 0.02
 
 
 def test_a_slice_holds_as_many_calls_as_fill_it_and_a_budget_ends_the_rounds():
