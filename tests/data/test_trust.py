@@ -44,6 +44,9 @@ def test_words_of_shards_and_pairs_of_folders():
     assert split_in("imagenet-trainval-0") == set()
     assert parts_among(["seg_train", "seg_test", "seg_pred"]) == {"train": ["seg_train"], "test": ["seg_test"]}
     assert parts_among(["trainA", "testA"]) == {"train": ["trainA"], "test": ["testA"]}
+    # Two such pairs are two training parts, which every reader refuses.
+    pairs = {"train": ["fold1_train", "fold2_train"], "test": ["fold1_test", "fold2_test"]}
+    assert parts_among([*pairs["train"], *pairs["test"], "notes"]) == pairs
     assert parts_among(["bullet_train", "test_tube"]) == {}
 
 

@@ -167,7 +167,13 @@ def _decorated(names: list[str]) -> dict[str, list[str]]:
                 rest = tuple(word for word in words if not _meaning(word))
                 by_rest.setdefault(rest, {}).setdefault(meanings[0], []).append(name)
                 break
-    return next((parts for parts in by_rest.values() if TRAIN in parts and len(parts) > 1), {})
+    # Of several such pairs (trainA, testA, trainB, testB) none is preferred: the caller refuses a part twice.
+    found: dict[str, list[str]] = {}
+    for parts in by_rest.values():
+        if TRAIN in parts and len(parts) > 1:
+            for part, folders in parts.items():
+                found.setdefault(part, []).extend(folders)
+    return found
 
 
 def same_name(name: str) -> str:
