@@ -13,6 +13,7 @@ skip. An older checkpoint is deleted only after the newer one has been read back
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,8 +84,9 @@ def save(
     except (OSError, SafetensorError) as error:
         # safetensors reports a full disk as its own error type.
         shutil.rmtree(temporary, ignore_errors=True)
-        if exists(replaced) and not exists(final):
-            replaced.rename(final)
+        with contextlib.suppress(OSError):  # of a disk that fails altogether
+            if exists(replaced) and not exists(final):
+                replaced.rename(final)
         reason = getattr(error, "strerror", None) or str(error)
         raise IOFailure(f"checkpoint not written: {reason}", file=final, hint=_hint(folder, error)) from error
     problem = _problem(final)

@@ -1,6 +1,7 @@
 """After kill -9, a signal or damage, a resumed run ends with the uninterrupted run's bytes; locks keep others out."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -222,6 +223,27 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(finished, tmp_path, monke
     assert after.path == kept.path
     assert not after.skipped
     assert not list(folder.glob("*999*"))
+
+
+def test_a_disk_that_fails_while_a_damaged_checkpoint_is_replaced_is_one_line(finished, tmp_path, monkeypatch):
+    """The first rename sets the damaged one aside; neither the new one nor that one can be given its name then."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    kept = checkpoint.load(folder)
+    assert kept is not None
+    (kept.path / "state.json").write_text("{}")
+    rename, names = os.rename, []
+
+    def failing(*given, **named):
+        names.append(given)
+        if len(names) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(*given, **named)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(IOFailure, match=r"checkpoint not written: Input/output error"):
+        checkpoint.save(folder, int(kept.path.name.split("-")[1]), kept.tensors, kept.state)
+    assert len(names) == 3
 
 
 def test_metrics_are_cut_to_the_checkpoint_on_resume(finished, tiny, tmp_path):
