@@ -133,15 +133,12 @@ def _compile(
 ) -> tuple[bool, str]:
     if recipe.comm.sync_bn and world.size > 1 and options.compile is None:
         return False, "not compiled: --sync-bn, at whose norms compiled code would break off"
-    lacks = compiler_missing(place)
-    if options.compile and lacks:
-        hint = "install one, or leave --compile out"
-        raise DeviceError(f"got --compile, for which torch needs {lacks} on the path", hint=hint)
+    check_compiler(options, place.device.type)
     if options.compile is not None:
         return options.compile, _told("compiled as asked", options.compile)
     if place.device.type != "cuda":
         return False, ""
-    if lacks:
+    if lacks := compiler_missing(place.device.type):
         return False, f"not compiled: torch needs {lacks} for it"
     if options.deterministic:
         return False, "not compiled: --deterministic"
@@ -159,9 +156,16 @@ def _told(words: str, yes: bool) -> str:
     return words if yes else f"not {words}"
 
 
-def compiler_missing(place: device.Place) -> str | None:
+def check_compiler(options: RunOptions, kind: str) -> None:
+    """DeviceError if --compile is asked for, and the compiler that torch needs for a device of ``kind`` is missing."""
+    if options.compile and (lacks := compiler_missing(kind)):
+        hint = "install one, or leave --compile out"
+        raise DeviceError(f"got --compile, for which torch needs {lacks} on the path", hint=hint)
+
+
+def compiler_missing(kind: str) -> str | None:
     """The compiler that torch.compile needs and that is not installed: C++ for a CPU, C (for Triton) for a GPU."""
-    if place.device.type == "cuda":
+    if kind == "cuda":
         return None if c_compiler() else "a C compiler (gcc)"
     return None if shutil.which(os.environ.get("CXX", "g++")) else "a C++ compiler (g++)"
 

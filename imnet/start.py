@@ -165,6 +165,7 @@ def check_machine(options: RunOptions) -> None:
         device.check_gpus(device.gpus_here(options), None if options.gpus else "--device cuda")
     if options.cuda_graphs and device.kind_of(options) == "cpu":
         raise DeviceError("got --cuda-graphs without a GPU", hint="leave --cuda-graphs out")
+    defaults.check_compiler(options, device.kind_of(options))
     with tier.using("auto"):
         defaults.choose_kernels(options)
 

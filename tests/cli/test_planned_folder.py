@@ -167,8 +167,9 @@ def test_a_variable_with_a_wrong_tier_is_refused(place, monkeypatch, capsys):
     assert "kernel tier 'fast'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["--gpus 64", "--kernels augment=cuda", "--cuda-graphs"])
-def test_what_this_machine_lacks_is_a_line_of_the_plan_and_the_runs_refusal(words, place, capsys):
+@pytest.mark.parametrize("words", ["--gpus 64", "--kernels augment=cuda", "--cuda-graphs", "--compile --device cpu"])
+def test_what_this_machine_lacks_is_a_line_of_the_plan_and_the_runs_refusal(words, place, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "a-compiler-that-is-not-here")
     asked = [*(w for w in TINY if w not in ("--device", "cpu")), *words.split()]
     assert train_main([*asked, "--dry-run"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("machine"))
