@@ -150,7 +150,8 @@ class Classifier:
 
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Yield, in the order of ``pictures``, {"name": path or number, "top": [(class, probability), ...]} with the
-        likeliest class first, or {"name", "error"} for a picture that cannot be read or whose scores are NaN."""
+        likeliest class first, {"name", "error"} for a picture that cannot be read, or {"name", "top": [], "error"} where
+        the network's scores are NaN, of which no class is the likeliest."""
         at_least_one(top=top, batch=batch)
         one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
         if one or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):  # iterating would yield its letters or rows
@@ -175,7 +176,8 @@ class Classifier:
         for row in rows:
             share = None if "error" in row else next(shares)
             if share is not None and share.isnan().any():
-                row["error"] = "the network's answer is not a number (NaN): its weights have diverged or are damaged"
+                told = "the network's answer is not a number (NaN): its weights have diverged or are damaged"
+                row |= {"top": [], "error": told}
             elif share is not None:
                 values, ids = share.topk(min(top, len(names)))
                 row["top"] = [(names[i], float(v)) for v, i in zip(values.tolist(), ids.tolist(), strict=True)]

@@ -33,7 +33,7 @@ def run(values: argparse.Namespace) -> int:
     with device.threads(RunOptions()):
         for row in model.stream(_pictures(values.pictures), values.top, values.batch_size):
             write(row)
-            num, bad = num + 1, bad + ("error" in row)
+            num, bad = num + 1, bad + ("top" not in row)
     if not num:
         raise DataError("no picture there", file=values.pictures[0], hint="name pictures, or a folder that holds some")
     return DataError.exit_code if bad else 0

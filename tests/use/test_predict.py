@@ -55,8 +55,8 @@ def test_a_folder_in_every_form(run, pictures, capsys, batch):
     assert float(table[0]["probability"]) == pytest.approx(rows[0]["top"][0]["probability"], abs=1e-6)
 
 
-def test_answers_that_are_no_numbers_are_an_error(run, pictures, tmp_path, capsys):
-    """A class with "nan%" and exit code 0 would pass for a prediction."""
+def test_answers_that_are_no_numbers_name_no_class(run, pictures, tmp_path, capsys):
+    """The picture is right, so the exit code is 0; but a class with "nan%" would pass for a prediction."""
     file = tmp_path / "net.safetensors"
     assert export_main([str(run.path), "--to", "safetensors", "--out", str(file)]) == 0
     with safe_open(file, "pt") as opened:
@@ -64,8 +64,15 @@ def test_answers_that_are_no_numbers_are_an_error(run, pictures, tmp_path, capsy
     tensors = load_file(file)
     list(tensors.values())[-1].view(-1)[0] = math.nan
     save_file(tensors, file, head)
-    assert predict_main([str(file), str(pictures / "0.png"), "--device", "cpu"]) == 65
+    capsys.readouterr()
+    words = [str(file), str(pictures / "0.png"), "--device", "cpu"]
+    assert predict_main(words) == 0
     assert "0.png: the network's answer is not a number (NaN)" in capsys.readouterr().out
+    assert predict_main([*words, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["top"], row["error"][:20]) == ([], "the network's answer")
+    assert predict_main([*words, "--csv"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 1
 
 
 def test_an_archive_and_a_crop_without_pixels_are_rows_with_a_reason(run, pictures, tmp_path):
