@@ -150,7 +150,7 @@ class Classifier:
 
     def stream(self, pictures: Iterable[Picture], top: int = 5, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Yield, in the order of ``pictures``, {"name": path or number, "top": [(class, probability), ...]} with the
-        likeliest class first, {"name", "error"} for a picture that cannot be read, or {"name", "top": [], "error"} where
+        likeliest class first, {"name", "error"} for a picture that cannot be read, or {"name", "top": [], "error"} if
         the network's scores are NaN, of which no class is the likeliest."""
         at_least_one(top=top, batch=batch)
         one = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
