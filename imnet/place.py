@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     if data_dir is None or not told:
         return ()
     return (f"{told}; imnet-train {quoted(data_dir)} trains on what lies there",)
+
+
+def elsewhere(config: str | None, out: str | None) -> tuple[str, ...]:
+    """A line if the file ``config`` lies in a run folder, but names another as ``out``: the run was moved or copied."""
+    folder = Path(config or "").parent
+    if config is None or out is None or not is_file(folder / "run.json"):
+        return ()
+    if os.path.realpath(out) == os.path.realpath(folder):
+        return ()
+    return (
+        f"{config} lies in a run folder, but its out is {out}, which is used; --out {quoted(folder)} uses the other",
+    )
 
 
 def resized(recipe: Recipe, asked_px: str | None) -> tuple[str, ...]:

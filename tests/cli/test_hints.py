@@ -113,3 +113,16 @@ def test_a_command_to_copy_has_a_folder_with_spaces_as_one_word(tmp_path, capsys
     assert train_main([str(config)]) == 2
     assert f"--config '{config}' reads it" in capsys.readouterr().err
     assert ensemble.closing(run, [0]).endswith(f"imnet-eval '{run}' fuses them")
+
+
+def test_the_configuration_of_a_moved_or_copied_run_says_which_folder_is_used(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "my copy"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        (folder / "config.yaml").write_text(f"recipe: quickstart\nout: {old}\n")
+    (note,) = options.parse(["--config", str(new / "config.yaml")]).notes
+    assert note.startswith(f"{new}/config.yaml lies in a run folder, but its out is {old}, which is used; ")
+    assert note.endswith(f"--out '{new}' uses the other")
+    assert options.parse(["--config", str(old / "config.yaml")]).notes == ()
+    assert options.parse(["--config", str(new / "config.yaml"), "--out", str(new)]).notes == ()
