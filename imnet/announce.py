@@ -22,6 +22,13 @@ from imnet.resources import free_memory_bytes
 from imnet.run_state import RunState, Setup
 
 
+def sizes(train: int, val: int | None, test: int, final: int | None, unit: str = "") -> str:
+    """The numbers of images of a set's parts, in words. With a ``final`` part, ``test`` is the set's validation set."""
+    held_out = "" if val is None else f"{val:,} validation, "
+    more = "" if final is None else f" (its validation set), {final:,} final (its test set)"
+    return f"{train:,} train, {held_out}{test:,} test{unit}{more}"
+
+
 def header(
     setup: Setup, state: RunState, folder: Path, found: checkpoint.Checkpoint | None, notes: list[str]
 ) -> list[str]:
@@ -29,15 +36,15 @@ def header(
     r, place, world = setup.recipe, setup.place, setup.world
     per_rank = math.ceil(r.data.batch_images / world.size)
     passes = len(micro_batches(torch.arange(per_rank), setup.options.micro_batch_images))
-    val = "" if setup.val is None else f"{len(setup.val):,} validation, "
-    sizes = f"{len(setup.train):,} train, {val}{len(setup.test):,} test images"
+    val, final = (None if part is None else len(part) for part in (setup.val, setup.dataset.final))
+    counts = sizes(len(setup.train), val, len(setup.test), final, " images")
     where = f"{world.size} x {place.device.type}" if world.size > 1 else str(place.device)
     shares = f"{world.size} rank(s) x {passes} pass(es) x {per_rank // passes}"
     faster = [f"{name} {tier}" for name, (tier, _) in _tiers(setup).items() if tier != "reference"]
     tiers = f"{', '.join(faster)}; all else is torch's own" if faster else "torch's own"
     lines = [
         f"recipe     {r.name}: {r.model}, {setup.parameters:,} parameters, {r.epochs} epoch{'s' * (r.epochs != 1)}",
-        f"data       {r.data.name}: {sizes}",
+        f"data       {r.data.name}: {counts}",
         *(f"note       {note}" for note in setup.dataset.notes),
         f"pipeline   {setup.train.kind} ({setup.pipeline_reason}): {setup.train.where}",
         f"device     {where}, {place.precision} ({place.reason}), {setup.threads} threads a process",

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from imnet.command import Parser, guarded
-from imnet.errors import UsageError
+from imnet.errors import UsageError, quoted
 from imnet.resources import FEWER
 
 _BEGAN = time.perf_counter()
@@ -217,7 +217,9 @@ def _system(values: Namespace) -> int:
         raise UsageError(f"got --picture for {name}, which has no bands", hint="leave it out")
     out = values.out or Path(f"system-{name}.html")
     if out.suffix in (".md", ".csv"):
-        raise UsageError(f"got --out {out}, which lies beside the page", hint=f"--out {out.with_suffix('.html')}")
+        raise UsageError(
+            f"got --out {out}, which lies beside the page", hint=f"--out {quoted(out.with_suffix('.html'))}"
+        )
     for path in report.system(name, values.runs, out, sheets, lambda line: print(f"note       {line}")):
         print(path)
     return 0

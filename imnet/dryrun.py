@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from imnet import change, checkpoint, device, ensemble, fits, hubs, models, prescribed, runfolder, start, weights
+from imnet.announce import sizes
 from imnet.data import AbsentError, DataSet, Unpacked
 from imnet.data.base import held_of_each_class
 from imnet.data.order import Order
@@ -121,11 +122,11 @@ def _data(
         return [*_schedule(recipe, None), f"data         NOT FOUND: {error}"]
     except Unpacked as todo:
         return _unpacked(recipe, todo, steps)
-    val = "" if found.val is None else f"{len(found.val):,} validation, "
-    sizes = f"{len(found.train):,} train, {val}{len(found.test):,} test, {len(found.class_names)} classes"
+    val, final = (None if part is None else len(part) for part in (found.val, found.final))
+    counts = f"{sizes(len(found.train), val, len(found.test), final)}, {len(found.class_names)} classes"
     return [
         *steps(len(found.train)),
-        f"data         {found.name}: {sizes}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
+        f"data         {found.name}: {counts}, {found.image_shape}, fingerprint {found.fingerprint[:12]}",
         *(f"note         {note}" for note in found.notes),
         f"pipeline     {_pipeline(found, options)}",
         *entered(found),
@@ -160,11 +161,11 @@ def _unpacked(recipe: Recipe, todo: Unpacked, steps: Callable[[int], list[str]])
     train = d.train_images or len(splits["train"])
     test = d.test_images or (len(splits["test"]) if "test" in splits else _held_out(splits["train"], d.hold_out))
     train -= (0 if "test" in splits else test) + (d.val_images or 0)
-    val = f"{d.val_images:,} validation, " if d.val_images else ""
-    sizes = f"{train:,} train, {val}{test:,} test, {len(todo.found.class_names)} classes"
+    final = len(splits["final"]) if "final" in splits else None
+    counts = f"{sizes(train, d.val_images or None, test, final)}, {len(todo.found.class_names)} classes"
     return [
         *steps(train),
-        f"data         {todo.found.path}: {todo.found.kind}, {sizes}; training packs it once into {todo.target}",
+        f"data         {todo.found.path}: {todo.found.kind}, {counts}; training packs it once into {todo.target}",
         *(f"note         {note}" for note in [*todo.found.remarks(), *refusals(todo.found)]),
     ]
 

@@ -19,7 +19,7 @@ from imnet.data import DataSet
 from imnet.data.pipelines.bands import OneBand, Together
 from imnet.data.pipelines.node import Shelf, shelf_for
 from imnet.device import Place
-from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.errors import ImnetError, Preempted, UsageError, quoted
 from imnet.from_recipe import build_network, first_weights, load_data, load_sources
 from imnet.launch import World
 from imnet.recipe import Recipe
@@ -226,4 +226,4 @@ def closing(path: Path, bands: Sequence[int]) -> str:
     done = sum(map(runfolder.is_complete, runfolder.runs_of(path, bands)))
     others = [runfolder.is_complete(folder) for band, folder in there.items() if band not in bands]
     more = f", and {sum(others)} of the {len(others)} others there" if others else ""
-    return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete{more}; imnet-eval {path} fuses them"
+    return f"{'ensemble':<18} {path}: {done} of {len(bands)} bands complete{more}; imnet-eval {quoted(path)} fuses them"

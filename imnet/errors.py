@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 
 UNSET = "is a variable of the shell not set?"
@@ -23,6 +24,11 @@ def shown(name: str) -> str:
 def first_few(names: Sequence[str]) -> str:
     """The first three names, as ``shown``, followed by dots if there are more."""
     return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """The path as one word of a command that the user copies to a shell: in quotes if it has spaces or the like."""
+    return shlex.quote(os.fspath(path))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from imnet.errors import IOFailure, UsageError
+from imnet.errors import IOFailure, UsageError, quoted
 
 WEIGHTS = (".safetensors", ".onnx", ".pt2", ".pt", ".pth")
 """Suffixes of files of networks, which mimetypes does not know."""
@@ -69,7 +69,7 @@ def check_kind(out: Path, suffix: str, told: str) -> None:
     got = kind(out.suffix.lower())
     plain = suffix != ".html" and (got[0] or "").startswith(("text/", "application/octet-stream"))
     if got not in (kind(suffix), (None, None)) and not plain:
-        raise UsageError(f"got --out {out}; {told}", hint=f"--out {out.with_suffix(suffix)}")
+        raise UsageError(f"got --out {out}; {told}", hint=f"--out {quoted(out.with_suffix(suffix))}")
 
 
 def temporary_of(path: Path) -> Path:

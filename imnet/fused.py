@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imnet import device, runfolder
 from imnet.classifier import Classifier
 from imnet.data import DataSet
-from imnet.errors import DataError
+from imnet.errors import DataError, quoted
 from imnet.evaluate import evaluation_batch
 from imnet.from_recipe import build_pipeline
 from imnet.recipe import Recipe
@@ -99,7 +99,7 @@ class Ensemble:
         other = sorted(int(band) for band in {*now, *known["bands"]} if now.get(band) != known["bands"].get(band))
         if other:
             what = f"was chosen with other weights than the folder's newest (band {', '.join(map(str, other))})"
-            raise DataError(what, file=self.path / FUSION, hint=f"choose again: imnet-eval {self.path}")
+            raise DataError(what, file=self.path / FUSION, hint=f"choose again: imnet-eval {quoted(self.path)}")
         return {int(band): weight for band, weight in chosen[0].items()}
 
     def weights_ids(self, which: str = "last") -> dict[str, str]:

@@ -135,7 +135,7 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
     if not marks:
         write_evaluation(run.path, plain, dataset, mirrored.top1 if mirrored else None, final)
     else:
-        about = {"data": dataset.name, "split": split} | _how(values, options)
+        about = {"data": dataset.name, "split": split} | _how(values, options, seen)
         yield _beside(run, plain, names, mirrored, about, marks)
     report.render(run.path)
     yield f"report     {run.report}"
@@ -143,13 +143,14 @@ def _own(values: Namespace, world: World) -> Iterator[str]:
 
 def _other(values: Namespace, world: World) -> Iterator[str]:
     """Evaluate a run, or a file that imnet-export wrote, on another set, and yield the lines to print."""
-    run = Run(values.run) if is_dir(values.run) else None
+    run, seen = Run(values.run) if is_dir(values.run) else None, ""
     if run is None and values.checkpoint != "last":
         raise UsageError(f"got --checkpoint {values.checkpoint} for a file, which holds one", hint="leave it out")
     if run is None:
         model = classifier.load(values.run)
         options = RunOptions(device=values.device, precision=values.precision or "fp32")
     else:
+        seen = run.weights_id(values.checkpoint)
         model = run.classifier(data_dir=values.data_dir, which=values.checkpoint)
         options = run.options(values.data_dir, values.device, values.precision)
     images, options = images_at(values.data, values.split), _as_asked(options, values)
@@ -162,15 +163,15 @@ def _other(values: Namespace, world: World) -> Iterator[str]:
     yield from _lines(plain, mirrored, names, run)
     yield from _table(values.out, plain, names, images.name)
     if run is not None:
-        about = {"data": str(images.path), "split": images.split} | _how(values, options)
+        about = {"data": str(images.path), "split": images.split} | _how(values, options, seen)
         marks = [_slug(values.data), images.split, *_marks(run, values)]
         yield _beside(run, plain, names, mirrored, about, marks)
         report.render(run.path)
         yield f"report     {run.report}"
 
 
-def _how(values: Namespace, options: RunOptions) -> dict[str, Any]:
-    return {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
+def _how(values: Namespace, options: RunOptions, seen: str) -> dict[str, Any]:
+    return {"checkpoint": values.checkpoint, "weights": seen, "precision": device.resolve(options).precision}
 
 
 def _marks(run: Run, values: Namespace) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imnet import device, fusion, models, runfolder
-from imnet.errors import DataError, UsageError
+from imnet.errors import DataError, UsageError, quoted
 from imnet.fields import flag
 from imnet.files import write_json
 from imnet.fused import CHOSEN, HELD_OUT, Ensemble
@@ -164,7 +164,7 @@ def _refuse(values: Namespace) -> None:
     """Raise UsageError for options that only apply to a single network."""
     for name in ("data", "split", "out", "ten_crop", "no_flip"):
         if getattr(values, name):
-            hint = f"give one band: imnet-eval {runfolder.band_folder(values.run, 0)}"
+            hint = f"give one band: imnet-eval {quoted(runfolder.band_folder(values.run, 0))}"
             raise UsageError(f"got --{flag(name)} for an ensemble, whose logits are fused on its own images", hint=hint)
     if values.p is not None and not 0 < values.p < 1:
         raise UsageError(f"got --p {values.p:g}; allowed: between 0 and 1", hint="leave it out: 0.3")

@@ -102,9 +102,9 @@ def parse(argv: list[str]) -> Request:
     request = _to_request(values, base, network_options)
     options = choose_bands(request.recipe, request.options, first, given)
     notes += place.notes(request.recipe, path) if path else place.unread(request.recipe, options.data_dir)
-    notes += place.resized(request.recipe, first["data.image_px"]) + without_effect(
-        {name for name, _ in _words(argv)}, request.recipe, options
-    )
+    named = {name for name, _ in _words(argv)}
+    notes += () if "out" in named else place.elsewhere(first["config"], options.out)
+    notes += place.resized(request.recipe, first["data.image_px"]) + without_effect(named, request.recipe, options)
     return replace(request, options=options, notes=notes, reasons=reasons)
 
 

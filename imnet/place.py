@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from imnet import base_recipe
 from imnet.command import at_home, nearest
-from imnet.errors import UNSET, UsageError
+from imnet.errors import UNSET, UsageError, quoted
 from imnet.files import exists, is_file
 from imnet.recipe import Recipe
 from imnet.recipes import RECIPES
@@ -72,7 +73,21 @@ def unread(recipe: Recipe, data_dir: str | None) -> tuple[str, ...]:
     from imnet import data
 
     told = data.unread(recipe.data.name, data_dir)
-    return (f"{told}; imnet-train {data_dir} trains on what lies there",) if told else ()
+    if data_dir is None or not told:
+        return ()
+    return (f"{told}; imnet-train {quoted(data_dir)} trains on what lies there",)
+
+
+def elsewhere(config: str | None, out: str | None) -> tuple[str, ...]:
+    """A line if the file ``config`` lies in a run folder, but names another as ``out``: the run was moved or copied."""
+    folder = Path(config or "").parent
+    if config is None or out is None or not is_file(folder / "run.json"):
+        return ()
+    if os.path.realpath(out) == os.path.realpath(folder):
+        return ()
+    return (
+        f"{config} lies in a run folder, but its out is {out}, which is used; --out {quoted(folder)} uses the other",
+    )
 
 
 def resized(recipe: Recipe, asked_px: str | None) -> tuple[str, ...]:
@@ -103,10 +118,10 @@ def recipe(
         hint = f"give a folder, an archive or a store of your own; {other}"
         raise UsageError(f"got {path!r}: no such file or folder", hint=hint)
     if is_file(place / "run.json"):
-        hint = f"--config {place / 'config.yaml'} goes on with the run, imnet-eval {path} evaluates it"
+        hint = f"--config {quoted(place / 'config.yaml')} goes on with the run, imnet-eval {quoted(path)} evaluates it"
         raise UsageError(f"got {path!r}, a run folder, for the place of data", hint=hint)
     if place.suffix.lower() in (".yaml", ".yml"):
-        raise UsageError(f"got {path!r}, a YAML file, for the place of data", hint=f"--config {path} reads it")
+        raise UsageError(f"got {path!r}, a YAML file, for the place of data", hint=f"--config {quoted(path)} reads it")
     name = base_recipe.named(told, in_file)
     if name and not name.startswith(own.PREFIX):
         base, notes = base_recipe.of(told | {"data.name": None}, in_file)

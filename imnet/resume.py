@@ -46,7 +46,8 @@ def resume(
     if saved["config_hash"] == setup.config_hash:  # a changed run may have more patience
         state.stopped = saved.get("stopped")
     if saved["data_fingerprint"] != setup.dataset.fingerprint:
-        state.best = dict(NO_BEST)  # the old one was measured on other test images
+        # The old one was measured on other images. Whoever reads the metrics begins after this epoch as well.
+        state.best = NO_BEST | {"since": step / setup.order.steps_per_epoch}
     if setup.world.is_main:
         # Checkpoints of older versions do not have the second.
         sums = (saved["loss_sum"], saved.get("right_sum", math.nan))

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError, quoted
 from imnet.files import check_folder, exists, is_dir, is_file, listed, write_atomic, write_json
 from imnet.locks import NO_LOCKS, is_at, try_lock
 from imnet.recipe import Recipe, replace
@@ -202,7 +202,7 @@ def check_same(path: Path, recipe: Recipe, options: RunOptions, precision: str) 
     spent = run["status"] == "complete" and not run.get("stopped") and recipe.epochs <= old.epochs
     how = ("extend it" if longer else "go on with it all the same") + ": --allow-change" + " and more --epochs" * spent
     if changed == f"name was {old.name}, is {recipe.name}" and recipe.name.startswith("own/"):
-        how += f"; were the pictures moved: --config {path / 'config.yaml'} --data-dir THEIR_NEW_PLACE"
+        how += f"; were the pictures moved: --config {quoted(path / 'config.yaml')} --data-dir THEIR_NEW_PLACE"
     raise UsageError(what, file=path, hint=f"choose another --out, or {how}")
 
 

@@ -21,7 +21,7 @@ from imnet import data, defaults, device, ensemble, fits, launch, loggers, model
 from imnet.console import Console
 from imnet.data.readers.rule import is_picture
 from imnet.data.store import is_store
-from imnet.errors import DeviceError, ImnetError, UsageError
+from imnet.errors import DeviceError, ImnetError, UsageError, quoted
 from imnet.files import exists, is_dir
 from imnet.ranks import run_ranks
 from imnet.recipe import Recipe
@@ -103,7 +103,7 @@ def _check_folder(path: Path, bands: tuple[int, ...]) -> None:
         raise UsageError(what, file=path, hint="choose another --out, or give --band K")
     there = runfolder.bands_in(path)
     if there and not bands:
-        hint = f"--bands trains them; --out {next(iter(there.values()))} is the run of one"
+        hint = f"--bands trains them; --out {quoted(next(iter(there.values())))} is the run of one"
         raise UsageError("the folder holds an ensemble", file=path, hint=hint)
 
 

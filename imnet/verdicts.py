@@ -109,7 +109,7 @@ def note_best(state: RunState, judged: list[Judged], epoch: int) -> None:
     """Update the best epoch from the first evaluation, so that test images do not choose it if others were held out."""
     top1 = judged[0].result.top1
     if top1 > state.best["top1"]:
-        state.best = {"top1": top1, "epoch": epoch}
+        state.best = state.best | {"top1": top1, "epoch": epoch}
 
 
 def stop_early(state: RunState, setup: Setup, epoch: int) -> str:

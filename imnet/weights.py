@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imnet import checkpoint, hubs
-from imnet.errors import DataError, IOFailure, UsageError, first_few
+from imnet.errors import DataError, IOFailure, UsageError, first_few, quoted
 from imnet.files import exists, in_utf8, is_dir, is_file
 from imnet.runfolder import read_run
 
@@ -182,7 +182,7 @@ def _from_run(source: str, path: Path) -> Weights:
     if found is None:
         raise checkpoint.absent(run, path)
     if found.skipped:
-        hint = f"run that training's command again, or give --weights {found.path / 'model.safetensors'}"
+        hint = f"run that training's command again, or give --weights {quoted(found.path / 'model.safetensors')}"
         raise DataError(f"the newest checkpoint is damaged ({found.skipped[0]})", file=path, hint=hint)
     return Weights(source, found.tensors["ema" if "ema" in found.tensors else "model"])
 

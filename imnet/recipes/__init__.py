@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from imnet.command import suggest
-from imnet.errors import UsageError
+from imnet.errors import UsageError, quoted
 from imnet.recipe import Recipe
 
 
@@ -16,7 +16,7 @@ class _Recipes(dict[str, Recipe]):
     def __missing__(self, name: object) -> Recipe:
         hint = suggest(str(name), list(self)) or "imnet-train --list recipes shows them all"
         if str(name).lower().endswith((".yaml", ".yml")):
-            hint = f"--config {name}"
+            hint = f"--config {quoted(str(name))}"
         raise UsageError(f"got unknown recipe {name!r}", hint=hint)
 
 

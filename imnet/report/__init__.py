@@ -247,7 +247,10 @@ def _images(run: RunLog) -> str:
     counts = dict(recorded) if isinstance(recorded, dict) else {}
     if run.evaluation:
         counts["test_images"] = run.evaluation.num_images
-    told = [f"{counts[f'{part}_images']:,} {part}" for part in ("train", "val", "test") if f"{part}_images" in counts]
+    counts["final_images"] = (run.info.get("final") or {}).get("num_images")
+    judged = "test (its validation set)" if run.judged_on == "validation set" else "test"
+    words = {"train": "train", "val": "val", "test": judged, "final": "final (its test set)"}
+    told = [f"{counts[f'{part}_images']:,} {word}" for part, word in words.items() if counts.get(f"{part}_images")]
     return ", ".join(told) or "not recorded"
 
 

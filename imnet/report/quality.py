@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from imnet.report.data import Evaluation, RunLog
@@ -69,19 +70,25 @@ def others(run: RunLog) -> list[Markup]:
     if not run.others:
         return []
     headers = ("Data", "Part", "Checkpoint", "Precision", "Images", "Top-1", "Top-5", "Balanced", "Calibration error")
-    parts: list[Any] = [table(headers, [_row(other) for other in run.others], "wide")]
+    parts: list[Any] = [table(headers, [_row(other, run) for other in run.others], "wide")]
     for number, other in enumerate(run.others):
-        parts.append(soft("{}, {}, checkpoint {}, {}:".format(*_named(other))))
+        parts.append(soft("{}, {}, checkpoint {}, {}:".format(*_named(other, run))))
         parts += _classes(other)
         parts += [_reliability(other, f"other{number}")] if other.bins else []
     return [section("others", "Other evaluations", *parts)]
 
 
-def _named(other: Evaluation) -> list[str]:
-    """The data, split, checkpoint and precision of an evaluation."""
-    return [str((other.about or {}).get(key, "?")) for key in ("data", "split", "checkpoint", "precision")]
+def _named(other: Evaluation, run: RunLog) -> list[str]:
+    """The data, split, checkpoint and precision of an evaluation. Of weights other than the run's newest it says the
+    step: a run that went on since has another ``last``, and maybe another ``best``."""
+    about = other.about or {}
+    data, split, which, precision = (str(about.get(key, "?")) for key in ("data", "split", "checkpoint", "precision"))
+    step = re.match(r"step-0*(\d+)", str(about.get("weights")))
+    if step and run.last and int(step[1]) != run.last.step:
+        which += f" at that time, step {int(step[1]):,}" if which in ("last", "best") else ""
+    return [data, split, which, precision]
 
 
-def _row(other: Evaluation) -> tuple[str, ...]:
+def _row(other: Evaluation, run: RunLog) -> tuple[str, ...]:
     figures = (other.top1, other.top5, balanced_accuracy(other.per_class), calibration_error(other.bins))
-    return (*_named(other), f"{other.num_images:,}", *map(percent, figures))
+    return (*_named(other, run), f"{other.num_images:,}", *map(percent, figures))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imnet import loggers, report
 from imnet.command import Parser, guarded
-from imnet.errors import ImnetError, Preempted, UsageError
+from imnet.errors import ImnetError, Preempted, UsageError, quoted
 from imnet.files import check_folder, check_output
 from imnet.recipes.documents import DOCUMENTS
 from imnet.report.markup import MARK
@@ -110,7 +110,7 @@ def _list(chosen: Sequence[Trial], out: Path) -> None:
     for trial in chosen:
         print(f"{trial.number:>4}  {trial.id}  {jobs.state(trial, out):<9} {trial.label}")
     print(f"{len(chosen)} trial(s) in {out}; as commands: imnet-train WORDS --out FOLDER, e.g.")
-    print(f"imnet-train {shlex.join(chosen[0].words)} --out {shlex.quote(str(out / chosen[0].name))}")
+    print(f"imnet-train {shlex.join(chosen[0].words)} --out {quoted(out / chosen[0].name)}")
 
 
 def _run(chosen: Sequence[Trial], out: Path, at_once: int | None) -> int:
@@ -149,7 +149,7 @@ def _result(folder: Path) -> str:
 
     bands = report.expand([folder])
     if len(bands) > 1:
-        return f"{len(bands)} bands; imnet-eval {folder} fuses them"
+        return f"{len(bands)} bands; imnet-eval {quoted(folder)} fuses them"
     run = load(bands[0])
     return f"top-1 {percent(run.last_top1)} in {duration(run.total_seconds)}"
 
@@ -190,4 +190,6 @@ def _document(complete: Sequence[Trial], out: Path) -> str:
     """Text with the command that compares the runs with their document, or "" unless all belong to the same one."""
     systems = {trial.recipe.name.partition("/")[0] for trial in complete}
     known = sorted(systems & {document.system for document in DOCUMENTS})
-    return f"; against the document: imnet-report --system {known[0]} {out}" if len(systems) == len(known) == 1 else ""
+    if len(systems) != 1 or len(known) != 1:
+        return ""
+    return f"; against the document: imnet-report --system {known[0]} {quoted(out)}"

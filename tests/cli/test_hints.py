@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imnet import options
+from imnet import ensemble, options
 from imnet.cli import eval_main, predict_main, train_main
 from imnet.parser import ALIASES, build_parser
 from imnet.recipe_json import KINDS
@@ -99,3 +99,30 @@ def test_a_gpu_by_its_number_is_told_how_it_is_chosen(main, words, capsys):
     """ "did you mean cuda?" would have taken another one, the first."""
     assert main([*words, "--device", "cuda:2"]) == 2
     assert capsys.readouterr().err.endswith("; give cuda, with CUDA_VISIBLE_DEVICES=2 in the environment\n")
+
+
+def test_a_command_to_copy_has_a_folder_with_spaces_as_one_word(tmp_path, capsys):
+    run, config = tmp_path / "my run", tmp_path / "my run" / "config.yaml"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    config.write_text("recipe: quickstart\n")
+    assert train_main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"--config '{config}' goes on with the run" in said
+    assert f"imnet-eval '{run}' evaluates it" in said
+    assert train_main([str(config)]) == 2
+    assert f"--config '{config}' reads it" in capsys.readouterr().err
+    assert ensemble.closing(run, [0]).endswith(f"imnet-eval '{run}' fuses them")
+
+
+def test_the_configuration_of_a_moved_or_copied_run_says_which_folder_is_used(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "my copy"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        (folder / "config.yaml").write_text(f"recipe: quickstart\nout: {old}\n")
+    (note,) = options.parse(["--config", str(new / "config.yaml")]).notes
+    assert note.startswith(f"{new}/config.yaml lies in a run folder, but its out is {old}, which is used; ")
+    assert note.endswith(f"--out '{new}' uses the other")
+    assert options.parse(["--config", str(old / "config.yaml")]).notes == ()
+    assert options.parse(["--config", str(new / "config.yaml"), "--out", str(new)]).notes == ()

@@ -227,6 +227,10 @@ def test_a_test_set_beside_val_is_judged_in_the_end(tmp_path, capsys, monkeypatc
     assert cli.train_main(words) == 0
     out = capsys.readouterr().out
     assert "folder: 6 train, 6 test images" in out
+    sizes = "6 train, 6 test (its validation set), 10 final (its test set)"
+    assert sizes.replace("test (", "test images (") in out
+    assert f"images             {sizes}\n" in out
+    assert f"{sizes}, 2 classes" in dry(capsys, *words)[1]
     run, figures = load_run(tmp_path / "run"), json.loads((tmp_path / "run" / "evaluation.json").read_text())
     judged = run.evaluate(split="final", device_name="cpu")
     assert (judged.num_images, figures["num_images"]) == (10, 6)

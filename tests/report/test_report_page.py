@@ -200,6 +200,18 @@ def test_two_evaluations_of_one_set_are_told_apart(tmp_path):
     assert "mine, test, checkpoint best, fp32:" in text
 
 
+def test_an_evaluation_of_weights_that_the_run_went_on_from_says_their_step(tmp_path):
+    run = make_run(tmp_path / "run")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    for step in (7, last):
+        about = {"data": f"of{step}", "split": "test", "checkpoint": "last", "precision": "bf16"}
+        about["weights"] = f"step-{step:08d} of 01234567"
+        (run / f"evaluation-{step}.json").write_text(json.dumps(evaluation_of(10) | {"about": about}))
+    text = Page(render(run)).text["others"]
+    assert "of7, test, checkpoint last at that time, step 7, bf16:" in text
+    assert f"of{last}, test, checkpoint last, bf16:" in text
+
+
 def test_a_drawing_of_single_points_is_a_sentence_instead(tmp_path):
     lines = metric_lines(1, [0.75])
     page = Page(render(make_run(tmp_path / "run", epochs=1, lines=[lines[0], lines[-1]])))

@@ -131,6 +131,20 @@ def test_the_best_checkpoint_is_the_one_of_the_held_out_images(held_out_run, mon
         Run(held_out_run).model("best")
 
 
+def test_after_a_change_of_the_held_out_images_only_those_choose_the_best(tmp_path):
+    few = dataclasses.replace(TINY.data, train_images=64, test_images=20, val_images=20)
+    first = dataclasses.replace(TINY, data=few, epochs=1)
+    train(first, options(tmp_path))
+    line = json.dumps({"kind": "val", "step": 0, "epoch": 1, "loss": 0.1, "top1": 1.0, "top5": 1.0, "seconds": 0.1})
+    other = dataclasses.replace(first, data=dataclasses.replace(few, val_seed=1), epochs=2)
+    train(other, options(tmp_path, allow_change=True))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert json.loads((tmp_path / "run.json").read_text())["best"]["epoch"] == 2
+    assert load(tmp_path).best.epoch == 2
+    Run(tmp_path).model("best")
+
+
 def test_training_accuracy_is_that_of_the_steps(tmp_path):
     """With a learning rate near 0 and no augmentation it is the initial network's accuracy on those images."""
     plain = dataclasses.replace(TINY.augment, crop_pad_px=0, hflip="none", cutout_px=0)

@@ -87,6 +87,7 @@ def test_another_checkpoint_split_or_precision_is_written_beside(run, capsys):
         epoch = 1 if which == "1" else max(lines, key=lambda n: (lines[n]["top1"], -n))
         assert beside(run)["top1"] == lines[epoch]["top1"]
         assert beside(run)["about"]["checkpoint"] == which
+        assert beside(run)["about"]["weights"] == run.weights_id(which)
     evaluated([run.path, "--split", "train", *CPU], capsys)
     assert beside(run)["num_images"] == 128
     evaluated([run.path, "--precision", "bf16", "--no-flip", *CPU], capsys)

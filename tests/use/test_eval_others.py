@@ -61,7 +61,7 @@ def test_the_same_pictures_in_any_form_give_the_runs_own_figures(run, folder, tm
     for name in ("num_images", "top1", "top5", "balanced_accuracy", "confusion", "support"):
         assert found[name] == wanted[name], name
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
-    assert found["about"]["split"] == "train"
+    assert (found["about"]["split"], found["about"]["weights"]) == ("train", run.weights_id())
     assert f"top-1      {wanted['top1']:.4%}" in out
     assert "matched by name" not in out
     assert out.endswith(f"report     {run.report}\n")

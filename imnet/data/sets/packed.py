@@ -17,7 +17,7 @@ from imnet.data.sets.fashion_mnist import fashion_mnist
 from imnet.data.store import FORMAT, is_store, load_store
 from imnet.data.store.pack import unchanged
 from imnet.data.store.sources import Origin, request_values
-from imnet.errors import DataError, IOFailure, UsageError
+from imnet.errors import DataError, IOFailure, UsageError, quoted
 from imnet.files import is_dir, is_file
 
 _IMAGENET_SIDES = (8, 16, 32, 64)
@@ -29,7 +29,7 @@ def packed(request: Request) -> DataSet:
     if request.data_dir is None:
         raise UsageError("data set packed needs its folder", hint="--data packed:FOLDER")
     if not is_store(request.data_dir):
-        hint = f"make one: imnet-data pack SOURCE {request.data_dir} --size 64"
+        hint = f"make one: imnet-data pack SOURCE {quoted(request.data_dir)} --size 64"
         raise AbsentError("no packed store here (train.imnet is missing)", file=request.data_dir, hint=hint)
     held = load_store(request.data_dir, request.image_px, request.hold_out, request.seed)
     if held.name == "fashion-mnist" and request.split is not None:
