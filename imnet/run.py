@@ -118,7 +118,7 @@ class Run:
         if (which := str(which)) == "best":
             judged = (row for row in self.metrics if row.get("kind") in ("val", "eval") and row["top1"] is not None)
             # Not on the images before a change of the data. Images held out of train choose, if there are any.
-            lines = [row for row in judged if row["epoch"] > self.info.get("best", {}).get("since", 0)]
+            lines = [row for row in judged if row["epoch"] > (self.info.get("best") or {}).get("since", 0)]
             logged = [line for line in lines if line.get("kind") == "val"] or lines
             epoch = max(logged, key=lambda line: line["top1"], default={"epoch": 0})["epoch"]
         elif which.isdecimal():

@@ -232,7 +232,7 @@ _BEFORE = {"config_hash": str, "recipe": dict, "precision": str, "train_images":
 """Keys of every entry of ``before``, the configurations that the run had earlier."""
 _DATA = {"name": str, "fingerprint": str, "class_names": list, "train_images": int, "encoded": bool}
 """Keys of ``data``; each may be absent."""
-_WORDS = {str: "text", dict: "object", list: "list", int: "whole number", bool: "true or false"}
+_WORDS = {str: "text", dict: "object", list: "list", int: "whole number", float: "number", bool: "true or false"}
 
 
 def read_run(path: Path) -> dict[str, Any] | None:
@@ -244,11 +244,11 @@ def read_run(path: Path) -> dict[str, Any] | None:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
         if not isinstance(run, dict):
             raise ValueError(f"it holds a {type(run).__name__}, must be an object")
-        there = {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None}
-        _check_kinds(run, _ALWAYS | there)
+        _check_kinds(run, _ALWAYS | {key: kind for key, kind in _SOMETIMES.items() if run.get(key) is not None})
         for i, entry in enumerate(run.get("before") or ()):
             _check_kinds(entry if isinstance(entry, dict) else {}, _BEFORE, f"before[{i}].")
-        for key, kinds in (("data", _DATA), ("kernels", dict.fromkeys(run.get("kernels") or (), dict))):
+        kernels = dict.fromkeys(run.get("kernels") or (), dict)
+        for key, kinds in (("data", _DATA), ("best", {"since": float}), ("kernels", kernels)):
             there = run.get(key) or {}
             _check_kinds(there, {name: kind for name, kind in kinds.items() if name in there}, f"{key}.")
         return run

@@ -93,7 +93,7 @@ class RunLog:
     def best(self) -> EvalLine | None:
         """The evaluation at the epoch with the highest top-1 (the earliest of equals) on the validation images, or on
         the evaluated images if nothing was held out; since the last change of the data, if there was one."""
-        since = (self.info.get("best") or {}).get("since", 0)
+        since = (self.info.get("best") or {}).get("since") or 0
         finite = [line for line in self.vals or self.evals if math.isfinite(line.top1) and line.epoch > since]
         chosen = max(finite, key=lambda line: line.top1, default=None)
         return next((line for line in self.evals if chosen is not None and line.epoch == chosen.epoch), None)

@@ -28,6 +28,10 @@ def load(run_dir: Path) -> RunLog:
         raise DataError("key 'recipe' is missing or not an object", file=run_dir / "run.json", hint=NOT_A_RUN)
     _check_published(info["recipe"].get("published") or {}, run_dir / "run.json")
     as_number(info.get("stopped"), "stopped", run_dir / "run.json")
+    best = info.get("best") or {}
+    if not isinstance(best, dict):
+        raise DataError(f"best is {best!r:.40}, must be an object", file=run_dir / "run.json", hint=NOT_A_RUN)
+    as_number(best.get("since"), "best.since", run_dir / "run.json")
     train, lines, notes = _read_metrics(run_dir / "metrics.jsonl")
     evals = lines["eval"]
     skipped = info.get("skipped_steps")

@@ -38,6 +38,8 @@ DAMAGE = [
     ("run.json", lambda text: "[" * 100_000, "not JSON"),
     ("run.json", edited("recipe", None), "'recipe'"),
     ("run.json", edited("recipe", {"published": {"top1": 93.2}}), "fraction"),
+    ("run.json", edited("best", [0.9]), "best is [0.9], must be an object"),
+    ("run.json", edited("best", {"since": "x"}), "best.since is 'x', must be a number"),
     ("config.yaml", lambda text: "a: [", "not YAML"),
     ("config.yaml", lambda text: "- a", "must be a mapping"),
     ("metrics.jsonl", lambda text: text.replace("}\n", "\n", 2), "line 1 is not JSON"),

@@ -55,6 +55,7 @@ def foreign(tmp_path_factory):
         (RUN | {"before": {}}, "before is missing or no list"),
         (RUN | {"before": [3]}, r"before\[0\]\.config_hash is missing or no text"),
         (RUN | {"kernels": {"augment": "host"}}, "kernels.augment is missing or no object"),
+        (RUN | {"best": {"since": None}}, "best.since is missing or no number"),
         (RUN | {"num_ranks": "two"}, "num_ranks is missing or no whole number"),
         (
             RUN | {"data": {"class_names": {}}},
