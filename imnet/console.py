@@ -7,7 +7,7 @@ import errno
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from imnet.command import into_nothing
@@ -87,6 +87,20 @@ class Console:
         elif self.enabled and time.monotonic() - self._last_s >= self.interval_s:
             self._last_s = time.monotonic()
             self.say(f"step {step}  {text}")
+
+
+def say_all(lines: Iterable[str]) -> None:
+    """Print the lines as they are made. If nobody reads them any more (| head), or the disk of > FILE is full, all are
+    made nevertheless, since whoever makes them also writes files; the OSError is raised at the end."""
+    failed: OSError | None = None
+    for line in lines:
+        if failed is None:
+            try:
+                print(line, flush=True)
+            except OSError as error:
+                failed = error
+    if failed is not None:
+        raise failed
 
 
 def _in_notebook() -> bool:

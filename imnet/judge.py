@@ -19,6 +19,7 @@ from torch import Tensor
 from imnet import classifier, device, judge_ensemble, report, tencrop
 from imnet.announce import write_evaluation
 from imnet.classifier import Classifier
+from imnet.console import say_all
 from imnet.data import unread
 from imnet.data.judged import Images, images_at, matched, part_of
 from imnet.data.pipelines import Setting
@@ -77,8 +78,7 @@ def _rank(values: Namespace) -> int:
     alike = {name: vars(values)[name] for name in ("split", "checkpoint", "batch_size", "precision", "no_flip")}
     place = device.resolve(RunOptions(device=values.device), current_world().local_rank)
     with connected(place.device, alike | {"another set": values.data is not None}) as world:
-        for line in _own(values, world) if values.data is None else _other(values, world):
-            print(line, flush=True)
+        say_all(_own(values, world) if values.data is None else _other(values, world))
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from imnet import device, fusion, models, runfolder
+from imnet.console import say_all
 from imnet.errors import DataError, UsageError, quoted
 from imnet.fields import flag
 from imnet.files import write_json
@@ -139,12 +140,15 @@ def run(values: Namespace) -> int:
     val = None if dataset.val is None else ensemble.logits(dataset, options, "val", *how)
     found = rules(test, val, tuple(ensemble.bands), fusion.DEFAULT_P if values.p is None else values.p)
     table = costs(ensemble, found, baseline)
-    print("\n".join([*_head(ensemble, test, val, baseline), "", *_scores(found), "", *_costs(table)]))
-    out = ensemble.path / FUSION
     about = {"checkpoint": values.checkpoint, "precision": device.resolve(options).precision}
     rows = {"rules": [asdict(rule) for rule in found], "costs": [asdict(cost) for cost in table]}
-    write_json(out, {"about": about, "bands": bands, **rows})  # NaN (not measured) becomes null
-    print(f"written    {out}")
+
+    def lines() -> Iterator[str]:
+        yield "\n".join([*_head(ensemble, test, val, baseline), "", *_scores(found), "", *_costs(table)])
+        write_json(ensemble.path / FUSION, {"about": about, "bands": bands, **rows})  # NaN (not measured) becomes null
+        yield f"written    {ensemble.path / FUSION}"
+
+    say_all(lines())
     return 0
 
 

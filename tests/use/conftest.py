@@ -1,6 +1,9 @@
 """A small run and its test images as files, for the tests of evaluation, prediction and export."""
 
+import contextlib
+import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -64,3 +67,18 @@ def pictures(split, tmp_path):
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """A context in which the reader of the standard output has gone, as after ``| head -1``."""
+
+    @contextlib.contextmanager
+    def gone():
+        end, start = os.pipe()
+        os.close(end)
+        with open(start, "w", buffering=1) as nobody, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", nobody)
+            yield
+
+    return gone

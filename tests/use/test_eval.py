@@ -79,6 +79,16 @@ def test_a_folder_that_cannot_be_written_costs_no_figure(run, folder, tmp_path, 
         assert said.err == f"imnet-eval: {copy / why}: not written: Is a directory; check space and permissions\n"
 
 
+def test_an_evaluation_that_nobody_reads_is_written(run, tmp_path, unread, capsys):
+    """As in `imnet-eval RUN | head -1`: the figures of minutes would be lost."""
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").unlink()
+    with unread():
+        assert eval_main([str(tmp_path / "run"), *CPU]) == 74
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_images"] == 64
+    assert capsys.readouterr().err == ""
+
+
 def test_another_checkpoint_split_or_precision_is_written_beside(run, capsys):
     own = (run.path / "evaluation.json").read_bytes()
     lines = {line["epoch"]: line for line in run.metrics if line["kind"] == "eval"}

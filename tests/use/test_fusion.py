@@ -124,6 +124,13 @@ def test_without_held_out_images_it_says_so(trained, tmp_path, capsys):
     assert re.search(r"average .*  -  +-  +0: 0.500  2: 0.500\n", said)
 
 
+def test_tables_that_nobody_reads_are_written(trained, unread):
+    (trained / "fusion.json").unlink(missing_ok=True)
+    with unread():
+        assert cli.eval_main([str(trained), "--device", "cpu"]) == 74
+    assert len(json.loads((trained / "fusion.json").read_text())["costs"]) >= 4
+
+
 def test_imnet_predict_sums_the_logits(trained, tmp_path, capsys):
     cli.eval_main([str(trained), "--device", "cpu"])
     whole = Ensemble(trained)
