@@ -155,7 +155,8 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise IOFailure(f"cannot be listed: {error.strerror}", file=folder, hint="check its permissions") from error
+        hint = "check its permissions" if error.errno in (errno.EACCES, errno.EPERM) else "choose another path"
+        raise IOFailure(f"cannot be listed: {error.strerror}", file=folder, hint=hint) from error
     return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
